@@ -1,0 +1,126 @@
+"""What a scan implementation is: its facts as data, and one function that builds the scan."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from scanlab.errors import RejectedError, UnavailableError
+from scanlab.problem import ScanInputs, ScanOutput, ScanProblem
+from scanlab.space import Config, Space
+
+
+class ScanFn(Protocol):
+    """A scan built for one problem and one configuration.
+
+    Called with one ScanInputs, or with two (forward, reverse) where the problem is bidirectional.
+    """
+
+    def __call__(self, *inputs: ScanInputs) -> ScanOutput: ...
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a backend can solve. Every field is a fact that `rejects` turns into a reason."""
+
+    devices: tuple[str, ...] = ("cpu",)
+    dtypes: tuple[str, ...] = ("float32",)
+    directions: tuple[str, ...] = ("forward",)
+    gradients: bool = False
+    groups: bool = False
+    constant_BC: bool = False
+    complex_A: bool = False
+    initial_state: bool = False
+    max_state: int = 256
+
+    def rejects(self, problem: ScanProblem) -> str | None:
+        """Why a backend with these capabilities cannot solve `problem`, or None."""
+        for noun, asked, offered in (
+            ("device", problem.device, self.devices),
+            ("dtype", problem.dtype, self.dtypes),
+            ("direction", problem.direction, self.directions),
+        ):
+            if asked not in offered:
+                return f"{noun} {asked}: it has {', '.join(offered)}"
+        for asked_for, offered, noun in (
+            (problem.gradients, self.gradients, "gradients"),
+            (problem.groups > 1, self.groups, f"{problem.groups} groups"),
+            (problem.constant_B or problem.constant_C, self.constant_BC, "constant B or C"),
+            (problem.complex_A, self.complex_A, "complex A"),
+            (problem.has_initial_state, self.initial_state, "an initial state"),
+        ):
+            if asked_for and not offered:
+                return f"it has no {noun}" if noun == "gradients" else f"it does not take {noun}"
+        if problem.state > self.max_state:
+            return f"state {problem.state}: it takes at most {self.max_state}"
+        return None
+
+
+EVERY_DIRECTION = ("forward", "reverse", "bidirectional")
+WHOLE_CONTRACT = Capabilities(
+    dtypes=("float32", "float64", "bfloat16", "float16"),
+    directions=EVERY_DIRECTION,
+    gradients=True,
+    groups=True,
+    constant_BC=True,
+    complex_A=True,
+    initial_state=True,
+)
+
+
+def always_available() -> str | None:
+    """The availability of a backend that needs nothing beyond torch."""
+    return None
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A scan implementation: a value with one function.
+
+    name          one word; also the name of its file and of its entry point
+    summary       one line: what it does differently
+    rung          its place on the ladder, simplest first; a tie between backends goes to the lower one
+    sources       the files whose content decides what it computes and how fast
+    space         its tunables and which combinations are legal
+    capabilities  the problems that it solves
+    make          (problem, complete legal config) -> ScanFn; compiling and allocating belong here
+    unavailable   why it cannot run on this machine, with the cure, or None
+    """
+
+    name: str
+    summary: str
+    rung: int
+    sources: tuple[Path, ...]
+    space: Space
+    capabilities: Capabilities
+    make: Callable[[ScanProblem, Config], ScanFn]
+    unavailable: Callable[[], str | None] = always_available
+
+    def rejects(self, problem: ScanProblem) -> str | None:
+        """Why this backend cannot solve `problem`, or None."""
+        return self.capabilities.rejects(problem)
+
+    def build(self, problem: ScanProblem, config: Config | None = None) -> ScanFn:
+        """The scan for `problem` under `config` (missing tunables take their defaults).
+
+        Raises UnavailableError, RejectedError or ConfigError, each with its reason; then nothing was built.
+        """
+        reason = self.unavailable()
+        if reason is not None:
+            raise UnavailableError(f"{self.name} cannot run here: {reason}")
+        reason = self.rejects(problem)
+        if reason is not None:
+            raise RejectedError(f"{self.name} rejects {problem.key}: {reason}.")
+        return self.make(problem, self.space.complete(config or {}, problem, self.name))
+
+    @property
+    def source_hash(self) -> str:
+        """SHA-256 (first 16 hex digits) over the content of `sources`: when it changes, results are stale."""
+        digest = hashlib.sha256()
+        for path in self.sources:
+            digest.update(path.name.encode())
+            digest.update(path.read_bytes())
+        return digest.hexdigest()[:16]

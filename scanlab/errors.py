@@ -1,0 +1,37 @@
+"""The errors scanlab raises on purpose: each says what was given, what holds, and the cure."""
+
+
+class ScanlabError(Exception):
+    """Base of every error that scanlab raises on purpose."""
+
+
+class ProblemError(ScanlabError, ValueError):
+    """A problem or its tensors are malformed: shapes, dtypes, options."""
+
+
+class ConfigError(ScanlabError, ValueError):
+    """A configuration is not in a backend's space, or not legal for a problem."""
+
+
+class RejectedError(ScanlabError):
+    """A backend cannot solve this problem and says why instead of computing something else."""
+
+
+class UnknownBackendError(ScanlabError, LookupError):
+    """No backend of this name is registered, or it is registered and failed to load."""
+
+
+class UnavailableError(ScanlabError, RuntimeError):
+    """A backend cannot run on this machine: no compiler, no GPU, a missing library."""
+
+
+class ResultsError(ScanlabError):
+    """Recorded results cannot be read or written."""
+
+
+class ProfileError(ScanlabError):
+    """A profile is damaged, from a newer scanlab, or from another machine."""
+
+
+class InputError(ScanlabError):
+    """A file the user named (image, suite, weights) is missing or not what it should be."""

@@ -1,0 +1,340 @@
+"""The problem: which scan is asked for, the tensors that go in, and the glossary of letters.
+
+    u           (batch, dim, length)            input
+    delta       (batch, dim, length)            step size before bias and softplus
+    A           (dim, state)                    decay rates; real (negative in Mamba) or complex
+    B, C        (batch, state, length)          input and output projections, varying over time; or
+                (batch, groups, state, length)  the same, one per group of dim/groups adjacent channels; or
+                (dim, state)                    constant over time
+    D           (dim,)                          skip connection
+    z           (batch, dim, length)            gate
+    delta_bias  (dim,)                          added to delta before the softplus
+    h           (batch, dim, state)             hidden state; initial_state and last_state are h before and after
+
+    delta'[t] = softplus(delta[t] + delta_bias)                  decay[t] = exp(delta'[t] A)
+    h[t]      = decay[t] h[t-1] + drive[t]                       drive[t] = delta'[t] B[t] u[t]
+    y[t]      = <C[t], h[t]> + D u[t]                            out[t]   = y[t] silu(z[t])
+
+With a complex A, a varying B or C is a real tensor whose last axis holds 2 length interleaved values
+(real, imaginary), a constant one is complex, and <C, h> is 2 Re(sum C h).
+
+Source of the contract: state-spaces/mamba@e9594ce, mamba_ssm/ops/selective_scan_interface.py,
+selective_scan_ref; the paper is Gu and Dao 2023, Mamba, algorithm 2.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from scanlab.errors import ProblemError
+
+Direction = Literal["forward", "reverse", "bidirectional"]
+Layout = Literal["length_last", "dim_last"]
+
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+DIRECTIONS = ("forward", "reverse", "bidirectional")
+LAYOUTS = ("length_last", "dim_last")
+SIZES = ("batch", "dim", "length", "state", "groups")
+
+
+class ScanInputs(NamedTuple):
+    """The tensors of one scan in one direction; shapes in the glossary of this module."""
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None = None
+    z: Tensor | None = None
+    delta_bias: Tensor | None = None
+    initial_state: Tensor | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that are there, by name."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
+
+    def with_tensors(self, **tensors: Tensor) -> ScanInputs:
+        """These inputs with some tensors replaced."""
+        return self._replace(**tensors)
+
+
+class ScanOutput(NamedTuple):
+    """What a scan returns.
+
+    out         (batch, dim, length), the dtype of u; the sum of both directions where there are two
+    last_state  (batch, dim, state), the dtype of A; (2, batch, dim, state) where there are two directions.
+                The state after the last step in the order of the scan: in reverse that step is time 0.
+    """
+
+    out: Tensor
+    last_state: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanProblem:
+    """What is asked, never how: sizes, dtype, device, direction, and which parts of the contract are used.
+
+    `direction` is the order of time. A bidirectional problem has two sets of inputs, the second one scanned
+    from the last time step to the first, and one output, their sum. `gradients` says that outputs are
+    differentiated too. `layout` names the axis of u, delta, z and out whose stride is 1; the shapes stay
+    (batch, dim, length).
+    """
+
+    batch: int
+    dim: int
+    length: int
+    state: int = 16
+    groups: int = 1
+    dtype: str = "float32"
+    device: str = "cpu"
+    direction: Direction = "forward"
+    gradients: bool = False
+    has_D: bool = True
+    has_z: bool = True
+    has_delta_bias: bool = True
+    delta_softplus: bool = True
+    has_initial_state: bool = False
+    constant_B: bool = False
+    constant_C: bool = False
+    complex_A: bool = False
+    layout: Layout = "length_last"
+
+    def __post_init__(self) -> None:
+        for name in SIZES:
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ProblemError(f"{name}={value!r}: must be a whole number of at least 1.")
+        for name, legal in (("dtype", tuple(DTYPES)), ("direction", DIRECTIONS), ("layout", LAYOUTS)):
+            if getattr(self, name) not in legal:
+                raise ProblemError(f"{name}={getattr(self, name)!r}: must be one of {', '.join(legal)}.")
+        if self.dim % self.groups:
+            raise ProblemError(
+                f"groups={self.groups} does not divide dim={self.dim}: each group is a run of dim/groups adjacent channels."
+            )
+        if self.groups > 1 and self.constant_B and self.constant_C:
+            raise ProblemError(f"groups={self.groups} with constant B and C: only varying B and C have groups.")
+
+    @property
+    def key(self) -> str:
+        """The canonical text of this problem: what differs from the defaults; `parse` reads it back."""
+        parts = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.default is dataclasses.MISSING or field.name == "state" or value != field.default:
+                parts.append(f"{field.name}={str(value).lower() if isinstance(value, bool) else value}")
+        return ",".join(parts)
+
+    @classmethod
+    def parse(cls, text: str) -> ScanProblem:
+        """The problem that `text` ("batch=1,dim=384,length=197,gradients=true") describes."""
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        values: dict[str, object] = {}
+        for part in filter(None, (part.strip() for part in text.split(","))):
+            name, separator, value = (piece.strip() for piece in part.partition("="))
+            if not separator or name not in fields:
+                raise ProblemError(
+                    f"{part!r} in {text!r}: must be name=value with a name of {', '.join(fields)};"
+                    " for example batch=1,dim=384,length=197."
+                )
+            values[name] = _parse_value(name, value, fields[name].type)
+        missing = [name for name in ("batch", "dim", "length") if name not in values]
+        if missing:
+            raise ProblemError(f"{text!r} lacks {', '.join(missing)}; for example batch=1,dim=384,length=197.")
+        return cls(**values)  # type: ignore[arg-type]  # names and value types were checked above
+
+    @classmethod
+    def of(cls, *inputs: ScanInputs, delta_softplus: bool, direction: Direction, gradients: bool = False) -> ScanProblem:
+        """The problem that these tensors pose; raises ProblemError where they do not fit together."""
+        if len(inputs) != (2 if direction == "bidirectional" else 1):
+            raise ProblemError(f"direction {direction} with {len(inputs)} sets of inputs: bidirectional takes two, others one.")
+        problems = [_problem_of(each, delta_softplus, direction, gradients) for each in inputs]
+        if len(problems) == 2 and problems[0] != problems[1]:
+            raise ProblemError(
+                f"the two directions pose different problems, {problems[0].key} and {problems[1].key}: they must be alike."
+            )
+        return problems[0]
+
+    @property
+    def directions(self) -> int:
+        """How many sets of inputs the problem has: 2 where bidirectional, else 1."""
+        return 2 if self.direction == "bidirectional" else 1
+
+    @property
+    def state_updates(self) -> int:
+        """State updates of one forward pass: batch x dim x length x state x directions."""
+        return self.batch * self.dim * self.length * self.state * self.directions
+
+    @property
+    def min_bytes(self) -> int:
+        """Bytes that one forward pass must read and write at least, each tensor once."""
+        item = DTYPES[self.dtype].itemsize
+        weight = max(4, item) * (2 if self.complex_A else 1)
+        channels = self.batch * self.dim * self.length
+        varying = self.batch * self.groups * self.state * self.length * item * (2 if self.complex_A else 1)
+        constant = self.dim * self.state * weight
+        per_direction = (2 + self.has_z) * channels * item + constant
+        per_direction += sum(constant if fixed else varying for fixed in (self.constant_B, self.constant_C))
+        per_direction += (self.has_D + self.has_delta_bias) * self.dim * max(4, item)
+        return per_direction * self.directions + channels * item
+
+    def replace(self, **changes: object) -> ScanProblem:
+        """This problem with some fields changed."""
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]  # __post_init__ checks the values
+
+
+def _parse_value(name: str, value: str, kind: object) -> object:
+    if kind == "int":
+        try:
+            return int(value)
+        except ValueError:
+            raise ProblemError(f"{name}={value!r}: must be a whole number of at least 1.") from None
+    if kind == "bool":
+        if value.lower() not in ("true", "false"):
+            raise ProblemError(f"{name}={value!r}: must be true or false.")
+        return value.lower() == "true"
+    return value
+
+
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def _expect(condition: bool, name: str, tensor: Tensor, holds: str) -> None:
+    if not condition:
+        raise ProblemError(f"{name} is {str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}: must be {holds}.")
+
+
+def _problem_of(inputs: ScanInputs, delta_softplus: bool, direction: Direction, gradients: bool) -> ScanProblem:
+    u, A, B, C = inputs.u, inputs.A, inputs.B, inputs.C
+    _expect(u.dim() == 3 and u.dtype in DTYPE_NAMES and u.numel() > 0, "u", u, f"(batch, dim, length) of {', '.join(DTYPES)}")
+    batch, dim, length = u.shape
+    for name in ("delta", "z"):
+        tensor = getattr(inputs, name)
+        if tensor is not None:
+            _expect(tensor.shape == u.shape and tensor.dtype == u.dtype, name, tensor, f"like u, {tuple(u.shape)} {DTYPE_NAMES[u.dtype]}")
+    weight = torch.float64 if u.dtype == torch.float64 else torch.float32
+    complex_A = A.is_complex()
+    expected_A = weight.to_complex() if complex_A else weight
+    weight_name = str(expected_A).removeprefix("torch.")
+    _expect(A.dim() == 2 and A.shape[0] == dim and A.dtype == expected_A, "A", A, f"({dim}, state) {weight_name}")
+    state = A.shape[1]
+    for name in ("D", "delta_bias"):
+        tensor = getattr(inputs, name)
+        if tensor is not None:
+            _expect(tensor.shape == (dim,) and tensor.dtype == weight, name, tensor, f"({dim},) {DTYPE_NAMES[weight]}")
+    groups = 1
+    columns = 2 * length if complex_A else length
+    for name, tensor in (("B", B), ("C", C)):
+        if tensor.dim() == 2:
+            _expect(tensor.shape == (dim, state) and tensor.dtype == expected_A, name, tensor, f"({dim}, {state}) {weight_name}")
+            continue
+        ungrouped = (batch, state, columns)
+        fits = tensor.shape == ungrouped or (tensor.dim() == 4 and (tensor.shape[0], *tensor.shape[2:]) == ungrouped)
+        _expect(
+            fits and tensor.dtype == u.dtype,
+            name,
+            tensor,
+            f"constant ({dim}, {state}) {weight_name}, or {DTYPE_NAMES[u.dtype]} ({batch}, {state}, {columns})"
+            f" or ({batch}, groups, {state}, {columns})",
+        )
+        if tensor.dim() == 4:
+            if groups not in (1, tensor.shape[1]):
+                raise ProblemError(f"B has {groups} groups and C has {tensor.shape[1]}: they must be as many.")
+            groups = tensor.shape[1]
+    if B.dim() != 2 and C.dim() != 2 and (B.shape[1] if B.dim() == 4 else 1) != (C.shape[1] if C.dim() == 4 else 1):
+        raise ProblemError(f"B is {tuple(B.shape)} and C is {tuple(C.shape)}: they must have as many groups.")
+    h = inputs.initial_state
+    if h is not None:
+        _expect(h.shape == (batch, dim, state) and h.dtype == expected_A, "initial_state", h, f"({batch}, {dim}, {state}) {weight_name}")
+    for name, tensor in inputs.tensors().items():
+        if tensor.device != u.device:
+            raise ProblemError(f"{name} is on {tensor.device} and u on {u.device}: all tensors must be on one device.")
+    return ScanProblem(
+        batch=batch,
+        dim=dim,
+        length=length,
+        state=state,
+        groups=groups,
+        dtype=DTYPE_NAMES[u.dtype],
+        device=u.device.type,
+        direction=direction,
+        gradients=gradients,
+        has_D=inputs.D is not None,
+        has_z=inputs.z is not None,
+        has_delta_bias=inputs.delta_bias is not None,
+        delta_softplus=delta_softplus,
+        has_initial_state=h is not None,
+        constant_B=B.dim() == 2,
+        constant_C=C.dim() == 2,
+        complex_A=complex_A,
+        layout=cast(Layout, "dim_last" if dim > 1 and u.stride(1) == 1 else "length_last"),
+    )
+
+
+def make_inputs(problem: ScanProblem, seed: int = 0) -> tuple[ScanInputs, ...]:
+    """Hard, reproducible inputs for `problem`: one set for each direction.
+
+    Hard means that errors show: the slowest states decay by about exp(-0.01) and the fastest by exp(-3) a
+    step, so that long and short memories both matter; A is not made of integers; steps differ by channel
+    and by time. The numbers depend on the seed and on the problem's sizes, not on dtype, device or layout.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(_draw(problem, generator) for _ in range(problem.directions))
+
+
+def _draw(problem: ScanProblem, generator: torch.Generator) -> ScanInputs:
+    batch, dim, length, state = problem.batch, problem.dim, problem.length, problem.state
+    dtype = DTYPES[problem.dtype]
+    weight = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
+
+    def channels(values: Tensor) -> Tensor:
+        values = values.to(device=problem.device, dtype=dtype)
+        return values.mT.contiguous().mT if problem.layout == "dim_last" else values
+
+    def constant(values: Tensor) -> Tensor:
+        kind = weight.to_complex() if values.is_complex() else weight
+        return values.to(device=problem.device, dtype=kind)
+
+    def projection(fixed: bool) -> Tensor:
+        if fixed:
+            return constant(torch.complex(normal(dim, state), normal(dim, state)) if problem.complex_A else normal(dim, state))
+        columns = 2 * length if problem.complex_A else length
+        values = normal(batch, problem.groups, state, columns).to(device=problem.device, dtype=dtype)
+        return values if problem.groups > 1 else values[:, 0]
+
+    # Steps of 0.03 to 0.3 times rates of about 0.3 to 10: decays from 0.99 down to 0.05.
+    step = torch.exp(uniform(math.log(0.03), math.log(0.3), dim, 1)) * torch.exp(0.5 * normal(batch, dim, length))
+    bias = uniform(-1.0, 0.5, dim)
+    before_softplus = step + torch.log(-torch.expm1(-step)) if problem.delta_softplus else step
+    delta = before_softplus - bias[:, None] if problem.has_delta_bias else before_softplus
+    rates = torch.exp(uniform(math.log(0.3), math.log(10.0), dim, state))
+    A = torch.complex(-rates, 3.0 * normal(dim, state)) if problem.complex_A else -rates
+    initial = torch.complex(normal(batch, dim, state), normal(batch, dim, state)) if problem.complex_A else normal(batch, dim, state)
+    return ScanInputs(
+        u=channels(normal(batch, dim, length)),
+        delta=channels(delta),
+        A=constant(A),
+        B=projection(problem.constant_B),
+        C=projection(problem.constant_C),
+        D=constant(normal(dim)) if problem.has_D else None,
+        z=channels(normal(batch, dim, length)) if problem.has_z else None,
+        delta_bias=constant(bias) if problem.has_delta_bias else None,
+        initial_state=constant(initial) if problem.has_initial_state else None,
+    )
