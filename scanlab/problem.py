@@ -155,10 +155,14 @@ class ScanProblem:
         return cls(**values)  # type: ignore[arg-type]  # names and value types were checked above
 
     @classmethod
-    def of(cls, *inputs: ScanInputs, delta_softplus: bool, direction: Direction, gradients: bool = False) -> ScanProblem:
+    def of(
+        cls, *inputs: ScanInputs, delta_softplus: bool, direction: Direction, gradients: bool = False
+    ) -> ScanProblem:
         """The problem that these tensors pose; raises ProblemError where they do not fit together."""
         if len(inputs) != (2 if direction == "bidirectional" else 1):
-            raise ProblemError(f"direction {direction} with {len(inputs)} sets of inputs: bidirectional takes two, others one.")
+            raise ProblemError(
+                f"direction {direction} with {len(inputs)} sets of inputs: bidirectional takes two, others one."
+            )
         problems = [_problem_of(each, delta_softplus, direction, gradients) for each in inputs]
         if len(problems) == 2 and problems[0] != problems[1]:
             raise ProblemError(
@@ -212,17 +216,29 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 def _expect(condition: bool, name: str, tensor: Tensor, holds: str) -> None:
     if not condition:
-        raise ProblemError(f"{name} is {str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}: must be {holds}.")
+        raise ProblemError(
+            f"{name} is {str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}: must be {holds}."
+        )
 
 
 def _problem_of(inputs: ScanInputs, delta_softplus: bool, direction: Direction, gradients: bool) -> ScanProblem:
     u, A, B, C = inputs.u, inputs.A, inputs.B, inputs.C
-    _expect(u.dim() == 3 and u.dtype in DTYPE_NAMES and u.numel() > 0, "u", u, f"(batch, dim, length) of {', '.join(DTYPES)}")
+    _expect(
+        u.dim() == 3 and u.dtype in DTYPE_NAMES and u.numel() > 0,
+        "u",
+        u,
+        f"(batch, dim, length) of {', '.join(DTYPES)}",
+    )
     batch, dim, length = u.shape
     for name in ("delta", "z"):
         tensor = getattr(inputs, name)
         if tensor is not None:
-            _expect(tensor.shape == u.shape and tensor.dtype == u.dtype, name, tensor, f"like u, {tuple(u.shape)} {DTYPE_NAMES[u.dtype]}")
+            _expect(
+                tensor.shape == u.shape and tensor.dtype == u.dtype,
+                name,
+                tensor,
+                f"like u, {tuple(u.shape)} {DTYPE_NAMES[u.dtype]}",
+            )
     weight = torch.float64 if u.dtype == torch.float64 else torch.float32
     complex_A = A.is_complex()
     expected_A = weight.to_complex() if complex_A else weight
@@ -237,7 +253,12 @@ def _problem_of(inputs: ScanInputs, delta_softplus: bool, direction: Direction, 
     columns = 2 * length if complex_A else length
     for name, tensor in (("B", B), ("C", C)):
         if tensor.dim() == 2:
-            _expect(tensor.shape == (dim, state) and tensor.dtype == expected_A, name, tensor, f"({dim}, {state}) {weight_name}")
+            _expect(
+                tensor.shape == (dim, state) and tensor.dtype == expected_A,
+                name,
+                tensor,
+                f"({dim}, {state}) {weight_name}",
+            )
             continue
         ungrouped = (batch, state, columns)
         fits = tensor.shape == ungrouped or (tensor.dim() == 4 and (tensor.shape[0], *tensor.shape[2:]) == ungrouped)
@@ -256,7 +277,12 @@ def _problem_of(inputs: ScanInputs, delta_softplus: bool, direction: Direction, 
         raise ProblemError(f"B is {tuple(B.shape)} and C is {tuple(C.shape)}: they must have as many groups.")
     h = inputs.initial_state
     if h is not None:
-        _expect(h.shape == (batch, dim, state) and h.dtype == expected_A, "initial_state", h, f"({batch}, {dim}, {state}) {weight_name}")
+        _expect(
+            h.shape == (batch, dim, state) and h.dtype == expected_A,
+            "initial_state",
+            h,
+            f"({batch}, {dim}, {state}) {weight_name}",
+        )
     for name, tensor in inputs.tensors().items():
         if tensor.device != u.device:
             raise ProblemError(f"{name} is on {tensor.device} and u on {u.device}: all tensors must be on one device.")
@@ -314,7 +340,9 @@ def _draw(problem: ScanProblem, generator: torch.Generator) -> ScanInputs:
 
     def projection(fixed: bool) -> Tensor:
         if fixed:
-            return constant(torch.complex(normal(dim, state), normal(dim, state)) if problem.complex_A else normal(dim, state))
+            return constant(
+                torch.complex(normal(dim, state), normal(dim, state)) if problem.complex_A else normal(dim, state)
+            )
         columns = 2 * length if problem.complex_A else length
         values = normal(batch, problem.groups, state, columns).to(device=problem.device, dtype=dtype)
         return values if problem.groups > 1 else values[:, 0]
@@ -326,7 +354,11 @@ def _draw(problem: ScanProblem, generator: torch.Generator) -> ScanInputs:
     delta = before_softplus - bias[:, None] if problem.has_delta_bias else before_softplus
     rates = torch.exp(uniform(math.log(0.3), math.log(10.0), dim, state))
     A = torch.complex(-rates, 3.0 * normal(dim, state)) if problem.complex_A else -rates
-    initial = torch.complex(normal(batch, dim, state), normal(batch, dim, state)) if problem.complex_A else normal(batch, dim, state)
+    initial = (
+        torch.complex(normal(batch, dim, state), normal(batch, dim, state))
+        if problem.complex_A
+        else normal(batch, dim, state)
+    )
     return ScanInputs(
         u=channels(normal(batch, dim, length)),
         delta=channels(delta),

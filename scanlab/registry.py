@@ -41,7 +41,9 @@ def get(name: str) -> Backend:
     (point,) = points
     try:
         backend = point.load()
-    except Exception as error:  # a plug-in may raise anything on import; it becomes a reason and must not stop the others
+    except (
+        Exception
+    ) as error:  # a plug-in may raise anything on import; it becomes a reason and must not stop the others
         raise UnknownBackendError(
             f"backend {name!r} ({point.value}) failed to load: {type(error).__name__}: {error}. Repair or uninstall it."
         ) from error

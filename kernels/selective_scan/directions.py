@@ -21,7 +21,9 @@ def flip_time(inputs: ScanInputs) -> ScanInputs:
             return values.unflatten(-1, (-1, 2)).flip(-2).flatten(-2)
         return values.flip(-1)
 
-    flipped = {name: getattr(inputs, name).flip(-1) for name in ("u", "delta", "z") if getattr(inputs, name) is not None}
+    flipped = {
+        name: getattr(inputs, name).flip(-1) for name in ("u", "delta", "z") if getattr(inputs, name) is not None
+    }
     return inputs.with_tensors(B=projection(inputs.B), C=projection(inputs.C), **flipped)
 
 
