@@ -121,7 +121,7 @@ class ScanProblem:
                 raise ProblemError(f"{name}={getattr(self, name)!r}: must be one of {', '.join(legal)}.")
         if self.dim % self.groups:
             raise ProblemError(
-                f"groups={self.groups} does not divide dim={self.dim}: each group is a run of dim/groups adjacent channels."
+                f"groups={self.groups} does not divide dim={self.dim}: a group is a run of dim/groups adjacent channels."
             )
         if self.groups > 1 and self.constant_B and self.constant_C:
             raise ProblemError(f"groups={self.groups} with constant B and C: only varying B and C have groups.")
@@ -166,7 +166,7 @@ class ScanProblem:
         problems = [_problem_of(each, delta_softplus, direction, gradients) for each in inputs]
         if len(problems) == 2 and problems[0] != problems[1]:
             raise ProblemError(
-                f"the two directions pose different problems, {problems[0].key} and {problems[1].key}: they must be alike."
+                f"the directions pose different problems, {problems[0].key} and {problems[1].key}: they must be alike."
             )
         return problems[0]
 

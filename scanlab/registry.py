@@ -36,14 +36,12 @@ def get(name: str) -> Backend:
         raise UnknownBackendError(f"no backend is called {name!r}: installed are {', '.join(names()) or 'none'}.{hint}")
     if len(points) > 1:
         raise UnknownBackendError(
-            f"backend {name!r} is registered by {' and '.join(point.value for point in points)}: uninstall or rename one."
+            f"backend {name!r} is registered by {' and '.join(point.value for point in points)}: uninstall one."
         )
     (point,) = points
     try:
         backend = point.load()
-    except (
-        Exception
-    ) as error:  # a plug-in may raise anything on import; it becomes a reason and must not stop the others
+    except Exception as error:  # noqa: BLE001  # whatever a plug-in raises becomes a reason
         raise UnknownBackendError(
             f"backend {name!r} ({point.value}) failed to load: {type(error).__name__}: {error}. Repair or uninstall it."
         ) from error
