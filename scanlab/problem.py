@@ -121,7 +121,7 @@ class ScanProblem:
                 raise ProblemError(f"{name}={getattr(self, name)!r}: must be one of {', '.join(legal)}.")
         if self.dim % self.groups:
             raise ProblemError(
-                f"groups={self.groups} does not divide dim={self.dim}: a group is a run of dim/groups adjacent channels."
+                f"groups={self.groups} does not divide dim={self.dim}: a group is dim/groups adjacent channels."
             )
         if self.groups > 1 and self.constant_B and self.constant_C:
             raise ProblemError(f"groups={self.groups} with constant B and C: only varying B and C have groups.")
@@ -223,66 +223,44 @@ def _expect(condition: bool, name: str, tensor: Tensor, holds: str) -> None:
 
 def _problem_of(inputs: ScanInputs, delta_softplus: bool, direction: Direction, gradients: bool) -> ScanProblem:
     u, A, B, C = inputs.u, inputs.A, inputs.B, inputs.C
-    _expect(
-        u.dim() == 3 and u.dtype in DTYPE_NAMES and u.numel() > 0,
-        "u",
-        u,
-        f"(batch, dim, length) of {', '.join(DTYPES)}",
-    )
+    whole = u.dim() == 3 and u.dtype in DTYPE_NAMES and u.numel() > 0
+    _expect(whole, "u", u, f"(batch, dim, length), each at least 1, of {', '.join(DTYPES)}")
     batch, dim, length = u.shape
+    item = DTYPE_NAMES[u.dtype]
     for name in ("delta", "z"):
         tensor = getattr(inputs, name)
         if tensor is not None:
             _expect(
-                tensor.shape == u.shape and tensor.dtype == u.dtype,
-                name,
-                tensor,
-                f"like u, {tuple(u.shape)} {DTYPE_NAMES[u.dtype]}",
+                tensor.shape == u.shape and tensor.dtype == u.dtype, name, tensor, f"like u, {item} {tuple(u.shape)}"
             )
     weight = torch.float64 if u.dtype == torch.float64 else torch.float32
     complex_A = A.is_complex()
-    expected_A = weight.to_complex() if complex_A else weight
-    weight_name = str(expected_A).removeprefix("torch.")
-    _expect(A.dim() == 2 and A.shape[0] == dim and A.dtype == expected_A, "A", A, f"({dim}, state) {weight_name}")
+    kind = weight.to_complex() if complex_A else weight
+    kind_name = str(kind).removeprefix("torch.")
+    _expect(A.dim() == 2 and A.shape[0] == dim and A.dtype == kind, "A", A, f"{kind_name} ({dim}, state)")
     state = A.shape[1]
     for name in ("D", "delta_bias"):
         tensor = getattr(inputs, name)
         if tensor is not None:
-            _expect(tensor.shape == (dim,) and tensor.dtype == weight, name, tensor, f"({dim},) {DTYPE_NAMES[weight]}")
-    groups = 1
+            fits = tensor.shape == (dim,) and tensor.dtype == weight
+            _expect(fits, name, tensor, f"{DTYPE_NAMES[weight]} ({dim},)")
+    groups = {}
     columns = 2 * length if complex_A else length
+    varying = f"varying, {item} ({batch}, {state}, {columns}) or ({batch}, groups, {state}, {columns})"
     for name, tensor in (("B", B), ("C", C)):
         if tensor.dim() == 2:
-            _expect(
-                tensor.shape == (dim, state) and tensor.dtype == expected_A,
-                name,
-                tensor,
-                f"({dim}, {state}) {weight_name}",
-            )
-            continue
-        ungrouped = (batch, state, columns)
-        fits = tensor.shape == ungrouped or (tensor.dim() == 4 and (tensor.shape[0], *tensor.shape[2:]) == ungrouped)
-        _expect(
-            fits and tensor.dtype == u.dtype,
-            name,
-            tensor,
-            f"constant ({dim}, {state}) {weight_name}, or {DTYPE_NAMES[u.dtype]} ({batch}, {state}, {columns})"
-            f" or ({batch}, groups, {state}, {columns})",
-        )
-        if tensor.dim() == 4:
-            if groups not in (1, tensor.shape[1]):
-                raise ProblemError(f"B has {groups} groups and C has {tensor.shape[1]}: they must be as many.")
-            groups = tensor.shape[1]
-    if B.dim() != 2 and C.dim() != 2 and (B.shape[1] if B.dim() == 4 else 1) != (C.shape[1] if C.dim() == 4 else 1):
-        raise ProblemError(f"B is {tuple(B.shape)} and C is {tuple(C.shape)}: they must have as many groups.")
+            fits = tensor.shape == (dim, state) and tensor.dtype == kind
+        else:
+            groups[name] = tensor.shape[1] if tensor.dim() == 4 else 1
+            ungrouped = (tensor.shape[0], *tensor.shape[-2:])
+            fits = tensor.dim() in (3, 4) and ungrouped == (batch, state, columns) and tensor.dtype == u.dtype
+        _expect(fits, name, tensor, f"constant, {kind_name} ({dim}, {state}), or {varying}")
+    if len(set(groups.values())) > 1:
+        raise ProblemError(f"B has {groups['B']} groups and C has {groups['C']}: they must have as many groups.")
     h = inputs.initial_state
     if h is not None:
-        _expect(
-            h.shape == (batch, dim, state) and h.dtype == expected_A,
-            "initial_state",
-            h,
-            f"({batch}, {dim}, {state}) {weight_name}",
-        )
+        fits = h.shape == (batch, dim, state) and h.dtype == kind
+        _expect(fits, "initial_state", h, f"{kind_name} ({batch}, {dim}, {state})")
     for name, tensor in inputs.tensors().items():
         if tensor.device != u.device:
             raise ProblemError(f"{name} is on {tensor.device} and u on {u.device}: all tensors must be on one device.")
@@ -291,8 +269,8 @@ def _problem_of(inputs: ScanInputs, delta_softplus: bool, direction: Direction, 
         dim=dim,
         length=length,
         state=state,
-        groups=groups,
-        dtype=DTYPE_NAMES[u.dtype],
+        groups=next(iter(groups.values()), 1),
+        dtype=item,
         device=u.device.type,
         direction=direction,
         gradients=gradients,

@@ -7,7 +7,8 @@ import functools
 from importlib.metadata import EntryPoint, entry_points
 
 from scanlab.backend import Backend
-from scanlab.errors import UnknownBackendError
+from scanlab.errors import ConfigError, UnknownBackendError
+from scanlab.space import Value
 
 GROUP = "scanlab.backends"
 
@@ -41,7 +42,7 @@ def get(name: str) -> Backend:
     (point,) = points
     try:
         backend = point.load()
-    except Exception as error:  # noqa: BLE001  # whatever a plug-in raises becomes a reason
+    except Exception as error:  # whatever a plug-in raises becomes a reason
         raise UnknownBackendError(
             f"backend {name!r} ({point.value}) failed to load: {type(error).__name__}: {error}. Repair or uninstall it."
         ) from error
@@ -61,3 +62,22 @@ def load_all() -> tuple[tuple[Backend, ...], dict[str, str]]:
         except UnknownBackendError as error:
             failures[name] = str(error)
     return tuple(sorted(loaded, key=lambda backend: (backend.rung, backend.name))), failures
+
+
+def parse_selection(text: str) -> tuple[Backend, dict[str, Value]]:
+    """The backend and the (partial) configuration that `text` names, such as "chunked:chunk=32,threads=1"."""
+    name, _, settings = text.partition(":")
+    backend = get(name.strip())
+    choices = {choice.name: choice for choice in backend.space.choices}
+    see = f"see `scanlab list {backend.name}`"
+    config: dict[str, Value] = {}
+    for part in filter(None, (part.strip() for part in settings.split(","))):
+        tunable, separator, value = (piece.strip() for piece in part.partition("="))
+        if not separator or tunable not in choices:
+            takes = ", ".join(choices) or "none"
+            raise ConfigError(f"{part!r} in {text!r}: must be tunable=value with a tunable of {takes}; {see}.")
+        spelled = {str(legal).lower(): legal for legal in choices[tunable].values}
+        if value.lower() not in spelled:
+            raise ConfigError(f"{tunable}={value} in {text!r}: must be one of {', '.join(spelled)}; {see}.")
+        config[tunable] = spelled[value.lower()]
+    return backend, config

@@ -1,0 +1,250 @@
+"""Which backend serves a problem, and the drop-in `selective_scan_fn` that follows the choice.
+
+In this order: a backend that the caller or $SCANLAB_BACKEND names; the profile's entry for exactly this
+problem; its entry for the nearest problem of the same kind; the fallback, the first of FALLBACKS that is
+available and accepts the problem. Whatever is not the profiled choice is said once in the log, and with
+$SCANLAB_STRICT=1 it is an error.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from scanlab import registry
+from scanlab.backend import Backend, ScanFn
+from scanlab.deploy.profile import Profile, load_profile
+from scanlab.errors import ConfigError, RejectedError, UnavailableError, UnknownBackendError
+from scanlab.problem import Direction, ScanInputs, ScanOutput, ScanProblem
+from scanlab.space import Config, config_key
+
+log = logging.getLogger("scanlab")
+
+ENV_BACKEND = "SCANLAB_BACKEND"
+ENV_STRICT = "SCANLAB_STRICT"
+
+# Where nothing was tuned: the first that is available and accepts. `compiled` is not here because it compiles
+# for every new shape, which a caller did not ask for.
+FALLBACKS = ("triton", "native", "chunked", "reference")
+
+
+class Scan(Protocol):
+    """A scan for any problem, as models call it: it finds or builds what fits the tensors it is given."""
+
+    def __call__(
+        self, *inputs: ScanInputs, delta_softplus: bool = True, direction: Direction = "forward"
+    ) -> ScanOutput: ...
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Which backend and configuration serve a problem, and on what basis."""
+
+    backend: str
+    config: Config
+    basis: Literal["named", "exact", "nearest", "fallback"]
+    reason: str
+
+
+def decisions(problem: ScanProblem, profile: Profile | None) -> Iterator[Decision]:
+    """The decisions for `problem` from best to last resort; those that would be refused are left out."""
+    if profile is not None:
+        exact = profile.exact(problem)
+        if exact is not None and _accepts(exact.backend, exact.config, problem) is None:
+            yield Decision(exact.backend, exact.config, "exact", f"tuned for exactly {problem.key}")
+        for entry in profile.nearest(problem):
+            if entry is not exact and _accepts(entry.backend, entry.config, problem) is None:
+                yield Decision(
+                    entry.backend, entry.config, "nearest", f"tuned for the nearest problem {entry.problem.key}"
+                )
+    refused = []
+    for name in FALLBACKS:
+        reason = _accepts(name, {}, problem)
+        if reason is None:
+            why = "nothing was tuned for this kind of problem here; run `scanlab tune`"
+            yield Decision(name, registry.get(name).space.defaults, "fallback", "; ".join((why, *refused)))
+        else:
+            refused.append(reason)
+
+
+def decide(problem: ScanProblem, profile: Profile | None) -> Decision:
+    """The best decision for `problem`; raises UnavailableError where no backend can serve it."""
+    for decision in decisions(problem, profile):
+        return decision
+    reasons = "; ".join(filter(None, (_accepts(name, {}, problem) for name in FALLBACKS)))
+    raise UnavailableError(f"no backend serves {problem.key}: {reasons}. See `scanlab list`.")
+
+
+def _accepts(name: str, config: Config, problem: ScanProblem) -> str | None:
+    """Why the backend called `name` cannot serve `problem` under `config`, or None."""
+    try:
+        backend = registry.get(name)
+        backend.space.complete(config, problem, name)
+    except (UnknownBackendError, ConfigError) as error:
+        return str(error)
+    reason = backend.rejects(problem) or backend.unavailable()
+    return None if reason is None else f"{name}: {reason}"
+
+
+class Dispatcher:
+    """A Scan that serves each problem with the backend decided for it, built once and kept.
+
+    `named` ("native" or "chunked:chunk=32") overrides the profile. Safe to call from several threads.
+    """
+
+    def __init__(self, named: str | None = None, profile: Profile | None = None) -> None:
+        self._named: tuple[Backend, Config] | None = None if named is None else registry.parse_selection(named)
+        self._profile = profile
+        self._built: dict[object, ScanFn] = {}
+        self._decided: dict[ScanProblem, Decision] = {}
+        self._said: set[str] = set()
+        self._lock = threading.Lock()
+
+    def __call__(
+        self, *inputs: ScanInputs, delta_softplus: bool = True, direction: Direction = "forward"
+    ) -> ScanOutput:
+        """The scan of these tensors; raises ProblemError where they do not fit together."""
+        gradients = torch.is_grad_enabled() and any(
+            tensor is not None and tensor.requires_grad for each in inputs for tensor in each
+        )
+        signature = (_signature(inputs), delta_softplus, direction, gradients)
+        scan = self._built.get(signature)
+        if scan is None:
+            problem = ScanProblem.of(*inputs, delta_softplus=delta_softplus, direction=direction, gradients=gradients)
+            with self._lock:
+                scan = self._built[signature] = self._build(problem)
+        return scan(*inputs)
+
+    @property
+    def decided(self) -> dict[ScanProblem, Decision]:
+        """Every problem seen so far and the decision that serves it."""
+        return dict(self._decided)
+
+    def _build(self, problem: ScanProblem) -> ScanFn:
+        if self._named is not None:
+            backend, config = self._named
+            scan = backend.build(problem, config)
+            full = backend.space.complete(config, problem, backend.name)
+            self._decided[problem] = Decision(backend.name, full, "named", f"{backend.name} was asked for by name")
+            return scan
+        failures = []
+        for decision in decisions(problem, self._profile):
+            try:
+                scan = registry.get(decision.backend).build(problem, decision.config)
+            except (UnavailableError, RejectedError) as error:
+                failures.append(str(error))
+                continue
+            self._announce(problem, decision, failures)
+            self._decided[problem] = decision
+            return scan
+        decide(problem, self._profile)  # raises with the reasons of every backend
+        raise UnavailableError(f"no backend serves {problem.key}: {'; '.join(failures)}")
+
+    def _announce(self, problem: ScanProblem, decision: Decision, failures: list[str]) -> None:
+        stale = self._stale(problem, decision)
+        if decision.basis == "exact" and not failures and stale is None:
+            return
+        reasons = "; ".join((*failures, *((stale,) if stale else ()), decision.reason))
+        message = f"{decision.backend} {config_key(decision.config)} serves this scan: {reasons}."
+        if os.environ.get(ENV_STRICT) == "1":
+            raise UnavailableError(f"{problem.key}: {message} ({ENV_STRICT}=1 makes this an error.)")
+        if message not in self._said:
+            self._said.add(message)
+            log.warning("scanlab: %s", message)
+
+    def _stale(self, problem: ScanProblem, decision: Decision) -> str | None:
+        entry = None if self._profile is None else self._profile.exact(problem)
+        if decision.basis != "exact" or entry is None:
+            return None
+        if entry.source_hash == registry.get(entry.backend).source_hash:
+            return None
+        return f"the source of {entry.backend} changed since it was tuned; run `scanlab tune` again"
+
+
+def _signature(inputs: tuple[ScanInputs, ...]) -> tuple[object, ...]:
+    """All of the tensors that the problem depends on, read without building the problem."""
+    return tuple(
+        (each.u.stride(1) == 1, *((t.shape, t.dtype, t.device) if t is not None else None for t in each))
+        for each in inputs
+    )
+
+
+@functools.cache
+def dispatcher(named: str | None = None) -> Dispatcher:
+    """The process's dispatcher for the backend called `named`; without a name for $SCANLAB_BACKEND where it is
+    set, and else for this machine's profile, which is read once, on first use."""
+    named = named or os.environ.get(ENV_BACKEND)
+    return Dispatcher(named=named) if named else Dispatcher(profile=load_profile())
+
+
+def scan(*inputs: ScanInputs, delta_softplus: bool = True, direction: Direction = "forward") -> ScanOutput:
+    """The machine's choice as a Scan; what models use unless they are given another."""
+    return dispatcher()(*inputs, delta_softplus=delta_softplus, direction=direction)
+
+
+def explain() -> str:
+    """Which backend served which problem so far in this process, and why; one line for each problem."""
+    decided = dispatcher().decided
+    if not decided:
+        return "scanlab has not served a scan yet."
+    return "\n".join(
+        f"{problem.key}: {decision.backend} {config_key(decision.config)} ({decision.basis}: {decision.reason})"
+        for problem, decision in decided.items()
+    )
+
+
+def selective_scan_fn(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The selective scan with the signature and semantics of mamba_ssm, on the backend chosen for this machine.
+
+    u, delta, z (batch, dim, length) and varying B, C in float32, bfloat16, float16 or float64; A (dim, state),
+    D and delta_bias (dim,) in float32 (float64 with float64); B, C (batch, state, length), (batch, groups,
+    state, length) or constant (dim, state); with a complex A varying B and C are interleaved. Other mixtures
+    of dtypes are promoted to the widest, exactly, and the output is rounded once to the dtype of u. Returns
+    `out` (batch, dim, length), or (out, last_state (batch, dim, state)). `backend` ("native",
+    "chunked:chunk=32") overrides the profile. Differentiable in every tensor, last_state included.
+
+    Raises ProblemError, ConfigError, UnknownBackendError, UnavailableError or RejectedError.
+    Source: state-spaces/mamba@e9594ce, selective_scan_interface.py, selective_scan_fn.
+    """
+    varying = [tensor for tensor in (u, delta, z, *(each for each in (B, C) if each.dim() > 2)) if tensor is not None]
+    dtype = varying[0].dtype
+    for tensor in varying[1:]:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    weight = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def fit(tensor: Tensor, to: torch.dtype) -> Tensor:
+        return tensor.to(to.to_complex() if tensor.is_complex() else to)
+
+    inputs = ScanInputs(
+        u=fit(u, dtype),
+        delta=fit(delta, dtype),
+        A=fit(A, weight),
+        B=fit(B, weight if B.dim() == 2 else dtype),
+        C=fit(C, weight if C.dim() == 2 else dtype),
+        D=None if D is None else fit(D, weight),
+        z=None if z is None else fit(z, dtype),
+        delta_bias=None if delta_bias is None else fit(delta_bias, weight),
+    )
+    out, last_state = dispatcher(backend)(inputs, delta_softplus=delta_softplus)
+    out = out.to(u.dtype)
+    return (out, last_state) if return_last_state else out
