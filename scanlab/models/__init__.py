@@ -1,0 +1,1 @@
+"""Vision Mamba, its weights, and the photographs it looks at."""
