@@ -8,7 +8,6 @@ $SCANLAB_STRICT=1 it is an error.
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import threading
@@ -177,12 +176,24 @@ def _signature(inputs: tuple[ScanInputs, ...]) -> tuple[object, ...]:
     )
 
 
-@functools.cache
+_dispatchers: dict[str | None, Dispatcher] = {}
+_dispatchers_lock = threading.Lock()
+
+
 def dispatcher(named: str | None = None) -> Dispatcher:
     """The process's dispatcher for the backend called `named`; without a name for $SCANLAB_BACKEND where it is
     set, and else for this machine's profile, which is read once, on first use."""
-    named = named or os.environ.get(ENV_BACKEND)
-    return Dispatcher(named=named) if named else Dispatcher(profile=load_profile())
+    with _dispatchers_lock:
+        if named not in _dispatchers:
+            asked = named or os.environ.get(ENV_BACKEND)
+            _dispatchers[named] = Dispatcher(named=asked) if asked else Dispatcher(profile=load_profile())
+        return _dispatchers[named]
+
+
+def forget_dispatchers() -> None:
+    """Drop what was built and decided, so that the profile and the environment are read again."""
+    with _dispatchers_lock:
+        _dispatchers.clear()
 
 
 def scan(*inputs: ScanInputs, delta_softplus: bool = True, direction: Direction = "forward") -> ScanOutput:
@@ -192,13 +203,12 @@ def scan(*inputs: ScanInputs, delta_softplus: bool = True, direction: Direction 
 
 def explain() -> str:
     """Which backend served which problem so far in this process, and why; one line for each problem."""
-    decided = dispatcher().decided
-    if not decided:
-        return "scanlab has not served a scan yet."
-    return "\n".join(
+    lines = [
         f"{problem.key}: {decision.backend} {config_key(decision.config)} ({decision.basis}: {decision.reason})"
-        for problem, decision in decided.items()
-    )
+        for each in _dispatchers.values()
+        for problem, decision in each.decided.items()
+    ]
+    return "\n".join(lines) or "scanlab has not served a scan yet."
 
 
 def selective_scan_fn(

@@ -1,0 +1,36 @@
+# Two commands do everything, set-up included: `make tune` and `make test`.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: tune test check lint types clean
+
+tune: $(VENV)/.ready
+	$(BIN)/python -m scanlab tune $(ARGS)
+
+test: $(VENV)/.ready
+	$(BIN)/python -m pytest $(ARGS)
+
+check: lint types test
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The kernels live beside the package and are imported as scanlab.kernels; the checker needs them in one tree.
+types: $(VENV)/.ready
+	rm -rf build/types && mkdir -p build/types
+	cp -rs $(CURDIR)/scanlab build/types/scanlab
+	cp -rs $(CURDIR)/kernels/selective_scan build/types/scanlab/kernels
+	$(BIN)/mypy build/types/scanlab
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,34 @@
+"""The commands, each in the module of its purpose, and how an error leaves the program."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from scanlab.cli import inspect
+from scanlab.cli.console import Exit, notes
+from scanlab.errors import ScanlabError, UnavailableError
+
+app = typer.Typer(
+    name="scanlab",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="markdown",
+    help="Makes the Mamba selective scan fast on this machine, proves that it is right, and puts the winner to work.",
+)
+app.command("list")(inspect.list_backends)
+app.command("doctor")(inspect.doctor)
+
+
+def main() -> None:
+    """Run the command line; an error that scanlab raises on purpose is printed without a traceback."""
+    try:
+        app()
+    except ScanlabError as error:
+        notes.print(f"[bold red]error:[/] {error}", markup=True)
+        sys.exit(Exit.CANNOT_RUN if isinstance(error, UnavailableError) else Exit.BAD_INPUT)
+    except KeyboardInterrupt:
+        notes.print("interrupted")
+        sys.exit(Exit.INTERRUPTED)

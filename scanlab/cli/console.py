@@ -1,0 +1,61 @@
+"""What every command shares: where it prints, its exit codes, and its common options."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import IntEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from scanlab.errors import InputError
+from scanlab.problem import ScanProblem
+from scanlab.suites import Case, drawn_case, load_suite
+
+# Results go to standard output, for people and for pipes; progress, notices and errors to standard error.
+WIDTH = None if sys.stdout.isatty() else 140  # a pipe has no width; wide enough for the tables
+out = Console(highlight=False, soft_wrap=True, width=WIDTH)
+notes = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class Exit(IntEnum):
+    """The exit codes of every command."""
+
+    DONE = 0
+    CHECK_FAILED = 1
+    BAD_INPUT = 2
+    CANNOT_RUN = 3
+    INTERRUPTED = 130
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read, and nothing else.")]
+ProblemText = Annotated[
+    str | None,
+    typer.Option("--problem", metavar="NAME=VALUE,...", help="A problem, for example batch=1,dim=384,length=197."),
+]
+SuiteName = Annotated[
+    str | None,
+    typer.Option("--suite", metavar="NAME", help="A suite of problems: vim-tiny, mamba-130m ..., or FILE.toml:NAME."),
+]
+ImagePath = Annotated[
+    Path | None,
+    typer.Option("--image", help="The photograph that a model's suite is captured on; one that scikit-learn ships."),
+]
+DEFAULT_SUITE = "vim-tiny"
+
+
+def print_json(value: Any) -> None:
+    """`value` as JSON on standard output."""
+    typer.echo(json.dumps(value, indent=2))
+
+
+def cases_of(problem: str | None, suite: str | None, image: Path | None = None) -> tuple[Case, ...]:
+    """The cases that `--problem`, `--suite` and `--image` ask for; the vim-tiny suite where nothing is asked for."""
+    if problem is None:
+        return load_suite(suite or DEFAULT_SUITE, image)
+    if suite is not None or image is not None:
+        raise InputError("--problem draws its own inputs: leave --suite and --image out, or leave --problem out.")
+    return (drawn_case(ScanProblem.parse(problem)),)

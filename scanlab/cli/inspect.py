@@ -1,0 +1,187 @@
+"""`scanlab list` and `scanlab doctor`: what there is, what works here, and what to do about the rest."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from scanlab import registry
+from scanlab.backend import Backend
+from scanlab.cli.console import AsJson, Exit, out, print_json
+from scanlab.deploy.profile import Profile, profile_path
+from scanlab.errors import ProfileError
+from scanlab.lab.machine import this_machine
+from scanlab.threads import affinity_cpus, cgroup_cpus, usable_threads
+
+
+def list_backends(
+    backend: Annotated[str | None, typer.Argument(help="One backend, with all there is to know of it.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The backends, what each can do, its tunables and defaults; those that cannot run here, with reason and cure.
+
+    Example: `scanlab list chunked`
+    """
+    if backend is not None:
+        chosen = registry.get(backend)
+        print_json(_facts(chosen)) if as_json else _show_one(chosen)
+        return
+    loaded, failures = registry.load_all()
+    if as_json:
+        print_json({"backends": [_facts(each) for each in loaded], "failures": failures})
+        return
+    table = Table("backend", "runs here", "what it does", "dtypes", "tunables (default)", box=None, pad_edge=False)
+    for each in loaded:
+        reason = each.unavailable()
+        tunables = ", ".join(f"{choice.name}={choice.default}" for choice in each.space.choices)
+        dtypes = " ".join(each.capabilities.dtypes)
+        table.add_row(
+            f"[bold]{each.name}[/]", "[green]yes[/]" if reason is None else "[red]no[/]", each.summary, dtypes, tunables
+        )
+    out.print(table)
+    for each in loaded:
+        reason = each.unavailable()
+        if reason is not None:
+            out.print(f"\n[bold]{each.name}[/] cannot run here: {escape(reason)}")
+    for failure in failures.values():
+        out.print(f"\n[red]{escape(failure)}[/]")
+
+
+def _facts(backend: Backend) -> dict[str, Any]:
+    return {
+        "name": backend.name,
+        "summary": backend.summary,
+        "rung": backend.rung,
+        "unavailable": backend.unavailable(),
+        "capabilities": asdict(backend.capabilities),
+        "tunables": [asdict(choice) for choice in backend.space.choices],
+        "source_hash": backend.source_hash,
+    }
+
+
+def _show_one(backend: Backend) -> None:
+    reason = backend.unavailable()
+    out.print(f"[bold]{backend.name}[/]: {backend.summary}")
+    out.print("runs here" if reason is None else f"[red]cannot run here:[/] {escape(reason)}")
+    can = asdict(backend.capabilities)
+    abilities = Table("can", "", box=None, pad_edge=False)
+    for name, value in can.items():
+        shown = {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+        abilities.add_row(name, " ".join(shown) if isinstance(shown, tuple) else str(shown))
+    out.print(abilities)
+    tunables = Table("tunable", "default", "values", "meaning", box=None, pad_edge=False)
+    for choice in backend.space.choices:
+        tunables.add_row(choice.name, str(choice.default), " ".join(map(str, choice.values)), choice.summary)
+    out.print(tunables)
+    out.print("sources: " + ", ".join(path.name for path in backend.sources) + f"  (hash {backend.source_hash})")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that doctor looked at."""
+
+    subject: str
+    fine: bool
+    found: str
+    cure: str = ""
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """The machine, the compiler, the threads really usable, what works, what does not, why, and the cure.
+
+    Exits with 1 where something is wrong. Example: `scanlab doctor`
+    """
+    findings = [_machine(), _threads(), _openmp(), _compiler(), _gpu(), _profile(), *_backends()]
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        table = Table("", "", "", box=None, pad_edge=False, show_header=False)
+        for finding in findings:
+            mark = "[green]ok[/]" if finding.fine else "[red]--[/]"
+            cure = f"\n[dim]cure: {escape(finding.cure)}[/]" if finding.cure else ""
+            table.add_row(mark, f"[bold]{finding.subject}[/]", escape(finding.found) + cure)
+        out.print(table)
+    if not all(finding.fine for finding in findings):
+        raise typer.Exit(Exit.CHECK_FAILED)
+
+
+def _machine() -> Finding:
+    machine = this_machine()
+    gibibytes = machine.silicon.memory_bytes / 2**30
+    caches = ", ".join(machine.silicon.caches)
+    return Finding("machine", True, f"{machine.describe()}; {gibibytes:.0f} GiB; {caches}; id {machine.silicon_id}")
+
+
+def _threads() -> Finding:
+    quota = cgroup_cpus()
+    granted = "no cgroup quota" if quota is None else f"a cgroup quota of {quota:g} CPUs"
+    found = f"{usable_threads()} usable: {os.cpu_count()} CPUs, {affinity_cpus()} in the affinity mask, {granted}"
+    if torch.get_num_threads() > usable_threads():
+        return Finding(
+            "threads",
+            False,
+            f"{found}; torch starts {torch.get_num_threads()}",
+            f"set OMP_NUM_THREADS={usable_threads()}: threads beyond what may run stall the others at every barrier.",
+        )
+    return Finding("threads", True, found)
+
+
+def _openmp() -> Finding:
+    """Two OpenMP runtimes in one process keep two pools of spinning threads that fight for the same CPUs."""
+    torch.ones(1 << 16).exp()  # makes torch load and start its runtime
+    try:
+        mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/" in line}
+    except OSError:
+        return Finding("OpenMP", True, "not looked at: this system has no /proc")
+    runtimes = sorted(
+        path for path in mapped if any(name in Path(path).name for name in ("libgomp", "libiomp", "libomp"))
+    )
+    if len(runtimes) > 1:
+        return Finding("OpenMP", False, f"{len(runtimes)} runtimes: {', '.join(runtimes)}", "import torch first.")
+    return Finding("OpenMP", True, "one runtime" if runtimes else "none loaded")
+
+
+def _compiler() -> Finding:
+    compiler = os.environ.get("CXX", "c++")
+    if shutil.which(compiler) is None:
+        return Finding("compiler", False, f"no {compiler}", "install a C++ compiler (Debian: g++), or set CXX.")
+    return Finding("compiler", True, this_machine().software.compiler)
+
+
+def _gpu() -> Finding:
+    gpus = this_machine().silicon.gpus
+    return Finding("GPU", True, ", ".join(gpus) or "none; the CPU backends serve")
+
+
+def _profile() -> Finding:
+    path = profile_path()
+    if not path.exists():
+        return Finding("profile", True, "nothing was tuned here yet", "run `scanlab tune`.")
+    try:
+        profile = Profile.load(path)
+    except ProfileError as error:
+        return Finding("profile", False, str(error), f"run `scanlab tune`, or remove {path}.")
+    return Finding("profile", True, f"{len(profile.entries)} tuned problems in {path}")
+
+
+def _backends() -> list[Finding]:
+    loaded, failures = registry.load_all()
+    findings = []
+    for each in loaded:
+        reason = each.unavailable()
+        # A backend for a GPU is not missing where there is no GPU.
+        expected = reason is not None and not set(each.capabilities.devices) & _devices()
+        findings.append(Finding(f"backend {each.name}", reason is None or expected, reason or "can run here"))
+    return findings + [Finding(f"backend {name}", False, reason) for name, reason in failures.items()]
+
+
+def _devices() -> set[str]:
+    return {"cpu", "cuda"} if torch.cuda.is_available() else {"cpu"}

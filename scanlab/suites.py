@@ -1,0 +1,78 @@
+"""The problems that are tuned: named suites, drawn or captured from a model on a photograph."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scanlab.errors import InputError
+from scanlab.problem import ScanInputs, ScanProblem, make_inputs
+
+SHIPPED = Path(__file__).with_name("suites.toml")
+FIELDS = {"summary", "model", "image_size", "problems"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem to tune, with the inputs to tune it on and where they came from."""
+
+    problem: ScanProblem
+    inputs: tuple[ScanInputs, ...]
+    label: str
+
+
+def read_suites(path: Path = SHIPPED) -> dict[str, dict[str, Any]]:
+    """The suites in a TOML file by name; raises InputError where it is missing or not a file of suites."""
+    try:
+        suites = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the suites in {path}: {error}.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path} is not TOML: {error}.") from error
+    for name, suite in suites.items():
+        if not isinstance(suite, dict) or not suite.keys() <= FIELDS or ("model" in suite) == ("problems" in suite):
+            raise InputError(f"suite {name!r} in {path}: must be a table of a summary, and a `model` or `problems`.")
+    return suites
+
+
+def load_suite(name: str, image: Path | None = None) -> tuple[Case, ...]:
+    """The cases of the suite called `name`, or "FILE.toml:NAME" for a suite in a file of yours.
+
+    A model's suite is captured on `image`, or on the photograph that ships with scikit-learn.
+    """
+    file, separator, own = name.rpartition(":")
+    suites = read_suites(Path(file)) if separator else read_suites()
+    if own not in suites:
+        raise InputError(f"no suite is called {own!r}: there are {', '.join(suites)}.")
+    suite = suites[own]
+    if "model" in suite:
+        return (_capture(own, suite, image),)
+    if image is not None:
+        raise InputError(f"suite {own!r} draws its inputs and takes no image; leave the image out.")
+    return tuple(drawn_case(ScanProblem.parse(text)) for text in suite["problems"])
+
+
+def drawn_case(problem: ScanProblem, seed: int = 0) -> Case:
+    """`problem` with inputs drawn by `make_inputs`."""
+    return Case(problem, make_inputs(problem, seed), f"drawn, seed {seed}")
+
+
+def _capture(name: str, suite: Mapping[str, Any], image: Path | None) -> Case:
+    from scanlab.models import capture, images, vision_mamba
+
+    size = suite.get("image_size")
+    build = getattr(vision_mamba, str(suite["model"]), None)
+    if build is None or not isinstance(size, int):
+        raise InputError(
+            f"suite {name!r}: model must name a Vim such as vim_tiny, and image_size be a number of pixels."
+        )
+    photograph = images.sample_photograph() if image is None else images.open_image(image)
+    model = capture.trained_like_(build(img_size=size, scan="reference")).eval()
+    pixels = images.prepare(photograph, size)[None]
+    layer = len(model.layers) // 2
+    problem, inputs = capture.capture_scan_inputs(model, pixels, layer)
+    where = "scikit-learn's china.jpg" if image is None else str(image.name)
+    return Case(problem, inputs, f"captured from {suite['model']} at {size} px on {where}, layer {layer}")
