@@ -1,16 +1,40 @@
-"""Blocks of interleaved samples: a candidate and an anchor timed side by side, and what was going on around them."""
+"""Blocks of interleaved samples: candidates and an anchor timed side by side, and what was going on around them."""
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import itertools
 import math
+import random
 import statistics
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+import torch
+import torch.utils.benchmark
+from torch import Tensor
+
+from scanlab.backend import ScanFn
+from scanlab.lab import surroundings
 from scanlab.lab.intervals import Interval, bootstrap
-from scanlab.space import Value
+from scanlab.problem import ScanInputs, ScanProblem
+from scanlab.space import Config, Value
+from scanlab.threads import torch_threads, usable_threads
+
+# A sample lasts at least this long, so that reading the clock (some 50 ns) and waking threads are no part of it.
+SAMPLE_S = 2e-3
+# Samples of one arm in one block: more of the short ones, whose spread is larger.
+BLOCK_SAMPLES = 3
+BLOCK_S = 0.1
+# Inputs take turns, so that a scan does not find them in the cache where its last call left them; with
+# copies beyond this nothing is gained, because they exceed most caches.
+ROTATION_BYTES = 32 << 20
+ROTATION_COPIES = 4
 
 # Fewer undisturbed blocks than this are no sample: then the disturbed ones are used too.
 FEWEST_CLEAN_BLOCKS = 3
@@ -23,6 +47,7 @@ class Block:
     candidate_ns    nanoseconds of one call, one for each sample, in the order they were taken
     anchor_ns       the same for the anchor
     order           who was timed when: c candidate, a anchor, o others in a race
+    round           blocks of one round and process share their anchor samples and can be compared in pairs
     process         which process took it, counted from 0
     throttled       periods in which the cgroup ran out of its quota; None where the system does not tell
     steal_ms        time the hypervisor gave to others
@@ -34,6 +59,7 @@ class Block:
     candidate_ns: tuple[int, ...]
     anchor_ns: tuple[int, ...]
     order: str
+    round: int = 0
     process: int = 0
     throttled: int | None = None
     steal_ms: float | None = None
@@ -80,8 +106,7 @@ class Measurement:
     @cached_property
     def used(self) -> tuple[Block, ...]:
         """The undisturbed blocks, or every block where too few are undisturbed."""
-        clean = tuple(block for block in self.blocks if block.disturbed is None)
-        return clean if len(clean) >= FEWEST_CLEAN_BLOCKS else self.blocks
+        return undisturbed(self.blocks)
 
     @property
     def disturbed_blocks(self) -> int:
@@ -133,6 +158,12 @@ class Measurement:
         return cls(**{**values, "blocks": tuple(Block.from_json(block) for block in values["blocks"])})
 
 
+def undisturbed(blocks: Sequence[Block]) -> tuple[Block, ...]:
+    """The undisturbed blocks, or every block where too few are undisturbed."""
+    clean = tuple(block for block in blocks if block.disturbed is None)
+    return clean if len(clean) >= FEWEST_CLEAN_BLOCKS else tuple(blocks)
+
+
 def by_process(blocks: Sequence[Block]) -> list[list[float]]:
     """The log ratios of `blocks`, one list for each process that took some."""
     processes = sorted({block.process for block in blocks})
@@ -144,3 +175,161 @@ def _quartiles_ms(samples_ns: Sequence[int]) -> tuple[float, float, float]:
         return (samples_ns[0] / 1e6,) * 3
     first, middle, third = statistics.quantiles(samples_ns, n=4, method="inclusive")
     return first / 1e6, middle / 1e6, third / 1e6
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A scan with its inputs, ready to be timed.
+
+    call     one call, on the next of its inputs
+    calls    calls in one sample
+    samples  samples in one block
+    cost_s   what its samples in one block take together, about
+    """
+
+    call: Callable[[], object]
+    device: str
+    threads: int
+    calls: int
+    samples: int
+    cost_s: float
+
+
+def rotation(inputs: tuple[ScanInputs, ...]) -> tuple[tuple[ScanInputs, ...], ...]:
+    """`inputs`, and copies of them in other memory with the same strides, as many as are cheap."""
+    size = sum(tensor.untyped_storage().nbytes() for each in inputs for tensor in each.tensors().values())
+    copies = max(1, min(ROTATION_COPIES, ROTATION_BYTES // max(1, size)))
+    return (inputs, *(tuple(_copy(each) for each in inputs) for _ in range(copies - 1)))
+
+
+def call_of(scan: ScanFn, problem: ScanProblem, turns: Sequence[tuple[ScanInputs, ...]]) -> Callable[[], object]:
+    """What is timed: one call of `scan` on the next of `turns`, with the backward pass where there are gradients."""
+    call = _training_call(scan, turns) if problem.gradients else _inference_call(scan, turns)
+    return torch.set_grad_enabled(problem.gradients)(call)
+
+
+def arm(call: Callable[[], object], problem: ScanProblem, config: Config) -> Arm:
+    """`call` after a pilot that warms it up and finds how many calls make a sample.
+
+    The pilot is `torch.utils.benchmark.Timer.blocked_autorange`: it holds torch's threads, synchronises the
+    device and grows the number of calls. It times one scan after another, so it decides nothing else.
+    """
+    threads = int(config.get("threads", usable_threads()))
+    timer = torch.utils.benchmark.Timer("call()", globals={"call": call}, num_threads=threads)
+    call_s = timer.blocked_autorange(min_run_time=SAMPLE_S).median
+    calls = max(1, math.ceil(SAMPLE_S / call_s))
+    samples = max(1, min(BLOCK_SAMPLES, int(BLOCK_S / (calls * call_s))))
+    return Arm(call, problem.device, threads, calls, samples, samples * (calls + (calls > 1)) * call_s)
+
+
+def take_round(
+    arms: Sequence[Arm], anchor: Arm, rng: random.Random, number: int = 0, process: int = 0
+) -> tuple[Block, ...]:
+    """One block for each arm, all with the samples of one anchor, taken in random order."""
+    schedule = [one for one in (*arms, anchor) for _ in range(one.samples)]
+    rng.shuffle(schedule)
+    taken: dict[int, list[int]] = {id(one): [] for one in schedule}
+    before = surroundings.look()
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for one in schedule:
+            taken[id(one)].append(_sample_ns(one))
+    finally:
+        if collecting:
+            gc.enable()
+    change = before.until(surroundings.look())
+    return tuple(
+        Block(
+            candidate_ns=tuple(taken[id(one)]),
+            anchor_ns=tuple(taken[id(anchor)]),
+            order="".join("a" if each is anchor else "c" if each is one else "o" for each in schedule),
+            round=number,
+            process=process,
+            throttled=change.throttled,
+            steal_ms=change.steal_ms,
+            involuntary=change.involuntary,
+            neighbours_ms=change.neighbours_ms,
+            disturbed=change.disturbed,
+        )
+        for one in arms
+    )
+
+
+def peak_bytes(one: Arm) -> int | None:
+    """Memory that one call takes beyond what is in use before it; None where the system cannot tell.
+
+    On CUDA the allocator's own count. On Linux the growth of the resident set, whatever allocates: memory
+    that the allocator holds in reserve is handed back first, and the system's high-water mark is reset.
+    """
+    with torch_threads(one.threads):
+        if one.device == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            one.call()
+            torch.cuda.synchronize()
+            return torch.cuda.max_memory_allocated() - before
+        gc.collect()
+        try:
+            ctypes.CDLL(None).malloc_trim(0)
+            Path("/proc/self/clear_refs").write_text("5")
+            before = _resident_bytes("VmRSS")
+            one.call()
+            return max(0, _resident_bytes("VmHWM") - before)
+        except (OSError, AttributeError, LookupError):
+            return None
+
+
+def _resident_bytes(field: str) -> int:
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields[field].split()[0]) * 1024
+
+
+def _sample_ns(one: Arm) -> int:
+    with torch_threads(one.threads):
+        if one.calls > 1:  # a short call would otherwise pay for the threads and caches that the last arm left
+            one.call()
+        _synchronize(one.device)
+        start = time.perf_counter_ns()
+        for _ in range(one.calls):
+            one.call()
+        _synchronize(one.device)
+        return max(1, round((time.perf_counter_ns() - start) / one.calls))
+
+
+def _synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _inference_call(scan: ScanFn, turns: Sequence[tuple[ScanInputs, ...]]) -> Callable[[], object]:
+    following = itertools.cycle(turns)
+    return lambda: scan(*next(following))
+
+
+def _training_call(scan: ScanFn, turns: Sequence[tuple[ScanInputs, ...]]) -> Callable[[], object]:
+    leaves = [tuple(_leaves(each) for each in inputs) for inputs in turns]
+    following = itertools.cycle(leaves)
+    grad_out = torch.ones_like(turns[0][0].u)
+
+    def call() -> object:
+        inputs = next(following)
+        wanted = [tensor for each in inputs for tensor in each.tensors().values()]
+        return torch.autograd.grad(scan(*inputs).out, wanted, grad_out, allow_unused=True)
+
+    return call
+
+
+def _leaves(inputs: ScanInputs) -> ScanInputs:
+    return inputs.with_tensors(**{name: tensor.detach().requires_grad_() for name, tensor in inputs.tensors().items()})
+
+
+def _copy(inputs: ScanInputs) -> ScanInputs:
+    def copied(tensor: Tensor) -> Tensor:
+        # Not clone(): it packs a tensor that is a view of a larger one, and a scan would then read other strides.
+        empty = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        storage = tensor.untyped_storage().clone()  # type: ignore[no-untyped-call]
+        return empty.set_(storage, tensor.storage_offset(), tensor.size(), tensor.stride())
+
+    return inputs.with_tensors(**{name: copied(tensor) for name, tensor in inputs.tensors().items()})

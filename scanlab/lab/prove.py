@@ -1,0 +1,156 @@
+"""From a configuration to a scan that may be timed: build it, call it once, hold it against the oracle."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from scanlab.backend import Backend
+from scanlab.errors import RejectedError, UnavailableError
+from scanlab.lab.machine import Machine, this_machine
+from scanlab.lab.measure import Arm, Block, Measurement, arm, call_of, peak_bytes, rotation
+from scanlab.lab.results import Phase, State, Trial
+from scanlab.lab.verify import Expectation, Verdict, expectation, verify
+from scanlab.problem import ScanInputs, ScanProblem, make_inputs
+from scanlab.space import Config, Value
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the trials of one run share: the problem, its inputs and what the oracle says of them.
+
+    expectations  for the inputs themselves, and for a draw of hard ones (`make_inputs` with seed + 1)
+    turns         the inputs and copies of them, which timed calls take in turn
+    """
+
+    problem: ScanProblem
+    inputs_label: str
+    seed: int
+    machine: Machine
+    expectations: tuple[Expectation, ...]
+    turns: tuple[tuple[ScanInputs, ...], ...]
+
+    @classmethod
+    def of(cls, problem: ScanProblem, inputs: tuple[ScanInputs, ...], inputs_label: str, seed: int) -> Setting:
+        """The setting for `inputs`; asks the oracle, which takes about as long as the reference loop in float64."""
+        posed = (inputs, make_inputs(problem, seed=seed + 1))
+        expectations = tuple(expectation(problem, each) for each in posed)
+        return cls(problem, inputs_label, seed, this_machine(), expectations, rotation(inputs))
+
+    def trial(
+        self,
+        phase: Phase,
+        backend: Backend,
+        config: Config,
+        started_at: float,
+        outcome: Failure | Measurement,
+        verdict: Verdict | None = None,
+        pruned: str | None = None,
+    ) -> Trial:
+        """The record of a configuration tried since `started_at`; `verdict` goes with a measurement."""
+        if isinstance(outcome, Failure):
+            state, reason, verdict = outcome.state, outcome.reason, outcome.verdict
+        else:
+            state, reason = ("pruned", pruned) if pruned else ("ok", None)
+        return Trial(
+            phase=phase,
+            problem=self.problem,
+            inputs_label=self.inputs_label,
+            backend=backend.name,
+            source_hash=backend.source_hash,
+            config=dict(config),
+            state=state,
+            machine=self.machine,
+            seed=self.seed,
+            started_at=started_at,
+            duration_s=time.time() - started_at,
+            verdict=verdict,
+            measurement=None if isinstance(outcome, Failure) else outcome,
+            reason=reason,
+        )
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a configuration cannot be timed."""
+
+    state: State
+    reason: str
+    verdict: Verdict | None = None
+
+
+@dataclass(frozen=True)
+class Proven:
+    """A configuration whose scan agreed with the oracle on every expectation of its setting; `call` is what to time."""
+
+    backend: Backend
+    config: dict[str, Value]
+    call: Callable[[], object]
+    verdict: Verdict
+    build_ms: float
+    first_call_ms: float
+
+    def arm(self, setting: Setting) -> Arm:
+        """This scan, ready to be timed on the inputs of `setting`."""
+        return arm(self.call, setting.problem, self.config)
+
+    def measurement(self, arm: Arm, anchor: Proven, anchor_arm: Arm, blocks: Sequence[Block]) -> Measurement:
+        """The measurement that `blocks` of this scan beside `anchor` make."""
+        return Measurement(
+            anchor=anchor.backend.name,
+            anchor_config=anchor.config,
+            anchor_source_hash=anchor.backend.source_hash,
+            calls=arm.calls,
+            anchor_calls=anchor_arm.calls,
+            build_ms=self.build_ms,
+            first_call_ms=self.first_call_ms,
+            peak_bytes=peak_bytes(arm),
+            blocks=tuple(blocks),
+        )
+
+
+def prove(backend: Backend, config: Config, setting: Setting) -> Proven | Failure:
+    """The scan of `backend` under `config` once it has agreed with the oracle, or why there is none.
+
+    Raises ConfigError where the configuration is not legal.
+    """
+    full = backend.space.complete(config, setting.problem, backend.name)
+
+    def build_and_verify() -> Proven | Failure:
+        start = time.perf_counter()
+        scan = backend.build(setting.problem, full)
+        call = call_of(scan, setting.problem, setting.turns)
+        built = time.perf_counter()
+        call()
+        called = time.perf_counter()
+        verdict = _all_of([verify(scan, expected) for expected in setting.expectations])
+        if not verdict.passed:
+            return Failure("wrong", verdict.reason or "it disagrees with the oracle", verdict)
+        return Proven(backend, full, call, verdict, 1e3 * (built - start), 1e3 * (called - built))
+
+    return guarded(build_and_verify)
+
+
+def guarded(action: Callable[[], T]) -> T | Failure:
+    """What `action` returns; a rejection and a crash become a Failure."""
+    try:
+        return action()
+    except (RejectedError, UnavailableError) as error:
+        return Failure("rejected", str(error))
+    except Exception as error:  # noqa: BLE001  # a backend may raise anything, and one crash must not end a run
+        return Failure("crashed", f"{type(error).__name__}: {error}")
+
+
+def _all_of(verdicts: Sequence[Verdict]) -> Verdict:
+    """One verdict for several: passed where all did, with the largest error of each tensor."""
+    errors: dict[str, float] = {}
+    tolerances: dict[str, float] = {}
+    for verdict in verdicts:
+        errors |= {name: max(error, errors.get(name, 0.0)) for name, error in verdict.errors.items()}
+        tolerances |= verdict.tolerances
+    reasons = dict.fromkeys(verdict.reason for verdict in verdicts if verdict.reason)
+    return Verdict(all(verdict.passed for verdict in verdicts), errors, tolerances, "; ".join(reasons) or None)
