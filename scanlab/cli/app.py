@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from scanlab.cli import inspect
+from scanlab.cli import inspect, prove, recorded, validate
 from scanlab.cli.console import Exit, notes
 from scanlab.errors import ScanlabError, UnavailableError
 
@@ -20,6 +20,9 @@ app = typer.Typer(
 )
 app.command("list")(inspect.list_backends)
 app.command("doctor")(inspect.doctor)
+app.command("best")(recorded.best)
+app.command("verify")(prove.verify)
+app.command("validate")(validate.validate)
 
 
 def main() -> None:

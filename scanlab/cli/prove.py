@@ -1,0 +1,160 @@
+"""`scanlab verify`: every backend and configuration against the float64 oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from scanlab import registry
+from scanlab.backend import Backend
+from scanlab.cli.console import AsJson, Exit, ImagePath, ProblemText, SuiteName, cases_of, notes, out, print_json
+from scanlab.lab.prove import Failure, Setting, prove
+from scanlab.problem import ScanProblem
+from scanlab.space import Config, config_key
+from scanlab.suites import Case, drawn_case
+
+# Odd sizes, so that no tile, chunk or vector fits; gradients, because a scan can be right and its gradient wrong.
+# Every configuration is held against these two.
+EVERY_CONFIGURATION = (
+    ScanProblem(batch=2, dim=19, length=149, state=16),
+    ScanProblem(batch=2, dim=19, length=67, state=16, direction="bidirectional", gradients=True, layout="dim_last"),
+)
+# And the default configuration against the corners of the contract.
+_CORNER = ScanProblem(batch=2, dim=6, length=37, state=5, gradients=True)
+DEFAULT_CONFIGURATION = (
+    ScanProblem(batch=1, dim=1, length=1, state=1, gradients=True),
+    _CORNER.replace(direction="reverse", has_initial_state=True),
+    _CORNER.replace(groups=3),
+    _CORNER.replace(constant_B=True),
+    _CORNER.replace(constant_B=True, constant_C=True),
+    _CORNER.replace(complex_A=True, groups=2),
+    _CORNER.replace(has_D=False, has_z=False, has_delta_bias=False, delta_softplus=False),
+    _CORNER.replace(dtype="float64"),
+    _CORNER.replace(dtype="bfloat16", direction="bidirectional"),
+    _CORNER.replace(dtype="float16"),
+)
+
+
+@dataclass(frozen=True)
+class Proof:
+    """One configuration of one backend held against the oracle on one problem."""
+
+    backend: str
+    config: Config
+    problem: ScanProblem
+    inputs: str
+    state: str
+    worst: float | None = None
+    tensor: str | None = None
+    allowed: float | None = None
+    reason: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """This proof as JSON values."""
+        return self.__dict__ | {"problem": self.problem.key, "config": dict(self.config)}
+
+
+def verify(
+    selections: Annotated[
+        list[str] | None, typer.Argument(metavar="[BACKEND[:TUNABLE=VALUE,...]]...", help="Only these; all by default.")
+    ] = None,
+    problem: ProblemText = None,
+    suite: SuiteName = None,
+    image: ImagePath = None,
+    seed: Annotated[int, typer.Option(help="Of the inputs that are drawn.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Hold every backend and configuration against the float64 oracle: outputs, last state, gradients.
+
+    Without a problem or a suite: two hard problems for every configuration, and the corners of the contract for
+    the defaults. A problem that a backend rejects is listed with its reason and is no failure. Exits with 1 where
+    a scan is wrong or crashes. Example: `scanlab verify chunked native:threads=1`
+    """
+    plan = list(_plan(selections or [], problem, suite, image, seed))
+    proofs = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    settings: dict[ScanProblem, Setting] = {}
+    with Progress(*columns, console=notes, transient=True, disable=as_json) as progress:
+        task = progress.add_task("verify", total=len(plan))
+        for backend, config, case in plan:
+            progress.update(task, description=f"{backend.name} {config_key(config)}")
+            proofs.append(_prove(backend, config, case, seed, settings))
+            progress.advance(task)
+    if as_json:
+        print_json([proof.to_json() for proof in proofs])
+    else:
+        _show(proofs)
+    if any(proof.state in ("wrong", "crashed") for proof in proofs):
+        raise typer.Exit(Exit.CHECK_FAILED)
+
+
+def _plan(
+    selections: list[str], problem: str | None, suite: str | None, image: Any, seed: int
+) -> Iterator[tuple[Backend, Config, Case]]:
+    """What is held against what; a selection with settings stands for that configuration alone."""
+    chosen = [registry.parse_selection(text) for text in selections] or [(each, {}) for each in registry.load_all()[0]]
+    asked = problem is not None or suite is not None
+    cases = cases_of(problem, suite, image) if asked else tuple(drawn_case(each, seed) for each in EVERY_CONFIGURATION)
+    corners = () if asked else tuple(drawn_case(each, seed) for each in DEFAULT_CONFIGURATION)
+    for backend, config in chosen:
+        for case in cases:
+            refused = backend.unavailable() or backend.rejects(case.problem)
+            configs = [config] if config or refused else backend.space.configs(case.problem)
+            for each in configs:
+                yield backend, each, case
+        for case in corners:
+            yield backend, config, case
+
+
+def _prove(backend: Backend, config: Config, case: Case, seed: int, settings: dict[ScanProblem, Setting]) -> Proof:
+    refused = backend.unavailable() or backend.rejects(case.problem)
+    if refused:
+        return Proof(backend.name, config, case.problem, case.label, "rejected", reason=refused)
+    if case.problem not in settings:
+        settings[case.problem] = Setting.of(case.problem, case.inputs, case.label, seed)
+    full = backend.space.complete(config, case.problem, backend.name)
+    result = prove(backend, full, settings[case.problem])
+    verdict = result.verdict
+    if verdict is None:
+        reason = result.reason if isinstance(result, Failure) else None
+        return Proof(backend.name, full, case.problem, case.label, result.state, reason=reason)
+    tensor = max(verdict.errors, key=lambda name: verdict.errors[name] / verdict.tolerances[name])
+    return Proof(
+        backend.name,
+        full,
+        case.problem,
+        case.label,
+        "wrong" if isinstance(result, Failure) else "ok",
+        verdict.errors[tensor],
+        tensor,
+        verdict.tolerances[tensor],
+        verdict.reason,
+    )
+
+
+def _show(proofs: list[Proof]) -> None:
+    table = Table("backend", "configuration", box=None, pad_edge=False)
+    table.add_column("problem", overflow="fold")
+    for header in ("verdict", "largest error", "allowed", "of"):
+        table.add_column(header)
+    marks = {"ok": "[green]ok[/]", "rejected": "[dim]rejected[/]"}
+    for proof in proofs:
+        mark = marks.get(proof.state, f"[bold red]{proof.state}[/]")
+        settings = " ".join(f"{name}={value}" for name, value in proof.config.items())
+        if proof.worst is None:
+            table.add_row(proof.backend, settings, proof.problem.key, mark, escape(proof.reason or ""))
+        else:
+            errors = (f"{proof.worst:.1e}", f"{proof.allowed:.0e}", proof.tensor)
+            table.add_row(proof.backend, settings, proof.problem.key, mark, *errors)
+    out.print(table)
+    for proof in proofs:
+        if proof.state in ("wrong", "crashed"):
+            out.print(f"[bold red]{proof.backend}[/] on {proof.problem.key}: {escape(proof.reason or '')}")
+    counts = {state: sum(proof.state == state for proof in proofs) for state in ("ok", "rejected", "wrong", "crashed")}
+    out.print(", ".join(f"{count} {state}" for state, count in counts.items()))

@@ -1,0 +1,41 @@
+"""`scanlab best` and `scanlab report`: what recorded results say, without measuring again."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from rich.markup import escape
+
+from scanlab.cli.console import AsJson, ImagePath, ProblemText, SuiteName, cases_of, out, print_json
+from scanlab.deploy.dispatch import Decision, decide
+from scanlab.deploy.profile import Profile, load_profile
+from scanlab.problem import ScanProblem
+from scanlab.space import config_key
+
+
+def best(
+    problem: ProblemText = None, suite: SuiteName = None, image: ImagePath = None, as_json: AsJson = False
+) -> None:
+    """Which backend and configuration serve a problem on this machine, and on what basis: exact, nearest, fallback.
+
+    Example: `scanlab best --problem batch=1,dim=384,length=197`
+    """
+    profile = load_profile()
+    answers = [_answer(case.problem, profile) for case in cases_of(problem, suite, image)]
+    if as_json:
+        print_json(answers)
+        return
+    for answer in answers:
+        out.print(f"[bold]{answer['problem']}[/]")
+        out.print(f"  {answer['backend']} {config_key(answer['config'])}")
+        out.print(f"  {answer['basis']}: {escape(answer['reason'])}")
+        evidence = answer["evidence"].get("why")
+        if evidence:
+            out.print(f"  {escape(evidence)}")
+
+
+def _answer(problem: ScanProblem, profile: Profile | None) -> dict[str, Any]:
+    decision: Decision = decide(problem, profile)
+    entry = profile.exact(problem) if profile is not None and decision.basis == "exact" else None
+    return {"problem": problem.key, **asdict(decision), "evidence": {} if entry is None else dict(entry.evidence)}
