@@ -1,0 +1,175 @@
+"""Trials as tables: pandas frames with plain numbers, and these as text with units, as Markdown and as CSV."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+import pandas as pd
+
+from scanlab.lab.results import Trial
+from scanlab.report.evidence import Contest, contest_of, contests, placings
+from scanlab.report.units import between, mebibytes, milliseconds, per_second, scientific, times
+from scanlab.space import Config
+
+NUMBERS = (
+    *("median_ms", "quartile1_ms", "quartile3_ms", "speedup", "speedup_low", "speedup_high"),
+    *("state_updates_per_s", "error", "peak_bytes", "build_ms", "first_call_ms"),
+)
+
+
+def speedup_table(trials: Iterable[Trial]) -> pd.DataFrame:
+    """One row for each contest and backend, the fastest first; backends without numbers come last, with the reason.
+
+    trials  those that count, see `evidence.select`
+    Columns: problem, inputs, backend, config, numbers_from (phase), anchor, NUMBERS, state, reason, tried and
+    failed (configurations), source_hash. `speedup_low` and `_high` are the 95 % interval of the paired ratio
+    to the anchor; `error` is the largest of any tensor against float64, a share of that tensor's largest value.
+    """
+    rows = []
+    for members in contests(trials).values():
+        for placing in placings(members):
+            trial = placing.trial
+            outcome = {"state": trial.state, "reason": trial.reason or "", "tried": placing.tried}
+            outcome |= {"failed": placing.failed, "source_hash": trial.source_hash}
+            rows.append(_subject(trial) | {"numbers_from": trial.phase} | _numbers(trial) | outcome)
+    return pd.DataFrame(rows)
+
+
+def error_table(trials: Iterable[Trial]) -> pd.DataFrame:
+    """The largest error of each tensor over all configurations of a backend that were held against float64.
+
+    Columns: problem, inputs, backend, config (with the largest error), tensor, configurations (held against
+    float64), worst_error (a share of the tensor's largest value), tolerance, passed.
+    """
+    proved: dict[tuple[Contest, str, str], list[Trial]] = {}
+    for trial in trials:
+        for tensor in trial.verdict.errors if trial.verdict else ():
+            proved.setdefault((contest_of(trial), trial.backend, tensor), []).append(trial)
+    rows = []
+    for (_, _, tensor), members in proved.items():
+        verdicts = [trial.verdict for trial in members if trial.verdict is not None]
+        errors = [verdict.errors[tensor] for verdict in verdicts]
+        worst = errors.index(max(errors))
+        rows.append(
+            _subject(members[worst])
+            | {"tensor": tensor, "configurations": len({trial.identity for trial in members})}
+            | {"worst_error": errors[worst], "tolerance": verdicts[worst].tolerances[tensor]}
+            | {"passed": errors[worst] <= verdicts[worst].tolerances[tensor]}
+        )
+    return pd.DataFrame(rows)
+
+
+def trial_table(trials: Iterable[Trial]) -> pd.DataFrame:
+    """Every trial in a row, in the order given: as in `speedup_table`, with its phase, samples and blocks."""
+    rows = []
+    for trial in trials:
+        started = datetime.fromtimestamp(trial.started_at, UTC).isoformat(timespec="seconds")
+        blocks = trial.measurement.blocks if trial.measurement else ()
+        rows.append(
+            {"id": trial.id, "started_at": started, "phase": trial.phase}
+            | _subject(trial)
+            | {"state": trial.state}
+            | _numbers(trial)
+            | {"samples": sum(len(block.candidate_ns) for block in blocks), "blocks": len(blocks)}
+            | {"disturbed_blocks": trial.measurement.disturbed_blocks if trial.measurement else 0}
+            | {"duration_s": trial.duration_s, "seed": trial.seed, "reason": trial.reason or ""}
+            | {"source_hash": trial.source_hash, "machine": trial.machine.silicon_id}
+        )
+    return pd.DataFrame(rows)
+
+
+def failure_table(trials: Iterable[Trial]) -> pd.DataFrame:
+    """The configurations without numbers, as text: those of one backend that failed alike are one row."""
+    alike: dict[tuple[str, str, str], dict[str, None]] = {}
+    for trial in trials:
+        if trial.measurement is None:
+            alike.setdefault((trial.backend, trial.state, trial.reason or ""), {})[config_text(trial.config)] = None
+    return pd.DataFrame(
+        {"backend": backend, "state": state, "reason": reason, "configurations": "; ".join(configs)}
+        for (backend, state, reason), configs in sorted(alike.items())
+    )
+
+
+def readable_speedups(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows of a `speedup_table` that belong to one contest, as text with units."""
+    return pd.DataFrame(
+        {
+            "backend": row.backend,
+            "configuration": row.config,
+            "median": milliseconds(row.median_ms),
+            "quartiles": between(row.quartile1_ms, row.quartile3_ms, milliseconds),
+            "speed-up": times(row.speedup),
+            "95 % interval": between(row.speedup_low, row.speedup_high, times),
+            "state updates": per_second(row.state_updates_per_s),
+            "error": scientific(row.error),
+            "memory": mebibytes(row.peak_bytes),
+            "build": milliseconds(row.build_ms),
+            "state": outcome_text(row.state, row.reason, row.numbers_from, measured=not math.isnan(row.median_ms)),
+        }
+        for row in frame.itertuples()
+    )
+
+
+def readable_errors(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows of an `error_table` that belong to one contest, as text."""
+    return pd.DataFrame(
+        {
+            "backend": row.backend,
+            "tensor": row.tensor,
+            "configurations": str(row.configurations),
+            "worst error": scientific(row.worst_error),
+            "allowed": scientific(row.tolerance),
+            "used up": f"{row.worst_error / row.tolerance:.1%}",
+            "worst configuration": row.config,
+            "verdict": "passed" if row.passed else "WRONG",
+        }
+        for row in frame.itertuples()
+    )
+
+
+def outcome_text(state: str, reason: str, numbers_from: str, *, measured: bool) -> str:
+    """State and reason in one cell; numbers that no race confirmed are marked as what they are."""
+    marked = f"{state}, from the search" if measured and numbers_from == "search" else state
+    return f"{marked}: {reason}" if reason else marked
+
+
+def config_text(config: Config) -> str:
+    """A configuration as a person would write it: "chunk=32 threads=2"."""
+    return " ".join(f"{name}={value}" for name, value in config.items())
+
+
+def csv(frame: pd.DataFrame) -> str:
+    """`frame` as CSV; six significant digits, which is more than a timing has."""
+    text: str = frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    return text
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """A frame of text as a Markdown table."""
+    text: str = frame.map(_markdown_cell).to_markdown(index=False, disable_numparse=True)
+    return text
+
+
+def _markdown_cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _subject(trial: Trial) -> dict[str, str]:
+    contest = {"problem": trial.problem.key, "inputs": trial.inputs_label}
+    return contest | {"backend": trial.backend, "config": config_text(trial.config)}
+
+
+def _numbers(trial: Trial) -> dict[str, float | str]:
+    error = trial.verdict.worst if trial.verdict else math.nan
+    measured = trial.measurement
+    if measured is None:
+        return {"anchor": "", **dict.fromkeys(NUMBERS, math.nan), "error": error}
+    first, middle, third = measured.quartiles_ms
+    low, high = measured.speedup_interval
+    values = (first, third, measured.speedup, low, high, trial.problem.state_updates / middle * 1e3, error)
+    peak = math.nan if measured.peak_bytes is None else measured.peak_bytes
+    numbers = dict(zip(NUMBERS, (middle, *values, peak, measured.build_ms, measured.first_call_ms), strict=True))
+    anchor = " ".join((measured.anchor, config_text(measured.anchor_config))).strip()
+    return {"anchor": anchor, **numbers}

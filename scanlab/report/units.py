@@ -1,0 +1,61 @@
+"""Numbers as people read them: three digits and a unit; empty where there is no number."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+TIMES = "\N{MULTIPLICATION SIGN}"
+TO = "\N{EN DASH}"
+PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (0.0, ""))
+
+
+def three_digits(value: float) -> str:
+    """`value` with three significant digits, without an exponent."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    # Rounding first: 9.996 has its digits after 10.0, not after 9.99.
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:.{max(0, 2 - math.floor(math.log10(abs(rounded))))}f}"
+
+
+def shortest(value: float) -> str:
+    """`value` without trailing zeros, for the ticks of an axis."""
+    return f"{value:g}"
+
+
+def milliseconds(value_ms: float, digits: Callable[[float], str] = three_digits) -> str:
+    """A time: "1.23 ms", "12.3 µs" or "1.23 s"."""
+    if math.isnan(value_ms):
+        return ""
+    if value_ms < 1.0:
+        return f"{digits(value_ms * 1e3)} µs"
+    return f"{digits(value_ms)} ms" if value_ms < 1e3 else f"{digits(value_ms / 1e3)} s"
+
+
+def times(ratio: float, digits: Callable[[float], str] = three_digits) -> str:
+    """A ratio: "12.3×"."""
+    return "" if math.isnan(ratio) else f"{digits(ratio)}{TIMES}"
+
+
+def per_second(rate: float) -> str:
+    """A rate without its noun: "1.23 G/s"."""
+    if math.isnan(rate):
+        return ""
+    scale, prefix = next(pair for pair in PREFIXES if rate >= pair[0])
+    return f"{three_digits(rate / (scale or 1.0))} {prefix}/s"
+
+
+def mebibytes(value_bytes: float) -> str:
+    """Memory: "1.50 MiB"."""
+    return "" if math.isnan(value_bytes) else f"{three_digits(value_bytes / 2**20)} MiB"
+
+
+def scientific(value: float) -> str:
+    """An error: "1.2e-07"."""
+    return "" if math.isnan(value) else f"{value:.1e}"
+
+
+def between(low: float, high: float, spell: Callable[[float], str]) -> str:
+    """A range of two numbers of one kind: "1.20 ms – 1.31 ms"."""
+    return "" if math.isnan(low) or math.isnan(high) else f"{spell(low)} {TO} {spell(high)}"
