@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from scanlab.cli import inspect, prove, recorded, validate
+from scanlab.cli import bench, inspect, prove, recorded, validate
 from scanlab.cli.console import Exit, notes
 from scanlab.errors import ScanlabError, UnavailableError
 
@@ -22,6 +22,7 @@ app.command("list")(inspect.list_backends)
 app.command("doctor")(inspect.doctor)
 app.command("best")(recorded.best)
 app.command("verify")(prove.verify)
+app.command("bench")(bench.bench)
 app.command("validate")(validate.validate)
 
 

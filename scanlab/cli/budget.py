@@ -1,0 +1,20 @@
+"""Durations as people write them: 90s, 3m, 1h30m."""
+
+from __future__ import annotations
+
+import re
+
+from scanlab.errors import InputError
+
+SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of "90s", "3m", "1h30m" or a bare number of seconds; raises InputError for anything else."""
+    parts = re.findall(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise InputError(f"duration {text!r}: must be a number with s, m or h, such as 90s, 3m or 1h30m.")
+    seconds = sum(float(number) * SECONDS[unit or "s"] for number, unit in parts)
+    if seconds <= 0:
+        raise InputError(f"duration {text!r}: must be more than nothing, such as 3m.")
+    return seconds
