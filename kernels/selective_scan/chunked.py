@@ -1,0 +1,35 @@
+"""Chunk by chunk in a cache-friendly layout, one step of Python for each time step within a chunk.
+
+A chunk's decays and states stay in the cache from the exponential to the contraction, and every operation
+runs over adjacent channels. Memory is bounded by the chunk, in the backward pass too.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from scanlab.backend import WHOLE_CONTRACT, Backend, ScanFn
+from scanlab.kernels import chunks, directions, pointwise, recurrence
+from scanlab.problem import ScanProblem
+from scanlab.space import Choice, Config, Space
+from scanlab.threads import pinned, threads_choice
+
+
+def make(problem: ScanProblem, config: Config) -> ScanFn:
+    """The chunked scan with config["chunk"] time steps at once, held to config["threads"]."""
+    chunk = int(config["chunk"])
+    scan = directions.directed(lambda inputs: chunks.scan(inputs, problem, chunk, recurrence.sequential), problem)
+    return pinned(scan, int(config["threads"]))
+
+
+backend = Backend(
+    name="chunked",
+    summary="time-major chunks that fit the cache, the state carried between them",
+    rung=3,
+    sources=tuple(map(Path, (__file__, chunks.__file__, recurrence.__file__, pointwise.__file__, directions.__file__))),
+    space=Space(
+        (Choice("chunk", (8, 16, 32, 64, 128, 256), default=32, summary="time steps at once"), threads_choice())
+    ),
+    capabilities=WHOLE_CONTRACT,
+    make=make,
+)
