@@ -1,0 +1,134 @@
+"""What a person sees of list, doctor, best, verify, bench and validate, and how errors leave the program."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from scanlab import registry
+from scanlab.cli.app import app
+from scanlab.deploy.profile import Entry, Profile, profile_path
+from scanlab.errors import InputError
+from scanlab.problem import ScanProblem
+
+SMALL = "batch=1,dim=6,length=20,state=4"
+COMMANDS = sorted(str(command.name) for command in app.registered_commands)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(run, command):
+    outcome = run(command, "--help")
+    assert outcome.code == 0
+    assert re.search(rf"Example:\s+scanlab\s+{command}", outcome.out)
+
+
+def test_list_names_every_backend_and_its_tunables(run):
+    facts = run("list", "--json").json
+    assert facts["backends"][0]["name"] == "reference"
+    assert sorted(each["name"] for each in facts["backends"]) == list(registry.names())
+    assert facts["failures"] == {}
+    shown = run("list").out
+    for name in registry.names():
+        assert name in shown
+
+
+def test_list_of_one_backend_shows_values_and_defaults(run):
+    assert re.search(r"chunk\s+32\s+8 16 32", run("list", "chunked").out)
+    assert run("list", "chunked", "--json").json["tunables"][0]["name"] == "chunk"
+
+
+def test_doctor_reports_the_machine_and_the_threads(run):
+    findings = {each["subject"]: each for each in run("doctor", "--json").json}
+    assert {"machine", "threads", "OpenMP", "compiler", "profile", "backend reference"} <= findings.keys()
+    assert findings["OpenMP"]["found"] == "one runtime"
+    assert "usable" in findings["threads"]["found"]
+
+
+def test_doctor_says_when_the_compiler_is_missing(run, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    outcome = run("doctor")
+    assert outcome.code == 1
+    assert "no no-such-compiler" in outcome.out
+    assert "cure: install a C++ compiler" in outcome.out
+
+
+def test_best_follows_the_profile_and_says_on_what_basis(run):
+    assert run("best", "--problem", SMALL, "--json").json[0]["basis"] == "fallback"
+    problem = ScanProblem.parse(SMALL)
+    chunked = registry.get("chunked")
+    entry = Entry(problem, "chunked", chunked.source_hash, {"chunk": 16, "threads": 1}, {"why": "it won"})
+    Profile.empty().with_entry(entry).save(profile_path())
+    exact = run("best", "--problem", SMALL, "--json").json[0]
+    assert (exact["backend"], exact["config"]["chunk"], exact["basis"]) == ("chunked", 16, "exact")
+    assert "it won" in run("best", "--problem", SMALL).out
+    assert run("best", "--problem", SMALL.replace("20", "25"), "--json").json[0]["basis"] == "nearest"
+
+
+def test_a_damaged_profile_is_refused_by_name(run):
+    path = profile_path()
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    outcome = run("best", "--problem", SMALL)
+    assert outcome.code == 2
+    assert "is damaged" in outcome.err
+    assert run("doctor").code == 1
+
+
+def test_verify_holds_configurations_against_the_oracle(run):
+    outcome = run("verify", "two_phase", "chunked:chunk=16", "--problem", SMALL, "--json")
+    assert outcome.code == 0
+    assert {proof["state"] for proof in outcome.json} == {"ok"}
+    assert {proof["backend"] for proof in outcome.json} == {"two_phase", "chunked"}
+    assert all(0 < proof["worst"] < proof["allowed"] for proof in outcome.json)
+    chunks = {proof["config"]["chunk"] for proof in outcome.json if proof["backend"] == "chunked"}
+    assert chunks == {16}
+
+
+def test_verify_lists_a_rejected_problem_with_its_reason(run):
+    outcome = run("verify", "reference", "--problem", "batch=1,dim=2,length=3,state=300")
+    assert outcome.code == 0
+    assert "state 300: it takes at most 256" in outcome.out
+
+
+def test_bench_times_what_was_named_and_records_it(run, tmp_path):
+    outcome = run("bench", "two_phase", "--problem", SMALL, "--budget", "2s", "--out", "here", "--json")
+    assert outcome.code == 0
+    (race,) = outcome.json
+    assert "two_phase" in race["why"]
+    (trial,) = race["trials"]
+    assert trial["phase"] == "race"
+    assert trial["verdict"]["passed"]
+    assert list((tmp_path / "here" / "trials").glob("*.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["list", "nativ"], "no backend is called 'nativ'"),
+        (["best", "--problem", "batch=1"], "lacks dim, length"),
+        (["best", "--suite", "vim-giant"], "no suite is called 'vim-giant': there are vim-tiny"),
+        (["best", "--suite", "missing.toml:mine"], "cannot read the suites in missing.toml"),
+        (["best", "--suite", "vim-tiny", "--image", "missing.jpg"], "missing.jpg does not exist"),
+        (["best", "--problem", SMALL, "--suite", "vim-tiny"], "leave --suite and --image out"),
+        (["bench", "chunked:chunk=3", "--problem", SMALL], "chunk=3 in 'chunked:chunk=3': must be one of 8, 16"),
+        (["bench", "chunked", "--problem", SMALL, "--budget", "soon"], "duration 'soon': must be a number"),
+        (["bench", "chunked", "--problem", SMALL, "--out", "/proc/nowhere"], "cannot write results"),
+        (["validate", "--model", "vim-giant"], "--model vim-giant: must be one of vim-tiny"),
+        (["validate", "missing.jpg"], "missing.jpg does not exist"),
+    ],
+)
+def test_bad_input_is_refused_with_the_cure_and_no_traceback(run, arguments, complaint):
+    outcome = run(*arguments)
+    assert outcome.code == 2
+    assert complaint in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_durations():
+    from scanlab.cli.budget import parse_duration
+
+    assert [parse_duration(text) for text in ("90s", "3m", "1h30m", "45", "0.5m")] == [90, 180, 5400, 45, 30]
+    for text in ("", "m", "3x", "3m!", "0s"):
+        with pytest.raises(InputError, match="duration"):
+            parse_duration(text)
