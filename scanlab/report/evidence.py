@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from scanlab.lab.machine import Machine
 from scanlab.lab.measure import Measurement
-from scanlab.lab.results import Trial
+from scanlab.lab.results import Trial, label_of
 from scanlab.problem import ScanProblem
 
 # A race times finalists side by side and is taken after the search, so that its numbers are not the luckiest
@@ -62,24 +62,36 @@ class Selection(NamedTuple):
 
 
 def select(trials: Iterable[Trial], machine: Machine) -> Selection:
-    """The trials of `machine` that are not stale, oldest first.
+    """The trials of `machine` that are not stale and can be compared, oldest first.
 
-    A trial is stale where the same backend was tried later on the same contest with other sources, and where the
-    same configuration was tried later in the same phase: the last try counts, not the luckiest.
+    A trial is stale where the same backend was tried later in the same contest with other sources, and where the
+    same configuration was tried later in the same phase: the last try counts, not the luckiest. Ratios to
+    different anchors cannot be compared: those to the reference loop count, or else to the anchor used last.
     """
     ordered = sorted(trials, key=lambda trial: (trial.started_at, trial.id))
     ids = (machine.silicon_id, machine.software_id)
     here = [trial for trial in ordered if (trial.machine.silicon_id, trial.machine.software_id) == ids]
     sources = {(contest_of(trial), trial.backend): trial.source_hash for trial in here}
     fresh = [trial for trial in here if sources[contest_of(trial), trial.backend] == trial.source_hash]
-    last = {(trial.phase, *trial.identity): trial.id for trial in fresh}
-    kept = [trial for trial in fresh if last[trial.phase, *trial.identity] == trial.id]
+    anchors: dict[Contest, str] = {}
+    for trial in sorted(fresh, key=lambda trial: anchor_of(trial).startswith("reference")):
+        if trial.measurement is not None:
+            anchors[contest_of(trial)] = anchor_of(trial)
+    comparable = [trial for trial in fresh if anchor_of(trial) in ("", anchors.get(contest_of(trial)))]
+    last = {(trial.phase, *trial.identity): trial.id for trial in comparable}
+    kept = [trial for trial in comparable if last[trial.phase, *trial.identity] == trial.id]
     counts = (
         (len(ordered) - len(here), "from another machine or with other software"),
         (len(here) - len(fresh), "of sources that have changed since"),
-        (len(fresh) - len(kept), "repeated later"),
+        (len(fresh) - len(comparable), "beside another anchor"),
+        (len(comparable) - len(kept), "repeated later"),
     )
-    return Selection(tuple(kept), tuple(f"{count} trials {why}" for count, why in counts if count))
+    return Selection(tuple(kept), tuple(f"{count} {why}" for count, why in counts if count))
+
+
+def anchor_of(trial: Trial) -> str:
+    """Backend and configuration that `trial` was timed beside; empty where it was not timed."""
+    return label_of(trial.measurement.anchor, trial.measurement.anchor_config) if trial.measurement else ""
 
 
 def contest_of(trial: Trial) -> Contest:
@@ -105,6 +117,15 @@ def contests(trials: Iterable[Trial]) -> dict[Contest, tuple[Trial, ...]]:
         if trial.phase in AUTHORITY:
             found.setdefault(contest_of(trial), []).append(trial)
     return {contest: tuple(members) for contest, members in found.items()}
+
+
+def families(trials: Iterable[Trial]) -> list[tuple[Trial, ...]]:
+    """The measured trials of time against length, those whose problems differ in nothing else together."""
+    found: dict[Contest, list[Trial]] = {}
+    for trial in trials:
+        if trial.phase == "lengths" and trial.measurement is not None:
+            found.setdefault(Contest(trial.problem.replace(length=1), ""), []).append(trial)
+    return [tuple(members) for members in found.values() if len({trial.problem.length for trial in members}) > 1]
 
 
 def placings(trials: Sequence[Trial]) -> list[Placing]:

@@ -85,7 +85,7 @@ def bar_chart(bars: Sequence[Bar], title: str, subtitle: str, caption: str, unit
 
 
 def _draw_bar(axes: Axes, row: int, bar: Bar, base: float) -> None:
-    beside: dict[str, Any] = {"textcoords": "offset points", "va": "center", "zorder": 4, "path_effects": HALO}
+    beside: dict[str, Any] = {"textcoords": "offset points", "va": "center", "zorder": 4, "bbox": HALO}
     if math.isnan(bar.value):
         note = "\n".join(textwrap.wrap(bar.note, 78, max_lines=2, placeholder=" ..."))
         axes.annotate(note, (base, row), (6, 0), size=7.5, style="italic", color=FAINT, **beside)
@@ -159,7 +159,7 @@ def _proportional_guide(axes: Axes, lengths: Sequence[int], high_ms: float) -> N
     heights = [1.2 * high_ms * length / ends[1] for length in ends]
     axes.plot(ends, heights, color=FAINT, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1)
     middle = (math.sqrt(ends[0] * ends[1]), math.sqrt(heights[0] * heights[1]))
-    beside: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "va": "bottom", "path_effects": HALO}
+    beside: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "va": "bottom", "bbox": HALO}
     axes.annotate("proportional to length", middle, (-6, 0), size=7.5, color=FAINT, **beside)
 
 

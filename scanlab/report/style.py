@@ -19,7 +19,6 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from scanlab.report.units import shortest
@@ -52,7 +51,7 @@ RC = {
 }
 
 # Keeps text readable where a line runs behind it.
-HALO = [withStroke(linewidth=2.5, foreground="white")]
+HALO = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
 
 # Drawn with matplotlib's defaults and RC, never with the settings of the user.
 applied = functools.partial(style.context, ["default", RC])
@@ -71,7 +70,7 @@ LOOKS = {
     "two_phase": Look("#00507F", "s", "///"),
     "cpp_torch": Look("#007A5C", "^", "\\\\\\"),
     "native": Look("#D55E00", "D", ""),
-    "chunked": Look("#C06C9C", "v", "..."),
+    "chunked": Look("#C06C9C", "v", ".."),
     "compiled": Look("#6FC1F0", "P", "xxx"),
     "associative": Look("#F3BE4E", "X", "|||"),
     "triton": Look("#E8E070", "*", "---"),

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import pandas as pd
 
 from scanlab.lab.results import Trial
-from scanlab.report.evidence import Contest, contest_of, contests, placings
+from scanlab.report.evidence import Contest, anchor_of, best, contest_of, contests, placings
 from scanlab.report.units import between, mebibytes, milliseconds, per_second, scientific, times
 from scanlab.space import Config
 
@@ -48,7 +48,7 @@ def error_table(trials: Iterable[Trial]) -> pd.DataFrame:
         for tensor in trial.verdict.errors if trial.verdict else ():
             proved.setdefault((contest_of(trial), trial.backend, tensor), []).append(trial)
     rows = []
-    for (_, _, tensor), members in proved.items():
+    for (_, _, tensor), members in sorted(proved.items(), key=lambda item: (item[0][0].problem.key, *item[0][1:])):
         verdicts = [trial.verdict for trial in members if trial.verdict is not None]
         errors = [verdict.errors[tensor] for verdict in verdicts]
         worst = errors.index(max(errors))
@@ -77,6 +77,20 @@ def trial_table(trials: Iterable[Trial]) -> pd.DataFrame:
             | {"duration_s": trial.duration_s, "seed": trial.seed, "reason": trial.reason or ""}
             | {"source_hash": trial.source_hash, "machine": trial.machine.silicon_id}
         )
+    return pd.DataFrame(rows)
+
+
+def length_table(trials: Iterable[Trial]) -> pd.DataFrame:
+    """The time of one call as text: a row for each backend, a column for each length."""
+    by_length: dict[str, dict[int, list[Trial]]] = {}
+    for trial in trials:
+        by_length.setdefault(trial.backend, {}).setdefault(trial.problem.length, []).append(trial)
+    lengths = sorted({length for found in by_length.values() for length in found})
+    rows = []
+    for backend, found in by_length.items():
+        fastest = {length: best(members).measurement for length, members in found.items()}
+        cells = {length: milliseconds(measured.median_ms) for length, measured in fastest.items() if measured}
+        rows.append({"backend": backend} | {str(length): cells.get(length, "") for length in lengths})
     return pd.DataFrame(rows)
 
 
@@ -121,7 +135,7 @@ def readable_errors(frame: pd.DataFrame) -> pd.DataFrame:
             "configurations": str(row.configurations),
             "worst error": scientific(row.worst_error),
             "allowed": scientific(row.tolerance),
-            "used up": f"{row.worst_error / row.tolerance:.1%}",
+            "used up": f"{row.worst_error / row.tolerance:.1%}" if row.passed else "exceeded",
             "worst configuration": row.config,
             "verdict": "passed" if row.passed else "WRONG",
         }
@@ -171,5 +185,4 @@ def _numbers(trial: Trial) -> dict[str, float | str]:
     values = (first, third, measured.speedup, low, high, trial.problem.state_updates / middle * 1e3, error)
     peak = math.nan if measured.peak_bytes is None else measured.peak_bytes
     numbers = dict(zip(NUMBERS, (middle, *values, peak, measured.build_ms, measured.first_call_ms), strict=True))
-    anchor = " ".join((measured.anchor, config_text(measured.anchor_config))).strip()
-    return {"anchor": anchor, **numbers}
+    return {"anchor": anchor_of(trial), **numbers}
