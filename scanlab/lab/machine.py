@@ -105,9 +105,9 @@ class Machine:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Machine:
         """The machine that `to_json` wrote."""
-        silicon = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in values["silicon"].items()
-        }
+        silicon: dict[str, Any] = dict(values["silicon"])
+        for name in ("flags", "caches", "gpus"):
+            silicon[name] = tuple(silicon[name])
         return cls(Silicon(**silicon), Software(**values["software"]))
 
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 from scanlab.backend import Backend
 from scanlab.errors import RejectedError, UnavailableError
 from scanlab.lab.machine import Machine, this_machine
-from scanlab.lab.measure import Arm, Block, Measurement, arm, call_of, peak_bytes, rotation
+from scanlab.lab.measure import Arm, Block, Measurement, arm, call_of, rotation
 from scanlab.lab.results import Phase, State, Trial
 from scanlab.lab.verify import Expectation, Verdict, expectation, verify
 from scanlab.problem import ScanInputs, ScanProblem, make_inputs
@@ -52,10 +52,9 @@ class Setting:
         pruned: str | None = None,
     ) -> Trial:
         """The record of a configuration tried since `started_at`; `verdict` goes with a measurement."""
+        reason = pruned
         if isinstance(outcome, Failure):
-            state, reason, verdict = outcome.state, outcome.reason, outcome.verdict
-        else:
-            state, reason = ("pruned", pruned) if pruned else ("ok", None)
+            reason, verdict = outcome.reason, outcome.verdict
         return Trial(
             phase=phase,
             problem=self.problem,
@@ -63,7 +62,7 @@ class Setting:
             backend=backend.name,
             source_hash=backend.source_hash,
             config=dict(config),
-            state=state,
+            state=outcome.state if isinstance(outcome, Failure) else "pruned" if pruned else "ok",
             machine=self.machine,
             seed=self.seed,
             started_at=started_at,
@@ -98,8 +97,10 @@ class Proven:
         """This scan, ready to be timed on the inputs of `setting`."""
         return arm(self.call, setting.problem, self.config)
 
-    def measurement(self, arm: Arm, anchor: Proven, anchor_arm: Arm, blocks: Sequence[Block]) -> Measurement:
-        """The measurement that `blocks` of this scan beside `anchor` make."""
+    def measurement(
+        self, arm: Arm, anchor: Proven, anchor_arm: Arm, blocks: Sequence[Block], peak: int | None
+    ) -> Measurement:
+        """The measurement that `blocks` of this scan beside `anchor`, and the bytes of its peak, make."""
         return Measurement(
             anchor=anchor.backend.name,
             anchor_config=anchor.config,
@@ -108,7 +109,7 @@ class Proven:
             anchor_calls=anchor_arm.calls,
             build_ms=self.build_ms,
             first_call_ms=self.first_call_ms,
-            peak_bytes=peak_bytes(arm),
+            peak_bytes=peak,
             blocks=tuple(blocks),
         )
 

@@ -18,7 +18,7 @@ from functools import partial
 from scanlab.backend import Backend
 from scanlab.errors import RejectedError
 from scanlab.lab.intervals import Interval, bootstrap
-from scanlab.lab.measure import Arm, Block, take_round, undisturbed
+from scanlab.lab.measure import Arm, Block, Measurement, peak_bytes, take_round, undisturbed
 from scanlab.lab.prove import Failure, Proven, Setting, guarded, prove
 from scanlab.lab.results import Phase, Results, Trial
 from scanlab.space import Config
@@ -45,7 +45,7 @@ class Standing:
 
     behind     log(its time / the leader's), paired within rounds; 0 for the leader
     interval   of `behind`, at a confidence corrected for the number of entrants
-    tied       not shown to be slower than the leader by more than the noise floor
+    tied       not shown to be slower than the leader, or behind it by no more than the noise floor
     """
 
     trial: Trial
@@ -130,7 +130,7 @@ def race(
     results: Results,
     deadline: float,
     phase: Phase = "race",
-    on_round: Callable[[int, Sequence[Block]], None] | None = None,
+    on_round: Callable[[int], None] = lambda number: None,
 ) -> Race:
     """Time `entrants` beside `anchor` in interleaved rounds until they can be told apart, or until `deadline`.
 
@@ -159,8 +159,15 @@ def race(
     finished: list[tuple[_Runner, Trial]] = []
     for runner in runners:
         proven = runner.proven
-        ended = runner.failure or guarded(partial(proven.measurement, runner.arm, yardstick, anchor_arm, runner.blocks))
-        trial = setting.trial(phase, proven.backend, proven.config, runner.started_at, ended, proven.verdict)
+        outcome: Failure | Measurement
+        peak = guarded(partial(peak_bytes, runner.arm))
+        if runner.failure is not None:
+            outcome = runner.failure
+        elif isinstance(peak, Failure):
+            outcome = peak
+        else:
+            outcome = proven.measurement(runner.arm, yardstick, anchor_arm, runner.blocks, peak)
+        trial = setting.trial(phase, proven.backend, proven.config, runner.started_at, outcome, proven.verdict)
         if trial.state == "ok":
             finished.append((runner, trial))
         else:
@@ -212,7 +219,7 @@ def _run(
     anchor: Arm,
     rng: random.Random,
     deadline: float,
-    on_round: Callable[[int, Sequence[Block]], None] | None,
+    on_round: Callable[[int], None],
 ) -> int:
     """Run rounds, the first with every entrant whatever the deadline; returns how many."""
     number, slowness, clean = 0, 1.0, 0
@@ -232,8 +239,7 @@ def _run(
             runner.blocks.append(block)
         clean += blocks[0].disturbed is None if blocks else 0
         number += 1
-        if on_round is not None:
-            on_round(number, blocks)
+        on_round(number)
         if number >= FEWEST_ROUNDS and _decided(runners, twin):
             break
     return number
@@ -260,7 +266,7 @@ def _decided(runners: Sequence[_Runner], twin: _Runner | None) -> bool:
     floor = _noise_floor(twin, runners)
     close = max(floor, WORTH_KNOWING)
     running = [runner.blocks for runner in runners if runner.failure is None]
-    return all(interval.low > floor or interval.high <= close for _, interval in _behind(running))
+    return all(interval.high <= close or (interval.low > 0 and median > floor) for median, interval in _behind(running))
 
 
 def _behind(everyone: Sequence[Sequence[Block]]) -> list[tuple[float, Interval]]:
@@ -285,7 +291,7 @@ def _standings(finished: Sequence[tuple[_Runner, Trial]], floor: float) -> tuple
         return ()
     behind = _behind([runner.blocks for runner, _ in finished])
     standings = [
-        Standing(trial, runner.proven.backend.rung, median, interval, tied=interval.low <= floor)
+        Standing(trial, runner.proven.backend.rung, median, interval, tied=interval.low <= 0 or median <= floor)
         for (runner, trial), (median, interval) in zip(finished, behind, strict=True)
     ]
     # Not shown to be slower is not enough to win: on a restless machine hardly anything is shown.
@@ -306,15 +312,14 @@ def _preference(standing: Standing) -> tuple[float, ...]:
 
 def _notices(standings: Sequence[Standing], rounds: int) -> tuple[str, ...]:
     notices = []
-    for standing in standings:
-        assert standing.trial.measurement is not None
-        measurement = standing.trial.measurement
-        if measurement.disturbed_blocks and measurement.used == measurement.blocks:
-            reason = next(block.disturbed for block in measurement.blocks if block.disturbed)
-            notices.append(
-                f"{standing.trial.label}: {measurement.disturbed_blocks} of {len(measurement.blocks)} blocks were"
-                f" disturbed ({reason}); too few were not, so that all count"
-            )
+    measurements = [standing.trial.measurement for standing in standings if standing.trial.measurement]
+    fullest = max(measurements, key=lambda measurement: len(measurement.blocks), default=None)
+    if fullest is not None and fullest.disturbed_blocks and fullest.used == fullest.blocks:
+        reason = next(block.disturbed for block in fullest.blocks if block.disturbed)
+        notices.append(
+            f"{fullest.disturbed_blocks} of {len(fullest.blocks)} rounds of the race were disturbed ({reason});"
+            " too few were not, so that all count"
+        )
     if standings and rounds < FEWEST_ROUNDS:
         notices.append(f"only {rounds} rounds fitted into the time for the race: give it more for narrower intervals")
     return tuple(notices)

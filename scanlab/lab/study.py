@@ -1,0 +1,371 @@
+"""The search of one backend's space: an Optuna study, rebuilt from the records. The only file that imports optuna.
+
+The records are the truth. A study holds nothing that could not be told to it again, so that a storage that is
+lost or damaged costs nothing but its history of attempts that a crash cut short.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import os
+import socket
+import statistics
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import optuna
+from optuna.distributions import CategoricalDistribution
+from optuna.samplers import BruteForceSampler, TPESampler
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.storages.journal._file import BaseJournalFileLock  # not exported, though JournalFileBackend takes one
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from scanlab.backend import Backend
+from scanlab.errors import ResultsError
+from scanlab.lab.prove import Proven, Setting
+from scanlab.lab.results import Trial
+from scanlab.space import Config, Value, config_key
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
+# Up to this many legal configurations a search may try every one of them, where there is time for that.
+EXHAUSTIVE_SIZE = 256
+# A search that proposes only what it has tried, so many times in a row, has nothing left to say.
+MOST_REPEATS = 40
+# A configuration during which a process has died this often is taken to be the cause.
+MOST_DEATHS = 3
+
+
+class Search:
+    """The search of one backend's space for the fastest configuration in one setting.
+
+    best       the fastest trial so far
+    best_scan  its scan, where this process built it
+    lethal     configurations during which a process died too often
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        setting: Setting,
+        anchor: Proven,
+        recorded: Sequence[Trial],
+        storage: optuna.storages.BaseStorage,
+    ) -> None:
+        self.backend = backend
+        self.problem = setting.problem
+        self.best: Trial | None = None
+        self.best_scan: Proven | None = None
+        self.lethal: list[Config] = []
+        self._records: dict[str, Trial] = {}
+        self._asked: dict[str, optuna.Trial] = {}
+        self._durations_s = [trial.duration_s for trial in recorded if trial.backend == backend.name]
+        legal = list(itertools.islice(backend.space.configs(setting.problem), EXHAUSTIVE_SIZE + 1))
+        self._legal = {config_key(config) for config in legal} if len(legal) <= EXHAUSTIVE_SIZE else None
+        self._distributions = {choice.name: CategoricalDistribution(choice.values) for choice in backend.space.choices}
+        for trial in recorded:
+            if self._is_ours(trial, setting, anchor):
+                self._keep(trial)
+        with _quiet():
+            self._everything = _Everything(seed=setting.seed, avoid_premature_stop=True)
+            self._learning = TPESampler(seed=setting.seed, group=True)
+            self.study = optuna.create_study(
+                study_name=study_name(backend, setting, anchor),
+                storage=storage,
+                sampler=self._everything,
+                load_if_exists=True,
+            )
+        self._reconcile()
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """What is recorded of this search, from this process and others."""
+        return tuple(self._records.values())
+
+    @property
+    def spent_s(self) -> float:
+        """What has been spent on it, by this process and others."""
+        return sum(trial.duration_s for trial in self._records.values())
+
+    @property
+    def left(self) -> int | None:
+        """How many legal configurations have not been tried; None where the space is too large to tell."""
+        return None if self._legal is None else len(self._legal - self._records.keys())
+
+    @property
+    def expected_s(self) -> float | None:
+        """What the next attempt will take, by the last few and a margin; None before the first."""
+        return 1.5 * statistics.median(self._durations_s[-5:]) if self._durations_s else None
+
+    def ask(self, available_s: float) -> dict[str, Value] | None:
+        """The next configuration to try, or None where there is nothing left to try.
+
+        Every configuration is tried where `available_s` suffices for that, and otherwise TPE chooses.
+        """
+        if self.left == 0:
+            return None
+        everything_s = (self.left or 0) * (statistics.median(self._durations_s) if self._durations_s else 0.0)
+        exhaustive = self.left is not None and everything_s <= available_s
+        self.study.sampler = self._everything if exhaustive else self._learning
+        grid = math.prod(len(each.choices) for each in self._distributions.values())
+        for _ in range(MOST_REPEATS + (grid if exhaustive else 0)):
+            asked = self.study.ask()
+            asked.set_user_attr("owner", _this_process())
+            config = self._suggested(asked)
+            known = self._records.get(config_key(config))
+            if known is not None:
+                self._tell(asked, known)
+            elif self.backend.space.forbids(config, self.problem) is not None:
+                self.study.tell(asked, state=TrialState.FAIL)
+            else:
+                self._asked[config_key(config)] = asked
+                return config
+        return None
+
+    def tell(self, trial: Trial, scan: Proven | None) -> None:
+        """Take in the record of a configuration that was asked for."""
+        asked = self._asked.pop(config_key(trial.config))
+        self._durations_s.append(trial.duration_s)
+        self._keep(trial)
+        if self.best is trial:
+            self.best_scan = scan
+        self._tell(asked, trial)
+
+    def give_back(self, config: Config) -> None:
+        """A configuration that was asked for and not tried to the end will be asked for again."""
+        asked = self._asked.pop(config_key(config))
+        self.study.tell(asked, state=TrialState.FAIL)
+        self.study.enqueue_trial(dict(config))
+
+    def _suggested(self, asked: optuna.Trial) -> dict[str, Value]:
+        config: dict[str, Value] = {}
+        for choice in self.backend.space.choices:
+            value = asked.suggest_categorical(choice.name, choice.values)
+            assert value is not None
+            config[choice.name] = value
+        return config
+
+    def _is_ours(self, trial: Trial, setting: Setting, anchor: Proven) -> bool:
+        return (
+            trial.phase == "search"
+            and trial.identity
+            == (
+                setting.machine.silicon_id,
+                setting.machine.software_id,
+                setting.problem.key,
+                setting.inputs_label,
+                self.backend.name,
+                self.backend.source_hash,
+                config_key(trial.config),
+            )
+            and (trial.measurement is None or trial.measurement.anchor_source_hash == anchor.backend.source_hash)
+        )
+
+    def _keep(self, trial: Trial) -> None:
+        self._records[config_key(trial.config)] = trial
+        if trial.state == "ok" and (self.best is None or log_ratio(trial) < log_ratio(self.best)):
+            self.best, self.best_scan = trial, None
+
+    def _tell(self, asked: optuna.Trial, trial: Trial) -> None:
+        asked.set_user_attr("record", trial.id)
+        if trial.measurement is None:
+            asked.set_user_attr("reason", trial.reason)
+            self.study.tell(asked, state=TrialState.FAIL)
+        elif trial.state == "pruned":
+            asked.report(log_ratio(trial), step=len(trial.measurement.blocks))
+            self.study.tell(asked, state=TrialState.PRUNED)
+        else:
+            self.study.tell(asked, log_ratio(trial))
+
+    def _reconcile(self) -> None:
+        """Make the study say what the records say: free what dead processes held, add what it does not know."""
+        known: set[str] = set()
+        waiting: set[str] = set()
+        for told in self.study.get_trials(deepcopy=False):
+            key = config_key(told.params)
+            if told.state == TrialState.RUNNING and not _alive(told):
+                self.study.tell(told.number, state=TrialState.FAIL)
+                if told.params.keys() == self._distributions.keys() and key not in self._records:
+                    self._free(told)
+            elif told.state == TrialState.WAITING:
+                waiting.add(config_key(told.system_attrs.get("fixed_params", {})))
+            elif told.state.is_finished() and "record" in told.user_attrs:
+                known.add(told.user_attrs["record"])
+        for trial in self._records.values():
+            if trial.id not in known:
+                self.study.add_trial(self._frozen(trial))
+        defaults = self.backend.space.defaults
+        if config_key(defaults) not in self._records.keys() | waiting:
+            self.study.enqueue_trial(defaults)
+
+    def _free(self, told: FrozenTrial) -> None:
+        """Ask again for a configuration during which a process died, unless it looks like the cause."""
+        deaths = told.user_attrs.get("deaths", 0) + 1
+        if deaths >= MOST_DEATHS:
+            self.lethal.append(told.params)
+        else:
+            self.study.enqueue_trial(told.params, user_attrs={"deaths": deaths})
+
+    def _frozen(self, trial: Trial) -> FrozenTrial:
+        states = {"ok": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
+        measured = trial.measurement is not None
+        return optuna.trial.create_trial(
+            state=states.get(trial.state, TrialState.FAIL),
+            value=log_ratio(trial) if trial.state == "ok" else None,
+            intermediate_values={len(trial.measurement.blocks): log_ratio(trial)} if trial.measurement else {},
+            params=dict(trial.config),
+            distributions=dict(self._distributions),
+            user_attrs={"record": trial.id} | ({} if measured else {"reason": trial.reason}),
+        )
+
+
+class _Everything(BruteForceSampler):
+    """Tries everything; a Search knows by its records when that is done, so that it never stops the study."""
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        pass
+
+
+class _KernelLock(BaseJournalFileLock):
+    """A lock on the journal that the kernel releases when its holder dies."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: int | None = None
+
+    def acquire(self) -> bool:
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        return True
+
+    def release(self) -> None:
+        assert self._file is not None
+        os.close(self._file)
+        self._file = None
+
+
+def open_storage(storage: str | None, folder: Path) -> tuple[optuna.storages.BaseStorage, tuple[str, ...]]:
+    """The storage of the studies, and what had to be repaired.
+
+    storage  None for a journal in `folder`; the path of a journal; or a database URL (sqlite:///file,
+             postgresql://user@host/name)
+    Raises ResultsError where it cannot be opened.
+    """
+    try:
+        with _quiet():
+            if storage is not None and "://" in storage:
+                return optuna.storages.RDBStorage(storage), ()
+            path = folder / "studies.journal" if storage is None else Path(storage)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = JournalFileOpenLock(str(path)) if fcntl is None else _KernelLock(path.with_name(path.name + ".lock"))
+            notices = repair_journal(path, lock)
+            return optuna.storages.JournalStorage(JournalFileBackend(str(path), lock_obj=lock)), notices
+    except Exception as error:  # each database driver has errors of its own
+        raise ResultsError(
+            f"--storage {storage or folder}: {type(error).__name__}: {error}."
+            " Name a writable journal file, or a database URL whose driver is installed and whose server answers."
+        ) from error
+
+
+def repair_journal(path: Path, lock: BaseJournalFileLock) -> tuple[str, ...]:
+    """Cut off what a crash left of the last line of a journal, which would swallow the next one.
+
+    What is cut off is copied aside. A journal with damage further up cannot be read by anyone: it is moved
+    aside whole, and the studies are rebuilt from the records.
+    """
+    if not path.exists():
+        return ()
+    lock.acquire()
+    try:
+        content = path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
+        if not all(_is_json(line) for line in whole.splitlines()):
+            path.rename(aside)
+            return (f"{path}: damaged, moved to {aside.name}; the studies are rebuilt from the records",)
+        if len(whole) == len(content):
+            return ()
+        aside.write_bytes(content[len(whole) :])
+        os.truncate(path, len(whole))
+        return (f"{path}: {len(content) - len(whole)} bytes of an unfinished last line moved to {aside.name}",)
+    finally:
+        lock.release()
+
+
+def study_name(backend: Backend, setting: Setting, anchor: Proven) -> str:
+    """One study for each machine, software, problem, inputs, anchor, backend source and space."""
+    space = json.dumps([[choice.name, choice.values] for choice in backend.space.choices])
+    sources = f"{anchor.backend.source_hash} {config_key(anchor.config)} {backend.source_hash} {space}"
+    digest = hashlib.sha256(sources.encode()).hexdigest()[:12]
+    machine = f"{setting.machine.silicon_id}-{setting.machine.software_id}"
+    return f"{backend.name} {setting.problem.key} {setting.inputs_label} {machine} {digest}"
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
+def log_ratio(trial: Trial) -> float:
+    """log(time / anchor's time) of a trial that was measured."""
+    assert trial.measurement is not None
+    return trial.measurement.log_ratio
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep optuna from announcing studies, and from warning that what is used here is young."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
+
+
+def _this_process() -> dict[str, str | int]:
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
+
+
+def _alive(told: FrozenTrial) -> bool:
+    """Whether the process that holds a running trial still runs; another host is believed to for an hour."""
+    owner = told.user_attrs.get("owner")
+    if owner is None or owner["host"] != socket.gethostname():
+        begun = told.datetime_start
+        return begun is not None and time.time() - begun.timestamp() < (10 if owner is None else 3600)
+    return bool(_started(owner["pid"]) == owner["started"] != "")
+
+
+def _started(pid: int) -> str:
+    """When a process was started, in the words of the system; "" where it does not run.
+
+    A pid alone may belong to another process by now.
+    """
+    if Path("/proc/self/stat").exists():
+        try:
+            # The second field is the command in parentheses, which may hold spaces.
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19] + _boot()
+        except OSError:
+            return ""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return ""
+    except PermissionError:
+        pass
+    return "running"
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -1,0 +1,355 @@
+"""From a problem to a winner: every backend proved and searched within a budget, then the best raced."""
+
+from __future__ import annotations
+
+import math
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+from scanlab import registry
+from scanlab.backend import Backend
+from scanlab.errors import RejectedError, ScanlabError
+from scanlab.lab.attempt import attempt
+from scanlab.lab.prove import Failure, Proven, Setting, prove
+from scanlab.lab.race import Entrant, Race, race
+from scanlab.lab.results import Results, Trial, label_of
+from scanlab.lab.study import Search, log_ratio, open_storage
+from scanlab.problem import ScanInputs, ScanProblem
+
+# The part of the budget that is kept for the race.
+RACE_SHARE = 0.25
+# A race after a search that was given a number of trials and no time.
+RACE_S = 30.0
+# Every backend gets its default and a few more before the promising ones get the rest.
+FEWEST_TRIALS = 4
+# What still runs at these shares of the budget is cut off, so that the promise is kept: an attempt of the
+# search, which may eat into the time for the race, and the race.
+CUT_OFF_ATTEMPT = 0.90
+CUT_OFF_RACE = 1.05
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a tuning may take, building and proving included, or how many trials it may make, or both."""
+
+    seconds: float | None = None
+    trials: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.seconds is None and self.trials is None:
+            raise ScanlabError("a budget needs seconds or trials; for example --budget 3m or --trials 50.")
+        for noun, value in (("seconds", self.seconds), ("trials", self.trials)):
+            if value is not None and not value > 0:
+                raise ScanlabError(f"{noun}={value}: a budget must be more than 0.")
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened in a tuning, for a progress display.
+
+    kind       started or finished a trial, skipped something (then `message` says why), a round of the race
+    label      the backend and configuration, or the race
+    trial      the finished one
+    best       the fastest of the search so far
+    done       share of the budget that is used
+    eta_s      time left, about
+    """
+
+    kind: Literal["started", "finished", "skipped", "round"]
+    label: str
+    elapsed_s: float
+    eta_s: float
+    done: float
+    trial: Trial | None = None
+    best: Trial | None = None
+    message: str | None = None
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a tuning found.
+
+    trials       every trial of this problem on this machine that the search rests on, older ones too
+    new          how many of them this run made
+    race         the finalists side by side; None where there was no time or nothing to race
+    exhausted    the backends whose every configuration has been tried
+    notices      what was skipped or repaired, and why
+    interrupted  whether a person stopped it
+    """
+
+    trials: tuple[Trial, ...]
+    new: int
+    race: Race | None
+    exhausted: tuple[str, ...]
+    notices: tuple[str, ...]
+    interrupted: bool
+    elapsed_s: float
+
+    @property
+    def winner(self) -> Trial | None:
+        """The configuration to deploy: the race's winner, or without a race the fastest of the search."""
+        if self.race is not None and self.race.winner is not None:
+            return self.race.winner.trial
+        timed = [trial for trial in self.trials if trial.state == "ok"]
+        return min(timed, key=log_ratio, default=None)
+
+    @property
+    def why(self) -> str:
+        """One sentence that names the winner and says why."""
+        if self.race is not None and self.race.winner is not None:
+            return self.race.why
+        if self.winner is None:
+            return "No winner: no configuration could be timed."
+        return f"{self.winner.label}: the fastest of the search; it was not raced, so that luck may have part in it."
+
+
+def tune(
+    problem: ScanProblem,
+    inputs: tuple[ScanInputs, ...],
+    backends: Sequence[Backend],
+    budget: Budget,
+    results: Results,
+    *,
+    inputs_label: str = "made",
+    storage: str | None = None,
+    anchor: Entrant | None = None,
+    seed: int = 0,
+    on_event: Callable[[Event], None] = lambda event: None,
+) -> Tuned:
+    """Search the spaces of `backends` for `problem`, then race the best of each.
+
+    storage   see `open_storage`; None for a journal beside the records
+    anchor    what everything is timed beside; the reference loop where None
+    Returns what there is when a person interrupts it. Running it again takes up what is recorded and measures
+    only what is not. Raises ResultsError where results cannot be written, RejectedError where the anchor
+    cannot run.
+    """
+    clock = _Clock(time.monotonic(), budget)
+    results.prepare()
+    loaded = results.load()
+    opened, repaired = open_storage(storage, results.folder)
+    setting = Setting.of(problem, inputs, inputs_label, seed)
+    yardstick = _anchor(anchor or Entrant(registry.get("reference"), {}), setting)
+    run = _Run(setting, yardstick, results, clock, on_event, notices=[*loaded.notices, *repaired])
+    for backend in backends:
+        recorded = [trial for trial in loaded.trials if trial.backend == backend.name]
+        refusal = backend.unavailable() or backend.rejects(problem)
+        if refusal is None:
+            run.searches.append(Search(backend, setting, yardstick, recorded, opened))
+        else:
+            run.refuse(backend, refusal, recorded)
+    raced: Race | None = None
+    interrupted = False
+    try:
+        run.search()
+        raced = run.race()
+    except KeyboardInterrupt:
+        interrupted = True
+    return Tuned(
+        trials=tuple(trial for search in run.searches for trial in search.trials),
+        new=run.new,
+        race=raced,
+        exhausted=tuple(search.backend.name for search in run.searches if search.left == 0),
+        notices=tuple(run.notices),
+        interrupted=interrupted,
+        elapsed_s=time.monotonic() - clock.started,
+    )
+
+
+@dataclass(frozen=True)
+class _Clock:
+    started: float
+    budget: Budget
+
+    def at(self, share: float) -> float:
+        """When this share of the budget is used; never, for a budget of trials."""
+        return math.inf if self.budget.seconds is None else self.started + share * self.budget.seconds
+
+
+@dataclass
+class _Run:
+    """One tuning under way."""
+
+    setting: Setting
+    anchor: Proven
+    results: Results
+    clock: _Clock
+    on_event: Callable[[Event], None]
+    notices: list[str]
+    searches: list[Search] = field(default_factory=list)
+    finished: set[str] = field(default_factory=set)
+    new: int = 0
+
+    def refuse(self, backend: Backend, refusal: str, recorded: Sequence[Trial]) -> None:
+        """Say why a backend takes no part, and record it the first time."""
+        self.notices.append(f"{backend.name} takes no part: {refusal}")
+        failure = Failure("rejected", refusal)
+        trial = self.setting.trial("search", backend, backend.space.defaults, time.time(), failure)
+        if all((known.identity, known.reason) != (trial.identity, refusal) for known in recorded):
+            self.results.append(trial)
+
+    def search(self) -> None:
+        """Try configurations until the time for it is over or nothing is left to try."""
+        for each in self.searches:
+            for lethal in each.lethal:
+                failure = Failure("crashed", "processes died while trying this configuration, again and again")
+                self.results.append(self.setting.trial("search", each.backend, lethal, time.time(), failure))
+        anchor_arm = self.anchor.arm(self.setting)
+        rng = random.Random(self.setting.seed)
+        while (search := self._most_promising()) is not None:
+            config = search.ask(self._time_for(search))
+            if config is None:
+                self.finished.add(search.backend.name)
+                continue
+            label = label_of(search.backend.name, config)
+            self._emit("started", label)
+            best = search.best.measurement if search.best else None
+            try:
+                with time_limit(self.clock.at(CUT_OFF_ATTEMPT)):
+                    trial, scan = attempt(
+                        search.backend,
+                        config,
+                        self.setting,
+                        self.anchor,
+                        anchor_arm,
+                        best,
+                        rng,
+                        deadline=self.clock.at(1 - RACE_SHARE),
+                    )
+            except (OutOfTimeError, KeyboardInterrupt) as stopped:
+                search.give_back(config)
+                if isinstance(stopped, KeyboardInterrupt):
+                    raise
+                self._skip(search, f"{label} was cut off: the budget does not hold it; give it more")
+                continue
+            self.results.append(trial)
+            search.tell(trial, scan)
+            self.new += 1
+            self._emit("finished", label, trial=trial)
+
+    def race(self) -> Race | None:
+        """The best configuration of every backend side by side."""
+        entrants = [
+            search.best_scan or Entrant(search.backend, search.best.config)
+            for search in self.searches
+            if search.best is not None
+        ]
+        if not entrants:
+            return None
+        deadline = time.monotonic() + RACE_S if self.clock.budget.seconds is None else self.clock.at(1.0)
+        try:
+            with time_limit(self.clock.at(CUT_OFF_RACE)):
+                outcome = race(entrants, self.anchor, self.setting, self.results, deadline, on_round=self._on_round)
+        except OutOfTimeError:
+            self.notices.append("the race was cut off: building the finalists again took the rest of the budget")
+            return None
+        self.notices += outcome.notices
+        return outcome
+
+    @property
+    def best(self) -> Trial | None:
+        """The fastest trial of the search so far."""
+        return min((search.best for search in self.searches if search.best), key=log_ratio, default=None)
+
+    def _most_promising(self) -> Search | None:
+        """Whose turn it is: defaults first, then a few of everybody's, then shares of time by speed."""
+        if self.clock.budget.trials is not None and self.new >= self.clock.budget.trials:
+            return None
+        now, until = time.monotonic(), self.clock.at(1 - RACE_SHARE)
+        for search in self._running():
+            if search.left == 0:
+                self.finished.add(search.backend.name)
+            elif now + (search.expected_s or 0.0) > until:
+                takes = f" (about {search.expected_s:.1f} s each)" if search.expected_s else ""
+                left = "other" if search.left is None else f"its other {search.left}"
+                self._skip(search, f"{search.backend.name}: no time left for {left} configurations{takes}")
+        running = self._running()
+        for count in range(1, FEWEST_TRIALS + 1):
+            behind = [search for search in running if len(search.trials) < count]
+            if behind:
+                return behind[0]
+        return min(running, key=lambda search: search.spent_s / self._promise(search), default=None)
+
+    def _promise(self, search: Search) -> float:
+        """Its best speed as a share of the best of all, which is its share of the time too."""
+        if search.best is None or self.best is None:
+            return 0.01
+        return math.exp(log_ratio(self.best) - log_ratio(search.best))
+
+    def _time_for(self, search: Search) -> float:
+        """The time that this search may count on."""
+        running = len(self._running())
+        if self.clock.budget.trials is not None:
+            trials = (self.clock.budget.trials - self.new) / running
+            if search.left is not None and search.left > max(trials, FEWEST_TRIALS):
+                return 0.0
+        return (self.clock.at(1 - RACE_SHARE) - time.monotonic()) / running
+
+    def _running(self) -> list[Search]:
+        return [search for search in self.searches if search.backend.name not in self.finished]
+
+    def _skip(self, search: Search, message: str) -> None:
+        self.finished.add(search.backend.name)
+        self.notices.append(message)
+        self._emit("skipped", search.backend.name, message=message)
+
+    def _on_round(self, number: int) -> None:
+        self._emit("round", f"race, round {number}")
+
+    def _emit(
+        self,
+        kind: Literal["started", "finished", "skipped", "round"],
+        label: str,
+        trial: Trial | None = None,
+        message: str | None = None,
+    ) -> None:
+        elapsed_s = time.monotonic() - self.clock.started
+        budget = self.clock.budget
+        by_time = 0.0 if budget.seconds is None else elapsed_s / budget.seconds
+        by_trials = 0.0 if budget.trials is None else self.new / budget.trials
+        done = min(1.0, max(by_time, by_trials))
+        eta_s = elapsed_s * (1 - done) / done if done > 0 else math.inf
+        if budget.seconds is not None:
+            eta_s = min(eta_s, max(0.0, budget.seconds - elapsed_s))
+        self.on_event(Event(kind, label, elapsed_s, eta_s, done, trial, self.best, message))
+
+
+class OutOfTimeError(BaseException):
+    """The time for something ran out while it ran. Not an Exception: a backend must not swallow it."""
+
+
+@contextmanager
+def time_limit(deadline: float) -> Iterator[None]:
+    """Raise OutOfTimeError in the block when time.monotonic() reaches `deadline`.
+
+    A timer signal interrupts Python and what Python waits for, compilers too, but not a running kernel. In
+    another thread than the main one, and where there are no timer signals, the block is not interrupted.
+    """
+    able = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
+    if not able or deadline == math.inf:
+        yield
+        return
+
+    def ring(number: int, frame: object) -> None:
+        raise OutOfTimeError
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, max(1e-3, deadline - time.monotonic()))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _anchor(entrant: Entrant, setting: Setting) -> Proven:
+    proven = prove(entrant.backend, entrant.config, setting)
+    if isinstance(proven, Failure):
+        raise RejectedError(f"the anchor {entrant.backend.name} cannot be timed: {proven.reason}. Name another.")
+    return proven
