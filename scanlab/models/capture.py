@@ -42,7 +42,7 @@ def trained_like_(model: VisionMamba, seed: int = 0) -> VisionMamba:
     return model
 
 
-def _trained_like(name: str, uniform: NDArray[np.floating]) -> NDArray[np.floating]:
+def _trained_like(name: str, uniform: NDArray[np.float64]) -> NDArray[np.float64]:
     """Values for the parameter `name` out of numbers uniform in [0, 1) of its shape."""
     unit = math.sqrt(3.0) * (2.0 * uniform - 1.0)  # mean 0, variance 1
     module, _, leaf = name.rpartition(".")

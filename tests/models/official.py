@@ -1,4 +1,4 @@
-"""The golden files of the official model, and the recipe that makes their weights and images."""
+"""What the official model computed, and the recipe that made its weights and images."""
 
 import importlib.util
 import json
@@ -6,7 +6,6 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-import pytest
 import torch
 
 from scanlab.deploy.dispatch import Dispatcher
@@ -15,20 +14,20 @@ from scanlab.models.vision_mamba import VisionMamba
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
-def load_recipe() -> ModuleType:
+def _load_recipe() -> ModuleType:
     spec = importlib.util.spec_from_file_location("golden_recipe", GOLDEN / "recipe.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
+RECIPE = _load_recipe()
+EXTRA = np.load(GOLDEN / "golden_extra.npz")
 INDEX = {entry["name"]: entry for entry in json.loads((GOLDEN / "vim_index.json").read_text())}
 
 
-class Golden:
+class Official:
     """One variant of the official model: its options, weights, images, and what it computed."""
-
-    recipe = load_recipe()
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -46,22 +45,15 @@ class Golden:
     def model(self, **options: object) -> VisionMamba:
         """Our model with the variant's options and weights, in evaluation mode, on the reference scan."""
         model = VisionMamba(**self.config, **{"scan": Dispatcher("reference")} | options).eval()
-        weights = {name: self.recipe.param(name, shape) for name, shape in self.shapes.items()}
+        weights = {name: RECIPE.param(name, shape) for name, shape in self.shapes.items()}
         tensors = {name: self[f"buffer/{name}"] if w is None else torch.from_numpy(w) for name, w in weights.items()}
         model.load_state_dict(tensors)
         return model
 
     def images(self) -> torch.Tensor:
-        return torch.from_numpy(self.recipe.image(self.batch, self.config["img_size"]))
+        return torch.from_numpy(RECIPE.image(self.batch, self.config["img_size"]))
 
 
-@pytest.fixture(params=INDEX)
-def golden(request: pytest.FixtureRequest) -> Golden:
-    """Every golden variant in turn."""
-    return Golden(request.param)
-
-
-@pytest.fixture(scope="session")
-def make_golden() -> type[Golden]:
-    """A golden variant by name."""
-    return Golden
+def manifest(name: str) -> dict:
+    """Names, shapes and parameter count of a released model."""
+    return json.loads((GOLDEN / f"manifest_{name}.json").read_text())
