@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from scanlab.kernels import pointwise
-from scanlab.kernels.recurrence import Solver, recurrence
+from scanlab.kernels import pointwise, recurrence
+from scanlab.kernels.recurrence import Solver
 from scanlab.problem import ScanInputs, ScanOutput, ScanProblem
 
 
@@ -26,7 +26,7 @@ def scan(inputs: ScanInputs, problem: ScanProblem, chunk: int, solve: Solver) ->
         for_decay, for_states = (buffer[: len(u)] for buffer in buffers) if buffers else (None, None)
         decay = torch.mul(delta[..., None, :], A, out=for_decay).exp_()
         drive = torch.mul((delta * u)[..., None, :], B, out=for_states)
-        states = recurrence(decay, drive, h, solve)
+        states = recurrence.solved(decay, drive, h, solve)
         y = torch.mul(states, C, out=for_decay).sum(-2)
         return y, states[-1].clone()
 

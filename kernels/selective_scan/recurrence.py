@@ -68,8 +68,8 @@ class _Recurrence(torch.autograd.Function):
         return grad_drive, grad_decay, grad_drive[0] * decay[0].conj(), None
 
 
-def recurrence(decay: Tensor, drive: Tensor, h: Tensor, solve: Solver = sequential) -> Tensor:
-    """All states of the recurrence, differentiably; they overwrite `drive`.
+def solved(decay: Tensor, drive: Tensor, h: Tensor, solve: Solver) -> Tensor:
+    """All states of the recurrence, differentiably, by `solve`; they overwrite `drive`.
 
     decay, drive  (length, ...), of one dtype; the result has the same shape
     h             (...): the state before the first step

@@ -11,23 +11,22 @@ from pathlib import Path
 import torch
 
 from scanlab.backend import WHOLE_CONTRACT, Backend, ScanFn
-from scanlab.kernels import directions, pointwise
-from scanlab.kernels import recurrence as recurrences
-from scanlab.kernels.recurrence import recurrence
+from scanlab.kernels import directions, pointwise, recurrence
+from scanlab.kernels.recurrence import Solver
 from scanlab.problem import ScanInputs, ScanOutput, ScanProblem
 from scanlab.space import Config, Space
 from scanlab.threads import pinned, threads_choice
 
 
-def scan(inputs: ScanInputs, problem: ScanProblem) -> ScanOutput:
-    """The forward scan of one direction."""
+def scan(inputs: ScanInputs, problem: ScanProblem, solve: Solver = recurrence.sequential) -> ScanOutput:
+    """The forward scan of one direction, its recurrence by `solve`."""
     u, delta, A, B, C, h = pointwise.operands(inputs, problem)
     u, delta = (values.movedim(-1, 0).contiguous() for values in (u, delta))
     decay = (delta[..., None] * A).exp_()
     drive = (delta * u)[..., None] * B.movedim(-1, 0)
-    states = recurrence(decay, drive, h)
+    states = recurrence.solved(decay, drive, h, solve)
     y = torch.einsum("lbgcn,bgcnl->bgcl", states, C)
-    return pointwise.finish(y, states[-1], inputs)
+    return pointwise.finish(y, states[-1].clone(), inputs)
 
 
 def make(problem: ScanProblem, config: Config) -> ScanFn:
@@ -39,7 +38,7 @@ backend = Backend(
     name="two_phase",
     summary="all states in place, then one contraction for the outputs",
     rung=1,
-    sources=tuple(map(Path, (__file__, recurrences.__file__, pointwise.__file__, directions.__file__))),
+    sources=tuple(map(Path, (__file__, recurrence.__file__, pointwise.__file__, directions.__file__))),
     space=Space((threads_choice(),)),
     capabilities=WHOLE_CONTRACT,
     make=make,

@@ -1,0 +1,24 @@
+// The loop over time in C++, each step one ATen operation: what remains of a step is torch's own dispatch.
+
+#include <torch/library.h>
+
+namespace {
+
+// The contract of a solver in recurrence.py: time first, drives in `states`, which become the states.
+void solve(const at::Tensor& decay, at::Tensor states) {
+  const auto rates = decay.unbind();
+  auto steps = states.unbind();
+  for (size_t t = 1; t < steps.size(); ++t) {
+    steps[t].addcmul_(rates[t], steps[t - 1]);
+  }
+}
+
+}  // namespace
+
+TORCH_LIBRARY(scanlab_cpp_torch, library) {
+  library.def("solve(Tensor decay, Tensor(a!) states) -> ()");
+}
+
+TORCH_LIBRARY_IMPL(scanlab_cpp_torch, CPU, library) {
+  library.impl("solve", &solve);
+}

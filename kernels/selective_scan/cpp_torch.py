@@ -1,0 +1,48 @@
+"""The two-phase scan with its loop in a C++ extension that uses the torch C++ API.
+
+The same operations in the same order as `two_phase`; only the interpreter has left the loop, in the backward
+pass too. What is gained is Python's share of a step and nothing else.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from scanlab.backend import WHOLE_CONTRACT, Backend, ScanFn
+from scanlab.kernels import directions, extension, pointwise, recurrence, two_phase
+from scanlab.problem import ScanProblem
+from scanlab.space import Config, Space
+from scanlab.threads import pinned, threads_choice
+
+SOURCE = Path(__file__).with_suffix(".cpp")
+LIBRARY = extension.Extension("cpp_torch", (extension.Unit(SOURCE),), flags=("-O2",))
+
+
+def solve(decay: Tensor, states: Tensor) -> None:
+    """The solver of `recurrence` whose steps run in C++."""
+    torch.ops.scanlab_cpp_torch.solve(decay, states)
+
+
+def make(problem: ScanProblem, config: Config) -> ScanFn:
+    """The two-phase scan with its loop in C++, held to config["threads"]; compiles it where this was not done yet."""
+    LIBRARY.load()
+    scan = directions.directed(lambda inputs: two_phase.scan(inputs, problem, solve), problem)
+    return pinned(scan, int(config["threads"]))
+
+
+backend = Backend(
+    name="cpp_torch",
+    summary="the two-phase loop in C++, one ATen call for each time step",
+    rung=2,
+    sources=(
+        SOURCE,
+        *map(Path, (__file__, two_phase.__file__, recurrence.__file__, pointwise.__file__, directions.__file__)),
+    ),
+    space=Space((threads_choice(),)),
+    capabilities=WHOLE_CONTRACT,
+    make=make,
+    unavailable=LIBRARY.unavailable,
+)
