@@ -40,17 +40,17 @@ class Bar(NamedTuple):
 def speedup_bars(contest: Contest, placings: Sequence[Placing], caption: str) -> Figure:
     """The speed-up of every backend over the anchor, with 95 % intervals; what has none says why."""
     anchor = next((placing.measured.anchor for placing in placings if placing.measured), "the anchor")
-    bars = [_bar(placing) for placing in placings]
+    bars = [bar(placing.trial) for placing in placings]
     subtitle = f"{contest.title}. Best configuration of each backend; bars: 95 % interval."
     return bar_chart(bars, f"Speed-up over {anchor}", subtitle, caption, f"speed-up over {anchor} (times)")
 
 
-def _bar(placing: Placing) -> Bar:
-    trial = placing.trial
-    detail = " ".join(f"{name}={value}" for name, value in trial.config.items())
+def bar(trial: Trial) -> Bar:
+    """The bar of one trial, or the note why it has none."""
     if trial.measurement is None:
         return Bar(trial.backend, "", look(trial.backend), note=f"{trial.state}: {trial.reason}")
-    note = "" if trial.phase == "race" else "search only"
+    detail = " ".join(f"{name}={value}" for name, value in trial.config.items())
+    note = "search only" if trial.phase == "search" else ""
     interval = trial.measurement.speedup_interval
     return Bar(trial.backend, detail, look(trial.backend), trial.measurement.speedup, *interval, note)
 

@@ -1,0 +1,67 @@
+"""The original study's implementations as backends, each step on top of the one before; CLAIMS is what it said of them.
+
+Its data lie as the reference loop lays them out, where a time step is scattered in memory, until the last step.
+"""
+
+import dataclasses
+import math
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from scanlab.backend import WHOLE_CONTRACT, Backend, ScanFn
+from scanlab.kernels import cpp_torch, directions, pointwise, recurrence
+from scanlab.problem import ScanInputs, ScanOutput, ScanProblem
+from scanlab.space import Config, Space
+from scanlab.threads import pinned, threads_choice
+
+
+def two_phases(name: str, solve: recurrence.Solver) -> Backend:
+    """All states by `solve`, then all outputs, on data as the reference loop lays them out."""
+
+    def scan(inputs: ScanInputs, problem: ScanProblem) -> ScanOutput:
+        u, delta, A, B, C, h = pointwise.operands(inputs, problem)
+        decay = torch.exp(torch.einsum("bgcl,gcn->bgcln", delta, A)).movedim(3, 0)
+        drive = ((delta * u)[..., None] * B.mT).movedim(3, 0)
+        states = recurrence.solved(decay, drive, h, solve)
+        y = torch.einsum("lbgcn,bgcnl->bgcl", states, C)
+        return pointwise.finish(y, states[-1].clone(), inputs)
+
+    def make(problem: ScanProblem, config: Config) -> ScanFn:
+        cpp_torch.LIBRARY.load()
+        return pinned(directions.directed(lambda inputs: scan(inputs, problem), problem), int(config["threads"]))
+
+    sources = (Path(__file__), *cpp_torch.backend.sources)
+    return Backend(name, "two phases, not rearranged", 1, sources, Space((threads_choice(),)), WHOLE_CONTRACT, make)
+
+
+def in_parallel(name: str, backend: Backend) -> Backend:
+    """`backend` with each direction in a thread of its own, and torch held to one thread in each."""
+
+    def make(problem: ScanProblem, config: Config) -> ScanFn:
+        ahead, back = (backend.build(problem.replace(direction=way), {"threads": 1}) for way in ("forward", "reverse"))
+        # Whether gradients are wanted is a setting of each thread.
+        pool = ThreadPoolExecutor(1, initializer=torch.set_grad_enabled, initargs=(False,))
+
+        def both(*inputs: ScanInputs) -> ScanOutput:
+            other = pool.submit(back, inputs[1])
+            one, two = ahead(inputs[0]), other.result()
+            return ScanOutput(one.out + two.out, torch.stack((one.last_state, two.last_state)))
+
+        return both
+
+    capabilities = dataclasses.replace(backend.capabilities, directions=("bidirectional",), gradients=False)
+    sources = (Path(__file__), *backend.sources)
+    return dataclasses.replace(backend, name=name, sources=sources, space=Space(), capabilities=capabilities, make=make)
+
+
+IN_PYTHON = two_phases("study_python", recurrence.sequential)
+IN_CPP = two_phases("study_cpp", cpp_torch.solve)
+CLAIMS = {
+    IN_PYTHON: 2.2,
+    in_parallel("study_python_parallel", IN_PYTHON): math.nan,
+    IN_CPP: 2.8,
+    in_parallel("study_cpp_parallel", IN_CPP): 3.5,
+    in_parallel("study_rearranged", cpp_torch.backend): 4.0,
+}
