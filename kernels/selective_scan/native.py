@@ -1,0 +1,127 @@
+"""The C++ kernel: channels in the SIMD lanes, states in registers, time in blocks, both directions in one call.
+
+One build holds the kernel for every instruction set of the processor family and picks at run time. The
+environment variable SCANLAB_ISA (plain, avx2, avx512) forces one. `plain` is what every machine of the
+family has: SSE2 on x86, NEON on Arm.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from pathlib import Path
+
+import torch
+
+from scanlab.backend import EVERY_DIRECTION, Backend, Capabilities, ScanFn
+from scanlab.errors import ConfigError
+from scanlab.kernels.extension import Extension, Unit
+from scanlab.problem import ScanInputs, ScanOutput, ScanProblem
+from scanlab.space import Choice, Config, Space
+from scanlab.threads import threads_choice
+
+FOLDER = Path(__file__).parent
+HEADERS = tuple(FOLDER / f"native{part}.h" for part in ("", "_simd", "_rows", "_forward"))
+EXP_VARIANTS = ("fast", "polynomial", "table")  # in the order of `enum class Exp`
+
+ISA_FLAGS: dict[str, tuple[str, ...]] = {"plain": ()}
+if platform.machine() in ("x86_64", "AMD64"):
+    ISA_FLAGS["avx2"] = ("-mavx2", "-mfma", "-mf16c")
+    ISA_FLAGS["avx512"] = (*ISA_FLAGS["avx2"], "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl")
+
+THREADING = ("-fopenmp",) if sys.platform == "linux" else ("-pthread",)
+
+extension = Extension(
+    name="native",
+    units=(
+        Unit(FOLDER / "native_torch.cpp", ("-O1",)),
+        *(
+            Unit(FOLDER / "native_kernels.cpp", (f"-DSCANLAB_ISA={isa}", f"-DSCANLAB_TYPE={number}", *flags))
+            for isa, flags in reversed(ISA_FLAGS.items())
+            for number in ("float", "double")
+        ),
+        Unit(FOLDER / "native.cpp"),
+    ),
+    headers=HEADERS,
+    flags=("-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", *THREADING),
+    link_flags=THREADING,
+)
+
+
+def best_isa() -> str:
+    """The fastest instruction set of this machine that the build has, as torch sees it."""
+    best = {"AVX512": "avx512", "AVX2": "avx2"}.get(torch.backends.cpu.get_cpu_capability(), "plain")
+    return best if best in ISA_FLAGS else "plain"
+
+
+def chosen_isa() -> str:
+    """The instruction set $SCANLAB_ISA forces, or the best; raises ConfigError where this machine lacks it."""
+    has = tuple(ISA_FLAGS)[: tuple(ISA_FLAGS).index(best_isa()) + 1]
+    chosen = os.environ.get("SCANLAB_ISA", best_isa())
+    if chosen not in has:
+        raise ConfigError(f"SCANLAB_ISA={chosen!r}: must be one of {has} on this machine; unset it for the best.")
+    return chosen
+
+
+DEFAULT_EXP = "polynomial" if best_isa() == "plain" else "table"
+
+
+def forbids(config: Config, problem: ScanProblem) -> str | None:
+    """Why this configuration is not legal for the problem, or None."""
+    if problem.dtype == "float64" and config["exp"] != DEFAULT_EXP:
+        return f"float64 has one exponential, which exp={DEFAULT_EXP} stands for"
+    return None
+
+
+def make(problem: ScanProblem, config: Config) -> ScanFn:
+    """The compiled scan; compiles on the first use on a machine."""
+    extension.load()
+    settings = (
+        problem.delta_softplus,
+        problem.direction == "reverse",
+        config["threads"],
+        config["time_block"],
+        config["channel_tile"],
+        EXP_VARIANTS.index(str(config["exp"])),
+        tuple(ISA_FLAGS).index(chosen_isa()),
+    )
+    op = torch.ops.scanlab.scan.default
+    absent = (None,) * len(ScanInputs._fields)
+
+    def scan(*inputs: ScanInputs) -> ScanOutput:
+        ahead, back = inputs if len(inputs) == 2 else (inputs[0], absent)
+        return ScanOutput(*op(*ahead, *back, *settings))
+
+    return scan
+
+
+backend = Backend(
+    name="native",
+    summary="C++: channels in SIMD lanes, states in registers, time in blocks",
+    rung=6,
+    sources=(Path(__file__), *HEADERS, *dict.fromkeys(unit.source for unit in extension.units)),
+    space=Space(
+        (
+            threads_choice(),
+            Choice("time_block", (16, 32, 64, 128), default=64, summary="steps whose step sizes are computed at once"),
+            Choice("channel_tile", (16, 32, 64, 128), default=16, summary="channels one thread takes at a time"),
+            Choice(
+                "exp",
+                EXP_VARIANTS,
+                default=DEFAULT_EXP,
+                summary="how the decays are computed",
+            ),
+        ),
+        forbids,
+    ),
+    capabilities=Capabilities(
+        dtypes=("float32", "float64", "bfloat16", "float16"),
+        directions=EVERY_DIRECTION,
+        groups=True,
+        constant_BC=True,
+        initial_state=True,
+    ),
+    make=make,
+    unavailable=extension.unavailable,
+)
