@@ -1,0 +1,253 @@
+"""Weights in and out: official checkpoints, safetensors, published weights by name, fitted to another model size.
+
+Source: hustvl/Vim@dd0358a, vim/main.py (what a training state holds, what fine-tuning keeps), vim/utils.py,
+interpolate_pos_embed; the names of the published files are those under which their users load them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import pickle
+import re
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scanlab.errors import InputError
+from scanlab.models.vision_mamba import RELEASED, VisionMamba
+
+if TYPE_CHECKING:
+    from scanlab.deploy.dispatch import Scan
+
+HEAD = ("head.weight", "head.bias")
+# what the unpickler and the archive reader raise on damaged files, found by damaging some
+DAMAGE = (
+    RuntimeError,
+    OSError,
+    EOFError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    zipfile.BadZipFile,
+)
+LISTED = 8  # names of a kind that an error lists
+
+
+@dataclass(frozen=True)
+class Published:
+    """Where the weights of a released model are on the Hugging Face hub, and the sizes that tell them apart."""
+
+    repository: str
+    file: str
+    embed_dim: int
+    tokens: int
+
+
+PUBLISHED = {
+    "vim_tiny": Published("hustvl/Vim-tiny-midclstok", "vim_t_midclstok_76p1acc.pth", 192, 197),
+    "vim_tiny_stride8": Published("hustvl/Vim-tiny-midclstok", "vim_t_midclstok_ft_78p3acc.pth", 192, 730),
+    "vim_small": Published("hustvl/Vim-small-midclstok", "vim_s_midclstok_80p5acc.pth", 384, 197),
+    "vim_small_stride8": Published("hustvl/Vim-small-midclstok", "vim_s_midclstok_ft_81p6acc.pth", 384, 730),
+    "vim_base": Published("hustvl/Vim-base-midclstok", "vim_b_midclstok_81p9acc.pth", 768, 197),
+}
+
+
+def open_model(
+    source: str | Path, *, img_size: int = 224, num_classes: int | None = None, scan: Scan | str | None = None
+) -> VisionMamba:
+    """A released model with weights, in evaluation mode.
+
+    `source` is a published name (vim_tiny, ...) or a file with the weights of a released model, whose sizes
+    say which one it is. An `img_size` other than theirs resizes the position embedding, a `num_classes` other
+    than theirs gives a fresh head. Raises InputError.
+    """
+    weights = read_weights(download(str(source)) if str(source) in PUBLISHED else Path(source))
+    if num_classes is None:
+        num_classes = len(weights["head.weight"]) if "head.weight" in weights else 0
+    model = RELEASED[released_name(weights)](img_size=img_size, num_classes=num_classes, scan=scan)
+    load_weights(model, weights, new_head=True)
+    return model.eval()
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The weights in a file by their official names, on the CPU.
+
+    `.safetensors`, or a file of torch.save: a training state with the weights under `model`, or the weights
+    alone. Such files are unpickled as data: they may hold tensors, plain values and an argparse.Namespace;
+    anything else, which could run code, is refused. Raises InputError.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; published names are {', '.join(PUBLISHED)}.")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickled(path)
+    weights = content.get("model", content) if isinstance(content, Mapping) else content
+    if (
+        not isinstance(weights, Mapping)
+        or not weights
+        or not all(isinstance(each, Tensor) for each in weights.values())
+    ):
+        held = ", ".join(map(str, list(content)[:LISTED])) if isinstance(content, Mapping) else type(content).__name__
+        raise InputError(f"{path} holds {held or 'nothing'}: must be weights by name, or hold them under 'model'.")
+    return dict(weights)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    import safetensors
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path} is no safetensors file that can be read: {error}. It may be damaged or cut off."
+        ) from error
+
+
+def _read_pickled(path: Path) -> object:
+    try:
+        # the arguments of an official training: all that its state holds besides tensors and plain values
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            # mapped, so that the optimizer's state, two thirds of an official file, is never read
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        named = re.findall(r"GLOBAL ([\w.]+)", str(error))
+        if not named:
+            raise InputError(
+                f"{path} is no file of torch.save that can be read: {str(error).splitlines()[0]}"
+            ) from error
+        raise InputError(
+            f"{path} holds a {named[0]}, and reading it could run code: weights, plain values and"
+            " argparse.Namespace are read. If you trust the file, load it yourself and save its weights alone."
+        ) from error
+    except DAMAGE as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"{path} is no file of torch.save that can be read: {reason}. It may be damaged or cut off."
+        ) from error
+
+
+def save_weights(model: VisionMamba, path: Path) -> None:
+    """Write the model's weights to a safetensors file, under their official names, whole or not at all."""
+    from safetensors.torch import save_file
+
+    if path.suffix != ".safetensors":
+        raise InputError(
+            f"{path}: weights are written as safetensors; name it {path.with_suffix('.safetensors').name}."
+        )
+    weights = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            unfinished = Path(folder) / path.name
+            save_file(weights, unfinished, metadata={"format": "pt"})
+            os.replace(unfinished, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error}.") from error
+
+
+def download(name: str) -> Path:
+    """The published weights called `name`, from the hub or the local cache; an interrupted download goes on.
+
+    Raises InputError where there is no such name, or neither a connection nor a cached copy.
+    """
+    if name not in PUBLISHED:
+        raise InputError(f"no weights are published as {name!r}: there are {', '.join(PUBLISHED)}.")
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    published = PUBLISHED[name]
+    try:
+        return Path(hf_hub_download(published.repository, published.file))
+    except (OSError, EntryNotFoundError) as error:
+        raise InputError(
+            f"cannot get {published.file} from {published.repository} on the Hugging Face hub:"
+            f" {str(error).splitlines()[0]} Connect this machine, or download the file elsewhere and name its path."
+        ) from error
+
+
+def released_name(weights: Mapping[str, Tensor]) -> str:
+    """Which released model these weights belong to, by their sizes; raises InputError where it is none."""
+    position = weights.get("pos_embed")
+    for name, published in PUBLISHED.items():
+        if position is not None and position.shape == (1, published.tokens, published.embed_dim):
+            return name
+    shape = "missing" if position is None else tuple(position.shape)
+    raise InputError(
+        f"pos_embed is {shape}: none of {', '.join(PUBLISHED)} has that; build a VisionMamba with the options that"
+        " these weights were trained with, and load them into it with load_weights."
+    )
+
+
+def load_weights(model: VisionMamba, weights: Mapping[str, Tensor], *, new_head: bool = False) -> tuple[str, ...]:
+    """Load weights, by their official names, into the model in place; returns the names that had to be fitted.
+
+    Fitted is the position embedding, where the model has another grid of patches, and with `new_head` a head
+    of another number of classes, which stays as it is initialised. Rotary tables of another grid follow from
+    the model's own. Raises InputError with the missing, unexpected and misshapen names.
+    """
+    expected = model.state_dict()
+    fitted = dict(weights)
+    position, rows = fitted.get("pos_embed"), model.pos_embed
+    if position is not None and rows is not None and position.dim() == 3 and position.shape[1] != rows.shape[1]:
+        fitted["pos_embed"] = resize_position_embedding(position, model.patch_embed.grid_size, model.num_tokens)
+    for name in ("rope.freqs_cos", "rope.freqs_sin"):
+        if name in expected and name in fitted and fitted[name].shape != expected[name].shape:
+            fitted[name] = expected[name]
+    if new_head and any(_differ(name, fitted, expected) for name in HEAD):
+        fitted = {name: value for name, value in fitted.items() if name not in HEAD}
+        fitted |= {name: expected[name] for name in HEAD if name in expected}
+    problems = {
+        "missing": [name for name in expected if name not in fitted],
+        "unexpected": [name for name in fitted if name not in expected],
+        "misshapen": [
+            f"{name} {tuple(fitted[name].shape)}, not {tuple(expected[name].shape)}"
+            for name in expected
+            if name in fitted and fitted[name].shape != expected[name].shape
+        ],
+    }
+    if any(problems.values()):
+        listed = "; ".join(f"{kind}: {_listed(names)}" for kind, names in problems.items() if names)
+        cure = (
+            " With new_head=True the head is left out." if any(_differ(name, fitted, expected) for name in HEAD) else ""
+        )
+        raise InputError(f"these weights do not fit the model; {listed}.{cure}")
+    model.load_state_dict(fitted)
+    return tuple(name for name in expected if name not in weights or fitted[name] is not weights[name])
+
+
+def _differ(name: str, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
+    shapes = [each[name].shape if name in each else None for each in (weights, expected)]
+    return shapes[0] != shapes[1]
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
+
+
+def resize_position_embedding(position: Tensor, grid: tuple[int, ...], class_tokens: int) -> Tensor:
+    """position (1, tokens, embed_dim) of a square grid, resized to `grid` (rows, columns) of patches; bicubic.
+
+    As the official code does it: the first `class_tokens` rows are kept and the others taken for patches.
+    With the class token in the middle this is a mistake, which keeps patch 0's row and resizes the class
+    token's along with the patches; but the released stride-8 weights were fine-tuned through it.
+    """
+    kept, patches = position[:, :class_tokens], position[:, class_tokens:]
+    side = math.isqrt(patches.shape[1])
+    if side**2 != patches.shape[1]:
+        raise InputError(
+            f"pos_embed has {patches.shape[1]} rows besides {class_tokens} class tokens:"
+            " only that of a square grid can be resized."
+        )
+    image = patches.reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    resized = F.interpolate(image.float(), size=grid, mode="bicubic", align_corners=False).to(position.dtype)
+    return torch.cat((kept, resized.permute(0, 2, 3, 1).flatten(1, 2)), dim=1)
