@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from scanlab.errors import RejectedError, UnavailableError
+from scanlab.errors import ConfigError, RejectedError, UnavailableError
 from scanlab.problem import ScanInputs, ScanOutput, ScanProblem
 from scanlab.space import Config, Space
 
@@ -124,3 +124,21 @@ class Backend:
             digest.update(path.name.encode())
             digest.update(path.read_bytes())
         return digest.hexdigest()[:16]
+
+
+def at_most(backend: Backend, threads: int) -> Backend:
+    """`backend` with its tunable `threads`, where it has one, held to at most so many.
+
+    Raises ConfigError where none of its values is that small.
+    """
+    choices = []
+    for choice in backend.space.choices:
+        if choice.name == "threads":
+            values = tuple(value for value in choice.values if int(value) <= threads)
+            if not values:
+                raise ConfigError(
+                    f"{backend.name}: threads={threads}: it runs on {min(map(int, choice.values))} or more."
+                )
+            choice = replace(choice, values=values, default=min(choice.default, max(values)))
+        choices.append(choice)
+    return replace(backend, space=replace(backend.space, choices=tuple(choices)))

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from scanlab.cli import bench, inspect, prove, recorded, validate
+from scanlab.cli import bench, inspect, prove, recorded, tune, validate
 from scanlab.cli.console import Exit, notes
 from scanlab.errors import ScanlabError, UnavailableError
 
@@ -18,8 +18,10 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Makes the Mamba selective scan fast on this machine, proves that it is right, and puts the winner to work.",
 )
+app.command("tune")(tune.tune)
 app.command("list")(inspect.list_backends)
 app.command("doctor")(inspect.doctor)
+app.command("report")(recorded.report)
 app.command("best")(recorded.best)
 app.command("verify")(prove.verify)
 app.command("bench")(bench.bench)

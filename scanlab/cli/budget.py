@@ -18,3 +18,9 @@ def parse_duration(text: str) -> float:
     if seconds <= 0:
         raise InputError(f"duration {text!r}: must be more than nothing, such as 3m.")
     return seconds
+
+
+def spell_duration(seconds: float) -> str:
+    """ "45 s" or "3 min 10 s"."""
+    whole = max(0, round(seconds))
+    return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60:02d} s"

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
+import typer
 from rich.markup import escape
 
-from scanlab.cli.console import AsJson, ImagePath, ProblemText, SuiteName, cases_of, out, print_json
+from scanlab.cli.console import AsJson, ImagePath, ProblemText, SuiteName, cases_of, notes, out, print_json
 from scanlab.deploy.dispatch import Decision, decide
 from scanlab.deploy.profile import Profile, load_profile
+from scanlab.lab.machine import this_machine
+from scanlab.lab.results import Results
 from scanlab.problem import ScanProblem
 from scanlab.space import config_key
 
@@ -39,3 +43,27 @@ def _answer(problem: ScanProblem, profile: Profile | None) -> dict[str, Any]:
     decision: Decision = decide(problem, profile)
     entry = profile.exact(problem) if profile is not None and decision.basis == "exact" else None
     return {"problem": problem.key, **asdict(decision), "evidence": {} if entry is None else dict(entry.evidence)}
+
+
+def report(
+    results: Annotated[Path, typer.Argument(help="The folder that trials were recorded in.")] = Path("runs"),
+    folder: Annotated[Path | None, typer.Option("--to", help="Where the report goes; RESULTS/report.")] = None,
+) -> None:
+    """Tables (Markdown, CSV), plots (PNG and SVG) and a page, from recorded results, without measuring again.
+
+    Example: `scanlab report runs`
+    """
+    record = Results(results)
+    for notice in record.load().notices:
+        notes.print(f"[yellow]note:[/] {escape(notice)}")
+    for path in write(record, folder):
+        out.print(f"wrote {path}")
+
+
+def write(record: Results, folder: Path | None = None) -> list[Path]:
+    """The report of what is recorded, written to `folder`, by default the `report` of its own folder."""
+    from scanlab.lab.study import importances
+    from scanlab.report.document import write_report
+
+    trials = record.load().trials
+    return write_report(trials, this_machine(), folder or record.folder / "report", importances(trials))

@@ -1,0 +1,238 @@
+"""`scanlab tune`: search, prove, time, report, choose."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn
+
+from scanlab import registry
+from scanlab.backend import Backend, at_most
+from scanlab.cli.bench import show_race
+from scanlab.cli.budget import parse_duration, spell_duration
+from scanlab.cli.console import AsJson, Exit, ImagePath, ProblemText, SuiteName, cases_of, notes, out, print_json
+from scanlab.deploy.profile import Entry, Profile, profile_path
+from scanlab.errors import ProfileError
+from scanlab.lab.lengths import sweep
+from scanlab.lab.race import Entrant
+from scanlab.lab.results import Results, Trial
+from scanlab.lab.tune import Budget, Event, Tuned
+from scanlab.lab.tune import tune as tune_problem
+from scanlab.problem import ScanProblem
+
+DEFAULT_BUDGET = "4m"
+# Parts of the budget that are kept for the time against the length, and for drawing the report.
+LENGTHS_SHARE = 0.15
+REPORT_SHARE = 0.05
+# The time against the length, after a search that was given a number of trials and no time.
+SWEEP_S = 30.0
+
+
+def tune(
+    problem: ProblemText = None,
+    suite: SuiteName = None,
+    image: ImagePath = None,
+    backends: Annotated[str | None, typer.Option(help="Separated by spaces; all by default.")] = None,
+    budget: Annotated[str | None, typer.Option(help=f"Time for everything: 90s, 3m; {DEFAULT_BUDGET}.")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Search this many configurations, however long.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Use at most so many threads.")] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="Where the studies are: a journal file or a database URL; in the results folder.")
+    ] = None,
+    results: Annotated[Path, typer.Option("--out", help="The folder of the records and the report.")] = Path("runs"),
+    seed: Annotated[int, typer.Option(help="Of the drawn inputs, the search and the order of samples.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Find the fastest right scan for a problem on this machine, report it, and put it to work.
+
+    Every configuration is held against the float64 oracle before it is timed. Ctrl-C stops cleanly and keeps what
+    was measured; running it again takes up from there. Example: `scanlab tune --suite vim-tiny --budget 3m`
+    """
+    clock = _Clock(time.monotonic(), parse_duration(budget or DEFAULT_BUDGET) if budget or trials is None else None)
+    chosen = _chosen(backends, threads)
+    record = Results(results)
+    record.prepare()
+    cases = cases_of(problem, suite, image)
+    tuned = []
+    for index, case in enumerate(cases):
+        if not as_json:
+            out.print(f"[bold]{case.problem.key}[/]  ({case.label})")
+        seconds = clock.left(index, len(cases), keep=LENGTHS_SHARE)
+        with _progress(as_json) as on_event:
+            found = tune_problem(
+                case.problem,
+                case.inputs,
+                chosen,
+                Budget(seconds, trials),
+                record,
+                inputs_label=case.label,
+                storage=storage,
+                seed=seed,
+                on_event=on_event,
+            )
+        tuned.append(found)
+        if not as_json:
+            _show(found)
+        if found.interrupted:
+            break
+        _sweep(found, case.problem, chosen, record, clock.left(index, len(cases)), seed)
+    written = _report(record)
+    deployed = _deploy(tuned)
+    if as_json:
+        print_json([_as_json(found) for found in tuned])
+    else:
+        _say_where(written, deployed)
+        for found in tuned:
+            out.print(f"[bold green]{escape(found.why)}[/]")
+    if any(found.interrupted for found in tuned):
+        notes.print("interrupted: everything measured is kept; run the same command again to go on.")
+        raise typer.Exit(Exit.INTERRUPTED)
+    if not any(found.winner for found in tuned):
+        raise typer.Exit(Exit.CANNOT_RUN)
+
+
+@dataclass(frozen=True)
+class _Clock:
+    started: float
+    budget_s: float | None
+
+    def left(self, index: int, cases: int, keep: float = 0.0) -> float | None:
+        """Seconds for case number `index` of so many, less what is kept of its share and for the report."""
+        if self.budget_s is None:
+            return None
+        share_s = self.budget_s * (1 - REPORT_SHARE) / cases
+        end_s = self.started + share_s * (index + 1 - keep)
+        return max(1.0, end_s - time.monotonic())
+
+
+def _sweep(
+    found: Tuned, problem: ScanProblem, backends: list[Backend], record: Results, seconds: float | None, seed: int
+) -> None:
+    """Time the best configuration of every backend over the sequence length, for the plot."""
+    if found.race is None or found.winner is None:
+        return
+    by_name = {backend.name: backend for backend in backends}
+    raced = {each.trial.backend: each.trial for each in reversed(found.race.standings)}
+    entrants = [Entrant(by_name[name], trial.config) for name, trial in raced.items()]
+    fastest = next(each for each in entrants if each.backend.name == found.winner.backend)
+    deadline = time.monotonic() + (seconds if seconds is not None else SWEEP_S)
+    with notes.status("time against length") as status:
+        sweep(
+            problem,
+            entrants,
+            fastest,
+            record,
+            deadline,
+            seed,
+            on_length=lambda length: status.update(f"time against length: {length}"),
+        )
+
+
+def _chosen(names: str | None, threads: int | None) -> list[Backend]:
+    """The backends to tune; what fails to load is said, and an error where it was asked for by name."""
+    if names:
+        chosen = [registry.get(name) for name in names.replace(",", " ").split()]
+    else:
+        loaded, failures = registry.load_all()
+        for failure in failures.values():
+            notes.print(f"[yellow]note:[/] {escape(failure)}")
+        chosen = list(loaded)
+    return chosen if threads is None else [at_most(backend, threads) for backend in chosen]
+
+
+@contextmanager
+def _progress(silent: bool) -> Iterator[Any]:
+    """A live bar over the budget with the current best and the time left; yields what takes the events."""
+    columns = (
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("{task.fields[left]}"),
+        TextColumn("[green]{task.fields[best]}[/]"),
+        TextColumn("[dim]{task.description}[/]"),
+    )
+    with Progress(*columns, console=notes, transient=True, disable=silent) as progress:
+        task = progress.add_task("the oracle", total=1.0, left="", best="")
+
+        def on_event(event: Event) -> None:
+            best = "" if event.best is None else _short(event.best)
+            left = f"{spell_duration(event.eta_s)} left"
+            progress.update(task, completed=event.done, description=escape(event.label), left=left, best=escape(best))
+            if event.message is not None:
+                progress.console.print(f"[yellow]note:[/] {escape(event.message)}")
+
+        yield on_event
+
+
+def _short(trial: Trial) -> str:
+    measurement = trial.measurement
+    assert measurement is not None
+    return f"best so far {trial.label}: {measurement.median_ms:.3g} ms, {measurement.speedup:.3g}x"
+
+
+def _show(found: Tuned) -> None:
+    if found.race is not None:
+        show_race(found.race)
+    counts = {
+        state: sum(trial.state == state for trial in found.trials) for state in ("ok", "pruned", "wrong", "crashed")
+    }
+    said = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    out.print(f"{len(found.trials)} configurations ({said or 'none'}), {found.new} of them tried now.")
+    for notice in found.notices:
+        notes.print(f"[yellow]note:[/] {escape(notice)}")
+
+
+def _report(record: Results) -> list[Path]:
+    # Loading pandas and matplotlib takes a second, which only the end of a tuning needs.
+    from scanlab.cli.recorded import write
+
+    return write(record)
+
+
+def _deploy(tuned: list[Tuned]) -> Path | None:
+    """Write the winners into this machine's profile, beside what is chosen there for other problems."""
+    winners = [found for found in tuned if found.winner is not None]
+    if not winners:
+        return None
+    path = profile_path()
+    try:
+        profile = Profile.load(path) if path.exists() else Profile.empty()
+    except ProfileError as error:
+        aside = path.with_name(path.name + ".refused")
+        path.rename(aside)
+        notes.print(f"[yellow]note:[/] {escape(str(error))} It was moved to {aside}.")
+        profile = Profile.empty()
+    for found in winners:
+        winner = found.winner
+        assert winner is not None
+        evidence = {"why": found.why, "trial": winner.to_json()}
+        profile = profile.with_entry(Entry(winner.problem, winner.backend, winner.source_hash, winner.config, evidence))
+    profile.save(path)
+    return path
+
+
+def _say_where(written: list[Path], deployed: Path | None) -> None:
+    for path in written:
+        if path.suffix in (".md", ".html", ".png"):
+            out.print(f"wrote {path}")
+    if deployed is not None:
+        out.print(f"wrote {deployed}, which scanlab.selective_scan_fn and the models follow from now on")
+
+
+def _as_json(found: Tuned) -> dict[str, Any]:
+    winner = found.winner
+    return {
+        "winner": None if winner is None else winner.to_json(),
+        "why": found.why,
+        "tried": len(found.trials),
+        "new": found.new,
+        "interrupted": found.interrupted,
+        "elapsed_s": found.elapsed_s,
+        "notices": list(found.notices),
+    }
