@@ -14,7 +14,17 @@ from scanlab.errors import ResultsError
 from scanlab.lab.machine import Machine
 from scanlab.lab.results import Trial
 from scanlab.report import figures, page, tables
-from scanlab.report.evidence import Contest, Placing, anchor_of, contests, families, placings, select, slugs
+from scanlab.report.evidence import (
+    Contest,
+    Placing,
+    anchor_of,
+    contests,
+    families,
+    oldest_first,
+    placings,
+    select,
+    slugs,
+)
 from scanlab.report.units import milliseconds, three_digits
 
 READING = (
@@ -110,7 +120,7 @@ def compose(trials: Sequence[Trial], machine: Machine, importances: Mapping[str,
         )
         picture = Picture("importance", importance, f"Importance of the tunables: {', '.join(spelled)}.")
         sections.append(Section("What matters", "", {}, [picture]))
-    files = {"speedups.csv": speedups, "errors.csv": errors, "trials.csv": tables.trial_table(trials)}
+    files = {"speedups.csv": speedups, "errors.csv": errors, "trials.csv": tables.trial_table(oldest_first(trials))}
     about = [f"Machine: {machine.describe()}.", f"{len(chosen.trials)} trials, {_dates(chosen.trials)}."]
     about += [f"Left out: {', '.join(chosen.left_out)}."] if chosen.left_out else []
     return Document(

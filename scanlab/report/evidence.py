@@ -68,7 +68,7 @@ def select(trials: Iterable[Trial], machine: Machine) -> Selection:
     same configuration was tried later in the same phase: the last try counts, not the luckiest. Ratios to
     different anchors cannot be compared: those to the reference loop count, or else to the anchor used last.
     """
-    ordered = sorted(trials, key=lambda trial: (trial.started_at, trial.id))
+    ordered = oldest_first(trials)
     ids = (machine.silicon_id, machine.software_id)
     here = [trial for trial in ordered if (trial.machine.silicon_id, trial.machine.software_id) == ids]
     sources = {(contest_of(trial), trial.backend): trial.source_hash for trial in here}
@@ -87,6 +87,11 @@ def select(trials: Iterable[Trial], machine: Machine) -> Selection:
         (len(comparable) - len(kept), "repeated later"),
     )
     return Selection(tuple(kept), tuple(f"{count} {why}" for count, why in counts if count))
+
+
+def oldest_first(trials: Iterable[Trial]) -> list[Trial]:
+    """`trials` in one order, whatever the order they come in."""
+    return sorted(trials, key=lambda trial: (trial.started_at, trial.id))
 
 
 def anchor_of(trial: Trial) -> str:

@@ -28,9 +28,9 @@ def milliseconds(value_ms: float, digits: Callable[[float], str] = three_digits)
     """A time: "1.23 ms", "12.3 µs" or "1.23 s"."""
     if math.isnan(value_ms):
         return ""
-    if value_ms < 1.0:
-        return f"{digits(value_ms * 1e3)} µs"
-    return f"{digits(value_ms)} ms" if value_ms < 1e3 else f"{digits(value_ms / 1e3)} s"
+    rounded = float(f"{value_ms:.3g}")
+    scale, unit = (1e3, "µs") if rounded < 1.0 else (1.0, "ms") if rounded < 1e3 else (1e-3, "s")
+    return f"{digits(value_ms * scale)} {unit}"
 
 
 def times(ratio: float, digits: Callable[[float], str] = three_digits) -> str:

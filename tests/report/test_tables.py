@@ -1,0 +1,138 @@
+"""The tables against numbers computed by hand."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import math
+
+import pytest
+from lab_records import block, measurement, trial
+
+from scanlab.lab.verify import Verdict
+from scanlab.problem import ScanProblem
+from scanlab.report import tables
+from scanlab.report.units import TIMES, TO
+
+MS = 1_000_000
+PROVED = Verdict(passed=True, errors={"out": 3e-7, "last_state": 1e-7}, tolerances={"out": 2e-5, "last_state": 2e-5})
+OFF = Verdict(passed=False, errors={"out": 0.5, "last_state": 1e-7}, tolerances={"out": 2e-5, "last_state": 2e-5})
+# Ratios to the anchor within the blocks: 8/2, 12/3 and 10/2.5, that is 4 in each, while the machine slows down.
+DRIFTING = measurement(
+    block([1 * MS, 2 * MS, 3 * MS], [8 * MS]), block([2 * MS, 3 * MS, 4 * MS], [12 * MS]), block([2_500_000], [10 * MS])
+)
+TRIALS = [
+    trial(phase="race", backend="native", config={"threads": 2}, verdict=PROVED, measurement=DRIFTING),
+    trial(backend="chunked", measurement=measurement(block([4 * MS], [8 * MS]))),
+    trial(
+        backend="associative", config={"chunk": 8}, state="wrong", verdict=OFF, measurement=None, reason="out is off"
+    ),
+    trial(backend="associative", config={"chunk": 16}, state="crashed", verdict=None, measurement=None, reason="a | b"),
+    trial(backend="compiled", config={}, state="crashed", verdict=None, measurement=None, reason="no compiler\nhere"),
+    trial(backend="triton", config={}, state="rejected", verdict=None, measurement=None, reason="no GPU is visible"),
+]
+
+
+def rows(frame):
+    return {row["backend"]: row for row in frame.to_dict("records")}
+
+
+def test_the_speedup_table_has_the_numbers_of_the_samples():
+    native = rows(tables.speedup_table(TRIALS))["native"]
+    # All samples in order: 1 2 2 2.5 3 3 4.
+    assert (native["quartile1_ms"], native["median_ms"], native["quartile3_ms"]) == pytest.approx((2.0, 2.5, 3.0))
+    assert [native[name] for name in ("speedup", "speedup_low", "speedup_high")] == pytest.approx([4.0, 4.0, 4.0])
+    # 1 x 4 x 8 x 2 state updates in 2.5 ms.
+    assert native["state_updates_per_s"] == pytest.approx(64 / 0.0025)
+    assert native["error"] == 3e-7
+    assert (native["peak_bytes"], native["build_ms"], native["first_call_ms"]) == (4096, 1.5, 2.5)
+    assert (native["numbers_from"], native["anchor"], native["state"]) == ("race", "reference threads=1", "ok")
+
+
+def test_no_backend_is_dropped_and_each_failure_has_its_reason():
+    table = tables.speedup_table(TRIALS)
+    assert list(table["backend"]) == ["native", "chunked", "associative", "compiled", "triton"]
+    found = rows(table)
+    assert [found[name]["reason"] for name in ("compiled", "triton")] == ["no compiler\nhere", "no GPU is visible"]
+    assert all(math.isnan(found["triton"][name]) for name in tables.NUMBERS)
+    assert (found["associative"]["tried"], found["associative"]["failed"]) == (2, 2)
+
+
+def test_the_readable_table_has_units_and_marks_numbers_of_a_search():
+    readable = rows(tables.readable_speedups(tables.speedup_table(TRIALS)))
+    native, chunked = readable["native"], readable["chunked"]
+    assert (native["median"], native["quartiles"]) == ("2.50 ms", f"2.00 ms {TO} 3.00 ms")
+    assert (native["speed-up"], native["95 % interval"]) == (f"4.00{TIMES}", f"4.00{TIMES} {TO} 4.00{TIMES}")
+    assert (native["state updates"], native["error"], native["build"]) == ("25.6 k/s", "3.0e-07", "1.50 ms")
+    assert (native["state"], chunked["state"]) == ("ok", "ok, from the search")
+    assert readable["triton"]["state"] == "rejected: no GPU is visible"
+    assert readable["triton"]["median"] == ""
+
+
+def test_memory_that_nobody_could_tell_is_empty():
+    unknown = trial(measurement=dataclasses.replace(measurement(), peak_bytes=None))
+    assert tables.readable_speedups(tables.speedup_table([unknown]))["memory"][0] == ""
+
+
+def test_the_error_table_has_the_worst_configuration_of_each_tensor():
+    worse = Verdict(passed=True, errors={"out": 9e-6, "last_state": 0.0}, tolerances=PROVED.tolerances)
+    table = tables.error_table([*TRIALS, trial(backend="native", config={"threads": 1}, verdict=worse)])
+    native = table[table["backend"] == "native"].set_index("tensor")
+    assert native.loc["out", ["config", "configurations", "worst_error"]].tolist() == ["threads=1", 2, 9e-6]
+    assert native.loc["last_state", ["config", "worst_error"]].tolist() == ["threads=2", 1e-7]
+    assert bool(native["passed"].all())
+    associative = tables.readable_errors(table[table["backend"] == "associative"]).set_index("tensor")
+    assert associative.loc["out", ["verdict", "used up"]].tolist() == ["WRONG", "exceeded"]
+    assert associative.loc["last_state", ["verdict", "used up"]].tolist() == ["passed", "0.5%"]
+
+
+def test_the_trial_table_has_every_trial_and_what_was_disturbed():
+    disturbed = measurement(block([MS], [MS], disturbed="throttled"), block([MS, MS], [MS]))
+    table = tables.trial_table([*TRIALS, trial(measurement=disturbed)])
+    assert len(table) == len(TRIALS) + 1
+    assert table.iloc[-1][["samples", "blocks", "disturbed_blocks"]].tolist() == [3, 2, 1]
+    assert table.iloc[0]["started_at"] == "1970-01-01T00:16:40+00:00"
+
+
+def test_failures_alike_are_one_row():
+    again = trial(
+        backend="triton",
+        config={"warps": 4},
+        state="rejected",
+        verdict=None,
+        measurement=None,
+        reason="no GPU is visible",
+    )
+    table = rows(tables.failure_table([*TRIALS, again]))
+    assert table["triton"]["configurations"] == "; warps=4"
+    assert "native" not in table
+
+
+def test_lengths_stand_in_columns():
+    problem = ScanProblem(batch=1, dim=4, length=8, state=2)
+    taken = measurement(block([3 * MS], [8 * MS]))
+    members = [
+        trial(phase="lengths", backend="native", problem=problem, measurement=taken),
+        trial(phase="lengths", backend="native", problem=problem.replace(length=16), measurement=taken),
+        trial(phase="lengths", backend="chunked", problem=problem.replace(length=16), measurement=taken),
+    ]
+    table = rows(tables.length_table(members))
+    assert table == {
+        "native": {"backend": "native", "8": "3.00 ms", "16": "3.00 ms"},
+        "chunked": {"backend": "chunked", "8": "", "16": "3.00 ms"},
+    }
+
+
+def test_csv_reads_back():
+    read = list(csv.DictReader(io.StringIO(tables.csv(tables.speedup_table(TRIALS)))))
+    assert float(read[0]["speedup"]) == pytest.approx(4.0)
+    assert read[-1]["median_ms"] == ""
+    assert read[3]["reason"] == "no compiler\nhere"
+
+
+def test_markdown_keeps_bars_and_line_ends_out_of_the_table():
+    lines = tables.markdown(tables.failure_table(TRIALS)).splitlines()
+    assert len(lines) == 2 + 4
+    assert any("a \\| b" in line for line in lines)
+    assert any("no compiler here" in line for line in lines)
