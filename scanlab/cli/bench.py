@@ -12,11 +12,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from scanlab import registry
+from scanlab.backend import Backend
 from scanlab.cli.budget import parse_duration
 from scanlab.cli.console import AsJson, Exit, ImagePath, ProblemText, SuiteName, cases_of, notes, out, print_json
 from scanlab.lab.prove import Setting
 from scanlab.lab.race import Entrant, Race, race
 from scanlab.lab.results import Results
+from scanlab.problem import ScanProblem
+from scanlab.space import Config
 
 
 def bench(
@@ -38,20 +41,20 @@ def bench(
     """
     record = Results(results)
     record.prepare()
-    entrants = [Entrant(*registry.parse_selection(text)) for text in selections]
-    yardstick = Entrant(*registry.parse_selection(anchor))
+    chosen = [registry.parse_selection(text) for text in selections]
+    yardstick = registry.parse_selection(anchor)
     seconds = parse_duration(budget)
     races = []
     for case in cases_of(problem, suite, image):
         with notes.status(f"bench: {case.problem.key}") as status:
             setting = Setting.of(case.problem, case.inputs, case.label, seed)
             finished = race(
-                entrants,
-                yardstick,
+                [_entrant(*each, case.problem) for each in chosen],
+                _entrant(*yardstick, case.problem),
                 setting,
                 record,
                 time.monotonic() + seconds,
-                on_round=lambda number, _: status.update(f"bench: round {number}"),
+                on_round=lambda number: status.update(f"bench: round {number}"),
             )
         races.append(finished)
         if not as_json:
@@ -61,6 +64,10 @@ def bench(
         print_json([{"why": each.why, "trials": [trial.to_json() for trial in each.trials]} for each in races])
     if any(trial.state in ("wrong", "crashed") for each in races for trial in each.dropped):
         raise typer.Exit(Exit.CHECK_FAILED)
+
+
+def _entrant(backend: Backend, config: Config, problem: ScanProblem) -> Entrant:
+    return Entrant(backend, backend.space.complete(config, problem, backend.name))
 
 
 def show_race(finished: Race) -> None:
