@@ -91,12 +91,14 @@ def _draw_bar(axes: Axes, row: int, bar: Bar, base: float) -> None:
         axes.annotate(note, (base, row), (6, 0), size=7.5, style="italic", color=FAINT, **beside)
         return
     framed_bar(axes, row, bar.value, 0.62, bar.look, base)
-    axes.plot([bar.low, bar.high], [row, row], color=INK, linewidth=1.2, marker="|", markersize=8, zorder=3)
+    for colour, width in (("white", 3.0), (INK, 1.2)):
+        axes.plot([bar.low, bar.high], [row, row], "|-", color=colour, lw=width, ms=8, mew=width, zorder=3)
     if not math.isnan(bar.claim):
         axes.plot(bar.claim, row, "D", markersize=7, markerfacecolor="white", markeredgecolor=INK, zorder=5)
     right = max(limit for limit in (bar.high, bar.claim, base) if not math.isnan(limit))
     value = axes.annotate(times(bar.value), (right, row), (7, 0), size=9.5, weight="bold", **beside)
-    details = f"{between(bar.low, bar.high, three_digits)}{bar.note and f', {bar.note}'}\n{bar.detail}".strip()
+    interval = ", ".join(filter(None, (between(bar.low, bar.high, three_digits), bar.note)))
+    details = "\n".join((interval, *textwrap.wrap(bar.detail, 34)))
     axes.annotate(details, (1.0, 0.5), (6, 0), xycoords=value, size=7.0, color=FAINT, **beside)
 
 
@@ -264,6 +266,7 @@ def history(contest: Contest, trials: Sequence[Trial], caption: str) -> Figure |
     (axes,) = made.axes
     axes.set(yscale="log", xlabel="time spent on trials (s)", ylabel="speed-up over the anchor (times)")
     ends = {}
+    end_s = 1.02 * float(spent[-1])
     for backend, points in found.items():
         colour, marker, _ = look(backend)
         seconds, speedups = (np.array(values) for values in zip(*points, strict=True))
@@ -272,8 +275,8 @@ def history(contest: Contest, trials: Sequence[Trial], caption: str) -> Figure |
         axes.plot(
             seconds, speedups, marker, color=colour, markersize=5.0, markeredgecolor=INK, markeredgewidth=0.5, alpha=0.8
         )
-        axes.step([*seconds, spent[-1]], [*so_far, so_far[-1]], where="post", color=colour, zorder=3)
-    axes.set_xlim(0.0, spent[-1])
+        axes.step([*seconds, end_s], [*so_far, so_far[-1]], where="post", color=colour, zorder=3)
+    axes.set_xlim(0.0, end_s)
     log_ticks(axes, "y", times)
     axes.grid(axis="y")
     label_ends(axes, ends, {backend: f"{backend}  {times(end)}" for backend, end in ends.items()})

@@ -10,7 +10,7 @@ import pandas as pd
 
 from scanlab.lab.results import Trial
 from scanlab.report.evidence import Contest, anchor_of, best, contest_of, contests, placings
-from scanlab.report.units import between, mebibytes, milliseconds, per_second, scientific, times
+from scanlab.report.units import between, memory, milliseconds, per_second, scientific, times
 from scanlab.space import Config
 
 NUMBERS = (
@@ -118,7 +118,7 @@ def readable_speedups(frame: pd.DataFrame) -> pd.DataFrame:
             "95 % interval": between(row.speedup_low, row.speedup_high, times),
             "state updates": per_second(row.state_updates_per_s),
             "error": scientific(row.error),
-            "memory": mebibytes(row.peak_bytes),
+            "memory": memory(row.peak_bytes),
             "build": milliseconds(row.build_ms),
             "state": outcome_text(row.state, row.reason, row.numbers_from, measured=not math.isnan(row.median_ms)),
         }

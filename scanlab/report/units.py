@@ -8,6 +8,7 @@ from collections.abc import Callable
 TIMES = "\N{MULTIPLICATION SIGN}"
 TO = "\N{EN DASH}"
 PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (0.0, ""))
+BINARY_PREFIXES = ((2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"), (0.0, "B"))
 
 
 def three_digits(value: float) -> str:
@@ -46,9 +47,12 @@ def per_second(rate: float) -> str:
     return f"{three_digits(rate / (scale or 1.0))} {prefix}/s"
 
 
-def mebibytes(value_bytes: float) -> str:
-    """Memory: "1.50 MiB"."""
-    return "" if math.isnan(value_bytes) else f"{three_digits(value_bytes / 2**20)} MiB"
+def memory(value_bytes: float) -> str:
+    """Memory: "1.50 MiB", "80.0 KiB" or "0 B"."""
+    if math.isnan(value_bytes):
+        return ""
+    scale, unit = next(pair for pair in BINARY_PREFIXES if value_bytes >= pair[0])
+    return f"{three_digits(value_bytes / (scale or 1.0))} {unit}"
 
 
 def scientific(value: float) -> str:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from scanlab.report.units import TIMES, TO, between, mebibytes, milliseconds, per_second, shortest, three_digits, times
+from scanlab.report.units import TIMES, TO, between, memory, milliseconds, per_second, shortest, three_digits, times
 
 
 @pytest.mark.parametrize(
@@ -37,11 +37,11 @@ def test_units():
     assert times(20.0, shortest) == f"20{TIMES}"
     assert per_second(1.82e9) == "1.82 G/s"
     assert per_second(320.0) == "320 /s"
-    assert mebibytes(3 * 2**20) == "3.00 MiB"
+    assert [memory(value) for value in (0, 80 * 2**10, 3 * 2**20)] == ["0 B", "80.0 KiB", "3.00 MiB"]
     assert between(1.5, 2.0, milliseconds) == f"1.50 ms {TO} 2.00 ms"
 
 
-@pytest.mark.parametrize("spell", [milliseconds, times, per_second, mebibytes])
+@pytest.mark.parametrize("spell", [milliseconds, times, per_second, memory])
 def test_no_number_is_no_text(spell):
     assert spell(math.nan) == ""
     assert between(math.nan, math.nan, spell) == ""
