@@ -22,6 +22,7 @@ LAYERS = (
     ("scanlab.lab.tune",),
     ("scanlab.lab.lengths", "scanlab.lab.study", "scanlab.lab.attempt"),
     ("scanlab.lab.race",),
+    ("scanlab.lab.heat",),
     ("scanlab.lab.prove",),
     ("scanlab.lab.results",),
     ("scanlab.lab.measure", "scanlab.lab.verify"),

@@ -17,7 +17,8 @@ FEWEST_BLOCKS = 3
 MOST_BLOCKS = 10
 # Half the width of the interval of the log ratio at which more blocks would tell a search nothing.
 SURE_ENOUGH = 0.02
-# One block is enough to give up a configuration that takes this many times as long as the best of its backend.
+# One undisturbed block is enough to give up a configuration that takes this many times as long as the best of
+# its backend.
 HOPELESS_FACTOR = 2.0
 
 
@@ -72,7 +73,8 @@ def enough(measurement: Measurement) -> bool:
 def hopeless(measurement: Measurement, best: Measurement) -> str | None:
     """Why more blocks would not make this the best of its backend, or None."""
     behind = measurement.log_ratio - best.log_ratio
-    if behind > math.log(HOPELESS_FACTOR):
+    looked = len(measurement.blocks) >= FEWEST_BLOCKS or not measurement.disturbed_blocks
+    if looked and behind > math.log(HOPELESS_FACTOR):
         return f"takes {math.exp(behind):.2g} times as long as the best of its backend, by the first look"
     apart = measurement.log_ratio_interval.low > best.log_ratio_interval.high
     if len(measurement.blocks) >= FEWEST_BLOCKS and apart:

@@ -22,7 +22,8 @@ def bootstrap(values: Sequence[Sequence[float]], confidence: float = 0.95, seed:
 
     values  one sequence for each process, holding one value for each block
     Processes differ more from each other than blocks within one do, so that resampling blocks alone would
-    claim too much. One process is resampled by block only. Deterministic for a seed.
+    claim too much. Every process weighs the same; a single one is resampled by block only. Deterministic for
+    a seed.
 
     Source: Kalibera and Jones 2013, Rigorous benchmarking in reasonable time, section 9 (repeat, and
     resample, at the level where variation arises).
@@ -32,16 +33,12 @@ def bootstrap(values: Sequence[Sequence[float]], confidence: float = 0.95, seed:
     if not tables:
         raise ValueError("no values: an interval needs at least one block")
     tails = np.array([0.5 - confidence / 2, 0.5 + confidence / 2])
-    if len(tables) == 1:
-        (table,) = tables
-        medians = np.median(rng.choice(table, (RESAMPLES, len(table))), axis=1)
-    else:
-        drawn = rng.integers(len(tables), size=(RESAMPLES, len(tables)))
-        medians = np.array(
-            [
-                np.median(np.concatenate([rng.choice(tables[index], len(tables[index])) for index in row]))
-                for row in drawn
-            ]
-        )
+    sizes = np.array([len(table) for table in tables])
+    padded = np.stack([np.resize(table, sizes.max()) for table in tables])
+    chosen = (
+        rng.integers(len(tables), size=(RESAMPLES, len(tables), 1)) if len(tables) > 1 else np.zeros((1, 1, 1), int)
+    )
+    positions = (rng.random((RESAMPLES, len(tables), sizes.max())) * sizes[chosen]).astype(int)
+    medians = np.median(padded[chosen, positions].reshape(RESAMPLES, -1), axis=1)
     low, high = np.quantile(medians, tails)
     return Interval(float(low), float(high))

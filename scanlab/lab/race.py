@@ -8,35 +8,38 @@ smaller memory.
 from __future__ import annotations
 
 import math
-import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
-from scanlab.backend import Backend
-from scanlab.errors import RejectedError
+from scanlab.lab.heat import (
+    FEWEST_ROUNDS,
+    MOST_ROUNDS,
+    Entrant,
+    Heat,
+    Lane,
+    is_installed,
+    run_fresh_heat,
+    run_heat,
+)
 from scanlab.lab.intervals import Interval, bootstrap
-from scanlab.lab.measure import Arm, Block, Measurement, peak_bytes, take_round, undisturbed
-from scanlab.lab.prove import Failure, Proven, Setting, guarded, prove
+from scanlab.lab.measure import Block, Measurement, undisturbed
+from scanlab.lab.prove import Failure, Proven, Setting
 from scanlab.lab.results import Phase, Results, Trial
-from scanlab.space import Config
+from scanlab.lab.verify import Verdict
+
+__all__ = ["Entrant", "Race", "Standing", "paired", "race"]
 
 # A race is over when every entrant is shown to be slower than the leader, or within this of it.
 WORTH_KNOWING = math.log(1.02)
 # A simpler entrant wins a tie only where it is at most this slower by median, however large the noise.
 WORTH_FOR_SIMPLICITY = math.log(1.05)
-FEWEST_ROUNDS = 5
-MOST_ROUNDS = 60
-
-
-@dataclass(frozen=True)
-class Entrant:
-    """A backend and a configuration that take part in a race."""
-
-    backend: Backend
-    config: Config
+# Share of the time for a race by which its last process may exceed it before it is killed.
+OVERTIME = 0.1
+# One process cannot show that processes differ.
+FEWEST_PROCESSES = 2
 
 
 @dataclass(frozen=True)
@@ -59,13 +62,14 @@ class Standing:
 class Race:
     """The outcome of a race: the winner first, then by time; those that could not run are in `dropped`.
 
-    noise_floor  the largest log ratio that two runs of one configuration could be made to differ by here
+    noise_floor  the log ratio by which two runs of one configuration may differ here, at 95 %
     """
 
     standings: tuple[Standing, ...]
     dropped: tuple[Trial, ...]
     noise_floor: float
     rounds: int
+    processes: int
     notices: tuple[str, ...]
 
     @property
@@ -113,16 +117,6 @@ class Race:
         return "most exact, then smallest in memory, of its rung"
 
 
-@dataclass
-class _Runner:
-    proven: Proven
-    arm: Arm
-    started_at: float
-    every: int = 1
-    blocks: list[Block] = field(default_factory=list)
-    failure: Failure | None = None
-
-
 def race(
     entrants: Sequence[Entrant | Proven],
     anchor: Entrant | Proven,
@@ -130,53 +124,106 @@ def race(
     results: Results,
     deadline: float,
     phase: Phase = "race",
+    processes: int = 1,
     on_round: Callable[[int], None] = lambda number: None,
 ) -> Race:
     """Time `entrants` beside `anchor` in interleaved rounds until they can be told apart, or until `deadline`.
 
-    `deadline` is a value of time.monotonic(). Every entrant is proved first (a Proven one has been), and one
-    trial for each is appended to `results`. Entrants that take long run in fewer rounds, always beside the
-    anchor. Raises RejectedError where the anchor cannot run.
+    deadline   a value of time.monotonic(); every entrant takes part in at least one round
+    processes  with 1 the race is held in this process; with more, in up to so many fresh ones, one after another
+    One trial for each entrant is appended to `results`. Raises RejectedError where the anchor cannot run.
     """
-    yardstick = anchor if isinstance(anchor, Proven) else prove(anchor.backend, anchor.config, setting)
-    if isinstance(yardstick, Failure):
-        raise RejectedError(f"the anchor cannot run: {yardstick.reason}")
-    anchor_arm = yardstick.arm(setting)
-    runners: list[_Runner] = []
-    dropped: list[Trial] = []
-    for entrant in entrants:
-        started_at = time.time()
-        proven = entrant if isinstance(entrant, Proven) else prove(entrant.backend, entrant.config, setting)
-        ready = proven if isinstance(proven, Failure) else guarded(partial(proven.arm, setting))
-        if isinstance(proven, Proven) and isinstance(ready, Arm):
-            runners.append(_Runner(proven, ready, started_at))
-        elif isinstance(ready, Failure):
-            dropped.append(setting.trial(phase, entrant.backend, entrant.config, started_at, ready))
-    twin = _twin(runners, setting)
-    _set_pace(runners, anchor_arm, deadline)
-    rounds = _run(runners, twin, anchor_arm, random.Random(setting.seed), deadline, on_round)
-
-    finished: list[tuple[_Runner, Trial]] = []
-    for runner in runners:
-        proven = runner.proven
-        outcome: Failure | Measurement
-        peak = guarded(partial(peak_bytes, runner.arm))
-        if runner.failure is not None:
-            outcome = runner.failure
-        elif isinstance(peak, Failure):
-            outcome = peak
-        else:
-            outcome = proven.measurement(runner.arm, yardstick, anchor_arm, runner.blocks, peak)
-        trial = setting.trial(phase, proven.backend, proven.config, runner.started_at, outcome, proven.verdict)
-        if trial.state == "ok":
-            finished.append((runner, trial))
-        else:
-            dropped.append(trial)
-    for trial in (*(trial for _, trial in finished), *dropped):
+    started_at = time.time()
+    notices: list[str] = []
+    own = [entrant.backend.name for entrant in (*entrants, anchor) if not is_installed(entrant.backend)]
+    if processes > 1 and own:
+        notices.append(f"the race was held in one process: {', '.join(own)} cannot be found by name in a fresh one")
+    if processes == 1 or own:
+        heats = [
+            run_heat(entrants, anchor, setting, deadline, decided=lambda heat: _decided([heat]), on_round=on_round)
+        ]
+    else:
+        heats, died = _fresh_heats(entrants, anchor, setting, deadline, processes, on_round)
+        notices += died
+    if not heats:
+        return Race((), (), math.inf, 0, 0, tuple(notices))
+    trials = []
+    for index, entrant in enumerate(entrants):
+        outcome, verdict = _outcome([heat.lanes[index] for heat in heats], anchor, heats[0].anchor_calls)
+        trials.append(setting.trial(phase, entrant.backend, entrant.config, started_at, outcome, verdict))
+    for trial in trials:
         results.append(trial)
-    floor = _noise_floor(twin, runners)
-    standings = _standings(finished, floor)
-    return Race(standings, tuple(dropped), floor, rounds, _notices(standings, rounds))
+    rungs = {trial.id: entrant.backend.rung for trial, entrant in zip(trials, entrants, strict=True)}
+    floor = _noise_floor(heats)
+    standings = _standings([trial for trial in trials if trial.state == "ok"], rungs, floor)
+    rounds = sum(heat.rounds for heat in heats)
+    dropped = tuple(trial for trial in trials if trial.state != "ok")
+    return Race(standings, dropped, floor, rounds, len(heats), (*notices, *_notices(standings, rounds)))
+
+
+def _fresh_heats(
+    entrants: Sequence[Entrant | Proven],
+    anchor: Entrant | Proven,
+    setting: Setting,
+    deadline: float,
+    processes: int,
+    on_round: Callable[[int], None],
+) -> tuple[list[Heat], list[str]]:
+    """Heats in fresh processes until they decide the race, and what became of those that died."""
+    heats: list[Heat] = []
+    died: list[str] = []
+    killed_at = deadline + OVERTIME * (deadline - time.monotonic())
+    named = [Entrant(entrant.backend, entrant.config) for entrant in entrants]
+    for process in range(processes):
+        now = time.monotonic()
+        if process and now >= deadline:
+            break
+        until = now + (deadline - now) / (processes - process)
+        before = sum(heat.rounds for heat in heats)
+        heat = run_fresh_heat(
+            named,
+            Entrant(anchor.backend, anchor.config),
+            setting,
+            until,
+            killed_at,
+            process,
+            most_rounds=max(FEWEST_ROUNDS, MOST_ROUNDS // processes),
+            on_round=partial(_numbered, on_round, before),
+        )
+        if isinstance(heat, str):
+            died.append(f"process {process} of the race died: {heat}")
+        else:
+            heats.append(heat)
+        if len(heats) >= FEWEST_PROCESSES and _decided(heats):
+            break
+    return heats, died
+
+
+def _numbered(on_round: Callable[[int], None], before: int, number: int) -> None:
+    on_round(before + number)
+
+
+def _outcome(
+    lanes: Sequence[Lane], anchor: Entrant | Proven, anchor_calls: int
+) -> tuple[Measurement | Failure, Verdict | None]:
+    """What the lanes of one entrant come to: a failure anywhere, or one measurement of all blocks."""
+    for lane in lanes:
+        if lane.failure is not None:
+            return lane.failure, None
+    first = lanes[0]
+    peaks = [lane.peak_bytes for lane in lanes if lane.peak_bytes is not None]
+    measurement = Measurement(
+        anchor=anchor.backend.name,
+        anchor_config=anchor.backend.space.defaults | dict(anchor.config),
+        anchor_source_hash=anchor.backend.source_hash,
+        calls=first.calls,
+        anchor_calls=anchor_calls,
+        build_ms=statistics.median(lane.build_ms for lane in lanes),
+        first_call_ms=statistics.median(lane.first_call_ms for lane in lanes),
+        peak_bytes=max(peaks, default=None),
+        blocks=tuple(block for lane in lanes for block in lane.blocks),
+    )
+    return measurement, first.verdict
 
 
 def paired(one: Sequence[Block], other: Sequence[Block]) -> list[list[float]]:
@@ -192,85 +239,31 @@ def paired(one: Sequence[Block], other: Sequence[Block]) -> list[list[float]]:
     return list(differences.values())
 
 
-def _twin(runners: Sequence[_Runner], setting: Setting) -> _Runner | None:
-    """The fastest entrant once more: the one that others must be told apart from."""
-    if not runners:
-        return None
-    fastest = min(runners, key=lambda runner: runner.arm.cost_s / (runner.arm.calls * runner.arm.samples))
-    return _Runner(fastest.proven, fastest.proven.arm(setting), fastest.started_at)
+def _noise_floor(heats: Sequence[Heat]) -> float:
+    """How far apart two runs of one configuration may lie, at 95 %; infinite where none ran twice."""
+    differences = [
+        values for heat in heats if heat.doubled >= 0 for values in paired(heat.twin, heat.lanes[heat.doubled].blocks)
+    ]
+    return max(abs(bound) for bound in bootstrap(differences)) if differences else math.inf
 
 
-def _set_pace(runners: Sequence[_Runner], anchor: Arm, deadline: float) -> None:
-    """Let entrants that take much longer than the others run in fewer rounds, but in enough of them."""
-    if not runners:
-        return
-    usual_s = max(anchor.cost_s, statistics.median(runner.arm.cost_s for runner in runners))
-    for runner in runners:
-        runner.every = max(1, round(runner.arm.cost_s / (4 * usual_s)))
-    round_s = anchor.cost_s + sum(runner.arm.cost_s / runner.every for runner in runners)
-    rounds = min(MOST_ROUNDS, (deadline - time.monotonic()) / round_s)
-    for runner in runners:
-        runner.every = max(1, min(runner.every, int(rounds / FEWEST_ROUNDS)))
-
-
-def _run(
-    runners: Sequence[_Runner],
-    twin: _Runner | None,
-    anchor: Arm,
-    rng: random.Random,
-    deadline: float,
-    on_round: Callable[[int], None],
-) -> int:
-    """Run rounds, the first with every entrant whatever the deadline; returns how many."""
-    number, slowness, clean = 0, 1.0, 0
-    while runners and clean < MOST_ROUNDS and number < 2 * MOST_ROUNDS:
-        due = [runner for runner in runners if runner.failure is None and number % runner.every == 0]
-        due += [twin] if twin is not None and twin.failure is None else []
-        expected_s = anchor.cost_s + sum(runner.arm.cost_s for runner in due)
-        started = time.monotonic()
-        if number and started + slowness * expected_s > deadline:
-            break
-        blocks = guarded(partial(take_round, [one.arm for one in due], anchor, rng, number))
-        if isinstance(blocks, Failure):
-            _find_culprit(due, blocks)
-            continue
-        slowness = max(1.0, (time.monotonic() - started) / expected_s)
-        for runner, block in zip(due, blocks, strict=True):
-            runner.blocks.append(block)
-        clean += blocks[0].disturbed is None if blocks else 0
-        number += 1
-        on_round(number)
-        if number >= FEWEST_ROUNDS and _decided(runners, twin):
-            break
-    return number
-
-
-def _find_culprit(due: Sequence[_Runner], failure: Failure) -> None:
-    """Call each entrant once and take those out that fail; all of them where none does by itself."""
-    alone = [(runner, guarded(runner.arm.call)) for runner in due]
-    guilty = [(runner, outcome) for runner, outcome in alone if isinstance(outcome, Failure)]
-    for runner, outcome in guilty or [(runner, failure) for runner in due]:
-        runner.failure = outcome
-
-
-def _noise_floor(twin: _Runner | None, runners: Sequence[_Runner]) -> float:
-    """How far apart the two runs of one configuration may lie, at 95 %."""
-    if twin is None:
-        return 0.0
-    double = next(runner for runner in runners if runner.proven is twin.proven)
-    return max(abs(bound) for bound in bootstrap(paired(twin.blocks, double.blocks)))
-
-
-def _decided(runners: Sequence[_Runner], twin: _Runner | None) -> bool:
+def _decided(heats: Sequence[Heat]) -> bool:
     """Whether every entrant is shown to be slower than the leader, or close enough to it."""
-    floor = _noise_floor(twin, runners)
+    floor = _noise_floor(heats)
     close = max(floor, WORTH_KNOWING)
-    running = [runner.blocks for runner in runners if runner.failure is None]
-    return all(interval.high <= close or (interval.low > 0 and median > floor) for median, interval in _behind(running))
+    lanes = list(zip(*(heat.lanes for heat in heats), strict=True))
+    everyone = [
+        [block for lane in own for block in lane.blocks] for own in lanes if not any(lane.failure for lane in own)
+    ]
+    return all(
+        interval.high <= close or (interval.low > 0 and median > floor) for median, interval in _behind(everyone)
+    )
 
 
 def _behind(everyone: Sequence[Sequence[Block]]) -> list[tuple[float, Interval]]:
     """How far each is behind the fastest, with an interval corrected for their number (Bonferroni)."""
+    if not everyone:
+        return []
     medians = [statistics.median(block.log_ratio for block in undisturbed(blocks)) for blocks in everyone]
     leader = medians.index(min(medians))
     confidence = 1 - 0.05 / max(1, len(everyone) - 1)
@@ -285,14 +278,14 @@ def _behind(everyone: Sequence[Sequence[Block]]) -> list[tuple[float, Interval]]
     return behind
 
 
-def _standings(finished: Sequence[tuple[_Runner, Trial]], floor: float) -> tuple[Standing, ...]:
+def _standings(trials: Sequence[Trial], rungs: Mapping[str, int], floor: float) -> tuple[Standing, ...]:
     """The winner first, then by time."""
-    if not finished:
+    if not trials:
         return ()
-    behind = _behind([runner.blocks for runner, _ in finished])
+    behind = _behind([trial.measurement.blocks for trial in trials if trial.measurement])
     standings = [
-        Standing(trial, runner.proven.backend.rung, median, interval, tied=interval.low <= 0 or median <= floor)
-        for (runner, trial), (median, interval) in zip(finished, behind, strict=True)
+        Standing(trial, rungs[trial.id], median, interval, tied=interval.low <= 0 or median <= floor)
+        for trial, (median, interval) in zip(trials, behind, strict=True)
     ]
     # Not shown to be slower is not enough to win: on a restless machine hardly anything is shown.
     close = min(max(floor, WORTH_KNOWING), WORTH_FOR_SIMPLICITY)
@@ -302,12 +295,13 @@ def _standings(finished: Sequence[tuple[_Runner, Trial]], floor: float) -> tuple
 
 
 def _preference(standing: Standing) -> tuple[float, ...]:
-    """What a tie is decided by, smallest first: rung, error, memory, time."""
+    """What a tie is decided by, smallest first: rung, error, memory in steps of a tenth, time."""
     trial = standing.trial
     assert trial.verdict is not None
     assert trial.measurement is not None
     memory = trial.measurement.peak_bytes
-    return (standing.rung, trial.verdict.worst, math.inf if memory is None else memory, standing.behind)
+    step = math.inf if memory is None else round(math.log(max(memory, 1)) / math.log(1.1))
+    return (standing.rung, trial.verdict.worst, step, standing.behind)
 
 
 def _notices(standings: Sequence[Standing], rounds: int) -> tuple[str, ...]:

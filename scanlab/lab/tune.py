@@ -16,8 +16,9 @@ from scanlab import registry
 from scanlab.backend import Backend
 from scanlab.errors import RejectedError, ScanlabError
 from scanlab.lab.attempt import attempt
+from scanlab.lab.heat import Entrant
 from scanlab.lab.prove import Failure, Proven, Setting, prove
-from scanlab.lab.race import Entrant, Race, race
+from scanlab.lab.race import Race, race
 from scanlab.lab.results import Results, Trial, label_of
 from scanlab.lab.study import Search, log_ratio, open_storage
 from scanlab.problem import ScanInputs, ScanProblem
@@ -28,6 +29,13 @@ RACE_SHARE = 0.25
 RACE_S = 30.0
 # Every backend gets its default and a few more before the promising ones get the rest.
 FEWEST_TRIALS = 4
+# A search takes few blocks, so that its leader may have been lucky: what it saw within this of the leader races
+# too, up to so many entrants.
+NEAR = math.log(1.15)
+MOST_FINALISTS = 12
+# A fresh process spends some seconds on loading torch, building and proving: one for each so many seconds of race.
+PROCESS_S = 12.0
+MOST_PROCESSES = 5
 # What still runs at these shares of the budget is cut off, so that the promise is kept: an attempt of the
 # search, which may eat into the time for the race, and the race.
 CUT_OFF_ATTEMPT = 0.90
@@ -235,22 +243,47 @@ class _Run:
 
     def race(self) -> Race | None:
         """The best configuration of every backend side by side."""
-        entrants = [
-            search.best_scan or Entrant(search.backend, search.best.config)
-            for search in self.searches
-            if search.best is not None
-        ]
+        entrants = self._finalists()
         if not entrants:
             return None
         deadline = time.monotonic() + RACE_S if self.clock.budget.seconds is None else self.clock.at(1.0)
+        processes = max(1, min(MOST_PROCESSES, int((deadline - time.monotonic()) / PROCESS_S)))
         try:
             with time_limit(self.clock.at(CUT_OFF_RACE)):
-                outcome = race(entrants, self.anchor, self.setting, self.results, deadline, on_round=self._on_round)
+                outcome = race(
+                    entrants,
+                    self.anchor,
+                    self.setting,
+                    self.results,
+                    deadline,
+                    processes=processes,
+                    on_round=self._on_round,
+                )
         except OutOfTimeError:
             self.notices.append("the race was cut off: building the finalists again took the rest of the budget")
             return None
         self.notices += outcome.notices
         return outcome
+
+    def _finalists(self) -> list[Entrant | Proven]:
+        """The best configuration of every backend, and others that the search could hardly tell from the leader."""
+        bests = [search for search in self.searches if search.best is not None]
+        entrants: list[Entrant | Proven] = [
+            search.best_scan or Entrant(search.backend, search.best.config)
+            for search in bests
+            if search.best is not None
+        ]
+        if self.best is None:
+            return []
+        near = [
+            (search.backend, trial)
+            for search in bests
+            for trial in search.trials
+            if trial.state == "ok" and trial is not search.best and log_ratio(trial) <= log_ratio(self.best) + NEAR
+        ]
+        near.sort(key=lambda one: log_ratio(one[1]))
+        entrants += [Entrant(backend, trial.config) for backend, trial in near]
+        return entrants[: max(len(bests), MOST_FINALISTS)]
 
     @property
     def best(self) -> Trial | None:
