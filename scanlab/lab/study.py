@@ -21,7 +21,6 @@ from pathlib import Path
 
 import optuna
 from optuna.distributions import CategoricalDistribution
-from optuna.importance import FanovaImportanceEvaluator
 from optuna.samplers import BruteForceSampler, TPESampler
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.storages.journal._file import BaseJournalFileLock  # not exported, though JournalFileBackend takes one
@@ -333,8 +332,11 @@ def importances(trials: Iterable[Trial]) -> dict[str, dict[str, float]]:
 
     Taken from the timed search trials of the problem that the backend was searched on most. Backends with one
     tunable, or with fewer than FEWEST_FOR_IMPORTANCE timed configurations, are left out: a share means nothing there.
-    Source: Hutter et al. 2014, as in optuna.importance.FanovaImportanceEvaluator.
+    Loads scikit-learn: call it when there is nothing left to measure. Source: Hutter et al. 2014, as in optuna.importance.FanovaImportanceEvaluator.
     """
+    # Here and not above: scikit-learn brings a second OpenMP runtime into the process that times kernels.
+    from optuna.importance import FanovaImportanceEvaluator
+
     groups: dict[str, dict[tuple[str, ...], dict[str, Trial]]] = {}
     for trial in trials:
         if trial.phase == "search" and trial.state == "ok" and trial.config:
