@@ -332,7 +332,8 @@ def importances(trials: Iterable[Trial]) -> dict[str, dict[str, float]]:
 
     Taken from the timed search trials of the problem that the backend was searched on most. Backends with one
     tunable, or with fewer than FEWEST_FOR_IMPORTANCE timed configurations, are left out: a share means nothing there.
-    Loads scikit-learn: call it when there is nothing left to measure. Source: Hutter et al. 2014, as in optuna.importance.FanovaImportanceEvaluator.
+    Loads scikit-learn: call it when there is nothing left to measure.
+    Source: Hutter et al. 2014, as in optuna.importance.FanovaImportanceEvaluator.
     """
     # Here and not above: scikit-learn brings a second OpenMP runtime into the process that times kernels.
     from optuna.importance import FanovaImportanceEvaluator
