@@ -78,7 +78,7 @@ class Unit:
 class Extension:
     """A library of torch ops to be built from `units`; every unit is compiled with `flags` as well.
 
-    `headers` are the files that the units include from their own folder; a change to one rebuilds.
+    `headers` are the files that the units include, by name alone; a change to one rebuilds.
     """
 
     name: str
@@ -148,7 +148,12 @@ class Extension:
         )
         torch_folder = Path(torch.__file__).parent
         include = torch_folder / "include"
-        common = ("-std=c++20", "-fPIC", "-isystem", str(include), "-isystem", str(include / "torch/csrc/api/include"))
+        folders = dict.fromkeys(header.parent for header in self.headers)
+        common = (
+            *("-std=c++20", "-fPIC"),
+            *(word for folder in folders for word in ("-I", str(folder))),
+            *("-isystem", str(include), "-isystem", str(include / "torch/csrc/api/include")),
+        )
         with tempfile.TemporaryDirectory(prefix=f"{self.name}-", dir=library.parent) as folder:
             commands, objects = [], []
             for index, unit in enumerate(self.units):

@@ -1,0 +1,98 @@
+// The neighbours of the scan in a Mamba mixer, without torch: what each op is made of.
+//
+// Every op works on small dense tiles of its arithmetic type: tensors of any storage type and any strides are
+// converted at the edge of a tile, so the arithmetic is compiled for float and for double only. Strides count
+// elements. A tensor that is not there has no data. Work is cut into tasks whose bounds do not depend on the
+// number of threads, so neither do the bits of a result.
+#pragma once
+
+#include "native.h"
+
+namespace scanlab::mixer {
+
+struct Matrix {  // (rows, columns), and any leading axis
+    void* data = nullptr;
+    Type type = Type::float32;
+    int64_t lead = 0, row = 0, column = 0;
+};
+
+inline constexpr int max_width = 16;
+
+// out[t] = activation(bias + sum over k of weight[k] x[t - (width - 1) + k]), or in reverse x[t + (width - 1) - k].
+struct ConvDirection {
+    bool reverse = false;
+    const void* weight = nullptr;  // (dim, width), dense, of the arithmetic type
+    const void* bias = nullptr;    // (dim,), likewise
+    Matrix out;                    // (batch, dim, length); in a backward pass its gradient
+    void* partials = nullptr;      // backward: (batch, chunks, dim, width + 1) shares of the weight's and bias's gradient
+};
+struct Conv {
+    int64_t batch = 0, dim = 0, length = 0;
+    int width = 0;
+    bool wide = false, silu = false;  // wide: float64 arithmetic
+    Matrix x, initial;                // (batch, dim, length), and (batch, dim, width - 1) of the input before x
+    const int32_t* ids = nullptr;     // (batch, length): the sequence each step belongs to; negative is padding
+    int directions = 1;
+    ConvDirection direction[2];
+    Matrix grad_x, grad_initial;
+};
+
+struct ConvUpdate {
+    int64_t batch = 0, dim = 0, length = 0, slots = 0;
+    int width = 0;
+    bool wide = false, silu = false;
+    Matrix x, state, out;  // (batch, dim, length), (rows, dim, slots), (batch, dim, length)
+    const void* weight = nullptr;
+    const void* bias = nullptr;
+    const int32_t* positions = nullptr;  // (batch,): where in its circular buffer x begins; none: the state shifts
+    const int32_t* rows = nullptr;       // (batch,): the row of the state; negative skips
+};
+
+// The row of each of total = hidden + residual, and its normalised image.
+struct Norm {
+    int64_t rows = 0, dim = 0;
+    bool wide = false, centred = false;  // centred: LayerNorm
+    double eps = 0;
+    Matrix hidden, residual, total, out;
+    const void* weight = nullptr;  // (dim,), dense, of the arithmetic type
+    const void* bias = nullptr;
+    Matrix grad_out, grad_total, grad;
+    void* partials = nullptr;  // backward: (chunks of norm_rows rows, 2, dim)
+};
+inline constexpr int64_t norm_rows = 64;
+
+struct StateUpdate {
+    int64_t batch = 0, heads = 1, dim = 0, state = 0, groups = 1;
+    bool wide = false, softplus = false;
+    struct PerBatch {  // (batch, heads, dim)
+        void* data = nullptr;
+        Type type = Type::float32;
+        int64_t batch = 0, head = 0, channel = 0;
+    } x, dt, z, out, D, dt_bias;  // D and dt_bias have no batch stride
+    struct PerState {             // (batch, heads or groups, dim, state)
+        void* data = nullptr;
+        Type type = Type::float32;
+        int64_t batch = 0, head = 0, channel = 0, state = 0;
+    } h, A, B, C;  // A has no batch stride, B and C no channel stride
+    const int32_t* rows = nullptr;
+};
+
+// What one instruction set offers. A task is one piece of work that a thread does alone.
+struct Kernels {
+    const char* name;
+    int64_t (*conv_chunks)(const Conv&);  // pieces along time
+    int64_t (*conv_tasks)(const Conv&);
+    void (*conv)(const Conv&, int64_t begin, int64_t end);
+    void (*conv_backward)(const Conv&, int64_t begin, int64_t end);
+    int64_t (*conv_update_tasks)(const ConvUpdate&);
+    size_t (*conv_update_workspace_bytes)(const ConvUpdate&);
+    void (*conv_update)(const ConvUpdate&, int64_t begin, int64_t end, void* workspace);
+    size_t (*norm_workspace_bytes)(const Norm&);
+    void (*norm)(const Norm&, int64_t begin, int64_t end, void* workspace);  // a task is norm_rows rows
+    void (*norm_backward)(const Norm&, int64_t begin, int64_t end, void* workspace);
+    int64_t (*state_update_tasks)(const StateUpdate&);
+    size_t (*state_update_workspace_bytes)(const StateUpdate&);
+    void (*state_update)(const StateUpdate&, int64_t begin, int64_t end, void* workspace);
+};
+
+}  // namespace scanlab::mixer
