@@ -6,20 +6,15 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 from scanlab.errors import ConfigError, RejectedError, UnavailableError
-from scanlab.problem import ScanInputs, ScanOutput, ScanProblem
+from scanlab.problem import ScanOutput, ScanProblem
 from scanlab.space import Config, Space
 
 
-class ScanFn(Protocol):
-    """A scan built for one problem and one configuration.
-
-    Called with one ScanInputs, or with two (forward, reverse) where the problem is bidirectional.
-    """
-
-    def __call__(self, *inputs: ScanInputs) -> ScanOutput: ...
+# A scan built for one problem and one configuration: called with one ScanInputs, or with two (forward, reverse)
+# where the problem is bidirectional.
+ScanFn = Callable[..., ScanOutput]
 
 
 @dataclass(frozen=True)
@@ -45,15 +40,15 @@ class Capabilities:
         ):
             if asked not in offered:
                 return f"{noun} {asked}: it has {', '.join(offered)}"
-        for asked_for, offered, noun in (
+        for asked_for, has, noun in (
             (problem.gradients, self.gradients, "gradients"),
             (problem.groups > 1, self.groups, f"{problem.groups} groups"),
             (problem.constant_B or problem.constant_C, self.constant_BC, "constant B or C"),
             (problem.complex_A, self.complex_A, "complex A"),
-            (problem.has_initial_state, self.initial_state, "an initial state"),
+            (problem.has_initial_state, self.initial_state, "initial state"),
         ):
-            if asked_for and not offered:
-                return f"it has no {noun}" if noun == "gradients" else f"it does not take {noun}"
+            if asked_for and not has:
+                return f"it has no {noun}"
         if problem.state > self.max_state:
             return f"state {problem.state}: it takes at most {self.max_state}"
         return None

@@ -27,7 +27,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -282,7 +282,7 @@ def _problem_of(inputs: ScanInputs, delta_softplus: bool, direction: Direction, 
         constant_B=B.dim() == 2,
         constant_C=C.dim() == 2,
         complex_A=complex_A,
-        layout=cast(Layout, "dim_last" if dim > 1 and u.stride(1) == 1 else "length_last"),
+        layout="dim_last" if dim > 1 and u.stride(1) == 1 else "length_last",
     )
 
 

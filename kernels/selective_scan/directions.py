@@ -18,7 +18,8 @@ def flip_time(inputs: ScanInputs) -> ScanInputs:
         if values.dim() == 2:
             return values
         if inputs.A.is_complex():  # interleaved (real, imaginary) pairs stay pairs
-            return values.unflatten(-1, (-1, 2)).flip(-2).flatten(-2)
+            pairs: Tensor = values.unflatten(-1, (-1, 2))
+            return pairs.flip(-2).flatten(-2)
         return values.flip(-1)
 
     flipped = {

@@ -59,7 +59,7 @@ def operands(inputs: ScanInputs, problem: ScanProblem) -> Operands:
 
 def _projection(values: Tensor, problem: ScanProblem, compute: torch.dtype) -> Tensor:
     if values.dim() == 2:
-        constant = values.unflatten(0, (problem.groups, -1))[None, ..., None]
+        constant: Tensor = values.unflatten(0, (problem.groups, -1))[None, ..., None]
         return constant.expand(-1, -1, -1, -1, problem.length)
     values = values.to(compute)
     if problem.complex_A:

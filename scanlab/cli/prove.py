@@ -120,21 +120,13 @@ def _prove(backend: Backend, config: Config, case: Case, seed: int, settings: di
         settings[case.problem] = Setting.of(case.problem, case.inputs, case.label, seed)
     full = backend.space.complete(config, case.problem, backend.name)
     result = prove(backend, full, settings[case.problem])
-    verdict = result.verdict
-    if verdict is None:
-        reason = result.reason if isinstance(result, Failure) else None
-        return Proof(backend.name, full, case.problem, case.label, result.state, reason=reason)
-    tensor = max(verdict.errors, key=lambda name: verdict.errors[name] / verdict.tolerances[name])
+    state, reason = (result.state, result.reason) if isinstance(result, Failure) else ("ok", None)
+    if result.verdict is None:
+        return Proof(backend.name, full, case.problem, case.label, state, reason=reason)
+    errors, tolerances = result.verdict.errors, result.verdict.tolerances
+    tensor = max(errors, key=lambda name: errors[name] / tolerances[name])
     return Proof(
-        backend.name,
-        full,
-        case.problem,
-        case.label,
-        "wrong" if isinstance(result, Failure) else "ok",
-        verdict.errors[tensor],
-        tensor,
-        verdict.tolerances[tensor],
-        verdict.reason,
+        backend.name, full, case.problem, case.label, state, errors[tensor], tensor, tolerances[tensor], reason
     )
 
 

@@ -64,7 +64,7 @@ def decisions(problem: ScanProblem, profile: Profile | None) -> Iterator[Decisio
                 yield Decision(
                     entry.backend, entry.config, "nearest", f"tuned for the nearest problem {entry.problem.key}"
                 )
-    refused = []
+    refused: list[str] = []
     for name in FALLBACKS:
         reason = _accepts(name, {}, problem)
         if reason is None:

@@ -9,6 +9,7 @@ from scanlab.lab.prove import Setting
 from scanlab.lab.race import Entrant, race
 from scanlab.lab.results import Results, Trial
 from scanlab.problem import ScanProblem, make_inputs
+from scanlab.space import Value
 
 # Each is a race of its own on drawn inputs, because no model produces every length.
 LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -62,5 +63,5 @@ def sweep(
     return tuple(taken)
 
 
-def _full(entrant: Entrant) -> dict[str, object]:
+def _full(entrant: Entrant) -> dict[str, Value]:
     return entrant.backend.space.defaults | dict(entrant.config)

@@ -133,7 +133,7 @@ def _observe(scan: ScanFn, inputs: tuple[ScanInputs, ...], gradients: bool) -> d
     leaves = tuple(_map(each, lambda tensor: tensor.detach().requires_grad_()) for each in inputs)
     output = ScanOutput(*scan(*leaves))
     observed = {name: tensor.detach() for name, tensor in output._asdict().items()}
-    named = {}
+    named: dict[str, Tensor] = {}
     for direction, each in zip(("", "_back"), leaves, strict=False):
         named |= {f"grad_{name}{direction}": tensor for name, tensor in each.tensors().items()}
     found = torch.autograd.grad(
