@@ -46,12 +46,12 @@ def main() -> None:
     load = os.getloadavg()[0]
     day = time.strftime("%Y-%m-%d", time.gmtime())
     ours = [backend for backend in registry.load_all()[0] if backend.name != "reference"]
-    entrants = [Entrant(backend, {}) for backend in (*CLAIMS, *ours)]
+    entrants = [Entrant(backend, backend.space.defaults) for backend in (*CLAIMS, *ours)]
     taken: dict[str, list[Trial]] = {entrant.backend.name: [] for entrant in entrants}
     inputs = make_inputs(PROBLEM)
     for seed in range(RACES):
         setting = Setting.of(PROBLEM, inputs, "drawn, seed 0", seed)
-        anchor = Entrant(registry.get("reference"), {})
+        anchor = Entrant(registry.get("reference"), registry.get("reference").space.defaults)
         for trial in race(entrants, anchor, setting, Results(OUT), time.monotonic() + RACE_S).trials:
             taken[trial.backend].append(trial)
     trials = [pooled(mine) for mine in taken.values()]

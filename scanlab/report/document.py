@@ -18,6 +18,7 @@ from scanlab.report.evidence import (
     Contest,
     Placing,
     anchor_of,
+    contest_of,
     contests,
     families,
     oldest_first,
@@ -27,6 +28,7 @@ from scanlab.report.evidence import (
 )
 from scanlab.report.units import milliseconds, three_digits
 
+FAILURES = "Configurations without numbers"
 READING = (
     "Time is the median of one call, with the quartiles of all samples. The speed-up is the median over the blocks of"
     " the ratio to the anchor, both taken within one block, with its 95 % bootstrap interval. Numbers come from the"
@@ -167,12 +169,12 @@ def _contest_section(
     shown = {
         "Speed-up": tables.readable_speedups(_rows_of(speedups, contest)),
         "Errors against float64": tables.readable_errors(_rows_of(errors, contest)),
-        "Configurations without numbers": tables.failure_table(members),
+        FAILURES: tables.failure_table(members),
     }
     return Section(
         contest.title,
         said,
-        {title: frame for title, frame in shown.items() if len(frame)},
+        _not_empty(shown),
         [Picture(f"{kind}-{name}", figure, alt) for kind, figure, alt in drawn if figure is not None],
     )
 
@@ -180,12 +182,12 @@ def _contest_section(
 def _length_sections(trials: Sequence[Trial], caption: str) -> list[Section]:
     sections = []
     for number, members in enumerate(families(trials), start=1):
-        lengths = sorted({trial.problem.length for trial in members})
-        text = f"{Contest(members[0].problem, members[0].inputs_label).title}; and at lengths up to {lengths[-1]}."
+        lengths = sorted({trial.problem.length for trial in members if trial.measurement is not None})
+        text = f"{contest_of(members[0]).title}; and at lengths up to {lengths[-1]}."
         alt = f"Time of one call at lengths from {lengths[0]} to {lengths[-1]}, a line for each backend."
         picture = Picture(f"lengths-{number}", figures.length_lines(members, caption), alt)
-        table = {"Time of one call by length": tables.length_table(members)}
-        sections.append(Section("Time against sequence length", text, table, [picture]))
+        shown = {"Time of one call by length": tables.length_table(members), FAILURES: tables.failure_table(members)}
+        sections.append(Section("Time against sequence length", text, _not_empty(shown), [picture]))
     return sections
 
 
@@ -202,6 +204,10 @@ def _fastest(ranked: Sequence[Placing]) -> str:
         f" times as fast as {anchor_of(first.trial)} (95 %: {three_digits(low)} to {three_digits(high)}), which took"
         f" {milliseconds(measured.anchor_median_ms)} in the same blocks.{unconfirmed}"
     )
+
+
+def _not_empty(frames: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    return {caption: frame for caption, frame in frames.items() if len(frame)}
 
 
 def _rows_of(frame: pd.DataFrame, contest: Contest) -> pd.DataFrame:

@@ -125,12 +125,20 @@ def contests(trials: Iterable[Trial]) -> dict[Contest, tuple[Trial, ...]]:
 
 
 def families(trials: Iterable[Trial]) -> list[tuple[Trial, ...]]:
-    """The measured trials of time against length, those whose problems differ in nothing else together."""
-    found: dict[Contest, list[Trial]] = {}
+    """The trials of time against length, those whose problems differ in nothing else together.
+
+    A family whose measured trials have fewer than two lengths is left out: it shows nothing.
+    """
+    found: dict[ScanProblem, list[Trial]] = {}
     for trial in trials:
-        if trial.phase == "lengths" and trial.measurement is not None:
-            found.setdefault(Contest(trial.problem.replace(length=1), ""), []).append(trial)
-    return [tuple(members) for members in found.values() if len({trial.problem.length for trial in members}) > 1]
+        if trial.phase == "lengths":
+            found.setdefault(trial.problem.replace(length=1), []).append(trial)
+    measured = {problem: [trial for trial in members if trial.measurement] for problem, members in found.items()}
+    return [
+        tuple(members)
+        for problem, members in found.items()
+        if len({trial.problem.length for trial in measured[problem]}) > 1
+    ]
 
 
 def placings(trials: Sequence[Trial]) -> list[Placing]:

@@ -106,7 +106,7 @@ def _draw_bar(axes: Axes, row: int, bar: Bar, base: float) -> None:
 def length_lines(trials: Sequence[Trial], caption: str) -> Figure:
     """Time of one call against the length of the sequence, the fastest configuration of each backend.
 
-    trials  measured trials that differ in the length of their problem
+    trials  a family (see `evidence.families`): they differ in the length of their problem
     """
     problem = trials[0].problem
     lines = {backend: _fastest_by_length(trials, backend) for backend in dict.fromkeys(t.backend for t in trials)}
@@ -119,20 +119,26 @@ def length_lines(trials: Sequence[Trial], caption: str) -> Figure:
     (axes,) = made.axes
     axes.set(xscale="log", yscale="log", xlabel="length of the sequence (time steps)", ylabel="time of one call")
     lengths = sorted({length for line in lines.values() for length in line})
-    ends = {backend: line[max(line)].median_ms for backend, line in lines.items()}
+    right = lengths[-1] * 1.08
+    ends, words = {}, {}
     for backend, line in lines.items():
+        last = max(line)
+        ends[backend] = line[last].median_ms
+        words[backend] = f"{backend}  {milliseconds(ends[backend])}" + (f" at {last}" if last < lengths[-1] else "")
         _draw_line(axes, backend, line)
+        if last < lengths[-1]:  # a line ends where its backend was measured no further
+            axes.plot([last, right], [ends[backend]] * 2, ":", color=look(backend).colour, linewidth=1.0)
     low = min(measured.quartiles_ms[0] for line in lines.values() for measured in line.values())
     high = max(measured.quartiles_ms[2] for line in lines.values() for measured in line.values())
     axes.set_ylim(low / 1.6, high * 1.5)
-    axes.set_xlim(lengths[0] / 1.08, lengths[-1] * 1.08)
+    axes.set_xlim(lengths[0] / 1.08, right)
     axes.xaxis.set_major_locator(FixedLocator(lengths))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     log_ticks(axes, "y", milliseconds)
     axes.grid(axis="y")
     _proportional_guide(axes, lengths, high)
-    label_ends(axes, ends, {backend: f"{backend}  {milliseconds(end)}" for backend, end in ends.items()})
+    label_ends(axes, ends, words)
     return made.figure
 
 

@@ -81,10 +81,11 @@ def trial_table(trials: Iterable[Trial]) -> pd.DataFrame:
 
 
 def length_table(trials: Iterable[Trial]) -> pd.DataFrame:
-    """The time of one call as text: a row for each backend, a column for each length."""
+    """The time of one call as text: a row for each backend that was measured, a column for each length."""
     by_length: dict[str, dict[int, list[Trial]]] = {}
     for trial in trials:
-        by_length.setdefault(trial.backend, {}).setdefault(trial.problem.length, []).append(trial)
+        if trial.measurement is not None:
+            by_length.setdefault(trial.backend, {}).setdefault(trial.problem.length, []).append(trial)
     lengths = sorted({length for found in by_length.values() for length in found})
     rows = []
     for backend, found in by_length.items():

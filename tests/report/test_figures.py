@@ -63,6 +63,14 @@ def test_every_figure_becomes_a_png_and_an_svg_that_name_the_machine(name, tmp_p
     assert ElementTree.parse(svg).getroot().tag == "{http://www.w3.org/2000/svg}svg"
 
 
+def test_a_line_ends_where_its_backend_was_measured_no_further():
+    shorter = [each for each in LENGTHS if (each.backend, each.problem.length) != ("chunked", 128)]
+    failed = trial(phase="lengths", state="crashed", reason="boom", measurement=None, problem=LENGTHS[1].problem)
+    shown = texts(figures.length_lines([*shorter, failed], CAPTION))
+    assert "chunked  4.00 ms at 64" in shown
+    assert "somebodys_plugin  2.67 ms" in shown
+
+
 def test_bars_show_values_and_reasons():
     shown = texts(DRAWN["speedup"]())
     assert f"40.0{TIMES}" in shown
