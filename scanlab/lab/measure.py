@@ -329,7 +329,7 @@ def _copy(inputs: ScanInputs) -> ScanInputs:
     def copied(tensor: Tensor) -> Tensor:
         # Not clone(): it packs a tensor that is a view of a larger one, and a scan would then read other strides.
         empty = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-        storage = tensor.untyped_storage().clone()  # type: ignore[no-untyped-call]
+        storage = tensor.untyped_storage().clone()
         return empty.set_(storage, tensor.storage_offset(), tensor.size(), tensor.stride())
 
     return inputs.with_tensors(**{name: copied(tensor) for name, tensor in inputs.tensors().items()})

@@ -143,6 +143,11 @@ class Search:
             self.best_scan = scan
         self._tell(asked, trial)
 
+    def learn(self, trial: Trial) -> None:
+        """Take in the record of a configuration that was not asked for."""
+        self._keep(trial)
+        self.study.add_trial(self._frozen(trial))
+
     def give_back(self, config: Config) -> None:
         """A configuration that was asked for and not tried to the end will be asked for again."""
         asked = self._asked.pop(config_key(config))

@@ -205,24 +205,26 @@ class _Run:
     def search(self) -> None:
         """Try configurations until the time for it is over or nothing is left to try."""
         for each in self.searches:
-            for lethal in each.lethal:
-                failure = Failure("crashed", "processes died while trying this configuration, again and again")
-                self.results.append(self.setting.trial("search", each.backend, lethal, time.time(), failure))
+            for config in each.lethal:
+                failure = Failure("crashed", "process after process died while trying this configuration")
+                trial = self.setting.trial("search", each.backend, config, time.time(), failure)
+                self.results.append(trial)
+                each.learn(trial)
         anchor_arm = self.anchor.arm(self.setting)
         rng = random.Random(self.setting.seed)
         while (search := self._most_promising()) is not None:
-            config = search.ask(self._time_for(search))
-            if config is None:
+            asked = search.ask(self._time_for(search))
+            if asked is None:
                 self.finished.add(search.backend.name)
                 continue
-            label = label_of(search.backend.name, config)
+            label = label_of(search.backend.name, asked)
             self._emit("started", label)
             best = search.best.measurement if search.best else None
             try:
                 with time_limit(self.clock.at(CUT_OFF_ATTEMPT)):
                     trial, scan = attempt(
                         search.backend,
-                        config,
+                        asked,
                         self.setting,
                         self.anchor,
                         anchor_arm,
@@ -231,7 +233,7 @@ class _Run:
                         deadline=self.clock.at(1 - RACE_SHARE),
                     )
             except (OutOfTimeError, KeyboardInterrupt) as stopped:
-                search.give_back(config)
+                search.give_back(asked)
                 if isinstance(stopped, KeyboardInterrupt):
                     raise
                 self._skip(search, f"{label} was cut off: the budget does not hold it; give it more")

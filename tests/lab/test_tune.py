@@ -1,0 +1,319 @@
+"""Tuning: everything proved and recorded, the fastest chosen, resumed after any end, within its budget."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from lab_fakes import TINY, crashing, fake, sleepy, wrong
+
+from scanlab import registry
+from scanlab.backend import Capabilities
+from scanlab.errors import RejectedError, ResultsError, ScanlabError
+from scanlab.lab import attempt as attempt_module
+from scanlab.lab import study as study_module
+from scanlab.lab import tune as module
+from scanlab.lab.heat import Entrant
+from scanlab.lab.results import Results
+from scanlab.lab.tune import Budget, OutOfTimeError, time_limit, tune
+from scanlab.problem import make_inputs
+from scanlab.space import Choice
+
+INPUTS = make_inputs(TINY)
+
+
+ENOUGH = Budget(trials=100)
+
+
+@pytest.fixture(autouse=True)
+def brief(monkeypatch):
+    """Few blocks and a short race: what is recorded matters here, not how sure it is."""
+    monkeypatch.setattr(module, "RACE_S", 0.1)
+    monkeypatch.setattr(attempt_module, "MOST_BLOCKS", 2)
+
+
+def run(backends, folder, budget=ENOUGH, **options):
+    options.setdefault("anchor", Entrant(registry.get("reference"), {"threads": 1}))
+    return tune(TINY, INPUTS, backends, budget, Results(folder), **options)
+
+
+def test_the_fastest_configuration_wins_and_everything_is_on_disk(tmp_path):
+    found = run([registry.get("reference"), sleepy()], tmp_path)
+    recorded = Results(tmp_path).load().trials
+    searched = [trial for trial in recorded if trial.phase == "search"]
+    assert {trial.id for trial in found.trials} == {trial.id for trial in searched}
+    assert found.new == len(searched)
+    tried = [trial.config for trial in searched if trial.backend == "sleepy"]
+    assert sorted(tried, key=str) == [{"delay_ms": delay} for delay in (0.0, 1.0, 3.0)]
+    assert found.winner.backend in ("reference", "sleepy")
+    assert found.winner.config.get("delay_ms", 0.0) == 0.0
+    assert found.winner.phase == "race"
+    assert found.race.why == found.why
+    assert set(found.exhausted) == {"reference", "sleepy"}
+    assert not found.interrupted
+
+
+def test_defaults_come_first_and_simplest_first(tmp_path):
+    found = run([sleepy("one"), sleepy("two")], tmp_path)
+    ordered = sorted(found.trials, key=lambda trial: trial.started_at)
+    assert [(trial.backend, trial.config["delay_ms"]) for trial in ordered[:2]] == [("one", 3.0), ("two", 3.0)]
+
+
+def test_running_again_measures_only_what_is_new(tmp_path):
+    first = run([sleepy("one")], tmp_path)
+    again = run([sleepy("one")], tmp_path)
+    assert again.new == 0
+    assert {trial.id for trial in again.trials} == {trial.id for trial in first.trials}
+    assert again.winner is not None
+    more = run([sleepy("one"), sleepy("two")], tmp_path)
+    assert more.new == 3
+    assert {trial.backend for trial in more.trials} == {"one", "two"}
+
+
+def test_another_source_is_measured_again_and_nothing_else(tmp_path):
+    source = tmp_path / "kernel.py"
+    source.write_text("version 1")
+
+    def changing():
+        return fake("changing", lambda scan, config: scan, source=source)
+
+    run([changing(), sleepy()], tmp_path / "results")
+    source.write_text("version 2")
+    again = run([changing(), sleepy()], tmp_path / "results")
+    assert again.new == 1
+    hashes = [trial.source_hash for trial in Results(tmp_path / "results").load().trials if trial.backend == "changing"]
+    assert len(set(hashes)) == 2
+
+
+def test_other_inputs_and_another_anchor_are_measured_anew(tmp_path):
+    run([sleepy()], tmp_path)
+    assert run([sleepy()], tmp_path, inputs_label="photograph").new == 3
+    anchor = Entrant(registry.get("two_phase"), {})
+    assert run([sleepy()], tmp_path, anchor=anchor).new == 3
+    assert run([sleepy()], tmp_path, anchor=anchor).new == 0
+
+
+def test_a_lost_study_is_rebuilt_from_the_records(tmp_path):
+    run([sleepy()], tmp_path)
+    (tmp_path / "studies.journal").unlink()
+    again = run([sleepy()], tmp_path)
+    assert again.new == 0
+    storage, _ = study_module.open_storage(None, tmp_path)
+    (summary,) = storage.get_all_studies()
+    told = storage.get_all_trials(summary._study_id)
+    assert sorted(trial.params["delay_ms"] for trial in told) == [0.0, 1.0, 3.0]
+    assert {trial.user_attrs["record"] for trial in told} == {trial.id for trial in again.trials}
+
+
+def test_lost_records_are_measured_again_whatever_the_study_says(tmp_path):
+    run([sleepy()], tmp_path)
+    for path in (tmp_path / "trials").iterdir():
+        path.unlink()
+    assert run([sleepy()], tmp_path).new == 3
+
+
+def test_the_wrong_and_the_crashing_are_recorded_without_a_number(tmp_path):
+    found = run([wrong(), crashing(), sleepy()], tmp_path)
+    states = {(trial.backend, trial.config.get("scale")): trial.state for trial in found.trials}
+    assert states["wrong", 2.0] == "wrong"
+    assert states["wrong", 1.0] == "ok"
+    assert states["crashing", None] == "crashed"
+    assert all(trial.measurement is None for trial in found.trials if trial.state in ("wrong", "crashed"))
+    assert found.winner.config != {"scale": 2.0}
+    assert run([wrong(), crashing(), sleepy()], tmp_path).new == 0
+
+
+def test_a_backend_that_takes_no_part_is_recorded_once_with_its_reason(tmp_path):
+    narrow = replace(sleepy("narrow"), capabilities=Capabilities(dtypes=("float64",)))
+    absent = replace(sleepy("absent"), unavailable=lambda: "no compiler; install one")
+    for _ in range(2):
+        found = run([narrow, absent, sleepy()], tmp_path)
+    rejected = [trial for trial in Results(tmp_path).load().trials if trial.state == "rejected"]
+    assert sorted((trial.backend, trial.reason) for trial in rejected) == [
+        ("absent", "no compiler; install one"),
+        ("narrow", "dtype float32: it has float64"),
+    ]
+    assert any("absent takes no part: no compiler; install one" in notice for notice in found.notices)
+
+
+def test_illegal_combinations_are_never_tried(tmp_path):
+    numbers = (1, 2, 3)
+    choices = tuple(Choice(name, numbers, 1) for name in ("left", "right"))
+    odd = fake(
+        "odd",
+        lambda scan, config: scan,
+        choices,
+        forbids=lambda config, problem: "too much" if config["left"] + config["right"] > 4 else None,
+    )
+    found = run([odd], tmp_path)
+    tried = sorted((trial.config["left"], trial.config["right"]) for trial in found.trials)
+    assert tried == [(left, right) for left in numbers for right in numbers if left + right <= 4]
+    assert found.exhausted == ("odd",)
+
+
+def test_a_space_too_large_for_the_trials_is_searched_by_tpe(tmp_path, monkeypatch):
+    monkeypatch.setattr(study_module, "EXHAUSTIVE_SIZE", 8)
+    wide = fake("wide", lambda scan, config: scan, (Choice("a", tuple(range(10)), 0), Choice("b", tuple(range(10)), 0)))
+    found = run([wide], tmp_path, Budget(trials=12))
+    assert found.new == 12
+    assert len({tuple(trial.config.items()) for trial in found.trials}) == 12
+    assert found.exhausted == ()
+
+
+def test_every_backend_gets_its_default_and_the_promising_get_more(tmp_path):
+    quick = sleepy("quick", tuple(0.1 * step for step in range(8)))
+    slow = sleepy("slow", tuple(8.0 + step for step in range(8)))
+    found = run([slow, quick], tmp_path, Budget(trials=11))
+    counts = {name: sum(trial.backend == name for trial in found.trials) for name in ("quick", "slow")}
+    assert counts["slow"] >= module.FEWEST_TRIALS
+    assert counts["quick"] > counts["slow"]
+
+
+def test_the_events_tell_the_story(tmp_path):
+    events = []
+    run([sleepy()], tmp_path, Budget(trials=2), on_event=events.append)
+    kinds = [event.kind for event in events]
+    assert kinds[:4] == ["started", "finished", "started", "finished"]
+    assert kinds[-1] == "round"
+    assert [event.done for event in events] == sorted(event.done for event in events)
+    finished = [event for event in events if event.kind == "finished"]
+    assert finished[0].best.id == finished[0].trial.id
+    assert finished[0].label == "sleepy delay_ms=3.0"
+    assert finished[-1].done == 1.0
+
+
+def test_a_budget_of_time_is_kept_and_what_did_not_fit_is_said(tmp_path):
+    many = sleepy(delays_ms=tuple(20.0 + step for step in range(40)))
+    started = time.monotonic()
+    found = run([many], tmp_path, Budget(seconds=3.0))
+    # The promise is 10 %; this machine may be busy with other tests.
+    assert time.monotonic() - started < 6.0
+    assert 0 < found.new < 40
+    assert any("no time left" in notice for notice in found.notices)
+    assert found.winner is not None
+
+
+def test_an_attempt_that_would_break_the_promise_is_cut_off_and_tried_again(tmp_path):
+    def around(scan, config):
+        if config["stuck"]:
+            time.sleep(60)
+        return scan
+
+    stuck = fake("stuck", around, (Choice("stuck", (True, False), True),))
+    started = time.monotonic()
+    found = run([stuck, sleepy()], tmp_path, Budget(seconds=2.0))
+    assert time.monotonic() - started < 10
+    assert any("was cut off" in notice for notice in found.notices)
+    assert not [trial for trial in Results(tmp_path).load().trials if trial.backend == "stuck"]
+
+
+def test_a_budget_without_a_bound_is_refused():
+    with pytest.raises(ScanlabError, match="--budget 3m or --trials 50"):
+        Budget()
+    with pytest.raises(ScanlabError, match="seconds=0: a budget must be more than 0"):
+        Budget(seconds=0)
+
+
+def test_an_interruption_keeps_everything_measured(tmp_path):
+    def stop(event):
+        if event.kind == "started" and event.label == "sleepy delay_ms=0.0":
+            raise KeyboardInterrupt
+
+    # The event comes before the attempt, where a person's interruption may come too.
+    found = run([sleepy()], tmp_path, on_event=stop)
+    assert found.interrupted
+    assert found.race is None
+    assert found.new >= 1
+    assert found.winner is not None
+    assert "not raced" in found.why
+    again = run([sleepy()], tmp_path)
+    assert again.new == 3 - found.new
+
+
+def test_an_anchor_that_cannot_run_is_refused(tmp_path):
+    with pytest.raises(RejectedError, match="the anchor crashing cannot be timed: .*fell over"):
+        run([sleepy()], tmp_path, anchor=Entrant(crashing(), {}))
+
+
+def test_an_unwritable_folder_is_refused_before_anything_is_measured(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ResultsError, match="cannot write results"):
+        run([sleepy()], tmp_path / "file", on_event=lambda event: pytest.fail("something was tried"))
+
+
+def test_nothing_to_run_is_no_winner(tmp_path):
+    found = run([crashing()], tmp_path)
+    assert found.winner is None
+    assert found.why == "No winner: no configuration could be timed."
+
+
+def test_a_time_limit_interrupts_and_leaves_no_alarm():
+    with pytest.raises(OutOfTimeError), time_limit(time.monotonic() + 0.05):
+        time.sleep(5)
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    with time_limit(time.monotonic() + 5):
+        pass
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from lab_fakes import TINY, lethal, sleepy
+from scanlab import registry
+from scanlab.lab.heat import Entrant
+from scanlab.lab import attempt, study, tune as module
+from scanlab.lab.results import Results
+from scanlab.lab.tune import Budget, tune
+from scanlab.problem import make_inputs
+module.RACE_S, attempt.MOST_BLOCKS, study.MOST_DEATHS = 0.1, 2, 2
+backends = {"sleepy": sleepy(delays_ms=tuple(float(step) for step in range(12))), "lethal": lethal()}
+def say(event):
+    if event.kind == "finished":
+        print(event.trial.id, flush=True)
+anchor = Entrant(registry.get("reference"), {"threads": 1})
+chosen = [backends[sys.argv[3]]]
+tune(TINY, make_inputs(TINY), chosen, Budget(trials=100), Results(sys.argv[2]), anchor=anchor, on_event=say)
+print("done", flush=True)
+"""
+
+
+def start(folder: Path, backend: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), str(folder), backend]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_sigkill_loses_no_finished_trial_and_the_next_run_takes_up_from_there(tmp_path):
+    said: set[str] = set()
+    for kill_after in (2, 5):
+        with start(tmp_path, "sleepy") as worker:
+            for _ in range(kill_after):
+                said.add(worker.stdout.readline().strip())
+            worker.send_signal(signal.SIGKILL)
+            # What it said before it died was said after it was on disk.
+            said |= {line.strip() for line in worker.stdout}
+    assert said <= {trial.id for trial in Results(tmp_path).load().trials}
+    found = run([sleepy(delays_ms=tuple(float(step) for step in range(12)))], tmp_path)
+    configs = [json.dumps(dict(trial.config)) for trial in Results(tmp_path).load().trials if trial.phase == "search"]
+    assert len(configs) == len(set(configs)) == 12
+    assert said <= {trial.id for trial in found.trials}
+    assert found.exhausted == ("sleepy",)
+
+
+def test_a_configuration_that_kills_its_process_is_tried_a_few_times_and_then_recorded(tmp_path):
+    for _ in range(2):
+        with start(tmp_path, "lethal") as worker:
+            worker.communicate()
+        assert worker.returncode == -signal.SIGKILL
+    with start(tmp_path, "lethal") as worker:
+        output, _ = worker.communicate()
+    assert output.strip().endswith("done")
+    (killer,) = [trial for trial in Results(tmp_path).load().trials if trial.config == {"kill": True}]
+    assert killer.state == "crashed"
+    assert "died" in killer.reason
