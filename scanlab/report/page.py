@@ -19,7 +19,7 @@ STYLE = """
 @media (prefers-color-scheme: dark) { :root { --paper: #0d1117; --ink: #e6edf3; --faint: #9198a1; --rule: #30363d;
   --band: #161b22; --accent: #ff9d5c; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 72rem; background: var(--paper); color: var(--ink);
+body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 76rem; background: var(--paper); color: var(--ink);
   font: 16px/1.55 system-ui, sans-serif; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .75rem; }
 h2 { font-size: 1.25rem; line-height: 1.35; margin: 3rem 0 .5rem; padding-top: 1rem;
@@ -28,17 +28,18 @@ h3 { font-size: 1rem; margin: 1.75rem 0 .5rem; }
 .about { color: var(--faint); margin: .25rem 0; max-width: 62rem; }
 .said { font-size: 1.05rem; border-left: 3px solid var(--accent); padding-left: .75rem; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .7rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--rule); }
+table { border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem .5rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--rule); }
 th { color: var(--faint); font-weight: 600; white-space: nowrap; }
 td { white-space: nowrap; }
 td.long { white-space: normal; min-width: 16rem; }
 .number { text-align: right; }
 tbody tr:nth-child(even) { background: var(--band); }
 tbody td:first-child { font-weight: 600; }
-.pictures { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 32rem), 1fr)); }
-.pictures img { width: 100%; height: auto; background: #ffffff; border: 1px solid var(--rule); border-radius: 8px;
-  padding: .5rem; }
+.pictures { columns: 2 30rem; column-gap: 1rem; margin-top: 1rem; }
+.pictures img { width: 100%; height: auto; margin-bottom: 1rem; background: #ffffff; border: 1px solid var(--rule);
+  border-radius: 8px; padding: .5rem; break-inside: avoid; }
+.pictures:has(> :only-child) { columns: auto; max-width: 48rem; }
 a { color: var(--accent); }
 @media print { body { max-width: none; } h2 { break-after: avoid; } tr, img { break-inside: avoid; } }
 """

@@ -10,7 +10,7 @@ import pandas as pd
 
 from scanlab.lab.results import Trial
 from scanlab.report.evidence import Contest, anchor_of, best, contest_of, contests, placings
-from scanlab.report.units import between, memory, milliseconds, per_second, scientific, times
+from scanlab.report.units import between, memory, milliseconds, per_second, scientific, three_digits, times
 from scanlab.space import Config
 
 NUMBERS = (
@@ -112,16 +112,16 @@ def readable_speedups(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "backend": row.backend,
-            "configuration": row.config,
+            "configuration, or why not": _settled(row.config, row.state, row.reason),
             "median": milliseconds(row.median_ms),
             "quartiles": between(row.quartile1_ms, row.quartile3_ms, milliseconds),
             "speed-up": times(row.speedup),
-            "95 % interval": between(row.speedup_low, row.speedup_high, times),
+            "95 % interval": between(row.speedup_low, row.speedup_high, three_digits),
             "state updates": per_second(row.state_updates_per_s),
             "error": scientific(row.error),
             "memory": memory(row.peak_bytes),
             "build": milliseconds(row.build_ms),
-            "state": outcome_text(row.state, row.reason, row.numbers_from, measured=not math.isnan(row.median_ms)),
+            "from": "" if math.isnan(row.median_ms) else row.numbers_from,
         }
         for row in frame.itertuples()
     )
@@ -144,12 +144,6 @@ def readable_errors(frame: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def outcome_text(state: str, reason: str, numbers_from: str, *, measured: bool) -> str:
-    """State and reason in one cell; numbers that no race confirmed are marked as what they are."""
-    marked = f"{state}, from the search" if measured and numbers_from == "search" else state
-    return f"{marked}: {reason}" if reason else marked
-
-
 def config_text(config: Config) -> str:
     """A configuration as a person would write it: "chunk=32 threads=2"."""
     return " ".join(f"{name}={value}" for name, value in config.items())
@@ -169,6 +163,11 @@ def markdown(frame: pd.DataFrame) -> str:
 
 def _markdown_cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
+
+
+def _settled(config: str, state: str, reason: str) -> str:
+    """The configuration where there is nothing else to say, or what became of it."""
+    return config if state == "ok" else ", ".join(filter(None, (config, f"{state}: {reason}")))
 
 
 def _subject(trial: Trial) -> dict[str, str]:

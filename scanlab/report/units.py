@@ -61,5 +61,9 @@ def scientific(value: float) -> str:
 
 
 def between(low: float, high: float, spell: Callable[[float], str]) -> str:
-    """A range of two numbers of one kind: "1.20 ms – 1.31 ms"."""
-    return "" if math.isnan(low) or math.isnan(high) else f"{spell(low)} {TO} {spell(high)}"
+    """A range of two numbers of one kind, the unit once where it is the same: "1.20 – 1.31 ms"."""
+    if math.isnan(low) or math.isnan(high):
+        return ""
+    first, last = spell(low), spell(high)
+    number, _, unit = first.partition(" ")
+    return f"{number if unit and last.endswith(f' {unit}') else first} {TO} {last}"

@@ -38,7 +38,9 @@ def test_units():
     assert per_second(1.82e9) == "1.82 G/s"
     assert per_second(320.0) == "320 /s"
     assert [memory(value) for value in (0, 80 * 2**10, 3 * 2**20)] == ["0 B", "80.0 KiB", "3.00 MiB"]
-    assert between(1.5, 2.0, milliseconds) == f"1.50 ms {TO} 2.00 ms"
+    assert between(1.5, 2.0, milliseconds) == f"1.50 {TO} 2.00 ms"
+    assert between(0.5, 2.0, milliseconds) == f"500 µs {TO} 2.00 ms"
+    assert between(1.5, 2.0, times) == f"1.50{TIMES} {TO} 2.00{TIMES}"
 
 
 @pytest.mark.parametrize("spell", [milliseconds, times, per_second, memory])
