@@ -127,8 +127,8 @@ def compose(trials: Sequence[Trial], machine: Machine, importances: Mapping[str,
     about += [f"Left out: {', '.join(chosen.left_out)}."] if chosen.left_out else []
     return Document(
         "Selective scans on this machine",
-        (*about, READING),
-        sections,
+        about,
+        [*sections, Section("How to read the numbers", READING, {}, [])],
         {name: tables.csv(frame) for name, frame in files.items()},
     )
 

@@ -70,8 +70,9 @@ def _section(section: Section, drawn: Mapping[str, Sequence[Path]]) -> list[str]
     parts = [f"<h2>{escape(section.title)}</h2>"]
     if section.text:
         parts.append(f'<p class="said">{escape(section.text)}</p>')
-    images = "\n".join(_image(picture, drawn[picture.name]) for picture in section.pictures)
-    parts.append(f'<div class="pictures">\n{images}\n</div>')
+    if section.pictures:
+        images = "\n".join(_image(picture, drawn[picture.name]) for picture in section.pictures)
+        parts.append(f'<div class="pictures">\n{images}\n</div>')
     for caption, frame in section.tables.items():
         parts.append(f'<h3>{escape(caption)}</h3>\n<div class="scroll">\n{_table(frame)}\n</div>')
     return parts
