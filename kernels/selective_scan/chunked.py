@@ -18,7 +18,9 @@ from scanlab.threads import pinned, threads_choice
 def make(problem: ScanProblem, config: Config) -> ScanFn:
     """The chunked scan with config["chunk"] time steps at once, held to config["threads"]."""
     chunk = int(config["chunk"])
-    scan = directions.directed(lambda inputs: chunks.scan(inputs, problem, chunk, recurrence.sequential), problem)
+    scan = directions.directed(
+        lambda inputs: chunks.scan(inputs, problem, chunk, chunks.eager(recurrence.sequential)), problem
+    )
     return pinned(scan, int(config["threads"]))
 
 
