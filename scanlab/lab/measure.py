@@ -270,7 +270,6 @@ def peak_bytes(one: Arm) -> int | None:
             one.call()
             torch.cuda.synchronize()
             return torch.cuda.max_memory_allocated() - before
-        gc.collect()
         try:
             ctypes.CDLL(None).malloc_trim(0)
             Path("/proc/self/clear_refs").write_text("5")

@@ -69,6 +69,7 @@ class Search:
         self.best: Trial | None = None
         self.best_scan: Proven | None = None
         self.lethal: list[Config] = []
+        self._storage = storage
         self._records: dict[str, Trial] = {}
         self._asked: dict[str, optuna.Trial] = {}
         self._durations_s = [trial.duration_s for trial in recorded if trial.backend == backend.name]
@@ -151,8 +152,7 @@ class Search:
     def give_back(self, config: Config) -> None:
         """A configuration that was asked for and not tried to the end will be asked for again."""
         asked = self._asked.pop(config_key(config))
-        self.study.tell(asked, state=TrialState.FAIL)
-        self.study.enqueue_trial(dict(config))
+        self._storage.set_trial_state_values(asked._trial_id, TrialState.WAITING)
 
     def _suggested(self, asked: optuna.Trial) -> dict[str, Value]:
         config: dict[str, Value] = {}
@@ -199,11 +199,8 @@ class Search:
         known: set[str] = set()
         waiting: set[str] = set()
         for told in self.study.get_trials(deepcopy=False):
-            key = config_key(told.params)
             if told.state == TrialState.RUNNING and not _alive(told):
-                self.study.tell(told.number, state=TrialState.FAIL)
-                if told.params.keys() == self._distributions.keys() and key not in self._records:
-                    self._free(told)
+                self._free(told)
             elif told.state == TrialState.WAITING:
                 waiting.add(config_key(told.system_attrs.get("fixed_params", {})))
             elif told.state.is_finished() and "record" in told.user_attrs:
@@ -216,12 +213,19 @@ class Search:
             self.study.enqueue_trial(defaults)
 
     def _free(self, told: FrozenTrial) -> None:
-        """Ask again for a configuration during which a process died, unless it looks like the cause."""
-        deaths = told.user_attrs.get("deaths", 0) + 1
-        if deaths >= MOST_DEATHS:
+        """Let a trial whose process died be asked for again, unless it looks like the cause.
+
+        It waits again, as if it had never run. Failing it would end the search where the process died before
+        the trial had all its parameters: BruteForceSampler cannot place a finished trial that lacks some.
+        """
+        whole = told.params.keys() == self._distributions.keys()
+        deaths = told.user_attrs.get("deaths", 0) + whole
+        if deaths >= MOST_DEATHS and config_key(told.params) not in self._records:
             self.lethal.append(told.params)
+            self.study.tell(told.number, state=TrialState.FAIL)
         else:
-            self.study.enqueue_trial(told.params, user_attrs={"deaths": deaths})
+            self._storage.set_trial_user_attr(told._trial_id, "deaths", deaths)
+            self._storage.set_trial_state_values(told._trial_id, TrialState.WAITING)
 
     def _frozen(self, trial: Trial) -> FrozenTrial:
         states = {"ok": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
@@ -244,7 +248,7 @@ class _Everything(BruteForceSampler):
 
 
 class _KernelLock(BaseJournalFileLock):
-    """A lock on the journal that the kernel releases when its holder dies."""
+    """A lock on the journal that the kernel releases when its holder dies; optuna's own outlives it by 30 s."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -274,7 +278,9 @@ def open_storage(storage: str | None, folder: Path) -> tuple[optuna.storages.Bas
                 return optuna.storages.RDBStorage(storage), ()
             path = folder / "studies.journal" if storage is None else Path(storage)
             path.parent.mkdir(parents=True, exist_ok=True)
-            lock = JournalFileOpenLock(str(path)) if fcntl is None else _KernelLock(path.with_name(path.name + ".lock"))
+            lock = (
+                JournalFileOpenLock(str(path)) if fcntl is None else _KernelLock(path.with_name(path.name + ".flock"))
+            )
             notices = repair_journal(path, lock)
             return optuna.storages.JournalStorage(JournalFileBackend(str(path), lock_obj=lock)), notices
     except Exception as error:  # each database driver has errors of its own

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import optuna
 import pytest
 from lab_fakes import TINY, crashing, fake, sleepy, wrong
 
@@ -304,6 +306,23 @@ def test_sigkill_loses_no_finished_trial_and_the_next_run_takes_up_from_there(tm
     assert len(configs) == len(set(configs)) == 12
     assert said <= {trial.id for trial in found.trials}
     assert found.exhausted == ("sleepy",)
+
+
+@pytest.mark.parametrize("suggested", [0, 1], ids=["before its first parameter", "between two parameters"])
+def test_a_process_that_died_while_asking_leaves_a_search_that_goes_on(tmp_path, suggested):
+    choices = (Choice("a", (0, 1), 0), Choice("b", (0, 1), 0))
+    pair = fake("pair", lambda scan, config: scan, choices)
+    run([pair], tmp_path, Budget(trials=1))
+    storage, _ = study_module.open_storage(None, tmp_path)
+    (summary,) = storage.get_all_studies()
+    half = optuna.load_study(study_name=summary.study_name, storage=storage).ask()
+    half.set_user_attr("owner", {"host": socket.gethostname(), "pid": 2**22 + 1, "started": "long ago"})
+    for choice in choices[:suggested]:
+        half.suggest_categorical(choice.name, choice.values)
+    found = run([pair], tmp_path)
+    assert found.exhausted == ("pair",)
+    assert len(found.trials) == 4
+    assert {told.state.name for told in storage.get_all_trials(summary._study_id)} <= {"COMPLETE", "PRUNED"}
 
 
 def test_a_configuration_that_kills_its_process_is_tried_a_few_times_and_then_recorded(tmp_path):
