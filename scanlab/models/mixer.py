@@ -25,7 +25,7 @@ from scanlab.problem import ScanInputs
 if TYPE_CHECKING:
     from scanlab.deploy.dispatch import Scan
 
-# kept in at least float32 whatever the model is cast to: decays are exp of exp of these, over long sequences
+# kept in at least float32 when the model's weights are cast, as officially
 RECURRENCE = ("A_log", "A_b_log", "D", "D_b")
 BIMAMBA_TYPES = ("v2", "v1", "none")
 
