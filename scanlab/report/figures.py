@@ -57,10 +57,13 @@ def bar(trial: Trial) -> Bar:
 
 @applied()
 def bar_chart(bars: Sequence[Bar], title: str, subtitle: str, caption: str, unit: str) -> Figure:
-    """Horizontal bars that start at 1, each with its interval, value and, where one is made, its claim."""
+    """Horizontal bars, each with its interval, value and, where one is made, its claim.
+
+    The axis is logarithmic where the values are far apart; bars then start at 1, and otherwise at 0.
+    """
     made = sheet(7.6, 0.5 + 0.44 * len(bars), title, subtitle, caption)
     (axes,) = made.axes
-    reached = [limit for bar in bars for limit in (bar.low, bar.high, bar.claim, 1.0) if math.isfinite(limit)]
+    reached = [limit for each in bars for limit in (each.low, each.high, each.claim, 1.0) if math.isfinite(limit)]
     logarithmic = max(reached) / min(reached) > 8
     if logarithmic:
         axes.set_xscale("log")
@@ -68,11 +71,11 @@ def bar_chart(bars: Sequence[Bar], title: str, subtitle: str, caption: str, unit
     else:
         axes.set_xlim(0.0, max(reached) * 1.34)
     base = 1.0 if logarithmic else 0.0
-    for row, bar in enumerate(bars):
-        _draw_bar(axes, row, bar, base)
+    for row, each in enumerate(bars):
+        _draw_bar(axes, row, each, base)
     axes.axvline(1.0, color=INK, linewidth=1.0, zorder=1)
     axes.set_ylim(len(bars) - 0.4, -0.6)
-    axes.set_yticks(range(len(bars)), [bar.name for bar in bars], weight="bold")
+    axes.set_yticks(range(len(bars)), [each.name for each in bars], weight="bold")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
