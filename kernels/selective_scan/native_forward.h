@@ -5,15 +5,33 @@
 
 namespace scanlab::SCANLAB_ISA {
 
+// The memory of a block of a strided tensor, a cache line at a time, so that loops can ask for it long before it
+// is used: a burst of requests would stall where one request in each step costs nothing.
+struct Lines {
+    const char* first = nullptr;
+    int64_t near = 0, far = 0;  // bytes between lines 16 k + i and 16 k + i + 1, and between lines k and k + 16
+    SCANLAB_INLINE void request(int line) const { __builtin_prefetch(first + (line & 15) * near + (line >> 4) * far, 1, 2); }
+};
+
+template <class S>
+Lines lines_of(Strided<S> block) {
+    const int64_t time = block.time * int64_t(sizeof(S)), column = block.column * int64_t(sizeof(S));
+    const auto first = reinterpret_cast<const char*>(block.data);
+    if (block.column == 1) return {first, time, 16 * time};
+    return {first, column, time > 0 ? 64 : -64};
+}
+
 // One vector of channels over one block of time. `parts` is 2 where numbers are complex: real, imaginary.
 template <class T>
 struct Block {
     int steps;
-    const T *delta, *drive;  // [steps][lanes]: delta' and delta' u
-    T* y;                    // [steps][lanes]: D u, to which <C, h> is added
-    const T* A;              // [state][parts][lanes]; the real part times log2(e)
-    T* h;                    // [state][parts][lanes]
-    Rows<T> B, C;            // [steps][state][parts], or constant: [state][parts][lanes], step 0
+    const T* delta;  // [steps][lanes], after bias and softplus
+    Rows<T> u;       // [steps][lanes]
+    T* y;            // [steps][lanes]: <C, h>
+    const T* A;      // [state][parts][lanes]; the real part times log2(e)
+    T* h;            // [state][parts][lanes]
+    Rows<T> B, C;    // [steps][state][parts], or constant: [state][parts][lanes], step 0
+    Lines next[4];   // what the next block reads and writes
 };
 
 // B or C of one state: broadcast where it varies over time, a vector of channels where it is constant.
@@ -29,22 +47,26 @@ SCANLAB_INLINE Vec<T> coefficient(const T* row, int index) {
 template <class T, Exp exp, int count, bool constant_B, bool constant_C>
 void real_states(const Block<T>& block, int first) {
     constexpr int width = lanes<T>;
-    const T* A = block.A + first * width;
-    T* state = block.h + first * width;
+    const T *__restrict A = block.A + first * width, *__restrict deltas = block.delta, *__restrict u = block.u.first;
+    const T* __restrict B = block.B.first + first * (constant_B ? width : 1);
+    const T* __restrict C = block.C.first + first * (constant_C ? width : 1);
+    T *__restrict y = block.y, *__restrict state = block.h + first * width;
+    const int64_t u_step = block.u.step, B_step = block.B.step, C_step = block.C.step;
     Vec<T> h[count];
 #pragma GCC unroll 16
     for (int n = 0; n < count; n++) h[n] = load(state + n * width);
     for (int t = 0; t < block.steps; t++) {
-        const Vec<T> delta = load(block.delta + t * width), drive = load(block.drive + t * width);
-        const T* B = block.B[t] + first * (constant_B ? width : 1);
-        const T* C = block.C[t] + first * (constant_C ? width : 1);
-        Vec<T> even = load(block.y + t * width), odd = {};
+        if (first == 0)
+            for (const Lines& lines : block.next) lines.request(t);
+        const Vec<T> delta = load(deltas), drive = delta * load(u);
+        Vec<T> even = first == 0 ? Vec<T>{} : load(y), odd = {};
 #pragma GCC unroll 16
         for (int n = 0; n < count; n++) {
-            h[n] = exp2<T, exp>(delta * load(A + n * width)) * h[n] + drive * coefficient<constant_B>(B, n);
+            h[n] = exp2<exp>(Pack<T, 1>{delta * load(A + n * width)}).of[0] * h[n] + drive * coefficient<constant_B>(B, n);
             (n % 2 ? odd : even) += h[n] * coefficient<constant_C>(C, n);
         }
-        store<T>(block.y + t * width, even + odd);
+        store<T>(y, even + odd);
+        deltas += width, u += u_step, y += width, B += B_step, C += C_step;
     }
 #pragma GCC unroll 16
     for (int n = 0; n < count; n++) store<T>(state + n * width, h[n]);
@@ -87,7 +109,7 @@ struct Workspace {
         const int64_t vectors = (scan.channel_tile + width - 1) / width;
         return {vectors, scan.time_block, width, (scan.state + width - 1) / width * width};
     }
-    int64_t elements() const { return 6 * block * width + 2 * block * state_step + 4 * vectors * state_step * width; }
+    int64_t elements() const { return 5 * block * width + 2 * block * state_step + 4 * vectors * state_step * width; }
 };
 
 template <class T>
@@ -131,20 +153,65 @@ Strided<const S> block_of(const Projection& tensor, const Scan& scan, const Dire
             direction.reverse ? -tensor.time : tensor.time, tensor.state};
 }
 
-// delta', delta' u and D u of a block. The lines of the next block are asked for on the way.
+// Steps that go through softplus or the gate side by side.
+inline constexpr int abreast = SCANLAB_REGISTERS / 8;
+
+template <class T, int count>
+SCANLAB_INLINE Pack<T, count> load_steps(Rows<T> rows, int t) {
+    Pack<T, count> steps;
+#pragma GCC unroll 8
+    for (int i = 0; i < count; i++) steps.of[i] = load(rows[t + i]);
+    return steps;
+}
+template <class T, int count>
+SCANLAB_INLINE void store_steps(T* to, const Pack<T, count>& steps) {
+#pragma GCC unroll 8
+    for (int i = 0; i < count; i++) store<T>(to + i * lanes<T>, steps.of[i]);
+}
+
+template <int number>
+struct Count {
+    static constexpr int value = number;
+};
+
+// Calls work(count, t) for steps t to t + count - 1, with the largest counts first.
+template <class Work>
+SCANLAB_INLINE void for_steps(int steps, const Work& work) {
+    int t = 0;
+    for (; t + abreast <= steps; t += abreast) work(Count<abreast>{}, t);
+    for (; t < steps; t++) work(Count<1>{}, t);
+}
+
+// delta' of a block.
 template <class T, bool with_softplus>
-void prepare(int steps, Rows<T> u, Rows<T> delta, Vec<T> bias, Vec<T> D, T* step_size, T* drive, T* y) {
+void step_sizes(int steps, Rows<T> delta, Vec<T> bias, T* to) {
+    for_steps(steps, [=](auto count, int t) {
+        auto step = each(load_steps<T, count.value>(delta, t), [=](Vec<T> v) { return v + bias; });
+        if constexpr (with_softplus) step = softplus(step);
+        store_steps(to + t * lanes<T>, step);
+    });
+}
+
+// (y + D u) silu(z) of a block, to its place or added to what is there; z may be missing.
+template <class T, class S>
+void finish(int steps, T* y, Rows<T> u, Vec<T> D, Rows<T> z, Strided<S> out, int channels, bool add) {
     constexpr int width = lanes<T>;
-    for (int t = 0; t < steps; t++) {
-        __builtin_prefetch(u[t + steps]);
-        __builtin_prefetch(delta[t + steps]);
-        const Vec<T> input = load(u[t]);
-        Vec<T> step = load(delta[t]) + bias;
-        if constexpr (with_softplus) step = softplus<T>(step);
-        store<T>(step_size + t * width, step);
-        store<T>(drive + t * width, step * input);
-        store<T>(y + t * width, D * input);
-    }
+    const bool in_place = out.column == 1;
+    for_steps(steps, [=](auto count, int t) {
+        const auto skip = each(load_steps<T, count.value>(u, t), [=](Vec<T> v) { return v * D; });
+        auto value = load_steps<T, count.value>({y, width}, t) + skip;
+        if (z.first) {
+            const auto gate = load_steps<T, count.value>(z, t);
+            value = value * (gate * sigmoid(gate));
+        }
+        if (in_place) {
+#pragma GCC unroll 8
+            for (int i = 0; i < count.value; i++) put<T>(out.at(t + i), value.of[i], channels, add);
+        } else {
+            store_steps(y + t * width, value);
+        }
+    });
+    if (!in_place) write_rows(out, steps, channels, y, add);
 }
 
 template <class T, class S>
@@ -155,7 +222,7 @@ void forward(const Scan& scan, const Tile& tile, void* memory) {
     const int64_t line = space.block * width, weights = space.state_step * width;
     T* const buffers = static_cast<T*>(memory);
     T *const u_rows = buffers, *const delta_rows = u_rows + line, *const z_rows = delta_rows + line;
-    T *const step_size = z_rows + line, *const drive = step_size + line, *const y = drive + line;
+    T *const step_size = z_rows + line, *const y = step_size + line;
     T *const B_rows = y + line, *const C_rows = B_rows + space.block * space.state_step;
     T *const A = C_rows + space.block * space.state_step, *const h = A + space.vectors * weights;
     T *const B_fixed = h + space.vectors * weights, *const C_fixed = B_fixed + space.vectors * weights;
@@ -193,28 +260,22 @@ void forward(const Scan& scan, const Tile& tile, void* memory) {
                 const Rows<T> u = block_rows(direction.u, u_rows), delta = block_rows(direction.delta, delta_rows);
                 const Vec<T> bias = weights_of<T>(direction.delta_bias, channel, channels);
                 const Vec<T> D = weights_of<T>(direction.D, channel, channels);
-                (scan.softplus ? prepare<T, true> : prepare<T, false>)(steps, u, delta, bias, D, step_size, drive, y);
+                const auto out = block_of<S>(scan.out, scan, direction, tile.batch, channel, begin);
+                // Vectors of channels come first, then time: the next block may be either's.
+                const bool last_vector = (v + 1) * width >= tile.channels;
+                const int64_t next_channel = last_vector ? tile.channel : channel + width;
+                const int64_t next_begin = last_vector && begin + steps < scan.length ? begin + steps : begin;
+                const auto next = [&](const Channels& tensor) {
+                    return lines_of(block_of<const S>(tensor, scan, direction, tile.batch, next_channel, next_begin));
+                };
+                (scan.softplus ? step_sizes<T, true> : step_sizes<T, false>)(steps, delta, bias, step_size);
                 if (direction.B.constant) B = {B_fixed + v * weights, 0};
                 if (direction.C.constant) C = {C_fixed + v * weights, 0};
-                states(Block<T>{steps, step_size, drive, y, A + v * weights, h + v * weights, B, C}, scan, direction);
+                states(Block<T>{steps, step_size, u, y, A + v * weights, h + v * weights, B, C,
+                                {next(direction.u), next(direction.delta), next(direction.z), next(scan.out)}}, scan, direction);
 
-                const auto out = block_of<S>(scan.out, scan, direction, tile.batch, channel, begin);
-                const bool in_place = out.column == 1;
                 const Rows<T> z = direction.z.data ? block_rows(direction.z, z_rows) : Rows<T>{};
-                for (int t = 0; t < steps; t++) {
-                    Vec<T> value = load(y + t * width);
-                    if (direction.z.data) {
-                        __builtin_prefetch(z[t + steps]);
-                        const Vec<T> gate = load(z[t]);
-                        value *= gate * sigmoid<T>(gate);
-                    }
-                    if (in_place) {
-                        put<T>(out.at(t), value, channels, d > 0);
-                    } else {
-                        store<T>(y + t * width, value);
-                    }
-                }
-                if (!in_place) write_rows(out, steps, channels, y, d > 0);
+                finish(steps, y, u, D, z, out, channels, d > 0);
             }
         }
         T* last = static_cast<T*>(direction.last.data) + tile.batch * direction.last.batch;
