@@ -142,6 +142,15 @@ class Mixer(nn.Module):
 
     def forward(self, hidden: Tensor, scan: Scan) -> Tensor:
         """hidden (batch, length, dim) -> (batch, length, dim), the recurrence computed by `scan`."""
+        directions = self._directions(hidden)
+        y = scan(*directions, direction="forward" if len(directions) == 1 else "bidirectional").out
+        # halving the weight is halving the sum, on the smaller tensor; a bias is not halved
+        weight = 0.5 * self.out_proj.weight if self.halves else self.out_proj.weight
+        out = F.linear(y.mT, weight, self.out_proj.bias)
+        return out * self.gamma if hasattr(self, "gamma") else out
+
+    def _directions(self, hidden: Tensor) -> tuple[ScanInputs, ...]:
+        """What is scanned: one set of inputs, or one ahead and one back."""
         inner = len(self.A_log)
         # two matrix products instead of one that is split: x and z come out dense, and need no copy
         x, z = (
@@ -150,19 +159,11 @@ class Mixer(nn.Module):
         )
         ahead = self._scan_inputs(x, z, self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D)
         if self.bimamba_type == "v2":
-            back = self._scan_inputs(
-                x, z, self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b, backward=True
-            )
-            y = scan(ahead, back, direction="bidirectional").out
-        elif self.bimamba_type == "v1":
-            back = ahead.with_tensors(A=-torch.exp(_weight(self.A_b_log, ahead.u)))
-            y = scan(ahead, back, direction="bidirectional").out
-        else:
-            y = scan(ahead).out
-        # halving the weight is halving the sum, on the smaller tensor; a bias is not halved
-        weight = 0.5 * self.out_proj.weight if self.halves else self.out_proj.weight
-        out = F.linear(y.mT, weight, self.out_proj.bias)
-        return out * self.gamma if hasattr(self, "gamma") else out
+            weights = self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b
+            return ahead, self._scan_inputs(x, z, *weights, backward=True)
+        if self.bimamba_type == "v1":
+            return ahead, ahead.with_tensors(A=-torch.exp(_weight(self.A_b_log, x)))
+        return (ahead,)
 
     def _scan_inputs(
         self,

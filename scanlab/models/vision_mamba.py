@@ -93,7 +93,7 @@ class VisionMamba(nn.Module):
         ):
             if value not in legal:
                 raise ProblemError(f"{name}={value!r}: must be one of {', '.join(legal)}.")
-        self.scan = resolve_scan(scan)
+        self.scan = scan
         self.embed_dim = embed_dim
         self.num_classes = num_classes
         self.fused_add_norm = fused_add_norm
@@ -179,6 +179,16 @@ class VisionMamba(nn.Module):
             parameter.data = parameter.data.to(torch.promote_types(dtype, torch.float32) if recurrent else dtype)
         return self
 
+    @property
+    def scan(self) -> Scan:
+        """How recurrences are computed; None, the name of a backend or a callable may be assigned."""
+        return resolve_scan(self._scan)
+
+    @scan.setter
+    def scan(self, scan: Scan | str | None) -> None:
+        resolve_scan(scan)  # a name that names nothing is refused here and not in the first forward pass
+        self._scan = scan  # a name and not what it names, so that models can be copied and pickled
+
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that an optimiser should not decay, as the official training asks for them."""
         return {"pos_embed", "cls_token", "dist_token", "cls_token_head", "cls_token_tail"}
@@ -258,19 +268,19 @@ class VisionMamba(nn.Module):
 
     def _encode(self, tokens: Tensor, flipped: bool = False) -> Tensor:
         """tokens (batch, length, embed_dim) through all blocks and the last norm."""
-        hidden, residual = tokens, None
+        hidden, residual, scan = tokens, None, self.scan
         if self.if_bidirectional:
             # the sum of both layers' residuals doubles the stream at each pair, and an odd last layer is not used
             for ahead, back in zip(self.layers[0::2], self.layers[1::2], strict=False):
                 hidden, residual = self._rotate(hidden, residual)
                 reversed_residual = None if residual is None else residual.flip(1)
-                hidden_ahead, residual_ahead = ahead(hidden, residual, self.scan)
-                hidden_back, residual_back = back(hidden.flip(1), reversed_residual, self.scan)
+                hidden_ahead, residual_ahead = ahead(hidden, residual, scan)
+                hidden_back, residual_back = back(hidden.flip(1), reversed_residual, scan)
                 hidden, residual = hidden_ahead + hidden_back.flip(1), residual_ahead + residual_back.flip(1)
         else:
             for layer in self.layers:
                 hidden, residual = self._rotate(hidden, residual, flipped)
-                hidden, residual = layer(hidden, residual, self.scan)
+                hidden, residual = layer(hidden, residual, scan)
         normed, _ = add_norm(
             self.drop_path(hidden),
             residual,

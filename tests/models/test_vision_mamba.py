@@ -1,5 +1,6 @@
 """Vision Mamba against the official model: names, logits, blocks, gradients, initialisation and every option."""
 
+import copy
 import json
 import math
 import random
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from scanlab.deploy.dispatch import Dispatcher
-from scanlab.errors import ProblemError
+from scanlab.errors import ProblemError, UnknownBackendError
 from scanlab.models.block import DropPath
 from scanlab.models.capture import trained_like_
 from scanlab.models.vision_mamba import RELEASED, VisionMamba
@@ -237,12 +238,27 @@ def test_images_of_another_shape_are_refused(shape):
         small()(torch.zeros(shape))
 
 
-def test_the_scan_is_this_machines_choice_a_name_or_a_callable(monkeypatch):
+def test_the_scan_is_this_machines_choice_a_name_or_a_callable():
     from scanlab.deploy import dispatch
 
     assert VisionMamba(**SMALL).scan is dispatch.scan
     assert VisionMamba(**SMALL, scan="reference").scan is dispatch.dispatcher("reference")
     assert small(scan=recorded).scan is recorded
+    model = small(scan=recorded)
+    model.scan = "reference"
+    assert model.scan is dispatch.dispatcher("reference")
+    with pytest.raises(UnknownBackendError, match="fastest"):
+        VisionMamba(**SMALL, scan="fastest")
+
+
+def test_models_are_copied_and_pickled_with_their_scan(tmp_path):
+    model = small(scan="reference").eval()
+    torch.save(model, tmp_path / "model.pt")
+    with torch.no_grad():
+        expected = model(IMAGES)
+        for other in (copy.deepcopy(model), torch.load(tmp_path / "model.pt", weights_only=False)):
+            assert other.scan is model.scan
+            assert torch.equal(other(IMAGES), expected)
 
 
 def recorded(*inputs, delta_softplus=True, direction="forward"):
