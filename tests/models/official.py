@@ -21,6 +21,7 @@ def _load_recipe() -> ModuleType:
     return module
 
 
+REFERENCE = Dispatcher("reference:threads=1")
 RECIPE = _load_recipe()
 EXTRA = np.load(GOLDEN / "golden_extra.npz")
 INDEX = {entry["name"]: entry for entry in json.loads((GOLDEN / "vim_index.json").read_text())}
@@ -44,7 +45,7 @@ class Official:
 
     def model(self, **options: object) -> VisionMamba:
         """Our model with the variant's options and weights, in evaluation mode, on the reference scan."""
-        model = VisionMamba(**self.config, **{"scan": Dispatcher("reference")} | options).eval()
+        model = VisionMamba(**self.config, **{"scan": REFERENCE} | options).eval()
         weights = {name: RECIPE.param(name, shape) for name, shape in self.shapes.items()}
         tensors = {name: self[f"buffer/{name}"] if w is None else torch.from_numpy(w) for name, w in weights.items()}
         model.load_state_dict(tensors)

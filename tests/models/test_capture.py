@@ -3,20 +3,19 @@
 import pytest
 import torch
 
-from scanlab.deploy.dispatch import Dispatcher
 from scanlab.errors import ProblemError
 from scanlab.models.capture import capture_scan_inputs, trained_like_
 from scanlab.models.images import prepare, sample_photograph
 from scanlab.models.vision_mamba import VisionMamba, vim_tiny
 
-from .official import Official
+from .official import REFERENCE, Official
 
 SMALL = {"img_size": 16, "patch_size": 8, "stride": 8, "embed_dim": 16, "depth": 3, "num_classes": 5, "d_state": 4}
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
 def small(**options):
-    return VisionMamba(**SMALL | {"scan": Dispatcher("reference")} | options)
+    return VisionMamba(**SMALL | {"scan": REFERENCE} | options)
 
 
 def test_trained_like_weights_are_the_same_everywhere():
@@ -37,7 +36,7 @@ def test_trained_like_weights_are_the_same_everywhere():
 
 
 def test_trained_like_weights_look_trained():
-    model = trained_like_(vim_tiny(scan=Dispatcher("reference")))
+    model = trained_like_(vim_tiny(scan=REFERENCE))
     for layer in (model.layers[0], model.layers[23]):
         mixer = layer.mixer
         for A_log in (mixer.A_log, mixer.A_b_log):
@@ -68,7 +67,7 @@ def test_captured_inputs_are_those_of_the_official_model():
 
 def test_capturing_gives_what_the_layer_gets_and_leaves_the_model_as_it_was():
     seen = []
-    reference = Dispatcher("reference")
+    reference = REFERENCE
 
     def scan(*inputs, delta_softplus=True, direction="forward"):
         seen.append(inputs)
@@ -103,7 +102,7 @@ def test_layers_that_do_not_exist_or_do_not_run_are_refused():
 
 
 def test_a_large_photograph_poses_a_long_problem():
-    model = trained_like_(vim_tiny(img_size=1248, scan=Dispatcher("reference")))
+    model = trained_like_(vim_tiny(img_size=1248, scan=REFERENCE))
     problem, inputs = capture_scan_inputs(model, prepare(sample_photograph(), 1248)[None], 0)
     assert (problem.dim, problem.length, problem.layout) == (384, 6085, "dim_last")
     assert all(tensor.isfinite().all() for each in inputs for tensor in each.tensors().values())

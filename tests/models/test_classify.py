@@ -4,7 +4,6 @@ import pytest
 import torch
 from PIL import Image
 
-from scanlab.deploy.dispatch import Dispatcher
 from scanlab.errors import InputError
 from scanlab.models.capture import trained_like_
 from scanlab.models.classify import classify, find_pictures
@@ -12,10 +11,12 @@ from scanlab.models.imagenet import CLASSES
 from scanlab.models.images import prepare, sample_photograph
 from scanlab.models.vision_mamba import VisionMamba
 
+from .official import REFERENCE
+
 
 def small(num_classes):
     options = {"img_size": 32, "patch_size": 8, "stride": 8, "embed_dim": 16, "depth": 2, "num_classes": num_classes}
-    return trained_like_(VisionMamba(**options, scan=Dispatcher("reference"))).eval()
+    return trained_like_(VisionMamba(**options, scan=REFERENCE)).eval()
 
 
 @pytest.fixture

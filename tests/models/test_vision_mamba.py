@@ -8,14 +8,13 @@ import random
 import pytest
 import torch
 
-from scanlab.deploy.dispatch import Dispatcher
 from scanlab.errors import ProblemError, UnknownBackendError
 from scanlab.models.block import DropPath
 from scanlab.models.capture import trained_like_
 from scanlab.models.vision_mamba import RELEASED, VisionMamba
 
 from . import plain_vim
-from .official import GOLDEN, INDEX, RECIPE, Official, manifest
+from .official import GOLDEN, INDEX, RECIPE, REFERENCE, Official, manifest
 
 TOLERANCE = 2e-5
 
@@ -138,7 +137,7 @@ def image_shape(options):
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_every_option_does_what_its_plain_restatement_does(options):
     options = SMALL | options
-    model = trained_like_(VisionMamba(**options, scan=Dispatcher("reference"))).eval()
+    model = trained_like_(VisionMamba(**options, scan=REFERENCE)).eval()
     images = torch.randn(2, *image_shape(options), generator=torch.Generator().manual_seed(1))
     weights = {name: value.double().requires_grad_() for name, value in model.state_dict().items()}
     outputs = model(images)
@@ -159,7 +158,7 @@ def test_every_option_does_what_its_plain_restatement_does(options):
 
 
 def small(**options):
-    return VisionMamba(**SMALL | {"scan": Dispatcher("reference")} | options)
+    return VisionMamba(**SMALL | {"scan": REFERENCE} | options)
 
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(3))
@@ -167,7 +166,7 @@ IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(3))
 
 def test_fresh_weights_are_distributed_as_the_official_ones():
     torch.manual_seed(0)
-    model = RELEASED["vim_tiny"](scan=Dispatcher("reference"))
+    model = RELEASED["vim_tiny"](scan=REFERENCE)
     official = json.loads((GOLDEN / "init_stats_tiny.json").read_text())
     state = model.state_dict()
     compared = [name for name in official if name in state]
@@ -267,7 +266,7 @@ def recorded(*inputs, delta_softplus=True, direction="forward"):
 
 def test_the_scan_gets_dim_last_views_and_both_directions_in_one_call():
     calls = []
-    reference = Dispatcher("reference")
+    reference = REFERENCE
 
     def scan(*inputs, delta_softplus=True, direction="forward"):
         calls.append((inputs, delta_softplus, direction))
@@ -332,7 +331,7 @@ def test_drop_path_rates_rise_one_layer_late():
 
 
 def test_weights_are_cast_but_for_the_recurrence():
-    model = small(dtype=torch.bfloat16, scan=Dispatcher("reference"))
+    model = small(dtype=torch.bfloat16, scan=REFERENCE)
     kept = {name for name, parameter in model.named_parameters() if parameter.dtype == torch.float32}
     assert kept == {f"layers.{i}.mixer.{leaf}" for i in range(3) for leaf in ("A_log", "A_b_log", "D", "D_b")}
     wide = trained_like_(small(dtype=torch.float64)).eval()
