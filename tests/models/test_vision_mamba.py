@@ -8,6 +8,7 @@ import random
 import pytest
 import torch
 
+from scanlab import registry
 from scanlab.errors import ProblemError, UnknownBackendError
 from scanlab.models.block import DropPath
 from scanlab.models.capture import trained_like_
@@ -63,6 +64,19 @@ def test_logits_features_and_blocks_match_the_official_model(name):
             torch.testing.assert_close(actual.double(), expected, rtol=0, atol=TOLERANCE * max(1.0, largest), msg=name)
             compared += 1
     assert compared >= 2
+
+
+@pytest.mark.parametrize("backend", registry.names())
+def test_logits_match_the_official_model_on_every_backend(backend):
+    official = Official("t_full")
+    images = official.images()[:1]
+    unavailable = registry.get(backend).unavailable()
+    if unavailable:
+        pytest.skip(unavailable)
+    model = official.model(scan=backend)
+    with torch.no_grad():
+        logits = model(images)
+    torch.testing.assert_close(logits.double(), official["logits_f64"][:1], rtol=0, atol=TOLERANCE)
 
 
 def gradient_names(golden):
