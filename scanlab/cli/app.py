@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from scanlab.cli import bench, inspect, prove, recorded, tune, validate
+from scanlab.cli import bench, classify, inspect, prove, recorded, tune, validate
 from scanlab.cli.console import Exit, notes
 from scanlab.errors import ScanlabError, UnavailableError
 
@@ -25,6 +25,7 @@ app.command("report")(recorded.report)
 app.command("best")(recorded.best)
 app.command("verify")(prove.verify)
 app.command("bench")(bench.bench)
+app.command("classify")(classify.classify)
 app.command("validate")(validate.validate)
 
 

@@ -141,3 +141,24 @@ def test_durations():
     for text in ("", "m", "3x", "3m!", "0s"):
         with pytest.raises(InputError, match="duration"):
             parse_duration(text)
+
+
+def test_classify_names_classes_and_reports_what_it_cannot_read(run, tmp_path):
+    from scanlab.models.capture import trained_like_
+    from scanlab.models.checkpoints import save_weights
+    from scanlab.models.images import sample_photograph
+    from scanlab.models.vision_mamba import vim_tiny
+
+    save_weights(trained_like_(vim_tiny(scan="reference")), tmp_path / "vim.safetensors")
+    (tmp_path / "photos").mkdir()
+    sample_photograph().save(tmp_path / "photos" / "temple.png")
+    (tmp_path / "photos" / "torn.jpg").write_bytes(b"not a picture")
+    weights = ("--weights", "vim.safetensors", "--backend", "two_phase", "--top", "3")
+    outcome = run("classify", "photos", *weights, "--json")
+    assert outcome.code == 1
+    temple, torn = outcome.json
+    assert len(temple["classes"]) == 3
+    assert temple["classes"][0][1] >= temple["classes"][1][1] > 0
+    assert "torn.jpg is no picture" in torn["reason"]
+    assert run("classify", "photos/temple.png", *weights).code == 0
+    assert run("classify", "photos", "--weights", "missing.pth").code == 2
