@@ -202,6 +202,27 @@ def rotation(inputs: tuple[ScanInputs, ...]) -> tuple[tuple[ScanInputs, ...], ..
     return (inputs, *(tuple(_copy(each) for each in inputs) for _ in range(copies - 1)))
 
 
+def shuffled(inputs: ScanInputs, groups: int, seed: int) -> ScanInputs:
+    """`inputs` with the channels of each group in another order, in other memory with the same strides.
+
+    The numbers are distributed as before, and every channel has its own still; an answer that was kept for the
+    old inputs is wrong for these.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    dim = inputs.u.shape[1]
+    size = dim // groups
+    order = torch.cat([group * size + torch.randperm(size, generator=generator) for group in range(groups)])
+    order = order.to(inputs.u.device)
+    axes = {"u": 1, "delta": 1, "z": 1, "initial_state": 1, "A": 0, "D": 0, "delta_bias": 0}
+    axes |= {name: 0 for name in ("B", "C") if getattr(inputs, name).dim() == 2}
+    copied = _copy(inputs)
+    for name, axis in axes.items():
+        tensor = getattr(inputs, name)
+        if tensor is not None:
+            getattr(copied, name).copy_(tensor.index_select(axis, order))
+    return copied
+
+
 def call_of(scan: ScanFn, problem: ScanProblem, turns: Sequence[tuple[ScanInputs, ...]]) -> Callable[[], object]:
     """What is timed: one call of `scan` on the next of `turns`, with the backward pass where there are gradients."""
     call = _training_call(scan, turns) if problem.gradients else _inference_call(scan, turns)

@@ -10,7 +10,7 @@ from typing import TypeVar
 from scanlab.backend import Backend
 from scanlab.errors import RejectedError, UnavailableError
 from scanlab.lab.machine import Machine, this_machine
-from scanlab.lab.measure import Arm, Block, Measurement, arm, call_of, rotation
+from scanlab.lab.measure import Arm, Block, Measurement, arm, call_of, rotation, shuffled
 from scanlab.lab.results import Phase, State, Trial
 from scanlab.lab.verify import Expectation, Verdict, expectation, verify
 from scanlab.problem import ScanInputs, ScanProblem, make_inputs
@@ -40,6 +40,11 @@ class Setting:
         posed = (inputs, make_inputs(problem, seed=seed + 1))
         expectations = tuple(expectation(problem, each) for each in posed)
         return cls(problem, inputs_label, seed, this_machine(), expectations, rotation(inputs))
+
+    def with_fresh_inputs(self) -> Setting:
+        """The same problem with inputs of the same kind that no trial of this setting has seen."""
+        fresh = tuple(shuffled(each, self.problem.groups, self.seed + 2) for each in self.turns[0])
+        return Setting.of(self.problem, fresh, self.inputs_label, self.seed + 2)
 
     def trial(
         self,

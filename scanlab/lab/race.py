@@ -99,6 +99,8 @@ class Race:
             f"{self.winner.trial.label}: {measurement.median_ms:.3g} ms, {measurement.speedup:.3g} times as fast as"
             f" {measurement.anchor} (95 %: {low:.3g} to {high:.3g})"
         )
+        if self.winner.trial.phase == "holdout":
+            said += ", by a hold-out run on fresh inputs"
         if self.ties:
             labels = ", ".join(standing.trial.label for standing in self.ties)
             return f"{said}; tied with {labels}, and chosen as the {self._advantage()}."
@@ -124,21 +126,21 @@ def race(
     results: Results,
     deadline: float,
     phase: Phase = "race",
-    processes: int = 1,
+    processes: int = 0,
     on_round: Callable[[int], None] = lambda number: None,
 ) -> Race:
     """Time `entrants` beside `anchor` in interleaved rounds until they can be told apart, or until `deadline`.
 
     deadline   a value of time.monotonic(); every entrant takes part in at least one round
-    processes  with 1 the race is held in this process; with more, in up to so many fresh ones, one after another
+    processes  0 holds the race in this process, otherwise it is held in up to so many fresh ones in turn
     One trial for each entrant is appended to `results`. Raises RejectedError where the anchor cannot run.
     """
     started_at = time.time()
     notices: list[str] = []
     own = [entrant.backend.name for entrant in (*entrants, anchor) if not is_installed(entrant.backend)]
-    if processes > 1 and own:
-        notices.append(f"the race was held in one process: {', '.join(own)} cannot be found by name in a fresh one")
-    if processes == 1 or own:
+    if processes and own:
+        notices.append(f"the race was held in this process: {', '.join(own)} cannot be found by name in a fresh one")
+    if not processes or own:
         heats = [
             run_heat(entrants, anchor, setting, deadline, decided=lambda heat: _decided([heat]), on_round=on_round)
         ]
@@ -194,7 +196,7 @@ def _fresh_heats(
             died.append(f"process {process} of the race died: {heat}")
         else:
             heats.append(heat)
-        if len(heats) >= FEWEST_PROCESSES and _decided(heats):
+        if len(heats) >= min(processes, FEWEST_PROCESSES) and _decided(heats):
             break
     return heats, died
 

@@ -24,7 +24,7 @@ from scanlab.lab.verify import Verdict
 from scanlab.problem import ScanProblem
 from scanlab.space import Value, config_key
 
-Phase = Literal["search", "race", "lengths"]
+Phase = Literal["search", "race", "holdout", "lengths"]
 State = Literal["ok", "wrong", "rejected", "crashed", "pruned"]
 
 SCHEMA = 1
@@ -39,7 +39,8 @@ def new_id() -> str:
 class Trial:
     """One configuration of one backend, tried on one problem.
 
-    phase         search (looking for the best), race (finalists side by side) or lengths (time against length)
+    phase         search (looking for the best), race (finalists side by side, to choose), holdout (the chosen on
+                  fresh inputs, to publish) or lengths (time against length)
     inputs_label  where the inputs came from
     source_hash   of the backend, when it was tried
     state         ok; wrong (disagreed with the oracle); rejected (the backend does not solve the problem, or

@@ -1,4 +1,4 @@
-"""From a problem to a winner: every backend proved and searched within a budget, then the best raced."""
+"""From a problem to a winner: every backend proved and searched within a budget, the best raced and held out."""
 
 from __future__ import annotations
 
@@ -10,36 +10,37 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from scanlab import registry
 from scanlab.backend import Backend
 from scanlab.errors import RejectedError, ScanlabError
 from scanlab.lab.attempt import attempt
+from scanlab.lab.finals import finalists, fresh_processes, hold_out
 from scanlab.lab.heat import Entrant
 from scanlab.lab.prove import Failure, Proven, Setting, prove
 from scanlab.lab.race import Race, race
 from scanlab.lab.results import Results, Trial, label_of
 from scanlab.lab.study import Search, log_ratio, open_storage
 from scanlab.problem import ScanInputs, ScanProblem
+from scanlab.space import Config
 
-# The part of the budget that is kept for the race.
-RACE_SHARE = 0.25
-# A race after a search that was given a number of trials and no time.
+# The parts of the budget that are kept for the race and for the hold-out run.
+RACE_SHARE = 0.18
+HOLDOUT_SHARE = 0.14
+# Each of them after a search that was given a number of trials and no time.
 RACE_S = 30.0
 # Every backend gets its default and a few more before the promising ones get the rest.
 FEWEST_TRIALS = 4
-# A search takes few blocks, so that its leader may have been lucky: what it saw within this of the leader races
-# too, up to so many entrants.
-NEAR = math.log(1.15)
-MOST_FINALISTS = 12
-# A fresh process spends some seconds on loading torch, building and proving: one for each so many seconds of race.
-PROCESS_S = 12.0
-MOST_PROCESSES = 5
+# The loop's steps are so short that on several threads it mostly waits for the slowest of them: a neighbour on
+# one CPU slows it manyfold, and every ratio to it would tell of the neighbour. One thread is a steady yardstick.
+STEADY: Config = {"threads": 1}
+SEARCH_SHARE = 1 - RACE_SHARE - HOLDOUT_SHARE
 # What still runs at these shares of the budget is cut off, so that the promise is kept: an attempt of the
-# search, which may eat into the time for the race, and the race.
-CUT_OFF_ATTEMPT = 0.90
-CUT_OFF_RACE = 1.05
+# search, which may eat into the time for the race, and the finals.
+CUT_OFF_ATTEMPT = 0.85
+CUT_OFF = 1.05
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ class Tuned:
 
     trials       every trial of this problem on this machine that the search rests on, older ones too
     new          how many of them this run made
-    race         the finalists side by side; None where there was no time or nothing to race
+    race         the best of every backend side by side, from the hold-out run where there was one, else from the
+                 race that chose; None where nothing could be raced
     exhausted    the backends whose every configuration has been tried
     notices      what was skipped or repaired, and why
     interrupted  whether a person stopped it
@@ -130,10 +132,10 @@ def tune(
     seed: int = 0,
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> Tuned:
-    """Search the spaces of `backends` for `problem`, then race the best of each.
+    """Search the spaces of `backends` for `problem`, race the best, and hold the winner's numbers out.
 
     storage   see `open_storage`; None for a journal beside the records
-    anchor    what everything is timed beside; the reference loop where None
+    anchor    what everything is timed beside; the reference loop on one thread where None
     Returns what there is when a person interrupts it. Running it again takes up what is recorded and measures
     only what is not. Raises ResultsError where results cannot be written, RejectedError where the anchor
     cannot run.
@@ -143,7 +145,7 @@ def tune(
     loaded = results.load()
     opened, repaired = open_storage(storage, results.folder)
     setting = Setting.of(problem, inputs, inputs_label, seed)
-    yardstick = _anchor(anchor or Entrant(registry.get("reference"), {}), setting)
+    yardstick = _anchor(anchor or Entrant(registry.get("reference"), STEADY), setting)
     run = _Run(setting, yardstick, results, clock, on_event, notices=[*loaded.notices, *repaired])
     for backend in backends:
         recorded = [trial for trial in loaded.trials if trial.backend == backend.name]
@@ -152,20 +154,19 @@ def tune(
             run.searches.append(Search(backend, setting, yardstick, recorded, opened))
         else:
             run.refuse(backend, refusal, recorded)
-    raced: Race | None = None
-    interrupted = False
+    outcome: Race | None = None
     try:
         run.search()
-        raced = run.race()
+        outcome = run.finals()
     except KeyboardInterrupt:
-        interrupted = True
+        run.interrupted = True
     return Tuned(
         trials=tuple(trial for search in run.searches for trial in search.trials),
         new=run.new,
-        race=raced,
+        race=outcome,
         exhausted=tuple(search.backend.name for search in run.searches if search.left == 0),
         notices=tuple(run.notices),
-        interrupted=interrupted,
+        interrupted=run.interrupted,
         elapsed_s=time.monotonic() - clock.started,
     )
 
@@ -193,6 +194,7 @@ class _Run:
     searches: list[Search] = field(default_factory=list)
     finished: set[str] = field(default_factory=set)
     new: int = 0
+    interrupted: bool = False
 
     def refuse(self, backend: Backend, refusal: str, recorded: Sequence[Trial]) -> None:
         """Say why a backend takes no part, and record it the first time."""
@@ -230,7 +232,7 @@ class _Run:
                         anchor_arm,
                         best,
                         rng,
-                        deadline=self.clock.at(1 - RACE_SHARE),
+                        deadline=self.clock.at(SEARCH_SHARE),
                     )
             except (OutOfTimeError, KeyboardInterrupt) as stopped:
                 search.give_back(asked)
@@ -243,49 +245,52 @@ class _Run:
             self.new += 1
             self._emit("finished", label, trial=trial)
 
-    def race(self) -> Race | None:
-        """The best configuration of every backend side by side."""
-        entrants = self._finalists()
-        if not entrants:
+    def finals(self) -> Race | None:
+        """The race that chooses, and the hold-out run that its winner's numbers come from."""
+        chosen = finalists(self.searches)
+        if not chosen:
             return None
-        deadline = time.monotonic() + RACE_S if self.clock.budget.seconds is None else self.clock.at(1.0)
-        processes = max(1, min(MOST_PROCESSES, int((deadline - time.monotonic()) / PROCESS_S)))
+        raced: Race | None = None
         try:
-            with time_limit(self.clock.at(CUT_OFF_RACE)):
-                outcome = race(
-                    entrants,
+            with time_limit(self.clock.at(CUT_OFF)):
+                until = self._race_ends(1 - HOLDOUT_SHARE)
+                processes = fresh_processes([one.build_s for one in chosen], until - time.monotonic())
+                raced = race(
+                    [one.entrant for one in chosen],
                     self.anchor,
                     self.setting,
                     self.results,
-                    deadline,
-                    processes=processes,
-                    on_round=self._on_round,
+                    until,
+                    # A single fresh process would only cost the scans that are built here already.
+                    processes=processes if processes > 1 else 0,
+                    on_round=partial(self._on_round, "race"),
                 )
+                return self._hold_out(raced)
         except OutOfTimeError:
-            self.notices.append("the race was cut off: building the finalists again took the rest of the budget")
-            return None
-        self.notices += outcome.notices
-        return outcome
+            self.notices.append("the finals were cut off: building the finalists again took the rest of the budget")
+        except KeyboardInterrupt:
+            self.interrupted = True
+        return raced
 
-    def _finalists(self) -> list[Entrant | Proven]:
-        """The best configuration of every backend, and others that the search could hardly tell from the leader."""
-        bests = [search for search in self.searches if search.best is not None]
-        entrants: list[Entrant | Proven] = [
-            search.best_scan or Entrant(search.backend, search.best.config)
-            for search in bests
-            if search.best is not None
-        ]
-        if self.best is None:
-            return []
-        near = [
-            (search.backend, trial)
-            for search in bests
-            for trial in search.trials
-            if trial.state == "ok" and trial is not search.best and log_ratio(trial) <= log_ratio(self.best) + NEAR
-        ]
-        near.sort(key=lambda one: log_ratio(one[1]))
-        entrants += [Entrant(backend, trial.config) for backend, trial in near]
-        return entrants[: max(len(bests), MOST_FINALISTS)]
+    def _hold_out(self, raced: Race) -> Race:
+        held = hold_out(
+            raced,
+            {search.backend.name: search.backend for search in self.searches},
+            self.anchor,
+            self.setting,
+            self.results,
+            self._race_ends(1.0),
+            partial(self._on_round, "hold-out"),
+        )
+        if isinstance(held, str) or held.winner is None:
+            reason = held if isinstance(held, str) else "; ".join(held.notices)
+            self.notices.append(f"no hold-out run, so that the numbers are those of the race that chose: {reason}")
+            return raced
+        self.notices += raced.notices
+        return held
+
+    def _race_ends(self, share: float) -> float:
+        return time.monotonic() + RACE_S if self.clock.budget.seconds is None else self.clock.at(share)
 
     @property
     def best(self) -> Trial | None:
@@ -296,7 +301,7 @@ class _Run:
         """Whose turn it is: defaults first, then a few of everybody's, then shares of time by speed."""
         if self.clock.budget.trials is not None and self.new >= self.clock.budget.trials:
             return None
-        now, until = time.monotonic(), self.clock.at(1 - RACE_SHARE)
+        now, until = time.monotonic(), self.clock.at(SEARCH_SHARE)
         for search in self._running():
             if search.left == 0:
                 self.finished.add(search.backend.name)
@@ -324,7 +329,7 @@ class _Run:
             trials = (self.clock.budget.trials - self.new) / running
             if search.left is not None and search.left > max(trials, FEWEST_TRIALS):
                 return 0.0
-        return (self.clock.at(1 - RACE_SHARE) - time.monotonic()) / running
+        return (self.clock.at(SEARCH_SHARE) - time.monotonic()) / running
 
     def _running(self) -> list[Search]:
         return [search for search in self.searches if search.backend.name not in self.finished]
@@ -334,8 +339,8 @@ class _Run:
         self.notices.append(message)
         self._emit("skipped", search.backend.name, message=message)
 
-    def _on_round(self, number: int) -> None:
-        self._emit("round", f"race, round {number}")
+    def _on_round(self, name: str, number: int) -> None:
+        self._emit("round", f"{name}, round {number}")
 
     def _emit(
         self,

@@ -198,7 +198,7 @@ def _fastest(ranked: Sequence[Placing]) -> str:
         return "No backend has numbers; the reasons are below."
     measured = first.measured
     low, high = measured.speedup_interval
-    unconfirmed = "" if first.trial.phase == "race" else " In the search: no race has confirmed it."
+    unconfirmed = "" if first.trial.phase != "search" else " In the search: no race has confirmed it."
     return (
         f"Fastest: {first.trial.label}, {milliseconds(measured.median_ms)} a call, {three_digits(measured.speedup)}"
         f" times as fast as {anchor_of(first.trial)} (95 %: {three_digits(low)} to {three_digits(high)}), which took"

@@ -11,9 +11,10 @@ from scanlab.lab.measure import Measurement
 from scanlab.lab.results import Trial, label_of
 from scanlab.problem import ScanProblem
 
-# A race times finalists side by side and is taken after the search, so that its numbers are not the luckiest
-# of many; a backend that reached no race is shown with the numbers of its search, and marked.
-AUTHORITY = ("race", "search")
+# A hold-out run times what a race has chosen on inputs that no choice has seen; a race times finalists side by
+# side and is taken after the search, so that its numbers are not the luckiest of many; a backend that reached
+# neither is shown with the numbers of its search, and marked.
+AUTHORITY = ("holdout", "race", "search")
 
 
 class Contest(NamedTuple):

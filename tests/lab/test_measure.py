@@ -15,7 +15,7 @@ from lab_records import block, measurement
 
 from scanlab import registry
 from scanlab.lab import measure
-from scanlab.lab.measure import Measurement, arm, call_of, peak_bytes, rotation, take_round, undisturbed
+from scanlab.lab.measure import Measurement, arm, call_of, peak_bytes, rotation, shuffled, take_round, undisturbed
 from scanlab.problem import ScanInputs, ScanOutput, make_inputs
 
 MS = 1_000_000
@@ -124,6 +124,21 @@ def test_rotated_inputs_are_equal_elsewhere_in_memory_with_the_same_strides():
             assert torch.equal(copied, tensor)
             assert copied.stride() == tensor.stride()
             assert copied.data_ptr() != tensor.data_ptr()
+
+
+@pytest.mark.parametrize("problem", [TINY, TINY.replace(groups=2, layout="dim_last", has_initial_state=True)], ids=str)
+def test_shuffled_inputs_pose_the_same_problem_with_the_channels_in_another_order(problem):
+    problem = problem.replace(dim=8)
+    (inputs,) = make_inputs(problem)
+    fresh = shuffled(inputs, problem.groups, seed=1)
+    scan = registry.get("reference").build(problem, {"threads": 1})
+    old, new = scan(inputs).out, scan(fresh).out
+    assert not torch.equal(old, new)
+    assert fresh.u.stride() == inputs.u.stride()
+    for group in range(problem.groups):
+        channels = slice(group * 8 // problem.groups, (group + 1) * 8 // problem.groups)
+        # Every channel is somewhere in its group, with everything that belongs to it.
+        torch.testing.assert_close(old[:, channels].sort(dim=1).values, new[:, channels].sort(dim=1).values)
 
 
 def test_large_inputs_do_not_rotate(monkeypatch):

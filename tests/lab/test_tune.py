@@ -41,7 +41,6 @@ def brief(monkeypatch):
 
 
 def run(backends, folder, budget=ENOUGH, **options):
-    options.setdefault("anchor", Entrant(registry.get("reference"), {"threads": 1}))
     return tune(TINY, INPUTS, backends, budget, Results(folder), **options)
 
 
@@ -249,6 +248,18 @@ def test_an_unwritable_folder_is_refused_before_anything_is_measured(tmp_path):
         run([sleepy()], tmp_path / "file", on_event=lambda event: pytest.fail("something was tried"))
 
 
+def test_the_numbers_come_from_a_hold_out_run_in_fresh_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "RACE_S", 60.0)
+    backends = [registry.get("reference"), registry.get("two_phase")]
+    found = run(backends, tmp_path, Budget(trials=2))
+    recorded = Results(tmp_path).load().trials
+    held = [trial for trial in recorded if trial.phase == "holdout"]
+    assert {trial.backend for trial in held} == {"reference", "two_phase"}
+    assert found.winner.phase == "holdout"
+    assert "by a hold-out run on fresh inputs" in found.why
+    assert {trial.seed for trial in held}.isdisjoint(trial.seed for trial in recorded if trial.phase != "holdout")
+
+
 def test_nothing_to_run_is_no_winner(tmp_path):
     found = run([crashing()], tmp_path)
     assert found.winner is None
@@ -268,8 +279,6 @@ SCRIPT = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from lab_fakes import TINY, lethal, sleepy
-from scanlab import registry
-from scanlab.lab.heat import Entrant
 from scanlab.lab import attempt, study, tune as module
 from scanlab.lab.results import Results
 from scanlab.lab.tune import Budget, tune
@@ -279,9 +288,8 @@ backends = {"sleepy": sleepy(delays_ms=tuple(float(step) for step in range(12)))
 def say(event):
     if event.kind == "finished":
         print(event.trial.id, flush=True)
-anchor = Entrant(registry.get("reference"), {"threads": 1})
 chosen = [backends[sys.argv[3]]]
-tune(TINY, make_inputs(TINY), chosen, Budget(trials=100), Results(sys.argv[2]), anchor=anchor, on_event=say)
+tune(TINY, make_inputs(TINY), chosen, Budget(trials=100), Results(sys.argv[2]), on_event=say)
 print("done", flush=True)
 """
 

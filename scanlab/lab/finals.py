@@ -1,0 +1,125 @@
+"""After the search: a race chooses, and a hold-out run on fresh inputs in fresh processes gives the numbers.
+
+Whoever is chosen for having been fastest was lucky too: the numbers that chose it flatter it. The hold-out
+run knows nothing of them, so that its numbers may be published and written into a profile.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from scanlab.backend import Backend
+from scanlab.lab.heat import Entrant, is_installed
+from scanlab.lab.prove import Proven, Setting
+from scanlab.lab.race import Race, race
+from scanlab.lab.results import Results, Trial
+from scanlab.lab.study import Search, log_ratio
+
+# A search takes few blocks, so that its leader may have been lucky: what it saw within this of the leader races
+# too, up to so many entrants.
+NEAR = math.log(1.15)
+MOST_FINALISTS = 12
+
+
+# What a fresh process takes before it builds anything: loading torch, asking the oracle.
+START_S = 4.0
+MOST_PROCESSES = 5
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """Who races, and what building and proving it in a fresh process will take, about."""
+
+    entrant: Entrant | Proven
+    build_s: float
+
+
+def finalists(searches: Sequence[Search]) -> list[Finalist]:
+    """The best configuration of every backend, and others that the search could hardly tell from the fastest."""
+    bests = [(search, search.best) for search in searches if search.best is not None]
+    if not bests:
+        return []
+    chosen = [
+        Finalist(search.best_scan or Entrant(search.backend, best.config), _build_s(best)) for search, best in bests
+    ]
+    limit = min(log_ratio(best) for _, best in bests) + NEAR
+    near = [
+        (log_ratio(trial), Finalist(Entrant(search.backend, trial.config), _build_s(trial)))
+        for search, best in bests
+        for trial in search.trials
+        if trial.state == "ok" and trial is not best and log_ratio(trial) <= limit
+    ]
+    chosen += [finalist for _, finalist in sorted(near, key=lambda one: one[0])]
+    return chosen[: max(len(bests), MOST_FINALISTS)]
+
+
+def _build_s(trial: Trial) -> float:
+    assert trial.measurement is not None
+    return (trial.measurement.build_ms + trial.measurement.first_call_ms) / 1e3
+
+
+def fresh_processes(builds_s: Iterable[float], available_s: float) -> int:
+    """How many fresh processes fit into the time, each spending no more than half of its share on starting."""
+    return max(0, min(MOST_PROCESSES, int(available_s / (2 * (START_S + sum(builds_s))))))
+
+
+def hold_out(
+    raced: Race,
+    backends: Mapping[str, Backend],
+    anchor: Proven,
+    setting: Setting,
+    results: Results,
+    deadline: float,
+    on_round: Callable[[int], None],
+) -> Race | str:
+    """The best of every backend once more, on fresh inputs in fresh processes; or why there is no time for that.
+
+    The winner of `raced` is confirmed or demoted. Backends that take too long to build for the time are left
+    out, and that is said.
+    """
+    best: dict[str, Trial] = {}
+    for standing in raced.standings:
+        best.setdefault(standing.trial.backend, standing.trial)
+    left_out: list[str] = []
+    available_s = deadline - time.monotonic()
+    builds_s = {name: _build_s(trial) for name, trial in best.items()}
+    while not (processes := fresh_processes([*builds_s.values(), anchor.build_ms / 1e3], available_s)):
+        if len(builds_s) == 1:
+            return "there was no time to start fresh processes; give it a larger budget"
+        _, *others = builds_s  # never the winner of the race
+        slowest = max(others, key=lambda name: builds_s[name])
+        left_out.append(f"{slowest} takes {builds_s.pop(slowest):.0f} s to build: its numbers stay those of the race")
+    strangers = [
+        name for name in (*builds_s, anchor.backend.name) if not is_installed(backends.get(name, anchor.backend))
+    ]
+    if strangers:
+        return f"a fresh process does not find {', '.join(strangers)} by name"
+    held = race(
+        [Entrant(backends[name], best[name].config) for name in builds_s],
+        anchor,
+        setting.with_fresh_inputs(),
+        results,
+        deadline,
+        phase="holdout",
+        processes=processes,
+        on_round=on_round,
+    )
+    outcome = confirmed(held, raced)
+    return replace(outcome, notices=(*left_out, *outcome.notices))
+
+
+def confirmed(held: Race, raced: Race) -> Race:
+    """`held` led by the winner of `raced`, unless it shows another to be faster; then that is said."""
+    if raced.winner is None or held.winner is None:
+        return held
+    chosen = raced.winner.trial
+    found = [one for one in held.standings if (one.trial.backend, one.trial.config) == (chosen.backend, chosen.config)]
+    if found and (found[0] is held.winner or found[0].tied):
+        rest = (one for one in held.standings if one is not found[0])
+        return replace(held, standings=(found[0], *rest))
+    reason = "is slower there" if found else "failed there"
+    said = f"{chosen.label} won the race and {reason}: the hold-out run names {held.winner.trial.label} instead"
+    return replace(held, notices=(*held.notices, said))

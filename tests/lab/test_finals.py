@@ -1,0 +1,67 @@
+"""The finals: who races, what a hold-out run confirms and what it demotes."""
+
+from __future__ import annotations
+
+import pytest
+from lab_records import block, measurement, trial
+
+from scanlab.lab.finals import confirmed, fresh_processes
+from scanlab.lab.intervals import Interval
+from scanlab.lab.race import Race, Standing
+
+MS = 1_000_000
+
+
+def outcome(*standings, phase="race"):
+    """A race whose standings are (backend, behind, tied)."""
+    made = [
+        Standing(
+            trial(backend=backend, phase=phase, measurement=measurement(block([MS], [2 * MS]))),
+            5,
+            behind,
+            Interval(behind, behind),
+            tied,
+        )
+        for backend, behind, tied in standings
+    ]
+    return Race(tuple(made), (), 0.01, 9, 2, ())
+
+
+def names(race):
+    return [standing.trial.backend for standing in race.standings]
+
+
+def test_a_winner_that_leads_the_hold_out_too_is_confirmed():
+    held = outcome(("quick", 0.0, True), ("slow", 1.0, False), phase="holdout")
+    assert confirmed(held, outcome(("quick", 0.0, True), ("slow", 1.2, False))) == held
+
+
+def test_a_winner_that_ties_in_the_hold_out_stays_the_winner():
+    held = outcome(("other", 0.0, True), ("chosen", 0.005, True), ("slow", 1.0, False), phase="holdout")
+    found = confirmed(held, outcome(("chosen", 0.0, True), ("other", 0.004, True)))
+    assert names(found) == ["chosen", "other", "slow"]
+    assert found.notices == ()
+    assert "tied with other" in found.why
+
+
+def test_a_winner_that_is_slower_in_the_hold_out_is_demoted_aloud():
+    held = outcome(("other", 0.0, True), ("chosen", 0.4, False), phase="holdout")
+    found = confirmed(held, outcome(("chosen", 0.0, True), ("other", 0.1, False)))
+    assert names(found) == ["other", "chosen"]
+    (notice,) = found.notices
+    assert "chosen chunk=32 threads=1 won the race and is slower there" in notice
+    assert "names other" in notice
+
+
+def test_a_winner_that_fails_in_the_hold_out_is_demoted_aloud():
+    found = confirmed(outcome(("other", 0.0, True), phase="holdout"), outcome(("chosen", 0.0, True)))
+    assert names(found) == ["other"]
+    assert "failed there" in found.notices[0]
+
+
+@pytest.mark.parametrize(
+    ("builds_s", "available_s", "processes"),
+    [([], 3.0, 0), ([], 8.1, 1), ([0.1, 0.2], 40.0, 4), ([], 1e6, 5), ([12.0], 30.0, 0), ([12.0], 70.0, 2)],
+)
+def test_fresh_processes_spend_at_most_half_their_time_on_starting(builds_s, available_s, processes):
+    assert fresh_processes(builds_s, available_s) == processes
