@@ -101,7 +101,6 @@ class VisionMamba(nn.Module):
         self.if_bidirectional = if_bidirectional
         self.final_pool_type = final_pool_type
         self.if_cls_token = if_cls_token
-        self.use_double_cls_token = use_double_cls_token
         self.use_middle_cls_token = use_middle_cls_token
         self.if_rope_residual = if_rope_residual
         self.flip_img_sequences_ratio = flip_img_sequences_ratio
