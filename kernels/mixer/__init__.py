@@ -1,7 +1,7 @@
 """The neighbours of the scan in a Mamba mixer: short convolution, residual add with norm, one decoding step.
 
 Each op is a file with a plain PyTorch reference, differentiable where the op is, and a native C++ version that
-gives the same values. The public function picks: see `implementation`.
+gives the same values. The public function picks: see `native`.
 """
 
 from scanlab.mixer.add_norm import add_norm, add_norm_reference
@@ -13,7 +13,7 @@ from scanlab.mixer.causal_conv1d import (
     causal_conv1d_update_reference,
     final_states,
 )
-from scanlab.mixer.implementation import implementation
+from scanlab.mixer.native import implementation
 from scanlab.mixer.selective_state_update import selective_state_update, selective_state_update_reference
 
 __all__ = [

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from scanlab.errors import ProblemError
-from scanlab.mixer.implementation import expect, serves, wide
+from scanlab.mixer.checks import expect, wide
+from scanlab.mixer.native import serves
 
 
 def add_norm(

@@ -15,28 +15,40 @@ using mixer::ConvDirection;
 using mixer::ConvUpdate;
 using mixer::max_width;
 
-inline constexpr int tile_vectors = 64;
-inline constexpr int tiles_in_chunk = 16;
+inline constexpr int most_columns = 4;
 
 // How a convolution is cut: blocks of channels, chunks of time for the threads, tiles of time for the cache.
+// A tile is an array of steps, `pitch` elements apart, of one or several columns of vectors.
 template <class T>
 struct Cut {
     bool along_time;
-    int pitch, channels;  // of a tile
+    int columns, channels, pitch;
     int64_t blocks, steps, chunk, chunks;
 
     explicit Cut(const Conv& conv) {
         along_time = conv.x.column == 1 && conv.x.row != 1 && !conv.ids;
-        pitch = along_time ? 1 : lanes<T>;
-        channels = along_time ? 1 : lanes<T>;
-        blocks = (conv.dim + channels - 1) / channels;
-        steps = tile_vectors * (along_time ? lanes<T> : 1);
-        chunk = steps * tiles_in_chunk;
+        columns = along_time ? 1 : int(smaller(most_columns, whole_vectors<T>(conv.dim) / lanes<T>));
+        channels = along_time ? 1 : columns * lanes<T>;
+        pitch = channels;
+        blocks = conv.dim ? (conv.dim + channels - 1) / channels : 0;
+        steps = along_time ? 64 * lanes<T> : 32;
+        chunk = 8 * steps;
         chunks = (conv.length + chunk - 1) / chunk;
     }
-    // Steps rounded up to whole vectors.
+    // Steps rounded up to whole vectors, and the vectors of a column that they are.
     int64_t whole(int64_t count) const { return along_time ? whole_vectors<T>(count) : count; }
+    int64_t vectors(int64_t count) const { return along_time ? whole_vectors<T>(count) / lanes<T> : count; }
+    // The distance between the vectors of a column, where steps are `pitch` apart.
+    int64_t stride(int64_t pitch) const { return along_time ? lanes<T> : pitch; }
 };
+// Steps of a tile, in a buffer or where they are in a tensor.
+template <class T>
+struct Steps {
+    T* data;
+    int64_t pitch;
+};
+template <class T>
+inline constexpr int tile_size = (32 + 2 * max_width) * most_columns * lanes<T>;
 
 struct Task {
     int64_t batch, channel, chunk;
@@ -44,84 +56,101 @@ struct Task {
 
     template <class T>
     Task(const Conv& conv, const Cut<T>& cut, int64_t index) {
-        const int64_t block = index % cut.blocks;
+        channel = index % cut.blocks * cut.channels;
         chunk = index / cut.blocks % cut.chunks;
         batch = index / cut.blocks / cut.chunks;
-        channel = block * cut.channels;
         channels = int(smaller(cut.channels, conv.dim - channel));
     }
 };
 
-// Weights in the order in which a window meets them, a vector for each, and the bias.
+// The weights of a vector of channels in the order in which a window meets them, and the bias.
 template <class T>
 struct Taps {
     Vec<T> weight[max_width], bias;
 
-    Taps(const ConvDirection& direction, int width, int64_t channel, int channels, bool spread) {
+    // Of one channel, in every lane.
+    void spread(const ConvDirection& direction, int width, int64_t channel) {
         const T* weights = static_cast<const T*>(direction.weight) + channel * width;
-        const T* biases = static_cast<const T*>(direction.bias);
-        bias = Vec<T>{};
-        for (int j = 0; j < width; j++) {
-            const T* tap = weights + (direction.reverse ? width - 1 - j : j);
-            weight[j] = spread ? broadcast(*tap) : Vec<T>{};
-            for (int i = 0; !spread && i < channels; i++) weight[j][i] = tap[i * width];
-        }
-        if (!biases) return;
-        bias = spread ? broadcast(biases[channel]) : load_some<T>(biases + channel, channels);
+        for (int j = 0; j < width; j++) weight[j] = broadcast(weights[direction.reverse ? width - 1 - j : j]);
+        bias = direction.bias ? broadcast(static_cast<const T*>(direction.bias)[channel]) : Vec<T>{};
+    }
+    void read(const ConvDirection& direction, int width, int64_t channel, int channels) {
+        T rows[max_width * lanes<T>];
+        const Matrix weights{const_cast<void*>(direction.weight), type_of<T>, 0, width, 1};
+        read_tile(rows, lanes<T>, weights, 0, channel, channels, 0, width);
+        for (int j = 0; j < width; j++) weight[j] = load<T>(rows + (direction.reverse ? width - 1 - j : j) * lanes<T>);
+        bias = direction.bias ? load_some<T>(static_cast<const T*>(direction.bias) + channel, channels) : Vec<T>{};
     }
     // Those of the gradient of x.
     Taps turned(int width) const {
-        Taps other = *this;
+        Taps other;
         other.bias = Vec<T>{};
         for (int j = 0; j < width; j++) other.weight[j] = weight[width - 1 - j];
         return other;
     }
 };
+template <class T>
+void read_taps(Taps<T>* taps, const Conv& conv, const Cut<T>& cut, const Task& task, int direction) {
+    if (cut.along_time) return taps->spread(conv.direction[direction], conv.width, task.channel);
+    for (int c = 0; c < cut.columns; c++)
+        taps[c].read(conv.direction[direction], conv.width, task.channel + c * lanes<T>,
+                     int(smaller(lanes<T>, larger(0, task.channels - c * lanes<T>))));
+}
 
 enum class Then { store, silu, add };
 
-// to[v] = sum over j of weight[j] x[v + j steps]; width 0 stands for one known at run time only.
+// One column: to[v] = sum over j of weight[j] x[v + j steps]; width 0 stands for one known at run time only.
 template <class T, int width, Then then>
-void convolve(T* to, const T* x, int pitch, const Taps<T>& taps, int64_t vectors, int run_width) {
+void convolve(T* to, int64_t to_stride, const T* x, int64_t stride, int64_t pitch, const Taps<T>& taps, int64_t vectors,
+              int run_width) {
     const int count = width ? width : run_width;
-    for (int64_t v = 0; v < vectors; v++) {
+    for (int64_t v = 0; v < vectors; v++, x += stride, to += to_stride) {
         Vec<T> sum = taps.bias;
 #pragma GCC unroll 4
-        for (int j = 0; j < count; j++) sum += taps.weight[j] * load<T>(x + v * lanes<T> + j * pitch);
+        for (int j = 0; j < count; j++) sum += taps.weight[j] * load<T>(x + j * pitch);
         if constexpr (then == Then::silu) sum *= sigmoid<T>(sum);
-        if constexpr (then == Then::add) sum += load<T>(to + v * lanes<T>);
-        store<T>(to + v * lanes<T>, sum);
-    }
-}
-template <class T, Then then>
-void convolve(T* to, const T* x, int pitch, const Taps<T>& taps, int64_t vectors, int width) {
-    switch (width) {
-        case 2: return convolve<T, 2, then>(to, x, pitch, taps, vectors, width);
-        case 3: return convolve<T, 3, then>(to, x, pitch, taps, vectors, width);
-        case 4: return convolve<T, 4, then>(to, x, pitch, taps, vectors, width);
-        default: return convolve<T, 0, then>(to, x, pitch, taps, vectors, width);
+        if constexpr (then == Then::add) sum += load<T>(to);
+        store<T>(to, sum);
     }
 }
 
-// The same within one sequence of several: step i of the tile is step first + i, its window begins `ahead`
-// steps after it, and what belongs to another sequence counts as zero.
+// The same within one sequence of several: vector v is step first + v, its window begins `ahead` steps after
+// it, and what belongs to another sequence counts as zero.
 template <class T, Then then>
-void convolve_packed(T* to, const T* x, const Taps<T>& taps, int64_t steps, int width, const int32_t* ids,
+void convolve_packed(Steps<T> to, Steps<const T> x, const Taps<T>& taps, int64_t steps, int width, const int32_t* ids,
                      int64_t length, int64_t first, int64_t ahead) {
-    for (int64_t i = 0; i < steps; i++) {
-        const int64_t step = first + i;
+    for (int64_t v = 0; v < steps; v++) {
+        const int64_t step = first + v;
         Vec<T> sum{};
         if (step >= 0 && step < length && ids[step] >= 0) {
             sum = taps.bias;
             for (int j = 0; j < width; j++) {
                 const int64_t other = step + ahead + j;
                 if (other >= 0 && other < length && ids[other] == ids[step])
-                    sum += taps.weight[j] * load<T>(x + (i + j) * lanes<T>);
+                    sum += taps.weight[j] * load<T>(x.data + (v + j) * x.pitch);
             }
         }
         if constexpr (then == Then::silu) sum *= sigmoid<T>(sum);
-        if constexpr (then == Then::add) sum += load<T>(to + i * lanes<T>);
-        store<T>(to + i * lanes<T>, sum);
+        if constexpr (then == Then::add) sum += load<T>(to.data + v * to.pitch);
+        store<T>(to.data + v * to.pitch, sum);
+    }
+}
+
+// Every column of `steps` steps from step `first` on.
+template <class T, Then then>
+void convolve(Steps<T> to, Steps<const T> x, const Conv& conv, const Cut<T>& cut, const Task& task, const Taps<T>* taps,
+              int64_t steps, int64_t first, int64_t ahead) {
+    const int width = conv.width;
+    const int64_t vectors = cut.vectors(steps), to_stride = cut.stride(to.pitch), stride = cut.stride(x.pitch);
+    for (int c = 0; c < cut.columns; c++, to.data += lanes<T>, x.data += lanes<T>, taps++) {
+        if (conv.ids) {
+            const int32_t* ids = conv.ids + task.batch * conv.length;
+            convolve_packed<T, then>(to, x, *taps, steps, width, ids, conv.length, first, ahead);
+        } else if (width == 4) {
+            convolve<T, 4, then>(to.data, to_stride, x.data, stride, x.pitch, *taps, vectors, width);
+        } else {
+            convolve<T, 0, then>(to.data, to_stride, x.data, stride, x.pitch, *taps, vectors, width);
+        }
     }
 }
 
@@ -134,79 +163,85 @@ void read_padded(T* to, int pitch, const Matrix& from, const Task& task, int64_t
     clear(to + (last - begin) * pitch, (end - last) * pitch);
 }
 
-// The same of x, with the initial state before it, or after it in reverse.
+// Steps [begin, end) of a tensor where they are, if that is the form of a tile; otherwise no data.
 template <class T>
-void read_input(T* to, int pitch, const Conv& conv, const Task& task, int64_t begin, int64_t end) {
-    read_padded(to, pitch, conv.x, task, conv.length, begin, end);
-    if (!conv.initial.data) return;
-    const int64_t at = conv.direction[0].reverse ? conv.length : 1 - conv.width;  // where the state begins
-    const int64_t first = larger(begin, at), last = smaller(end, at + conv.width - 1);
-    if (last <= first) return;
-    T state[(max_width + 1) * SCANLAB_VECTOR_BYTES / sizeof(T)];
-    read_tile(state, pitch, conv.initial, task.batch, task.channel, task.channels, first - at, last - first);
-    memcpy(to + (first - begin) * pitch, state, (last - first) * pitch * sizeof(T));
+Steps<T> in_place(const Matrix& tensor, const Cut<T>& cut, const Task& task, int64_t length, int64_t begin, int64_t end) {
+    const bool dense = cut.along_time ? tensor.column == 1 : tensor.row == 1 && task.channels == cut.channels;
+    if (tensor.type != type_of<T> || !dense || begin < 0 || end > length) return {};
+    T* first = static_cast<T*>(tensor.data) + task.batch * tensor.lead + task.channel * tensor.row;
+    return {first + begin * tensor.column, tensor.column};
 }
 
+// The same of x, with zeros or the initial state around it; in `buffer` unless it can be used where it is.
 template <class T>
-inline constexpr int tile_size = (tile_vectors + 2 * max_width + 2) * lanes<T>;
+Steps<const T> read_input(T* buffer, const Conv& conv, const Cut<T>& cut, const Task& task, int64_t begin, int64_t end) {
+    if (const Steps<T> there = in_place(conv.x, cut, task, conv.length, begin, end); there.data) return {there.data, there.pitch};
+    const int pitch = cut.pitch;
+    read_padded(buffer, pitch, conv.x, task, conv.length, begin, end);
+    if (!conv.initial.data) return {buffer, pitch};
+    const int64_t at = conv.direction[0].reverse ? conv.length : 1 - conv.width;  // where the state begins
+    const int64_t first = larger(begin, at), last = smaller(end, at + conv.width - 1);
+    if (last > first) {
+        T state[max_width * most_columns * lanes<T>];
+        read_tile(state, pitch, conv.initial, task.batch, task.channel, task.channels, first - at, last - first);
+        memcpy(buffer + (first - begin) * pitch, state, (last - first) * pitch * sizeof(T));
+    }
+    return {buffer, pitch};
+}
 
 template <class T>
 void conv_forward(const Conv& conv, int64_t begin, int64_t end) {
     const Cut<T> cut(conv);
     const int halo = conv.width - 1;
-    alignas(64) T x[tile_size<T>], out[tile_size<T>];
+    alignas(64) T x_buffer[tile_size<T>], out_buffer[tile_size<T>];
+    Taps<T> taps[2][most_columns];
     for (int64_t index = begin; index < end; index++) {
         const Task task(conv, cut, index);
-        const Taps<T> taps[2] = {
-            {conv.direction[0], conv.width, task.channel, task.channels, cut.along_time},
-            {conv.direction[conv.directions - 1], conv.width, task.channel, task.channels, cut.along_time},
-        };
+        for (int d = 0; d < conv.directions; d++) read_taps(taps[d], conv, cut, task, d);
         const int64_t stop = smaller(conv.length, (task.chunk + 1) * cut.chunk);
         for (int64_t step = task.chunk * cut.chunk; step < stop; step += cut.steps) {
             const int64_t steps = smaller(cut.steps, stop - step), whole = cut.whole(steps);
-            const int64_t vectors = whole * cut.pitch / lanes<T>;
-            read_input(x, cut.pitch, conv, task, step - halo, step + whole + halo);
+            const Steps<const T> x = read_input(x_buffer, conv, cut, task, step - halo, step + whole + halo);
             for (int d = 0; d < conv.directions; d++) {
                 const ConvDirection& direction = conv.direction[d];
                 const int ahead = direction.reverse ? 0 : -halo;
-                const T* window = x + (halo + ahead) * cut.pitch;
-                if (conv.ids) {
-                    const int32_t* ids = conv.ids + task.batch * conv.length;
-                    if (conv.silu) convolve_packed<T, Then::silu>(out, window, taps[d], steps, conv.width, ids, conv.length, step, ahead);
-                    else convolve_packed<T, Then::store>(out, window, taps[d], steps, conv.width, ids, conv.length, step, ahead);
-                } else {
-                    if (conv.silu) convolve<T, Then::silu>(out, window, cut.pitch, taps[d], vectors, conv.width);
-                    else convolve<T, Then::store>(out, window, cut.pitch, taps[d], vectors, conv.width);
-                }
-                write_tile(out, cut.pitch, direction.out, task.batch, task.channel, task.channels, step, steps);
+                const Steps<const T> window{x.data + (halo + ahead) * x.pitch, x.pitch};
+                Steps<T> out = in_place(direction.out, cut, task, conv.length, step, step + whole);
+                const bool there = out.data;
+                if (!there) out = {out_buffer, cut.pitch};
+                if (conv.silu) convolve<T, Then::silu>(out, window, conv, cut, task, taps[d], steps, step, ahead);
+                else convolve<T, Then::store>(out, window, conv, cut, task, taps[d], steps, step, ahead);
+                if (!there) write_tile(out_buffer, cut.pitch, direction.out, task.batch, task.channel, task.channels, step, steps);
             }
         }
     }
 }
 
-// Shares of the gradient of the weights, in the order of the window, and of the bias.
+// One column's shares of the gradient of the weights, in the order of the window, and of the bias.
 template <class T, int width>
-void add_products(Vec<T>* sums, const T* grad, const T* x, int pitch, int64_t vectors, int run_width) {
+void add_products(Vec<T>* sums, const T* grad, int64_t grad_stride, const T* x, int64_t stride, int64_t pitch,
+                  int64_t vectors, int run_width) {
     const int count = width ? width : run_width;
     Vec<T> sum[(width ? width : max_width) + 1] = {};
     for (int64_t v = 0; v < vectors; v++) {
-        const Vec<T> g = load<T>(grad + v * lanes<T>);
+        const Vec<T> g = load<T>(grad + v * grad_stride);
 #pragma GCC unroll 4
-        for (int j = 0; j < count; j++) sum[j] += g * load<T>(x + v * lanes<T> + j * pitch);
+        for (int j = 0; j < count; j++) sum[j] += g * load<T>(x + v * stride + j * pitch);
         sum[count] += g;
     }
     for (int j = 0; j <= count; j++) sums[j] += sum[j];
 }
 template <class T>
-void add_products_packed(Vec<T>* sums, const T* grad, const T* x, int64_t steps, int width, const int32_t* ids,
-                         int64_t length, int64_t first, int64_t ahead) {
-    for (int64_t i = 0; i < steps; i++) {
-        const int64_t step = first + i;
+void add_products_packed(Vec<T>* sums, Steps<const T> grad, Steps<const T> x, int64_t steps, int width,
+                         const int32_t* ids, int64_t length, int64_t first, int64_t ahead) {
+    for (int64_t v = 0; v < steps; v++) {
+        const int64_t step = first + v;
         if (ids[step] < 0) continue;
-        const Vec<T> g = load<T>(grad + i * lanes<T>);
+        const Vec<T> g = load<T>(grad.data + v * grad.pitch);
         for (int j = 0; j < width; j++) {
             const int64_t other = step + ahead + j;
-            if (other >= 0 && other < length && ids[other] == ids[step]) sums[j] += g * load<T>(x + (i + j) * lanes<T>);
+            if (other >= 0 && other < length && ids[other] == ids[step])
+                sums[j] += g * load<T>(x.data + (v + j) * x.pitch);
         }
         sums[width] += g;
     }
@@ -215,42 +250,58 @@ void add_products_packed(Vec<T>* sums, const T* grad, const T* x, int64_t steps,
 // The gradient of the initial state, from the gradient of the sums that saw it: `grad` holds those of the
 // first (in reverse: the last) width - 1 steps of the sequence, zeros beyond it.
 template <class T>
-void write_grad_initial(const Conv& conv, const Task& task, const Taps<T>& taps, const T* grad, int pitch) {
-    const int halo = conv.width - 1;
-    T result[(max_width + 1) * SCANLAB_VECTOR_BYTES / sizeof(T)];
+void write_grad_initial(const Conv& conv, const Cut<T>& cut, const Task& task, const Taps<T>* taps, const T* grad) {
+    const int halo = conv.width - 1, pitch = cut.pitch;
+    T result[max_width * most_columns * lanes<T>];
     for (int at = 0; at < halo; at++)
-        for (int lane = 0; lane < task.channels; lane++) {
+        for (int c = 0; c < task.channels; c++) {
+            const Vec<T>* weight = taps[c / lanes<T>].weight;
+            const int lane = c % lanes<T>;
             T sum = 0;
-            // Slot `at` is element j of the window of the step that begins at slot at - j.
+            // Slot `at` is element j of the window that begins at slot at - j.
             if (conv.direction[0].reverse)
-                for (int j = at + 1; j <= halo; j++) sum += taps.weight[j][lane] * grad[(halo + at - j) * pitch + lane];
+                for (int j = at + 1; j <= halo; j++) sum += weight[j][lane] * grad[(halo + at - j) * pitch + c];
             else
-                for (int j = 0; j <= at; j++) sum += taps.weight[j][lane] * grad[(at - j) * pitch + lane];
-            result[at * pitch + lane] = sum;
+                for (int j = 0; j <= at; j++) sum += weight[j][lane] * grad[(at - j) * pitch + c];
+            result[at * pitch + c] = sum;
         }
     write_tile(result, pitch, conv.grad_initial, task.batch, task.channel, task.channels, 0, halo);
+}
+
+template <class T>
+void write_partials(const Conv& conv, const Cut<T>& cut, const Task& task, int d, const Vec<T> (*shares)[max_width + 1]) {
+    const int width = conv.width;
+    const int64_t row = (task.batch * cut.chunks + task.chunk) * conv.dim + task.channel;
+    T* to = static_cast<T*>(conv.direction[d].partials) + row * (width + 1);
+    for (int j = 0; j <= width; j++) {
+        const int k = j == width || !conv.direction[d].reverse ? j : width - 1 - j;
+        if (cut.along_time) {
+            to[k] = sum_of<T>(shares[0][j]);
+        } else {
+            for (int c = 0; c < task.channels; c++) to[c * (width + 1) + k] = shares[c / lanes<T>][j][c % lanes<T>];
+        }
+    }
 }
 
 template <class T>
 void conv_gradients(const Conv& conv, int64_t begin, int64_t end) {
     const Cut<T> cut(conv);
     const int width = conv.width, halo = width - 1, pitch = cut.pitch;
-    alignas(64) T x[tile_size<T>], grad[tile_size<T>], sum[tile_size<T>], grad_x[tile_size<T>];
+    alignas(64) T x_buffer[tile_size<T>], grad[tile_size<T>], sum[tile_size<T>], grad_x[tile_size<T>];
+    Taps<T> taps[2][most_columns], turned[2][most_columns];
     for (int64_t index = begin; index < end; index++) {
         const Task task(conv, cut, index);
-        const int32_t* ids = conv.ids ? conv.ids + task.batch * conv.length : nullptr;
-        const Taps<T> taps[2] = {
-            {conv.direction[0], width, task.channel, task.channels, cut.along_time},
-            {conv.direction[conv.directions - 1], width, task.channel, task.channels, cut.along_time},
-        };
-        Vec<T> shares[2][max_width + 1] = {};
+        for (int d = 0; d < conv.directions; d++) {
+            read_taps(taps[d], conv, cut, task, d);
+            for (int c = 0; c < cut.columns; c++) turned[d][c] = taps[d][c].turned(width);
+        }
+        Vec<T> shares[2][most_columns][max_width + 1] = {};
         const int64_t stop = smaller(conv.length, (task.chunk + 1) * cut.chunk);
         for (int64_t step = task.chunk * cut.chunk; step < stop; step += cut.steps) {
             const int64_t steps = smaller(cut.steps, stop - step), whole = cut.whole(steps);
             // A step of x is seen by the windows of its own step and of width - 1 others.
-            const int64_t seen = cut.whole(steps + halo), seen_vectors = seen * pitch / lanes<T>;
-            const int64_t vectors = whole * pitch / lanes<T>;
-            read_input(x, pitch, conv, task, step - halo, step + larger(seen, whole + halo));
+            const int64_t seen = cut.whole(steps + halo);
+            const Steps<const T> x = read_input(x_buffer, conv, cut, task, step - halo, step + larger(seen, whole + halo));
             clear(grad_x, whole * pitch);
             for (int d = 0; d < conv.directions; d++) {
                 const ConvDirection& direction = conv.direction[d];
@@ -258,47 +309,33 @@ void conv_gradients(const Conv& conv, int64_t begin, int64_t end) {
                 const int64_t first = step - own;
                 read_padded(grad, pitch, direction.out, task, conv.length, first, first + seen);
                 if (conv.silu) {
-                    if (ids) convolve_packed<T, Then::store>(sum, x, taps[d], seen, width, ids, conv.length, first, ahead);
-                    else convolve<T, Then::store>(sum, x, pitch, taps[d], seen_vectors, width);
-                    for (int64_t v = 0; v < seen_vectors * lanes<T>; v += lanes<T>) {
-                        const Vec<T> a = load<T>(sum + v), s = sigmoid<T>(a);
-                        store<T>(grad + v, load<T>(grad + v) * s * (T(1) + a * (T(1) - s)));
+                    convolve<T, Then::store>({sum, pitch}, x, conv, cut, task, taps[d], seen, first, ahead);
+                    for (int64_t i = 0; i < seen * pitch; i += lanes<T>) {
+                        const Vec<T> a = load<T>(sum + i), s = sigmoid<T>(a);
+                        store<T>(grad + i, load<T>(grad + i) * s * (T(1) + a * (T(1) - s)));
                     }
                 }
-                const Taps<T> turned = taps[d].turned(width);
-                if (ids) {
-                    convolve_packed<T, Then::add>(grad_x, grad, turned, steps, width, ids, conv.length, step, -own);
-                    add_products_packed(shares[d], grad + own * pitch, x + own * pitch, steps, width, ids, conv.length, step, ahead);
-                } else {
-                    convolve<T, Then::add>(grad_x, grad, pitch, turned, vectors, width);
-                    const T *g = grad + own * pitch, *w = x + own * pitch;
-                    switch (width) {
-                        case 2: add_products<T, 2>(shares[d], g, w, pitch, vectors, width); break;
-                        case 3: add_products<T, 3>(shares[d], g, w, pitch, vectors, width); break;
-                        case 4: add_products<T, 4>(shares[d], g, w, pitch, vectors, width); break;
-                        default: add_products<T, 0>(shares[d], g, w, pitch, vectors, width);
+                convolve<T, Then::add>({grad_x, pitch}, {grad, pitch}, conv, cut, task, turned[d], steps, step, -own);
+                for (int c = 0; c < cut.columns; c++) {
+                    const Steps<const T> g{grad + own * pitch + c * lanes<T>, pitch};
+                    const Steps<const T> window{x.data + own * x.pitch + c * lanes<T>, x.pitch};
+                    Vec<T>* const sums = shares[d][c];
+                    if (conv.ids) {
+                        const int32_t* ids = conv.ids + task.batch * conv.length;
+                        add_products_packed(sums, g, window, steps, width, ids, conv.length, step, ahead);
+                    } else if (width == 4) {
+                        add_products<T, 4>(sums, g.data, cut.stride(pitch), window.data, cut.stride(x.pitch), x.pitch, cut.vectors(steps), width);
+                    } else {
+                        add_products<T, 0>(sums, g.data, cut.stride(pitch), window.data, cut.stride(x.pitch), x.pitch, cut.vectors(steps), width);
                     }
                 }
                 const bool saw_state = direction.reverse ? step + steps == conv.length : step == 0;
                 if (conv.grad_initial.data && saw_state)
-                    write_grad_initial(conv, task, taps[d], grad + (direction.reverse ? steps * pitch : 0), pitch);
+                    write_grad_initial(conv, cut, task, taps[d], grad + (direction.reverse ? steps * pitch : 0));
             }
             write_tile(grad_x, pitch, conv.grad_x, task.batch, task.channel, task.channels, step, steps);
         }
-        for (int d = 0; d < conv.directions; d++) {
-            const int64_t row = (task.batch * cut.chunks + task.chunk) * conv.dim + task.channel;
-            T* to = static_cast<T*>(conv.direction[d].partials) + row * (width + 1);
-            for (int j = 0; j <= width; j++) {
-                const int k = j == width || !conv.direction[d].reverse ? j : width - 1 - j;
-                if (cut.along_time) {
-                    T total = 0;
-                    for (int i = 0; i < lanes<T>; i++) total += shares[d][j][i];
-                    to[k] = total;
-                } else {
-                    for (int i = 0; i < task.channels; i++) to[i * (width + 1) + k] = shares[d][j][i];
-                }
-            }
-        }
+        for (int d = 0; d < conv.directions; d++) write_partials(conv, cut, task, d, shares[d]);
     }
 }
 
@@ -312,6 +349,7 @@ void conv_step(const ConvUpdate& update, int64_t begin, int64_t end, void* works
     ConvDirection direction;
     direction.weight = update.weight;
     direction.bias = update.bias;
+    Taps<T> taps;
     for (int64_t index = begin; index < end; index++) {
         const int64_t batch = index / blocks, channel = index % blocks * lanes<T>;
         const int channels = int(smaller(lanes<T>, update.dim - channel));
@@ -321,7 +359,7 @@ void conv_step(const ConvUpdate& update, int64_t begin, int64_t end, void* works
             write_tile(out, lanes<T>, update.out, batch, channel, channels, 0, update.length);
             continue;
         }
-        const Taps<T> taps(direction, update.width, channel, channels, false);
+        taps.read(direction, update.width, channel, channels);
         T* const x = window + slots * lanes<T>;
         read_tile(x, lanes<T>, update.x, batch, channel, channels, 0, update.length);
         if (update.positions) {
@@ -335,8 +373,8 @@ void conv_step(const ConvUpdate& update, int64_t begin, int64_t end, void* works
             write_tile(window + update.length * lanes<T>, lanes<T>, update.state, row, channel, channels, 0, slots);
         }
         const T* first = x - halo * lanes<T>;
-        if (update.silu) convolve<T, Then::silu>(out, first, lanes<T>, taps, update.length, update.width);
-        else convolve<T, Then::store>(out, first, lanes<T>, taps, update.length, update.width);
+        if (update.silu) convolve<T, 0, Then::silu>(out, lanes<T>, first, lanes<T>, lanes<T>, taps, update.length, update.width);
+        else convolve<T, 0, Then::store>(out, lanes<T>, first, lanes<T>, lanes<T>, taps, update.length, update.width);
         write_tile(out, lanes<T>, update.out, batch, channel, channels, 0, update.length);
     }
 }

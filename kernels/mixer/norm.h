@@ -9,17 +9,24 @@ using mixer::Norm;
 using mixer::norm_rows;
 
 template <class T>
-SCANLAB_INLINE T sum_of(Vec<T> values) {
-    T sum = 0;
-    for (int i = 0; i < lanes<T>; i++) sum += values[i];
-    return sum;
-}
-
-template <class T>
 void read_row(T* to, const Matrix& from, int64_t row, int64_t dim) {
     with_storage(from.type, [&](auto storage) {
         using S = typename decltype(storage)::type;
         read_run(to, static_cast<const S*>(from.data) + row * from.row, 1, dim);
+    });
+}
+// Adds a row to the one that is there.
+template <class T>
+void add_row(T* to, const Matrix& from, int64_t row, int64_t dim) {
+    with_storage(from.type, [&](auto storage) {
+        using S = typename decltype(storage)::type;
+        const S* first = static_cast<const S*>(from.data) + row * from.row;
+        if constexpr (vectors<T, S>) {
+            for (int64_t i = 0; i < dim; i += lanes<T>)
+                store<T>(to + i, load<T>(to + i) + load_some<T>(first + i, int(smaller(dim - i, lanes<T>))));
+        } else {
+            for (int64_t i = 0; i < dim; i++) to[i] += number<T>(first + i);
+        }
     });
 }
 template <class T>
@@ -70,10 +77,7 @@ void norm_forward(const Norm& norm, int64_t begin, int64_t end, void* workspace)
     else clear(bias, padded);
     for (int64_t row = begin * norm_rows; row < smaller(end * norm_rows, norm.rows); row++) {
         read_row(total, norm.hidden, row, dim);
-        if (norm.residual.data) {
-            read_row(other, norm.residual, row, dim);
-            for (int64_t i = 0; i < dim; i += lanes<T>) store<T>(total + i, load<T>(total + i) + load<T>(other + i));
-        }
+        if (norm.residual.data) add_row(total, norm.residual, row, dim);
         write_row(total, norm.total, row, dim);
         const Statistics<T> of(norm, total);
         for (int64_t i = 0; i < dim; i += lanes<T>)
@@ -111,7 +115,8 @@ void norm_gradients(const Norm& norm, int64_t begin, int64_t end, void* workspac
                 products += g * n;
             }
             const T mean = norm.centred ? sum_of<T>(sum) / T(dim) : T(0), along = sum_of<T>(products) / T(dim);
-            read_row(grad, norm.grad_total, row, dim);
+            if (norm.grad_total.data) read_row(grad, norm.grad_total, row, dim);
+            else clear(grad, padded);
             for (int64_t i = 0; i < dim; i += lanes<T>) {
                 const Vec<T> n = (load<T>(total + i) - of.mean) * of.scale;
                 const Vec<T> g = load<T>(grad_out + i) * load<T>(weight + i);

@@ -317,6 +317,7 @@ Tensor conv_update(const Tensor& x, const Tensor& state, const Tensor& weight, c
     expect_rows("conv_state_indices", update.rows, batch, state.size(0));
     const Tensor out = conv_update_output(x, state, weight, bias, positions, rows, silu);
     update.x = matrix(x), update.state = matrix(state), update.out = matrix(out);
+    state.unsafeGetTensorImpl()->bump_version();
     const Kernels& kernels = *chosen;
     spread(kernels.conv_update_tasks(update), batch * dim * (slots + 2 * length), [&](int64_t begin, int64_t end) {
         const auto workspace = std::make_unique_for_overwrite<char[]>(kernels.conv_update_workspace_bytes(update));
@@ -519,6 +520,7 @@ Tensor state_update(const Tensor& state, const Tensor& x, const Tensor& dt, cons
     update.C = heads.projection("C", C, projection);
     update.rows = indices("state_batch_indices", value_of(rows), update.batch);
     expect_rows("state_batch_indices", update.rows, update.batch, state.size(0));
+    state.unsafeGetTensorImpl()->bump_version();
     const Kernels& kernels = *chosen;
     spread(kernels.state_update_tasks(update), 2 * x.numel() * update.state, [&](int64_t begin, int64_t end) {
         const auto workspace = std::make_unique_for_overwrite<char[]>(kernels.state_update_workspace_bytes(update));
@@ -573,11 +575,6 @@ TORCH_LIBRARY_IMPL(scanlab_mixer, Autograd, library) {
     library.impl("add_norm_backward", torch::autograd::autogradNotImplementedFallback());
     library.impl("causal_conv1d_update", torch::CppFunction::makeFallthrough());
     library.impl("selective_state_update", torch::CppFunction::makeFallthrough());
-}
-
-TORCH_LIBRARY_IMPL(scanlab_mixer, ADInplaceOrView, library) {
-    library.impl("causal_conv1d_update", torch::autograd::autogradNotImplementedInplaceOrViewFallback());
-    library.impl("selective_state_update", torch::autograd::autogradNotImplementedInplaceOrViewFallback());
 }
 
 }  // namespace scanlab::mixer

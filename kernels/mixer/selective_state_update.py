@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scanlab.errors import ProblemError
-from scanlab.mixer.implementation import expect, expect_int32, serves
+from scanlab.mixer.checks import expect, expect_int32
+from scanlab.mixer.native import serves
 
 
 def selective_state_update(

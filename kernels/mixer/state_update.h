@@ -11,7 +11,7 @@ inline constexpr int update_channels = 64;  // of a task
 
 template <class T>
 size_t update_workspace(const StateUpdate& update) {
-    return 3 * whole_vectors<T>(update.state) * sizeof(T);
+    return 4 * whole_vectors<T>(update.state) * sizeof(T);
 }
 
 // Channels of one head as dense numbers; zeros where the tensor is not there.
@@ -32,48 +32,28 @@ void write_channels(const T* from, const StateUpdate::PerBatch& to, int64_t batc
         write_run(first, from, to.channel, channels);
     });
 }
-// The states of one channel: in place where they are dense numbers of T already, otherwise copied to `buffer`.
+// The states of one channel or group as dense numbers.
 template <class T>
-const T* read_states(T* buffer, const StateUpdate::PerState& from, int64_t batch, int64_t head, int64_t channel, int64_t states) {
-    const T* result = buffer;
+void read_states(T* to, const StateUpdate::PerState& from, int64_t batch, int64_t head, int64_t channel, int64_t states) {
     with_storage(from.type, [&](auto storage) {
         using S = typename decltype(storage)::type;
         const S* first = static_cast<const S*>(from.data) + batch * from.batch + head * from.head + channel * from.channel;
-        if constexpr (sizeof(S) == sizeof(T)) {
-            if (from.state == 1 && states % lanes<T> == 0) {
-                result = first;
-                return;
-            }
-        }
-        read_run(buffer, first, from.state, states);
+        read_run(to, first, from.state, states);
     });
-    return result;
 }
 
-// h = h exp(dt A) + dt x B in place, rounded to its own storage; returns the lanes of the unrounded <h, C>.
-template <class T, class S>
-SCANLAB_INLINE Vec<T> step_of(S* h, int64_t stride, const T* A, const T* B, const T* C, T dt, T x, int64_t states) {
+// h = h exp(dt A) + dt x B of one channel, whose h is adjacent in memory and rounded to its storage; returns the
+// lanes of the unrounded <h, C>. `whole` means that the states are whole vectors.
+template <class T, class S, bool whole>
+SCANLAB_INLINE Vec<T> step_of(S* h, const T* A, const T* B, const T* C, T dt, T x, int64_t states) {
     const T rate = dt * log2_e<T>, drive = dt * x;
     Vec<T> sum{};
     for (int64_t n = 0; n < states; n += lanes<T>) {
-        const int count = int(smaller(states - n, lanes<T>));
-        alignas(64) T wide[lanes<T>] = {};
-        Vec<T> value;
-        const bool adjacent = vectors<T, S> && stride == 1;
-        if constexpr (vectors<T, S>)
-            if (adjacent) value = load_some<T>(h + n, count);
-        if (!adjacent) {
-            read_run(wide, h + n * stride, stride, count);
-            value = load<T>(wide);
-        }
-        value = value * exp2<T, Exp::polynomial>(load<T>(A + n) * rate) + load<T>(B + n) * drive;
+        const int count = whole ? lanes<T> : int(smaller(states - n, lanes<T>));
+        const Vec<T> decay = exp2<T>(load_some<T>(A + n, count) * rate);
+        const Vec<T> value = load_some<T>(h + n, count) * decay + load<T>(B + n) * drive;
         sum += value * load<T>(C + n);
-        if constexpr (vectors<T, S>)
-            if (adjacent) store_some<T>(h + n, value, count);
-        if (!adjacent) {
-            store<T>(wide, value);
-            write_run(h + n * stride, wide, stride, count);
-        }
+        store_some<T>(h + n, value, count);
     }
     return sum;
 }
@@ -81,9 +61,13 @@ SCANLAB_INLINE Vec<T> step_of(S* h, int64_t stride, const T* A, const T* B, cons
 template <class T>
 void update_states(const StateUpdate& update, int64_t begin, int64_t end, void* workspace) {
     const int64_t blocks = (update.dim + update_channels - 1) / update_channels;
-    T* const B_buffer = static_cast<T*>(workspace);
-    T* const C_buffer = B_buffer + whole_vectors<T>(update.state);
-    T* const A_buffer = C_buffer + whole_vectors<T>(update.state);
+    const int64_t states = update.state, padded = whole_vectors<T>(states);
+    T* const B = static_cast<T*>(workspace);
+    T* const C = B + padded;
+    T* const A_buffer = C + padded;
+    T* const h_buffer = A_buffer + padded;
+    const bool whole = states == padded;
+    const bool dense_A = update.A.state == 1 && update.A.type == type_of<T>;
     alignas(64) T x[update_channels], dt[update_channels], z[update_channels], D[update_channels], y[update_channels];
     for (int64_t index = begin; index < end; index++) {
         const int64_t channel = index % blocks * update_channels, head = index / blocks % update.heads;
@@ -103,17 +87,28 @@ void update_states(const StateUpdate& update, int64_t begin, int64_t end, void* 
             const Vec<T> step = load<T>(dt + c) + load<T>(z + c);
             store<T>(dt + c, update.softplus ? softplus<T>(step) : step);
         }
-        const T* B = read_states(B_buffer, update.B, batch, group, 0, update.state);
-        const T* C = read_states(C_buffer, update.C, batch, group, 0, update.state);
+        read_states(B, update.B, batch, group, 0, states);
+        read_states(C, update.C, batch, group, 0, states);
+        const T* const A = static_cast<const T*>(update.A.data) + head * update.A.head;
         with_storage(update.h.type, [&](auto storage) {
             using S = typename decltype(storage)::type;
-            S* const first = static_cast<S*>(update.h.data) + row * update.h.batch + head * update.h.head;
+            S* const h = static_cast<S*>(update.h.data) + row * update.h.batch + head * update.h.head;
             for (int c = 0; c < channels; c += lanes<T>) {
+                const int count = int(smaller(lanes<T>, channels - c));
                 Vec<T> sums[lanes<T>] = {};
-                for (int i = c; i < channels && i < c + lanes<T>; i++) {
-                    const T* A = read_states(A_buffer, update.A, 0, head, channel + i, update.state);
-                    S* h = first + (channel + i) * update.h.channel;
-                    sums[i - c] = step_of<T>(h, update.h.state, A, B, C, dt[i], x[i], update.state);
+                for (int i = 0; i < count; i++) {
+                    const int64_t k = channel + c + i;
+                    S* const own = h + k * update.h.channel;
+                    if constexpr (vectors<T, S>) {
+                        if (whole && dense_A && update.h.state == 1) {
+                            sums[i] = step_of<T, S, true>(own, A + k * update.A.channel, B, C, dt[c + i], x[c + i], states);
+                            continue;
+                        }
+                    }
+                    read_states(A_buffer, update.A, 0, head, k, states);
+                    read_run(h_buffer, own, update.h.state, states);
+                    sums[i] = step_of<T, T, false>(h_buffer, A_buffer, B, C, dt[c + i], x[c + i], states);
+                    write_run(own, h_buffer, update.h.state, states);
                 }
                 transpose<T>(sums);
                 Vec<T> sum{};

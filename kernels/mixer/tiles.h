@@ -3,6 +3,9 @@
 
 #include "mixer.h"
 #include "native_simd.h"
+#if __has_include("native_math.h")
+#include "native_math.h"
+#endif
 
 namespace scanlab::SCANLAB_ISA {
 
@@ -23,6 +26,24 @@ SCANLAB_INLINE void with_storage(Type type, const Act& act) {
         case Type::float16: return act(Storage<float16>());
     }
 }
+
+// Functions of single vectors.
+template <class T>
+SCANLAB_INLINE Vec<T> sigmoid(Vec<T> x) {
+    return sigmoid(Pack<T, 1>{{x}}).of[0];
+}
+template <class T>
+SCANLAB_INLINE Vec<T> softplus(Vec<T> x) {
+    return softplus(Pack<T, 1>{{x}}).of[0];
+}
+template <class T>
+SCANLAB_INLINE Vec<T> exp2(Vec<T> x) {
+    return exp2<best_exp>(Pack<T, 1>{{x}}).of[0];
+}
+
+// The storage type of dense numbers of the arithmetic type.
+template <class T>
+inline constexpr Type type_of = sizeof(T) == 8 ? Type::float64 : Type::float32;
 
 // Whether whole vectors of S can be loaded as vectors of T.
 template <class T, class S>
@@ -82,14 +103,60 @@ SCANLAB_INLINE void write_run(S* to, const T* from, int64_t stride, int64_t coun
     for (int64_t i = 0; i < count; i++) set_number<T>(to + i * stride, from[i]);
 }
 
-// A tile holds `steps` time steps of up to lanes<T> channels, a vector for each step, or of one channel,
-// adjacent: `pitch` is the distance between steps, lanes<T> or 1. Here (row, column) is (channel, time).
+template <class T>
+SCANLAB_INLINE T sum_of(Vec<T> values) {
+    T parts[lanes<T>];
+    store<T>(parts, values);
+#pragma GCC unroll 4
+    for (int half = lanes<T> / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) parts[i] += parts[i + half];
+    return parts[0];
+}
+
+template <int odd, class V, int... lane>
+SCANLAB_INLINE V every_other(V a, V b, Lanes<lane...>) {
+    return __builtin_shufflevector(a, b, (2 * lane + odd)...);
+}
+
+// Four adjacent steps of a whole vector of channels, as a state or weights of width 4 have them, and back.
+template <class T, class S>
+SCANLAB_INLINE void read_fours(T* to, const S* from) {
+    const typename CountTo<lanes<T>>::type all;
+    Vec<T> a = load<T>(from), b = load<T>(from + lanes<T>), c = load<T>(from + 2 * lanes<T>), d = load<T>(from + 3 * lanes<T>);
+    const Vec<T> even = every_other<0>(a, b, all), odd = every_other<1>(a, b, all);
+    const Vec<T> evens = every_other<0>(c, d, all), odds = every_other<1>(c, d, all);
+    store<T>(to, every_other<0>(even, evens, all));
+    store<T>(to + lanes<T>, every_other<0>(odd, odds, all));
+    store<T>(to + 2 * lanes<T>, every_other<1>(even, evens, all));
+    store<T>(to + 3 * lanes<T>, every_other<1>(odd, odds, all));
+}
+template <class T, class S>
+SCANLAB_INLINE void write_fours(S* to, const T* from) {
+    const typename CountTo<lanes<T>>::type all;
+    constexpr int half = lanes<T> / 2;
+    Vec<T> a = load<T>(from), b = load<T>(from + lanes<T>), c = load<T>(from + 2 * lanes<T>), d = load<T>(from + 3 * lanes<T>);
+    const Vec<T> even = interleaved<0>(a, c, all), evens = interleaved<half>(a, c, all);
+    const Vec<T> odd = interleaved<0>(b, d, all), odds = interleaved<half>(b, d, all);
+    store<T>(to, interleaved<0>(even, odd, all));
+    store<T>(to + lanes<T>, interleaved<half>(even, odd, all));
+    store<T>(to + 2 * lanes<T>, interleaved<0>(evens, odds, all));
+    store<T>(to + 3 * lanes<T>, interleaved<half>(evens, odds, all));
+}
+template <class T>
+SCANLAB_INLINE bool are_fours(int pitch, const Matrix& tensor, int channels, int64_t steps) {
+    return steps == 4 && tensor.row == 4 && tensor.column == 1 && channels == lanes<T> && pitch == lanes<T>;
+}
+
+// A tile holds `steps` time steps, `pitch` elements apart: of `channels` channels and zeros up to a whole
+// vector, or, with a pitch of 1, of one channel. Here (row, column) of the tensor is (channel, time).
 template <class T>
 void read_tile(T* to, int pitch, const Matrix& from, int64_t lead, int64_t channel, int channels, int64_t step, int64_t steps) {
     with_storage(from.type, [&](auto storage) {
         using S = typename decltype(storage)::type;
         const S* first = static_cast<const S*>(from.data) + lead * from.lead + channel * from.row + step * from.column;
         if (pitch == 1) return read_run(to, first, from.column, steps);
+        if constexpr (vectors<T, S>)
+            if (are_fours<T>(pitch, from, channels, steps)) return read_fours(to, first);
         for (int64_t i = 0; i < steps; i++) read_run(to + i * pitch, first + i * from.column, from.row, channels);
     });
 }
@@ -99,6 +166,8 @@ void write_tile(const T* from, int pitch, const Matrix& to, int64_t lead, int64_
         using S = typename decltype(storage)::type;
         S* first = static_cast<S*>(to.data) + lead * to.lead + channel * to.row + step * to.column;
         if (pitch == 1) return write_run(first, from, to.column, steps);
+        if constexpr (vectors<T, S>)
+            if (are_fours<T>(pitch, to, channels, steps)) return write_fours(first, from);
         for (int64_t i = 0; i < steps; i++) write_run(first + i * to.column, from + i * pitch, to.row, channels);
     });
 }

@@ -15,27 +15,24 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from scanlab.errors import ConfigError, ProblemError, UnavailableError
-from scanlab.kernels import native
+from scanlab.errors import ConfigError, UnavailableError
 from scanlab.kernels.extension import Extension, Unit
+from scanlab.kernels.native import HEADERS, ISA_FLAGS, THREADING, chosen_isa
 
 log = logging.getLogger("scanlab")
 
 FOLDER = Path(__file__).parent
-SHARED_HEADERS = tuple(header for header in native.HEADERS if header.name in ("native.h", "native_simd.h"))
+SHARED_HEADERS = tuple(header for header in HEADERS if header.name in ("native.h", "native_simd.h", "native_math.h"))
 
 extension = Extension(
     name="mixer",
     units=(
         Unit(FOLDER / "ops.cpp", ("-O1",)),
-        *(
-            Unit(FOLDER / "kernels.cpp", (f"-DSCANLAB_ISA={isa}", *flags))
-            for isa, flags in reversed(native.ISA_FLAGS.items())
-        ),
+        *(Unit(FOLDER / "kernels.cpp", (f"-DSCANLAB_ISA={isa}", *flags)) for isa, flags in reversed(ISA_FLAGS.items())),
     ),
     headers=(*(FOLDER / f"{name}.h" for name in ("mixer", "tiles", "conv", "norm", "state_update")), *SHARED_HEADERS),
-    flags=("-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", *native.THREADING),
-    link_flags=native.THREADING,
+    flags=("-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", *THREADING),
+    link_flags=THREADING,
 )
 
 
@@ -59,8 +56,8 @@ def implementation() -> Literal["native", "torch"]:
             raise
         log.warning("the mixer's ops run in PyTorch, several times slower: %s", error)
         return "torch"
-    torch.ops.scanlab_mixer.use_instruction_set(native.chosen_isa())
-    log.info("the mixer's ops run in native C++ (%s)", native.chosen_isa())
+    torch.ops.scanlab_mixer.use_instruction_set(chosen_isa())
+    log.info("the mixer's ops run in native C++ (%s)", chosen_isa())
     return "native"
 
 
@@ -72,30 +69,3 @@ def _is_native() -> bool:
 def serves(tensor: Tensor) -> bool:
     """Whether the native ops take this tensor."""
     return tensor.is_cpu and _is_native()
-
-
-FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
-
-def expect(name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
-    """Raise ProblemError unless a floating tensor of this shape lies where `like` does."""
-    if tensor.shape != shape:
-        raise ProblemError(f"{name} is {tuple(tensor.shape)}: must be {shape}, as the other tensors are shaped.")
-    if tensor.dtype not in FLOATING:
-        raise ProblemError(f"{name} is {tensor.dtype}: must be float32, float64, bfloat16 or float16.")
-    if tensor.device != like.device:
-        raise ProblemError(f"{name} is on {tensor.device}, others on {like.device}: move them to one device.")
-
-
-def expect_int32(name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
-    """Raise ProblemError unless an int32 tensor of this shape lies where `like` does."""
-    if tensor.shape != shape or tensor.dtype != torch.int32 or tensor.device != like.device:
-        raise ProblemError(
-            f"{name} is {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}:"
-            f" must be int32 {shape} on {like.device}."
-        )
-
-
-def wide(tensor: Tensor) -> Tensor:
-    """`tensor` in the dtype the ops compute in: float64 stays, all others become float32."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -1,0 +1,34 @@
+"""What every op of the mixer asks of its tensors before it touches them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from scanlab.errors import ProblemError
+
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def expect(name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
+    """Raise ProblemError unless a floating tensor of this shape lies where `like` does."""
+    if tensor.shape != shape:
+        raise ProblemError(f"{name} is {tuple(tensor.shape)}: must be {shape}, as the other tensors are shaped.")
+    if tensor.dtype not in FLOATING:
+        raise ProblemError(f"{name} is {tensor.dtype}: must be float32, float64, bfloat16 or float16.")
+    if tensor.device != like.device:
+        raise ProblemError(f"{name} is on {tensor.device}, others on {like.device}: move them to one device.")
+
+
+def expect_int32(name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
+    """Raise ProblemError unless an int32 tensor of this shape lies where `like` does."""
+    if tensor.shape != shape or tensor.dtype != torch.int32 or tensor.device != like.device:
+        raise ProblemError(
+            f"{name} is {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}:"
+            f" must be int32 {shape} on {like.device}."
+        )
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """`tensor` in the dtype the ops compute in: float64 stays, all others become float32."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
