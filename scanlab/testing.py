@@ -1,0 +1,230 @@
+"""The backend contract as a pytest class: four lines prove a backend, a third party's as well as ours.
+
+    from scanlab.testing import BackendContract
+    from my_package import backend
+
+    class TestMine(BackendContract):
+        backend = backend
+
+What a backend claims is held against the float64 oracle; what it does not claim it must reject with a reason.
+A backend that cannot run on this machine has its computing tests skipped, with its own reason shown.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, NoReturn
+
+import pytest
+import torch
+from torch import Tensor
+
+from scanlab.backend import Backend, ScanFn
+from scanlab.errors import ConfigError, RejectedError, UnavailableError
+from scanlab.lab.verify import expectation, verify
+from scanlab.problem import DIRECTIONS, DTYPES, ScanInputs, ScanProblem, make_inputs
+from scanlab.space import Config, config_key
+from scanlab.threads import torch_threads
+
+# What a problem may ask for beyond its sizes, dtype and direction.
+OPTIONS: tuple[dict[str, object], ...] = (
+    {"groups": 2},
+    {"constant_B": True},
+    {"constant_C": True, "groups": 2},
+    {"constant_B": True, "constant_C": True, "has_initial_state": True},
+    {"complex_A": True},
+    {"complex_A": True, "groups": 2, "has_initial_state": True, "layout": "dim_last"},
+    {"complex_A": True, "constant_B": True, "constant_C": True},
+    {"has_initial_state": True},
+    {"has_D": False, "has_z": False, "has_delta_bias": False, "delta_softplus": False},
+    {"layout": "dim_last"},
+)
+# (batch, dim, length, state): the smallest, short of every block, longer than most blocks, a whole block.
+SIZES = ((1, 1, 1, 1), (3, 5, 2, 7), (1, 3, 301, 1), (2, 32, 64, 16))
+
+
+class BackendContract:
+    """Subclass as Test..., set `backend`, and pytest proves it.
+
+    backend  the backend to prove
+    config   the configuration under which every claim is proved; its missing tunables take their defaults
+    sizes    (batch, dim, length, state) of the problems that are proved besides the plain one
+    """
+
+    backend: ClassVar[Backend]
+    config: ClassVar[Config] = {}
+    sizes: ClassVar[tuple[tuple[int, int, int, int], ...]] = SIZES
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """Parametrise each test by the claims of the backend."""
+        modes = (False, True) if self.backend.capabilities.gradients else (False,)
+        problems = {
+            "claimed": [problem for problem in self.problems() if self.backend.rejects(problem) is None],
+            "refused": [problem for problem in self.problems() if self.backend.rejects(problem) is not None],
+            "mode": [self.plain().replace(gradients=gradients) for gradients in modes],
+        }
+        for name in problems.keys() & set(metafunc.fixturenames):
+            metafunc.parametrize(name, problems[name], ids=lambda problem: problem.key)
+        if "legal" in metafunc.fixturenames:
+            metafunc.parametrize("legal", list(self.configs()), ids=config_key)
+
+    def plain(self) -> ScanProblem:
+        """The simplest problem that the backend claims, of sizes that fit no block."""
+        can = self.backend.capabilities
+        problem = ScanProblem(batch=2, dim=6, length=37, state=3, dtype=can.dtypes[0], device=can.devices[0])
+        return problem.replace(direction=can.directions[0])
+
+    def configs(self) -> Iterator[Config]:
+        """`config` with each tunable in turn at each of its values, where that is legal for the plain problem."""
+        space = self.backend.space
+        for choice in space.choices:
+            for value in choice.values:
+                config = {**space.defaults, **self.config, choice.name: value}
+                if space.forbids(config, self.plain()) is None:
+                    yield config
+
+    def problems(self) -> Iterator[ScanProblem]:
+        """Every problem that is either proved or must be rejected."""
+        plain = self.plain()
+        for gradients in (False, True):
+            for direction in DIRECTIONS:
+                asked = plain.replace(direction=direction, gradients=gradients)
+                yield from (asked.replace(dtype=dtype) for dtype in DTYPES)
+                yield from (asked.replace(**options) for options in OPTIONS)
+            for batch, dim, length, state in self.sizes:
+                yield plain.replace(batch=batch, dim=dim, length=length, state=state, gradients=gradients)
+        yield plain.replace(device="nowhere")
+        yield plain.replace(state=self.backend.capabilities.max_state + 1)
+
+    def scan(self, problem: ScanProblem, config: Config | None = None) -> ScanFn:
+        """The scan under test; skips the test with the backend's reason where it cannot run on this machine."""
+        reason = self.backend.unavailable()
+        if reason is not None:
+            pytest.skip(f"{self.backend.name} cannot run here: {reason}")
+        return self.backend.build(problem, self.config if config is None else config)
+
+    def prove(self, scan: ScanFn, problem: ScanProblem, inputs: tuple[ScanInputs, ...]) -> None:
+        """Outputs, last state and gradients agree with the oracle, and the inputs are as they were."""
+        verdict = verify(scan, expectation(problem, inputs))
+        assert verdict.passed, f"{problem.key}: {verdict.reason}"
+
+    def test_agrees_with_the_oracle(self, claimed: ScanProblem) -> None:
+        self.prove(self.scan(claimed), claimed, make_inputs(claimed))
+
+    def test_rejects_with_a_reason_and_computes_nothing(self, refused: ScanProblem) -> None:
+        def must_not_run(problem: ScanProblem, config: Config) -> NoReturn:
+            raise AssertionError(f"make was called for {problem.key}")
+
+        guarded = dataclasses.replace(self.backend, make=must_not_run, unavailable=lambda: None)
+        reason = guarded.rejects(refused)
+        assert reason
+        with pytest.raises(RejectedError, match=self.backend.name) as raised:
+            guarded.build(refused)
+        assert reason in str(raised.value)
+
+    def test_defaults_are_legal(self, claimed: ScanProblem) -> None:
+        defaults = self.backend.space.defaults
+        assert self.backend.space.complete({}, claimed, self.backend.name) == defaults
+        assert next(self.backend.space.configs(claimed)) == defaults
+
+    def test_every_value_of_every_tunable_agrees(self, legal: Config) -> None:
+        problem = self.plain()
+        self.prove(self.scan(problem, legal), problem, make_inputs(problem))
+
+    def test_unknown_tunable_raises(self) -> None:
+        with pytest.raises(ConfigError, match="no_such_tunable"):
+            self.backend.space.complete({"no_such_tunable": 1}, self.plain(), self.backend.name)
+
+    def test_facts(self) -> None:
+        assert self.backend.sources
+        assert all(path.is_file() for path in self.backend.sources)
+        assert "\n" not in self.backend.summary
+        assert self.backend.summary
+
+    def test_says_why_where_it_cannot_run(self) -> None:
+        without = dataclasses.replace(self.backend, unavailable=lambda: "a part is missing; fit it.")
+        with pytest.raises(UnavailableError, match=r"a part is missing; fit it\."):
+            without.build(self.plain())
+
+    def test_inputs_of_any_stride(self, mode: ScanProblem) -> None:
+        inputs = tuple(
+            each.with_tensors(**{name: _strided(tensor) for name, tensor in each.tensors().items()})
+            for each in make_inputs(mode)
+        )
+        self.prove(self.scan(mode), mode, inputs)
+
+    def test_reads_no_uninitialised_memory(self, mode: ScanProblem) -> None:
+        with _poisoned_memory():
+            self.prove(self.scan(mode), mode, make_inputs(mode))
+
+    def test_runs_in_inference_mode(self) -> None:
+        problem = self.plain()
+        scan, inputs = self.scan(problem), make_inputs(problem)
+        expected = scan(*inputs)
+        with torch.inference_mode():
+            made_inside = make_inputs(problem)
+            for given in (inputs, made_inside):
+                assert all(map(torch.equal, scan(*given), expected))
+
+    def test_repeated_calls_are_equal_and_fresh(self) -> None:
+        problem = self.plain()
+        scan, inputs = self.scan(problem), make_inputs(problem)
+        first = scan(*inputs)
+        kept = tuple(tensor.clone() for tensor in first)
+        scan(*make_inputs(problem, seed=1))
+        assert all(map(torch.equal, first, kept)), "a later call wrote into what an earlier one returned"
+        for tensor in first:
+            tensor.fill_(math.nan)
+        assert all(map(torch.equal, scan(*inputs), kept)), "the same inputs gave other outputs"
+
+    def test_last_state_starts_the_next_scan(self) -> None:
+        problem = self.plain().replace(direction="forward", has_initial_state=True)
+        if self.backend.rejects(problem) is not None:
+            pytest.skip(f"{self.backend.name} claims no forward scan with an initial state")
+        (whole,) = make_inputs(problem)
+        half = problem.length // 2
+        expected = self.scan(problem)(whole)
+        out, h = [], whole.initial_state
+        for part in (slice(0, half), slice(half, problem.length)):
+            over_time = {name: tensor[..., part] for name, tensor in whole.tensors().items() if tensor.dim() == 3}
+            over_time.pop("initial_state")
+            piece = whole.with_tensors(**over_time)._replace(initial_state=h)
+            result = self.scan(problem.replace(length=piece.u.shape[-1]))(piece)
+            out.append(result.out)
+            h = result.last_state
+        torch.testing.assert_close(torch.cat(out, dim=-1), expected.out)
+        torch.testing.assert_close(h, expected.last_state)
+
+    def test_restores_the_threads_of_torch(self, mode: ScanProblem) -> None:
+        for threads in (1, 3):
+            with torch_threads(threads):
+                scan = self.scan(mode)
+                assert torch.get_num_threads() == threads, "building changed the threads of torch"
+                scan(*make_inputs(mode))
+                assert torch.get_num_threads() == threads, "a call changed the threads of torch"
+
+
+def _strided(tensor: Tensor) -> Tensor:
+    """The same values, two elements apart, with NaN between them."""
+    return torch.stack((tensor, torch.full_like(tensor, math.nan)), dim=-1)[..., 0]
+
+
+@contextmanager
+def _poisoned_memory() -> Iterator[None]:
+    """Uninitialised memory is full of NaN here, wherever torch hands it out."""
+    strict, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    setting: Any = torch.utils.deterministic  # a module that torch replaces by one with properties
+    fill = setting.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    setting.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        setting.fill_uninitialized_memory = fill
+        torch.use_deterministic_algorithms(strict, warn_only=warn_only)
