@@ -31,11 +31,12 @@ from scanlab.report.units import milliseconds, three_digits
 FAILURES = "Configurations without numbers"
 READING = (
     "Time is the median of one call, with the quartiles of all samples. The speed-up is the median over the blocks of"
-    " the ratio to the anchor, both taken within one block, with its 95 % bootstrap interval. Numbers come from the"
-    " race between the finalists, which is taken after the search; where a backend was in no race its row says that"
-    " they are from the search. State updates are batch x dim x length x state x directions of one forward pass. The"
-    " error is the largest of any tensor against float64, as a share of that tensor's largest value. Memory is what"
-    " one call takes beyond what was in use before it. Building includes compiling."
+    " the ratio to the anchor, both taken within one block, with its 95 % bootstrap interval. The last column says"
+    " where the numbers come from: from a hold-out run on fresh inputs where there was one, else from the race between"
+    " the finalists, else from the search, where the best of many is also the luckiest. State updates are"
+    " batch x dim x length x state x directions of one forward pass. The error is the largest of any tensor against"
+    " float64, as a share of that tensor's largest value. Memory is what one call takes beyond what was in use before"
+    " it. Building includes compiling."
 )
 
 

@@ -53,12 +53,15 @@ def test_ratios_to_another_anchor_are_not_compared():
     assert chosen.left_out == ("1 beside another anchor",)
 
 
-def test_a_race_counts_more_than_a_luckier_search():
+def test_a_hold_out_counts_more_than_a_luckier_race_and_that_more_than_a_luckier_search():
     searched = timed(9.0, phase="search", config={"chunk": 64, "threads": 1})
     raced = timed(4.0, phase="race")
+    held_out = timed(3.0, phase="holdout")
     (placing,) = placings([searched, raced])
     assert placing.trial is raced
     assert (placing.tried, placing.failed) == (2, 0)
+    (placing,) = placings([searched, raced, held_out])
+    assert placing.trial is held_out
 
 
 def test_backends_stand_by_speed_and_those_without_numbers_last():
