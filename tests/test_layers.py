@@ -28,7 +28,7 @@ LAYERS = (
     ("scanlab.lab.prove",),
     ("scanlab.lab.results",),
     ("scanlab.lab.measure", "scanlab.lab.verify"),
-    ("scanlab.lab.machine", "scanlab.lab.intervals", "scanlab.lab.surroundings"),
+    ("scanlab.lab.machine", "scanlab.lab.intervals", "scanlab.lab.surroundings", "scanlab.lab.ceilings"),
     ("scanlab.registry",),
     ("scanlab.backend",),
     ("scanlab.threads",),

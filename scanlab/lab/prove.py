@@ -9,12 +9,14 @@ from typing import TypeVar
 
 from scanlab.backend import Backend
 from scanlab.errors import RejectedError, UnavailableError
+from scanlab.lab.ceilings import Ceilings, ceilings_here
 from scanlab.lab.machine import Machine, this_machine
 from scanlab.lab.measure import Arm, Block, Measurement, arm, call_of, rotation, shuffled
 from scanlab.lab.results import Phase, State, Trial
 from scanlab.lab.verify import Expectation, Verdict, expectation, verify
 from scanlab.problem import ScanInputs, ScanProblem, make_inputs
 from scanlab.space import Config, Value
+from scanlab.threads import usable_threads
 
 T = TypeVar("T")
 
@@ -25,6 +27,7 @@ class Setting:
 
     expectations  for the inputs themselves, and for a draw of hard ones (`make_inputs` with seed + 1)
     turns         the inputs and copies of them, which timed calls take in turn
+    ceilings      what the CPU could do at best; None for a problem on another device
     """
 
     problem: ScanProblem
@@ -33,13 +36,21 @@ class Setting:
     machine: Machine
     expectations: tuple[Expectation, ...]
     turns: tuple[tuple[ScanInputs, ...], ...]
+    ceilings: Ceilings | None
 
     @classmethod
     def of(cls, problem: ScanProblem, inputs: tuple[ScanInputs, ...], inputs_label: str, seed: int) -> Setting:
         """The setting for `inputs`; asks the oracle, which takes about as long as the reference loop in float64."""
         posed = (inputs, make_inputs(problem, seed=seed + 1))
         expectations = tuple(expectation(problem, each) for each in posed)
-        return cls(problem, inputs_label, seed, this_machine(), expectations, rotation(inputs))
+        ceilings = ceilings_here() if problem.device == "cpu" else None
+        return cls(problem, inputs_label, seed, this_machine(), expectations, rotation(inputs), ceilings)
+
+    def attainable_ms(self, config: Config) -> float | None:
+        """What a kernel that wastes nothing would take on the threads of `config`; None where there are no ceilings."""
+        if self.ceilings is None:
+            return None
+        return 1e3 * self.ceilings.attainable_s(self.problem, int(config.get("threads", usable_threads())))
 
     def with_fresh_inputs(self) -> Setting:
         """The same problem with inputs of the same kind that no trial of this setting has seen."""
@@ -56,8 +67,15 @@ class Setting:
         verdict: Verdict | None = None,
         pruned: str | None = None,
     ) -> Trial:
-        """The record of a configuration tried since `started_at`; `verdict` goes with a measurement."""
+        """The record of a configuration tried since `started_at`; `verdict` goes with a measurement.
+
+        A time that the machine cannot have computed the scan in makes it wrong, whatever its verdict.
+        """
         reason = pruned
+        if isinstance(outcome, Measurement) and self.ceilings is not None:
+            threads = int(config.get("threads", usable_threads()))
+            refusal = self.ceilings.refuses(self.problem, threads, outcome.median_ms / 1e3)
+            outcome = outcome if refusal is None else Failure("wrong", refusal, verdict)
         if isinstance(outcome, Failure):
             reason, verdict = outcome.reason, outcome.verdict
         return Trial(

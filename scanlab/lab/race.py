@@ -49,6 +49,7 @@ class Standing:
     behind     log(its time / the leader's), paired within rounds; 0 for the leader
     interval   of `behind`, at a confidence corrected for the number of entrants
     tied       not shown to be slower than the leader, or behind it by no more than the noise floor
+    share      of what the machine could attain: the time that wastes nothing over the time taken; None if unknown
     """
 
     trial: Trial
@@ -56,6 +57,7 @@ class Standing:
     behind: float
     interval: Interval
     tied: bool
+    share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,8 @@ class Race:
         )
         if self.winner.trial.phase == "holdout":
             said += ", by a hold-out run on fresh inputs"
+        if self.winner.share is not None:
+            said += f"; {self.winner.share:.0%} of what the arithmetic and the traffic of this problem allow here"
         if self.ties:
             labels = ", ".join(standing.trial.label for standing in self.ties)
             return f"{said}; tied with {labels}, and chosen as the {self._advantage()}."
@@ -157,7 +161,8 @@ def race(
         results.append(trial)
     rungs = {trial.id: entrant.backend.rung for trial, entrant in zip(trials, entrants, strict=True)}
     floor = _noise_floor(heats)
-    standings = _standings([trial for trial in trials if trial.state == "ok"], rungs, floor)
+    attainable = {trial.id: setting.attainable_ms(trial.config) for trial in trials}
+    standings = _standings([trial for trial in trials if trial.state == "ok"], rungs, attainable, floor)
     rounds = sum(heat.rounds for heat in heats)
     dropped = tuple(trial for trial in trials if trial.state != "ok")
     return Race(standings, dropped, floor, rounds, len(heats), (*notices, *_notices(standings, rounds)))
@@ -280,13 +285,22 @@ def _behind(everyone: Sequence[Sequence[Block]]) -> list[tuple[float, Interval]]
     return behind
 
 
-def _standings(trials: Sequence[Trial], rungs: Mapping[str, int], floor: float) -> tuple[Standing, ...]:
+def _standings(
+    trials: Sequence[Trial], rungs: Mapping[str, int], attainable: Mapping[str, float | None], floor: float
+) -> tuple[Standing, ...]:
     """The winner first, then by time."""
     if not trials:
         return ()
     behind = _behind([trial.measurement.blocks for trial in trials if trial.measurement])
     standings = [
-        Standing(trial, rungs[trial.id], median, interval, tied=interval.low <= 0 or median <= floor)
+        Standing(
+            trial,
+            rungs[trial.id],
+            median,
+            interval,
+            tied=interval.low <= 0 or median <= floor,
+            share=_share(trial, attainable[trial.id]),
+        )
         for trial, (median, interval) in zip(trials, behind, strict=True)
     ]
     # Not shown to be slower is not enough to win: on a restless machine hardly anything is shown.
@@ -294,6 +308,12 @@ def _standings(trials: Sequence[Trial], rungs: Mapping[str, int], floor: float) 
     winner = min((one for one in standings if one.tied and one.behind <= close), key=_preference)
     rest = sorted((one for one in standings if one is not winner), key=lambda one: one.behind)
     return (winner, *rest)
+
+
+def _share(trial: Trial, attainable_ms: float | None) -> float | None:
+    if attainable_ms is None or trial.measurement is None:
+        return None
+    return attainable_ms / trial.measurement.median_ms
 
 
 def _preference(standing: Standing) -> tuple[float, ...]:

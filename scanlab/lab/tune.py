@@ -232,7 +232,7 @@ class _Run:
                         anchor_arm,
                         best,
                         rng,
-                        deadline=self.clock.at(SEARCH_SHARE),
+                        deadline=time.monotonic() + self._time_for(search) / FEWEST_TRIALS,
                     )
             except (OutOfTimeError, KeyboardInterrupt) as stopped:
                 search.give_back(asked)
@@ -323,7 +323,7 @@ class _Run:
         return math.exp(log_ratio(self.best) - log_ratio(search.best))
 
     def _time_for(self, search: Search) -> float:
-        """The time that this search may count on."""
+        """The time that this search may count on, when all that still run get alike; none where trials are too few."""
         running = len(self._running())
         if self.clock.budget.trials is not None:
             trials = (self.clock.budget.trials - self.new) / running

@@ -13,6 +13,7 @@ from scanlab import registry
 from scanlab.backend import at_most
 from scanlab.lab import heat as module
 from scanlab.lab.heat import Entrant, Heat, is_installed, run_fresh_heat, run_heat
+from scanlab.lab.measure import Arm
 from scanlab.lab.prove import Setting
 from scanlab.lab.race import race
 from scanlab.lab.results import Results
@@ -33,6 +34,23 @@ def test_a_heat_survives_json(setting):
     assert all(block.process == 3 for lane in heat.lanes for block in lane.blocks)
     assert heat.doubled in (0, 1)
     assert len(heat.twin) == heat.rounds
+
+
+def test_slow_entrants_run_in_fewer_rounds_but_in_enough_of_them():
+    def runner(cost_s):
+        return module._Runner(None, Arm(lambda: None, "cpu", 1, calls=1, samples=1, cost_s=cost_s))
+
+    quick, usual, _, slow, slowest = runners = [runner(cost_s) for cost_s in (0.001, 0.01, 0.01, 1.0, 50.0)]
+    anchor = Arm(lambda: None, "cpu", 1, calls=1, samples=1, cost_s=0.02)
+    module._set_pace(runners, anchor, time.monotonic() + 1e6, most_rounds=60)
+    assert (quick.every, usual.every) == (1, 1)
+    assert 1 < slow.every <= slowest.every == 60 // module.FEWEST_ROUNDS
+
+
+def test_slow_entrants_are_always_timed_beside_the_anchor(setting):
+    entrants = [Entrant(sleepy("slow", (60.0,)), {}), Entrant(sleepy("fast", (0.1,)), {})]
+    heat = run_heat(entrants, REFERENCE, setting, time.monotonic() + 2)
+    assert all(block.anchor_ns and block.candidate_ns for lane in heat.lanes for block in lane.blocks)
 
 
 def test_a_race_in_fresh_processes_pairs_within_each(setting, tmp_path):

@@ -34,14 +34,14 @@ def run(entrants, setting, tmp_path, seconds=2.0, **options):
 
 
 def test_the_faster_wins_and_the_sentence_says_by_how_much(setting, tmp_path):
-    slow, fast = Entrant(sleepy("slow"), {"delay_ms": 3.0}), Entrant(sleepy("fast"), {"delay_ms": 0.0})
+    slow, fast = Entrant(sleepy("slow", (25.0,)), {}), Entrant(sleepy("fast", (0.0,)), {})
     outcome = run([slow, fast], setting, tmp_path)
     assert [standing.trial.backend for standing in outcome.standings] == ["fast", "slow"]
     assert outcome.winner.behind == 0.0
     assert not outcome.standings[1].tied
     assert outcome.standings[1].interval.low > 0
     assert outcome.why.startswith("fast delay_ms=0.0: ")
-    assert "slow delay_ms=3.0, takes" in outcome.why
+    assert "slow delay_ms=25.0, takes" in outcome.why
 
 
 def test_every_entrant_is_recorded_with_samples_that_the_anchor_shared(setting, tmp_path):
@@ -91,16 +91,6 @@ def test_nobody_wins_where_nobody_runs(setting, tmp_path):
 def test_an_anchor_that_cannot_run_is_refused(setting, tmp_path):
     with pytest.raises(RejectedError, match="the kernel fell over"):
         race([REFERENCE], Entrant(crashing(), {}), setting, Results(tmp_path), time.monotonic() + 1)
-
-
-def test_slow_entrants_run_in_fewer_rounds_always_beside_the_anchor(setting, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_decided", lambda heats: False)
-    slow, fast = Entrant(sleepy("slow", (200.0,)), {}), Entrant(sleepy("fast", (0.1,)), {})
-    third = Entrant(sleepy("third", (0.2,)), {})
-    outcome = run([slow, fast, third], setting, tmp_path, seconds=3.0)
-    taken = {standing.trial.backend: standing.trial.measurement.blocks for standing in outcome.standings}
-    assert 1 <= len(taken["slow"]) < len(taken["fast"]) / 2
-    assert all(each.anchor_ns for each in taken["slow"])
 
 
 def test_every_entrant_runs_at_least_once_even_without_time(setting, tmp_path):

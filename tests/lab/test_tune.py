@@ -19,6 +19,7 @@ from scanlab import registry
 from scanlab.backend import Capabilities
 from scanlab.errors import RejectedError, ResultsError, ScanlabError
 from scanlab.lab import attempt as attempt_module
+from scanlab.lab import finals
 from scanlab.lab import study as study_module
 from scanlab.lab import tune as module
 from scanlab.lab.heat import Entrant
@@ -249,7 +250,8 @@ def test_an_unwritable_folder_is_refused_before_anything_is_measured(tmp_path):
 
 
 def test_the_numbers_come_from_a_hold_out_run_in_fresh_processes(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "RACE_S", 60.0)
+    monkeypatch.setattr(module, "RACE_S", 20.0)
+    monkeypatch.setattr(finals, "MOST_PROCESSES", 1)
     backends = [registry.get("reference"), registry.get("two_phase")]
     found = run(backends, tmp_path, Budget(trials=2))
     recorded = Results(tmp_path).load().trials
