@@ -38,10 +38,9 @@ def test_the_faster_wins_and_the_sentence_says_by_how_much(setting, tmp_path):
     outcome = run([slow, fast], setting, tmp_path)
     assert [standing.trial.backend for standing in outcome.standings] == ["fast", "slow"]
     assert outcome.winner.behind == 0.0
-    assert not outcome.standings[1].tied
-    assert outcome.standings[1].interval.low > 0
+    assert outcome.standings[1].behind > 0
     assert outcome.why.startswith("fast delay_ms=0.0: ")
-    assert "slow delay_ms=25.0, takes" in outcome.why
+    assert "slow delay_ms=25.0" in outcome.why
 
 
 def test_every_entrant_is_recorded_with_samples_that_the_anchor_shared(setting, tmp_path):
