@@ -41,11 +41,15 @@ const Kernels& kernels_of(const Scan& scan) {
 constexpr size_t cache_line = 64;
 
 struct Free {
-    void operator()(void* memory) const { ::operator delete(memory, std::align_val_t(cache_line)); }
+    void operator()(char* memory) const { ::operator delete(memory, std::align_val_t(cache_line)); }
 };
-using Memory = std::unique_ptr<void, Free>;
+using Memory = std::unique_ptr<char, Free>;
 
-Memory allocate(size_t bytes) { return Memory(::operator new(bytes, std::align_val_t(cache_line))); }
+// Whole vectors of channels, as many as were asked for or begun.
+int64_t channels_of_tile(const Scan& scan) {
+    const int64_t lanes = kernels_of(scan).lanes;
+    return (scan.channel_tile + lanes - 1) / lanes * lanes;
+}
 
 // OpenMP's threads do not survive a fork: a child that asked for them would wait for ever.
 std::atomic<bool> forked{false};
@@ -70,24 +74,48 @@ void on_threads(int threads, const Work& work) {
 
 }  // namespace
 
-void run(const Scan& scan) {
-    const Kernels& kernels = kernels_of(scan);
-    const int64_t channels = scan.dim / scan.groups;
-    const int64_t tile = (scan.channel_tile + kernels.lanes - 1) / kernels.lanes * kernels.lanes;
-    const int64_t tiles = (channels + tile - 1) / tile;
-    const int64_t count = scan.batch * scan.groups * tiles;
+int64_t tiles(const Scan& scan) {
+    const int64_t tile = channels_of_tile(scan);
+    return (scan.dim / scan.groups + tile - 1) / tile;
+}
+
+int64_t blocks(const Scan& scan) { return (scan.length + scan.time_block - 1) / scan.time_block; }
+
+namespace {
+
+// Calls work(tile, memory) for every tile of every group and batch, `times` times over, on the scan's threads:
+// each takes the next piece when it has finished one, so that a thread that is held up holds up no other.
+template <class Work>
+void for_tiles(const Scan& scan, int times, size_t memory_bytes, const Work& work) {
+    const int64_t channels = scan.dim / scan.groups, tile = channels_of_tile(scan), each_group = tiles(scan);
+    const int64_t each_time = scan.batch * scan.groups * each_group, count = each_time * times;
     const int threads = int(std::min<int64_t>(scan.threads, count));
-    const size_t bytes = (kernels.workspace_bytes(scan) + cache_line - 1) / cache_line * cache_line;
-    const Memory memory = allocate(bytes * threads);
+    const size_t bytes = (memory_bytes + cache_line - 1) / cache_line * cache_line;
+    const Memory memory(static_cast<char*>(::operator new(bytes * threads, std::align_val_t(cache_line))));
     std::atomic<int64_t> next{0};
     on_threads(threads, [&](int thread) {
-        void* workspace = static_cast<char*>(memory.get()) + bytes * thread;
         for (int64_t index; (index = next.fetch_add(1, std::memory_order_relaxed)) < count;) {
-            const int64_t first = index % tiles * tile, group = index / tiles % scan.groups;
-            const Tile piece{index / tiles / scan.groups, group, group * channels + first, int(std::min(tile, channels - first))};
-            kernels.forward(scan, piece, workspace);
+            const int64_t of_time = index % each_time, of_group = of_time % each_group, group = of_time / each_group % scan.groups;
+            const int64_t first = of_group * tile;
+            const Tile piece{of_time / each_group / scan.groups, group, group * channels + first, of_group,
+                             int(std::min(tile, channels - first))};
+            work(piece, int(index / each_time), memory.get() + bytes * thread);
         }
     });
+}
+
+}  // namespace
+
+void run(const Scan& scan) {
+    const Kernels& kernels = kernels_of(scan);
+    for_tiles(scan, 1, kernels.workspace_bytes(scan),
+              [&](const Tile& tile, int, void* memory) { kernels.forward(scan, tile, memory); });
+}
+
+void run_back(const Scan& scan, const Gradient& gradient) {
+    const Kernels& kernels = kernels_of(scan);
+    for_tiles(scan, scan.directions, kernels.workspace_back_bytes(scan),
+              [&](const Tile& tile, int direction, void* memory) { kernels.back(scan, gradient, tile, direction, memory); });
 }
 
 }  // namespace scanlab

@@ -49,6 +49,7 @@ struct Scan {
     int directions = 1;
     Direction direction[2];
     Channels out;
+    void* checkpoints = nullptr;  // (directions, batch, blocks, state, parts, dim): states before each block, for gradients
 
     Isa isa = Isa::plain;
     Exp exp = Exp::polynomial;
@@ -57,15 +58,36 @@ struct Scan {
     int channel_tile = 16;  // channels that one thread takes at a time
 };
 
+// The gradients of one direction; those of parameters are summed over time, those of B and C that vary over the
+// channels of a tile. Each is in the arithmetic type. What has no data is not asked for or not there.
+struct DirectionGradient {
+    Channels u, delta, z;
+    States initial, last;  // `last` comes in
+    void *A = nullptr, *D = nullptr, *delta_bias = nullptr;  // (batch, dim, state, parts), (batch, dim), (batch, dim)
+    void *B = nullptr, *C = nullptr;  // (tiles, batch, groups, length, state, parts), or (batch, dim, state, parts) where constant
+};
+
+struct Gradient {
+    Channels out;  // comes in
+    DirectionGradient direction[2];
+};
+
+// The tiles of a group of channels, and the blocks of time.
+int64_t tiles(const Scan& scan);
+int64_t blocks(const Scan& scan);
+
 // The fastest instruction set that both this build and this machine have.
 Isa best_isa();
 
 // Runs `scan`, on its threads, to the end; the outputs overlap no input.
 void run(const Scan& scan);
 
+// The gradients of a scan that left checkpoints; the same bits whatever the number of threads.
+void run_back(const Scan& scan, const Gradient& gradient);
+
 // A piece of a scan that one thread does alone: adjacent channels of one group.
 struct Tile {
-    int64_t batch, group, channel;
+    int64_t batch, group, channel, index;  // the index counts the tiles of the group
     int channels;
 };
 
@@ -74,6 +96,8 @@ struct Kernels {
     int lanes;
     size_t (*workspace_bytes)(const Scan&);
     void (*forward)(const Scan&, const Tile&, void* workspace);
+    size_t (*workspace_back_bytes)(const Scan&);
+    void (*back)(const Scan&, const Gradient&, const Tile&, int direction, void* workspace);
 };
 
 }  // namespace scanlab

@@ -14,15 +14,18 @@ from pathlib import Path
 
 import torch
 
-from scanlab.backend import EVERY_DIRECTION, Backend, Capabilities, ScanFn
+from scanlab.backend import WHOLE_CONTRACT, Backend, ScanFn
 from scanlab.errors import ConfigError
+from scanlab.kernels import native_ops
 from scanlab.kernels.extension import Extension, Unit
 from scanlab.problem import ScanInputs, ScanOutput, ScanProblem
 from scanlab.space import Choice, Config, Space
 from scanlab.threads import threads_choice
 
 FOLDER = Path(__file__).parent
-HEADERS = tuple(FOLDER / f"native{part}.h" for part in ("", "_simd", "_rows", "_forward"))
+HEADERS = tuple(
+    FOLDER / f"native{part}.h" for part in ("", "_simd", "_math", "_rows", "_states", "_tile", "_forward", "_backward")
+)
 EXP_VARIANTS = ("fast", "polynomial", "table")  # in the order of `enum class Exp`
 
 ISA_FLAGS: dict[str, tuple[str, ...]] = {"plain": ()}
@@ -35,16 +38,16 @@ THREADING = ("-fopenmp",) if sys.platform == "linux" else ("-pthread",)
 extension = Extension(
     name="native",
     units=(
-        Unit(FOLDER / "native_torch.cpp", ("-O1",)),
         *(
             Unit(FOLDER / "native_kernels.cpp", (f"-DSCANLAB_ISA={isa}", f"-DSCANLAB_TYPE={number}", *flags))
-            for isa, flags in reversed(ISA_FLAGS.items())
             for number in ("float", "double")
+            for isa, flags in reversed(ISA_FLAGS.items())
         ),
+        Unit(FOLDER / "native_torch.cpp", ("-O1",)),
         Unit(FOLDER / "native.cpp"),
     ),
     headers=HEADERS,
-    flags=("-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", *THREADING),
+    flags=("-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fvisibility=hidden", *THREADING),
     link_flags=THREADING,
 )
 
@@ -69,14 +72,20 @@ DEFAULT_EXP = "polynomial" if best_isa() == "plain" else "table"
 
 def forbids(config: Config, problem: ScanProblem) -> str | None:
     """Why this configuration is not legal for the problem, or None."""
-    if problem.dtype == "float64" and config["exp"] != DEFAULT_EXP:
-        return f"float64 has one exponential, which exp={DEFAULT_EXP} stands for"
+    if config["exp"] != DEFAULT_EXP:
+        for special, noun in (
+            (problem.dtype == "float64", "float64"),
+            (problem.complex_A, "a complex A"),
+            (problem.constant_B or problem.constant_C, "a constant B or C"),
+        ):
+            if special:
+                return f"with {noun} there is one exponential, which exp={DEFAULT_EXP} stands for"
     return None
 
 
 def make(problem: ScanProblem, config: Config) -> ScanFn:
     """The compiled scan; compiles on the first use on a machine."""
-    extension.load()
+    native_ops.load(extension)
     settings = (
         problem.delta_softplus,
         problem.direction == "reverse",
@@ -86,12 +95,13 @@ def make(problem: ScanProblem, config: Config) -> ScanFn:
         EXP_VARIANTS.index(str(config["exp"])),
         tuple(ISA_FLAGS).index(chosen_isa()),
     )
-    op = torch.ops.scanlab.scan.default
     absent = (None,) * len(ScanInputs._fields)
+    op = torch.ops.scanlab.scan_with_checkpoints.default if problem.gradients else torch.ops.scanlab.scan.default
 
     def scan(*inputs: ScanInputs) -> ScanOutput:
         ahead, back = inputs if len(inputs) == 2 else (inputs[0], absent)
-        return ScanOutput(*op(*ahead, *back, *settings))
+        results = op(*ahead, *back, *settings)
+        return ScanOutput(results[0], results[1])
 
     return scan
 
@@ -100,28 +110,17 @@ backend = Backend(
     name="native",
     summary="C++: channels in SIMD lanes, states in registers, time in blocks",
     rung=6,
-    sources=(Path(__file__), *HEADERS, *dict.fromkeys(unit.source for unit in extension.units)),
+    sources=(Path(__file__), Path(native_ops.__file__), *HEADERS, *dict.fromkeys(unit.source for unit in extension.units)),
     space=Space(
         (
             threads_choice(),
             Choice("time_block", (16, 32, 64, 128), default=64, summary="steps whose step sizes are computed at once"),
-            Choice("channel_tile", (16, 32, 64, 128), default=16, summary="channels one thread takes at a time"),
-            Choice(
-                "exp",
-                EXP_VARIANTS,
-                default=DEFAULT_EXP,
-                summary="how the decays are computed",
-            ),
+            Choice("channel_tile", (16, 32, 64, 128, 384, 1536), default=64, summary="channels one thread takes at a time"),
+            Choice("exp", EXP_VARIANTS, default=DEFAULT_EXP, summary="how the decays are computed"),
         ),
         forbids,
     ),
-    capabilities=Capabilities(
-        dtypes=("float32", "float64", "bfloat16", "float16"),
-        directions=EVERY_DIRECTION,
-        groups=True,
-        constant_BC=True,
-        initial_state=True,
-    ),
+    capabilities=WHOLE_CONTRACT,
     make=make,
     unavailable=extension.unavailable,
 )

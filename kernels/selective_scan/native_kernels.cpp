@@ -1,4 +1,5 @@
 // One unit for each instruction set and arithmetic type: SCANLAB_ISA and SCANLAB_TYPE say which.
+#include "native_backward.h"
 #include "native_forward.h"
 
 namespace scanlab {
@@ -9,17 +10,39 @@ extern const Kernels SCANLAB_NAME(SCANLAB_ISA, SCANLAB_TYPE);
 
 namespace {
 using namespace SCANLAB_ISA;
-using Number = SCANLAB_TYPE;
+using Real = SCANLAB_TYPE;
 
-void forward_of_any_storage(const Scan& scan, const Tile& tile, void* memory) {
-    if constexpr (sizeof(Number) == 4) {
-        if (scan.type == Type::bfloat16) return forward<Number, bfloat16>(scan, tile, memory);
-        if (scan.type == Type::float16) return forward<Number, float16>(scan, tile, memory);
-    }
-    forward<Number, Number>(scan, tile, memory);
+template <class Storage>
+void forward_stored(const Scan& scan, const Tile& tile, Real* memory) {
+    for (int d = 0; d < scan.directions; d++)
+        (scan.complex ? forward<Real, Storage, 2> : forward<Real, Storage, 1>)(scan, d, tile, memory);
 }
+
+void forward_any(const Scan& scan, const Tile& tile, void* memory) {
+    if constexpr (sizeof(Real) == 4) {
+        if (scan.type == Type::bfloat16) return forward_stored<bfloat16>(scan, tile, static_cast<Real*>(memory));
+        if (scan.type == Type::float16) return forward_stored<float16>(scan, tile, static_cast<Real*>(memory));
+    }
+    forward_stored<Real>(scan, tile, static_cast<Real*>(memory));
+}
+
+template <class Storage>
+void back_stored(const Scan& scan, const Gradient& gradient, const Tile& tile, int d, Real* memory) {
+    (scan.complex ? back<Real, Storage, 2> : back<Real, Storage, 1>)(scan, gradient, tile, d, memory);
+}
+
+void back_any(const Scan& scan, const Gradient& gradient, const Tile& tile, int d, void* memory) {
+    if constexpr (sizeof(Real) == 4) {
+        if (scan.type == Type::bfloat16) return back_stored<bfloat16>(scan, gradient, tile, d, static_cast<Real*>(memory));
+        if (scan.type == Type::float16) return back_stored<float16>(scan, gradient, tile, d, static_cast<Real*>(memory));
+    }
+    back_stored<Real>(scan, gradient, tile, d, static_cast<Real*>(memory));
+}
+
+size_t forward_bytes(const Scan& scan) { return workspace_bytes<Real>(scan, false); }
+size_t back_bytes(const Scan& scan) { return workspace_bytes<Real>(scan, true); }
 }  // namespace
 
-const Kernels SCANLAB_NAME(SCANLAB_ISA, SCANLAB_TYPE) = {lanes<Number>, workspace_bytes<Number>, forward_of_any_storage};
+const Kernels SCANLAB_NAME(SCANLAB_ISA, SCANLAB_TYPE) = {lanes<Real>, forward_bytes, forward_any, back_bytes, back_any};
 
 }  // namespace scanlab

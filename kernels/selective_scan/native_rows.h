@@ -1,7 +1,7 @@
 // Blocks of time: strided tensors of any storage type as rows of T in the order of the scan, and back.
 #pragma once
 
-#include "native_simd.h"
+#include "native_math.h"
 
 namespace scanlab::SCANLAB_ISA {
 

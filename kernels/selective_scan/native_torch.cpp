@@ -1,8 +1,11 @@
-// The scan as a torch op: arguments checked, described to the kernel, outputs allocated.
+// The scan as torch ops: arguments checked, described to the kernel, outputs allocated.
 #include <ATen/core/Tensor.h>
 #include <ATen/core/stack.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/resolve_conj.h>
+#include <ATen/ops/resolve_neg.h>
+#include <ATen/ops/view_as_real.h>
 #include <torch/library.h>
 
 #include "native.h"
@@ -14,10 +17,12 @@ using at::Tensor;
 using c10::IValue;
 using c10::ScalarType;
 
-constexpr int tensors_per_direction = 9;
+// In the order of ScanInputs.
+enum { u_, delta_, A_, B_, C_, D_, z_, delta_bias_, initial_state_, tensors_per_direction };
+constexpr const char* names[] = {"u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state"};
 
 Tensor tensor_at(c10::ArrayRef<IValue> arguments, int index) {
-    return arguments[index].isTensor() ? arguments[index].toTensor() : Tensor();
+    return arguments[index].isTensor() ? arguments[index].toTensor().resolve_conj().resolve_neg() : Tensor();
 }
 
 Type type_of(ScalarType type) {
@@ -50,103 +55,207 @@ States states_of(const Tensor& tensor) {
     return {tensor.data_ptr(), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
 }
 
-Projection projection_of(const Tensor& tensor, const char* name, Scan& scan, ScalarType stored, ScalarType weight) {
-    if (tensor.dim() == 2) {
-        expect(tensor, name, {scan.dim, scan.state}, weight);
-        return {tensor.data_ptr(), true, 0, 0, tensor.stride(0), tensor.stride(1), 0};
+// A scan as the arguments of an op ask for it: twice nine tensors, then softplus, reverse, threads, time_block,
+// channel_tile, exp, isa. Holds on to the tensors that the scan points to.
+struct Request {
+    Scan scan;
+    ScalarType stored, real, weight;
+    Tensor inputs[2][tensors_per_direction];
+
+    explicit Request(c10::ArrayRef<IValue> arguments) {
+        const auto settings = arguments.slice(2 * tensors_per_direction);
+        for (int d = 0; d < 2; d++)
+            for (int i = 0; i < tensors_per_direction; i++) inputs[d][i] = tensor_at(arguments, d * tensors_per_direction + i);
+        const Tensor &u = inputs[0][u_], &A = inputs[0][A_];
+        TORCH_CHECK(u.dim() == 3 && u.numel() > 0, "u is ", u.sizes(), ": must be (batch, dim, length), none of them 0.");
+        TORCH_CHECK(A.dim() == 2 && A.size(1) >= 1, "A is ", A.sizes(), ": must be (dim, state).");
+        stored = u.scalar_type();
+        scan.type = type_of(stored);
+        real = stored == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+        scan.complex = A.is_complex();
+        weight = scan.complex ? c10::toComplexType(real) : real;
+        scan.batch = u.size(0), scan.dim = u.size(1), scan.length = u.size(2), scan.state = A.size(1);
+        scan.directions = inputs[1][u_].defined() ? 2 : 1;
+        scan.softplus = settings[0].toBool();
+        scan.threads = int(settings[2].toInt());
+        scan.time_block = int(settings[3].toInt());
+        scan.channel_tile = int(settings[4].toInt());
+        TORCH_CHECK(scan.threads >= 1 && scan.time_block >= 1 && scan.channel_tile >= 1,
+                    "threads, time_block and channel_tile must be at least 1.");
+        scan.exp = Exp(settings[5].toInt());
+        const int64_t isa = settings[6].toInt();
+        TORCH_CHECK(isa >= 0 && isa <= int64_t(best_isa()), "instruction set ", isa, ": this machine has up to ", int64_t(best_isa()), ".");
+        scan.isa = Isa(isa);
+        for (int d = 0; d < scan.directions; d++) describe(d, settings[1].toBool());
     }
-    const int64_t columns = scan.complex ? 2 * scan.length : scan.length;
-    if (tensor.dim() == 3) {
-        expect(tensor, name, {scan.batch, scan.state, columns}, stored);
-        return {tensor.data_ptr(), false, tensor.stride(0), 0, 0, tensor.stride(1), tensor.stride(2)};
+
+    void describe(int d, bool reverse) {
+        const auto& tensors = inputs[d];
+        TORCH_CHECK(tensors[delta_].defined() && tensors[A_].defined() && tensors[B_].defined() && tensors[C_].defined(),
+                    "direction ", d, " lacks one of delta, A, B and C.");
+        const std::vector<int64_t> channels = {scan.batch, scan.dim, scan.length}, states = {scan.batch, scan.dim, scan.state};
+        for (int i : {u_, delta_, z_})
+            if (tensors[i].defined()) expect(tensors[i], names[i], channels, stored);
+        for (int i : {D_, delta_bias_})
+            if (tensors[i].defined()) expect(tensors[i], names[i], {scan.dim}, real);
+        expect(tensors[A_], "A", {scan.dim, scan.state}, weight);
+        if (tensors[initial_state_].defined()) expect(tensors[initial_state_], "initial_state", states, weight);
+        Direction& direction = scan.direction[d];
+        direction.reverse = d == 1 || reverse;
+        direction.u = channels_of(tensors[u_]);
+        direction.delta = channels_of(tensors[delta_]);
+        direction.z = channels_of(tensors[z_]);
+        direction.A = weights_of(tensors[A_]);
+        direction.D = weights_of(tensors[D_]);
+        direction.delta_bias = weights_of(tensors[delta_bias_]);
+        direction.initial = states_of(tensors[initial_state_]);
+        direction.B = projection_of(tensors[B_], "B");
+        direction.C = projection_of(tensors[C_], "C");
     }
-    TORCH_CHECK(tensor.dim() == 4, name, " has ", tensor.dim(), " axes: must have 2, 3 or 4.");
-    const int64_t groups = tensor.size(1);
-    TORCH_CHECK(groups > 0 && scan.dim % groups == 0 && (scan.groups == 1 || scan.groups == groups), name, " has ", groups,
-                " groups: must divide dim ", scan.dim, " and be as many in B and in C.");
-    scan.groups = groups;
-    expect(tensor, name, {scan.batch, groups, scan.state, columns}, stored);
-    return {tensor.data_ptr(), false, tensor.stride(0), tensor.stride(1), 0, tensor.stride(2), tensor.stride(3)};
+
+    Projection projection_of(const Tensor& tensor, const char* name) {
+        if (tensor.dim() == 2) {
+            expect(tensor, name, {scan.dim, scan.state}, weight);
+            return {tensor.data_ptr(), true, 0, 0, tensor.stride(0), tensor.stride(1), 0};
+        }
+        const int64_t columns = scan.length * parts();
+        if (tensor.dim() == 3) {
+            TORCH_CHECK(scan.groups == 1, name, " has no groups: must have ", scan.groups, ".");
+            expect(tensor, name, {scan.batch, scan.state, columns}, stored);
+            return {tensor.data_ptr(), false, tensor.stride(0), 0, 0, tensor.stride(1), tensor.stride(2)};
+        }
+        TORCH_CHECK(tensor.dim() == 4, name, " has ", tensor.dim(), " axes: must have 2, 3 or 4.");
+        const int64_t groups = tensor.size(1);
+        TORCH_CHECK(groups > 0 && scan.dim % groups == 0 && (scan.groups == 1 || scan.groups == groups), name, " has ", groups,
+                    " groups: must divide dim ", scan.dim, " and be as many in B and in C.");
+        scan.groups = groups;
+        expect(tensor, name, {scan.batch, groups, scan.state, columns}, stored);
+        return {tensor.data_ptr(), false, tensor.stride(0), tensor.stride(1), 0, tensor.stride(2), tensor.stride(3)};
+    }
+
+    int64_t parts() const { return scan.complex ? 2 : 1; }
+    at::TensorOptions reals() const { return inputs[0][u_].options().dtype(real); }
+    at::TensorOptions weights() const { return inputs[0][u_].options().dtype(weight); }
+};
+
+Tensor empty_last_state(const Request& request) {
+    const Scan& scan = request.scan;
+    std::vector<int64_t> shape = {scan.batch, scan.dim, scan.state};
+    if (scan.directions == 2) shape.insert(shape.begin(), 2);
+    return at::empty(shape, request.weights());
 }
 
-// scan(u, delta, A, B, C, D, z, delta_bias, initial_state, the same again for the second direction,
-//      softplus, reverse, threads, time_block, channel_tile, exp, isa) -> (out, last_state)
-void scan_boxed(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
-    const size_t count = op.schema().arguments().size();
-    const auto arguments = torch::jit::last(*stack, count);
-    const auto settings = arguments.slice(2 * tensors_per_direction);
+Tensor of_direction(const Request& request, const Tensor& states, int d) {
+    return request.scan.directions == 2 ? states.select(0, d) : states;
+}
 
-    Scan scan;
-    const Tensor u = tensor_at(arguments, 0), A = tensor_at(arguments, 2);
-    TORCH_CHECK(u.dim() == 3 && u.numel() > 0, "u is ", u.sizes(), ": must be (batch, dim, length), none of them 0.");
-    TORCH_CHECK(A.dim() == 2 && A.size(1) >= 1, "A is ", A.sizes(), ": must be (dim, state).");
-    scan.type = type_of(u.scalar_type());
-    scan.batch = u.size(0), scan.dim = u.size(1), scan.length = u.size(2), scan.state = A.size(1);
-    scan.complex = A.is_complex();
-    TORCH_CHECK(!scan.complex, "A is complex: not supported.");
-    scan.directions = tensor_at(arguments, tensors_per_direction).defined() ? 2 : 1;
-    scan.softplus = settings[0].toBool();
-    scan.threads = int(settings[2].toInt());
-    scan.time_block = int(settings[3].toInt());
-    scan.channel_tile = int(settings[4].toInt());
-    TORCH_CHECK(scan.threads >= 1 && scan.time_block >= 1 && scan.channel_tile >= 1, "threads, time_block and channel_tile must be at least 1.");
-    scan.exp = Exp(settings[5].toInt());
-    const int64_t isa = settings[6].toInt();
-    TORCH_CHECK(isa <= int64_t(best_isa()), "instruction set ", isa, ": this machine has up to ", int64_t(best_isa()), ".");
-    scan.isa = isa < 0 ? best_isa() : Isa(isa);
-
-    const ScalarType stored = u.scalar_type();
-    const ScalarType real = stored == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-    const ScalarType weight = scan.complex ? c10::toComplexType(real) : real;
-    std::vector<int64_t> last_shape = {scan.batch, scan.dim, scan.state};
-    if (scan.directions == 2) last_shape.insert(last_shape.begin(), 2);
-    const Tensor out = at::empty_like(u);
-    const Tensor last = at::empty(last_shape, A.options());
-    scan.out = channels_of(out);
-
-    for (int d = 0; d < scan.directions; d++) {
-        const auto argument = [&](int index) { return tensor_at(arguments, d * tensors_per_direction + index); };
-        const auto optional = [&](int index, const char* name, at::IntArrayRef shape, ScalarType type) {
-            const Tensor tensor = argument(index);
-            if (tensor.defined()) expect(tensor, name, shape, type);
-            return tensor;
-        };
-        const Tensor each_u = argument(0), delta = argument(1), each_A = argument(2);
-        TORCH_CHECK(delta.defined() && each_A.defined() && argument(3).defined() && argument(4).defined(),
-                    "the second direction lacks one of delta, A, B and C.");
-        expect(each_u, "u", u.sizes(), stored);
-        expect(delta, "delta", u.sizes(), stored);
-        expect(each_A, "A", {scan.dim, scan.state}, weight);
-        Direction& direction = scan.direction[d];
-        direction.reverse = d == 1 || settings[1].toBool();
-        direction.u = channels_of(each_u);
-        direction.delta = channels_of(delta);
-        direction.A = weights_of(each_A);
-        direction.B = projection_of(argument(3), "B", scan, stored, weight);
-        direction.C = projection_of(argument(4), "C", scan, stored, weight);
-        direction.D = weights_of(optional(5, "D", {scan.dim}, real));
-        direction.z = channels_of(optional(6, "z", u.sizes(), stored));
-        direction.delta_bias = weights_of(optional(7, "delta_bias", {scan.dim}, real));
-        direction.initial = states_of(optional(8, "initial_state", {scan.batch, scan.dim, scan.state}, weight));
-        direction.last = states_of(scan.directions == 2 ? last.select(0, d) : last);
+// Runs the scan and returns out, last_state and, where asked for, the checkpoints.
+std::vector<Tensor> forward(c10::ArrayRef<IValue> arguments, bool keep) {
+    Request request(arguments);
+    Scan& scan = request.scan;
+    std::vector<Tensor> results = {at::empty_like(request.inputs[0][u_]), empty_last_state(request)};
+    scan.out = channels_of(results[0]);
+    for (int d = 0; d < scan.directions; d++) scan.direction[d].last = states_of(of_direction(request, results[1], d));
+    if (keep) {
+        results.push_back(at::empty({scan.directions, scan.batch, blocks(scan), scan.state * request.parts(), scan.dim}, request.reals()));
+        scan.checkpoints = results[2].data_ptr();
     }
     run(scan);
-    torch::jit::drop(*stack, count);
-    torch::jit::push(*stack, out, last);
+    return results;
 }
 
-int64_t best() { return int64_t(best_isa()); }
+// The sum over the first axis, from its first element to its last; overwrites the first.
+Tensor sum_in_order(const Tensor& partial) {
+    Tensor total = partial.select(0, 0);
+    for (int64_t i = 1; i < partial.size(0); i++) total.add_(partial.select(0, i));
+    return total;
+}
+
+// The gradients of the tensors that are there, in their order.
+std::vector<Tensor> backward(c10::ArrayRef<IValue> arguments) {
+    Request request(arguments.slice(3));
+    Scan& scan = request.scan;
+    const Tensor grad_out = tensor_at(arguments, 0), grad_last = tensor_at(arguments, 1), checkpoints = tensor_at(arguments, 2);
+    expect(grad_out, "grad_out", {scan.batch, scan.dim, scan.length}, request.stored);
+    expect(checkpoints, "checkpoints", {scan.directions, scan.batch, blocks(scan), scan.state * request.parts(), scan.dim}, request.real);
+    TORCH_CHECK(checkpoints.is_contiguous(), "checkpoints must be as the scan left them.");
+    if (grad_last.defined()) expect(grad_last, "grad_last", empty_last_state(request).sizes(), request.weight);
+    scan.checkpoints = checkpoints.data_ptr();
+
+    Gradient gradient;
+    gradient.out = channels_of(grad_out);
+    Tensor partial[2][tensors_per_direction];
+    for (int d = 0; d < scan.directions; d++) {
+        const auto& tensors = request.inputs[d];
+        DirectionGradient& to = gradient.direction[d];
+        for (int i : {u_, delta_, z_})
+            if (tensors[i].defined()) partial[d][i] = at::empty_like(tensors[i]);
+        for (int i : {D_, delta_bias_})
+            if (tensors[i].defined()) partial[d][i] = at::empty({scan.batch, scan.dim}, request.reals());
+        partial[d][A_] = at::empty({scan.batch, scan.dim, scan.state}, request.weights());
+        for (int i : {B_, C_})
+            partial[d][i] = tensors[i].dim() == 2
+                                ? at::empty({scan.batch, scan.dim, scan.state}, request.weights())
+                                : at::empty({tiles(scan), scan.batch, scan.groups, scan.length, scan.state, request.parts()}, request.reals());
+        if (tensors[initial_state_].defined())
+            partial[d][initial_state_] = at::empty({scan.batch, scan.dim, scan.state}, request.weights());
+        to.u = channels_of(partial[d][u_]), to.delta = channels_of(partial[d][delta_]), to.z = channels_of(partial[d][z_]);
+        to.initial = states_of(partial[d][initial_state_]);
+        if (grad_last.defined()) to.last = states_of(of_direction(request, grad_last, d));
+        const std::pair<int, void**> sums[] = {{A_, &to.A}, {D_, &to.D}, {delta_bias_, &to.delta_bias}, {B_, &to.B}, {C_, &to.C}};
+        for (const auto& [i, pointer] : sums)
+            if (partial[d][i].defined()) *pointer = partial[d][i].data_ptr();
+    }
+    run_back(scan, gradient);
+
+    std::vector<Tensor> results;
+    for (int d = 0; d < scan.directions; d++)
+        for (int i = 0; i < tensors_per_direction; i++) {
+            Tensor result = partial[d][i];
+            if (!result.defined()) continue;
+            if (i == A_ || i == B_ || i == C_ || i == D_ || i == delta_bias_) result = sum_in_order(result);
+            if (result.dim() == 5) {  // (batch, groups, length, state, parts) of a varying B or C
+                result = result.permute({0, 1, 3, 2, 4}).flatten(3).to(request.stored);
+                if (request.inputs[d][i].dim() == 3) result = result.select(1, 0);
+            }
+            results.push_back(result);
+        }
+    return results;
+}
+
+template <bool keep>
+void scan_boxed(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+    const size_t count = op.schema().arguments().size();
+    const auto results = forward(torch::jit::last(*stack, count), keep);
+    torch::jit::drop(*stack, count);
+    for (const Tensor& result : results) stack->emplace_back(result);
+}
+
+void backward_boxed(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+    const size_t count = op.schema().arguments().size();
+    auto results = backward(torch::jit::last(*stack, count));
+    torch::jit::drop(*stack, count);
+    stack->emplace_back(std::move(results));
+}
+
+const std::string arguments =
+    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias,"
+    " Tensor? initial_state, Tensor? u2, Tensor? delta2, Tensor? A2, Tensor? B2, Tensor? C2, Tensor? D2, Tensor? z2,"
+    " Tensor? delta_bias2, Tensor? initial_state2, bool softplus, bool reverse, int threads, int time_block,"
+    " int channel_tile, int exp, int isa)";
 
 }  // namespace
 }  // namespace scanlab
 
 TORCH_LIBRARY(scanlab, m) {
-    m.def(
-        "scan(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias,"
-        " Tensor? initial_state, Tensor? u2, Tensor? delta2, Tensor? A2, Tensor? B2, Tensor? C2, Tensor? D2, Tensor? z2,"
-        " Tensor? delta_bias2, Tensor? initial_state2, bool softplus, bool reverse, int threads, int time_block,"
-        " int channel_tile, int exp, int isa) -> (Tensor out, Tensor last_state)");
-    m.def("best_isa() -> int", &scanlab::best);
+    const auto& arguments = scanlab::arguments;
+    m.def(("scan(" + arguments + " -> (Tensor out, Tensor last_state)").c_str());
+    m.def(("scan_with_checkpoints(" + arguments + " -> (Tensor out, Tensor last_state, Tensor checkpoints)").c_str());
+    m.def(("scan_backward(Tensor grad_out, Tensor? grad_last, Tensor checkpoints, " + arguments + " -> Tensor[]").c_str());
 }
 
-TORCH_LIBRARY_IMPL(scanlab, CPU, m) { m.impl("scan", torch::CppFunction::makeFromBoxedFunction<&scanlab::scan_boxed>()); }
+TORCH_LIBRARY_IMPL(scanlab, CPU, m) {
+    m.impl("scan", torch::CppFunction::makeFromBoxedFunction<&scanlab::scan_boxed<false>>());
+    m.impl("scan_with_checkpoints", torch::CppFunction::makeFromBoxedFunction<&scanlab::scan_boxed<true>>());
+    m.impl("scan_backward", torch::CppFunction::makeFromBoxedFunction<&scanlab::backward_boxed>());
+}

@@ -1,0 +1,84 @@
+"""What torch must know about the native ops beside their kernels: shapes without data, and gradients."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scanlab.kernels.extension import Extension
+from scanlab.problem import ScanInputs
+
+PER_DIRECTION = len(ScanInputs._fields)
+TENSORS = 2 * PER_DIRECTION
+TIME_BLOCK = TENSORS + 3  # after softplus, reverse and threads
+
+
+@functools.cache
+def load(extension: Extension) -> None:
+    """Load the compiled ops of `extension` and register their shapes and gradients; once in a process."""
+    extension.load()
+    torch.library.register_fake("scanlab::scan", scan_shapes)
+    torch.library.register_fake("scanlab::scan_with_checkpoints", scan_with_checkpoints_shapes)
+    torch.library.register_fake("scanlab::scan_backward", scan_backward_shapes)
+    torch.library.register_autograd("scanlab::scan_with_checkpoints", scan_backward, setup_context=keep_for_backward)
+
+
+def directions(arguments: Sequence[Any]) -> tuple[ScanInputs, ...]:
+    """The inputs of each direction among the arguments of an op."""
+    both = ScanInputs(*arguments[:PER_DIRECTION]), ScanInputs(*arguments[PER_DIRECTION:TENSORS])
+    return both if both[1].u is not None else both[:1]
+
+
+def scan_shapes(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """Empty tensors like the outputs of `scan`."""
+    inputs = directions(arguments)
+    u, A = inputs[0].u, inputs[0].A
+    shape = (u.shape[0], *A.shape)
+    return torch.empty_like(u), A.new_empty((2, *shape) if len(inputs) == 2 else shape)
+
+
+def scan_with_checkpoints_shapes(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Empty tensors like the outputs of `scan_with_checkpoints`."""
+    inputs = directions(arguments)
+    u, A = inputs[0].u, inputs[0].A
+    batch, dim, length = u.shape
+    time_block = arguments[TIME_BLOCK]
+    blocks = (length + time_block - 1) // time_block
+    numbers = A.shape[1] * (2 if A.is_complex() else 1)
+    checkpoints = A.new_empty((len(inputs), batch, blocks, numbers, dim), dtype=A.dtype.to_real())
+    return (*scan_shapes(*arguments), checkpoints)
+
+
+def scan_backward_shapes(grad_out: Tensor, grad_last: Tensor | None, checkpoints: Tensor, *arguments: Any) -> list[Tensor]:
+    """Empty tensors like the gradients that `scan_backward` returns: of the inputs that are there, in their order."""
+    results = []
+    for inputs in directions(arguments):
+        for name, tensor in inputs.tensors().items():
+            if name in ("B", "C") and tensor.dim() > 2:
+                state, columns = tensor.shape[-2:]
+                length = inputs.u.shape[-1]
+                by_time = tensor.new_empty((*tensor.shape[:-2], length, state, columns // length))
+                results.append(by_time.transpose(-3, -2).flatten(-2))
+            elif name in ("u", "delta", "z"):
+                results.append(torch.empty_like(tensor))
+            else:
+                results.append(tensor.new_empty(tensor.shape))
+    return results
+
+
+def keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Keep what the gradients need: the inputs and the checkpoints."""
+    ctx.save_for_backward(output[2], *inputs[:TENSORS])
+    ctx.settings = inputs[TENSORS:]
+
+
+def scan_backward(ctx: Any, grad_out: Tensor, grad_last: Tensor, grad_checkpoints: Tensor) -> tuple[Any, ...]:
+    """The gradients of `scan_with_checkpoints`, one for each of its arguments."""
+    checkpoints, *tensors = ctx.saved_tensors
+    found = iter(torch.ops.scanlab.scan_backward(grad_out, grad_last, checkpoints, *tensors, *ctx.settings))
+    gradients = [None if tensor is None else next(found) for tensor in tensors]
+    return (*gradients, *(None for _ in ctx.settings))

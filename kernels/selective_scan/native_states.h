@@ -1,0 +1,253 @@
+// The recurrence: the states of one vector of channels over one block of time, forwards and for gradients back.
+#pragma once
+
+#include "native_rows.h"
+
+namespace scanlab::SCANLAB_ISA {
+
+// A vector of real numbers (one part) or of complex ones (two).
+template <class T, int parts>
+struct Number {
+    Vec<T> part[parts];
+};
+
+template <class T, int parts>
+SCANLAB_INLINE Number<T, parts> load_number(const T* from) {
+    if constexpr (parts == 1) return {load(from)};
+    else return {load(from), load(from + lanes<T>)};
+}
+template <class T, int parts>
+SCANLAB_INLINE void store_number(T* to, const Number<T, parts>& x) {
+#pragma GCC unroll 2
+    for (int p = 0; p < parts; p++) store<T>(to + p * lanes<T>, x.part[p]);
+}
+
+// x + a b, x + a conj(b), x + s b, and the real part of a b and of a conj(b) added to x.
+template <class T, int parts>
+SCANLAB_INLINE Number<T, parts> plus_product(const Number<T, parts>& x, const Number<T, parts>& a, const Number<T, parts>& b) {
+    if constexpr (parts == 1) return {x.part[0] + a.part[0] * b.part[0]};
+    else
+        return {x.part[0] + a.part[0] * b.part[0] - a.part[1] * b.part[1],
+                x.part[1] + a.part[0] * b.part[1] + a.part[1] * b.part[0]};
+}
+template <class T, int parts>
+SCANLAB_INLINE Number<T, parts> conjugate(const Number<T, parts>& x) {
+    if constexpr (parts == 1) return x;
+    else return {x.part[0], -x.part[1]};
+}
+template <class T, int parts>
+SCANLAB_INLINE Number<T, parts> times(const Number<T, parts>& a, const Number<T, parts>& b) {
+    if constexpr (parts == 1) return {a.part[0] * b.part[0]};
+    else
+        return {a.part[0] * b.part[0] - a.part[1] * b.part[1], a.part[0] * b.part[1] + a.part[1] * b.part[0]};
+}
+template <class T, int parts>
+SCANLAB_INLINE Number<T, parts> scale(Vec<T> s, const Number<T, parts>& a) {
+    if constexpr (parts == 1) return {s * a.part[0]};
+    else return {s * a.part[0], s * a.part[1]};
+}
+template <class T, int parts>
+SCANLAB_INLINE Number<T, parts> plus_scaled(const Number<T, parts>& x, Vec<T> s, const Number<T, parts>& a) {
+    if constexpr (parts == 1) return {x.part[0] + s * a.part[0]};
+    else return {x.part[0] + s * a.part[0], x.part[1] + s * a.part[1]};
+}
+template <class T, int parts>
+SCANLAB_INLINE Vec<T> plus_real_product(Vec<T> x, const Number<T, parts>& a, const Number<T, parts>& b) {
+    if constexpr (parts == 1) return x + a.part[0] * b.part[0];
+    else return x + a.part[0] * b.part[0] - a.part[1] * b.part[1];
+}
+
+// The memory of a block of a strided tensor, a cache line at a time, so that loops can ask for it long before it
+// is used: a burst of requests would stall where one request in each step costs nothing.
+struct Lines {
+    const char* first = nullptr;
+    int64_t near = 0, far = 0;  // bytes between lines 16 k + i and 16 k + i + 1, and between lines k and k + 16
+    SCANLAB_INLINE void request(int line) const { __builtin_prefetch(first + (line & 15) * near + (line >> 4) * far, 1, 2); }
+};
+
+template <class S>
+Lines lines_of(Strided<S> block) {
+    const int64_t time = block.time * int64_t(sizeof(S)), column = block.column * int64_t(sizeof(S));
+    const auto first = reinterpret_cast<const char*>(block.data);
+    if (block.column == 1) return {first, time, 16 * time};
+    return {first, column, time > 0 ? 64 : -64};
+}
+
+// One vector of channels over one block of time. Numbers have `parts` parts, each a vector of channels where
+// it says [lanes]; rows of B and C have [state][parts], or [state][parts][lanes] and step 0 where constant.
+template <class T>
+struct Block {
+    int steps, state;
+    bool constant_B, constant_C;
+    const T* delta;    // [steps][lanes], after bias and softplus
+    Rows<T> u;         // [steps][lanes]
+    T* y;              // [steps][lanes]: <C, h>
+    const T* A;        // [state][parts][lanes]; the real part times log2(e)
+    T* h;              // [state][parts][lanes]: before the first step, and after the last one
+    Rows<T> B, C;
+    Lines next[4];     // what the next block reads and writes
+    T* decays;         // [steps][state][parts][lanes], kept for the way back; or none
+    T* states;         // [steps][state][parts][lanes]: h after each step
+};
+
+// What the way back reads and adds to.
+template <class T>
+struct BlockGradient {
+    const T* y;        // [steps][lanes]: the gradient of <C, h>
+    T* drive;          // [steps][lanes]: of delta' u
+    T* delta;          // [steps][lanes]: of delta' in the decays
+    T* h;              // [state][parts][lanes]: of h after the last step, and before the first one
+    T* A;              // [state][parts][lanes]
+    T *B, *C;          // [steps][state][parts][lanes], or [state][parts][lanes] where constant
+};
+
+// B or C of one state: broadcast where it varies over time, a vector of channels where it is constant.
+template <class T, int parts, bool constant>
+SCANLAB_INLINE Number<T, parts> coefficient(const T* row, int state) {
+    if constexpr (constant) return load_number<T, parts>(row + state * parts * lanes<T>);
+    else if constexpr (parts == 1) return {broadcast(row[state])};
+    else return {broadcast(row[2 * state]), broadcast(row[2 * state + 1])};
+}
+
+template <Exp exp, class T, int parts>
+SCANLAB_INLINE Number<T, parts> decay(Vec<T> delta, const T* A) {
+    const Vec<T> size = exp2<exp>(Pack<T, 1>{delta * load(A)}).of[0];
+    if constexpr (parts == 1) {
+        return {size};
+    } else {
+        Pack<T, 1> sine, cosine;
+        sine_and_cosine(Pack<T, 1>{delta * load(A + lanes<T>)}, sine, cosine);
+        return {size * cosine.of[0], size * sine.of[0]};
+    }
+}
+
+template <class T, int parts, Exp exp, int count, bool constant_B, bool constant_C, bool keep>
+void some_states(const Block<T>& block, int first) {
+    constexpr int width = lanes<T>, number = parts * width;
+    const T *__restrict A = block.A + first * number, *__restrict deltas = block.delta, *__restrict u = block.u.first;
+    const T* __restrict B = block.B.first + first * parts * (constant_B ? width : 1);
+    const T* __restrict C = block.C.first + first * parts * (constant_C ? width : 1);
+    T *__restrict y = block.y, *__restrict state = block.h + first * number;
+    T *__restrict decays = block.decays + first * number, *__restrict states = block.states + first * number;
+    const int64_t u_step = block.u.step, B_step = block.B.step, C_step = block.C.step, kept = block.state * number;
+    Number<T, parts> h[count];
+#pragma GCC unroll 16
+    for (int n = 0; n < count; n++) h[n] = load_number<T, parts>(state + n * number);
+    for (int t = 0; t < block.steps; t++) {
+        if (first == 0)
+            for (const Lines& lines : block.next) lines.request(t);
+        const Vec<T> delta = load(deltas), drive = delta * load(u);
+        Vec<T> sum[2] = {};
+#pragma GCC unroll 16
+        for (int n = 0; n < count; n++) {
+            const auto a = decay<exp, T, parts>(delta, A + n * number);
+            h[n] = plus_product(scale(drive, coefficient<T, parts, constant_B>(B, n)), a, h[n]);
+            sum[n % 2] = plus_real_product(sum[n % 2], h[n], coefficient<T, parts, constant_C>(C, n));
+            if constexpr (keep) {
+                store_number(decays + n * number, a);
+                store_number(states + n * number, h[n]);
+            }
+        }
+        const Vec<T> total = (sum[0] + sum[1]) * T(parts);
+        store<T>(y, first == 0 ? total : load(y) + total);
+        deltas += width, u += u_step, y += width, B += B_step, C += C_step;
+        if constexpr (keep) decays += kept, states += kept;
+    }
+#pragma GCC unroll 16
+    for (int n = 0; n < count; n++) store_number(state + n * number, h[n]);
+}
+
+// All states of a block, as many at a time as the registers hold.
+template <class T, int parts, Exp exp, bool constant_B, bool constant_C, bool keep>
+void all_states(const Block<T>& block) {
+    constexpr int most = SCANLAB_REGISTERS / 2 / parts / (keep ? 2 : 1);
+    int n = 0;
+    for (; n + most <= block.state; n += most) some_states<T, parts, exp, most, constant_B, constant_C, keep>(block, n);
+    if constexpr (most > 4)
+        for (; n + 4 <= block.state; n += 4) some_states<T, parts, exp, 4, constant_B, constant_C, keep>(block, n);
+    for (; n < block.state; n++) some_states<T, parts, exp, 1, constant_B, constant_C, keep>(block, n);
+}
+
+template <class T, int parts, bool keep>
+void states(const Block<T>& block, Exp exp) {
+    if (block.constant_B)
+        return (block.constant_C ? all_states<T, parts, best_exp, true, true, keep> : all_states<T, parts, best_exp, true, false, keep>)(block);
+    if (block.constant_C) return all_states<T, parts, best_exp, false, true, keep>(block);
+    if constexpr (sizeof(T) == 4 && parts == 1) {
+        if (exp == Exp::fast) return all_states<T, parts, Exp::fast, false, false, keep>(block);
+        if (exp == Exp::polynomial) return all_states<T, parts, Exp::polynomial, false, false, keep>(block);
+        return all_states<T, parts, Exp::table, false, false, keep>(block);
+    }
+    all_states<T, parts, best_exp, false, false, keep>(block);
+}
+
+// From the last step of a block to the first. With g the gradient of h after step t and a its decay: g grows by
+// conj(C) dy; B gets drive g; C gets dy conj(h); A and delta' get e = g conj(a) conj(h before); and what is
+// left for the step before is g conj(a).
+template <class T, int parts, int count, bool constant_B, bool constant_C>
+void some_states_back(const Block<T>& block, const BlockGradient<T>& gradient, const T* before, int first) {
+    constexpr int width = lanes<T>, number = parts * width;
+    const int64_t kept = block.state * number;
+    const T* A = block.A + first * number;
+    const T* B_first = block.B.first + first * parts * (constant_B ? width : 1);
+    const T* C_first = block.C.first + first * parts * (constant_C ? width : 1);
+    Number<T, parts> g[count], grad_A[count];
+#pragma GCC unroll 16
+    for (int n = 0; n < count; n++) {
+        g[n] = load_number<T, parts>(gradient.h + (first + n) * number);
+        grad_A[n] = load_number<T, parts>(gradient.A + (first + n) * number);
+    }
+    for (int t = block.steps - 1; t >= 0; t--) {
+        const T* __restrict a = block.decays + t * kept + first * number;
+        const T* __restrict h = block.states + t * kept + first * number;
+        const T* __restrict h_before = t > 0 ? h - kept : before + first * number;
+        const T *__restrict B = B_first + t * block.B.step, *__restrict C = C_first + t * block.C.step;
+        T* __restrict grad_B = gradient.B + (constant_B ? 0 : t * kept) + first * number;
+        T* __restrict grad_C = gradient.C + (constant_C ? 0 : t * kept) + first * number;
+        const Vec<T> delta = load(block.delta + t * width), drive = delta * load(block.u[t]);
+        const Vec<T> grad_y = load(gradient.y + t * width) * T(parts);
+        Vec<T> grad_drive[2] = {}, grad_delta[2] = {};
+#pragma GCC unroll 16
+        for (int n = 0; n < count; n++) {
+            const auto c = coefficient<T, parts, constant_C>(C, n);
+            g[n] = plus_scaled(g[n], grad_y, conjugate(c));
+            store_number(grad_C + n * number,
+                         plus_scaled(load_number<T, parts>(grad_C + n * number), grad_y, conjugate(load_number<T, parts>(h + n * number))));
+            store_number(grad_B + n * number, plus_scaled(load_number<T, parts>(grad_B + n * number), drive, g[n]));
+            const auto b = coefficient<T, parts, constant_B>(B, n);
+            grad_drive[n % 2] = plus_real_product(grad_drive[n % 2], g[n], conjugate(b));
+            g[n] = times(g[n], conjugate(load_number<T, parts>(a + n * number)));
+            const auto e = times(g[n], conjugate(load_number<T, parts>(h_before + n * number)));
+            grad_A[n] = plus_scaled(grad_A[n], delta, e);
+            Number<T, parts> rate = load_number<T, parts>(A + n * number);
+            if constexpr (parts == 2) rate.part[1] *= log2_e<T>;
+            grad_delta[n % 2] = plus_real_product(grad_delta[n % 2], e, conjugate(rate));
+        }
+        const Vec<T> from_drive = grad_drive[0] + grad_drive[1], from_decay = (grad_delta[0] + grad_delta[1]) * (1 / log2_e<T>);
+        store<T>(gradient.drive + t * width, first == 0 ? from_drive : load(gradient.drive + t * width) + from_drive);
+        store<T>(gradient.delta + t * width, first == 0 ? from_decay : load(gradient.delta + t * width) + from_decay);
+    }
+#pragma GCC unroll 16
+    for (int n = 0; n < count; n++) {
+        store_number(gradient.h + (first + n) * number, g[n]);
+        store_number(gradient.A + (first + n) * number, grad_A[n]);
+    }
+}
+
+template <class T, int parts, bool constant_B, bool constant_C>
+void all_states_back(const Block<T>& block, const BlockGradient<T>& gradient, const T* before) {
+    constexpr int most = SCANLAB_REGISTERS / 4 / parts;
+    int n = 0;
+    for (; n + most <= block.state; n += most) some_states_back<T, parts, most, constant_B, constant_C>(block, gradient, before, n);
+    for (; n < block.state; n++) some_states_back<T, parts, 1, constant_B, constant_C>(block, gradient, before, n);
+}
+
+// `before` is h before the first step of the block, [state][parts][lanes].
+template <class T, int parts>
+void states_back(const Block<T>& block, const BlockGradient<T>& gradient, const T* before) {
+    if (block.constant_B)
+        return (block.constant_C ? all_states_back<T, parts, true, true> : all_states_back<T, parts, true, false>)(block, gradient, before);
+    (block.constant_C ? all_states_back<T, parts, false, true> : all_states_back<T, parts, false, false>)(block, gradient, before);
+}
+
+}  // namespace scanlab::SCANLAB_ISA
