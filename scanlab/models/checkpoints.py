@@ -68,11 +68,12 @@ def open_model(
 ) -> VisionMamba:
     """A released model with weights, in evaluation mode.
 
-    `source` is a published name (vim_tiny, ...) or a file with the weights of a released model, whose sizes
-    say which one it is. An `img_size` other than theirs resizes the position embedding, a `num_classes` other
+    `source` is a published name (see `published`) or a file with the weights of a released model, whose sizes
+    say which one it is; a file wins. An `img_size` other than theirs resizes the position embedding, a `num_classes` other
     than theirs gives a fresh head. Raises InputError.
     """
-    weights = read_weights(download(str(source)) if str(source) in PUBLISHED else Path(source))
+    path = Path(source)
+    weights = read_weights(download(str(source)) if published(str(source)) and not path.exists() else path)
     if num_classes is None:
         num_classes = len(weights["head.weight"]) if "head.weight" in weights else 0
     model = RELEASED[released_name(weights)](img_size=img_size, num_classes=num_classes, scan=scan)
@@ -154,22 +155,30 @@ def save_weights(model: VisionMamba, path: Path) -> None:
         raise InputError(f"cannot write {path}: {error}.") from error
 
 
+def published(name: str) -> Published | None:
+    """What is published as `name`: vim_tiny, vim-tiny, or the name of the file with or without its suffix."""
+    for model, each in PUBLISHED.items():
+        if name.replace("-", "_") == model or name in (each.file, each.file.removesuffix(".pth")):
+            return each
+    return None
+
+
 def download(name: str) -> Path:
-    """The published weights called `name`, from the hub or the local cache; an interrupted download goes on.
+    """The weights published as `name`, from the hub or the local cache; an interrupted download goes on.
 
     Raises InputError where there is no such name, or neither a connection nor a cached copy.
     """
-    if name not in PUBLISHED:
+    source = published(name)
+    if source is None:
         raise InputError(f"no weights are published as {name!r}: there are {', '.join(PUBLISHED)}.")
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
-    published = PUBLISHED[name]
     try:
-        return Path(hf_hub_download(published.repository, published.file))
+        return Path(hf_hub_download(source.repository, source.file))
     except (OSError, EntryNotFoundError) as error:
         raise InputError(
-            f"cannot get {published.file} from {published.repository} on the Hugging Face hub:"
+            f"cannot get {source.file} from {source.repository} on the Hugging Face hub:"
             f" {str(error).splitlines()[0]} Connect this machine, or download the file elsewhere and name its path."
         ) from error
 
@@ -177,8 +186,8 @@ def download(name: str) -> Path:
 def released_name(weights: Mapping[str, Tensor]) -> str:
     """Which released model these weights belong to, by their sizes; raises InputError where it is none."""
     position = weights.get("pos_embed")
-    for name, published in PUBLISHED.items():
-        if position is not None and position.shape == (1, published.tokens, published.embed_dim):
+    for name, each in PUBLISHED.items():
+        if position is not None and position.shape == (1, each.tokens, each.embed_dim):
             return name
     shape = "missing" if position is None else tuple(position.shape)
     raise InputError(

@@ -204,7 +204,10 @@ def test_a_released_model_opens_from_its_file_and_by_its_name(tmp_path, monkeypa
     for opened in (checkpoints.open_model(tmp_path / "vim_t.pth"), checkpoints.open_model("vim_tiny")):
         assert same(opened.state_dict(), model.state_dict())
         assert not opened.training
-    assert asked == [("hustvl/Vim-tiny-midclstok", "vim_t_midclstok_76p1acc.pth")]
+    for name in ("vim-tiny", "vim_t_midclstok_76p1acc", "vim_t_midclstok_76p1acc.pth"):
+        assert checkpoints.download(name) == tmp_path / "vim_t.pth"
+    assert set(asked) == {("hustvl/Vim-tiny-midclstok", "vim_t_midclstok_76p1acc.pth")}
+    assert len(asked) == 4
     larger = checkpoints.open_model(tmp_path / "vim_t.pth", img_size=384, num_classes=3)
     assert larger.pos_embed.shape == (1, 577, 192)
     assert larger.head.weight.shape == (3, 192)
