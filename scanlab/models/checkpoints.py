@@ -68,16 +68,16 @@ def open_model(
 ) -> VisionMamba:
     """A released model with weights, in evaluation mode.
 
-    `source` is a published name (see `published`) or a file with the weights of a released model, whose sizes
-    say which one it is; a file wins. An `img_size` other than theirs resizes the position embedding, a `num_classes` other
-    than theirs gives a fresh head. Raises InputError.
+    `source` is a file with the weights of a released model, whose sizes say which one it is, or a published
+    name, see `published`. An `img_size` other than that of the weights resizes the position embedding; another
+    `num_classes` gives a fresh head. Raises InputError.
     """
     path = Path(source)
-    weights = read_weights(download(str(source)) if published(str(source)) and not path.exists() else path)
-    if num_classes is None:
-        num_classes = len(weights["head.weight"]) if "head.weight" in weights else 0
-    model = RELEASED[released_name(weights)](img_size=img_size, num_classes=num_classes, scan=scan)
-    load_weights(model, weights, new_head=True)
+    weights = read_weights(download(str(source)) if published(str(source)) and not path.is_file() else path)
+    classes = len(weights["head.weight"]) if "head.weight" in weights else 0
+    asked = classes if num_classes is None else num_classes
+    model = RELEASED[released_name(weights)](img_size=img_size, num_classes=asked, scan=scan)
+    load_weights(model, weights, new_head=asked != classes)
     return model.eval()
 
 
