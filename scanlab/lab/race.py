@@ -137,9 +137,11 @@ def race(
 
     deadline   a value of time.monotonic(); every entrant takes part in at least one round
     processes  0 holds the race in this process, otherwise it is held in up to so many fresh ones in turn
-    One trial for each entrant is appended to `results`. Raises RejectedError where the anchor cannot run.
+    One trial for each entrant is appended to `results`. Raises RejectedError where the anchor cannot run and
+    ConfigError where a configuration is not legal.
     """
     started_at = time.time()
+    configs = [one.backend.space.complete(one.config, setting.problem, one.backend.name) for one in entrants]
     notices: list[str] = []
     own = [entrant.backend.name for entrant in (*entrants, anchor) if not is_installed(entrant.backend)]
     if processes and own:
@@ -154,9 +156,9 @@ def race(
     if not heats:
         return Race((), (), math.inf, 0, 0, tuple(notices))
     trials = []
-    for index, entrant in enumerate(entrants):
+    for index, (entrant, config) in enumerate(zip(entrants, configs, strict=True)):
         outcome, verdict = _outcome([heat.lanes[index] for heat in heats], anchor, heats[0].anchor_calls)
-        trials.append(setting.trial(phase, entrant.backend, entrant.config, started_at, outcome, verdict))
+        trials.append(setting.trial(phase, entrant.backend, config, started_at, outcome, verdict))
     for trial in trials:
         results.append(trial)
     rungs = {trial.id: entrant.backend.rung for trial, entrant in zip(trials, entrants, strict=True)}
