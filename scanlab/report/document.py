@@ -25,6 +25,7 @@ from scanlab.report.evidence import (
     placings,
     select,
     slugs,
+    speedup_interval,
 )
 from scanlab.report.units import milliseconds, three_digits
 
@@ -198,11 +199,12 @@ def _fastest(ranked: Sequence[Placing]) -> str:
     if first.measured is None:
         return "No backend has numbers; the reasons are below."
     measured = first.measured
-    low, high = measured.speedup_interval
+    low, high = speedup_interval(measured)
+    spread = f"95 %: {three_digits(low)} to {three_digits(high)}" if low <= high else "a single block, spread unknown"
     unconfirmed = "" if first.trial.phase != "search" else " In the search: no race has confirmed it."
     return (
         f"Fastest: {first.trial.label}, {milliseconds(measured.median_ms)} a call, {three_digits(measured.speedup)}"
-        f" times as fast as {anchor_of(first.trial)} (95 %: {three_digits(low)} to {three_digits(high)}), which took"
+        f" times as fast as {anchor_of(first.trial)} ({spread}), which took"
         f" {milliseconds(measured.anchor_median_ms)} in the same blocks.{unconfirmed}"
     )
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from scanlab.lab.intervals import Interval
 from scanlab.lab.machine import Machine
 from scanlab.lab.measure import Measurement
 from scanlab.lab.results import Trial, label_of
@@ -88,6 +90,11 @@ def select(trials: Iterable[Trial], machine: Machine) -> Selection:
         (len(comparable) - len(kept), "repeated later"),
     )
     return Selection(tuple(kept), tuple(f"{count} {why}" for count, why in counts if count))
+
+
+def speedup_interval(measured: Measurement) -> Interval:
+    """The 95 % interval of the speed-up; not a number where a single block says nothing of its spread."""
+    return measured.speedup_interval if len(measured.used) > 1 else Interval(math.nan, math.nan)
 
 
 def oldest_first(trials: Iterable[Trial]) -> list[Trial]:

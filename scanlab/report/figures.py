@@ -17,7 +17,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from scanlab.lab.measure import Measurement
 from scanlab.lab.results import Trial
-from scanlab.report.evidence import Contest, Placing, best
+from scanlab.report.evidence import Contest, Placing, best, speedup_interval
 from scanlab.report.style import FAINT, HALO, INK, Look, applied, framed_bar, label_ends, log_ticks, look, over, sheet
 from scanlab.report.units import TO, between, milliseconds, shortest, three_digits, times
 from scanlab.space import Value
@@ -51,7 +51,7 @@ def bar(trial: Trial) -> Bar:
         return Bar(trial.backend, "", look(trial.backend), note=f"{trial.state}: {trial.reason}")
     detail = " ".join(f"{name}={value}" for name, value in trial.config.items())
     note = "search only" if trial.phase == "search" else ""
-    interval = trial.measurement.speedup_interval
+    interval = speedup_interval(trial.measurement)
     return Bar(trial.backend, detail, look(trial.backend), trial.measurement.speedup, *interval, note)
 
 
@@ -63,7 +63,9 @@ def bar_chart(bars: Sequence[Bar], title: str, subtitle: str, caption: str, unit
     """
     made = sheet(7.6, 0.5 + 0.44 * len(bars), title, subtitle, caption)
     (axes,) = made.axes
-    reached = [limit for each in bars for limit in (each.low, each.high, each.claim, 1.0) if math.isfinite(limit)]
+    reached = [
+        limit for each in bars for limit in (each.value, each.low, each.high, each.claim, 1.0) if math.isfinite(limit)
+    ]
     logarithmic = max(reached) / min(reached) > 8
     if logarithmic:
         axes.set_xscale("log")
@@ -98,10 +100,11 @@ def _draw_bar(axes: Axes, row: int, bar: Bar, base: float) -> None:
         axes.plot([bar.low, bar.high], [row, row], "|-", color=colour, lw=width, ms=8, mew=width, zorder=3)
     if not math.isnan(bar.claim):
         axes.plot(bar.claim, row, "D", markersize=7, markerfacecolor="white", markeredgecolor=INK, zorder=5)
-    right = max(limit for limit in (bar.high, bar.claim, base) if not math.isnan(limit))
+    right = max(limit for limit in (bar.value, bar.high, bar.claim, base) if not math.isnan(limit))
     value = axes.annotate(times(bar.value), (right, row), (7, 0), size=9.5, weight="bold", **beside)
     interval = ", ".join(filter(None, (between(bar.low, bar.high, three_digits), bar.note)))
-    details = "\n".join((interval, *textwrap.wrap(bar.detail, 34)))
+    claim = "" if math.isnan(bar.claim) else f"claimed: {times(bar.claim)}"
+    details = "\n".join(filter(None, (interval, claim, *textwrap.wrap(bar.detail, 34))))
     axes.annotate(details, (1.0, 0.5), (6, 0), xycoords=value, size=7.0, color=FAINT, **beside)
 
 

@@ -71,6 +71,14 @@ def test_the_readable_table_has_units_and_marks_numbers_of_a_search():
     assert readable["triton"]["median"] == ""
 
 
+def test_a_single_block_has_no_interval():
+    chunked = rows(tables.speedup_table(TRIALS))["chunked"]
+    assert chunked["speedup"] == pytest.approx(2.0)
+    assert math.isnan(chunked["speedup_low"])
+    assert math.isnan(chunked["speedup_high"])
+    assert rows(tables.readable_speedups(tables.speedup_table(TRIALS)))["chunked"]["95 % interval"] == ""
+
+
 def test_memory_that_nobody_could_tell_is_empty():
     unknown = trial(measurement=dataclasses.replace(measurement(), peak_bytes=None))
     assert tables.readable_speedups(tables.speedup_table([unknown]))["memory"][0] == ""
