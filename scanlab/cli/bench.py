@@ -28,7 +28,7 @@ def bench(
     suite: SuiteName = None,
     image: ImagePath = None,
     budget: Annotated[str, typer.Option(help="Time for each problem: 30s, 2m.")] = "30s",
-    anchor: Annotated[str, typer.Option(help="What the others are compared with.")] = "reference",
+    anchor: Annotated[str, typer.Option(help="What the others are compared with.")] = "reference:threads=1",
     results: Annotated[Path, typer.Option("--out", help="The folder that the trials are recorded in.")] = Path(
         "runs/bench"
     ),
