@@ -156,6 +156,10 @@ class BackendContract:
         )
         self.prove(self.scan(mode), mode, inputs)
 
+    def test_one_group_may_have_its_axis(self, mode: ScanProblem) -> None:
+        inputs = tuple(each.with_tensors(B=each.B[:, None], C=each.C[:, None]) for each in make_inputs(mode))
+        self.prove(self.scan(mode), mode, inputs)
+
     def test_reads_no_uninitialised_memory(self, mode: ScanProblem) -> None:
         with _poisoned_memory():
             self.prove(self.scan(mode), mode, make_inputs(mode))
