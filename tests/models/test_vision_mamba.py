@@ -7,12 +7,14 @@ import random
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from scanlab import registry
 from scanlab.errors import ProblemError, UnknownBackendError
 from scanlab.models.block import DropPath
 from scanlab.models.capture import trained_like_
 from scanlab.models.vision_mamba import RELEASED, VisionMamba
+from scanlab.problem import ScanOutput
 
 from . import plain_vim
 from .official import GOLDEN, INDEX, RECIPE, REFERENCE, Official, manifest
@@ -364,6 +366,36 @@ def test_training_works_under_autocast():
         loss = model(IMAGES).square().mean()
     loss.backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+class Allocated(TorchDispatchMode):
+    """Counts the elements of everything that is computed, and of the largest tensor."""
+
+    total = 0
+    largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            elements = tensor.numel() if isinstance(tensor, torch.Tensor) else 0
+            self.total += elements
+            self.largest = max(self.largest, elements)
+        return result
+
+
+def test_memory_grows_linearly_with_the_number_of_tokens():
+    counts = []
+    for size in (64, 128, 256):
+        model = small(
+            img_size=size, d_state=64, scan=lambda ahead, back, direction: ScanOutput(ahead.u, ahead.A)
+        ).eval()
+        with torch.no_grad(), Allocated() as allocated:
+            model(torch.zeros(1, 3, size, size))
+        tokens = (size // 8) ** 2 + 1
+        counts.append(allocated.total / tokens)
+        # nothing is larger than what x_proj makes, 1 + 2 x 64 columns: no state for each channel and token
+        assert allocated.largest <= max(129 * tokens, 3 * size**2)
+    assert counts[2] <= counts[1] <= counts[0]
 
 
 def test_no_weight_decay_names_the_official_parameters():
