@@ -28,9 +28,13 @@ extension = Extension(
     name="mixer",
     units=(
         Unit(FOLDER / "ops.cpp", ("-O1",)),
+        Unit(FOLDER / "ops_cpu.cpp", ("-O1",)),
         *(Unit(FOLDER / "kernels.cpp", (f"-DSCANLAB_ISA={isa}", *flags)) for isa, flags in reversed(ISA_FLAGS.items())),
     ),
-    headers=(*(FOLDER / f"{name}.h" for name in ("mixer", "tiles", "conv", "norm", "state_update")), *SHARED_HEADERS),
+    headers=(
+        *(FOLDER / f"{name}.h" for name in ("mixer", "ops", "tiles", "conv", "norm", "state_update")),
+        *SHARED_HEADERS,
+    ),
     flags=("-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", *THREADING),
     link_flags=THREADING,
 )

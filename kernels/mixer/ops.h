@@ -1,0 +1,116 @@
+// The ops on torch's tensors, and what they share.
+//
+// The Python functions check what users pass and say what is wrong with it; here only what would touch foreign
+// memory is refused.
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+
+#include <memory>
+
+#include "mixer.h"
+
+namespace scanlab::mixer {
+
+using at::Tensor;
+using Maybe = std::optional<Tensor>;
+using Two = std::tuple<Tensor, Tensor>;
+using Three = std::tuple<Tensor, Tensor, Tensor>;
+using Six = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+// What each op computes on CPU tensors, and what it returns, which is all that meta tensors need.
+Two conv(const Tensor& x, const Maybe& weight, const Maybe& bias, const Maybe& weight_back, const Maybe& bias_back,
+         const Maybe& seq_idx, const Maybe& initial, bool silu);
+Two conv_outputs(const Tensor& x, const Maybe& weight, const Maybe& bias, const Maybe& weight_back, const Maybe& bias_back,
+                 const Maybe& seq_idx, const Maybe& initial, bool silu);
+Six conv_backward(const Maybe& grad, const Maybe& grad_back, const Tensor& x, const Maybe& weight, const Maybe& bias,
+                  const Maybe& weight_back, const Maybe& bias_back, const Maybe& seq_idx, const Maybe& initial, bool silu);
+Six conv_gradients(const Maybe& grad, const Maybe& grad_back, const Tensor& x, const Maybe& weight, const Maybe& bias,
+                   const Maybe& weight_back, const Maybe& bias_back, const Maybe& seq_idx, const Maybe& initial, bool silu);
+Tensor conv_update(const Tensor& x, const Tensor& state, const Tensor& weight, const Maybe& bias, const Maybe& positions,
+                   const Maybe& rows, bool silu);
+Tensor conv_update_output(const Tensor& x, const Tensor& state, const Tensor& weight, const Maybe& bias,
+                          const Maybe& positions, const Maybe& rows, bool silu);
+Two add_norm(const Tensor& hidden, const Maybe& residual, const Tensor& weight, const Maybe& bias, double eps, bool centred,
+             bool wide_total);
+Two norm_outputs(const Tensor& hidden, const Maybe& residual, const Tensor& weight, const Maybe& bias, double eps,
+                 bool centred, bool wide_total);
+Three add_norm_backward(const Tensor& grad_out, const Maybe& grad_total, const Tensor& total, const Tensor& weight,
+                        double eps, bool centred);
+Three norm_gradients(const Tensor& grad_out, const Maybe& grad_total, const Tensor& total, const Tensor& weight, double eps,
+                     bool centred);
+Tensor state_update(const Tensor& state, const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B,
+                    const Tensor& C, const Maybe& D, const Maybe& z, const Maybe& dt_bias, bool softplus, const Maybe& rows);
+Tensor state_update_output(const Tensor& state, const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B,
+                           const Tensor& C, const Maybe& D, const Maybe& z, const Maybe& dt_bias, bool softplus,
+                           const Maybe& rows);
+
+// The kernels of the instruction set in use.
+const Kernels& kernels_in_use();
+
+inline bool is_wide(std::initializer_list<const Tensor*> tensors) {
+    for (const Tensor* tensor : tensors)
+        if (tensor->defined() && tensor->scalar_type() == at::kDouble) return true;
+    return false;
+}
+inline at::ScalarType arithmetic(bool wide) { return wide ? at::kDouble : at::kFloat; }
+
+inline Type type_of(const Tensor& tensor) {
+    switch (tensor.scalar_type()) {
+        case at::kFloat: return Type::float32;
+        case at::kDouble: return Type::float64;
+        case at::kBFloat16: return Type::bfloat16;
+        case at::kHalf: return Type::float16;
+        default: TORCH_CHECK_TYPE(false, tensor.scalar_type(), ": must be float32, float64, bfloat16 or float16");
+    }
+}
+
+inline void expect(const char* name, const Tensor& tensor, at::IntArrayRef shape) {
+    TORCH_CHECK_VALUE(tensor.sizes() == shape, name, " ", tensor.sizes(), ": must be ", shape);
+    TORCH_CHECK_VALUE(tensor.device().is_cpu(), name, " is on ", tensor.device(), ": must be on the CPU");
+}
+
+inline Tensor value_of(const Maybe& tensor) { return tensor.has_value() ? *tensor : Tensor(); }
+
+inline Tensor dense(const Tensor& tensor, at::ScalarType type) { return tensor.to(type).contiguous(); }
+inline const void* pointer(const Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr() : nullptr; }
+
+// The kernels write through the pointers of outputs only.
+inline Matrix matrix(const Tensor& tensor) {
+    if (!tensor.defined()) return {};
+    const int64_t time = tensor.dim() == 3 ? tensor.stride(2) : 0;  // a single step may lack its axis
+    return {const_cast<void*>(tensor.const_data_ptr()), type_of(tensor), tensor.stride(0), tensor.stride(1), time};
+}
+
+inline Tensor nothing(const Tensor& like) { return at::empty({0}, like.options()); }
+
+inline const int32_t* indices(const char* name, const Tensor& tensor, int64_t count) {
+    if (!tensor.defined()) return nullptr;
+    expect(name, tensor, {count});
+    TORCH_CHECK_TYPE(tensor.scalar_type() == at::kInt && tensor.is_contiguous(), name, ": must be int32 and contiguous");
+    return tensor.const_data_ptr<int32_t>();
+}
+inline void expect_rows(const char* name, const int32_t* rows, int64_t count, int64_t limit) {
+    for (int64_t i = 0; rows && i < count; i++)
+        TORCH_CHECK_INDEX(rows[i] < limit, name, "[", i, "]=", rows[i], ": the state has ", limit, " rows");
+}
+
+// Runs tasks on torch's threads, none of them for less than about 20 us of work.
+template <class Run>
+void spread(int64_t tasks, int64_t elements, const Run& run) {
+    constexpr int64_t worth_a_thread = 32768;
+    const int64_t grain = std::max<int64_t>(1, tasks * worth_a_thread / std::max<int64_t>(1, elements));
+    at::parallel_for(0, tasks, grain, run);
+}
+
+// The sum of a list of rows, in its order.
+inline Tensor sum_rows(const Tensor& rows) {
+    Tensor sum = rows[0].clone();
+    for (int64_t i = 1; i < rows.size(0); i++) sum.add_(rows[i]);
+    return sum;
+}
+
+}  // namespace scanlab::mixer
