@@ -22,7 +22,7 @@ LAYERS = (
     ("scanlab.testing",),
     ("scanlab.lab.tune",),
     ("scanlab.lab.finals",),
-    ("scanlab.lab.lengths", "scanlab.lab.study", "scanlab.lab.attempt"),
+    ("scanlab.lab.lengths", "scanlab.lab.study", "scanlab.lab.attempt", "scanlab.lab.check"),
     ("scanlab.lab.race",),
     ("scanlab.lab.heat",),
     ("scanlab.lab.prove",),

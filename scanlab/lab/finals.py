@@ -16,7 +16,7 @@ from scanlab.lab.heat import Entrant, is_installed
 from scanlab.lab.prove import Proven, Setting
 from scanlab.lab.race import Race, race
 from scanlab.lab.results import Results, Trial
-from scanlab.lab.study import Search, log_ratio
+from scanlab.lab.study import Search, error_of, log_ratio
 
 # A search takes few blocks, so that its leader may have been lucky: what it saw within this of the leader races
 # too, up to so many entrants.
@@ -50,7 +50,10 @@ def finalists(searches: Sequence[Search]) -> list[Finalist]:
         (log_ratio(trial), Finalist(Entrant(search.backend, trial.config), _build_s(trial)))
         for search, best in bests
         for trial in search.trials
-        if trial.state == "ok" and trial is not best and log_ratio(trial) <= limit
+        if trial.state == "ok"
+        and trial is not best
+        and log_ratio(trial) <= limit
+        and error_of(trial) <= search.max_error
     ]
     chosen += [finalist for _, finalist in sorted(near, key=lambda one: one[0])]
     return chosen[: max(len(bests), MOST_FINALISTS)]
@@ -64,6 +67,19 @@ def _build_s(trial: Trial) -> float:
 def fresh_processes(builds_s: Iterable[float], available_s: float) -> int:
     """How many fresh processes fit into the time, each spending no more than half of its share on starting."""
     return max(0, min(MOST_PROCESSES, int(available_s / (2 * (START_S + sum(builds_s))))))
+
+
+def pareto(trials: Iterable[Trial]) -> tuple[Trial, ...]:
+    """The timed trials that no other one beats in time and in error, the fastest (and least exact) first.
+
+    Times are compared by their ratio to the anchor, errors by the largest of any tensor against float64.
+    """
+    timed = [trial for trial in trials if trial.state == "ok" and trial.verdict is not None]
+    front: list[Trial] = []
+    for trial in sorted(timed, key=lambda trial: (log_ratio(trial), error_of(trial))):
+        if not front or error_of(trial) < error_of(front[-1]):
+            front.append(trial)
+    return tuple(front)
 
 
 def hold_out(

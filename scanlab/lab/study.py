@@ -51,7 +51,7 @@ MOST_DEATHS = 3
 class Search:
     """The search of one backend's space for the fastest configuration in one setting.
 
-    best       the fastest trial so far
+    best       the fastest trial so far whose error is at most `max_error`
     best_scan  its scan, where this process built it
     lethal     configurations during which a process died too often
     """
@@ -63,16 +63,19 @@ class Search:
         anchor: Proven,
         recorded: Sequence[Trial],
         storage: optuna.storages.BaseStorage,
+        max_error: float = math.inf,
     ) -> None:
         self.backend = backend
         self.problem = setting.problem
+        self.max_error = max_error
         self.best: Trial | None = None
         self.best_scan: Proven | None = None
         self.lethal: list[Config] = []
         self._storage = storage
         self._records: dict[str, Trial] = {}
         self._asked: dict[str, optuna.Trial] = {}
-        self._durations_s = [trial.duration_s for trial in recorded if trial.backend == backend.name]
+        tried = [trial for trial in recorded if (trial.backend, trial.phase) == (backend.name, "search")]
+        self._durations_s = [trial.duration_s for trial in tried if trial.state != "rejected"]
         legal = list(itertools.islice(backend.space.configs(setting.problem), EXHAUSTIVE_SIZE + 1))
         self._legal = {config_key(config) for config in legal} if len(legal) <= EXHAUSTIVE_SIZE else None
         self._distributions = {choice.name: CategoricalDistribution(choice.values) for choice in backend.space.choices}
@@ -180,7 +183,8 @@ class Search:
 
     def _keep(self, trial: Trial) -> None:
         self._records[config_key(trial.config)] = trial
-        if trial.state == "ok" and (self.best is None or log_ratio(trial) < log_ratio(self.best)):
+        eligible = trial.state == "ok" and error_of(trial) <= self.max_error
+        if eligible and (self.best is None or log_ratio(trial) < log_ratio(self.best)):
             self.best, self.best_scan = trial, None
 
     def _tell(self, asked: optuna.Trial, trial: Trial) -> None:
@@ -336,6 +340,12 @@ def log_ratio(trial: Trial) -> float:
     """log(time / anchor's time) of a trial that was measured."""
     assert trial.measurement is not None
     return trial.measurement.log_ratio
+
+
+def error_of(trial: Trial) -> float:
+    """The largest error of any tensor of a trial that was proved, as a share of that tensor's largest value."""
+    assert trial.verdict is not None
+    return trial.verdict.worst
 
 
 def importances(trials: Iterable[Trial]) -> dict[str, dict[str, float]]:

@@ -7,6 +7,7 @@ import random
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,6 +34,10 @@ HOLDOUT_SHARE = 0.14
 RACE_S = 30.0
 # Every backend gets its default and a few more before the promising ones get the rest.
 FEWEST_TRIALS = 4
+# The share of what is left that the first attempt of a backend may take, compiling included, and how often it
+# may come back for more after it was cut off.
+UNKNOWN_SHARE = 0.4
+MOST_CUT_OFFS = 1
 # The loop's steps are so short that on several threads it mostly waits for the slowest of them: a neighbour on
 # one CPU slows it manyfold, and every ratio to it would tell of the neighbour. One thread is a steady yardstick.
 STEADY: Config = {"threads": 1}
@@ -86,6 +91,7 @@ class Tuned:
 
     trials       every trial of this problem on this machine that the search rests on, older ones too
     new          how many of them this run made
+    fastest      the fastest of them that is exact enough, by the search alone
     race         the best of every backend side by side, from the hold-out run where there was one, else from the
                  race that chose; None where nothing could be raced
     exhausted    the backends whose every configuration has been tried
@@ -95,6 +101,7 @@ class Tuned:
 
     trials: tuple[Trial, ...]
     new: int
+    fastest: Trial | None
     race: Race | None
     exhausted: tuple[str, ...]
     notices: tuple[str, ...]
@@ -106,8 +113,7 @@ class Tuned:
         """The configuration to deploy: the race's winner, or without a race the fastest of the search."""
         if self.race is not None and self.race.winner is not None:
             return self.race.winner.trial
-        timed = [trial for trial in self.trials if trial.state == "ok"]
-        return min(timed, key=log_ratio, default=None)
+        return self.fastest
 
     @property
     def why(self) -> str:
@@ -115,7 +121,7 @@ class Tuned:
         if self.race is not None and self.race.winner is not None:
             return self.race.why
         if self.winner is None:
-            return "No winner: no configuration could be timed."
+            return "No winner: no configuration that may win could be timed."
         return f"{self.winner.label}: the fastest of the search; it was not raced, so that luck may have part in it."
 
 
@@ -129,13 +135,15 @@ def tune(
     inputs_label: str = "made",
     storage: str | None = None,
     anchor: Entrant | None = None,
+    max_error: float = math.inf,
     seed: int = 0,
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> Tuned:
     """Search the spaces of `backends` for `problem`, race the best, and hold the winner's numbers out.
 
-    storage   see `open_storage`; None for a journal beside the records
-    anchor    what everything is timed beside; the reference loop on one thread where None
+    storage    see `open_storage`; None for a journal beside the records
+    anchor     what everything is timed beside; the reference loop on one thread where None
+    max_error  the largest error against float64, as a share, that a winner may have beyond being proved
     Returns what there is when a person interrupts it. Running it again takes up what is recorded and measures
     only what is not. Raises ResultsError where results cannot be written, RejectedError where the anchor
     cannot run.
@@ -151,7 +159,7 @@ def tune(
         recorded = [trial for trial in loaded.trials if trial.backend == backend.name]
         refusal = backend.unavailable() or backend.rejects(problem)
         if refusal is None:
-            run.searches.append(Search(backend, setting, yardstick, recorded, opened))
+            run.searches.append(Search(backend, setting, yardstick, recorded, opened, max_error))
         else:
             run.refuse(backend, refusal, recorded)
     outcome: Race | None = None
@@ -163,6 +171,7 @@ def tune(
     return Tuned(
         trials=tuple(trial for search in run.searches for trial in search.trials),
         new=run.new,
+        fastest=run.best,
         race=outcome,
         exhausted=tuple(search.backend.name for search in run.searches if search.left == 0),
         notices=tuple(run.notices),
@@ -193,6 +202,7 @@ class _Run:
     notices: list[str]
     searches: list[Search] = field(default_factory=list)
     finished: set[str] = field(default_factory=set)
+    cut_off: Counter[str] = field(default_factory=Counter)
     new: int = 0
     interrupted: bool = False
 
@@ -223,7 +233,7 @@ class _Run:
             self._emit("started", label)
             best = search.best.measurement if search.best else None
             try:
-                with time_limit(self.clock.at(CUT_OFF_ATTEMPT)):
+                with time_limit(self._limit(search)):
                     trial, scan = attempt(
                         search.backend,
                         asked,
@@ -238,7 +248,9 @@ class _Run:
                 search.give_back(asked)
                 if isinstance(stopped, KeyboardInterrupt):
                     raise
-                self._skip(search, f"{label} was cut off: the budget does not hold it; give it more")
+                self.cut_off[search.backend.name] += 1
+                if self.cut_off[search.backend.name] > MOST_CUT_OFFS or time.monotonic() > self.clock.at(SEARCH_SHARE):
+                    self._skip(search, f"{label} was cut off: the budget does not hold it; give it more")
                 continue
             self.results.append(trial)
             search.tell(trial, scan)
@@ -311,10 +323,18 @@ class _Run:
                 self._skip(search, f"{search.backend.name}: no time left for {left} configurations{takes}")
         running = self._running()
         for count in range(1, FEWEST_TRIALS + 1):
-            behind = [search for search in running if len(search.trials) < count]
+            # What was cut off comes back after everybody else has had a few.
+            behind = [each for each in running if len(each.trials) < count and not self.cut_off[each.backend.name]]
             if behind:
                 return behind[0]
         return min(running, key=lambda search: search.spent_s / self._promise(search), default=None)
+
+    def _limit(self, search: Search) -> float:
+        """When an attempt is cut off: one of a backend that nothing is known of may not take the time of the others."""
+        if search.expected_s is not None or self.clock.budget.seconds is None:
+            return self.clock.at(CUT_OFF_ATTEMPT)
+        now = time.monotonic()
+        return now + (self.clock.at(SEARCH_SHARE) - now) * UNKNOWN_SHARE
 
     def _promise(self, search: Search) -> float:
         """Its best speed as a share of the best of all, which is its share of the time too."""
