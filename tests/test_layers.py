@@ -21,7 +21,7 @@ LAYERS = (
     ("scanlab.deploy", "scanlab.report"),
     ("scanlab.testing",),
     ("scanlab.lab.tune",),
-    ("scanlab.lab.finals",),
+    ("scanlab.lab.finals", "scanlab.lab.replay"),
     ("scanlab.lab.lengths", "scanlab.lab.study", "scanlab.lab.attempt", "scanlab.lab.check"),
     ("scanlab.lab.race",),
     ("scanlab.lab.heat",),

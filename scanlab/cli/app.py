@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from scanlab.cli import bench, classify, inspect, prove, recorded, tune, validate
+from scanlab.cli import bench, check, classify, inspect, prove, recorded, tune, validate
 from scanlab.cli.console import Exit, notes
 from scanlab.errors import ScanlabError, UnavailableError
 
@@ -23,6 +23,7 @@ app.command("list")(inspect.list_backends)
 app.command("doctor")(inspect.doctor)
 app.command("report")(recorded.report)
 app.command("best")(recorded.best)
+app.command("check")(check.check)
 app.command("verify")(prove.verify)
 app.command("bench")(bench.bench)
 app.command("classify")(classify.classify)

@@ -22,9 +22,12 @@ TOLERATED_SHARE = 0.9
 
 @dataclass(frozen=True)
 class Checked:
-    """Whether a choice holds, the reason in one sentence, and the race that was run to find out, if any."""
+    """Whether a choice holds, the reason in one sentence, and the race that was run to find out, if any.
 
-    holds: bool
+    `holds` is None where the time did not suffice to tell.
+    """
+
+    holds: bool | None
     reason: str
     race: Race | None = None
 
@@ -86,8 +89,10 @@ def _judged(chosen: Trial, held: Race) -> Checked:
         (one for one in held.standings if one.trial.config == chosen.config and one.trial.backend == chosen.backend),
         None,
     )
+    if not held.trials:
+        return Checked(None, f"{chosen.label} could not be checked in the time: {'; '.join(held.notices)}", held)
     if own is None:
-        said = [trial.reason for trial in held.dropped if trial.backend == chosen.backend] or list(held.notices)
+        said = [trial.reason for trial in held.dropped if trial.backend == chosen.backend]
         return Checked(False, f"{chosen.label} cannot be timed any more: {'; '.join(map(str, said))}", held)
     assert own.trial.measurement is not None
     assert chosen.measurement is not None

@@ -15,13 +15,14 @@ import socket
 import statistics
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import optuna
-from optuna.distributions import CategoricalDistribution
-from optuna.samplers import BruteForceSampler, TPESampler
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.samplers import BruteForceSampler, RandomSampler, TPESampler
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.storages.journal._file import BaseJournalFileLock  # not exported, though JournalFileBackend takes one
 from optuna.study import Study
@@ -340,6 +341,38 @@ def log_ratio(trial: Trial) -> float:
     """log(time / anchor's time) of a trial that was measured."""
     assert trial.measurement is not None
     return trial.measurement.log_ratio
+
+
+Sampler = Literal["random", "tpe"]
+
+
+def simulate(
+    values: Mapping[str, Sequence[Value]],
+    outcome: Callable[[Config], float | None],
+    trials: int,
+    sampler: Sampler,
+    seed: int,
+) -> None:
+    """Ask `sampler` for `trials` configurations of these tunables, each answered by `outcome`; nothing is stored.
+
+    An `outcome` of None is a configuration that failed; it counts as tried. Repetitions do not count.
+    """
+    distributions: dict[str, BaseDistribution] = {
+        name: CategoricalDistribution(list(choices)) for name, choices in values.items()
+    }
+    told: dict[str, float | None] = {}
+    with _quiet():
+        chosen = RandomSampler(seed=seed) if sampler == "random" else TPESampler(seed=seed, group=True)
+        study = optuna.create_study(sampler=chosen)
+        for _ in range(20 * trials + MOST_REPEATS):
+            asked = study.ask(distributions)
+            key = config_key(asked.params)
+            if key not in told:
+                told[key] = outcome(asked.params)
+            answer = told[key]
+            study.tell(asked, answer, state=TrialState.FAIL if answer is None else TrialState.COMPLETE)
+            if len(told) >= trials:
+                return
 
 
 def error_of(trial: Trial) -> float:

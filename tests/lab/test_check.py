@@ -11,6 +11,7 @@ from lab_records import block, measurement, trial
 
 from scanlab import registry
 from scanlab.lab import check as module
+from scanlab.lab import heat
 from scanlab.lab.check import check
 from scanlab.lab.heat import Entrant
 from scanlab.lab.results import Results
@@ -92,3 +93,10 @@ def test_a_scan_that_has_become_wrong_is_demoted(tmp_path):
         checked = run(evidence(), tmp_path)
     assert not checked.holds
     assert "cannot be timed any more" in checked.reason
+
+
+def test_a_check_whose_processes_die_tells_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(heat.sys, "executable", "/bin/false")
+    checked = check(evidence(), Results(tmp_path), time.monotonic() + 1.5, processes=1)
+    assert checked.holds is None
+    assert "could not be checked in the time" in checked.reason

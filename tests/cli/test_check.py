@@ -1,0 +1,67 @@
+"""`scanlab check`: every choice of the profile is repeated, and the exit code says whether all hold."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from scanlab import registry
+from scanlab.cli import check as command
+from scanlab.deploy.profile import Entry, Profile, profile_path
+from scanlab.lab.check import Checked
+from scanlab.lab.heat import Entrant
+from scanlab.lab.prove import Setting
+from scanlab.lab.race import race
+from scanlab.lab.results import Results
+from scanlab.problem import ScanProblem, make_inputs
+
+PROBLEM = ScanProblem(batch=1, dim=6, length=20, state=4)
+
+
+@pytest.fixture
+def profile(run, tmp_path):
+    """A profile with one choice that was really raced."""
+    two_phase = registry.get("two_phase")
+    setting = Setting.of(PROBLEM, make_inputs(PROBLEM), "made", seed=0)
+    reference = Entrant(registry.get("reference"), {"threads": 1})
+    entrant = Entrant(two_phase, {"threads": 1})
+    raced = race([entrant], reference, setting, Results(tmp_path / "runs"), time.monotonic() + 1)
+    evidence = {"trial": raced.winner.trial.to_json()}
+    Profile.empty().with_entry(Entry(PROBLEM, "two_phase", two_phase.source_hash, {"threads": 1}, evidence)).save(
+        profile_path()
+    )
+
+
+@pytest.mark.parametrize(
+    ("holds", "code", "word"), [(True, 0, "holds"), (False, 1, "DEMOTED"), (None, 3, "untold")], ids=str
+)
+def test_the_exit_code_says_whether_every_choice_holds(run, profile, monkeypatch, holds, code, word):
+    seen = []
+
+    def check_trial(trial, record, deadline):
+        seen.append(trial.label)
+        return Checked(holds, "because of [the] reason")
+
+    monkeypatch.setattr(command, "check_trial", check_trial)
+    outcome = run("check", "--budget", "5s")
+    assert outcome.code == code
+    assert word in outcome.out
+    assert "because of [the] reason" in outcome.out
+    assert seen == ["two_phase threads=1"]
+    assert run("check", "--json").json == [
+        {"problem": PROBLEM.key, "backend": "two_phase", "holds": holds, "reason": "because of [the] reason"}
+    ]
+
+
+def test_a_choice_without_evidence_does_not_hold(run):
+    Profile.empty().with_entry(Entry(PROBLEM, "two_phase", "0" * 16, {"threads": 1})).save(profile_path())
+    outcome = run("check")
+    assert outcome.code == 1
+    assert "carries no evidence" in outcome.out
+
+
+def test_without_a_profile_there_is_nothing_to_check(run):
+    outcome = run("check")
+    assert outcome.code == 2
+    assert "Run `scanlab tune`" in outcome.err
