@@ -2,10 +2,7 @@
 #pragma once
 
 #include "mixer.h"
-#include "native_simd.h"
-#if __has_include("native_math.h")
 #include "native_math.h"
-#endif
 
 namespace scanlab::SCANLAB_ISA {
 
@@ -38,7 +35,8 @@ SCANLAB_INLINE Vec<T> softplus(Vec<T> x) {
 }
 template <class T>
 SCANLAB_INLINE Vec<T> exp2(Vec<T> x) {
-    return exp2<best_exp>(Pack<T, 1>{{x}}).of[0];
+    if constexpr (sizeof(T) == 8) return exp2_polynomial(Pack<T, 1>{{x}}, exp2_double).of[0];
+    else return exp2_polynomial(Pack<T, 1>{{x}}, exp2_float).of[0];
 }
 
 // The storage type of dense numbers of the arithmetic type.
