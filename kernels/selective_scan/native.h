@@ -11,7 +11,7 @@
 namespace scanlab {
 
 enum class Type { float32, float64, bfloat16, float16 };
-enum class Exp { fast, polynomial, table };
+enum class Exp { fast, exact };
 enum class Isa { plain, avx2, avx512 };
 
 // Strides count elements, or pairs of elements where the scan is complex and the tensor is A, a constant B
@@ -52,7 +52,7 @@ struct Scan {
     void* checkpoints = nullptr;  // (directions, batch, blocks, state, parts, dim): states before each block, for gradients
 
     Isa isa = Isa::plain;
-    Exp exp = Exp::polynomial;
+    Exp exp = Exp::exact;
     int threads = 1;
     int time_block = 64;    // steps whose step sizes are computed ahead of the states
     int channel_tile = 16;  // channels that one thread takes at a time

@@ -7,14 +7,14 @@
 namespace scanlab::SCANLAB_ISA {
 
 // What a walk back needs beside what a walk needs.
-template <class T, class S, int parts>
+template <class T>
 struct BackMemory {
     T *out_rows, *grad_y, *grad_drive, *grad_delta, *grad_z;  // [steps][lanes]
     T *decays, *states, *grad_B, *grad_C;                     // [steps][state][parts][lanes]
     T* before;                                                // [state][parts][lanes]
     T *grad_h, *grad_A, *grad_B_fixed, *grad_C_fixed;         // [vectors][state][parts][lanes]
     T *grad_D, *grad_bias;                                    // [vectors][lanes]
-    BackMemory(const TileWalk<T, S, parts>& walk, Arena<T>& arena) {
+    BackMemory(const TileWalk<T>& walk, Arena<T>& arena) {
         for (T** piece : {&out_rows, &grad_y, &grad_drive, &grad_delta, &grad_z}) *piece = arena.take(walk.line);
         for (T** piece : {&decays, &states, &grad_B, &grad_C}) *piece = arena.take(walk.scan.time_block * walk.numbers);
         before = arena.take(walk.numbers);
@@ -22,12 +22,6 @@ struct BackMemory {
         for (T** piece : {&grad_D, &grad_bias}) *piece = arena.take(walk.vectors() * lanes<T>);
     }
 };
-
-template <class T, class S>
-void write_block(Strided<S> to, int steps, int channels, const T* from) {
-    if (to.column != 1) return write_rows(to, steps, channels, from, false);
-    for (int t = 0; t < steps; t++) put<T>(to.at(t), load(from + t * lanes<T>), channels, false);
-}
 
 // Through out = (y + D u) silu(z): the gradients of <C, h> and of z from that of out; returns that of D.
 template <class T>
@@ -87,23 +81,23 @@ void sum_lanes(int steps, int numbers, const T* from, T* to, int64_t to_step) {
         }
 }
 
-template <class T, class S, int parts>
+template <class T>
 void back(const Scan& scan, const Gradient& gradient, const Tile& tile, int d, T* memory) {
     constexpr int width = lanes<T>;
     Arena<T> arena{memory};
-    TileWalk<T, S, parts> walk(scan, d, tile, arena);
-    const BackMemory<T, S, parts> back(walk, arena);
+    TileWalk<T> walk(scan, d, tile, arena);
+    const BackMemory<T> back(walk, arena);
     const Direction& direction = walk.direction;
     const DirectionGradient& to = gradient.direction[d];
-    const int numbers = walk.state * parts;
+    const int parts = walk.parts, numbers = walk.state * parts;
     walk.pack_weights();
     const int64_t whole = walk.vectors() * walk.numbers * sizeof(T);
     for (T* sum : {back.grad_h, back.grad_A, back.grad_B_fixed, back.grad_C_fixed}) memset(sum, 0, whole);
     for (T* sum : {back.grad_D, back.grad_bias}) memset(sum, 0, walk.vectors() * width * sizeof(T));
     if (to.last.data)
         for (int v = 0; v < walk.vectors(); v++)
-            pack<T, parts>({static_cast<const T*>(to.last.data) + tile.batch * to.last.batch * parts, to.last.channel, to.last.state},
-                           walk.channel(v), walk.channels(v), walk.state, T(1), back.grad_h + v * walk.numbers);
+            pack({static_cast<const T*>(to.last.data) + tile.batch * to.last.batch * parts, to.last.channel, to.last.state},
+                 walk.channel(v), walk.channels(v), walk.state, parts, back.grad_h + v * walk.numbers);
 
     for (int64_t begin = (scan.length - 1) / scan.time_block * scan.time_block; begin >= 0; begin -= scan.time_block) {
         const int steps = walk.steps(begin);
@@ -126,12 +120,12 @@ void back(const Scan& scan, const Gradient& gradient, const Tile& tile, int d, T
                 store<T>(back.before + n * width, state);
             }
             block.decays = back.decays, block.states = back.states;
-            states<T, parts, true>(block, scan.exp);
+            (scan.complex ? states<T, 2, true> : states<T, 1, true>)(block, scan.exp);
 
             const Rows<T> grad_out = walk.rows_of(gradient.out, v, begin, back.out_rows);
             const Vec<T> grad_D = finish_back(steps, walk.y, u, D, z, grad_out, back.grad_y, back.grad_z);
             store<T>(back.grad_D + v * width, load(back.grad_D + v * width) + grad_D);
-            states_back<T, parts>(block,
+            (scan.complex ? states_back<T, 2> : states_back<T, 1>)(block,
                                   {back.grad_y, back.grad_drive, back.grad_delta, back.grad_h + v * walk.numbers, back.grad_A + v * walk.numbers,
                                    direction.B.constant ? back.grad_B_fixed + v * walk.numbers : back.grad_B,
                                    direction.C.constant ? back.grad_C_fixed + v * walk.numbers : back.grad_C},
@@ -140,10 +134,10 @@ void back(const Scan& scan, const Gradient& gradient, const Tile& tile, int d, T
                 steps, delta, bias, walk.step_size, u, D, back.grad_y, back.grad_drive, back.grad_delta);
             store<T>(back.grad_bias + v * width, load(back.grad_bias + v * width) + grad_bias);
 
-            const auto block_of = [&](const Channels& tensor) { return walk.template block_of<S>(tensor, channel, begin); };
-            write_block(block_of(to.u), steps, channels, back.grad_drive);
-            write_block(block_of(to.delta), steps, channels, back.grad_delta);
-            if (z.first) write_block(block_of(to.z), steps, channels, back.grad_z);
+            const auto block_of = [&](const Channels& tensor) { return walk.block_of(tensor, channel, begin); };
+            write_block(block_of(to.u), steps, channels, back.grad_drive, false);
+            write_block(block_of(to.delta), steps, channels, back.grad_delta, false);
+            if (z.first) write_block(block_of(to.z), steps, channels, back.grad_z, false);
         }
         const int64_t rows = (tile.index * scan.batch + tile.batch) * scan.groups + tile.group;
         const int64_t first = rows * scan.length + (direction.reverse ? scan.length - 1 - begin : begin);
@@ -155,7 +149,7 @@ void back(const Scan& scan, const Gradient& gradient, const Tile& tile, int d, T
     for (int v = 0; v < walk.vectors(); v++) {
         const auto weights = [&](const T* from, void* of, int64_t batch, int64_t channel_step, int64_t state_step) {
             if (of)
-                unpack<T, parts>(from + v * walk.numbers, walk.channel(v), walk.channels(v), walk.state, static_cast<T*>(of) + batch * parts,
+                unpack(from + v * walk.numbers, walk.channel(v), walk.channels(v), walk.state, parts, static_cast<T*>(of) + batch * parts,
                                  channel_step, state_step);
         };
         const int64_t each_batch = tile.batch * scan.dim * scan.state;
@@ -174,13 +168,8 @@ template <class T>
 size_t workspace_bytes(const Scan& scan, bool for_gradients) {
     const Tile largest{0, 0, 0, 0, int(scan.channel_tile < scan.dim / scan.groups ? scan.channel_tile : scan.dim / scan.groups)};
     Arena<T> arena{nullptr};
-    if (scan.complex) {
-        const TileWalk<T, T, 2> walk(scan, 0, largest, arena);
-        if (for_gradients) BackMemory<T, T, 2>(walk, arena);
-    } else {
-        const TileWalk<T, T, 1> walk(scan, 0, largest, arena);
-        if (for_gradients) BackMemory<T, T, 1>(walk, arena);
-    }
+    const TileWalk<T> walk(scan, 0, largest, arena);
+    if (for_gradients) BackMemory<T>(walk, arena);
     return reinterpret_cast<size_t>(arena.next);
 }
 

@@ -6,10 +6,11 @@
 namespace scanlab::SCANLAB_ISA {
 
 // (y + D u) silu(z) of a block, to its place or added to what is there; z may be missing.
-template <class T, class S>
-void finish(int steps, T* y, Rows<T> u, Vec<T> D, Rows<T> z, Strided<S> out, int channels, bool add) {
+template <class T>
+void finish(int steps, T* y, Rows<T> u, Vec<T> D, Rows<T> z, const Strided& out, int channels, bool add) {
     constexpr int width = lanes<T>;
-    const bool in_place = out.column == 1;
+    const Rows<T> in_place = rows_in_place<T>(out);
+    const bool direct = in_place.first && channels == width;
     for_steps(steps, [=](auto count, int t) {
         const auto skip = each(load_steps<T, count.value>(u, t), [=](Vec<T> v) { return v * D; });
         auto value = load_steps<T, count.value>({y, width}, t) + skip;
@@ -17,16 +18,17 @@ void finish(int steps, T* y, Rows<T> u, Vec<T> D, Rows<T> z, Strided<S> out, int
             const auto gate = load_steps<T, count.value>(z, t);
             value = value * (gate * sigmoid(gate));
         }
-        if (in_place) put_steps(out, t, value, channels, add);
-        else store_steps(y + t * width, value);
+        if (!direct) return store_steps(y + t * width, value);
+#pragma GCC unroll 8
+        for (int i = 0; i < count.value; i++) put<T>(const_cast<T*>(in_place[t + i]), value.of[i], width, add);
     });
-    if (!in_place) write_rows(out, steps, channels, y, add);
+    if (!direct) write_block(out, steps, channels, y, add);
 }
 
-template <class T, class S, int parts>
+template <class T>
 void forward(const Scan& scan, int d, const Tile& tile, T* memory) {
     Arena<T> arena{memory};
-    TileWalk<T, S, parts> walk(scan, d, tile, arena);
+    TileWalk<T> walk(scan, d, tile, arena);
     const Direction& direction = walk.direction;
     walk.pack_weights();
     for (int64_t begin = 0; begin < scan.length; begin += scan.time_block) {
@@ -42,7 +44,7 @@ void forward(const Scan& scan, int d, const Tile& tile, T* memory) {
             Block<T> block = walk.block(v, begin, B, C, u);
             if (scan.checkpoints) {
                 T* kept = walk.checkpoint(d, v, begin);
-                for (int n = 0; n < walk.state * parts; n++)
+                for (int n = 0; n < walk.state * walk.parts; n++)
                     store_some<T>(kept + n * scan.dim, load(block.h + n * lanes<T>), channels);
             }
             // Vectors of channels come first, then time: the next block may be either's.
@@ -51,16 +53,16 @@ void forward(const Scan& scan, int d, const Tile& tile, T* memory) {
             const int64_t next_begin = last_vector && begin + steps < scan.length ? begin + steps : begin;
             int ahead = 0;
             for (const Channels* tensor : {&direction.u, &direction.delta, &direction.z, &scan.out})
-                block.next[ahead++] = lines_of(walk.template block_of<const S>(*tensor, next_channel, next_begin));
-            states<T, parts, false>(block, scan.exp);
+                block.next[ahead++] = lines_of(walk.block_of(*tensor, next_channel, next_begin));
+            (scan.complex ? states<T, 2, false> : states<T, 1, false>)(block, scan.exp);
             finish(steps, walk.y, u, vector_of<T>(direction.D, channel, channels), walk.rows_of(direction.z, v, begin, walk.z_rows),
-                   walk.template block_of<S>(scan.out, channel, begin), channels, d > 0);
+                   walk.block_of(scan.out, channel, begin), channels, d > 0);
         }
     }
-    T* last = static_cast<T*>(direction.last.data) + tile.batch * direction.last.batch * parts;
+    T* last = static_cast<T*>(direction.last.data) + tile.batch * direction.last.batch * walk.parts;
     for (int v = 0; v < walk.vectors(); v++)
-        unpack<T, parts>(walk.h + v * walk.numbers, walk.channel(v), walk.channels(v), walk.state, last, direction.last.channel,
-                         direction.last.state);
+        unpack(walk.h + v * walk.numbers, walk.channel(v), walk.channels(v), walk.state, walk.parts, last, direction.last.channel,
+               direction.last.state);
 }
 
 }  // namespace scanlab::SCANLAB_ISA

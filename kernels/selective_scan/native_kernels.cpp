@@ -12,37 +12,17 @@ namespace {
 using namespace SCANLAB_ISA;
 using Real = SCANLAB_TYPE;
 
-template <class Storage>
-void forward_stored(const Scan& scan, const Tile& tile, Real* memory) {
-    for (int d = 0; d < scan.directions; d++)
-        (scan.complex ? forward<Real, Storage, 2> : forward<Real, Storage, 1>)(scan, d, tile, memory);
-}
-
-void forward_any(const Scan& scan, const Tile& tile, void* memory) {
-    if constexpr (sizeof(Real) == 4) {
-        if (scan.type == Type::bfloat16) return forward_stored<bfloat16>(scan, tile, static_cast<Real*>(memory));
-        if (scan.type == Type::float16) return forward_stored<float16>(scan, tile, static_cast<Real*>(memory));
-    }
-    forward_stored<Real>(scan, tile, static_cast<Real*>(memory));
-}
-
-template <class Storage>
-void back_stored(const Scan& scan, const Gradient& gradient, const Tile& tile, int d, Real* memory) {
-    (scan.complex ? back<Real, Storage, 2> : back<Real, Storage, 1>)(scan, gradient, tile, d, memory);
-}
-
-void back_any(const Scan& scan, const Gradient& gradient, const Tile& tile, int d, void* memory) {
-    if constexpr (sizeof(Real) == 4) {
-        if (scan.type == Type::bfloat16) return back_stored<bfloat16>(scan, gradient, tile, d, static_cast<Real*>(memory));
-        if (scan.type == Type::float16) return back_stored<float16>(scan, gradient, tile, d, static_cast<Real*>(memory));
-    }
-    back_stored<Real>(scan, gradient, tile, d, static_cast<Real*>(memory));
-}
-
 size_t forward_bytes(const Scan& scan) { return workspace_bytes<Real>(scan, false); }
 size_t back_bytes(const Scan& scan) { return workspace_bytes<Real>(scan, true); }
+
+void forward_all(const Scan& scan, const Tile& tile, void* memory) {
+    for (int d = 0; d < scan.directions; d++) forward<Real>(scan, d, tile, static_cast<Real*>(memory));
+}
+void back_one(const Scan& scan, const Gradient& gradient, const Tile& tile, int d, void* memory) {
+    back<Real>(scan, gradient, tile, d, static_cast<Real*>(memory));
+}
 }  // namespace
 
-const Kernels SCANLAB_NAME(SCANLAB_ISA, SCANLAB_TYPE) = {lanes<Real>, forward_bytes, forward_any, back_bytes, back_any};
+const Kernels SCANLAB_NAME(SCANLAB_ISA, SCANLAB_TYPE) = {lanes<Real>, forward_bytes, forward_all, back_bytes, back_one};
 
 }  // namespace scanlab

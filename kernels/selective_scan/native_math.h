@@ -96,8 +96,9 @@ SCANLAB_INLINE Pack<T, count> exp2_polynomial(Pack<T, count> x, const T (&coeffi
 #endif
 }
 
-// 2^x = 2^k T[j] 2^f with x = k + j / entries + f: a table, best in a register, saves terms of the polynomial.
+// 2^x = 2^k T[j] 2^f with x = k + j / entries + f: a table in a register saves terms of the polynomial.
 // Relative errors before rounding: 16 entries 2.3e-9, 8 entries 2.8e-10.
+#if defined(__AVX2__)
 template <int count>
 SCANLAB_INLINE Pack<float, count> exp2_table(Pack<float, count> x) {
 #if defined(__AVX512F__)
@@ -118,40 +119,27 @@ SCANLAB_INLINE Pack<float, count> exp2_table(Pack<float, count> x) {
     const auto f = x - (shifted + -magic);
     const auto root = each(shifted, [](Vec<float> v) {
         const IntVec<float> index = bits_as<IntVec<float>>(v);
-#if defined(__AVX2__)
         const Vec<float> roots = {1.f,           1.0905077327f, 1.189207115f,  1.2968395547f,
                                   1.4142135624f, 1.5422108254f, 1.6817928305f, 1.8340080864f};
         const Vec<float> root = _mm256_permutevar8x32_ps(roots, reinterpret_cast<__m256i>(index));
-#else
-        static constexpr float roots[] = {1.f,           1.0905077327f, 1.189207115f,  1.2968395547f,
-                                          1.4142135624f, 1.5422108254f, 1.6817928305f, 1.8340080864f};
-        Vec<float> root;
-        for (int lane = 0; lane < lanes<float>; lane++) root[lane] = roots[index[lane] & 7];
-#endif
         return root * bits_as<Vec<float>>((index >> 3) << 23);
     });
 #endif
     return polynomial(f, c) * f * root + root;
 }
+#endif
 
-// The variant of exp2 that a scan asked for; double has one.
+// The exponential that a scan asked for. `fast` is for float; `exact` is the table where registers hold it.
 template <Exp variant, class T, int count>
 SCANLAB_INLINE Pack<T, count> exp2(const Pack<T, count>& x) {
-    if constexpr (sizeof(T) == 8) {
-        return exp2_polynomial(x, exp2_double);
-    } else if constexpr (variant == Exp::fast) {
-        return exp2_polynomial(x, exp2_fast);
-    } else if constexpr (variant == Exp::table) {
-        return exp2_table(x);
-    } else {
-        return exp2_polynomial(x, exp2_float);
-    }
-}
-#if defined(__AVX512F__)
-inline constexpr Exp best_exp = Exp::table;
+    if constexpr (sizeof(T) == 8) return exp2_polynomial(x, exp2_double);
+    else if constexpr (variant == Exp::fast) return exp2_polynomial(x, exp2_fast);
+#if defined(__AVX2__)
+    else return exp2_table(x);
 #else
-inline constexpr Exp best_exp = Exp::polynomial;
+    else return exp2_polynomial(x, exp2_float);
 #endif
+}
 
 template <class T>
 inline constexpr T log2_e = T(1.4426950408889634074);
@@ -178,7 +166,7 @@ SCANLAB_INLINE Pack<double, count> log1p_unit(const Pack<double, count>& e) {
 // log(1 + exp(x)); linear above 20, where upstream leaves the logarithm out (in float it rounds away).
 template <class T, int count>
 SCANLAB_INLINE Pack<T, count> softplus(const Pack<T, count>& x) {
-    const auto tail = log1p_unit(exp2<best_exp>(each(x, [](Vec<T> v) { return absolute<T>(v); }) * -log2_e<T>));
+    const auto tail = log1p_unit(exp2<Exp::exact>(each(x, [](Vec<T> v) { return absolute<T>(v); }) * -log2_e<T>));
     return each(x, tail, [](Vec<T> v, Vec<T> rest) {
         if constexpr (sizeof(T) == 8) rest = v > T(20) ? Vec<T>{} : rest;
         return at_least<T>(v, T(0)) + rest;
@@ -189,7 +177,7 @@ SCANLAB_INLINE Pack<T, count> softplus(const Pack<T, count>& x) {
 template <class T, int count>
 SCANLAB_INLINE Pack<T, count> sigmoid(const Pack<T, count>& x) {
     const auto exponent = each(x * -log2_e<T>, [](Vec<T> v) { return at_most<T>(v, T(Integer<T>::bias - 1)); });
-    return each(exp2<best_exp>(exponent) + T(1), [](Vec<T> q) {
+    return each(exp2<Exp::exact>(exponent) + T(1), [](Vec<T> q) {
 #if defined(__AVX512F__)
         if constexpr (sizeof(T) == 4) {
             const Vec<T> r = _mm512_rcp14_ps(q);

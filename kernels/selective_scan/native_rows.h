@@ -13,97 +13,120 @@ struct Rows {
     SCANLAB_INLINE const T* operator[](int i) const { return first + i * step; }
 };
 
-// A block of a strided tensor: element (i, j) of time step i and column j at data[i * time + j * column].
-template <class S>
+inline int64_t size_of(Type type) { return type == Type::float64 ? 8 : type == Type::float32 ? 4 : 2; }
+
+// A block of a strided tensor: element (i, j) of time step i and column j lies i time + j column elements on.
 struct Strided {
-    S* data;
+    Type type;
+    char* data;
     int64_t time, column;
-    S* at(int64_t i) const { return data + i * time; }
 };
+
+// Calls work with the typed start of a block; T is stored as itself or, where it is float, in half of its bits.
+template <class T, class Work>
+SCANLAB_INLINE void typed(const Strided& block, const Work& work) {
+    if constexpr (sizeof(T) == 4) {
+        if (block.type == Type::bfloat16) return work(reinterpret_cast<bfloat16*>(block.data));
+        if (block.type == Type::float16) return work(reinterpret_cast<float16*>(block.data));
+    }
+    work(reinterpret_cast<T*>(block.data));
+}
+
+// The block as T's own memory where each of its rows is adjacent there; otherwise none.
+template <class T>
+Rows<T> rows_in_place(const Strided& block) {
+    const bool same = block.type == (sizeof(T) == 4 ? Type::float32 : Type::float64);
+    return {same && block.column == 1 ? reinterpret_cast<const T*>(block.data) : nullptr, block.time};
+}
 
 template <class T, class S>
 SCANLAB_INLINE T scalar(const S& value) {
-    if constexpr (sizeof(S) == 2) {
-        return load_some<T>(&value, 1)[0];
-    } else {
-        return value;
-    }
+    if constexpr (sizeof(S) == 2) return load_some<T>(&value, 1)[0];
+    else return value;
+}
+template <class T, class S>
+SCANLAB_INLINE void put_scalar(S& to, T value, bool add) {
+    if (add) value += scalar<T>(to);
+    if constexpr (sizeof(S) == 2) store_some<T>(&to, broadcast(value), 1);
+    else to = value;
 }
 
-// Reads columns of adjacent times as squares and turns them; `columns` beyond the tensor become zero.
+// Lanes of one vector to adjacent elements, or added to what is there.
 template <class T, class S>
-void read_turned(Strided<const S> from, int steps, int columns, T* to, int64_t to_step) {
+SCANLAB_INLINE void put(S* to, Vec<T> value, int count, bool add) {
+    if (add) value += load_some<T>(to, count);
+    store_some<T>(to, value, count);
+}
+
+// Copies a block to rows of T that are `to_step` apart. Where times are adjacent instead of columns, whole
+// squares are read along time and turned in registers.
+template <class T, class S>
+void read_rows(const S* from, int64_t time, int64_t column, int steps, int columns, T* to, int64_t to_step) {
     constexpr int width = lanes<T>;
-    for (int i = 0; i < steps; i += width) {
-        const int times = steps - i < width ? steps - i : width;
+    if (column == 1) {
+        for (int i = 0; i < steps; i++)
+            for (int j = 0; j < columns; j += width) store<T>(to + i * to_step + j, load_some<T>(from + i * time + j, columns - j));
+        return;
+    }
+    if (columns % width)  // lanes without a column are zero
+        for (int i = 0; i < steps; i++) store<T>(to + i * to_step + columns / width * width, Vec<T>{});
+    const bool along_time = time == 1 || time == -1;
+    const int turned_steps = along_time ? steps / width * width : 0, turned_columns = columns / width * width;
+    for (int i = 0; i < turned_steps; i += width) {
         // Backwards in time a run of adjacent elements starts at the last of its steps.
-        const S* corner = from.at(from.time > 0 ? i : i + times - 1);
-        for (int j = 0; j < columns; j += width) {
+        const S* corner = from + (time > 0 ? i : -(i + width - 1));
+        T* const row = to + (time > 0 ? i : i + width - 1) * to_step;
+        for (int j = 0; j < turned_columns; j += width) {
             Vec<T> square[width];
 #pragma GCC unroll 16
-            for (int k = 0; k < width; k++)
-                square[k] = j + k < columns ? load_some<T>(corner + (j + k) * from.column, times) : Vec<T>{};
+            for (int k = 0; k < width; k++) square[k] = load<T>(corner + (j + k) * column);
             transpose<T>(square);
 #pragma GCC unroll 16
-            for (int k = 0; k < width; k++)
-                if (k < times) store<T>(to + (i + (from.time > 0 ? k : times - 1 - k)) * to_step + j, square[k]);
+            for (int k = 0; k < width; k++) store<T>(row + k * time * to_step + j, square[k]);
         }
     }
+    for (int i = 0; i < steps; i++)
+        for (int j = i < turned_steps ? turned_columns : 0; j < columns; j++)
+            to[i * to_step + j] = scalar<T>(from[i * time + j * column]);
 }
 
-// The block as rows of T: in place where the tensor already has that form, otherwise copied to `buffer`,
-// whose rows are `buffer_step` (a multiple of the lanes) apart. A vector read from a row in place may pass
-// the last column only where columns is a multiple of the lanes.
+// The reverse: rows of one vector each, `from_step` apart, to a block, or added to what is there.
 template <class T, class S>
-Rows<T> rows(Strided<const S> from, int steps, int columns, bool whole_vectors, T* buffer, int64_t buffer_step) {
+void write_rows(S* to, int64_t time, int64_t column, int steps, int columns, const T* from, int64_t from_step, bool add) {
     constexpr int width = lanes<T>;
-    if constexpr (sizeof(S) == sizeof(T)) {
-        if (from.column == 1 && !(whole_vectors && columns % width)) return {from.data, from.time};
+    if (column == 1) {
+        for (int i = 0; i < steps; i++) put<T>(to + i * time, load(from + i * from_step), columns, add);
+        return;
     }
-    if (from.column == 1) {
-        for (int i = 0; i < steps; i++)
-            for (int j = 0; j < columns; j += width)
-                store<T>(buffer + i * buffer_step + j, load_some<T>(from.at(i) + j, columns - j));
-    } else if (from.time == 1 || from.time == -1) {
-        read_turned(from, steps, columns, buffer, buffer_step);
-    } else {
-        for (int i = 0; i < steps; i++)
-            for (int j = 0; j < columns; j++) buffer[i * buffer_step + j] = scalar<T>(from.at(i)[j * from.column]);
+    const bool squares = (time == 1 || time == -1) && columns == width;
+    const int turned_steps = squares ? steps / width * width : 0;
+    for (int i = 0; i < turned_steps; i += width) {
+        S* corner = to + (time > 0 ? i : -(i + width - 1));
+        const T* const row = from + (time > 0 ? i : i + width - 1) * from_step;
+        Vec<T> square[width];
+#pragma GCC unroll 16
+        for (int k = 0; k < width; k++) square[k] = load(row + k * time * from_step);
+        transpose<T>(square);
+#pragma GCC unroll 16
+        for (int k = 0; k < width; k++) put<T>(corner + k * column, square[k], width, add);
     }
+    for (int i = turned_steps; i < steps; i++)
+        for (int j = 0; j < columns; j++) put_scalar<T>(to[i * time + j * column], from[i * from_step + j], add);
+}
+
+// The block as rows of T: in place where the tensor already has that form, otherwise copied to `buffer`, whose
+// rows are `buffer_step` (a multiple of the lanes) apart. With `whole_vectors` every row can be read as vectors.
+template <class T>
+Rows<T> rows(const Strided& block, int steps, int columns, bool whole_vectors, T* buffer, int64_t buffer_step) {
+    const Rows<T> in_place = rows_in_place<T>(block);
+    if (in_place.first && !(whole_vectors && columns % lanes<T>)) return in_place;
+    typed<T>(block, [&](const auto* from) { read_rows<T>(from, block.time, block.column, steps, columns, buffer, buffer_step); });
     return {buffer, buffer_step};
 }
 
-// Writes one vector of columns for one step, or adds it to what is there.
-template <class T, class S>
-SCANLAB_INLINE void put(S* to, Vec<T> value, int columns, bool add) {
-    if (add) value += load_some<T>(to, columns);
-    store_some<T>(to, value, columns);
-}
-
-// Writes rows of one vector each to a strided tensor whose columns are not adjacent, or adds them.
-template <class T, class S>
-void write_rows(Strided<S> to, int steps, int columns, const T* from, bool add) {
-    constexpr int width = lanes<T>;
-    for (int i = 0; i < steps; i += width) {
-        const int times = steps - i < width ? steps - i : width;
-        if (to.time == 1 || to.time == -1) {
-            S* corner = to.at(to.time > 0 ? i : i + times - 1);
-            Vec<T> square[width];
-#pragma GCC unroll 16
-            for (int k = 0; k < width; k++)
-                square[k] = k < times ? load(from + (i + (to.time > 0 ? k : times - 1 - k)) * width) : Vec<T>{};
-            transpose<T>(square);
-#pragma GCC unroll 16
-            for (int k = 0; k < width; k++)
-                if (k < columns) put<T>(corner + k * to.column, square[k], times, add);
-        } else {
-            for (int k = 0; k < times; k++)
-                for (int j = 0; j < columns; j++) {
-                    Vec<T> value = broadcast(from[(i + k) * width + j]);
-                    put<T>(to.at(i + k) + j * to.column, value, 1, add);
-                }
-        }
-    }
+template <class T>
+void write_block(const Strided& block, int steps, int columns, const T* from, bool add) {
+    typed<T>(block, [&](auto* to) { write_rows<T>(to, block.time, block.column, steps, columns, from, lanes<T>, add); });
 }
 
 }  // namespace scanlab::SCANLAB_ISA

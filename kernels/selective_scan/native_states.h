@@ -25,7 +25,7 @@ SCANLAB_INLINE void store_number(T* to, const Number<T, parts>& x) {
 // x + a b, x + a conj(b), x + s b, and the real part of a b and of a conj(b) added to x.
 template <class T, int parts>
 SCANLAB_INLINE Number<T, parts> plus_product(const Number<T, parts>& x, const Number<T, parts>& a, const Number<T, parts>& b) {
-    if constexpr (parts == 1) return {x.part[0] + a.part[0] * b.part[0]};
+    if constexpr (parts == 1) return {multiply_add(a.part[0], b.part[0], x.part[0])};
     else
         return {x.part[0] + a.part[0] * b.part[0] - a.part[1] * b.part[1],
                 x.part[1] + a.part[0] * b.part[1] + a.part[1] * b.part[0]};
@@ -65,12 +65,10 @@ struct Lines {
     SCANLAB_INLINE void request(int line) const { __builtin_prefetch(first + (line & 15) * near + (line >> 4) * far, 1, 2); }
 };
 
-template <class S>
-Lines lines_of(Strided<S> block) {
-    const int64_t time = block.time * int64_t(sizeof(S)), column = block.column * int64_t(sizeof(S));
-    const auto first = reinterpret_cast<const char*>(block.data);
-    if (block.column == 1) return {first, time, 16 * time};
-    return {first, column, time > 0 ? 64 : -64};
+inline Lines lines_of(const Strided& block) {
+    const int64_t time = block.time * size_of(block.type), column = block.column * size_of(block.type);
+    if (block.column == 1) return {block.data, time, 16 * time};
+    return {block.data, column, time > 0 ? 64 : -64};
 }
 
 // One vector of channels over one block of time. Numbers have `parts` parts, each a vector of channels where
@@ -137,7 +135,7 @@ void some_states(const Block<T>& block, int first) {
         if (first == 0)
             for (const Lines& lines : block.next) lines.request(t);
         const Vec<T> delta = load(deltas), drive = delta * load(u);
-        Vec<T> sum[2] = {};
+        Vec<T> sum[2] = {first == 0 ? Vec<T>{} : load(y) * T(1.0 / parts), Vec<T>{}};
 #pragma GCC unroll 16
         for (int n = 0; n < count; n++) {
             const auto a = decay<exp, T, parts>(delta, A + n * number);
@@ -148,8 +146,7 @@ void some_states(const Block<T>& block, int first) {
                 store_number(states + n * number, h[n]);
             }
         }
-        const Vec<T> total = (sum[0] + sum[1]) * T(parts);
-        store<T>(y, first == 0 ? total : load(y) + total);
+        store<T>(y, (sum[0] + sum[1]) * T(parts));
         deltas += width, u += u_step, y += width, B += B_step, C += C_step;
         if constexpr (keep) decays += kept, states += kept;
     }
@@ -163,22 +160,20 @@ void all_states(const Block<T>& block) {
     constexpr int most = SCANLAB_REGISTERS / 2 / parts / (keep ? 2 : 1);
     int n = 0;
     for (; n + most <= block.state; n += most) some_states<T, parts, exp, most, constant_B, constant_C, keep>(block, n);
-    if constexpr (most > 4)
+    if constexpr (most > 4 && !constant_B && !constant_C)
         for (; n + 4 <= block.state; n += 4) some_states<T, parts, exp, 4, constant_B, constant_C, keep>(block, n);
     for (; n < block.state; n++) some_states<T, parts, exp, 1, constant_B, constant_C, keep>(block, n);
 }
 
 template <class T, int parts, bool keep>
 void states(const Block<T>& block, Exp exp) {
+    constexpr Exp exact = Exp::exact;
     if (block.constant_B)
-        return (block.constant_C ? all_states<T, parts, best_exp, true, true, keep> : all_states<T, parts, best_exp, true, false, keep>)(block);
-    if (block.constant_C) return all_states<T, parts, best_exp, false, true, keep>(block);
-    if constexpr (sizeof(T) == 4 && parts == 1) {
+        return (block.constant_C ? all_states<T, parts, exact, true, true, keep> : all_states<T, parts, exact, true, false, keep>)(block);
+    if (block.constant_C) return all_states<T, parts, exact, false, true, keep>(block);
+    if constexpr (sizeof(T) == 4 && parts == 1)
         if (exp == Exp::fast) return all_states<T, parts, Exp::fast, false, false, keep>(block);
-        if (exp == Exp::polynomial) return all_states<T, parts, Exp::polynomial, false, false, keep>(block);
-        return all_states<T, parts, Exp::table, false, false, keep>(block);
-    }
-    all_states<T, parts, best_exp, false, false, keep>(block);
+    all_states<T, parts, exact, false, false, keep>(block);
 }
 
 // From the last step of a block to the first. With g the gradient of h after step t and a its decay: g grows by

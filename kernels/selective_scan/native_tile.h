@@ -16,25 +16,20 @@ struct Arena {
     }
 };
 
-// (dim, state) weights of `channels` channels as [state][parts][lanes], parts scaled; other lanes are zero.
-template <class T, int parts>
-void pack(const Weights& from, int64_t channel, int channels, int state, T real_scale, T* to) {
-    const T* data = static_cast<const T*>(from.data);
-    for (int n = 0; n < state; n++)
-        for (int p = 0; p < parts; p++)
-            for (int lane = 0; lane < lanes<T>; lane++) {
-                const int64_t at = (channel + lane) * from.channel + n * from.state;
-                *to++ = lane < channels ? data[at * parts + p] * (p == 0 ? real_scale : T(1)) : T(0);
-            }
+// (dim, state) weights of `channels` channels as [state][parts][lanes]; lanes without a channel are zero.
+template <class T>
+void pack(const Weights& from, int64_t channel, int channels, int state, int parts, T* to) {
+    const T* data = static_cast<const T*>(from.data) + channel * from.channel * parts;
+    for (int p = 0; p < parts; p++)
+        read_rows<T>(data + p, from.state * parts, from.channel * parts, state, channels, to + p * lanes<T>, parts * lanes<T>);
 }
 
 // The reverse: [state][parts][lanes] to (dim, state) weights.
-template <class T, int parts>
-void unpack(const T* from, int64_t channel, int channels, int state, T* to, int64_t channel_step, int64_t state_step) {
-    for (int n = 0; n < state; n++)
-        for (int p = 0; p < parts; p++, from += lanes<T>)
-            for (int lane = 0; lane < channels; lane++)
-                to[((channel + lane) * channel_step + n * state_step) * parts + p] = from[lane];
+template <class T>
+void unpack(const T* from, int64_t channel, int channels, int state, int parts, T* to, int64_t channel_step, int64_t state_step) {
+    to += channel * channel_step * parts;
+    for (int p = 0; p < parts; p++)
+        write_rows<T>(to + p, state_step * parts, channel_step * parts, state, channels, from + p * lanes<T>, parts * lanes<T>, false);
 }
 
 template <class T>
@@ -46,13 +41,13 @@ SCANLAB_INLINE Vec<T> vector_of(const Weights& from, int64_t channel, int channe
     return load(values);
 }
 
-template <class T, class S, int parts>
+template <class T>
 struct TileWalk {
     static constexpr int width = lanes<T>;
     const Scan& scan;
     const Direction& direction;
     const Tile& tile;
-    const int state = int(scan.state);
+    const int state = int(scan.state), parts = scan.complex ? 2 : 1;
     const int64_t numbers = scan.state * parts * width;  // elements of [state][parts][lanes]
     const int64_t line = int64_t(scan.time_block) * width, row = (scan.state * parts + width - 1) / width * width;
     T *u_rows, *delta_rows, *z_rows, *step_size, *y, *B_rows, *C_rows, *A, *h, *B_fixed, *C_fixed;
@@ -71,44 +66,49 @@ struct TileWalk {
     int steps(int64_t begin) const { return int(scan.length - begin < scan.time_block ? scan.length - begin : scan.time_block); }
 
     // The block of a (batch, dim, length) tensor from step `begin` of the scan.
-    template <class Q>
-    Strided<Q> block_of(const Channels& tensor, int64_t channel, int64_t begin) const {
+    Strided block_of(const Channels& tensor, int64_t channel, int64_t begin) const {
         const int64_t time = direction.reverse ? scan.length - 1 - begin : begin;
-        return {static_cast<Q*>(tensor.data) + tile.batch * tensor.batch + channel * tensor.channel + time * tensor.time,
-                direction.reverse ? -tensor.time : tensor.time, tensor.channel};
+        const int64_t at = tile.batch * tensor.batch + channel * tensor.channel + time * tensor.time;
+        return {scan.type, static_cast<char*>(tensor.data) + at * size_of(scan.type), direction.reverse ? -tensor.time : tensor.time,
+                tensor.channel};
     }
     Rows<T> rows_of(const Channels& tensor, int v, int64_t begin, T* buffer) const {
         if (!tensor.data) return {};
-        return rows<T>(block_of<const S>(tensor, channel(v), begin), steps(begin), channels(v), true, buffer, width);
+        return rows<T>(block_of(tensor, channel(v), begin), steps(begin), channels(v), true, buffer, width);
     }
 
     // A block of a varying B or C; complex ones have (real, imaginary) pairs along time.
     Rows<T> rows_of(const Projection& tensor, int64_t begin, T* buffer) const {
         if (tensor.constant) return {};
         const int64_t time = (direction.reverse ? scan.length - 1 - begin : begin) * parts;
-        const S* data = static_cast<const S*>(tensor.data) + tile.batch * tensor.batch + tile.group * tensor.group + time * tensor.time;
+        const int64_t at = tile.batch * tensor.batch + tile.group * tensor.group + time * tensor.time;
         const int64_t step = (direction.reverse ? -parts : parts) * tensor.time;
-        if constexpr (parts == 1) return rows<T>(Strided<const S>{data, step, tensor.state}, steps(begin), state, false, buffer, row);
-        for (int i = 0; i < steps(begin); i++)
-            for (int n = 0; n < state; n++)
-                for (int p = 0; p < parts; p++)
-                    buffer[i * row + n * parts + p] = scalar<T>(data[i * step + n * tensor.state + p * tensor.time]);
+        const Strided block{scan.type, static_cast<char*>(const_cast<void*>(tensor.data)) + at * size_of(scan.type), step, tensor.state};
+        if (parts == 1) return rows<T>(block, steps(begin), state, false, buffer, row);
+        typed<T>(block, [&](const auto* data) {
+            for (int i = 0; i < steps(begin); i++)
+                for (int n = 0; n < state; n++)
+                    for (int p = 0; p < parts; p++)
+                        buffer[i * row + n * parts + p] = scalar<T>(data[i * step + n * tensor.state + p * tensor.time]);
+        });
         return {buffer, row};
     }
 
     // A, constant B and C, and the state before the first step.
     void pack_weights() {
         for (int v = 0; v < vectors(); v++) {
-            const auto packed = [&](const Weights& from, T scale, T* to) {
-                pack<T, parts>(from, channel(v), channels(v), state, scale, to + v * numbers);
-            };
-            packed(direction.A, log2_e<T>, A);
-            if (direction.B.constant) packed({direction.B.data, direction.B.channel, direction.B.state}, T(1), B_fixed);
-            if (direction.C.constant) packed({direction.C.data, direction.C.channel, direction.C.state}, T(1), C_fixed);
+            const auto packed = [&](const Weights& from, T* to) { pack(from, channel(v), channels(v), state, parts, to + v * numbers); };
+            packed(direction.A, A);
+            for (int n = 0; n < state; n++) {
+                T* rate = A + v * numbers + n * parts * width;
+                store<T>(rate, load(rate) * log2_e<T>);
+            }
+            if (direction.B.constant) packed({direction.B.data, direction.B.channel, direction.B.state}, B_fixed);
+            if (direction.C.constant) packed({direction.C.data, direction.C.channel, direction.C.state}, C_fixed);
             memset(h + v * numbers, 0, numbers * sizeof(T));
             if (direction.initial.data) {
                 const T* initial = static_cast<const T*>(direction.initial.data) + tile.batch * direction.initial.batch * parts;
-                packed({initial, direction.initial.channel, direction.initial.state}, T(1), h);
+                packed({initial, direction.initial.channel, direction.initial.state}, h);
             }
         }
     }
@@ -156,13 +156,6 @@ SCANLAB_INLINE void store_steps(T* to, const Pack<T, count>& steps) {
 #pragma GCC unroll 8
     for (int i = 0; i < count; i++) store<T>(to + i * lanes<T>, steps.of[i]);
 }
-// To step t of a strided block whose columns are adjacent.
-template <class T, class S, int count>
-SCANLAB_INLINE void put_steps(Strided<S> to, int t, const Pack<T, count>& steps, int channels, bool add) {
-#pragma GCC unroll 8
-    for (int i = 0; i < count; i++) put<T>(to.at(t + i), steps.of[i], channels, add);
-}
-
 // delta' of a block.
 template <class T, bool with_softplus>
 void step_sizes(int steps, Rows<T> delta, Vec<T> bias, T* to) {
