@@ -2,7 +2,8 @@
 
 Every configuration of the record is a bag of blocks, each a paired ratio that was really measured. A replayed
 trial draws consecutive blocks from its bag, so that what drifted in the record drifts in the replay. The truth
-is what all blocks of a configuration say together.
+is what all blocks of a configuration say together. Finalists draw apart, where in a real race they share their
+rounds: what a race gains by that is not seen here, so that the figures are on the careful side.
 """
 
 from __future__ import annotations

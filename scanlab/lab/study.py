@@ -355,7 +355,7 @@ def simulate(
 ) -> None:
     """Ask `sampler` for `trials` configurations of these tunables, each answered by `outcome`; nothing is stored.
 
-    An `outcome` of None is a configuration that failed; it counts as tried. Repetitions do not count.
+    An `outcome` of None is a configuration that nothing is known of; neither it nor a repetition counts.
     """
     distributions: dict[str, BaseDistribution] = {
         name: CategoricalDistribution(list(choices)) for name, choices in values.items()
@@ -371,7 +371,7 @@ def simulate(
                 told[key] = outcome(asked.params)
             answer = told[key]
             study.tell(asked, answer, state=TrialState.FAIL if answer is None else TrialState.COMPLETE)
-            if len(told) >= trials:
+            if sum(value is not None for value in told.values()) >= trials:
                 return
 
 
