@@ -106,13 +106,25 @@ backend = Backend(
     name="native",
     summary="C++: channels in SIMD lanes, states in registers, time in blocks",
     rung=6,
-    sources=(Path(__file__), Path(native_ops.__file__), *HEADERS, *dict.fromkeys(unit.source for unit in extension.units)),
+    sources=(
+        Path(__file__),
+        Path(native_ops.__file__),
+        *HEADERS,
+        *dict.fromkeys(unit.source for unit in extension.units),
+    ),
     space=Space(
         (
             threads_choice(),
             Choice("time_block", (16, 32, 64, 128), default=64, summary="steps whose step sizes are computed at once"),
-            Choice("channel_tile", (16, 32, 64, 128, 384, 1536), default=64, summary="channels one thread takes at a time"),
-            Choice("exp", EXP_VARIANTS, default="exact", summary="the exponential of the decays: error 1.6e-7, or exact to rounding"),
+            Choice(
+                "channel_tile", (16, 32, 64, 128, 384, 1536), default=64, summary="channels one thread takes at a time"
+            ),
+            Choice(
+                "exp",
+                EXP_VARIANTS,
+                default="exact",
+                summary="the exponential of the decays: error 1.6e-7, or exact to rounding",
+            ),
         ),
         forbids,
     ),

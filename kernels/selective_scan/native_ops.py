@@ -53,7 +53,9 @@ def scan_with_checkpoints_shapes(*arguments: Any) -> tuple[Tensor, Tensor, Tenso
     return (*scan_shapes(*arguments), checkpoints)
 
 
-def scan_backward_shapes(grad_out: Tensor, grad_last: Tensor | None, checkpoints: Tensor, *arguments: Any) -> list[Tensor]:
+def scan_backward_shapes(
+    grad_out: Tensor, grad_last: Tensor | None, checkpoints: Tensor, *arguments: Any
+) -> list[Tensor]:
     """Empty tensors like the gradients that `scan_backward` returns: of the inputs that are there, in their order."""
     results = []
     for inputs in directions(arguments):
