@@ -1,0 +1,184 @@
+"""What several experiments share: interleaved times, fresh processes, lines to plot, pages to write."""
+
+import math
+import multiprocessing
+import os
+import random
+import time
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from scanlab.deploy.dispatch import Dispatcher
+from scanlab.lab.machine import this_machine
+from scanlab.lab.measure import Arm, peak_bytes
+from scanlab.report import figures, tables
+from scanlab.report.style import INK, applied, label_ends, log_ticks, look, sheet
+from scanlab.report.units import shortest
+from scanlab.threads import usable_threads
+
+T = TypeVar("T")
+Call = Callable[[], object]
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+def setting() -> str:
+    """The machine, the day and the load, for the caption of what is measured next."""
+    day = time.strftime("%Y-%m-%d", time.gmtime())
+    load = f"{usable_threads()} threads, load before the run {os.getloadavg()[0]:.2f}"
+    return f"{this_machine().describe()}; {day}, {load}"
+
+
+def served_by(dispatcher: Dispatcher) -> str:
+    """The backends and configurations that `dispatcher` has used so far."""
+    used = {f"{each.backend} {tables.config_text(each.config)}".strip() for each in dispatcher.decided.values()}
+    return ", ".join(sorted(used))
+
+
+def interleaved(calls: Mapping[str, Call], fewest: int, most: int, limit_s: float) -> dict[str, NDArray[np.float64]]:
+    """Seconds of each call, in rounds of all calls in random order: at least `fewest`, and new ones until `limit_s`."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    start = time.perf_counter()
+    for turn in range(1 + most):  # the first round warms up
+        if turn > fewest and time.perf_counter() - start > limit_s:
+            break
+        for name in random.sample(list(calls), len(calls)):
+            begin = time.perf_counter()
+            calls[name]()
+            taken[name].append(time.perf_counter() - begin)
+    return {name: np.array(samples[1:]) for name, samples in taken.items()}
+
+
+def quartiles_s(samples: NDArray[np.float64]) -> dict[str, float]:
+    """First quartile, median and third quartile by name."""
+    return dict(zip(("quartile1_s", "median_s", "quartile3_s"), np.quantile(samples, (0.25, 0.5, 0.75)), strict=True))
+
+
+def fresh_peak_bytes(ready: Callable[..., Call], *arguments: object) -> float | None:
+    """Bytes that the call `ready(*arguments)` takes beyond what was in use before it, in a process of its own.
+
+    NaN where the system cannot tell; None, with the reason printed, where that process died.
+    """
+    peak = in_fresh_process(_peak_bytes, ready, arguments)
+    if isinstance(peak, str):
+        print(f"{ready.__name__}{arguments}: {peak}")
+        return None
+    return peak
+
+
+def _peak_bytes(ready: Callable[..., Call], arguments: tuple[object, ...]) -> float:
+    call = ready(*arguments)
+    call()
+    peak = peak_bytes(Arm(call, "cpu", usable_threads(), calls=1, samples=1, cost_s=0.0))
+    return math.nan if peak is None else peak
+
+
+def in_fresh_process(function: Callable[..., T], *arguments: object) -> T | str:
+    """What `function(*arguments)` returns in a process of its own, or why that process came to nothing."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(sender, function, arguments))
+    process.start()
+    sender.close()
+    try:
+        result: T = receiver.recv()
+        return result
+    except EOFError:
+        process.join()
+        return f"its process ended with status {process.exitcode}"
+    finally:
+        process.kill()
+        process.join()
+
+
+def _send(sender: Connection, function: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    sender.send(function(*arguments))
+
+
+class Plot(NamedTuple):
+    """Lines by name, each {x: y}, and what the axes mean; y is logarithmic, and x too unless told otherwise."""
+
+    title: str
+    subtitle: str
+    x_label: str
+    y_label: str
+    lines: Mapping[str, Mapping[float, float]]
+    spell: Callable[[float], str] = shortest
+    logarithmic_x: bool = True
+
+
+def lines_of(frame: pd.DataFrame) -> dict[str, dict[float, float]]:
+    """A line for each column, over the index."""
+    return {str(name): frame[name].dropna().to_dict() for name in frame}
+
+
+def spelled(frame: pd.DataFrame, spell: Callable[[float], str]) -> pd.DataFrame:
+    """The numbers of `frame` as text, its index as the first column."""
+    return frame.map(spell).rename(index=str).reset_index()
+
+
+def crossing(ratio: "pd.Series[float]") -> str:
+    """Where a ratio, over its index, first exceeds 1: interpolated over logarithms."""
+    above = ratio.to_numpy() > 1.0
+    if above[0] or not above.any():
+        return f"{'below' if above[0] else 'not up to'} {ratio.index[0 if above[0] else -1]}"
+    high = int(np.argmax(above))
+    (small, before), (large, after) = ratio.iloc[high - 1 : high + 1].items()
+    return f"{small * (large / small) ** (math.log(before) / math.log(before / after)):.0f}"
+
+
+@applied()
+def drawn(plot: Plot, caption: str) -> Figure:
+    """The plot as a figure; every line is named where it ends."""
+    made = sheet(7.6, 4.4, plot.title, plot.subtitle, caption)
+    (axes,) = made.axes
+    axes.set(yscale="log", xlabel=plot.x_label, ylabel=plot.y_label)
+    places = sorted({x for line in plot.lines.values() for x in line})
+    heights = [y for line in plot.lines.values() for y in line.values()]
+    right = places[-1] * 1.06
+    ends, words = {}, {}
+    for name, line in plot.lines.items():
+        colour, marker, _ = look(name)
+        axes.plot(list(line), list(line.values()), color=colour, marker=marker, markeredgecolor=INK, mew=0.6)
+        last = max(line)
+        ends[name] = line[last]
+        words[name] = f"{name}  {plot.spell(line[last])}" + (f" at {last:g}" if last < places[-1] else "")
+        if last < places[-1]:  # a line that ends early is led to its name
+            axes.plot([last, right], [line[last]] * 2, ":", color=colour, linewidth=1.0)
+    if plot.logarithmic_x:
+        axes.set_xscale("log")
+        axes.set_xlim(places[0] / 1.06, right)
+        axes.set_xticks(places, [shortest(x) for x in places])
+        axes.set_xticks([], minor=True)
+    else:
+        axes.set_xlim(0.0, right)
+    axes.set_ylim(min(heights) / 1.5, max(heights) * 1.5)
+    log_ticks(axes, "y", lambda value, _: plot.spell(value))
+    axes.grid(axis="y")
+    label_ends(axes, ends, words)
+    return made.figure
+
+
+def write_page(
+    folder: Path,
+    claim: str | None,
+    caption: str,
+    pictures: Mapping[str, Figure],
+    sections: Mapping[str, pd.DataFrame],
+    numbers: pd.DataFrame,
+) -> None:
+    """The page of an experiment in `folder`: its claim, pictures, tables of text; and its numbers as CSV."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in pictures.items():
+        figures.save(figure, folder, name)
+    shown = [f"![{name.replace('_', ' ')}]({name}.png)" for name in pictures]
+    written = [f"## {heading}\n\n{tables.markdown(text)}" for heading, text in sections.items()]
+    page = "\n\n".join((f"# {(claim or '').strip()}", f"{caption}.", *shown, *written))
+    (folder / f"{folder.name}.md").write_text(f"{page}\n")
+    (folder / f"{folder.name}.csv").write_text(tables.csv(numbers))
