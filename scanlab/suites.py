@@ -61,6 +61,7 @@ def drawn_case(problem: ScanProblem, seed: int = 0) -> Case:
 
 
 def _capture(name: str, suite: Mapping[str, Any], image: Path | None) -> Case:
+    from scanlab.mixer import in_torch
     from scanlab.models import capture, images, vision_mamba
 
     size = suite.get("image_size")
@@ -73,6 +74,7 @@ def _capture(name: str, suite: Mapping[str, Any], image: Path | None) -> Case:
     model = capture.trained_like_(build(img_size=size, scan="reference")).eval()
     pixels = images.prepare(photograph, size)[None]
     layer = len(model.layers) // 2
-    problem, inputs = capture.capture_scan_inputs(model, pixels, layer)
+    with in_torch():
+        problem, inputs = capture.capture_scan_inputs(model, pixels, layer)
     where = "scikit-learn's china.jpg" if image is None else str(image.name)
     return Case(problem, inputs, f"captured from {suite['model']} at {size} px on {where}, layer {layer}")

@@ -13,7 +13,7 @@ from scanlab.mixer.causal_conv1d import (
     causal_conv1d_update_reference,
     final_states,
 )
-from scanlab.mixer.native import implementation
+from scanlab.mixer.native import implementation, in_torch
 from scanlab.mixer.selective_state_update import selective_state_update, selective_state_update_reference
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "causal_conv1d_update_reference",
     "final_states",
     "implementation",
+    "in_torch",
     "selective_state_update",
     "selective_state_update_reference",
 ]

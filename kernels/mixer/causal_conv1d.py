@@ -55,6 +55,8 @@ def causal_conv1d(
             raise ProblemError("initial_states and seq_idx are given: a packed batch has no one state to begin with.")
         expect("initial_states", initial_states, (*x.shape[:2], weight.shape[1] - 1), x)
     if not serves(x):
+        if seq_idx is None and initial_states is None:
+            return _as_image(x, weight, bias, activation, reverse)
         return causal_conv1d_reference(
             x, weight, bias, seq_idx=seq_idx, initial_states=initial_states, activation=activation, reverse=reverse
         )
@@ -84,8 +86,8 @@ def causal_conv1d_bidirectional(
         expect("bias_back", bias_back, (x.shape[1],), x)
     if not serves(x):
         return (
-            causal_conv1d_reference(x, weight, bias, activation=activation),
-            causal_conv1d_reference(x, weight_back, bias_back, activation=activation, reverse=True),
+            _as_image(x, weight, bias, activation, reverse=False),
+            _as_image(x, weight_back, bias_back, activation, reverse=True),
         )
     outs: tuple[Tensor, Tensor] = torch.ops.scanlab_mixer.causal_conv1d(
         x, weight, bias, weight_back, bias_back, None, None, activation is not None
@@ -198,6 +200,22 @@ def causal_conv1d_reference(
     if seq_idx is not None:
         total = torch.where((seq_idx >= 0)[:, None], total, 0.0)
     return total.to(x.dtype)
+
+
+def _as_image(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation, reverse: bool) -> Tensor:
+    """The same, convolved by torch as an image one pixel high.
+
+    On a CPU torch convolves dim-last images without copies, several times as fast as `conv1d` convolves the
+    transposed sequence and two to three times as fast as one multiply-add for each tap.
+    """
+    width, length = weight.shape[1], x.shape[2]
+    taps = weight.to(wide(x).dtype)[:, None, None]
+    taps = taps.flip(-1) if reverse else taps
+    offset = None if bias is None else bias.to(taps.dtype)
+    padded = F.conv2d(wide(x)[:, :, None], taps, offset, padding=(0, width - 1), groups=len(weight))
+    first = width - 1 if reverse else 0
+    out = padded[:, :, 0, first : first + length]
+    return (out if activation is None else F.silu(out)).to(x.dtype)
 
 
 def _padded(x: Tensor, width: int, initial_states: Tensor | None, reverse: bool) -> Tensor:

@@ -9,6 +9,9 @@ from __future__ import annotations
 import functools
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Literal
 
@@ -65,9 +68,22 @@ def implementation() -> Literal["native", "torch"]:
     return "native"
 
 
+_only_torch = ContextVar("_only_torch", default=False)
+
+
+@contextmanager
+def in_torch() -> Iterator[None]:
+    """Run the mixer's ops in PyTorch inside this block: for one forward pass, building takes longer than it saves."""
+    token = _only_torch.set(True)
+    try:
+        yield
+    finally:
+        _only_torch.reset(token)
+
+
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch leaves it untyped
 def _is_native() -> bool:
-    return implementation() == "native"
+    return not _only_torch.get() and implementation() == "native"
 
 
 def serves(tensor: Tensor) -> bool:

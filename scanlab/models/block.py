@@ -5,12 +5,13 @@ Source: hustvl/Vim@dd0358a, vim/models_mamba.py, Block; mamba-1p1p1/mamba_ssm/op
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scanlab.mixer import add_norm as fused_add_norm
 from scanlab.models.mixer import Mixer, widen
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ class RMSNorm(nn.Module):
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim))
 
+    def parts(self) -> tuple[Tensor, Tensor | None, float, Literal["rms", "layer"]]:
+        """Weight, bias, epsilon and kind."""
+        return self.weight, None, self.eps, "rms"
+
     def forward(self, x: Tensor) -> Tensor:
         """x (..., dim), computed in at least float32, returned in the dtype of x."""
         wide = widen(x)
@@ -34,6 +39,10 @@ class RMSNorm(nn.Module):
 
 class LayerNorm(nn.LayerNorm):
     """torch's LayerNorm, which takes inputs wider than its weights."""
+
+    def parts(self) -> tuple[Tensor, Tensor | None, float, Literal["rms", "layer"]]:
+        """Weight, bias, epsilon and kind."""
+        return self.weight, self.bias, self.eps, "layer"
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., dim), computed in at least float32, returned in the dtype of x."""
@@ -52,8 +61,8 @@ def add_norm(
     In float32 there is no difference.
     """
     if fused:
-        total = widen(hidden) if residual is None else widen(hidden) + residual
-        return norm(total).to(hidden.dtype), total if residual_in_fp32 else total.to(hidden.dtype)
+        weight, bias, eps, kind = norm.parts()
+        return fused_add_norm(hidden, residual, weight, bias, eps=eps, kind=kind, residual_in_fp32=residual_in_fp32)
     total = hidden if residual is None else residual + hidden
     return norm(total.to(norm.weight.dtype)), widen(total) if residual_in_fp32 else total
 

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scanlab.errors import ProblemError
+from scanlab.mixer import causal_conv1d, causal_conv1d_bidirectional
 from scanlab.problem import ScanInputs
 
 if TYPE_CHECKING:
@@ -157,27 +158,28 @@ class Mixer(nn.Module):
             F.linear(hidden, self.in_proj.weight[half], None if self.in_proj.bias is None else self.in_proj.bias[half])
             for half in (slice(inner), slice(inner, None))
         )
-        ahead = self._scan_inputs(x, z, self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D)
         if self.bimamba_type == "v2":
-            weights = self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b
-            return ahead, self._scan_inputs(x, z, *weights, backward=True)
+            u, u_back = causal_conv1d_bidirectional(x.mT, *_taps(self.conv1d), *_taps(self.conv1d_b), activation="silu")
+            return (
+                self._scan_inputs(u.mT, z, self.x_proj, self.dt_proj, self.A_log, self.D),
+                self._scan_inputs(u_back.mT, z, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b),
+            )
+        u = causal_conv1d(x.mT, *_taps(self.conv1d), activation="silu").mT
+        ahead = self._scan_inputs(u, z, self.x_proj, self.dt_proj, self.A_log, self.D)
         if self.bimamba_type == "v1":
             return ahead, ahead.with_tensors(A=-torch.exp(_weight(self.A_b_log, x)))
         return (ahead,)
 
     def _scan_inputs(
         self,
-        x: Tensor,
+        u: Tensor,
         z: Tensor,
-        convolution: nn.Conv1d,
         x_proj: nn.Linear,
         dt_proj: nn.Linear,
         A_log: Tensor,
         D: Tensor,
-        backward: bool = False,
     ) -> ScanInputs:
-        """One direction's scan inputs in natural time order, views of dim-last tensors."""
-        u = F.silu(depthwise_convolution(x, convolution, backward))
+        """One direction's scan inputs in natural time order, views of the dim-last u, z and projections of u."""
         low_rank, B, C = torch.split(x_proj(u), [self.rank, A_log.shape[1], A_log.shape[1]], dim=-1)
         return ScanInputs(
             u=u.mT,
@@ -201,17 +203,6 @@ def _weight(values: Tensor, u: Tensor) -> Tensor:
     return widen(values).to(torch.promote_types(u.dtype, torch.float32))
 
 
-def depthwise_convolution(x: Tensor, convolution: nn.Conv1d, backward: bool = False) -> Tensor:
-    """Each channel of x (batch, length, dim) convolved over the time steps up to its own; the same shape.
-
-    Backward: over its own time step and those after it, which equals reversing x, convolving and reversing
-    back. Computed as an image one pixel high, because on a CPU torch convolves dim-last images without copies,
-    and several times as fast as `conv1d` convolves the transposed sequence.
-    """
-    (width,) = convolution.kernel_size
-    weight = convolution.weight[:, :, None]
-    if backward:
-        weight = weight.flip(-1)
-    padded = F.conv2d(x.mT[:, :, None], weight, convolution.bias, padding=(0, width - 1), groups=convolution.groups)
-    first = width - 1 if backward else 0
-    return padded[:, :, 0, first : first + x.shape[1]].mT
+def _taps(convolution: nn.Conv1d) -> tuple[Tensor, Tensor | None]:
+    """Weight (dim, width) and bias (dim,) of a depthwise convolution."""
+    return convolution.weight[:, 0], convolution.bias

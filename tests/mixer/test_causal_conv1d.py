@@ -47,6 +47,24 @@ def test_official_values_and_gradients(case: GoldenCase, which: str) -> None:
     assert torch.equal(states.double(), case.tensor("final_states"))
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("activation", [None, "silu"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_without_a_compiler_torch_convolves_the_same(layout: str, activation: str | None, reverse: bool) -> None:
+    x, weight, bias = sequences(2, 6, 11, layout), torch.randn(6, 4), torch.randn(6)
+    back = torch.randn(6, 4)
+    with mixer.in_torch():
+        out = mixer.causal_conv1d(x, weight, bias, activation=activation, reverse=reverse)
+        both = mixer.causal_conv1d_bidirectional(x, weight, bias, back, None, activation=activation)
+    truth = mixer.causal_conv1d_reference(x, weight, bias, activation=activation, reverse=reverse)
+    truths = (
+        mixer.causal_conv1d_reference(x, weight, bias, activation=activation),
+        mixer.causal_conv1d_reference(x, back, None, activation=activation, reverse=True),
+    )
+    for got, expected in zip((out, *both), (truth, *truths), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+
+
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     isa=st.sampled_from(INSTRUCTION_SETS),
