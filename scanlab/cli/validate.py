@@ -1,8 +1,9 @@
-"""`scanlab validate`: the model on an image under every backend."""
+"""`scanlab validate`: models as judges of every backend."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -12,65 +13,118 @@ from rich.table import Table
 
 from scanlab import registry
 from scanlab.cli.console import AsJson, Exit, notes, out, print_json
+from scanlab.deploy.profile import load_profile
 from scanlab.errors import InputError
 from scanlab.models.capture import trained_like_
 from scanlab.models.images import open_image, prepare, sample_photograph
 from scanlab.models.vision_mamba import RELEASED
-from scanlab.validate import Validation
+from scanlab.validate import TASK_BUDGETS, TaskValidation, Validation, profiled_selections, validate_task
 from scanlab.validate import validate as validate_model
+
+DIGITS = "digits"
 
 
 def validate(
     image: Annotated[Path | None, typer.Argument(help="A photograph; one that ships with scikit-learn.")] = None,
-    model: Annotated[str, typer.Option(help="vim-tiny, vim-small, vim-base or a stride8 kin.")] = "vim-tiny",
+    model: Annotated[
+        str, typer.Option(help="vim-tiny, vim-small, vim-base or a stride8 kin; digits for the trained model alone.")
+    ] = "vim-tiny",
     size: Annotated[int, typer.Option(help="Pixels along one side of the image that the model sees.")] = 224,
-    backends: Annotated[str | None, typer.Option(help="Separated by spaces; all by default.")] = None,
+    backends: Annotated[
+        str | None, typer.Option(help="Separated by spaces; by default all, and what this machine's profile deploys.")
+    ] = None,
+    dtypes: Annotated[
+        str | None, typer.Option(help="Of the trained model, separated by spaces; all by default.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """The model on an image under every backend: logits and classes against the float64 model, latency, memory.
+    """Models under every backend: digits that were held out in every dtype, and a photograph in float32.
 
-    Exits with 1 where a backend breaks the logit budget or changes the first class.
+    The digits are read by a small trained model; the model on the photograph has trained-like weights, and is timed.
+    Exits with 1 where a backend breaks a logit budget or changes first classes.
     Example: `scanlab validate photo.jpg --model vim-small`
     """
     name = model.replace("-", "_")
-    if name not in RELEASED:
-        raise InputError(f"--model {model}: must be one of {', '.join(each.replace('_', '-') for each in RELEASED)}.")
-    photograph = sample_photograph() if image is None else open_image(image)
-    build = functools.partial(RELEASED[name], img_size=size)
-    weights = trained_like_(build(scan="reference")).state_dict()
-    selections = backends.split() if backends else [each.name for each in registry.load_all()[0]]
+    if name != DIGITS and name not in RELEASED:
+        known = ", ".join(each.replace("_", "-") for each in (*RELEASED, DIGITS))
+        raise InputError(f"--model {model}: must be one of {known}.")
+    chosen = dtypes.split() if dtypes else list(TASK_BUDGETS)
+    for dtype in chosen:
+        if dtype not in TASK_BUDGETS:
+            raise InputError(f"--dtypes {dtype}: must be of {', '.join(TASK_BUDGETS)}.")
+    photograph = None
+    if name != DIGITS:
+        photograph = sample_photograph() if image is None else open_image(image)
+    elif image is not None:
+        raise InputError(f"{image} with --model {DIGITS}: the trained model reads its own digits; leave the image out.")
+    every = [*(each.name for each in registry.load_all()[0]), *profiled_selections(load_profile())]
+    selections = backends.split() if backends else every
+    shown: list[Validation] = []
     with notes.status("") as status:
-        results = validate_model(
-            build, weights, prepare(photograph, size)[None], selections, lambda step: status.update(f"validate: {step}")
-        )
+
+        def say(step: str) -> None:
+            status.update(f"validate: {step}")
+
+        task = validate_task(selections, chosen, say)
+        if photograph is not None:
+            build = functools.partial(RELEASED[name], img_size=size)
+            weights = trained_like_(build(scan="reference")).state_dict()
+            shown = validate_model(build, weights, prepare(photograph, size)[None], selections, say)
     if as_json:
-        print_json([result.to_json() for result in results])
+        print_json({"digits": [each.to_json() for each in task], "photograph": [each.to_json() for each in shown]})
     else:
-        _show(results)
-    if not all(result.passed for result in results):
+        _show_task(task)
+        _show(shown)
+    if not all(result.passed for result in (*task, *shown)):
         raise typer.Exit(Exit.CHECK_FAILED)
 
 
-def _show(results: list[Validation]) -> None:
-    table = Table(
-        "backend", "verdict", "logits off by", "top 1", "top 5", "forward pass", "memory", box=None, pad_edge=False
+def _show_task(results: Sequence[TaskValidation]) -> None:
+    table = _table("dtype", "verdict", "read rightly", "as in float64", "logits off by")
+    for result in results:
+        numbers: tuple[str, ...] = ()
+        if result.accuracy is not None and result.top1_agreement is not None:
+            numbers = (f"{result.accuracy:.1%}", f"{result.top1_agreement:.1%}", f"{result.logit_error:.1e}")
+        table.add_row(result.selection, result.dtype, _verdict(result, ran=bool(numbers)), *numbers)
+    _print(
+        "The trained digits model on digits that were held out; errors as shares of the largest logit", table, results
     )
+
+
+def _show(results: Sequence[Validation]) -> None:
+    table = _table("verdict", "logits off by", "top 1", "top 5", "forward pass", "memory")
     for result in results:
         if result.latency_ms is None or result.logit_difference is None or result.top5_agreement is None:
-            table.add_row(result.backend, "[dim]did not run[/]")
+            table.add_row(result.selection, _verdict(result, ran=False))
             continue
         first, middle, third = result.latency_ms
         memory = "unknown" if result.peak_bytes is None else f"{result.peak_bytes / 2**20:.1f} MiB"
         table.add_row(
-            result.backend,
-            "[green]ok[/]" if result.passed else "[bold red]wrong[/]",
+            result.selection,
+            _verdict(result, ran=True),
             f"{result.logit_difference:.1e}",
             "same" if result.top1_agrees else "differs",
             f"{result.top5_agreement:.0%}",
             f"{middle:.1f} ms ({first:.1f} to {third:.1f})",
             memory,
         )
+    if results:
+        _print("The model on a photograph, beside the float64 model", table, results)
+
+
+def _table(*columns: str) -> Table:
+    return Table("backend", *columns, box=None, pad_edge=False)
+
+
+def _verdict(result: Validation | TaskValidation, ran: bool) -> str:
+    if not result.passed:
+        return "[bold red]failed[/]"
+    return "[green]ok[/]" if ran else "[dim]did not run[/]"
+
+
+def _print(title: str, table: Table, results: Sequence[Validation | TaskValidation]) -> None:
+    out.print(f"[bold]{title}[/]")
     out.print(table)
-    for result in results:
-        if result.reason:
-            out.print(f"[bold]{result.backend}[/]: {escape(result.reason)}")
+    for selection, reason in dict.fromkeys((each.selection, each.reason) for each in results if each.reason):
+        out.print(f"[bold]{selection}[/]: {escape(reason)}")
+    out.print()
