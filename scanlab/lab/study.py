@@ -11,12 +11,12 @@ import itertools
 import json
 import math
 import os
-import socket
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +30,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from scanlab.backend import Backend
 from scanlab.errors import ResultsError
+from scanlab.lab import owner
 from scanlab.lab.prove import Proven, Setting
 from scanlab.lab.results import Trial
 from scanlab.space import Config, Value, config_key
@@ -65,6 +66,7 @@ class Search:
         recorded: Sequence[Trial],
         storage: optuna.storages.BaseStorage,
         max_error: float = math.inf,
+        reload: Callable[[], Sequence[Trial]] = tuple,
     ) -> None:
         self.backend = backend
         self.problem = setting.problem
@@ -80,9 +82,9 @@ class Search:
         legal = list(itertools.islice(backend.space.configs(setting.problem), EXHAUSTIVE_SIZE + 1))
         self._legal = {config_key(config) for config in legal} if len(legal) <= EXHAUSTIVE_SIZE else None
         self._distributions = {choice.name: CategoricalDistribution(choice.values) for choice in backend.space.choices}
-        for trial in recorded:
-            if self._is_ours(trial, setting, anchor):
-                self._keep(trial)
+        self._is_ours = partial(_is_of, backend, setting, anchor)
+        self._reload = reload
+        self._absorb(recorded)
         with _quiet():
             self._everything = _Everything(seed=setting.seed, avoid_premature_stop=True)
             self._learning = TPESampler(seed=setting.seed, group=True)
@@ -92,7 +94,7 @@ class Search:
                 sampler=self._everything,
                 load_if_exists=True,
             )
-        self._reconcile()
+        self._told = self._reconcile()
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -119,6 +121,7 @@ class Search:
 
         Every configuration is tried where `available_s` suffices for that, and otherwise TPE chooses.
         """
+        self._learn_from_others()
         if self.left == 0:
             return None
         everything_s = (self.left or 0) * (statistics.median(self._durations_s) if self._durations_s else 0.0)
@@ -127,7 +130,7 @@ class Search:
         grid = math.prod(len(each.choices) for each in self._distributions.values())
         for _ in range(MOST_REPEATS + (grid if exhaustive else 0)):
             asked = self.study.ask()
-            asked.set_user_attr("owner", _this_process())
+            asked.set_user_attr("owner", owner.this_process())
             config = self._suggested(asked)
             known = self._records.get(config_key(config))
             if known is not None:
@@ -166,21 +169,18 @@ class Search:
             config[choice.name] = value
         return config
 
-    def _is_ours(self, trial: Trial, setting: Setting, anchor: Proven) -> bool:
-        return (
-            trial.phase == "search"
-            and trial.identity
-            == (
-                setting.machine.silicon_id,
-                setting.machine.software_id,
-                setting.problem.key,
-                setting.inputs_label,
-                self.backend.name,
-                self.backend.source_hash,
-                config_key(trial.config),
-            )
-            and (trial.measurement is None or trial.measurement.anchor_source_hash == anchor.backend.source_hash)
-        )
+    def _absorb(self, recorded: Sequence[Trial]) -> None:
+        for trial in recorded:
+            if config_key(trial.config) not in self._records and self._is_ours(trial):
+                self._keep(trial)
+
+    def _learn_from_others(self) -> None:
+        """Take in what another process has recorded of the same search since the last look."""
+        everyone = self.study.get_trials(deepcopy=False)
+        told = {each.user_attrs["record"] for each in everyone if "record" in each.user_attrs}
+        if told - self._told - {trial.id for trial in self._records.values()}:
+            self._absorb(self._reload())
+        self._told |= told
 
     def _keep(self, trial: Trial) -> None:
         self._records[config_key(trial.config)] = trial
@@ -199,12 +199,15 @@ class Search:
         else:
             self.study.tell(asked, log_ratio(trial))
 
-    def _reconcile(self) -> None:
-        """Make the study say what the records say: free what dead processes held, add what it does not know."""
+    def _reconcile(self) -> set[str]:
+        """Make the study say what the records say: free what dead processes held, add what it does not know.
+
+        Returns the records that it has been told of.
+        """
         known: set[str] = set()
         waiting: set[str] = set()
         for told in self.study.get_trials(deepcopy=False):
-            if told.state == TrialState.RUNNING and not _alive(told):
+            if told.state == TrialState.RUNNING and not _held(told):
                 self._free(told)
             elif told.state == TrialState.WAITING:
                 waiting.add(config_key(told.system_attrs.get("fixed_params", {})))
@@ -216,6 +219,7 @@ class Search:
         defaults = self.backend.space.defaults
         if config_key(defaults) not in self._records.keys() | waiting:
             self.study.enqueue_trial(defaults)
+        return known
 
     def _free(self, told: FrozenTrial) -> None:
         """Let a trial whose process died be asked for again, unless it looks like the cause.
@@ -243,6 +247,31 @@ class Search:
             distributions=dict(self._distributions),
             user_attrs={"record": trial.id} | ({} if measured else {"reason": trial.reason}),
         )
+
+
+def _is_of(backend: Backend, setting: Setting, anchor: Proven, trial: Trial) -> bool:
+    """Whether `trial` belongs to the search of `backend` in this setting beside this anchor."""
+    identity = (
+        setting.machine.silicon_id,
+        setting.machine.software_id,
+        setting.problem.key,
+        setting.inputs_label,
+        backend.name,
+        backend.source_hash,
+        config_key(trial.config),
+    )
+    same_anchor = trial.measurement is None or (
+        trial.measurement.anchor_source_hash == anchor.backend.source_hash
+        and trial.measurement.anchor_config == anchor.config
+    )
+    return trial.phase == "search" and trial.state != "rejected" and trial.identity == identity and same_anchor
+
+
+def _held(told: FrozenTrial) -> bool:
+    """Whether a process still works on a running trial."""
+    begun = told.datetime_start
+    age_s = math.inf if begun is None else time.time() - begun.timestamp()
+    return owner.holds(told.user_attrs.get("owner"), age_s)
 
 
 class _Everything(BruteForceSampler):
@@ -423,40 +452,3 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         yield
-
-
-def _this_process() -> dict[str, str | int]:
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
-
-
-def _alive(told: FrozenTrial) -> bool:
-    """Whether the process that holds a running trial still runs; another host is believed to for an hour."""
-    owner = told.user_attrs.get("owner")
-    if owner is None or owner["host"] != socket.gethostname():
-        begun = told.datetime_start
-        return begun is not None and time.time() - begun.timestamp() < (10 if owner is None else 3600)
-    return bool(_started(owner["pid"]) == owner["started"] != "")
-
-
-def _started(pid: int) -> str:
-    """When a process was started, in the words of the system; "" where it does not run.
-
-    A pid alone may belong to another process by now.
-    """
-    if Path("/proc/self/stat").exists():
-        try:
-            # The second field is the command in parentheses, which may hold spaces.
-            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19] + _boot()
-        except OSError:
-            return ""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return ""
-    except PermissionError:
-        pass
-    return "running"
-
-
-def _boot() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

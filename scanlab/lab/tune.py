@@ -159,7 +159,8 @@ def tune(
         recorded = [trial for trial in loaded.trials if trial.backend == backend.name]
         refusal = backend.unavailable() or backend.rejects(problem)
         if refusal is None:
-            run.searches.append(Search(backend, setting, yardstick, recorded, opened, max_error))
+            search = Search(backend, setting, yardstick, recorded, opened, max_error, lambda: results.load().trials)
+            run.searches.append(search)
         else:
             run.refuse(backend, refusal, recorded)
     outcome: Race | None = None

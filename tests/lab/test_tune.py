@@ -354,6 +354,16 @@ def test_a_process_that_died_while_asking_leaves_a_search_that_goes_on(tmp_path,
     assert {told.state.name for told in storage.get_all_trials(summary._study_id)} <= {"COMPLETE", "PRUNED"}
 
 
+def test_two_tuners_at_once_share_the_work(tmp_path):
+    with start(tmp_path, "sleepy") as one, start(tmp_path, "sleepy") as other:
+        outputs = [worker.communicate()[0].split() for worker in (one, other)]
+    assert all(output[-1] == "done" for output in outputs)
+    searched = [trial for trial in Results(tmp_path).load().trials if trial.phase == "search"]
+    assert {trial.config["delay_ms"] for trial in searched} == {float(step) for step in range(12)}
+    # Both may begin with the default, and both may ask for the last ones at the same moment.
+    assert len(searched) <= 12 + 3
+
+
 def test_a_configuration_that_kills_its_process_is_tried_a_few_times_and_then_recorded(tmp_path):
     for _ in range(2):
         with start(tmp_path, "lethal") as worker:
