@@ -2,8 +2,8 @@
 
 A step size near 0 lets a patch pass unnoticed and keeps the memory of what came before; a large one overwrites it. Maps
 of the mean over channels, one for each layer and direction, each as a multiple of its own mean: for the trained digits
-model on held-out digits, and for Vim-tiny on a photograph. Vim-tiny's weights are trained-like noise, which shows how
-much of a map is the image and the patch grid alone; `--weights vim_tiny` fetches those that were trained on ImageNet.
+model on held-out digits, and for Vim-tiny on photographs; the table asks whether ink alone decides. Vim-tiny's weights
+are trained-like noise, which shows how much of a map is the image alone; `--weights vim_tiny` fetches trained ones.
 
     python experiments/selectivity.py
 """
@@ -32,6 +32,7 @@ from scanlab.report.style import applied, sheet
 from scanlab.report.units import three_digits
 
 DIRECTIONS = ("forward", "backward")
+LAYERS = (0, 7, 15, 23)  # of Vim-tiny
 
 
 class Listener:
@@ -59,27 +60,27 @@ def step_maps(model: VisionMamba, images: Tensor) -> NDArray[np.float32]:
     return steps[..., patches].unflatten(-1, model.patch_embed.grid_size).numpy()
 
 
+Row = dict[str, NDArray[np.float32]]
+
+
 @applied()
-def picture(
-    shown: Sequence[NDArray[np.float32]], maps: NDArray[np.float32], layers: Sequence[int], title: str, caption: str
-) -> Figure:
-    """Each image in a row of its own, followed by its maps: the layers forward, then backward."""
-    columns = 1 + len(DIRECTIONS) * len(layers)
-    tile = 7.6 / columns
+def picture(rows: Sequence[Row], title: str, caption: str) -> Figure:
+    """Rows of an image and its maps by heading, each map divided by its mean; headings stand where they change."""
+    columns = len(rows[0])
     subtitle = "Mean step size of each patch, as a multiple of the mean over its map; bright patches are written down."
-    made = sheet(7.6, len(shown) * tile + 0.9, title, subtitle, caption, columns, len(shown))
-    relative = maps[list(layers)] / maps[list(layers)].mean(axis=(-2, -1), keepdims=True)
-    low, high = np.quantile(relative, (0.01, 0.99))
-    for row, image in enumerate(shown):
-        own = made.axes[row * columns : (row + 1) * columns]
-        own[0].imshow(image, cmap="gray_r" if image.ndim == 2 else None)
-        panels = [(way, place) for way in range(len(DIRECTIONS)) for place in range(len(layers))]
-        for axes, (way, place) in zip(own[1:], panels, strict=True):
-            heat = axes.imshow(relative[place, way, row], cmap="magma", vmin=low, vmax=high)
-            if row == 0:
-                axes.set_title(f"{DIRECTIONS[way]}\nlayer {layers[place] + 1}", size=7.5)
-        for axes in own:
-            axes.set_axis_off()
+    made = sheet(7.6, len(rows) * 7.6 / columns + 0.9, title, subtitle, caption, columns, len(rows))
+    relative = [{name: steps / steps.mean() for name, steps in list(row.items())[1:]} for row in rows]
+    low, high = np.quantile(np.concatenate([steps.ravel() for row in relative for steps in row.values()]), (0.01, 0.99))
+    for number, axes in enumerate(made.axes):
+        row, column = divmod(number, columns)
+        heading = list(rows[row])[column]
+        axes.set_axis_off()
+        if column == 0:
+            axes.imshow(rows[row][heading], cmap="gray_r")
+            continue
+        heat = axes.imshow(relative[row][heading], cmap="magma", vmin=low, vmax=high)
+        if row == 0 or heading not in rows[row - 1]:
+            axes.set_title(heading, size=7.5)
     bar = made.figure.colorbar(heat, ax=made.axes, location="bottom", fraction=0.03, pad=0.02, shrink=0.5)
     bar.set_label("times the mean step size", size=8.0)
     return made.figure
@@ -101,18 +102,26 @@ def main(weights: str | None = None, size: int = 448, out: Path = common.RESULTS
     maps = step_maps(digits_model(), digits.images)
     ink = F.avg_pool2d(digits.images, 2, stride=1)[:, 0].numpy()
     numbers = summary(maps, ink)
-    text = numbers.astype(object).map(lambda value: value if isinstance(value, str) else three_digits(value))
-    one_of_each = [int((digits.labels == label).nonzero()[0]) for label in range(10)]
-    written = list(digits.images[one_of_each, 0].numpy())
-    title = "Step sizes of the trained digits model"
-    pictures = {"digits": picture(written, maps[:, :, one_of_each], range(len(maps)), title, caption)}
+    text = numbers.map(lambda value: three_digits(value) if isinstance(value, float) else str(value))
+    ways = [(way, layer) for way in range(2) for layer in range(len(maps))]
+    rows: list[Row] = []
+    for label in range(10):
+        first = int((digits.labels == label).nonzero()[0])
+        heard = {f"{DIRECTIONS[way]}\nlayer {layer + 1}": maps[layer, way, first] for way, layer in ways}
+        rows.append({"digit": digits.images[first, 0].numpy(), **heard})
+    pictures = {"digits": picture(rows, "Step sizes of the trained digits model", caption)}
 
     model = open_model(weights, img_size=size) if weights else trained_like_(vim_tiny(img_size=size)).eval()
     photographs = torch.stack([prepare(sample_photograph(name), size) for name in SAMPLES])
     pixels = photographs * torch.tensor(IMAGENET_STD)[:, None, None] + torch.tensor(IMAGENET_MEAN)[:, None, None]
-    shown = list(pixels.clamp(0, 1).permute(0, 2, 3, 1).numpy())
-    title = f"Step sizes of Vim-tiny, {weights or 'trained-like weights'}"
-    pictures["photographs"] = picture(shown, step_maps(model, photographs), (0, 7, 15, 23), title, caption)
+    shown = pixels.clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    maps = step_maps(model, photographs)
+    rows = [
+        {"image": image, **{f"{name}, layer {layer + 1}": maps[layer, way, index] for layer in LAYERS}}
+        for way, name in enumerate(DIRECTIONS)
+        for index, image in enumerate(shown)
+    ]
+    pictures["photographs"] = picture(rows, f"Step sizes of Vim-tiny, {weights or 'trained-like weights'}", caption)
     common.write_page(out, __doc__, caption, pictures, {"Steps of the digits model": text}, numbers)
 
 

@@ -75,7 +75,7 @@ def validate(
     else:
         _show_task(task)
         _show(shown)
-    if not all(result.passed for result in (*task, *shown)):
+    if not (all(each.passed for each in task) and all(each.passed for each in shown)):
         raise typer.Exit(Exit.CHECK_FAILED)
 
 
