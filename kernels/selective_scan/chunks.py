@@ -1,28 +1,39 @@
 """The scan chunk by chunk: time first, channels adjacent, the state carried from one chunk to the next.
 
-Nothing of the size (batch, dim, length, state) ever exists. Where gradients are wanted, each chunk keeps its
-slice of the operands and the state before it, and is computed again in the backward pass.
+Nothing of the size (batch, dim, length, state) ever exists. Where gradients are wanted, the operands and the
+state before each chunk are kept, and each chunk is computed again in the backward pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from itertools import repeat
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from scanlab.kernels import pointwise, recurrence
 from scanlab.kernels.recurrence import Solver
 from scanlab.problem import ScanInputs, ScanOutput, ScanProblem
 
-# (u, delta, A, B, C, h) of one chunk -> (y, last h).  All are contiguous; `chunk` comes first in what varies:
-#   u, delta, y  (chunk, batch, groups, channels)         A  (groups, state, channels)
-#   B, C         (chunk, batch, groups, state, 1), or constant (1, 1, groups, state, channels)
-#   h            (batch, groups, state, channels)
-Step = Callable[..., tuple[Tensor, Tensor]]
+Kernel = Callable[..., Sequence[Tensor]]
+
+
+class Step(NamedTuple):
+    """What one chunk computes; every operand is contiguous, and `chunk` comes first in what varies over time.
+
+    forward   (u, delta, A, B, C, h) -> (y, last h)
+    backward  (u, delta, A, B, C, h, grad_y, grad_h) -> the gradients of the six
+
+    u, delta, y  (chunk, batch, groups, channels)       A  (groups, state, channels)
+    B, C         (chunk, batch, groups, state, 1), or constant (1, 1, groups, state, channels)
+    h            (batch, groups, state, channels)
+    """
+
+    forward: Kernel
+    backward: Kernel
 
 
 def scan(inputs: ScanInputs, problem: ScanProblem, chunk: int, step: Step, whole: bool = False) -> ScanOutput:
@@ -34,23 +45,64 @@ def scan(inputs: ScanInputs, problem: ScanProblem, chunk: int, step: Step, whole
     operands = pointwise.operands(inputs, problem)
     missing = -problem.length % chunk if whole else 0
 
-    def varying(values: Tensor) -> Iterable[Tensor]:
+    def time_first(values: Tensor) -> Tensor:
         first = F.pad(values, (0, missing)).movedim(-1, 0)
         # The channels become the last axis: they are many and their operands adjacent, the states are few.
-        return torch.split((first.mT if first.dim() == 5 else first).contiguous(), chunk)
+        ordered: Tensor = first.mT if first.dim() == 5 else first
+        return ordered.contiguous()
 
-    def projection(given: Tensor, values: Tensor) -> Iterable[Tensor]:
+    def projection(given: Tensor, values: Tensor) -> Tensor:
         if given.dim() == 2:  # not expanded over time: its gradient would be of the size this scan avoids
-            return repeat(given.unflatten(0, operands.A.shape[:2]).mT.contiguous()[None, None])
-        return varying(values)
+            constant: Tensor = given.unflatten(0, operands.A.shape[:2]).mT.contiguous()
+            return constant[None, None]
+        return time_first(values)
 
-    A, h = operands.A.mT.contiguous(), operands.h.mT.contiguous()
-    B, C = projection(inputs.B, operands.B), projection(inputs.C, operands.C)
-    y = []
-    for part in zip(varying(operands.u), varying(operands.delta), repeat(A), B, C, strict=False):  # constants never end
-        outputs, h = step(*part, h)
-        y.append(outputs)
-    return pointwise.finish(torch.cat(y)[: problem.length].movedim(0, -1), h.mT, inputs)
+    y, h = _Chunks.apply(  # type: ignore[no-untyped-call]
+        step,
+        chunk,
+        time_first(operands.u),
+        time_first(operands.delta),
+        operands.A.mT.contiguous(),
+        projection(inputs.B, operands.B),
+        projection(inputs.C, operands.C),
+        operands.h.mT.contiguous(),
+    )
+    return pointwise.finish(y[: problem.length].movedim(0, -1), h.mT, inputs)
+
+
+class _Chunks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, step: Step, chunk: int, *operands: Tensor) -> tuple[Tensor, Tensor]:
+        *others, h = operands
+        u, A = others[0], others[2]
+        y, before = torch.empty(u.shape, dtype=A.dtype, device=u.device), []
+        for start in range(0, len(u), chunk):
+            before.append(h)
+            y[start : start + chunk], h = step.forward(*_during(others, start, chunk), h)
+        ctx.step, ctx.chunk = step, chunk
+        ctx.save_for_backward(*others, *before)
+        return y, h
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor, grad_h: Tensor) -> tuple[Tensor | None, ...]:
+        operands, before = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
+        gradients = [torch.zeros_like(operand) for operand in operands]
+        grad_y, grad_h = grad_y.contiguous(), grad_h.contiguous()
+        for index in reversed(range(len(before))):
+            start = index * ctx.chunk
+            given = (*_during(operands, start, ctx.chunk), before[index], grad_y[start : start + ctx.chunk], grad_h)
+            *found, grad_h = ctx.step.backward(*given)
+            for gradient, share in zip(_during(gradients, start, ctx.chunk), found, strict=True):
+                gradient += share
+        return None, None, *gradients, grad_h
+
+
+def _during(tensors: Sequence[Tensor], start: int, chunk: int) -> list[Tensor]:
+    """(u, delta, A, B, C), or their gradients, from `start` on for a chunk; what does not vary is there as a whole."""
+    u, delta, A, B, C = tensors
+    now = slice(start, start + chunk)
+    return [u[now], delta[now], A, *(each[now] if len(each) == len(u) else each for each in (B, C))]
 
 
 def eager(solve: Solver) -> Step:
@@ -72,13 +124,16 @@ def eager(solve: Solver) -> Step:
         states = recurrence.solved(decay, drive, h, solve)
         return torch.mul(states, C, out=for_decay).sum(-2), states[-1].clone()
 
-    def step(*part: Tensor) -> tuple[Tensor, Tensor]:
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in part):
-            result: tuple[Tensor, Tensor] = checkpoint(compute, *part, use_reentrant=False, preserve_rng_state=False)
-            return result
+    def forward(*part: Tensor) -> tuple[Tensor, Tensor]:
         u, h = part[0], part[-1]
         if not buffers:  # the same memory in every chunk, and so it stays in the cache
             buffers.extend(h.new_empty((len(u), *h.shape)) for _ in range(2))
         return compute(*part, *(buffer[: len(u)] for buffer in buffers))
 
-    return step
+    def backward(*tensors: Tensor) -> tuple[Tensor, ...]:
+        part = [tensor.detach().requires_grad_() for tensor in tensors[:6]]
+        with torch.enable_grad():
+            results = compute(*part)
+        return torch.autograd.grad(results, part, tensors[6:])
+
+    return Step(forward, backward)

@@ -11,23 +11,21 @@ from __future__ import annotations
 import functools
 import shlex
 import sysconfig
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from scanlab.backend import EVERY_DIRECTION, Backend, Capabilities, ScanFn
 from scanlab.kernels import chunks, directions, extension, pointwise
+from scanlab.kernels.chunks import Kernel
 from scanlab.problem import ScanProblem
 from scanlab.space import Choice, Config, Space
 from scanlab.threads import pinned, threads_choice, torch_threads
-
-Kernel = Callable[..., Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -107,20 +105,6 @@ def backward_kernel(body: Body) -> Kernel:
     return _compile(unrolled_gradient, (*examples, *gradients), body.threads)
 
 
-class _Chunk(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, body: Body, *part: Tensor) -> tuple[Tensor, ...]:
-        ctx.body = body
-        ctx.save_for_backward(*part)
-        return tuple(forward_kernel(body)(*part))  # autograd sees no outputs in a list
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        kernel = backward_kernel(ctx.body)
-        return None, *kernel(*ctx.saved_tensors, *(gradient.contiguous() for gradient in gradients))
-
-
 def unavailable() -> str | None:
     """Why no code can be compiled here, with the cure, or None."""
     if extension.find_compiler() is None:
@@ -144,14 +128,10 @@ def make(problem: ScanProblem, config: Config) -> ScanFn:
         dtype=torch.float64 if problem.dtype == "float64" else torch.float32,
         threads=int(config["threads"]),
     )
-    forward_kernel(body)
+    forward = forward_kernel(body)
     if problem.gradients:
         backward_kernel(body)
-
-    def step(*part: Tensor) -> tuple[Tensor, Tensor]:
-        y, h = _Chunk.apply(body, *part)  # type: ignore[no-untyped-call]
-        return y, h
-
+    step = chunks.Step(forward, lambda *tensors: backward_kernel(body)(*tensors))
     scan = directions.directed(lambda inputs: chunks.scan(inputs, problem, body.chunk, step, whole=True), problem)
     return pinned(scan, body.threads)
 

@@ -60,11 +60,12 @@ def test_examples_have_the_layout_of_the_operands(interpreted, options):
     (expected,) = interpreted
     seen = []
 
-    def step(*part):
+    def forward(*part):
         assert all(tensor.is_contiguous() for tensor in part)
         seen.append([tuple(tensor.shape) for tensor in part])
         return compiled.unrolled(*part)
 
+    step = chunks.Step(forward, backward=None)
     directions.directed(lambda inputs: chunks.scan(inputs, problem, 4, step, whole=True), problem)(
         *make_inputs(problem)
     )
