@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <memory>
 #include <new>
 #include <thread>
@@ -83,39 +84,79 @@ int64_t blocks(const Scan& scan) { return (scan.length + scan.time_block - 1) / 
 
 namespace {
 
-// Calls work(tile, memory) for every tile of every group and batch, `times` times over, on the scan's threads:
-// each takes the next piece when it has finished one, so that a thread that is held up holds up no other.
-template <class Work>
-void for_tiles(const Scan& scan, int times, size_t memory_bytes, const Work& work) {
+Memory allocate(size_t bytes) { return Memory(static_cast<char*>(::operator new(bytes, std::align_val_t(cache_line)))); }
+
+int64_t all_tiles(const Scan& scan) { return scan.batch * scan.groups * tiles(scan); }
+
+Tile tile_at(const Scan& scan, int64_t number) {
     const int64_t channels = scan.dim / scan.groups, tile = channels_of_tile(scan), each_group = tiles(scan);
-    const int64_t each_time = scan.batch * scan.groups * each_group, count = each_time * times;
-    const int threads = int(std::min<int64_t>(scan.threads, count));
+    const int64_t index = number % each_group, group = number / each_group % scan.groups, first = index * tile;
+    return {number / each_group / scan.groups, group, group * channels + first, index, int(std::min(tile, channels - first))};
+}
+
+// Calls work(piece, memory) for `pieces` pieces on the scan's threads: each takes the next piece when it has
+// finished one, so that a thread that is held up holds up no other.
+template <class Work>
+void for_pieces(const Scan& scan, int64_t pieces, size_t memory_bytes, const Work& work) {
+    const int threads = int(std::min<int64_t>(scan.threads, pieces));
     const size_t bytes = (memory_bytes + cache_line - 1) / cache_line * cache_line;
-    const Memory memory(static_cast<char*>(::operator new(bytes * threads, std::align_val_t(cache_line))));
+    const Memory memory = allocate(bytes * threads);
     std::atomic<int64_t> next{0};
     on_threads(threads, [&](int thread) {
-        for (int64_t index; (index = next.fetch_add(1, std::memory_order_relaxed)) < count;) {
-            const int64_t of_time = index % each_time, of_group = of_time % each_group, group = of_time / each_group % scan.groups;
-            const int64_t first = of_group * tile;
-            const Tile piece{of_time / each_group / scan.groups, group, group * channels + first, of_group,
-                             int(std::min(tile, channels - first))};
-            work(piece, int(index / each_time), memory.get() + bytes * thread);
-        }
+        for (int64_t piece; (piece = next.fetch_add(1, std::memory_order_relaxed)) < pieces;) work(piece, memory.get() + bytes * thread);
     });
+}
+
+// Chunks of time at once. A chunk does not know the state before it, so the first round starts all but the first
+// from zero; further rounds scan a chunk again from the state that the one before it ended with, until that
+// changes no more. A scan that forgets its past meets its first round after a few blocks. The result is that of
+// the scan in one go, bit for bit, because every block was last computed from the state that precedes it.
+void run_in_chunks(const Scan& scan, const Kernels& kernels) {
+    const int64_t block_count = blocks(scan), blocks_each = (block_count + scan.time_chunks - 1) / scan.time_chunks;
+    const int64_t chunks = (block_count + blocks_each - 1) / blocks_each, count = all_tiles(scan);
+    const size_t item = (scan.type == Type::float64 ? 8 : 4) * (scan.complex ? 2 : 1);
+    const size_t state_bytes = channels_of_tile(scan) * scan.state * item;
+    const Memory start = allocate(count * chunks * state_bytes), finish = allocate(count * chunks * state_bytes);
+    const Memory trace = allocate(count * block_count * state_bytes);
+    std::memset(start.get(), 0, count * chunks * state_bytes);
+    std::memset(finish.get(), 0, count * chunks * state_bytes);
+    std::vector<char> stale(count * chunks, 1);
+    for (bool again = false;; again = true) {
+        for_pieces(scan, count * chunks, kernels.workspace_bytes(scan), [&](int64_t piece, void* memory) {
+            if (!stale[piece]) return;
+            const int64_t tile = piece / chunks, index = piece % chunks, begin = index * blocks_each * scan.time_block;
+            const Chunk chunk{begin, std::min(begin + blocks_each * scan.time_block, scan.length),
+                              index ? start.get() + piece * state_bytes : nullptr, finish.get() + piece * state_bytes,
+                              trace.get() + tile * block_count * state_bytes, again};
+            kernels.forward(scan, tile_at(scan, tile), chunk, memory);
+        });
+        bool settled = true;
+        for (int64_t piece = 0; piece < count * chunks; piece++) {
+            char *from = start.get() + piece * state_bytes, *before = finish.get() + (piece - 1) * state_bytes;
+            stale[piece] = piece % chunks && std::memcmp(from, before, state_bytes);
+            if (!stale[piece]) continue;
+            std::memcpy(from, before, state_bytes);
+            settled = false;
+        }
+        if (settled) return;
+    }
 }
 
 }  // namespace
 
 void run(const Scan& scan) {
     const Kernels& kernels = kernels_of(scan);
-    for_tiles(scan, 1, kernels.workspace_bytes(scan),
-              [&](const Tile& tile, int, void* memory) { kernels.forward(scan, tile, memory); });
+    if (scan.time_chunks > 1 && blocks(scan) > 1) return run_in_chunks(scan, kernels);
+    for_pieces(scan, all_tiles(scan), kernels.workspace_bytes(scan),
+               [&](int64_t piece, void* memory) { kernels.forward(scan, tile_at(scan, piece), {0, scan.length}, memory); });
 }
 
 void run_back(const Scan& scan, const Gradient& gradient) {
     const Kernels& kernels = kernels_of(scan);
-    for_tiles(scan, scan.directions, kernels.workspace_back_bytes(scan),
-              [&](const Tile& tile, int direction, void* memory) { kernels.back(scan, gradient, tile, direction, memory); });
+    const int64_t count = all_tiles(scan);
+    for_pieces(scan, count * scan.directions, kernels.workspace_back_bytes(scan), [&](int64_t piece, void* memory) {
+        kernels.back(scan, gradient, tile_at(scan, piece % count), int(piece / count), memory);
+    });
 }
 
 }  // namespace scanlab

@@ -56,6 +56,7 @@ struct Scan {
     int threads = 1;
     int time_block = 64;    // steps whose step sizes are computed ahead of the states
     int channel_tile = 16;  // channels that one thread takes at a time
+    int time_chunks = 1;    // chunks of time that are scanned at once; only with one direction
 };
 
 // The gradients of one direction; those of parameters are summed over time, those of B and C that vary over the
@@ -91,11 +92,22 @@ struct Tile {
     int channels;
 };
 
+// A run of whole blocks of time that is scanned by itself. States are [vectors][state][parts][lanes] as they lie in
+// registers. A first scan records the state before each block in `trace`; a second one, from another start, stops
+// where it meets the state that the first one had: from there on they are the same.
+struct Chunk {
+    int64_t begin, end;
+    const void* start = nullptr;  // none for the state before the scan
+    void* finish = nullptr;       // the state after the last step, where asked for
+    void* trace = nullptr;        // one state for each block of the scan
+    bool again = false;
+};
+
 // What one instruction set offers for one arithmetic type.
 struct Kernels {
     int lanes;
     size_t (*workspace_bytes)(const Scan&);
-    void (*forward)(const Scan&, const Tile&, void* workspace);
+    void (*forward)(const Scan&, const Tile&, const Chunk&, void* workspace);
     size_t (*workspace_back_bytes)(const Scan&);
     void (*back)(const Scan&, const Gradient&, const Tile&, int direction, void* workspace);
 };

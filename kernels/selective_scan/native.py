@@ -76,6 +76,8 @@ def forbids(config: Config, problem: ScanProblem) -> str | None:
     ):
         if config["exp"] == "fast" and special:
             return f"exp=fast is not there for {noun}"
+    if config["time_chunks"] != 1 and problem.direction == "bidirectional":
+        return "two directions meet in one output, which chunks of time may write twice"
     return None
 
 
@@ -88,6 +90,7 @@ def make(problem: ScanProblem, config: Config) -> ScanFn:
         config["threads"],
         config["time_block"],
         config["channel_tile"],
+        config["time_chunks"],
         EXP_VARIANTS.index(str(config["exp"])),
         tuple(ISA_FLAGS).index(chosen_isa()),
     )
@@ -118,6 +121,9 @@ backend = Backend(
             Choice("time_block", (16, 32, 64, 128), default=64, summary="steps whose step sizes are computed at once"),
             Choice(
                 "channel_tile", (16, 32, 64, 128, 384, 1536), default=64, summary="channels one thread takes at a time"
+            ),
+            Choice(
+                "time_chunks", (1, 2, 4, 8, 16), default=1, summary="chunks of time scanned at once, for few channels"
             ),
             Choice(
                 "exp",

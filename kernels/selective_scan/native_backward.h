@@ -120,6 +120,7 @@ void back(const Scan& scan, const Gradient& gradient, const Tile& tile, int d, T
                 store<T>(back.before + n * width, state);
             }
             block.decays = back.decays, block.states = back.states;
+            walk.look_ahead(block, v, begin, -1, {&direction.u, &direction.delta, &direction.z, &gradient.out, &to.u, &to.delta, &to.z});
             (scan.complex ? states<T, 2, true> : states<T, 1, true>)(block, scan.exp);
 
             const Rows<T> grad_out = walk.rows_of(gradient.out, v, begin, back.out_rows);

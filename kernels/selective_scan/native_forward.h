@@ -26,12 +26,19 @@ void finish(int steps, T* y, Rows<T> u, Vec<T> D, Rows<T> z, const Strided& out,
 }
 
 template <class T>
-void forward(const Scan& scan, int d, const Tile& tile, T* memory) {
+void forward(const Scan& scan, int d, const Tile& tile, const Chunk& chunk, T* memory) {
     Arena<T> arena{memory};
     TileWalk<T> walk(scan, d, tile, arena);
     const Direction& direction = walk.direction;
     walk.pack_weights();
-    for (int64_t begin = 0; begin < scan.length; begin += scan.time_block) {
+    const size_t state_bytes = walk.vectors() * walk.numbers * sizeof(T);
+    if (chunk.start) memcpy(walk.h, chunk.start, state_bytes);
+    for (int64_t begin = chunk.begin; begin < chunk.end; begin += scan.time_block) {
+        if (chunk.trace) {
+            char* traced = static_cast<char*>(chunk.trace) + begin / scan.time_block * state_bytes;
+            if (chunk.again && memcmp(traced, walk.h, state_bytes) == 0) return;
+            memcpy(traced, walk.h, state_bytes);
+        }
         const int steps = walk.steps(begin);
         const Rows<T> B = walk.rows_of(direction.B, begin, walk.B_rows), C = walk.rows_of(direction.C, begin, walk.C_rows);
         for (int v = 0; v < walk.vectors(); v++) {
@@ -47,18 +54,14 @@ void forward(const Scan& scan, int d, const Tile& tile, T* memory) {
                 for (int n = 0; n < walk.state * walk.parts; n++)
                     store_some<T>(kept + n * scan.dim, load(block.h + n * lanes<T>), channels);
             }
-            // Vectors of channels come first, then time: the next block may be either's.
-            const bool last_vector = v + 1 == walk.vectors();
-            const int64_t next_channel = last_vector ? tile.channel : channel + lanes<T>;
-            const int64_t next_begin = last_vector && begin + steps < scan.length ? begin + steps : begin;
-            int ahead = 0;
-            for (const Channels* tensor : {&direction.u, &direction.delta, &direction.z, &scan.out})
-                block.next[ahead++] = lines_of(walk.block_of(*tensor, next_channel, next_begin));
+            walk.look_ahead(block, v, begin, 1, {&direction.u, &direction.delta, &direction.z, &scan.out});
             (scan.complex ? states<T, 2, false> : states<T, 1, false>)(block, scan.exp);
             finish(steps, walk.y, u, vector_of<T>(direction.D, channel, channels), walk.rows_of(direction.z, v, begin, walk.z_rows),
                    walk.block_of(scan.out, channel, begin), channels, d > 0);
         }
     }
+    if (chunk.finish) memcpy(chunk.finish, walk.h, state_bytes);
+    if (chunk.end < scan.length) return;
     T* last = static_cast<T*>(direction.last.data) + tile.batch * direction.last.batch * walk.parts;
     for (int v = 0; v < walk.vectors(); v++)
         unpack(walk.h + v * walk.numbers, walk.channel(v), walk.channels(v), walk.state, walk.parts, last, direction.last.channel,

@@ -15,8 +15,8 @@ using Real = SCANLAB_TYPE;
 size_t forward_bytes(const Scan& scan) { return workspace_bytes<Real>(scan, false); }
 size_t back_bytes(const Scan& scan) { return workspace_bytes<Real>(scan, true); }
 
-void forward_all(const Scan& scan, const Tile& tile, void* memory) {
-    for (int d = 0; d < scan.directions; d++) forward<Real>(scan, d, tile, static_cast<Real*>(memory));
+void forward_all(const Scan& scan, const Tile& tile, const Chunk& chunk, void* memory) {
+    for (int d = 0; d < scan.directions; d++) forward<Real>(scan, d, tile, chunk, static_cast<Real*>(memory));
 }
 void back_one(const Scan& scan, const Gradient& gradient, const Tile& tile, int d, void* memory) {
     back<Real>(scan, gradient, tile, d, static_cast<Real*>(memory));

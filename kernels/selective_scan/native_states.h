@@ -83,7 +83,8 @@ struct Block {
     const T* A;        // [state][parts][lanes]; the real part times log2(e)
     T* h;              // [state][parts][lanes]: before the first step, and after the last one
     Rows<T> B, C;
-    Lines next[4];     // what the next block reads and writes
+    Lines next[7];     // what the next block reads and writes
+    int nexts;
     T* decays;         // [steps][state][parts][lanes], kept for the way back; or none
     T* states;         // [steps][state][parts][lanes]: h after each step
 };
@@ -133,7 +134,7 @@ void some_states(const Block<T>& block, int first) {
     for (int n = 0; n < count; n++) h[n] = load_number<T, parts>(state + n * number);
     for (int t = 0; t < block.steps; t++) {
         if (first == 0)
-            for (const Lines& lines : block.next) lines.request(t);
+            for (int i = 0; i < block.nexts; i++) block.next[i].request(t);
         const Vec<T> delta = load(deltas), drive = delta * load(u);
         Vec<T> sum[2] = {first == 0 ? Vec<T>{} : load(y) * T(1.0 / parts), Vec<T>{}};
 #pragma GCC unroll 16

@@ -120,8 +120,17 @@ struct TileWalk {
         return static_cast<T*>(scan.checkpoints) + index * scan.state * parts * scan.dim + channel(v);
     }
 
+    // Tells a block what comes after it: vectors of channels come first, then time, which `time_step` blocks go by.
+    void look_ahead(Block<T>& block, int v, int64_t begin, int time_step, std::initializer_list<const Channels*> tensors) const {
+        const bool last_vector = v + 1 == vectors();
+        const int64_t later = begin + int64_t(time_step) * scan.time_block;
+        const int64_t next_begin = last_vector && later >= 0 && later < scan.length ? later : begin;
+        for (const Channels* tensor : tensors)
+            if (tensor->data) block.next[block.nexts++] = lines_of(block_of(*tensor, last_vector ? tile.channel : channel(v + 1), next_begin));
+    }
+
     Block<T> block(int v, int64_t begin, Rows<T> B, Rows<T> C, Rows<T> u) const {
-        Block<T> block{steps(begin), state, direction.B.constant, direction.C.constant, step_size, u, y, A + v * numbers, h + v * numbers, B, C, {}, nullptr, nullptr};
+        Block<T> block{steps(begin), state, direction.B.constant, direction.C.constant, step_size, u, y, A + v * numbers, h + v * numbers, B, C, {}, 0, nullptr, nullptr};
         if (direction.B.constant) block.B = {B_fixed + v * numbers, 0};
         if (direction.C.constant) block.C = {C_fixed + v * numbers, 0};
         return block;

@@ -56,7 +56,7 @@ States states_of(const Tensor& tensor) {
 }
 
 // A scan as the arguments of an op ask for it: twice nine tensors, then softplus, reverse, threads, time_block,
-// channel_tile, exp, isa. Holds on to the tensors that the scan points to.
+// channel_tile, time_chunks, exp, isa. Holds on to the tensors that the scan points to.
 struct Request {
     Scan scan;
     ScalarType stored, real, weight;
@@ -80,10 +80,12 @@ struct Request {
         scan.threads = int(settings[2].toInt());
         scan.time_block = int(settings[3].toInt());
         scan.channel_tile = int(settings[4].toInt());
-        TORCH_CHECK(scan.threads >= 1 && scan.time_block >= 1 && scan.channel_tile >= 1,
-                    "threads, time_block and channel_tile must be at least 1.");
-        scan.exp = Exp(settings[5].toInt());
-        const int64_t isa = settings[6].toInt();
+        scan.time_chunks = int(settings[5].toInt());
+        TORCH_CHECK(scan.threads >= 1 && scan.time_block >= 1 && scan.channel_tile >= 1 && scan.time_chunks >= 1,
+                    "threads, time_block, channel_tile and time_chunks must be at least 1.");
+        TORCH_CHECK(scan.time_chunks == 1 || scan.directions == 1, "time_chunks is ", scan.time_chunks, ": must be 1 with two directions.");
+        scan.exp = Exp(settings[6].toInt());
+        const int64_t isa = settings[7].toInt();
         TORCH_CHECK(isa >= 0 && isa <= int64_t(best_isa()), "instruction set ", isa, ": this machine has up to ", int64_t(best_isa()), ".");
         scan.isa = Isa(isa);
         for (int d = 0; d < scan.directions; d++) describe(d, settings[1].toBool());
@@ -242,7 +244,7 @@ const std::string arguments =
     "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias,"
     " Tensor? initial_state, Tensor? u2, Tensor? delta2, Tensor? A2, Tensor? B2, Tensor? C2, Tensor? D2, Tensor? z2,"
     " Tensor? delta_bias2, Tensor? initial_state2, bool softplus, bool reverse, int threads, int time_block,"
-    " int channel_tile, int exp, int isa)";
+    " int channel_tile, int time_chunks, int exp, int isa)";
 
 }  // namespace
 }  // namespace scanlab

@@ -13,7 +13,7 @@ from scanlab import registry
 from scanlab.errors import ConfigError
 from scanlab.kernels import native
 from scanlab.problem import ScanInputs, ScanOutput, ScanProblem, make_inputs
-from scanlab.space import Config
+from scanlab.space import Config, config_key
 
 ISAS = tuple(native.ISA_FLAGS)[: tuple(native.ISA_FLAGS).index(native.best_isa()) + 1]
 TOLERANCES = {"float32": 1e-6, "float64": 1e-14, "bfloat16": 1e-2, "float16": 2e-3}
@@ -120,9 +120,15 @@ def test_every_storage_type_in_every_layout(isa: str, dtype: str, layout: str) -
 
 
 @pytest.mark.parametrize(
-    "config", [c for c in native.backend.space.configs(ScanProblem(batch=1, dim=1, length=1)) if c["threads"] != 1]
+    "config",
+    [
+        config
+        for config in native.backend.space.configs(ScanProblem(batch=1, dim=1, length=1))
+        if config["threads"] != 1 and config["time_chunks"] in (1, 4) and config["channel_tile"] in (16, 64, 384)
+    ],
+    ids=config_key,
 )
-def test_every_configuration_agrees_with_the_oracle(config: Config) -> None:
+def test_configurations_agree_with_the_oracle(config: Config) -> None:
     check(ScanProblem(batch=1, dim=150, length=140, layout="dim_last", gradients=True), config, seed=1)
 
 
@@ -136,6 +142,21 @@ def test_gradients_are_the_same_bits_whatever_the_threads(layout: str) -> None:
         for count in (1, native.threads_choice().default)
     ]
     assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
+
+
+@pytest.mark.parametrize("forgetful", [True, False])
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_chunks_of_time_change_no_bit(isa: str, direction: str, forgetful: bool) -> None:
+    problem = ScanProblem(batch=2, dim=40, length=700, direction=direction, has_initial_state=True, gradients=True)  # type: ignore[arg-type]
+    inputs = make_inputs(problem)[0]
+    inputs = inputs if forgetful else inputs._replace(A=inputs.A * 1e-5)
+    op = torch.ops.scanlab.scan_with_checkpoints.default
+    native.backend.build(problem)
+    shared = (*inputs, *(None,) * len(ScanInputs._fields), True, direction == "reverse", 2, 16, 32)
+    level = tuple(native.ISA_FLAGS).index(isa)
+    want = op(*shared, 1, 1, level)
+    for chunks in (2, 3, 16, 100):
+        assert all(torch.equal(one, other) for one, other in zip(op(*shared, chunks, 1, level), want, strict=True))
 
 
 def test_gradcheck() -> None:
@@ -154,7 +175,7 @@ def op_arguments(problem: ScanProblem) -> tuple[object, ...]:
     if problem.gradients:
         leaves(inputs)
     back = inputs[1] if len(inputs) == 2 else (None,) * len(ScanInputs._fields)
-    return (*inputs[0], *back, problem.delta_softplus, problem.direction == "reverse", 2, 16, 16, 1, 0)
+    return (*inputs[0], *back, problem.delta_softplus, problem.direction == "reverse", 2, 16, 16, 1, 1, 0)
 
 
 @pytest.mark.parametrize(
