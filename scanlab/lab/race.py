@@ -257,8 +257,13 @@ def _noise_floor(heats: Sequence[Heat]) -> float:
 
 
 def _decided(heats: Sequence[Heat]) -> bool:
-    """Whether every entrant is shown to be slower than the leader, or close enough to it."""
+    """Whether every entrant is shown to be slower than the leader, or close enough to it.
+
+    Never while one configuration differs from itself by more than that: what cannot be told apart then may yet be.
+    """
     floor = _noise_floor(heats)
+    if floor > WORTH_FOR_SIMPLICITY:
+        return False
     close = max(floor, WORTH_KNOWING)
     lanes = list(zip(*(heat.lanes for heat in heats), strict=True))
     everyone = [

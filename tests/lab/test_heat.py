@@ -53,14 +53,15 @@ def test_slow_entrants_are_always_timed_beside_the_anchor(setting):
     assert all(block.anchor_ns and block.candidate_ns for lane in heat.lanes for block in lane.blocks)
 
 
-def test_a_race_in_fresh_processes_pairs_within_each(setting, tmp_path):
+def test_a_race_in_fresh_processes_pairs_within_each(setting, tmp_path, monkeypatch):
+    monkeypatch.setattr("scanlab.lab.race.MOST_ROUNDS", 10)
     rounds = []
     outcome = race(
         [REFERENCE, TWO_PHASE],
         REFERENCE,
         setting,
         Results(tmp_path),
-        time.monotonic() + 30,
+        time.monotonic() + 90,
         processes=2,
         on_round=rounds.append,
     )
