@@ -28,9 +28,9 @@ from scanlab.lab.tune import tune as tune_problem
 from scanlab.problem import ScanProblem
 
 DEFAULT_BUDGET = "4m"
-# Parts of the budget that are kept for the time against the length, and for drawing the report.
+# What is kept of the budget for the time against the length, and for drawing the report.
 LENGTHS_SHARE = 0.15
-REPORT_SHARE = 0.05
+REPORT_S = 10.0
 # The time against the length, after a search that was given a number of trials and no time.
 SWEEP_S = 30.0
 
@@ -107,7 +107,7 @@ class _Clock:
         """Seconds for case number `index` of so many, less what is kept of its share and for the report."""
         if self.budget_s is None:
             return None
-        share_s = self.budget_s * (1 - REPORT_SHARE) / cases
+        share_s = (self.budget_s - REPORT_S) / cases
         end_s = self.started + share_s * (index + 1 - keep)
         return max(1.0, end_s - time.monotonic())
 
@@ -164,8 +164,6 @@ def _progress(silent: bool) -> Iterator[Any]:
             best = "" if event.best is None else _short(event.best)
             left = f"{spell_duration(event.eta_s)} left"
             progress.update(task, completed=event.done, description=escape(event.label), left=left, best=escape(best))
-            if event.message is not None:
-                progress.console.print(f"[yellow]note:[/] {escape(event.message)}")
 
         yield on_event
 
