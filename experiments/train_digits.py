@@ -79,13 +79,13 @@ def main(
     weights: Path = WEIGHTS,
 ) -> None:
     """Train, draw the curve, and write the weights where the accuracy holds."""
-    caption = common.setting()
+    caption = f"{common.setting()}; seed {seed}"
     torch.manual_seed(seed)
     model = untrained_digits_model(dispatcher(backend))
     history = train(model, *digits_split(), epochs)
     last, by_time = history.iloc[-1], history.set_index("elapsed_s")
     said = f"{last.test_accuracy:.2%} of the held-out digits after {last.elapsed_s:.0f} s of training"
-    caption = f"{caption}; seed {seed}; scan: {common.served_by(dispatcher(backend))}"
+    caption = f"{caption}; scan: {common.served_by(dispatcher(backend))}"
     lines = common.lines_of(by_time[["train_loss", "test_loss"]].set_axis(["training", "held out"], axis="columns"))
     subtitle = (
         f"Claimed: at least {CLAIMED_ACCURACY:.0%} in less than 300 s. In training, images are shifted at random."

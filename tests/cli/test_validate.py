@@ -1,0 +1,33 @@
+"""`scanlab validate` as a gate: its exit code, its reasons, and that it judges what the profile deploys."""
+
+from __future__ import annotations
+
+from scanlab import validate
+from scanlab.deploy.profile import Entry, Profile, profile_path
+from scanlab.problem import ScanProblem
+
+CHUNKED = "chunked:threads=1"
+ONLY_DIGITS = ("validate", "--model", "digits", "--dtypes", "float32")
+
+
+def test_a_broken_budget_fails_the_command_with_the_reason(run, monkeypatch):
+    assert run(*ONLY_DIGITS, "--backends", CHUNKED).code == 0
+    monkeypatch.setitem(validate.TASK_BUDGETS, "float32", validate.Budget(0.0, 0.0))
+    outcome = run(*ONLY_DIGITS, "--backends", CHUNKED)
+    assert outcome.code == 1
+    assert f"{CHUNKED}: in float32 a logit is off by" in outcome.out
+
+
+def test_what_the_profile_deploys_is_judged(run, monkeypatch):
+    entry = Entry(ScanProblem(batch=1, dim=8, length=8), "chunked", "", {"chunk": 16, "threads": 1})
+    Profile.empty().with_entry(entry).save(profile_path())
+    monkeypatch.setattr("scanlab.registry.load_all", lambda: ((), {}))
+    (judged,) = run(*ONLY_DIGITS, "--json").json["digits"]
+    assert judged["selection"] == "chunked:chunk=16,threads=1"
+    assert judged["config"] == {"chunk": 16, "threads": 1}
+    assert judged["passed"]
+
+
+def test_the_trained_model_takes_no_photograph_and_known_dtypes_only(run):
+    assert "leave the image out" in run("validate", "photo.jpg", "--model", "digits").err
+    assert "--dtypes int8: must be of float64, float32" in run("validate", "--dtypes", "int8").err
