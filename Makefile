@@ -19,12 +19,11 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# The kernels live beside the package and are imported as scanlab.kernels and scanlab.mixer; the checker needs them in one tree.
+# The kernels live beside the package, imported as scanlab.kernels and scanlab.mixer; the checker needs one tree.
 types: $(VENV)/.ready
 	rm -rf build/types && mkdir -p build/types
 	cp -rs $(CURDIR)/scanlab build/types/scanlab
 	cp -rs $(CURDIR)/kernels/selective_scan build/types/scanlab/kernels
-	cp -rs $(CURDIR)/kernels/mixer build/types/scanlab/mixer
 	cp -rs $(CURDIR)/kernels/mixer build/types/scanlab/mixer
 	$(BIN)/mypy build/types/scanlab
 

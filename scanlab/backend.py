@@ -11,7 +11,6 @@ from scanlab.errors import ConfigError, RejectedError, UnavailableError
 from scanlab.problem import ScanOutput, ScanProblem
 from scanlab.space import Config, Space
 
-
 # A scan built for one problem and one configuration: called with one ScanInputs, or with two (forward, reverse)
 # where the problem is bidirectional.
 ScanFn = Callable[..., ScanOutput]

@@ -180,7 +180,7 @@ class Extension:
 
 @functools.cache
 def _load(library: str) -> None:
-    torch.ops.load_library(library)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    torch.ops.load_library(library)
 
 
 @contextlib.contextmanager
