@@ -15,7 +15,6 @@ LAYERS = (
     ("scanlab.__main__",),
     ("scanlab.cli",),
     ("scanlab.suites", "scanlab.validate"),
-    ("scanlab.integrations",),
     ("scanlab.models",),
     ("scanlab.mixer",),
     ("scanlab.deploy", "scanlab.report"),
