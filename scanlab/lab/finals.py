@@ -7,6 +7,7 @@ run knows nothing of them, so that its numbers may be published and written into
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from scanlab.lab.prove import Proven, Setting
 from scanlab.lab.race import Race, race
 from scanlab.lab.results import Results, Trial
 from scanlab.lab.study import Search, error_of, log_ratio
+from scanlab.threads import usable_threads
 
 # A search takes few blocks, so that its leader may have been lucky: what it saw within this of the leader races
 # too, up to so many entrants.
@@ -24,7 +26,7 @@ NEAR = math.log(1.15)
 MOST_FINALISTS = 12
 
 
-# What a fresh process takes before it builds anything: loading torch, asking the oracle.
+# What a fresh process takes on an idle machine before it builds anything: loading torch and the inputs.
 START_S = 4.0
 MOST_PROCESSES = 5
 
@@ -66,7 +68,13 @@ def _build_s(trial: Trial) -> float:
 
 def fresh_processes(builds_s: Iterable[float], available_s: float) -> int:
     """How many fresh processes fit into the time, each spending no more than half of its share on starting."""
-    return max(0, min(MOST_PROCESSES, int(available_s / (2 * (START_S + sum(builds_s))))))
+    return max(0, min(MOST_PROCESSES, int(available_s / (2 * _crowding() * (START_S + sum(builds_s))))))
+
+
+def _crowding() -> float:
+    """How many times longer starting takes here than on an idle machine: the load of the last minute on each CPU."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return max(1.0, load / usable_threads())
 
 
 def pareto(trials: Iterable[Trial]) -> tuple[Trial, ...]:

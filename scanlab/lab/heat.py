@@ -30,7 +30,7 @@ from scanlab.lab.prove import Failure, Proven, Setting, guarded, prove
 from scanlab.lab.verify import Verdict
 from scanlab.space import Config
 
-FEWEST_ROUNDS = 5
+FEWEST_ROUNDS = 8
 MOST_ROUNDS = 60
 
 
@@ -185,12 +185,16 @@ def _runner(entrant: Entrant | Proven, setting: Setting) -> _Runner:
 
 def _twin(runners: Sequence[_Runner], setting: Setting) -> _Runner | None:
     """The fastest entrant once more: the one that others must be told apart from."""
-    ready = [(runner.arm.cost_s / (runner.arm.calls * runner.arm.samples), runner) for runner in runners if runner.arm]
-    if not ready:
-        return None
-    _, fastest = min(ready, key=lambda one: one[0])
-    assert isinstance(fastest.proven, Proven)
-    return _Runner(fastest.proven, fastest.proven.arm(setting))
+    while ready := [
+        (runner.arm.cost_s / (runner.arm.calls * runner.arm.samples), runner) for runner in runners if runner.arm
+    ]:
+        _, fastest = min(ready, key=lambda one: one[0])
+        assert isinstance(fastest.proven, Proven)
+        arm = guarded(partial(fastest.proven.arm, setting))
+        if not isinstance(arm, Failure):
+            return _Runner(fastest.proven, arm)
+        fastest.fail(arm)
+    return None
 
 
 def _heat(runners: Sequence[_Runner], twin: _Runner | None, anchor: Arm, rounds: int) -> Heat:

@@ -36,6 +36,9 @@ __all__ = ["Entrant", "Race", "Standing", "paired", "race"]
 WORTH_KNOWING = math.log(1.02)
 # A simpler entrant wins a tie only where it is at most this slower by median, however large the noise.
 WORTH_FOR_SIMPLICITY = math.log(1.05)
+# A race is looked at after every round, and each look may see a difference that is none. Looks at growing data
+# agree with each other, so that many of them count for a few.
+LOOKS = 5
 # Share of the time for a race by which its last process may exceed it before it is killed.
 OVERTIME = 0.1
 # One process cannot show that processes differ.
@@ -47,7 +50,7 @@ class Standing:
     """How an entrant did.
 
     behind     log(its time / the leader's), paired within rounds; 0 for the leader
-    interval   of `behind`, at a confidence corrected for the number of entrants
+    interval   of `behind`, at 95 % corrected for the number of entrants and for looking after every round
     tied       not shown to be slower than the leader, or behind it by no more than the noise floor
     share      of what the machine could attain: the time that wastes nothing over the time taken; None if unknown
     """
@@ -275,12 +278,12 @@ def _decided(heats: Sequence[Heat]) -> bool:
 
 
 def _behind(everyone: Sequence[Sequence[Block]]) -> list[tuple[float, Interval]]:
-    """How far each is behind the fastest, with an interval corrected for their number (Bonferroni)."""
+    """How far each is behind the fastest; the interval is corrected for their number and for the looks (Bonferroni)."""
     if not everyone:
         return []
     medians = [statistics.median(block.log_ratio for block in undisturbed(blocks)) for blocks in everyone]
     leader = medians.index(min(medians))
-    confidence = 1 - 0.05 / max(1, len(everyone) - 1)
+    confidence = 1 - 0.05 / (LOOKS * max(1, len(everyone) - 1))
     behind = []
     for index, blocks in enumerate(everyone):
         if index == leader:

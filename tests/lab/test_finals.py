@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from lab_records import block, measurement, trial
 
@@ -9,6 +11,7 @@ from scanlab.lab.finals import confirmed, fresh_processes, pareto
 from scanlab.lab.intervals import Interval
 from scanlab.lab.race import Race, Standing
 from scanlab.lab.verify import Verdict
+from scanlab.threads import usable_threads
 
 MS = 1_000_000
 
@@ -64,7 +67,8 @@ def test_a_winner_that_fails_in_the_hold_out_is_demoted_aloud():
     ("builds_s", "available_s", "processes"),
     [([], 3.0, 0), ([], 8.1, 1), ([0.1, 0.2], 40.0, 4), ([], 1e6, 5), ([12.0], 30.0, 0), ([12.0], 70.0, 2)],
 )
-def test_fresh_processes_spend_at_most_half_their_time_on_starting(builds_s, available_s, processes):
+def test_fresh_processes_spend_at_most_half_their_time_on_starting(monkeypatch, builds_s, available_s, processes):
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
     assert fresh_processes(builds_s, available_s) == processes
 
 
@@ -77,3 +81,8 @@ def test_the_pareto_set_holds_what_nothing_beats_in_time_and_in_error():
     beaten, pruned = timed(3, 1e-4), timed(0.5, 1e-9, state="pruned", reason="slow")
     assert pareto([exact, beaten, fast, pruned, middle]) == (fast, middle, exact)
     assert pareto([]) == ()
+
+
+def test_a_busy_machine_starts_fewer_processes(monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (3.0 * usable_threads(), 0.0, 0.0))
+    assert fresh_processes([], 50.0) == 2

@@ -270,7 +270,7 @@ def test_an_unwritable_folder_is_refused_before_anything_is_measured(tmp_path):
 
 def test_the_numbers_come_from_a_hold_out_run_in_fresh_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "RACE_S", 60.0)
-    monkeypatch.setattr(finals, "MOST_PROCESSES", 1)
+    monkeypatch.setattr(finals, "fresh_processes", lambda builds_s, available_s: 1)
     monkeypatch.setattr("scanlab.lab.race.MOST_ROUNDS", 10)
     backends = [registry.get("reference"), registry.get("two_phase")]
     found = run(backends, tmp_path, Budget(trials=2))
