@@ -151,7 +151,15 @@ def race(
         notices.append(f"the race was held in this process: {', '.join(own)} cannot be found by name in a fresh one")
     if not processes or own:
         heats = [
-            run_heat(entrants, anchor, setting, deadline, decided=lambda heat: _decided([heat]), on_round=on_round)
+            run_heat(
+                entrants,
+                anchor,
+                setting,
+                deadline,
+                most_rounds=MOST_ROUNDS,
+                decided=lambda heat: _decided([heat]),
+                on_round=on_round,
+            )
         ]
     else:
         heats, died = _fresh_heats(entrants, anchor, setting, deadline, processes, on_round)

@@ -16,7 +16,7 @@ import pytest
 from lab_fakes import TINY, crashing, fake, sleepy, wrong
 
 from scanlab import registry
-from scanlab.backend import Capabilities
+from scanlab.backend import Capabilities, at_most
 from scanlab.errors import RejectedError, ResultsError, ScanlabError
 from scanlab.lab import attempt as attempt_module
 from scanlab.lab import finals
@@ -272,7 +272,7 @@ def test_the_numbers_come_from_a_hold_out_run_in_fresh_processes(tmp_path, monke
     monkeypatch.setattr(module, "RACE_S", 60.0)
     monkeypatch.setattr(finals, "fresh_processes", lambda builds_s, available_s: 1)
     monkeypatch.setattr("scanlab.lab.race.MOST_ROUNDS", 10)
-    backends = [registry.get("reference"), registry.get("two_phase")]
+    backends = [at_most(registry.get(name), threads=1) for name in ("reference", "two_phase")]
     found = run(backends, tmp_path, Budget(trials=2))
     recorded = Results(tmp_path).load().trials
     held = [trial for trial in recorded if trial.phase == "holdout"]
