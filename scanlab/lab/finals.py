@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from scanlab.backend import Backend
 from scanlab.lab.heat import Entrant, is_installed
 from scanlab.lab.prove import Proven, Setting
 from scanlab.lab.race import Race, race
@@ -45,11 +44,11 @@ def finalists(searches: Sequence[Search]) -> list[Finalist]:
     if not bests:
         return []
     chosen = [
-        Finalist(search.best_scan or Entrant(search.backend, best.config), _build_s(best)) for search, best in bests
+        Finalist(search.best_scan or Entrant(search.backend, best.config), search.rebuild_s) for search, best in bests
     ]
     limit = min(log_ratio(best) for _, best in bests) + NEAR
     near = [
-        (log_ratio(trial), Finalist(Entrant(search.backend, trial.config), _build_s(trial)))
+        (log_ratio(trial), Finalist(Entrant(search.backend, trial.config), search.rebuild_s))
         for search, best in bests
         for trial in search.trials
         if trial.state == "ok"
@@ -59,11 +58,6 @@ def finalists(searches: Sequence[Search]) -> list[Finalist]:
     ]
     chosen += [finalist for _, finalist in sorted(near, key=lambda one: one[0])]
     return chosen[: max(len(bests), MOST_FINALISTS)]
-
-
-def _build_s(trial: Trial) -> float:
-    assert trial.measurement is not None
-    return (trial.measurement.build_ms + trial.measurement.first_call_ms) / 1e3
 
 
 def fresh_processes(builds_s: Iterable[float], available_s: float) -> int:
@@ -92,7 +86,7 @@ def pareto(trials: Iterable[Trial]) -> tuple[Trial, ...]:
 
 def hold_out(
     raced: Race,
-    backends: Mapping[str, Backend],
+    searches: Mapping[str, Search],
     anchor: Proven,
     setting: Setting,
     results: Results,
@@ -109,7 +103,8 @@ def hold_out(
         best.setdefault(standing.trial.backend, standing.trial)
     left_out: list[str] = []
     available_s = deadline - time.monotonic()
-    builds_s = {name: _build_s(trial) for name, trial in best.items()}
+    backends = {name: search.backend for name, search in searches.items()}
+    builds_s = {name: searches[name].rebuild_s for name in best}
     while not (processes := fresh_processes([*builds_s.values(), anchor.build_ms / 1e3], available_s)):
         if len(builds_s) == 1:
             return "there was no time to start fresh processes; give it a larger budget"

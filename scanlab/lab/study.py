@@ -112,6 +112,15 @@ class Search:
         return None if self._legal is None else len(self._legal - self._records.keys())
 
     @property
+    def rebuild_s(self) -> float:
+        """What building a tried configuration again takes, in any process: the shortest of the builds so far.
+
+        The first one compiles; after that libraries and generated code lie on disk.
+        """
+        timed = [trial.measurement for trial in self.trials if trial.measurement is not None]
+        return min(((each.build_ms + each.first_call_ms) / 1e3 for each in timed), default=0.0)
+
+    @property
     def expected_s(self) -> float | None:
         """What the next attempt will take, by the last few and a margin; None before the first."""
         return 1.5 * statistics.median(self._durations_s[-5:]) if self._durations_s else None

@@ -288,7 +288,7 @@ class _Run:
     def _hold_out(self, raced: Race) -> Race:
         held = hold_out(
             raced,
-            {search.backend.name: search.backend for search in self.searches},
+            {search.backend.name: search for search in self.searches},
             self.anchor,
             self.setting,
             self.results,
