@@ -86,6 +86,17 @@ namespace {
 
 Memory allocate(size_t bytes) { return Memory(static_cast<char*>(::operator new(bytes, std::align_val_t(cache_line)))); }
 
+// Memory of the calling thread, kept for its next piece: handing it back would cost page faults in every call.
+char* workspace(size_t bytes) {
+    thread_local Memory memory;
+    thread_local size_t size = 0;
+    if (size < bytes) {
+        memory = allocate(bytes);
+        size = bytes;
+    }
+    return memory.get();
+}
+
 int64_t all_tiles(const Scan& scan) { return scan.batch * scan.groups * tiles(scan); }
 
 Tile tile_at(const Scan& scan, int64_t number) {
@@ -97,13 +108,11 @@ Tile tile_at(const Scan& scan, int64_t number) {
 // Calls work(piece, memory) for `pieces` pieces on the scan's threads: each takes the next piece when it has
 // finished one, so that a thread that is held up holds up no other.
 template <class Work>
-void for_pieces(const Scan& scan, int64_t pieces, size_t memory_bytes, const Work& work) {
-    const int threads = int(std::min<int64_t>(scan.threads, pieces));
-    const size_t bytes = (memory_bytes + cache_line - 1) / cache_line * cache_line;
-    const Memory memory = allocate(bytes * threads);
+void for_pieces(const Scan& scan, int64_t pieces, size_t workspace_bytes, const Work& work) {
     std::atomic<int64_t> next{0};
-    on_threads(threads, [&](int thread) {
-        for (int64_t piece; (piece = next.fetch_add(1, std::memory_order_relaxed)) < pieces;) work(piece, memory.get() + bytes * thread);
+    on_threads(int(std::min<int64_t>(scan.threads, pieces)), [&](int) {
+        char* const memory = workspace(workspace_bytes);
+        for (int64_t piece; (piece = next.fetch_add(1, std::memory_order_relaxed)) < pieces;) work(piece, memory);
     });
 }
 

@@ -10,13 +10,15 @@ namespace scanlab::SCANLAB_ISA {
 template <class T>
 struct BackMemory {
     T *out_rows, *grad_y, *grad_drive, *grad_delta, *grad_z;  // [steps][lanes]
-    T *decays, *states, *grad_B, *grad_C;                     // [steps][state][parts][lanes]
+    T *decays, *states;                                       // [steps][state][parts][lanes]
+    T* sums;                                                  // [steps][state][2][lanes]
     T* before;                                                // [state][parts][lanes]
     T *grad_h, *grad_A, *grad_B_fixed, *grad_C_fixed;         // [vectors][state][parts][lanes]
     T *grad_D, *grad_bias;                                    // [vectors][lanes]
     BackMemory(const TileWalk<T>& walk, Arena<T>& arena) {
         for (T** piece : {&out_rows, &grad_y, &grad_drive, &grad_delta, &grad_z}) *piece = arena.take(walk.line);
-        for (T** piece : {&decays, &states, &grad_B, &grad_C}) *piece = arena.take(walk.scan.time_block * walk.numbers);
+        for (T** piece : {&decays, &states}) *piece = arena.take(walk.scan.time_block * walk.numbers);
+        sums = arena.take(walk.scan.time_block * walk.scan.state * 2 * lanes<T>);
         before = arena.take(walk.numbers);
         for (T** piece : {&grad_h, &grad_A, &grad_B_fixed, &grad_C_fixed}) *piece = arena.take(walk.vectors() * walk.numbers);
         for (T** piece : {&grad_D, &grad_bias}) *piece = arena.take(walk.vectors() * lanes<T>);
@@ -68,16 +70,18 @@ Vec<T> step_sizes_back(int steps, Rows<T> delta, Vec<T> bias, const T* step_size
     return grad_bias;
 }
 
-// [steps][numbers][lanes] summed over lanes, to rows of `numbers` in the order of the scan.
-template <class T>
-void sum_lanes(int steps, int numbers, const T* from, T* to, int64_t to_step) {
-    constexpr int width = lanes<T>;
+// The sums over lanes of a block, to rows of B and of C in the order of the scan.
+template <class T, int parts>
+void write_sums(int steps, int state, const T* sums, T* B, T* C, int64_t step) {
     for (int t = 0; t < steps; t++)
-        for (int n = 0; n < numbers; n += width) {
-            Vec<T> some[width];
-#pragma GCC unroll 16
-            for (int k = 0; k < width; k++) some[k] = n + k < numbers ? load(from + (int64_t(t) * numbers + n + k) * width) : Vec<T>{};
-            store_some<T>(to + t * to_step + n, sums<T>(some), numbers - n);
+        for (int n = 0; n < state;) {
+            const int count = n + together<parts> <= state ? together<parts> : 1;
+            const T* group = sums + (int64_t(t) * state + n) * 2 * lanes<T>;
+            for (int i = 0; i < count * parts; i++) {
+                if (C) C[t * step + n * parts + i] = group[i];
+                if (B) B[t * step + n * parts + i] = group[count * parts + i];
+            }
+            n += count;
         }
 }
 
@@ -102,7 +106,6 @@ void back(const Scan& scan, const Gradient& gradient, const Tile& tile, int d, T
     for (int64_t begin = (scan.length - 1) / scan.time_block * scan.time_block; begin >= 0; begin -= scan.time_block) {
         const int steps = walk.steps(begin);
         const Rows<T> B = walk.rows_of(direction.B, begin, walk.B_rows), C = walk.rows_of(direction.C, begin, walk.C_rows);
-        for (T* sum : {back.grad_B, back.grad_C}) memset(sum, 0, steps * walk.numbers * sizeof(T));
         for (int v = 0; v < walk.vectors(); v++) {
             const int64_t channel = walk.channel(v);
             const int channels = walk.channels(v);
@@ -128,8 +131,7 @@ void back(const Scan& scan, const Gradient& gradient, const Tile& tile, int d, T
             store<T>(back.grad_D + v * width, load(back.grad_D + v * width) + grad_D);
             (scan.complex ? states_back<T, 2> : states_back<T, 1>)(block,
                                   {back.grad_y, back.grad_drive, back.grad_delta, back.grad_h + v * walk.numbers, back.grad_A + v * walk.numbers,
-                                   direction.B.constant ? back.grad_B_fixed + v * walk.numbers : back.grad_B,
-                                   direction.C.constant ? back.grad_C_fixed + v * walk.numbers : back.grad_C},
+                                   back.grad_B_fixed + v * walk.numbers, back.grad_C_fixed + v * walk.numbers, back.sums, v > 0},
                                   back.before);
             const Vec<T> grad_bias = (scan.softplus ? step_sizes_back<T, true> : step_sizes_back<T, false>)(
                 steps, delta, bias, walk.step_size, u, D, back.grad_y, back.grad_drive, back.grad_delta);
@@ -143,8 +145,9 @@ void back(const Scan& scan, const Gradient& gradient, const Tile& tile, int d, T
         const int64_t rows = (tile.index * scan.batch + tile.batch) * scan.groups + tile.group;
         const int64_t first = rows * scan.length + (direction.reverse ? scan.length - 1 - begin : begin);
         const int64_t step = direction.reverse ? -numbers : numbers;
-        if (!direction.B.constant) sum_lanes(steps, numbers, back.grad_B, static_cast<T*>(to.B) + first * numbers, step);
-        if (!direction.C.constant) sum_lanes(steps, numbers, back.grad_C, static_cast<T*>(to.C) + first * numbers, step);
+        T* const B_rows = direction.B.constant ? nullptr : static_cast<T*>(to.B) + first * numbers;
+        T* const C_rows = direction.C.constant ? nullptr : static_cast<T*>(to.C) + first * numbers;
+        (scan.complex ? write_sums<T, 2> : write_sums<T, 1>)(steps, walk.state, back.sums, B_rows, C_rows, step);
     }
 
     for (int v = 0; v < walk.vectors(); v++) {

@@ -231,4 +231,39 @@ SCANLAB_INLINE Vec<T> sums(Vec<T> (&rows)[lanes<T>]) {
     return rows[0];
 }
 
+template <int by, class V, int... lane>
+SCANLAB_INLINE V rotated(V a, Lanes<lane...>) {
+    return __builtin_shufflevector(a, a, ((lane + by) % int(sizeof...(lane)))...);
+}
+
+// Element i from `to` on becomes the sum of the lanes of rows[i], added to what is there if asked; at least one
+// whole vector is written.
+template <class T, int count>
+SCANLAB_INLINE void sum_rows(Vec<T> (&rows)[count], T* to, bool add) {
+    constexpr int width = lanes<T>;
+    typename CountTo<width>::type all;
+    if constexpr (count >= width) {
+#pragma GCC unroll 16
+        for (int first = 0; first < count; first += width) {
+            Vec<T> some[width];
+#pragma GCC unroll 16
+            for (int i = 0; i < width; i++) some[i] = rows[first + i];
+            const Vec<T> total = sums<T>(some);
+            store<T>(to + first, add ? load(to + first) + total : total);
+        }
+    } else {
+#pragma GCC unroll 4
+        for (int half = count / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+            for (int i = 0; i < half; i++)
+                rows[i] = interleaved<0>(rows[i], rows[i + half], all) + interleaved<width / 2>(rows[i], rows[i + half], all);
+        }
+        Vec<T> total = rows[0];
+        if constexpr (width >= 2 * count) total += rotated<width / 2>(total, all);
+        if constexpr (width >= 4 * count) total += rotated<width / 4>(total, all);
+        if constexpr (width >= 8 * count) total += rotated<width / 8>(total, all);
+        store<T>(to, add ? load(to) + total : total);
+    }
+}
+
 }  // namespace scanlab::SCANLAB_ISA

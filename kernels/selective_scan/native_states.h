@@ -97,7 +97,9 @@ struct BlockGradient {
     T* delta;          // [steps][lanes]: of delta' in the decays
     T* h;              // [state][parts][lanes]: of h after the last step, and before the first one
     T* A;              // [state][parts][lanes]
-    T *B, *C;          // [steps][state][parts][lanes], or [state][parts][lanes] where constant
+    T *B, *C;          // [state][parts][lanes], where constant
+    T* sums;           // [steps][state][2][lanes], where one varies: at each group of states the sums over lanes of
+    bool add_sums;     // C, then of B, [states of the group][parts] each; added to what other channels left there
 };
 
 // B or C of one state: broadcast where it varies over time, a vector of channels where it is constant.
@@ -180,6 +182,10 @@ void states(const Block<T>& block, Exp exp) {
 // From the last step of a block to the first. With g the gradient of h after step t and a its decay: g grows by
 // conj(C) dy; B gets drive g; C gets dy conj(h); A and delta' get e = g conj(a) conj(h before); and what is
 // left for the step before is g conj(a).
+// States that go back together; the others go one by one.
+template <int parts>
+inline constexpr int together = SCANLAB_REGISTERS / 8 / parts;
+
 template <class T, int parts, int count, bool constant_B, bool constant_C>
 void some_states_back(const Block<T>& block, const BlockGradient<T>& gradient, const T* before, int first) {
     constexpr int width = lanes<T>, number = parts * width;
@@ -198,18 +204,22 @@ void some_states_back(const Block<T>& block, const BlockGradient<T>& gradient, c
         const T* __restrict h = block.states + t * kept + first * number;
         const T* __restrict h_before = t > 0 ? h - kept : before + first * number;
         const T *__restrict B = B_first + t * block.B.step, *__restrict C = C_first + t * block.C.step;
-        T* __restrict grad_B = gradient.B + (constant_B ? 0 : t * kept) + first * number;
-        T* __restrict grad_C = gradient.C + (constant_C ? 0 : t * kept) + first * number;
         const Vec<T> delta = load(block.delta + t * width), drive = delta * load(block.u[t]);
         const Vec<T> grad_y = load(gradient.y + t * width) * T(parts);
-        Vec<T> grad_drive[2] = {}, grad_delta[2] = {};
+        Vec<T> grad_drive[2] = {}, grad_delta[2] = {}, rows[2 * count * parts];
 #pragma GCC unroll 16
         for (int n = 0; n < count; n++) {
             const auto c = coefficient<T, parts, constant_C>(C, n);
             g[n] = plus_scaled(g[n], grad_y, conjugate(c));
-            store_number(grad_C + n * number,
-                         plus_scaled(load_number<T, parts>(grad_C + n * number), grad_y, conjugate(load_number<T, parts>(h + n * number))));
-            store_number(grad_B + n * number, plus_scaled(load_number<T, parts>(grad_B + n * number), drive, g[n]));
+            const auto grad_C = scale(grad_y, conjugate(load_number<T, parts>(h + n * number))), grad_B = scale(drive, g[n]);
+#pragma GCC unroll 2
+            for (int p = 0; p < parts; p++) {
+                rows[n * parts + p] = grad_C.part[p];
+                rows[(count + n) * parts + p] = grad_B.part[p];
+                T *const C_sum = gradient.C + (first + n) * number + p * width, *const B_sum = gradient.B + (first + n) * number + p * width;
+                if constexpr (constant_C) store<T>(C_sum, load(C_sum) + grad_C.part[p]);
+                if constexpr (constant_B) store<T>(B_sum, load(B_sum) + grad_B.part[p]);
+            }
             const auto b = coefficient<T, parts, constant_B>(B, n);
             grad_drive[n % 2] = plus_real_product(grad_drive[n % 2], g[n], conjugate(b));
             g[n] = times(g[n], conjugate(load_number<T, parts>(a + n * number)));
@@ -219,6 +229,8 @@ void some_states_back(const Block<T>& block, const BlockGradient<T>& gradient, c
             if constexpr (parts == 2) rate.part[1] *= log2_e<T>;
             grad_delta[n % 2] = plus_real_product(grad_delta[n % 2], e, conjugate(rate));
         }
+        if constexpr (!constant_B || !constant_C)
+            sum_rows<T>(rows, gradient.sums + (t * block.state + first) * 2 * width, gradient.add_sums);
         const Vec<T> from_drive = grad_drive[0] + grad_drive[1], from_decay = (grad_delta[0] + grad_delta[1]) * (1 / log2_e<T>);
         store<T>(gradient.drive + t * width, first == 0 ? from_drive : load(gradient.drive + t * width) + from_drive);
         store<T>(gradient.delta + t * width, first == 0 ? from_decay : load(gradient.delta + t * width) + from_decay);
@@ -232,7 +244,7 @@ void some_states_back(const Block<T>& block, const BlockGradient<T>& gradient, c
 
 template <class T, int parts, bool constant_B, bool constant_C>
 void all_states_back(const Block<T>& block, const BlockGradient<T>& gradient, const T* before) {
-    constexpr int most = SCANLAB_REGISTERS / 4 / parts;
+    constexpr int most = together<parts>;
     int n = 0;
     for (; n + most <= block.state; n += most) some_states_back<T, parts, most, constant_B, constant_C>(block, gradient, before, n);
     for (; n < block.state; n++) some_states_back<T, parts, 1, constant_B, constant_C>(block, gradient, before, n);
