@@ -91,10 +91,10 @@ def tunings_beside_a_neighbour(folder: Path) -> dict[str, object]:
         found = tune(
             PROBLEM, make_inputs(PROBLEM), backends, Budget(TUNING_S), Results(folder / str(number)), seed=number
         )
-        assert found.race is not None
         assert found.winner is not None
+        ties = found.race.ties if found.race is not None else ()
         winners.append(found.winner.label)
-        contenders.append({each.trial.backend for each in (found.race.standings[0], *found.race.ties)})
+        contenders.append({found.winner.backend, *(each.trial.backend for each in ties)})
         notices.append(list(found.notices))
     neighbour.kill()
     names = {label.split()[0] for label in winners}
@@ -102,13 +102,20 @@ def tunings_beside_a_neighbour(folder: Path) -> dict[str, object]:
     return {"tunings": TUNINGS, "winners": winners, "same_backend_or_tie": same, "notices": notices}
 
 
-if __name__ == "__main__":
+def keep(found: dict[str, object]) -> None:
+    """Write down what is known so far: a run that is stopped keeps its first parts."""
     OUT.mkdir(parents=True, exist_ok=True)
+    (OUT / "trust.json").write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         found: dict[str, object] = {"machine": this_machine().describe(), "load_before": os.getloadavg()[0]}
         found["races_against_itself"] = races_against_itself(place / "races")
+        keep(found)
         found["kills"] = kills(Results(place / "races").load().trials[0], place / "kills")
+        keep(found)
         found["tunings_beside_a_neighbour"] = tunings_beside_a_neighbour(place / "tunings")
-    (OUT / "trust.json").write_text(json.dumps(found, indent=2) + "\n")
+        keep(found)
     print(json.dumps(found, indent=2))

@@ -158,10 +158,10 @@ class Measurement:
         return cls(**{**values, "blocks": tuple(Block.from_json(block) for block in values["blocks"])})
 
 
-def undisturbed(blocks: Sequence[Block]) -> tuple[Block, ...]:
-    """The undisturbed blocks, or every block where too few are undisturbed."""
+def undisturbed(blocks: Sequence[Block], fewest: int = FEWEST_CLEAN_BLOCKS) -> tuple[Block, ...]:
+    """The undisturbed blocks, or every block where fewer than `fewest` are undisturbed."""
     clean = tuple(block for block in blocks if block.disturbed is None)
-    return clean if len(clean) >= FEWEST_CLEAN_BLOCKS else tuple(blocks)
+    return clean if len(clean) >= fewest else tuple(blocks)
 
 
 def by_process(blocks: Sequence[Block]) -> list[list[float]]:

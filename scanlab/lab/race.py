@@ -252,7 +252,7 @@ def paired(one: Sequence[Block], other: Sequence[Block]) -> list[list[float]]:
     Only the undisturbed rounds, where there are enough of them.
     """
     theirs = {(block.process, block.round): block.log_ratio for block in other}
-    shared = undisturbed([block for block in one if (block.process, block.round) in theirs])
+    shared = undisturbed([block for block in one if (block.process, block.round) in theirs], fewest=FEWEST_ROUNDS)
     differences: dict[int, list[float]] = {}
     for block in shared:
         differences.setdefault(block.process, []).append(block.log_ratio - theirs[block.process, block.round])
@@ -299,8 +299,20 @@ def _behind(everyone: Sequence[Sequence[Block]]) -> list[tuple[float, Interval]]
             continue
         differences = paired(blocks, everyone[leader])
         median = statistics.median(value for process in differences for value in process)
-        behind.append((median, bootstrap(differences, confidence)))
+        behind.append((median, _interval(differences, confidence)))
     return behind
+
+
+def _interval(differences: Sequence[Sequence[float]], confidence: float) -> Interval:
+    """The interval of the median difference; without bounds where there are too few rounds for the confidence.
+
+    All of n rounds lie on one side of the true median with a chance of 2 / 2**n, so that no interval within
+    their range can be surer than that; resampling alone would take two lucky rounds for certainty.
+    """
+    rounds = sum(map(len, differences))
+    if 2.0 ** (1 - rounds) > 1 - confidence:
+        return Interval(-math.inf, math.inf)
+    return bootstrap(differences, confidence)
 
 
 def _standings(

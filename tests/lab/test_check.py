@@ -32,8 +32,8 @@ def evidence(speedup=1.0, **changes):
     return trial(**(fields | changes))
 
 
-def run(chosen, tmp_path, **options):
-    return check(chosen, Results(tmp_path), time.monotonic() + 1.5, processes=0, **options)
+def run(chosen, tmp_path, seconds=1.5, **options):
+    return check(chosen, Results(tmp_path), time.monotonic() + seconds, processes=0, **options)
 
 
 def test_a_choice_that_repeats_its_evidence_holds(tmp_path):
@@ -56,7 +56,7 @@ def test_a_choice_that_a_rival_beats_is_demoted(tmp_path):
     module_get = registry.get
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module.registry, "get", lambda name: slow if name == "slow" else module_get(name))
-        checked = run(chosen, tmp_path, rivals=[Entrant(TWO_PHASE, {"threads": 1})])
+        checked = run(chosen, tmp_path, seconds=8.0, rivals=[Entrant(TWO_PHASE, {"threads": 1})])
     assert not checked.holds
     assert "times as long as two_phase threads=1 now" in checked.reason
 

@@ -105,10 +105,20 @@ def test_differences_are_paired_by_process_and_round():
 
 
 def test_pairs_of_disturbed_rounds_are_left_out_where_there_are_enough_others():
-    calm = [Block((2,), (1,), "ca", round=number) for number in range(3)]
-    odd = Block((90,), (1,), "ca", round=3, disturbed="steal")
-    other = [Block((1,), (1,), "ca", round=number) for number in range(4)]
-    assert paired([*calm, odd], other) == [[pytest.approx(math.log(2))] * 3]
+    calm = [Block((2,), (1,), "ca", round=number) for number in range(8)]
+    odd = Block((90,), (1,), "ca", round=8, disturbed="steal")
+    other = [Block((1,), (1,), "ca", round=number) for number in range(9)]
+    assert paired([*calm, odd], other) == [[pytest.approx(math.log(2))] * 8]
+    assert len(paired([*calm[:3], odd], other)[0]) == 4
+
+
+@pytest.mark.parametrize(("rounds", "told"), [(1, False), (7, False), (8, True)])
+def test_too_few_rounds_tell_nothing_however_alike_they_are(rounds, told):
+    slow = [Block((2_000,), (1_000,), "ca", round=number) for number in range(rounds)]
+    fast = [Block((1_000,), (1_000,), "ca", round=number) for number in range(rounds)]
+    (behind, interval), _ = module._behind([slow, fast])
+    assert behind == pytest.approx(math.log(2))
+    assert (interval.low > 0) == told
 
 
 def test_the_same_configuration_is_seldom_told_apart_from_itself():
