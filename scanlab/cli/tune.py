@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +44,9 @@ def tune(
     budget: Annotated[str | None, typer.Option(help=f"Time for everything: 90s, 3m; {DEFAULT_BUDGET}.")] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Search this many configurations, however long.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Use at most so many threads.")] = None,
+    max_error: Annotated[
+        float, typer.Option(help="Choose among those at most this far from float64, as a share of the largest value.")
+    ] = math.inf,
     storage: Annotated[
         str | None, typer.Option(help="Where the studies are: a journal file or a database URL; in the results folder.")
     ] = None,
@@ -74,6 +78,7 @@ def tune(
                 record,
                 inputs_label=case.label,
                 storage=storage,
+                max_error=max_error,
                 seed=seed,
                 on_event=on_event,
             )
