@@ -180,7 +180,9 @@ class Search:
 
     def _absorb(self, recorded: Sequence[Trial]) -> None:
         for trial in recorded:
-            if config_key(trial.config) not in self._records and self._is_ours(trial):
+            # What was pruned may have been slower only than something less exact than is asked for now.
+            reopened = trial.state == "pruned" and math.isfinite(self.max_error)
+            if config_key(trial.config) not in self._records and self._is_ours(trial) and not reopened:
                 self._keep(trial)
 
     def _learn_from_others(self) -> None:

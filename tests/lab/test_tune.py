@@ -205,7 +205,8 @@ def test_a_winner_is_as_exact_as_asked_and_the_rest_is_recorded(tmp_path):
     assert run([choosy], tmp_path).winner.config == {"exact": False}
     strict = run([choosy], tmp_path, max_error=1e-6)
     assert strict.winner.config == {"exact": True}
-    assert strict.new == 0
+    # It is measured again only where the first run stopped early, because it was slower than the inexact one.
+    assert strict.new <= 1
     assert [trial.config["exact"] for trial in pareto(strict.trials)] == [False, True]
 
 
