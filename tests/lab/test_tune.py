@@ -362,8 +362,8 @@ def test_two_tuners_at_once_share_the_work(tmp_path):
     assert all(output[-1] == "done" for output in outputs)
     searched = [trial for trial in Results(tmp_path).load().trials if trial.phase == "search"]
     assert {trial.config["delay_ms"] for trial in searched} == {float(step) for step in range(12)}
-    # Both may begin with the default, and both may ask for the last ones at the same moment.
-    assert len(searched) <= 12 + 3
+    # Both may ask for the same one at the same moment, which costs time and is no error; but not for everything.
+    assert len(searched) < 2 * 12
 
 
 def test_a_configuration_that_kills_its_process_is_tried_a_few_times_and_then_recorded(tmp_path):
