@@ -81,11 +81,16 @@ def in_torch() -> Iterator[None]:
         _only_torch.reset(token)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch leaves it untyped
-def _is_native() -> bool:
+def is_native() -> bool:
+    """Whether the native ops serve CPU tensors here and now."""
     return not _only_torch.get() and implementation() == "native"
 
 
 def serves(tensor: Tensor) -> bool:
     """Whether the native ops take this tensor."""
-    return tensor.is_cpu and _is_native()
+    if torch.compiler.is_compiling():
+        # Imported by the trace itself: what marks a constant loads the compiler, which takes seconds.
+        from scanlab.mixer.traced import is_native as decided
+    else:
+        decided = is_native
+    return tensor.is_cpu and decided()

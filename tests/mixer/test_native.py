@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -74,3 +76,24 @@ def test_an_unknown_choice_is_named(monkeypatch) -> None:
 def test_an_instruction_set_this_machine_lacks_is_refused() -> None:
     with pytest.raises(ValueError, match="sse1"):
         torch.ops.scanlab_mixer.use_instruction_set("sse1")
+
+
+def test_importing_the_ops_and_their_models_does_not_load_the_compiler() -> None:
+    program = "import sys, scanlab.mixer, scanlab.models.vision_mamba; assert 'torch._dynamo' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.usefixtures("native")
+def test_the_first_use_of_a_process_may_be_in_compiled_code() -> None:
+    program = """
+import torch
+from scanlab import mixer
+
+x, weight = torch.randn(1, 3, 5), torch.randn(3, 2)
+compiled = torch.compile(mixer.causal_conv1d, fullgraph=True, backend="aot_eager")
+assert torch.equal(compiled(x, weight), mixer.causal_conv1d(x, weight))
+with mixer.in_torch():
+    torch._dynamo.reset()
+    torch.testing.assert_close(compiled(x, weight), mixer.causal_conv1d_reference(x, weight))
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
