@@ -8,6 +8,7 @@ $SCANLAB_STRICT=1 it is an error.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import threading
@@ -236,25 +237,22 @@ def selective_scan_fn(
     Raises ProblemError, ConfigError, UnknownBackendError, UnavailableError or RejectedError.
     Source: state-spaces/mamba@e9594ce, selective_scan_interface.py, selective_scan_fn.
     """
-    varying = [tensor for tensor in (u, delta, z, *(each for each in (B, C) if each.dim() > 2)) if tensor is not None]
-    dtype = varying[0].dtype
-    for tensor in varying[1:]:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    weight = torch.float64 if dtype == torch.float64 else torch.float32
-
-    def fit(tensor: Tensor, to: torch.dtype) -> Tensor:
-        return tensor.to(to.to_complex() if tensor.is_complex() else to)
-
-    inputs = ScanInputs(
-        u=fit(u, dtype),
-        delta=fit(delta, dtype),
-        A=fit(A, weight),
-        B=fit(B, weight if B.dim() == 2 else dtype),
-        C=fit(C, weight if C.dim() == 2 else dtype),
-        D=None if D is None else fit(D, weight),
-        z=None if z is None else fit(z, dtype),
-        delta_bias=None if delta_bias is None else fit(delta_bias, weight),
-    )
+    inputs = promoted(ScanInputs(u, delta, A, B, C, D, z, delta_bias))
     out, last_state = dispatcher(backend)(inputs, delta_softplus=delta_softplus)
     out = out.to(u.dtype)
     return (out, last_state) if return_last_state else out
+
+
+def promoted(inputs: ScanInputs) -> ScanInputs:
+    """These inputs with what varies over time in the widest of its dtypes, and the rest in the float32 or float64
+    that goes with it: exact, and what a ScanProblem asks for."""
+    varying = ("u", "delta", "z", *(name for name in ("B", "C") if getattr(inputs, name).dim() > 2))
+    tensors = inputs.tensors()
+    dtype = functools.reduce(torch.promote_types, (tensors[name].dtype for name in varying if name in tensors))
+    weight = torch.promote_types(dtype, torch.float32)
+
+    def fit(name: str, tensor: Tensor) -> Tensor:
+        to = dtype if name in varying else weight
+        return tensor.to(to.to_complex() if tensor.is_complex() else to)
+
+    return inputs.with_tensors(**{name: fit(name, tensor) for name, tensor in tensors.items()})

@@ -1,0 +1,17 @@
+"""Code that imports `mamba_ssm` and `causal_conv1d`, running on scanlab: Mamba and Vision Mamba without CUDA.
+
+    import scanlab.integrations.mamba_ssm as drop_in
+
+    drop_in.install()
+
+Afterwards the packages can be imported whether they are installed or not. What is installed is wrapped: tensors on
+the CPU are served by scanlab, all others go where they went before. What is missing, the compiled modules
+`selective_scan_cuda` and `causal_conv1d_cuda` included, is served by scanlab. What scanlab cannot provide raises when
+it is used, and can be imported. `python -m scanlab run script.py` does all this for a script as it is.
+
+Source: state-spaces/mamba@e9594ce, Dao-AILab/causal-conv1d@0d2252d, hustvl/Vim@dd0358a with its forks of both.
+"""
+
+from scanlab.integrations.mamba_ssm.hook import install, uninstall
+
+__all__ = ["install", "uninstall"]

@@ -1,0 +1,99 @@
+"""The gated norms of `mamba_ssm.ops.triton.layernorm_gated`, with their signatures, in PyTorch.
+
+Source: state-spaces/mamba@e9594ce, mamba_ssm/ops/triton/layernorm_gated.py.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scanlab.mixer import add_norm
+
+
+def layernorm_fn(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    z: Tensor | None = None,
+    eps: float = 1e-6,
+    group_size: int | None = None,
+    norm_before_gate: bool = True,
+    is_rms_norm: bool = False,
+) -> Tensor:
+    """norm(x) silu(z), or norm(x silu(z)) where not norm_before_gate; each group of channels has its own statistics.
+
+    x, z (..., dim); weight, bias (dim,); group_size divides dim and is dim where None. Computed in float32 or
+    wider, returned in the dtype of x. Differentiable.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    gate = None if z is None else F.silu(z.to(wide.dtype))
+    if gate is not None and not norm_before_gate:
+        wide = wide * gate
+    grouped = wide.unflatten(-1, (-1, group_size or x.shape[-1]))
+    ones = wide.new_ones(grouped.shape[-1])
+    normed, _ = add_norm(grouped, None, ones, eps=eps, kind="rms" if is_rms_norm else "layer")
+    out = normed.flatten(-2) * weight
+    if bias is not None:
+        out = out + bias
+    if gate is not None and norm_before_gate:
+        out = out * gate
+    return out.to(x.dtype)
+
+
+def rmsnorm_fn(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    z: Tensor | None = None,
+    eps: float = 1e-6,
+    group_size: int | None = None,
+    norm_before_gate: bool = True,
+) -> Tensor:
+    """`layernorm_fn` without subtracting the mean."""
+    return layernorm_fn(x, weight, bias, z, eps, group_size, norm_before_gate, True)
+
+
+class RMSNorm(nn.Module):
+    """`rmsnorm_fn` with its weight."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        eps: float = 1e-5,
+        group_size: int | None = None,
+        norm_before_gate: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.eps = eps
+        self.group_size = group_size
+        self.norm_before_gate = norm_before_gate
+        self.weight = nn.Parameter(torch.ones(hidden_size, device=device, dtype=dtype))
+        self.register_parameter("bias", None)
+
+    def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor:
+        """x and z (..., dim) -> the shape and dtype of x."""
+        return rmsnorm_fn(x, self.weight, None, z, self.eps, self.group_size, self.norm_before_gate)
+
+
+class LayerNorm(RMSNorm):
+    """`layernorm_fn` with its weight and bias."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        eps: float = 1e-5,
+        group_size: int | None = None,
+        norm_before_gate: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(hidden_size, eps, group_size, norm_before_gate, device, dtype)
+        self.bias = nn.Parameter(torch.zeros(hidden_size, device=device, dtype=dtype))
+
+    def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor:
+        """x and z (..., dim) -> the shape and dtype of x."""
+        return layernorm_fn(x, self.weight, self.bias, z, self.eps, self.group_size, self.norm_before_gate)

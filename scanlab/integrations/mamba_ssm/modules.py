@@ -1,0 +1,250 @@
+"""The modules of `mamba_ssm.modules.mamba_simple`, with their signatures and parameter names, on scanlab.
+
+Source: state-spaces/mamba@e9594ce and hustvl/Vim@dd0358a, mamba_ssm/modules/mamba_simple.py.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scanlab import mixer
+from scanlab.deploy import dispatch
+from scanlab.errors import ProblemError
+from scanlab.integrations.mamba_ssm.norms import RMSNorm, layer_norm_fn
+from scanlab.models.mixer import Mixer
+
+log = logging.getLogger("scanlab")
+
+State = tuple[Tensor, Tensor]
+
+
+@functools.cache
+def _say_one_way_only() -> None:
+    log.warning(
+        "scanlab: a Mamba of bimamba_type v1 or v2 runs forward only, as upstream does with use_fast_path=False or"
+        " with an inference cache; leave these out for both directions."
+    )
+
+
+class Mamba(Mixer):
+    """The Mamba mixer: (batch, length, d_model) -> (batch, length, d_model).
+
+    bimamba_type "v1" and "v2" scan in both directions, if_divide_out halves the sum of v2, init_layer_scale adds a
+    factor for each channel: as in Vision Mamba. Parameters have the official names, order and initial values.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: float = 2,
+        dt_rank: int | Literal["auto"] = "auto",
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
+        dt_init: Literal["random", "constant"] = "random",
+        dt_scale: float = 1.0,
+        dt_init_floor: float = 1e-4,
+        conv_bias: bool = True,
+        bias: bool = False,
+        use_fast_path: bool = True,
+        layer_idx: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        bimamba_type: str = "none",
+        if_divide_out: bool = False,
+        init_layer_scale: float | None = None,
+    ) -> None:
+        nn.Module.__init__(self)  # the mixer's own parameters start out as a whole Vision Mamba sets them
+        self.d_model, self.d_state, self.d_conv, self.expand = d_model, d_state, d_conv, expand
+        self.d_inner = inner = int(expand * d_model)
+        self.dt_rank = self.rank = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
+        self.use_fast_path, self.layer_idx = use_fast_path, layer_idx
+        self.bimamba_type, self.if_divide_out, self.init_layer_scale = bimamba_type, if_divide_out, init_layer_scale
+        self.halves = bimamba_type == "v2" and if_divide_out
+        self.activation, self.act = "silu", nn.SiLU()
+        linear = functools.partial(nn.Linear, device=device, dtype=dtype)
+
+        def convolution() -> nn.Conv1d:
+            return nn.Conv1d(
+                inner, inner, d_conv, groups=inner, padding=d_conv - 1, bias=conv_bias, device=device, dtype=dtype
+            )
+
+        def in_float32(values: Tensor) -> nn.Parameter:
+            parameter = nn.Parameter(values)
+            parameter._no_weight_decay = True  # type: ignore[attr-defined]  # what training scripts look for
+            return parameter
+
+        def rates() -> nn.Parameter:
+            every = torch.arange(1, d_state + 1, dtype=torch.float32, device=device)
+            return in_float32(every.log().repeat(inner, 1))
+
+        # In the order in which upstream draws, so that a seed gives the same weights.
+        if init_layer_scale is not None:
+            self.gamma = nn.Parameter(init_layer_scale * torch.ones(d_model, device=device))
+        self.in_proj = linear(d_model, 2 * inner, bias=bias)
+        self.conv1d = convolution()
+        self.x_proj = linear(inner, self.rank + 2 * d_state, bias=False)
+        self.dt_proj = linear(self.rank, inner)
+        self._draw_steps(dt_min, dt_max, dt_init, dt_scale, dt_init_floor)
+        self.A_log = rates()
+        self.D = in_float32(torch.ones(inner, device=device))
+        if bimamba_type in ("v1", "v2"):
+            self.A_b_log = rates()
+        if bimamba_type == "v2":
+            self.conv1d_b = convolution()
+            self.x_proj_b = linear(inner, self.rank + 2 * d_state, bias=False)
+            self.dt_proj_b = linear(self.rank, inner)
+            self.D_b = in_float32(torch.ones(inner, device=device))
+        self.out_proj = linear(inner, d_model, bias=bias)
+
+    @torch.no_grad()
+    def _draw_steps(self, low: float, high: float, kind: str, scale: float, floor: float) -> None:
+        """Step sizes between low and high at the start: the bias of dt_proj is their inverse softplus."""
+        weight, bias = self.dt_proj.weight, self.dt_proj.bias
+        bound = self.rank**-0.5 * scale
+        if kind == "constant":
+            nn.init.constant_(weight, bound)
+        elif kind == "random":
+            nn.init.uniform_(weight, -bound, bound)
+        else:
+            raise NotImplementedError(f"dt_init={kind!r}: must be 'random' or 'constant'.")
+        drawn = torch.rand(self.d_inner, device=bias.device, dtype=bias.dtype)
+        step = torch.exp(drawn * (math.log(high) - math.log(low)) + math.log(low)).clamp(min=floor)
+        bias.copy_(step + torch.log(-torch.expm1(-step)))
+        bias._no_reinit = True  # type: ignore[attr-defined]  # what initialisers of whole models look for
+
+    def forward(self, hidden_states: Tensor, inference_params: Any = None) -> Tensor:
+        """hidden_states (batch, length, d_model) -> the same shape.
+
+        With inference_params the states of this layer are kept in it, and from its second call on it takes one
+        step. As upstream, steps, and calls with inference_params or use_fast_path=False, run forward only.
+        """
+        if inference_params is None and self.use_fast_path:
+            return super().forward(hidden_states, dispatch.scan)
+        if self.bimamba_type in ("v1", "v2"):
+            _say_one_way_only()
+        states = None
+        if inference_params is not None:
+            states = self._get_states_from_cache(inference_params, hidden_states.shape[0])
+            if inference_params.seqlen_offset > 0:
+                return self.step(hidden_states, *states)[0]
+        out = self._one_way(hidden_states, states)
+        return out if self.init_layer_scale is None else out * self.gamma
+
+    def _one_way(self, hidden_states: Tensor, states: State | None) -> Tensor:
+        """The forward direction; `states`, where given, are brought to those after the last step."""
+        x, z = self.in_proj(hidden_states).chunk(2, dim=-1)
+        if states is not None:
+            states[0].copy_(F.pad(x.mT, (self.d_conv - x.shape[1], 0)))
+        u = mixer.causal_conv1d(x.mT, self.conv1d.weight[:, 0], self.conv1d.bias, activation="silu").mT
+        inputs = self._scan_inputs(u, z, self.x_proj, self.dt_proj, self.A_log, self.D)
+        y, last_state = dispatch.scan(inputs)
+        if states is not None:
+            states[1].copy_(last_state)
+        out: Tensor = self.out_proj(y.mT)
+        return out
+
+    def step(self, hidden_states: Tensor, conv_state: Tensor, ssm_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One token (batch, 1, d_model) -> the same shape, and both states, which are brought up to date in place.
+
+        conv_state (batch, d_inner, d_conv), ssm_state (batch, d_inner, d_state).
+        """
+        if hidden_states.shape[1] != 1:
+            raise ProblemError(f"hidden_states has {hidden_states.shape[1]} tokens: a step takes one; step in a loop.")
+        x, z = self.in_proj(hidden_states[:, 0]).chunk(2, dim=-1)
+        x = mixer.causal_conv1d_update(x, conv_state, self.conv1d.weight[:, 0], self.conv1d.bias, activation="silu")
+        low_rank, B, C = self.x_proj(x).split([self.rank, self.d_state, self.d_state], dim=-1)
+        y = mixer.selective_state_update(
+            ssm_state,
+            x,
+            F.linear(low_rank, self.dt_proj.weight),
+            -torch.exp(self.A_log.float()),
+            B,
+            C,
+            self.D,
+            z=z,
+            dt_bias=self.dt_proj.bias,
+            dt_softplus=True,
+        )
+        return self.out_proj(y)[:, None], conv_state, ssm_state
+
+    def allocate_inference_cache(
+        self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None, **kwargs: Any
+    ) -> State:
+        """Zero states for a batch: conv_state (batch, d_inner, d_conv) and ssm_state (batch, d_inner, d_state)."""
+        conv, dt = self.conv1d.weight, self.dt_proj.weight
+        return (
+            conv.new_zeros(batch_size, self.d_inner, self.d_conv, dtype=dtype or conv.dtype),
+            dt.new_zeros(batch_size, self.d_inner, self.d_state, dtype=dtype or dt.dtype),
+        )
+
+    def _get_states_from_cache(self, inference_params: Any, batch_size: int, initialize_states: bool = False) -> State:
+        """This layer's states in inference_params.key_value_memory_dict, put there where they are missing."""
+        if self.layer_idx is None:
+            raise ProblemError("layer_idx is None: an inference cache is kept by layer; give each Mamba its layer_idx.")
+        known: dict[int, State] = inference_params.key_value_memory_dict
+        if self.layer_idx not in known:
+            known[self.layer_idx] = self.allocate_inference_cache(batch_size, 0)
+        elif initialize_states:
+            for state in known[self.layer_idx]:
+                state.zero_()
+        return known[self.layer_idx]
+
+
+class Block(nn.Module):
+    """Add, normalise, mix; what is mixed is added by the next block."""
+
+    def __init__(
+        self,
+        dim: int,
+        mixer_cls: Callable[[int], nn.Module],
+        norm_cls: Callable[[int], nn.Module] = nn.LayerNorm,
+        fused_add_norm: bool = False,
+        residual_in_fp32: bool = False,
+    ) -> None:
+        super().__init__()
+        self.residual_in_fp32 = residual_in_fp32
+        self.fused_add_norm = fused_add_norm
+        self.mixer = mixer_cls(dim)
+        self.norm = norm_cls(dim)
+        if fused_add_norm and not isinstance(self.norm, (nn.LayerNorm, RMSNorm)):
+            raise ProblemError(f"fused_add_norm with {type(self.norm).__name__}: must be a LayerNorm or an RMSNorm.")
+
+    def forward(
+        self, hidden_states: Tensor, residual: Tensor | None = None, inference_params: Any = None
+    ) -> tuple[Tensor, Tensor]:
+        """hidden_states and residual (batch, length, dim), residual None in the first block -> the next of both."""
+        norm: Any = self.norm
+        if self.fused_add_norm:
+            normed: Any = layer_norm_fn(
+                hidden_states,
+                norm.weight,
+                norm.bias,
+                residual=residual,
+                eps=norm.eps,
+                prenorm=True,
+                residual_in_fp32=self.residual_in_fp32,
+                is_rms_norm=isinstance(norm, RMSNorm),
+            )
+            hidden_states, total = normed
+        else:
+            total = hidden_states if residual is None else hidden_states + residual
+            hidden_states = norm(total.to(norm.weight.dtype))
+            total = total.float() if self.residual_in_fp32 else total
+        return self.mixer(hidden_states, inference_params=inference_params), total
+
+    def allocate_inference_cache(
+        self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None, **kwargs: Any
+    ) -> State:
+        """The mixer's."""
+        states: State = self.mixer.allocate_inference_cache(batch_size, max_seqlen, dtype=dtype, **kwargs)  # type: ignore[operator]
+        return states

@@ -1,0 +1,334 @@
+"""The functions of `mamba_ssm.ops.selective_scan_interface`, with their signatures, on this machine's scan.
+
+Each is one composition of differentiable ops, so that every gradient is that of the function: upstream, the backward
+pass of bimamba_inner_fn loses what flows into z from the second direction, and the norms of B, C and delta let none
+through.
+
+Source: state-spaces/mamba@e9594ce and hustvl/Vim@dd0358a, mamba_ssm/ops/selective_scan_interface.py.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from scanlab import mixer
+from scanlab.deploy import dispatch
+from scanlab.problem import ScanInputs
+from scanlab.space import config_key
+
+log = logging.getLogger("scanlab")
+
+
+@functools.cache
+def _say_who_serves() -> None:
+    """One line in the life of a process; what is not the tuned choice was said by the dispatcher already."""
+    *_, decision = dispatch.dispatcher().decided.values()
+    if decision.basis in ("exact", "named"):
+        log.warning(
+            "scanlab: %s %s serves mamba_ssm's scans: %s.",
+            decision.backend,
+            config_key(decision.config),
+            decision.reason,
+        )
+
+
+def selective_scan_fn(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`scanlab.selective_scan_fn`, which has this signature; differentiable in the last state too."""
+    result = dispatch.selective_scan_fn(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state)
+    _say_who_serves()
+    return result
+
+
+def selective_scan_ref(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The reference loop: slow on purpose, for those who compare."""
+    return dispatch.selective_scan_fn(
+        u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, backend="reference"
+    )
+
+
+def mamba_inner_fn_no_out_proj(
+    xz: Tensor,
+    conv1d_weight: Tensor,
+    conv1d_bias: Tensor | None,
+    x_proj_weight: Tensor,
+    delta_proj_weight: Tensor,
+    A: Tensor,
+    B: Tensor | None = None,
+    C: Tensor | None = None,
+    D: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    B_proj_bias: Tensor | None = None,
+    C_proj_bias: Tensor | None = None,
+    delta_softplus: bool = True,
+    checkpoint_lvl: int = 1,
+    b_rms_weight: Tensor | None = None,
+    c_rms_weight: Tensor | None = None,
+    dt_rms_weight: Tensor | None = None,
+    b_c_dt_rms_eps: float = 1e-6,
+) -> Tensor:
+    """A Mamba mixer between its outer projections: convolution, projections to the step size, B and C, and the scan.
+
+    xz                 (batch, 2 dim, length): x, which is convolved and scanned, and the gate z
+    conv1d_weight      (dim, 1, width), with conv1d_bias (dim,)
+    x_proj_weight      (rank + columns of B + columns of C, dim); a B or C that is given has no columns
+    delta_proj_weight  (dim, rank)
+    A                  (dim, state), real or complex; B and C, if given, (dim, state); D and delta_bias (dim,)
+    B_proj_bias, C_proj_bias      (columns,)
+    b_rms_weight, c_rms_weight    (state,), dt_rms_weight (dim,): B, C and the step size are normalised by them
+    Returns (batch, dim, length). Under autocast the projections run in its dtype. `checkpoint_lvl` is taken for
+    the signature's sake: it saves memory upstream, and changes no value.
+    """
+    inputs = _projected(
+        xz,
+        conv1d_weight,
+        conv1d_bias,
+        x_proj_weight,
+        delta_proj_weight,
+        A,
+        B,
+        C,
+        D,
+        delta_bias,
+        B_proj_bias,
+        C_proj_bias,
+    )
+    normed = {
+        "B": _rms(inputs.B, b_rms_weight, b_c_dt_rms_eps),
+        "C": _rms(inputs.C, c_rms_weight, b_c_dt_rms_eps),
+        "delta": _rms(inputs.delta, dt_rms_weight, b_c_dt_rms_eps),
+    }
+    out = dispatch.scan(dispatch.promoted(inputs.with_tensors(**normed)), delta_softplus=delta_softplus).out
+    _say_who_serves()
+    return out.to(xz.dtype)
+
+
+def mamba_inner_fn(
+    xz: Tensor,
+    conv1d_weight: Tensor,
+    conv1d_bias: Tensor | None,
+    x_proj_weight: Tensor,
+    delta_proj_weight: Tensor,
+    out_proj_weight: Tensor,
+    out_proj_bias: Tensor | None,
+    A: Tensor,
+    B: Tensor | None = None,
+    C: Tensor | None = None,
+    D: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    B_proj_bias: Tensor | None = None,
+    C_proj_bias: Tensor | None = None,
+    delta_softplus: bool = True,
+    checkpoint_lvl: int = 1,
+    b_rms_weight: Tensor | None = None,
+    c_rms_weight: Tensor | None = None,
+    dt_rms_weight: Tensor | None = None,
+    b_c_dt_rms_eps: float = 1e-6,
+) -> Tensor:
+    """`mamba_inner_fn_no_out_proj` and the projection by out_proj_weight (features, dim): (batch, length, features)."""
+    y = mamba_inner_fn_no_out_proj(
+        xz,
+        conv1d_weight,
+        conv1d_bias,
+        x_proj_weight,
+        delta_proj_weight,
+        A,
+        B,
+        C,
+        D,
+        delta_bias,
+        B_proj_bias,
+        C_proj_bias,
+        delta_softplus,
+        checkpoint_lvl,
+        b_rms_weight,
+        c_rms_weight,
+        dt_rms_weight,
+        b_c_dt_rms_eps,
+    )
+    return F.linear(y.mT, out_proj_weight, out_proj_bias)
+
+
+def bimamba_inner_fn(
+    xz: Tensor,
+    conv1d_weight: Tensor,
+    conv1d_bias: Tensor | None,
+    x_proj_weight: Tensor,
+    delta_proj_weight: Tensor,
+    out_proj_weight: Tensor,
+    out_proj_bias: Tensor | None,
+    A: Tensor,
+    A_b: Tensor,
+    B: Tensor | None = None,
+    C: Tensor | None = None,
+    D: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    B_proj_bias: Tensor | None = None,
+    C_proj_bias: Tensor | None = None,
+    delta_softplus: bool = True,
+) -> Tensor:
+    """`mamba_inner_fn` with a second scan, by A_b and from the last step to the first, whose output is added.
+
+    Both scans read the same convolved x, step sizes, B, C, D and z.
+    """
+    ahead = dispatch.promoted(
+        _projected(
+            xz,
+            conv1d_weight,
+            conv1d_bias,
+            x_proj_weight,
+            delta_proj_weight,
+            A,
+            B,
+            C,
+            D,
+            delta_bias,
+            B_proj_bias,
+            C_proj_bias,
+        )
+    )
+    back = ahead.with_tensors(A=A_b.to(ahead.A.dtype))
+    y = dispatch.scan(ahead, back, delta_softplus=delta_softplus, direction="bidirectional").out
+    _say_who_serves()
+    return F.linear(y.mT.to(xz.dtype), out_proj_weight, out_proj_bias)
+
+
+def mamba_inner_ref(
+    xz: Tensor,
+    conv1d_weight: Tensor,
+    conv1d_bias: Tensor | None,
+    x_proj_weight: Tensor,
+    delta_proj_weight: Tensor,
+    out_proj_weight: Tensor,
+    out_proj_bias: Tensor | None,
+    A: Tensor,
+    B: Tensor | None = None,
+    C: Tensor | None = None,
+    D: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    B_proj_bias: Tensor | None = None,
+    C_proj_bias: Tensor | None = None,
+    delta_softplus: bool = True,
+) -> Tensor:
+    """`mamba_inner_fn` with the softplus always on, whatever delta_softplus says, as upstream."""
+    return mamba_inner_fn(
+        xz,
+        conv1d_weight,
+        conv1d_bias,
+        x_proj_weight,
+        delta_proj_weight,
+        out_proj_weight,
+        out_proj_bias,
+        A,
+        B,
+        C,
+        D,
+        delta_bias,
+        B_proj_bias,
+        C_proj_bias,
+    )
+
+
+def bimamba_inner_ref(
+    xz: Tensor,
+    conv1d_weight: Tensor,
+    conv1d_bias: Tensor | None,
+    x_proj_weight: Tensor,
+    delta_proj_weight: Tensor,
+    out_proj_weight: Tensor,
+    out_proj_bias: Tensor | None,
+    A: Tensor,
+    A_b: Tensor,
+    B: Tensor | None = None,
+    C: Tensor | None = None,
+    D: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    B_proj_bias: Tensor | None = None,
+    C_proj_bias: Tensor | None = None,
+    delta_softplus: bool = True,
+) -> Tensor:
+    """`bimamba_inner_fn` with the softplus always on, whatever delta_softplus says, as upstream."""
+    return bimamba_inner_fn(
+        xz,
+        conv1d_weight,
+        conv1d_bias,
+        x_proj_weight,
+        delta_proj_weight,
+        out_proj_weight,
+        out_proj_bias,
+        A,
+        A_b,
+        B,
+        C,
+        D,
+        delta_bias,
+        B_proj_bias,
+        C_proj_bias,
+    )
+
+
+def _projected(
+    xz: Tensor,
+    conv1d_weight: Tensor,
+    conv1d_bias: Tensor | None,
+    x_proj_weight: Tensor,
+    delta_proj_weight: Tensor,
+    A: Tensor,
+    B: Tensor | None,
+    C: Tensor | None,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    B_proj_bias: Tensor | None,
+    C_proj_bias: Tensor | None,
+) -> ScanInputs:
+    """What is scanned: the convolved x, and the projections of it."""
+    x, z = xz.chunk(2, dim=1)
+    u = mixer.causal_conv1d(x, conv1d_weight[:, 0], conv1d_bias, activation="silu")
+    columns = F.linear(u.mT, x_proj_weight)  # (batch, length, rank + columns of B + columns of C)
+    rank, state = delta_proj_weight.shape[1], A.shape[1] * (2 if A.is_complex() else 1)
+    delta = F.linear(columns[..., :rank], delta_proj_weight)
+    if B is None:
+        B = _varying(columns[..., rank : rank + state], B_proj_bias, A)
+    if C is None:
+        C = _varying(columns[..., -state:], C_proj_bias, A)
+    return ScanInputs(u=u, delta=delta.mT, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
+
+
+def _varying(columns: Tensor, bias: Tensor | None, A: Tensor) -> Tensor:
+    """B or C (batch, state, length) out of its columns (batch, length, state), for a complex A in pairs."""
+    if bias is not None:
+        columns = columns + bias.to(columns.dtype)
+    if not A.is_complex():
+        return columns.mT
+    pairs: Tensor = columns.unflatten(-1, (-1, 2))
+    return pairs.transpose(1, 2).flatten(-2)
+
+
+def _rms(values: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """`values` (batch, channels, length) normalised over the channels, where there is a weight to do it by."""
+    return values if weight is None else mixer.add_norm(values.mT.contiguous(), None, weight, eps=eps)[0].mT
