@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("scanlab.__main__",),
     ("scanlab.cli",),
+    ("scanlab.integrations",),
     ("scanlab.suites", "scanlab.validate"),
     ("scanlab.models",),
     ("scanlab.mixer",),
