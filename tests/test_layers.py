@@ -23,6 +23,8 @@ LAYERS = (
     ("scanlab.lab.tune",),
     ("scanlab.lab.finals", "scanlab.lab.replay"),
     ("scanlab.lab.lengths", "scanlab.lab.study", "scanlab.lab.attempt", "scanlab.lab.check"),
+    ("scanlab.lab.ledger", "scanlab.lab.importance"),
+    ("scanlab.lab.storage",),
     ("scanlab.lab.race",),
     ("scanlab.lab.heat",),
     ("scanlab.lab.prove",),
@@ -34,6 +36,7 @@ LAYERS = (
         "scanlab.lab.surroundings",
         "scanlab.lab.ceilings",
         "scanlab.lab.owner",
+        "scanlab.lab.deadline",
     ),
     ("scanlab.registry",),
     ("scanlab.backend",),
@@ -116,7 +119,7 @@ def test_no_layer_is_imaginary():
 @pytest.mark.parametrize(
     ("library", "homes"),
     [
-        ("optuna", {"scanlab/lab/study.py"}),
+        ("optuna", {f"scanlab/lab/{name}.py" for name in ("study", "ledger", "storage", "importance")}),
         ("pandas", {"scanlab/report"}),
         ("matplotlib", {"scanlab/report"}),
     ],

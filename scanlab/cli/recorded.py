@@ -62,7 +62,7 @@ def report(
 
 def write(record: Results, folder: Path | None = None) -> list[Path]:
     """The report of what is recorded, written to `folder`, by default the `report` of its own folder."""
-    from scanlab.lab.study import importances
+    from scanlab.lab.importance import importances
     from scanlab.report.document import write_report
 
     trials = record.load().trials

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from scanlab.lab.heat import Entrant, is_installed
 from scanlab.lab.prove import Proven, Setting
 from scanlab.lab.race import Race, race
-from scanlab.lab.results import Results, Trial
-from scanlab.lab.study import Search, error_of, log_ratio
+from scanlab.lab.results import Results, Trial, error_of, log_ratio
+from scanlab.lab.study import Search
 from scanlab.threads import usable_threads
 
 # A search takes few blocks, so that its leader may have been lucky: what it saw within this of the leader races

@@ -8,24 +8,29 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# Another host cannot be asked: it is believed to work on for so long.
-LEASE_S = 3600.0
-# Between taking something and signing for it a process has so long.
-SIGNING_S = 10.0
+# Another host cannot be asked: its process is believed to live for so long after its last sign of life. The
+# clocks of hosts that share a storage must agree better than this.
+LEASE_S = 120.0
 
 
 def this_process() -> dict[str, str | int]:
     """The signature of this process."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
+    return {"host": _host(), "pid": os.getpid(), "started": _started(os.getpid())}
 
 
-def holds(signature: Mapping[str, Any] | None, age_s: float) -> bool:
-    """Whether the process that signed for something `age_s` ago still works on it; None where nobody signed."""
-    if signature is None:
-        return age_s < SIGNING_S
-    if signature["host"] != socket.gethostname():
-        return age_s < LEASE_S
+def holds(signature: Mapping[str, Any], silent_s: float) -> bool:
+    """Whether the process that signed for something, and was last heard of `silent_s` ago, still works on it."""
+    if signature["host"] != _host():
+        return silent_s < LEASE_S
     return bool(_started(signature["pid"]) == signature["started"] != "")
+
+
+def _host() -> str:
+    """This host and the space of its process numbers: containers of one host may share its name."""
+    try:
+        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
 
 
 def _started(pid: int) -> str:

@@ -138,6 +138,18 @@ def label_of(backend: str, config: Mapping[str, Value]) -> str:
     return " ".join((backend, *(f"{name}={value}" for name, value in config.items())))
 
 
+def log_ratio(trial: Trial) -> float:
+    """log(time / anchor's time) of a trial that was measured."""
+    assert trial.measurement is not None
+    return trial.measurement.log_ratio
+
+
+def error_of(trial: Trial) -> float:
+    """The largest error of any tensor of a trial that was proved, as a share of that tensor's largest value."""
+    assert trial.verdict is not None
+    return trial.verdict.worst
+
+
 class Loaded(NamedTuple):
     """The trials of a results folder in the order they were started, and what was found wrong with it."""
 
@@ -246,6 +258,14 @@ def encode(trial: Trial) -> bytes:
     """`trial` as one line with its checksum."""
     body = json.dumps({"schema": SCHEMA, "trial": trial.to_json()}, separators=(",", ":")).encode()[1:]
     return b'{"crc32":"%08x",%s\n' % (zlib.crc32(body), body)
+
+
+def decoded(line: bytes) -> Trial | None:
+    """The trial of one line, or None where it is damaged or of a newer scanlab."""
+    try:
+        return decode(line)
+    except (_DamagedError, _NewerSchemaError):
+        return None
 
 
 def decode(line: bytes) -> Trial:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import math
 import random
-import signal
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -18,12 +15,14 @@ from scanlab import registry
 from scanlab.backend import Backend
 from scanlab.errors import RejectedError, ScanlabError
 from scanlab.lab.attempt import attempt
+from scanlab.lab.deadline import OutOfTimeError, time_limit
 from scanlab.lab.finals import finalists, fresh_processes, hold_out
 from scanlab.lab.heat import Entrant
 from scanlab.lab.prove import Failure, Proven, Setting, prove
 from scanlab.lab.race import Race, race
-from scanlab.lab.results import Results, Trial, label_of
-from scanlab.lab.study import Search, log_ratio, open_storage
+from scanlab.lab.results import Results, Trial, label_of, log_ratio
+from scanlab.lab.storage import open_storage
+from scanlab.lab.study import Search
 from scanlab.problem import ScanInputs, ScanProblem
 from scanlab.space import Config
 
@@ -38,6 +37,8 @@ FEWEST_TRIALS = 4
 # may come back for more after it was cut off.
 UNKNOWN_SHARE = 0.4
 MOST_CUT_OFFS = 1
+# How often it is looked whether other processes have done, or left, what they are trying.
+POLL_S = 0.2
 # The loop's steps are so short that on several threads it mostly waits for the slowest of them: a neighbour on
 # one CPU slows it manyfold, and every ratio to it would tell of the neighbour. One thread is a steady yardstick.
 STEADY: Config = {"threads": 1}
@@ -63,11 +64,15 @@ class Budget:
                 raise ScanlabError(f"{noun}={value}: a budget must be more than 0.")
 
 
+EventKind = Literal["started", "finished", "skipped", "waiting", "round"]
+
+
 @dataclass(frozen=True)
 class Event:
     """Something that happened in a tuning, for a progress display.
 
-    kind       started or finished a trial, skipped something (then `message` says why), a round of the race
+    kind       started or finished a trial, skipped something (then `message` says why), waiting for other
+               processes, a round of the race
     label      the backend and configuration, or the race
     trial      the finished one
     best       the fastest of the search so far
@@ -75,7 +80,7 @@ class Event:
     eta_s      time left, about
     """
 
-    kind: Literal["started", "finished", "skipped", "round"]
+    kind: EventKind
     label: str
     elapsed_s: float
     eta_s: float
@@ -159,7 +164,9 @@ def tune(
         recorded = [trial for trial in loaded.trials if trial.backend == backend.name]
         refusal = backend.unavailable() or backend.rejects(problem)
         if refusal is None:
-            search = Search(backend, setting, yardstick, recorded, opened, max_error, lambda: results.load().trials)
+            search = Search(
+                backend, setting, yardstick, recorded, opened, results, max_error, carries=storage is not None
+            )
             run.searches.append(search)
         else:
             run.refuse(backend, refusal, recorded)
@@ -169,6 +176,9 @@ def tune(
         outcome = run.finals()
     except KeyboardInterrupt:
         run.interrupted = True
+    finally:
+        for search in run.searches:
+            search.close()
     return Tuned(
         trials=tuple(trial for search in run.searches for trial in search.trials),
         new=run.new,
@@ -203,6 +213,7 @@ class _Run:
     notices: list[str]
     searches: list[Search] = field(default_factory=list)
     finished: set[str] = field(default_factory=set)
+    waiting: set[str] = field(default_factory=set)
     cut_off: Counter[str] = field(default_factory=Counter)
     new: int = 0
     interrupted: bool = False
@@ -217,19 +228,18 @@ class _Run:
 
     def search(self) -> None:
         """Try configurations until the time for it is over or nothing is left to try."""
-        for each in self.searches:
-            for config in each.lethal:
-                failure = Failure("crashed", "process after process died while trying this configuration")
-                trial = self.setting.trial("search", each.backend, config, time.time(), failure)
-                self.results.append(trial)
-                each.learn(trial)
         anchor_arm = self.anchor.arm(self.setting)
         rng = random.Random(self.setting.seed)
         while (search := self._most_promising()) is not None:
             asked = search.ask(self._time_for(search))
+            self._condemn(search)
             if asked is None:
-                self.finished.add(search.backend.name)
+                if search.waiting:
+                    self._wait(search)
+                else:
+                    self.finished.add(search.backend.name)
                 continue
+            self.waiting.clear()
             label = label_of(search.backend.name, asked)
             self._emit("started", label)
             best = search.best.measurement if search.best else None
@@ -257,6 +267,22 @@ class _Run:
             search.tell(trial, scan)
             self.new += 1
             self._emit("finished", label, trial=trial)
+
+    def _condemn(self, search: Search) -> None:
+        """Record the configurations that process after process died of."""
+        for config in search.lethal:
+            failure = Failure("crashed", "process after process died while trying this configuration")
+            trial = self.setting.trial("search", search.backend, config, time.time(), failure)
+            self.results.append(trial)
+            search.learn(trial)
+
+    def _wait(self, search: Search) -> None:
+        """Let other searches go first, or a moment pass, while other processes try what is left of this one."""
+        self.waiting.add(search.backend.name)
+        self._emit("waiting", f"{search.backend.name}: others try what is left")
+        if all(each.backend.name in self.waiting for each in self._running()):
+            time.sleep(POLL_S)
+            self.waiting.clear()
 
     def finals(self) -> Race | None:
         """The race that chooses, and the hold-out run that its winner's numbers come from."""
@@ -322,7 +348,7 @@ class _Run:
                 takes = f" (about {search.expected_s:.1f} s each)" if search.expected_s else ""
                 left = "other" if search.left is None else f"its other {search.left}"
                 self._skip(search, f"{search.backend.name}: no time left for {left} configurations{takes}")
-        running = self._running()
+        running = [each for each in self._running() if each.backend.name not in self.waiting] or self._running()
         for count in range(1, FEWEST_TRIALS + 1):
             # What was cut off comes back after everybody else has had a few.
             behind = [each for each in running if len(each.trials) < count and not self.cut_off[each.backend.name]]
@@ -365,7 +391,7 @@ class _Run:
 
     def _emit(
         self,
-        kind: Literal["started", "finished", "skipped", "round"],
+        kind: EventKind,
         label: str,
         trial: Trial | None = None,
         message: str | None = None,
@@ -379,34 +405,6 @@ class _Run:
         if budget.seconds is not None:
             eta_s = min(eta_s, max(0.0, budget.seconds - elapsed_s))
         self.on_event(Event(kind, label, elapsed_s, eta_s, done, trial, self.best, message))
-
-
-class OutOfTimeError(BaseException):
-    """The time for something ran out while it ran. Not an Exception: a backend must not swallow it."""
-
-
-@contextmanager
-def time_limit(deadline: float) -> Iterator[None]:
-    """Raise OutOfTimeError in the block when time.monotonic() reaches `deadline`.
-
-    A timer signal interrupts Python and what Python waits for, compilers too, but not a running kernel. In
-    another thread than the main one, and where there are no timer signals, the block is not interrupted.
-    """
-    able = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
-    if not able or deadline == math.inf:
-        yield
-        return
-
-    def ring(number: int, frame: object) -> None:
-        raise OutOfTimeError
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, max(1e-3, deadline - time.monotonic()))
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def _anchor(entrant: Entrant, setting: Setting) -> Proven:

@@ -12,28 +12,23 @@ from scanlab.lab.owner import holds, this_process
 
 
 def test_a_living_process_holds_what_it_signed_for():
-    assert holds(this_process(), age_s=1e9)
+    assert holds(this_process(), silent_s=1e9)
 
 
 def test_a_dead_process_holds_nothing():
     code = "from scanlab.lab.owner import this_process; import json; print(json.dumps(this_process()))"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert not holds(json.loads(said), age_s=0.0)
+    assert not holds(json.loads(said), silent_s=0.0)
 
 
 def test_another_process_with_the_same_pid_is_not_taken_for_it():
-    assert not holds({**this_process(), "started": "in another life"}, age_s=0.0)
+    assert not holds({**this_process(), "started": "in another life"}, silent_s=0.0)
 
 
 def test_another_host_is_believed_for_a_while():
     elsewhere = {**this_process(), "host": "elsewhere"}
-    assert holds(elsewhere, age_s=60.0)
-    assert not holds(elsewhere, age_s=owner.LEASE_S + 1)
-
-
-def test_who_has_not_signed_yet_has_a_moment_for_it():
-    assert holds(None, age_s=1.0)
-    assert not holds(None, age_s=owner.SIGNING_S + 1)
+    assert holds(elsewhere, silent_s=60.0)
+    assert not holds(elsewhere, silent_s=owner.LEASE_S + 1)
 
 
 def test_without_proc_a_pid_must_do(monkeypatch):
