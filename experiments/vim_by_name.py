@@ -1,0 +1,86 @@
+"""Vision Mamba as people write it: by the names of `mamba_ssm`, with the official parameter names.
+
+Source: hustvl/Vim@dd0358a, vim/models_mamba.py, VisionMamba with the options of its released models.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from mamba_ssm.modules.mamba_simple import Mamba
+from mamba_ssm.ops.selective_scan_interface import selective_scan_ref
+from mamba_ssm.ops.triton.layer_norm import RMSNorm, rms_norm_fn
+from torch import Tensor, nn
+
+
+class PlainMamba(Mamba):
+    """The same mixer without a kernel: torch's convolution and the reference scan, one direction after the other."""
+
+    def forward(self, hidden_states: Tensor, inference_params: object = None) -> Tensor:
+        """hidden_states (batch, length, dim) -> the same shape."""
+        xz = self.in_proj(hidden_states).mT
+        y = self._direction(xz, self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D)
+        back = self._direction(xz.flip(-1), self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b)
+        return self.out_proj((y + back.flip(-1)).mT / 2)
+
+    def _direction(
+        self, xz: Tensor, conv: nn.Conv1d, x_proj: nn.Linear, dt_proj: nn.Linear, A_log: Tensor, D: Tensor
+    ) -> Tensor:
+        x, z = xz.chunk(2, dim=1)
+        x = F.silu(conv(x)[..., : x.shape[-1]])
+        low_rank, B, C = x_proj(x.mT).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        delta = F.linear(low_rank, dt_proj.weight).mT
+        return selective_scan_ref(x, delta, -A_log.exp(), B.mT, C.mT, D, z, dt_proj.bias, delta_softplus=True)
+
+
+class Layer(nn.Module):
+    """Add, normalise, mix."""
+
+    def __init__(self, dim: int, mixer: Callable[..., nn.Module]) -> None:
+        super().__init__()
+        self.mixer = mixer(dim, bimamba_type="v2", if_divide_out=True)
+        self.norm = RMSNorm(dim)
+
+    def forward(self, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        """hidden and residual (batch, length, dim), residual None in the first layer -> the next of both."""
+        hidden, residual = normed(hidden, self.norm, residual)
+        return self.mixer(hidden), residual
+
+
+def normed(hidden: Tensor, norm: RMSNorm, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The norm of hidden + residual, and the sum."""
+    return rms_norm_fn(
+        hidden, norm.weight, norm.bias, residual=residual, eps=norm.eps, prenorm=True, residual_in_fp32=True
+    )
+
+
+class Vim(nn.Module):
+    """Vision Mamba with its class token in the middle: images (batch, 3, size, size) -> logits (batch, classes)."""
+
+    def __init__(
+        self,
+        size: int = 224,
+        dim: int = 192,
+        depth: int = 24,
+        classes: int = 1000,
+        mixer: Callable[..., nn.Module] = Mamba,
+    ) -> None:
+        super().__init__()
+        tokens = (size // 16) ** 2
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, tokens + 1, dim))
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, dim, 16, 16)})
+        self.head = nn.Linear(dim, classes)
+        self.layers = nn.ModuleList(Layer(dim, mixer) for _ in range(depth))
+        self.norm_f = RMSNorm(dim)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images (batch, 3, size, size) -> logits (batch, classes)."""
+        hidden = self.patch_embed["proj"](images).flatten(2).mT
+        middle = hidden.shape[1] // 2
+        token = self.cls_token.expand(len(hidden), -1, -1)
+        hidden = torch.cat((hidden[:, :middle], token, hidden[:, middle:]), dim=1) + self.pos_embed
+        residual = None
+        for layer in self.layers:
+            hidden, residual = layer(hidden, residual)
+        return self.head(normed(hidden, self.norm_f, residual)[0][:, middle])

@@ -1,0 +1,33 @@
+"""Which modules a drop-in touches, and a world in which they are as a test wants them."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from scanlab.integrations import mamba_ssm as drop_in
+
+OFFICIAL = ("mamba_ssm", "causal_conv1d", "selective_scan_cuda", "causal_conv1d_cuda")
+
+
+def loaded() -> set[str]:
+    """The official modules that are imported."""
+    return {name for name in sys.modules if name.partition(".")[0] in OFFICIAL}
+
+
+@contextmanager
+def untouched() -> Iterator[None]:
+    """No official module imported before or after, and no drop-in left installed; skips where one is installed."""
+    present = [name for name in OFFICIAL if importlib.util.find_spec(name) is not None]
+    if present:
+        pytest.skip(f"installed here, and these tests bring their own: {', '.join(present)}")
+    try:
+        yield
+    finally:
+        drop_in.uninstall()
+        for name in loaded():
+            del sys.modules[name]

@@ -1,0 +1,254 @@
+"""What can be imported after install, in the situations that users are in, and that nothing is left after uninstall."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from scanlab.errors import UnavailableError
+from scanlab.integrations import mamba_ssm as drop_in
+from scanlab.integrations.mamba_ssm import scan, surface
+from scanlab.problem import ScanProblem, make_inputs
+
+from .official_names import loaded, untouched
+
+INPUTS = make_inputs(ScanProblem(batch=2, dim=4, length=6, state=3))[0][:-1]
+
+
+@pytest.fixture(autouse=True)
+def world():
+    with untouched():
+        yield
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Write modules, given by path, where imports find them."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def write(sources: dict[str, str]) -> None:
+        for dotted, source in sources.items():
+            *packages, module = dotted.split(".")
+            folder = tmp_path
+            for package in packages:
+                folder /= package
+                folder.mkdir(exist_ok=True)
+                (folder / "__init__.py").touch()
+            (folder / f"{module}.py").write_text(source)
+        importlib.invalidate_caches()
+
+    return write
+
+
+THEIR_INTERFACE = """
+import selective_scan_cuda
+
+def selective_scan_fn(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False):
+    "theirs"
+    return "theirs on " + u.device.type
+
+def helper(*arguments):
+    return selective_scan_cuda.fwd(*arguments)
+"""
+
+
+@pytest.mark.parametrize("name", sorted(surface.MODULES))
+def test_with_neither_installed_every_module_is_there(name):
+    drop_in.install()
+    module = importlib.import_module(name)
+    for each in {**surface.served(name), **surface.unprovided(name)}:
+        assert hasattr(module, each)
+
+
+def test_the_names_that_people_import():
+    drop_in.install()
+    from causal_conv1d import causal_conv1d_fn, causal_conv1d_update
+    from mamba_ssm import Mamba, selective_scan_fn
+    from mamba_ssm.modules import mamba_simple
+    from mamba_ssm.modules.mamba_simple import Block
+    from mamba_ssm.ops.selective_scan_interface import bimamba_inner_fn, mamba_inner_fn, mamba_inner_fn_no_out_proj
+    from mamba_ssm.ops.triton.layer_norm import RMSNorm, layer_norm_fn, rms_norm_fn
+    from mamba_ssm.ops.triton.selective_state_update import selective_state_update
+
+    functions = (selective_scan_fn, mamba_inner_fn, mamba_inner_fn_no_out_proj, bimamba_inner_fn, layer_norm_fn)
+    functions += (rms_norm_fn, selective_state_update, causal_conv1d_fn, causal_conv1d_update)
+    assert all(inspect.isfunction(function) for function in functions)
+    assert all(issubclass(each, torch.nn.Module) for each in (Mamba, Block, RMSNorm))
+    assert Mamba is mamba_simple.Mamba
+    assert selective_scan_fn(*INPUTS, delta_softplus=True).shape == INPUTS[0].shape
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "cure"),
+    [
+        ("mamba_ssm", "Mamba2", "install mamba_ssm"),
+        ("mamba_ssm.ops.triton.ssd_combined", "mamba_chunk_scan_combined", "install mamba_ssm"),
+        ("mamba_ssm.models.mixer_seq_simple", "MambaLMHeadModel", "MambaForCausalLM"),
+        ("mamba_ssm.distributed.tensor_parallel", "ColumnParallelLinear", "one machine"),
+    ],
+)
+def test_what_is_not_provided_raises_when_it_is_used(module, name, cure):
+    drop_in.install()
+    thing = getattr(importlib.import_module(module), name)
+    with pytest.raises(UnavailableError, match=rf"{module}.{name} is not provided .*{cure}"):
+        thing(1, two=2)
+
+
+def test_generation_can_be_inherited_and_refuses_to_generate():
+    drop_in.install()
+    from mamba_ssm.utils.generation import GenerationMixin
+
+    class Model(torch.nn.Module, GenerationMixin):
+        pass
+
+    with pytest.raises(UnavailableError, match="generate is not provided"):
+        Model().generate()
+
+
+def test_what_nobody_has_is_still_missing():
+    drop_in.install()
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("mamba_ssm.ops.triton.no_such_module")
+    with pytest.raises(ImportError, match="no_such_name"):
+        exec("from mamba_ssm.ops.selective_scan_interface import no_such_name")
+
+
+def test_nothing_is_left_after_uninstall():
+    drop_in.install()
+    drop_in.install()
+    importlib.import_module("mamba_ssm.ops.selective_scan_interface")
+    assert "mamba_ssm" in loaded()
+    drop_in.uninstall()
+    drop_in.uninstall()
+    assert not loaded()
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("mamba_ssm")
+
+
+def test_a_package_that_is_there_is_wrapped_and_keeps_its_gpu(write):
+    write({"mamba_ssm.ops.selective_scan_interface": THEIR_INTERFACE})
+    drop_in.install()
+    from mamba_ssm.ops import selective_scan_interface as interface
+
+    out = interface.selective_scan_fn(*INPUTS, delta_softplus=True)
+    torch.testing.assert_close(out, scan.selective_scan_fn(*INPUTS, delta_softplus=True))
+    elsewhere = [tensor.to("meta") for tensor in INPUTS]
+    assert interface.selective_scan_fn(*elsewhere) == "theirs on meta"
+    assert interface.selective_scan_fn(u=elsewhere[0], delta=elsewhere[1], A=0, B=0, C=0) == "theirs on meta"
+    assert interface.selective_scan_fn.__doc__ == "theirs"
+    assert "helper" in inspect.getsource(interface)
+    # what it lacks is added, and a module it lacks is served
+    assert interface.bimamba_inner_fn is scan.bimamba_inner_fn
+    assert importlib.import_module("mamba_ssm.ops.triton.layer_norm").RMSNorm
+
+
+def test_beside_a_package_that_is_there_what_could_not_be_used_is_missing(write):
+    write({"mamba_ssm.ops.selective_scan_interface": THEIR_INTERFACE})
+    drop_in.install()
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("mamba_ssm.modules.mamba2")
+
+
+def test_the_compiled_modules_that_a_package_misses_are_served(write):
+    write({"mamba_ssm.ops.selective_scan_interface": THEIR_INTERFACE})
+    with pytest.raises(ModuleNotFoundError, match="selective_scan_cuda"):
+        importlib.import_module("mamba_ssm.ops.selective_scan_interface")
+    drop_in.install()
+    interface = importlib.import_module("mamba_ssm.ops.selective_scan_interface")
+    u, delta, A, B, C, D, z, bias = INPUTS
+    out, kept, gated = interface.helper(u, delta, A, B[:, None], C[:, None], D, z, bias, True)
+    expected, last = scan.selective_scan_fn(*INPUTS, delta_softplus=True, return_last_state=True)
+    torch.testing.assert_close(gated, expected)
+    torch.testing.assert_close(out * torch.nn.functional.silu(z), expected)
+    torch.testing.assert_close(kept[:, :, -1, 1::2], last)
+
+
+def test_a_module_that_cannot_be_imported_is_replaced_aloud(write, caplog):
+    write({"mamba_ssm.ops.triton.layer_norm": "raise RuntimeError('no GPU at all')"})
+    drop_in.install()
+    module = importlib.import_module("mamba_ssm.ops.triton.layer_norm")
+    assert module.RMSNorm(4)(torch.ones(2, 4)).shape == (2, 4)
+    (record,) = caplog.records
+    assert (
+        "mamba_ssm.ops.triton.layer_norm cannot be imported here (RuntimeError: no GPU at all)" in record.getMessage()
+    )
+    drop_in.uninstall()
+    with pytest.raises(RuntimeError, match="no GPU at all"):
+        importlib.import_module("mamba_ssm.ops.triton.layer_norm")
+
+
+def test_what_was_imported_before_is_wrapped_wherever_it_is_held_and_given_back(write):
+    write(
+        {
+            "mamba_ssm.ops.selective_scan_interface": THEIR_INTERFACE.replace("import selective_scan_cuda", ""),
+            "user_of_the_scan": "from mamba_ssm.ops.selective_scan_interface import selective_scan_fn as held",
+        }
+    )
+    user = importlib.import_module("user_of_the_scan")
+    try:
+        theirs = user.held
+        drop_in.install()
+        interface = sys.modules["mamba_ssm.ops.selective_scan_interface"]
+        assert user.held is interface.selective_scan_fn is not theirs
+        assert user.held(*INPUTS, delta_softplus=True).shape == INPUTS[0].shape
+        drop_in.uninstall()
+        assert user.held is interface.selective_scan_fn is theirs
+        assert not hasattr(interface, "bimamba_inner_fn")
+    finally:
+        del sys.modules["user_of_the_scan"]
+
+
+def test_a_folder_of_the_name_is_no_package(tmp_path, monkeypatch):
+    (tmp_path / "mamba_ssm").mkdir()
+    (tmp_path / "mamba_ssm" / "notes.txt").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    drop_in.install()
+    assert importlib.import_module("mamba_ssm").__version__ == surface.VERSIONS["mamba_ssm"]
+
+
+def test_installing_loads_neither_kernels_nor_what_is_slow_to_import():
+    program = (
+        "import sys, torch; before = set(sys.modules)\n"
+        "import scanlab.integrations.mamba_ssm as m; m.install()\n"
+        "new = {name for name in set(sys.modules) - before}\n"
+        "print([name for name in new if name.startswith(('triton', 'transformers', 'huggingface_hub', 'mamba_ssm'))])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_one_line_says_who_serves(tmp_path):
+    program = Path(tmp_path / "script.py")
+    program.write_text(
+        "import scanlab.integrations.mamba_ssm as m; m.install()\n"
+        "import torch\nfrom mamba_ssm import selective_scan_fn\n"
+        "for length in (5, 6, 7):\n"
+        "    x = torch.rand(1, 4, length)\n"
+        "    selective_scan_fn(x, x, -torch.rand(4, 3), torch.rand(1, 3, length), torch.rand(1, 3, length))\n"
+    )
+    environment = {"SCANLAB_BACKEND": "reference", "PATH": "/usr/bin:/bin"}
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, env=environment, check=True)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("scanlab: reference")
+    assert "asked for by name" in line
+
+
+def test_strict_is_honoured(monkeypatch, tmp_path):
+    from scanlab.deploy import dispatch
+
+    monkeypatch.setenv("SCANLAB_STRICT", "1")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.delenv("SCANLAB_BACKEND", raising=False)
+    dispatch.forget_dispatchers()
+    drop_in.install()
+    interface: ModuleType = importlib.import_module("mamba_ssm.ops.selective_scan_interface")
+    with pytest.raises(UnavailableError, match="SCANLAB_STRICT=1 makes this an error"):
+        interface.selective_scan_fn(*INPUTS, delta_softplus=True)
+    dispatch.forget_dispatchers()

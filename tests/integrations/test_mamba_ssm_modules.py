@@ -1,0 +1,191 @@
+"""The drop-in's modules: a Vision Mamba written by the official names, decoding, and the quirks of the original."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from scanlab.deploy import dispatch
+from scanlab.errors import ProblemError
+from scanlab.integrations import mamba_ssm as drop_in
+from scanlab.integrations.mamba_ssm import modules, norms
+from scanlab.integrations.mamba_ssm.inference import InferenceParams
+from scanlab.lab.verify import relative_error
+
+from ..models.official import RECIPE, Official
+from .official_names import untouched
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+TOLERANCE = 2e-5
+
+
+@pytest.fixture(autouse=True)
+def small_scan(monkeypatch):
+    """The scan itself is tested elsewhere: these tests need no compiler."""
+    monkeypatch.setenv("SCANLAB_BACKEND", "two_phase:threads=1")
+    dispatch.forget_dispatchers()
+    yield
+    dispatch.forget_dispatchers()
+
+
+@pytest.fixture
+def by_name(monkeypatch) -> Iterator[ModuleType]:
+    """The module that imports all it needs by the official names."""
+    with untouched():
+        drop_in.install()
+        monkeypatch.syspath_prepend(str(EXPERIMENTS))
+        yield importlib.import_module("vim_by_name")
+        monkeypatch.delitem(sys.modules, "vim_by_name")
+
+
+def vim(by_name: ModuleType, golden: Official, **options: object) -> nn.Module:
+    """The variant's model with its weights."""
+    sizes = {"img_size": "size", "embed_dim": "dim", "depth": "depth", "num_classes": "classes"}
+    model = by_name.Vim(**{ours: golden.config[name] for name, ours in sizes.items()}, **options)
+    assert set(model.state_dict()) == set(golden.shapes)
+    model.load_state_dict({name: torch.from_numpy(RECIPE.param(name, shape)) for name, shape in golden.shapes.items()})
+    return model
+
+
+@pytest.mark.parametrize("name", ["s_midcls", "t_full"])
+def test_code_written_by_the_official_names_gives_the_official_logits(by_name, name):
+    golden = Official(name)
+    images = golden.images()[:1]
+    with torch.no_grad():
+        logits = vim(by_name, golden)(images)
+    assert relative_error(logits, golden["logits_f64"][:1]) < TOLERANCE
+
+
+@pytest.mark.parametrize("mixer", ["Mamba", "PlainMamba"])
+def test_its_gradients_are_the_official_ones(by_name, mixer):
+    golden = Official("s_midcls")
+    model = vim(by_name, golden, mixer=getattr(by_name, mixer))
+    logits = model(golden.images())
+    torch.sum(logits * torch.from_numpy(RECIPE.unit("gradseed/s_midcls", logits.shape))).backward()
+    compared = 0
+    for name, parameter in model.named_parameters():
+        if f"grad/{name}" in golden:
+            assert relative_error(parameter.grad, golden[f"grad/{name}"].double()) < TOLERANCE, name
+            compared += 1
+    assert compared > 20
+
+
+def tokens(length: int = 9, dim: int = 16, seed: int = 0) -> Tensor:
+    return torch.randn(2, length, dim, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"bias": True, "d_conv": 3, "d_state": 5, "dt_rank": 2, "init_layer_scale": 0.5}]
+)
+def test_the_slow_path_gives_the_same(options):
+    mamba = modules.Mamba(16, **options)
+    fast = mamba(tokens())
+    mamba.use_fast_path = False
+    torch.testing.assert_close(mamba(tokens()), fast)
+
+
+def test_the_two_kinds_of_bidirectional_mixers():
+    """v2 has weights of its own for the way back and may be halved; v1 has a second A and is not halved."""
+    x = tokens()
+    torch.manual_seed(0)
+    v2 = modules.Mamba(16, bimamba_type="v2")
+    halved = modules.Mamba(16, bimamba_type="v2", if_divide_out=True)
+    halved.load_state_dict(v2.state_dict())
+    torch.testing.assert_close(halved(x), v2(x) / 2)
+    forward, backward = modules.Mamba(16), modules.Mamba(16)
+    weights = v2.state_dict()
+    forward.load_state_dict({name: weights[name] for name in forward.state_dict()})
+    others = {"A_log": "A_b_log", "D": "D_b"}
+    for name in forward.state_dict():
+        head, _, tail = name.partition(".")
+        others.setdefault(name, f"{head}_b.{tail}" if f"{head}_b.{tail}" in weights else name)
+    backward.load_state_dict({name: weights[others[name]] for name in backward.state_dict()})
+    torch.testing.assert_close(v2(x), forward(x) + backward(x.flip(1)).flip(1))
+    v1 = modules.Mamba(16, bimamba_type="v1", if_divide_out=True)
+    assert set(v1.state_dict()) == {*forward.state_dict(), "A_b_log"}
+    same_A = {name: value for name, value in v1.state_dict().items() if name != "A_b_log"}
+    forward.load_state_dict(same_A)
+    x = tokens(length=1)  # where both directions are one step, and there is nothing to convolve beside it
+    torch.testing.assert_close(v1(x), 2 * forward(x))
+
+
+@pytest.mark.parametrize("bimamba_type", ["v1", "v2"])
+def test_what_upstream_runs_forward_only_is_said_and_runs_forward_only(bimamba_type, caplog):
+    modules._say_one_way_only.cache_clear()
+    mamba = modules.Mamba(16, bimamba_type=bimamba_type, use_fast_path=False)
+    out = mamba(tokens())
+    forward = modules.Mamba(16)
+    forward.load_state_dict({name: mamba.state_dict()[name] for name in forward.state_dict()})
+    torch.testing.assert_close(out, forward(tokens()))
+    assert "forward only" in caplog.text
+
+
+@pytest.mark.parametrize("prompt", [1, 2, 6])
+def test_prefill_and_steps_give_what_the_whole_sequence_gives(prompt):
+    mamba = modules.Mamba(16, layer_idx=3)
+    x = tokens()
+    whole = mamba(x)
+    cache = InferenceParams(max_seqlen=9, max_batch_size=2)
+    parts = [mamba(x[:, :prompt], inference_params=cache)]
+    for t in range(prompt, 9):
+        cache.seqlen_offset = t
+        parts.append(mamba(x[:, t : t + 1], inference_params=cache))
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-4, atol=1e-5)
+    conv_state, ssm_state = cache.key_value_memory_dict[3]
+    fresh = mamba.allocate_inference_cache(2, 9)
+    assert [each.shape for each in fresh] == [conv_state.shape, ssm_state.shape] == [(2, 32, 4), (2, 32, 16)]
+    mamba._get_states_from_cache(cache, 2, initialize_states=True)
+    assert not conv_state.any()
+    cache.reset(5, 2)
+    assert (cache.seqlen_offset, cache.max_seqlen) == (0, 5)
+
+
+def test_what_a_step_refuses():
+    mamba = modules.Mamba(16)
+    states = mamba.allocate_inference_cache(2, 9, dtype=torch.float32)
+    with pytest.raises(ProblemError, match="takes one"):
+        mamba.step(tokens(2), *states)
+    with pytest.raises(ProblemError, match="layer_idx"):
+        mamba(tokens(), inference_params=InferenceParams(9, 2))
+    with pytest.raises(NotImplementedError, match="dt_init='ones'"):
+        modules.Mamba(16, dt_init="ones")
+
+
+def test_initial_values_and_the_marks_that_training_scripts_look_for():
+    torch.manual_seed(0)
+    mamba = modules.Mamba(64, bimamba_type="v2", dtype=torch.bfloat16, init_layer_scale=0.1)
+    assert {name: p.dtype for name, p in mamba.named_parameters() if p.dtype == torch.float32}.keys() == {
+        *("gamma", "A_log", "D", "A_b_log", "D_b")
+    }
+    torch.testing.assert_close(mamba.A_b_log.exp(), torch.arange(1.0, 17).expand(128, 16))
+    step = torch.nn.functional.softplus(mamba.dt_proj.bias.float())
+    assert (step > 0.0009).all()
+    assert (step < 0.11).all()
+    assert mamba.dt_proj.bias._no_reinit
+    assert mamba.A_log._no_weight_decay
+    assert mamba.dt_proj_b.bias.any()
+    constant = modules.Mamba(16, dt_init="constant", dt_scale=3.0)
+    assert torch.equal(constant.dt_proj.weight, torch.full((32, 1), 3.0))
+    assert modules.Mamba(16, dtype=torch.bfloat16)(tokens().bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("norm", [nn.LayerNorm, norms.RMSNorm])
+def test_a_block_adds_normalises_and_mixes(fused, norm):
+    block = modules.Block(16, modules.Mamba, norm, fused_add_norm=fused, residual_in_fp32=True)
+    x = tokens()
+    hidden, residual = block(x)
+    assert torch.equal(residual, x)
+    torch.testing.assert_close(hidden, block.mixer(block.norm(x)))
+    _, total = block(hidden, residual)
+    torch.testing.assert_close(total, hidden + residual)
+    assert len(block.allocate_inference_cache(2, 9)) == 2
+    with pytest.raises(ProblemError, match="fused_add_norm with Identity"):
+        modules.Block(16, modules.Mamba, nn.Identity, fused_add_norm=True)
