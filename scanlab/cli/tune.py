@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +22,7 @@ from scanlab.cli.bench import show_race
 from scanlab.cli.budget import parse_duration, spell_duration
 from scanlab.cli.console import AsJson, Exit, ImagePath, ProblemText, SuiteName, cases_of, notes, out, print_json
 from scanlab.deploy.profile import Entry, Profile, profile_path
-from scanlab.errors import ProfileError
+from scanlab.errors import InputError, ProfileError
 from scanlab.lab.lengths import sweep
 from scanlab.lab.race import Entrant
 from scanlab.lab.results import Results, Trial
@@ -28,6 +30,7 @@ from scanlab.lab.tune import Budget, Event, Tuned
 from scanlab.lab.tune import tune as tune_problem
 from scanlab.problem import ScanProblem
 
+from scanlab.suites import CAPTURED, Case, load_suite
 DEFAULT_BUDGET = "4m"
 # What is kept of the budget for the time against the length, and for drawing the report.
 LENGTHS_SHARE = 0.15
@@ -35,12 +38,20 @@ REPORT_S = 10.0
 # The time against the length, after a search that was given a number of trials and no time.
 SWEEP_S = 30.0
 
+# What a captured script prints goes to where notices go: standard output is for results.
+STDERR = 2
 
 def tune(
     problem: ProblemText = None,
+    script_arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- ARGUMENTS]...", help="Of the script that --capture names.")
+    ] = None,
     suite: SuiteName = None,
     image: ImagePath = None,
     backends: Annotated[str | None, typer.Option(help="Separated by spaces; all by default.")] = None,
+    capture: Annotated[
+        Path | None, typer.Option(metavar="SCRIPT", help="Run a script of yours and tune for the problems it has.")
+    ] = None,
     budget: Annotated[str | None, typer.Option(help=f"Time for everything: 90s, 3m; {DEFAULT_BUDGET}.")] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Search this many configurations, however long.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Use at most so many threads.")] = None,
@@ -57,13 +68,15 @@ def tune(
     """Find the fastest right scan for a problem on this machine, report it, and put it to work.
 
     Every configuration is held against the float64 oracle before it is timed. Ctrl-C stops cleanly and keeps what
-    was measured; running it again takes up from there. Example: `scanlab tune --suite vim-tiny --budget 3m`
+    was measured; running it again takes up from there. Examples: `scanlab tune --suite vim-tiny --budget 3m`,
+    `scanlab tune --capture train.py -- --epochs 1`
     """
     clock = _Clock(time.monotonic(), parse_duration(budget or DEFAULT_BUDGET) if budget or trials is None else None)
     chosen = _chosen(backends, threads)
     record = Results(results)
     record.prepare()
-    cases = cases_of(problem, suite, image)
+    cases = _captured(capture, script_arguments or [], results, problem or suite or image)
+    cases = cases or cases_of(problem, suite, image)
     tuned = []
     for index, case in enumerate(cases):
         if not as_json:
@@ -107,6 +120,25 @@ def tune(
 class _Clock:
     started: float
     budget_s: float | None
+def _captured(script: Path | None, arguments: list[str], folder: Path, other: object) -> tuple[Case, ...]:
+    """The problems that `script` has when it is run with these arguments, in a process of its own; none without one."""
+    if script is None:
+        if arguments:
+            raise InputError(f"{' '.join(arguments)}: arguments are those of a script; name it with --capture.")
+        return ()
+    if other is not None:
+        raise InputError("--capture has problems of its own: leave --problem, --suite and --image out.")
+    file = folder / f"{CAPTURED}-{script.stem}.toml"
+    file.unlink(missing_ok=True)
+    command = (sys.executable, "-m", "scanlab", "run", "--record", str(file), str(script), *arguments)
+    ended = subprocess.run(command, check=False, stdout=STDERR).returncode
+    if ended != 0:
+        raise InputError(f"{script} ended with exit code {ended}: nothing was tuned. Repair it, or its arguments.")
+    if not file.exists():
+        raise InputError(f"{script} asked for no scan: let it import mamba_ssm or scanlab and run a model.")
+    return load_suite(f"{file}:{CAPTURED}")
+
+
 
     def left(self, index: int, cases: int, keep: float = 0.0) -> float | None:
         """Seconds for case number `index` of so many, less what is kept of its share and for the report."""
