@@ -1,17 +1,20 @@
-"""The problems that are tuned: named suites, drawn or captured from a model on a photograph."""
+"""The problems that are tuned: named suites, drawn, captured from a model on a photograph, or those of a script."""
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scanlab.deploy.record import Usage
 from scanlab.errors import InputError
 from scanlab.problem import ScanInputs, ScanProblem, make_inputs
 
 SHIPPED = Path(__file__).with_name("suites.toml")
+CAPTURED = "captured"
 FIELDS = {"summary", "model", "image_size", "problems"}
 
 
@@ -58,6 +61,18 @@ def load_suite(name: str, image: Path | None = None) -> tuple[Case, ...]:
 def drawn_case(problem: ScanProblem, seed: int = 0) -> Case:
     """`problem` with inputs drawn by `make_inputs`."""
     return Case(problem, make_inputs(problem, seed), f"drawn, seed {seed}")
+
+
+def recorded_suite(script: str, usage: Mapping[ScanProblem, Usage]) -> str:
+    """The text of a file with one suite, called CAPTURED: the problems that `script` has, in the order of `usage`."""
+    total_s = sum(each.seconds for each in usage.values())
+    lines = [
+        f'    "{problem.key}",  # {each.calls} calls, {each.seconds / total_s:.1%} of the time in forward scans'
+        for problem, each in usage.items()
+    ]
+    calls = sum(each.calls for each in usage.values())
+    summary = json.dumps(f"{script}: {calls} scans that took {total_s:.3g} s forward")
+    return "\n".join((f"[{CAPTURED}]", f"summary = {summary}", "problems = [", *lines, "]", ""))
 
 
 def _capture(name: str, suite: Mapping[str, Any], image: Path | None) -> Case:

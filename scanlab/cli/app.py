@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from scanlab.cli import bench, check, classify, inspect, prove, recorded, replay, tune, validate
+from scanlab.cli import bench, check, classify, inspect, prove, recorded, replay, run, tune, validate
 from scanlab.cli.console import Exit, notes
 from scanlab.errors import ScanlabError, UnavailableError
 
@@ -19,6 +19,7 @@ app = typer.Typer(
     help="Makes the Mamba selective scan fast on this machine, proves that it is right, and puts the winner to work.",
 )
 app.command("tune")(tune.tune)
+app.command("run", context_settings=run.PASSES_ON)(run.run)
 app.command("list")(inspect.list_backends)
 app.command("doctor")(inspect.doctor)
 app.command("report")(recorded.report)

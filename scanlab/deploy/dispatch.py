@@ -12,6 +12,7 @@ import functools
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from scanlab import registry
 from scanlab.backend import Backend, ScanFn
+from scanlab.deploy import record
 from scanlab.deploy.profile import Profile, load_profile
 from scanlab.errors import ConfigError, RejectedError, UnavailableError, UnknownBackendError
 from scanlab.problem import Direction, ScanInputs, ScanOutput, ScanProblem
@@ -103,7 +105,7 @@ class Dispatcher:
     def __init__(self, named: str | None = None, profile: Profile | None = None) -> None:
         self._named: tuple[Backend, Config] | None = None if named is None else registry.parse_selection(named)
         self._profile = profile
-        self._built: dict[object, ScanFn] = {}
+        self._built: dict[object, tuple[ScanProblem, ScanFn]] = {}
         self._decided: dict[ScanProblem, Decision] = {}
         self._said: set[str] = set()
         self._lock = threading.Lock()
@@ -116,12 +118,19 @@ class Dispatcher:
             tensor is not None and tensor.requires_grad for each in inputs for tensor in each
         )
         signature = (_signature(inputs), delta_softplus, direction, gradients)
-        scan = self._built.get(signature)
-        if scan is None:
+        built = self._built.get(signature)
+        if built is None:
             problem = ScanProblem.of(*inputs, delta_softplus=delta_softplus, direction=direction, gradients=gradients)
             with self._lock:
-                scan = self._built[signature] = self._build(problem)
-        return scan(*inputs)
+                built = self._built[signature] = (problem, self._build(problem))
+        recordings = record.active()
+        if not recordings:
+            return built[1](*inputs)
+        start = time.perf_counter()
+        result = built[1](*inputs)
+        for recording in recordings:
+            recording.add(built[0], time.perf_counter() - start)
+        return result
 
     @property
     def decided(self) -> dict[ScanProblem, Decision]:

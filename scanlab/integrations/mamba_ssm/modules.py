@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from scanlab import mixer
 from scanlab.deploy import dispatch
 from scanlab.errors import ProblemError
+from scanlab.integrations.mamba_ssm import scan
 from scanlab.integrations.mamba_ssm.norms import RMSNorm, layer_norm_fn
-from scanlab.models.mixer import Mixer
+from scanlab.problem import ScanInputs
 
 log = logging.getLogger("scanlab")
 
@@ -34,7 +35,7 @@ def _say_one_way_only() -> None:
     )
 
 
-class Mamba(Mixer):
+class Mamba(nn.Module):
     """The Mamba mixer: (batch, length, d_model) -> (batch, length, d_model).
 
     bimamba_type "v1" and "v2" scan in both directions, if_divide_out halves the sum of v2, init_layer_scale adds a
@@ -63,13 +64,12 @@ class Mamba(Mixer):
         if_divide_out: bool = False,
         init_layer_scale: float | None = None,
     ) -> None:
-        nn.Module.__init__(self)  # the mixer's own parameters start out as a whole Vision Mamba sets them
+        super().__init__()
         self.d_model, self.d_state, self.d_conv, self.expand = d_model, d_state, d_conv, expand
         self.d_inner = inner = int(expand * d_model)
-        self.dt_rank = self.rank = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
+        self.dt_rank = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
         self.use_fast_path, self.layer_idx = use_fast_path, layer_idx
         self.bimamba_type, self.if_divide_out, self.init_layer_scale = bimamba_type, if_divide_out, init_layer_scale
-        self.halves = bimamba_type == "v2" and if_divide_out
         self.activation, self.act = "silu", nn.SiLU()
         linear = functools.partial(nn.Linear, device=device, dtype=dtype)
 
@@ -92,8 +92,8 @@ class Mamba(Mixer):
             self.gamma = nn.Parameter(init_layer_scale * torch.ones(d_model, device=device))
         self.in_proj = linear(d_model, 2 * inner, bias=bias)
         self.conv1d = convolution()
-        self.x_proj = linear(inner, self.rank + 2 * d_state, bias=False)
-        self.dt_proj = linear(self.rank, inner)
+        self.x_proj = linear(inner, self.dt_rank + 2 * d_state, bias=False)
+        self.dt_proj = linear(self.dt_rank, inner)
         self._draw_steps(dt_min, dt_max, dt_init, dt_scale, dt_init_floor)
         self.A_log = rates()
         self.D = in_float32(torch.ones(inner, device=device))
@@ -101,8 +101,8 @@ class Mamba(Mixer):
             self.A_b_log = rates()
         if bimamba_type == "v2":
             self.conv1d_b = convolution()
-            self.x_proj_b = linear(inner, self.rank + 2 * d_state, bias=False)
-            self.dt_proj_b = linear(self.rank, inner)
+            self.x_proj_b = linear(inner, self.dt_rank + 2 * d_state, bias=False)
+            self.dt_proj_b = linear(self.dt_rank, inner)
             self.D_b = in_float32(torch.ones(inner, device=device))
         self.out_proj = linear(inner, d_model, bias=bias)
 
@@ -110,7 +110,7 @@ class Mamba(Mixer):
     def _draw_steps(self, low: float, high: float, kind: str, scale: float, floor: float) -> None:
         """Step sizes between low and high at the start: the bias of dt_proj is their inverse softplus."""
         weight, bias = self.dt_proj.weight, self.dt_proj.bias
-        bound = self.rank**-0.5 * scale
+        bound = self.dt_rank**-0.5 * scale
         if kind == "constant":
             nn.init.constant_(weight, bound)
         elif kind == "random":
@@ -128,30 +128,55 @@ class Mamba(Mixer):
         With inference_params the states of this layer are kept in it, and from its second call on it takes one
         step. As upstream, steps, and calls with inference_params or use_fast_path=False, run forward only.
         """
-        if inference_params is None and self.use_fast_path:
-            return super().forward(hidden_states, dispatch.scan)
-        if self.bimamba_type in ("v1", "v2"):
-            _say_one_way_only()
         states = None
         if inference_params is not None:
             states = self._get_states_from_cache(inference_params, hidden_states.shape[0])
             if inference_params.seqlen_offset > 0:
                 return self.step(hidden_states, *states)[0]
-        out = self._one_way(hidden_states, states)
+        both_ways = self.bimamba_type in ("v1", "v2")
+        if both_ways and (states is not None or not self.use_fast_path):
+            _say_one_way_only()
+            both_ways = False
+        # two matrix products instead of one that is split: x and z come out dense, and need no copy
+        x, z = (
+            F.linear(hidden_states, weight, bias).mT
+            for weight, bias in zip(self.in_proj.weight.chunk(2), _halves(self.in_proj.bias), strict=True)
+        )
+        inputs = self._both_ways(x, z) if both_ways else (self._one_way(x, z),)
+        y, last_state = dispatch.scan(*inputs, direction="bidirectional" if both_ways else "forward")
+        scan.say_who_serves()
+        if states is not None:
+            states[0].copy_(F.pad(x, (self.d_conv - x.shape[-1], 0)))
+            states[1].copy_(last_state)
+        # halving the weight is halving the sum, on the smaller tensor; a bias is not halved
+        halves = both_ways and self.bimamba_type == "v2" and self.if_divide_out
+        weight = 0.5 * self.out_proj.weight if halves else self.out_proj.weight
+        out = F.linear(y.mT, weight, self.out_proj.bias)
         return out if self.init_layer_scale is None else out * self.gamma
 
-    def _one_way(self, hidden_states: Tensor, states: State | None) -> Tensor:
-        """The forward direction; `states`, where given, are brought to those after the last step."""
-        x, z = self.in_proj(hidden_states).chunk(2, dim=-1)
-        if states is not None:
-            states[0].copy_(F.pad(x.mT, (self.d_conv - x.shape[1], 0)))
-        u = mixer.causal_conv1d(x.mT, self.conv1d.weight[:, 0], self.conv1d.bias, activation="silu").mT
-        inputs = self._scan_inputs(u, z, self.x_proj, self.dt_proj, self.A_log, self.D)
-        y, last_state = dispatch.scan(inputs)
-        if states is not None:
-            states[1].copy_(last_state)
-        out: Tensor = self.out_proj(y.mT)
-        return out
+    def _one_way(self, x: Tensor, z: Tensor) -> ScanInputs:
+        """What is scanned ahead, for x and z (batch, d_inner, length)."""
+        u = mixer.causal_conv1d(x, *_taps(self.conv1d), activation="silu")
+        return self._scan_inputs(u, z, self.x_proj, self.dt_proj, self.A_log, self.D)
+
+    def _both_ways(self, x: Tensor, z: Tensor) -> tuple[ScanInputs, ScanInputs]:
+        """What is scanned ahead, and what back, both in natural order of time."""
+        if self.bimamba_type == "v1":
+            ahead = self._one_way(x, z)
+            return ahead, ahead.with_tensors(A=-torch.exp(self.A_b_log.to(ahead.A.dtype)))
+        u, u_back = mixer.causal_conv1d_bidirectional(x, *_taps(self.conv1d), *_taps(self.conv1d_b), activation="silu")
+        return (
+            self._scan_inputs(u, z, self.x_proj, self.dt_proj, self.A_log, self.D),
+            self._scan_inputs(u_back, z, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b),
+        )
+
+    def _scan_inputs(
+        self, u: Tensor, z: Tensor, x_proj: nn.Linear, dt_proj: nn.Linear, A_log: Tensor, D: Tensor
+    ) -> ScanInputs:
+        wide = torch.promote_types(u.dtype, torch.float32)
+        A = -torch.exp(A_log.to(wide))
+        inputs = scan.projected(u, z, x_proj.weight, dt_proj.weight, A, D=D, delta_bias=dt_proj.bias)
+        return dispatch.promoted(inputs)
 
     def step(self, hidden_states: Tensor, conv_state: Tensor, ssm_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One token (batch, 1, d_model) -> the same shape, and both states, which are brought up to date in place.
@@ -161,8 +186,8 @@ class Mamba(Mixer):
         if hidden_states.shape[1] != 1:
             raise ProblemError(f"hidden_states has {hidden_states.shape[1]} tokens: a step takes one; step in a loop.")
         x, z = self.in_proj(hidden_states[:, 0]).chunk(2, dim=-1)
-        x = mixer.causal_conv1d_update(x, conv_state, self.conv1d.weight[:, 0], self.conv1d.bias, activation="silu")
-        low_rank, B, C = self.x_proj(x).split([self.rank, self.d_state, self.d_state], dim=-1)
+        x = mixer.causal_conv1d_update(x, conv_state, *_taps(self.conv1d), activation="silu")
+        low_rank, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         y = mixer.selective_state_update(
             ssm_state,
             x,
@@ -198,6 +223,15 @@ class Mamba(Mixer):
             for state in known[self.layer_idx]:
                 state.zero_()
         return known[self.layer_idx]
+
+
+def _taps(convolution: nn.Conv1d) -> tuple[Tensor, Tensor | None]:
+    """Weight (dim, width) and bias (dim,) of a depthwise convolution."""
+    return convolution.weight[:, 0], convolution.bias
+
+
+def _halves(bias: Tensor | None) -> tuple[Tensor | None, ...]:
+    return (None, None) if bias is None else bias.chunk(2)
 
 
 class Block(nn.Module):

@@ -24,7 +24,7 @@ log = logging.getLogger("scanlab")
 
 
 @functools.cache
-def _say_who_serves() -> None:
+def say_who_serves() -> None:
     """One line in the life of a process; what is not the tuned choice was said by the dispatcher already."""
     *_, decision = dispatch.dispatcher().decided.values()
     if decision.basis in ("exact", "named"):
@@ -50,7 +50,7 @@ def selective_scan_fn(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`scanlab.selective_scan_fn`, which has this signature; differentiable in the last state too."""
     result = dispatch.selective_scan_fn(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state)
-    _say_who_serves()
+    say_who_serves()
     return result
 
 
@@ -104,27 +104,15 @@ def mamba_inner_fn_no_out_proj(
     Returns (batch, dim, length). Under autocast the projections run in its dtype. `checkpoint_lvl` is taken for
     the signature's sake: it saves memory upstream, and changes no value.
     """
-    inputs = _projected(
-        xz,
-        conv1d_weight,
-        conv1d_bias,
-        x_proj_weight,
-        delta_proj_weight,
-        A,
-        B,
-        C,
-        D,
-        delta_bias,
-        B_proj_bias,
-        C_proj_bias,
-    )
+    u, z = _convolved(xz, conv1d_weight, conv1d_bias)
+    inputs = projected(u, z, x_proj_weight, delta_proj_weight, A, B, C, D, delta_bias, B_proj_bias, C_proj_bias)
     normed = {
         "B": _rms(inputs.B, b_rms_weight, b_c_dt_rms_eps),
         "C": _rms(inputs.C, c_rms_weight, b_c_dt_rms_eps),
         "delta": _rms(inputs.delta, dt_rms_weight, b_c_dt_rms_eps),
     }
     out = dispatch.scan(dispatch.promoted(inputs.with_tensors(**normed)), delta_softplus=delta_softplus).out
-    _say_who_serves()
+    say_who_serves()
     return out.to(xz.dtype)
 
 
@@ -196,25 +184,13 @@ def bimamba_inner_fn(
 
     Both scans read the same convolved x, step sizes, B, C, D and z.
     """
+    u, z = _convolved(xz, conv1d_weight, conv1d_bias)
     ahead = dispatch.promoted(
-        _projected(
-            xz,
-            conv1d_weight,
-            conv1d_bias,
-            x_proj_weight,
-            delta_proj_weight,
-            A,
-            B,
-            C,
-            D,
-            delta_bias,
-            B_proj_bias,
-            C_proj_bias,
-        )
+        projected(u, z, x_proj_weight, delta_proj_weight, A, B, C, D, delta_bias, B_proj_bias, C_proj_bias)
     )
     back = ahead.with_tensors(A=A_b.to(ahead.A.dtype))
     y = dispatch.scan(ahead, back, delta_softplus=delta_softplus, direction="bidirectional").out
-    _say_who_serves()
+    say_who_serves()
     return F.linear(y.mT.to(xz.dtype), out_proj_weight, out_proj_bias)
 
 
@@ -292,23 +268,20 @@ def bimamba_inner_ref(
     )
 
 
-def _projected(
-    xz: Tensor,
-    conv1d_weight: Tensor,
-    conv1d_bias: Tensor | None,
+def projected(
+    u: Tensor,
+    z: Tensor,
     x_proj_weight: Tensor,
     delta_proj_weight: Tensor,
     A: Tensor,
-    B: Tensor | None,
-    C: Tensor | None,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    B_proj_bias: Tensor | None,
-    C_proj_bias: Tensor | None,
+    B: Tensor | None = None,
+    C: Tensor | None = None,
+    D: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    B_proj_bias: Tensor | None = None,
+    C_proj_bias: Tensor | None = None,
 ) -> ScanInputs:
-    """What is scanned: the convolved x, and the projections of it."""
-    x, z = xz.chunk(2, dim=1)
-    u = mixer.causal_conv1d(x, conv1d_weight[:, 0], conv1d_bias, activation="silu")
+    """What is scanned: the convolved u (batch, dim, length), the gate, and the projections of u."""
     columns = F.linear(u.mT, x_proj_weight)  # (batch, length, rank + columns of B + columns of C)
     rank, state = delta_proj_weight.shape[1], A.shape[1] * (2 if A.is_complex() else 1)
     delta = F.linear(columns[..., :rank], delta_proj_weight)
@@ -317,6 +290,12 @@ def _projected(
     if C is None:
         C = _varying(columns[..., -state:], C_proj_bias, A)
     return ScanInputs(u=u, delta=delta.mT, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
+
+
+def _convolved(xz: Tensor, conv1d_weight: Tensor, conv1d_bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The convolved x, and z."""
+    x, z = xz.chunk(2, dim=1)
+    return mixer.causal_conv1d(x, conv1d_weight[:, 0], conv1d_bias, activation="silu"), z
 
 
 def _varying(columns: Tensor, bias: Tensor | None, A: Tensor) -> Tensor:

@@ -1,0 +1,64 @@
+"""`scanlab run`: a script as it is, with scanlab in the place of mamba_ssm and causal_conv1d."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scanlab.cli.console import Exit, notes
+from scanlab.deploy.record import recording
+from scanlab.errors import InputError
+from scanlab.integrations import mamba_ssm
+from scanlab.suites import CAPTURED, recorded_suite
+
+# Options after the script are the script's.
+PASSES_ON = {"allow_interspersed_args": False, "ignore_unknown_options": True}
+
+
+def run(
+    target: Annotated[str, typer.Argument(metavar="SCRIPT", help="A script, or with -m a module.")],
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="[ARGUMENTS]...", help="The script's own.")] = None,
+    module: Annotated[bool, typer.Option("-m", help="SCRIPT is the name of a module, as for `python -m`.")] = False,
+    record: Annotated[
+        Path | None, typer.Option(help="Write the script's scan problems to this file, as a suite to tune.")
+    ] = None,
+) -> None:
+    """Run a Python script as it is: what it imports from mamba_ssm and causal_conv1d is served by scanlab on the CPU.
+
+    Nothing has to be installed or changed for it. Exits as the script does. Example: `scanlab run train.py --epochs 1`
+    """
+    if not module and not Path(target).exists():
+        raise InputError(f"there is no script {target}; for a module: scanlab run -m {target}.")
+    mamba_ssm.install()
+    with recording() as made:
+        try:
+            _run_as_main(target, arguments or [], module)
+        finally:
+            if record is not None and made.usage:
+                record.write_text(recorded_suite(target, made.usage))
+                notes.print(f"wrote {record}: {len(made.usage)} problems, for scanlab tune --suite {record}:{CAPTURED}")
+
+
+def _run_as_main(target: str, arguments: list[str], module: bool) -> None:
+    """Run `target` as Python would, with its own arguments and search path; what it raises ends the process with 1."""
+    before = sys.argv, sys.path[0]
+    sys.argv = [target, *arguments]
+    sys.path[0] = os.getcwd() if module else str(Path(target).resolve().parent)
+    try:
+        if module:
+            runpy.run_module(target, run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(target, run_name="__main__")
+    except Exception as error:  # noqa: BLE001  # whatever a script raises is printed as Python prints it
+        frames = error.__traceback__
+        while frames is not None and frames.tb_frame.f_code.co_filename in (__file__, "<frozen runpy>"):
+            frames = frames.tb_next
+        sys.excepthook(type(error), error.with_traceback(frames), frames)
+        raise typer.Exit(Exit.CHECK_FAILED) from None
+    finally:
+        sys.argv, sys.path[0] = before

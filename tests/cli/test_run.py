@@ -1,0 +1,137 @@
+"""`scanlab run`: a script sees what Python shows it, has mamba_ssm, and its problems can be recorded and tuned."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from scanlab.integrations import mamba_ssm as drop_in
+from scanlab.problem import ScanProblem
+from scanlab.suites import load_suite
+
+SEES = """
+import json, sys
+print(json.dumps([__name__, sys.argv, sys.path[0], sys.modules["__main__"].__file__]))
+"""
+SCANS = """
+import sys
+import torch
+from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+def scan(length):
+    x = torch.rand(1, 6, length)
+    B = torch.rand(1, 4, length)
+    return selective_scan_fn(x, x, -torch.rand(6, 4), B, B, delta_softplus=True)
+
+for length in map(int, sys.argv[1:]):
+    scan(length)
+"""
+
+
+@pytest.fixture(autouse=True)
+def nothing_left():
+    yield
+    drop_in.uninstall()
+
+
+@pytest.fixture
+def script(tmp_path):
+    def write(text: str) -> str:
+        (tmp_path / "script.py").write_text(text)
+        return "script.py"
+
+    return write
+
+
+def test_a_script_sees_what_python_shows_it(run, script, tmp_path):
+    before = list(sys.argv), list(sys.path)
+    path = script(SEES)
+    asked = ("--json", "-m", "--", "--help")
+    found = run("run", path, *asked)
+    plain = subprocess.run([sys.executable, path, *asked], capture_output=True, text=True, check=True, cwd=tmp_path)
+    ours, theirs = json.loads(found.out), json.loads(plain.stdout)
+    assert ours[:2] == theirs[:2] == ["__main__", [path, *asked]]
+    assert ours[2] == theirs[2] == str(tmp_path)
+    assert found.code == 0
+    assert before[1] == sys.path
+
+
+def test_a_module_is_run_as_python_runs_it(run, script, tmp_path):
+    script(SEES)
+    found = json.loads(run("run", "-m", "script", "--flag").out)
+    assert found == ["__main__", [str(tmp_path / "script.py"), "--flag"], str(tmp_path), str(tmp_path / "script.py")]
+
+
+@pytest.mark.parametrize(
+    ("ending", "code", "said"),
+    [
+        ("raise SystemExit(7)", 7, ""),
+        ("import sys; sys.exit(0)", 0, ""),
+        ("", 0, ""),
+        ("raise ValueError('mine')", 1, "ValueError: mine"),
+        ("from scanlab.errors import ProblemError; raise ProblemError('theirs')", 1, "ProblemError: theirs"),
+    ],
+)
+def test_the_exit_code_is_the_script_s_own(run, script, ending, code, said):
+    found = run("run", script(ending))
+    assert found.code == code
+    assert said in found.err
+    assert "run.py" not in found.err  # a traceback begins in the script
+
+
+def test_a_script_that_is_not_there(run):
+    found = run("run", "nowhere.py")
+    assert found.code == 2
+    assert "there is no script nowhere.py" in found.err
+
+
+def test_the_problems_of_a_script_are_recorded(run, script, monkeypatch, tmp_path):
+    monkeypatch.setenv("SCANLAB_BACKEND", "reference")
+    found = run("run", "--record", "seen.toml", script(SCANS), "9", "5", "9", "9")
+    assert found.code == 0
+    assert "2 problems" in found.err
+    text = (tmp_path / "seen.toml").read_text()
+    assert '"batch=1,dim=6,length=9,state=4' in text
+    assert "# 3 calls" in text
+    assert "4 scans" in text
+    cases = load_suite("seen.toml:captured")
+    assert {case.problem.length for case in cases} == {5, 9}
+
+
+def test_tune_captures_a_script_and_tunes_for_its_problems(run, script):
+    command = (
+        "tune",
+        "--capture",
+        script(SCANS),
+        "--backends",
+        "reference two_phase",
+        "--trials",
+        "1",
+        "--out",
+        "here",
+    )
+    found = run(*command, "--json", "--", "7")
+    assert found.code == 0
+    (tuned,) = found.json
+    expected = ScanProblem(batch=1, dim=6, length=7, state=4, has_D=False, has_z=False, has_delta_bias=False)
+    assert ScanProblem.parse(tuned["winner"]["problem"]) == expected
+    best = run("best", "--problem", expected.key, "--json").json[0]
+    assert best["basis"] == "exact"
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "said"),
+    [
+        ("raise SystemExit(3)", (), "ended with exit code 3: nothing was tuned"),
+        ("pass", (), "asked for no scan"),
+        ("pass", ("--suite", "vim-tiny"), "leave --problem, --suite and --image out"),
+    ],
+)
+def test_what_cannot_be_captured_is_refused(run, script, text, arguments, said):
+    found = run("tune", "--capture", script(text), "--trials", "1", "--out", "here", *arguments)
+    assert found.code == 2
+    assert said in found.err
+    assert "name it with --capture" in run("tune", "9").err
