@@ -13,10 +13,13 @@ from scanlab.mixer.causal_conv1d import (
     causal_conv1d_update_reference,
     final_states,
 )
+from scanlab.mixer.derived import Derived
 from scanlab.mixer.native import implementation, in_torch
+from scanlab.mixer.packed_linear import packed_linear
 from scanlab.mixer.selective_state_update import selective_state_update, selective_state_update_reference
 
 __all__ = [
+    "Derived",
     "add_norm",
     "add_norm_reference",
     "causal_conv1d",
@@ -27,6 +30,7 @@ __all__ = [
     "final_states",
     "implementation",
     "in_torch",
+    "packed_linear",
     "selective_state_update",
     "selective_state_update_reference",
 ]

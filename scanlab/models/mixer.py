@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scanlab.errors import ProblemError
-from scanlab.mixer import causal_conv1d, causal_conv1d_bidirectional
+from scanlab.mixer import Derived, causal_conv1d, causal_conv1d_bidirectional, packed_linear
 from scanlab.problem import ScanInputs
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ class Mixer(nn.Module):
             self.x_proj_b = nn.Linear(inner, self.rank + 2 * state, bias=False)
             self.dt_proj_b = nn.Linear(self.rank, inner)
         self.out_proj = nn.Linear(inner, dim, bias=options.bias)
+        self._derived = defaultdict[str, Derived](Derived)
         self._initialise(options, residual_scale)
 
     @torch.no_grad()
@@ -141,55 +142,62 @@ class Mixer(nn.Module):
                 nn.init.zeros_(projection.bias)
         self.out_proj.weight.mul_(residual_scale)
 
+    def train(self, mode: bool = True) -> Mixer:
+        """As in torch; what inference derived from the weights is dropped, for `.data` may change them unseen."""
+        self._derived.clear()
+        return super().train(mode)
+
     def forward(self, hidden: Tensor, scan: Scan) -> Tensor:
         """hidden (batch, length, dim) -> (batch, length, dim), the recurrence computed by `scan`."""
         directions = self._directions(hidden)
         y = scan(*directions, direction="forward" if len(directions) == 1 else "bidirectional").out
         # halving the weight is halving the sum, on the smaller tensor; a bias is not halved
-        weight = 0.5 * self.out_proj.weight if self.halves else self.out_proj.weight
-        out = F.linear(y.mT, weight, self.out_proj.bias)
+        scale = 0.5 if self.halves else 1.0
+        out = packed_linear(self._derived["out"], y.mT, self.out_proj.weight, self.out_proj.bias, scale=scale)
         return out * self.gamma if hasattr(self, "gamma") else out
 
     def _directions(self, hidden: Tensor) -> tuple[ScanInputs, ...]:
         """What is scanned: one set of inputs, or one ahead and one back."""
         inner = len(self.A_log)
         # two matrix products instead of one that is split: x and z come out dense, and need no copy
+        bias = (None, None) if self.in_proj.bias is None else self.in_proj.bias.split(inner)
         x, z = (
-            F.linear(hidden, self.in_proj.weight[half], None if self.in_proj.bias is None else self.in_proj.bias[half])
-            for half in (slice(inner), slice(inner, None))
+            packed_linear(self._derived[name], hidden, weight, part)
+            for name, weight, part in zip("xz", self.in_proj.weight.split(inner), bias, strict=True)
         )
         if self.bimamba_type == "v2":
             u, u_back = causal_conv1d_bidirectional(x.mT, *_taps(self.conv1d), *_taps(self.conv1d_b), activation="silu")
             return (
-                self._scan_inputs(u.mT, z, self.x_proj, self.dt_proj, self.A_log, self.D),
-                self._scan_inputs(u_back.mT, z, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b),
+                self._scan_inputs(u.mT, z, ""),
+                self._scan_inputs(u_back.mT, z, "_b"),
             )
         u = causal_conv1d(x.mT, *_taps(self.conv1d), activation="silu").mT
-        ahead = self._scan_inputs(u, z, self.x_proj, self.dt_proj, self.A_log, self.D)
+        ahead = self._scan_inputs(u, z, "")
         if self.bimamba_type == "v1":
-            return ahead, ahead.with_tensors(A=-torch.exp(_weight(self.A_b_log, x)))
+            return ahead, ahead.with_tensors(A=self._derived["A_b"](_rates, self.A_b_log, x.dtype))
         return (ahead,)
 
-    def _scan_inputs(
-        self,
-        u: Tensor,
-        z: Tensor,
-        x_proj: nn.Linear,
-        dt_proj: nn.Linear,
-        A_log: Tensor,
-        D: Tensor,
-    ) -> ScanInputs:
-        """One direction's scan inputs in natural time order, views of the dim-last u, z and projections of u."""
-        low_rank, B, C = torch.split(x_proj(u), [self.rank, A_log.shape[1], A_log.shape[1]], dim=-1)
+    def _scan_inputs(self, u: Tensor, z: Tensor, suffix: Literal["", "_b"]) -> ScanInputs:
+        """One direction's scan inputs in natural time order, views of the dim-last u, z and projections of u.
+
+        The direction is told by what the names of its weights end with.
+        """
+        x_proj, dt_proj = (getattr(self, f"{name}{suffix}") for name in ("x_proj", "dt_proj"))
+        A_log, D = getattr(self, f"A{suffix}_log"), getattr(self, f"D{suffix}")
+        rank, state = self.rank, A_log.shape[1]
+        low_rank, B, C = packed_linear(self._derived[f"x_proj{suffix}"], u, x_proj.weight).split(
+            [rank, state, state], dim=-1
+        )
         return ScanInputs(
             u=u.mT,
-            delta=F.linear(low_rank, dt_proj.weight).mT,  # the bias goes into the scan, before the softplus
-            A=-torch.exp(_weight(A_log, u)),
+            # the bias goes into the scan, before the softplus
+            delta=packed_linear(self._derived[f"dt_proj{suffix}"], low_rank, dt_proj.weight).mT,
+            A=self._derived[f"A{suffix}"](_rates, A_log, u.dtype),
             B=B.mT,
             C=C.mT,
-            D=_weight(D, u),
+            D=_weight(D, u.dtype),
             z=z.mT,
-            delta_bias=_weight(dt_proj.bias, u),
+            delta_bias=_weight(dt_proj.bias, u.dtype),
         )
 
 
@@ -198,9 +206,14 @@ def widen(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def _weight(values: Tensor, u: Tensor) -> Tensor:
-    """`values` in the dtype that a scan of `u` computes in."""
-    return widen(values).to(torch.promote_types(u.dtype, torch.float32))
+def _weight(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """`values` in the dtype that a scan of inputs in `dtype` computes in."""
+    return widen(values).to(torch.promote_types(dtype, torch.float32))
+
+
+def _rates(A_log: Tensor, dtype: torch.dtype) -> Tensor:
+    """A of a scan of inputs in `dtype`."""
+    return -torch.exp(_weight(A_log, dtype))
 
 
 def _taps(convolution: nn.Conv1d) -> tuple[Tensor, Tensor | None]:
