@@ -1,7 +1,12 @@
-"""The place of the GPU kernels on the ladder; they are not written yet.
+"""The scan on a GPU, in Triton: time in a loop, states in registers, both directions in one launch.
 
-Registered so that `scanlab list` names the rung and what it lacks. The package triton is not imported here,
-and absolute imports keep the two names apart.
+The kernels and what they are made of: `triton_forward.py`, `triton_backward.py`, `triton_math.py`, `triton_tile.py`.
+Around them: `triton_launch.py` (their arguments), `triton_ops.py` (torch ops), `triton_compile.py` (their machine code,
+without a GPU), `triton_version.py`. None of these is imported before a scan is built; absolute imports keep this
+module and the package triton apart.
+
+With TRITON_INTERPRET=1 in the environment the kernels run on the CPU, in Triton's interpreter, and on nothing else:
+that proves them, and is far too slow for anything besides.
 """
 
 from __future__ import annotations
@@ -10,31 +15,97 @@ from pathlib import Path
 
 import torch
 
-from scanlab.backend import Backend, Capabilities, ScanFn
-from scanlab.errors import UnavailableError
-from scanlab.problem import ScanProblem
-from scanlab.space import Config, Space
+from scanlab.backend import EVERY_DIRECTION, Backend, Capabilities, ScanFn
+from scanlab.kernels import triton_version
+from scanlab.problem import ScanInputs, ScanOutput, ScanProblem
+from scanlab.space import Choice, Config, Space
+
+FOLDER = Path(__file__).parent
+INTERPRETED = triton_version.interpreted()
+ORDERS = ("channels", "batch")
 
 
 def unavailable() -> str | None:
     """Why no Triton kernel runs here, with the cure."""
+    reason = triton_version.unsupported()
+    if reason is not None or INTERPRETED:
+        return reason
     if not torch.cuda.is_available():
-        return "torch sees no GPU; run on a machine with one and install a CUDA or ROCm build of torch."
-    return "its kernels are not written yet; choose a backend that `scanlab list` shows as available."
+        return "torch sees no GPU; run on a machine with one and install a CUDA build of torch."
+    return None
+
+
+def forbids(config: Config, problem: ScanProblem) -> str | None:
+    """Why this configuration is not legal for the problem, or None."""
+    if int(config["unroll"]) > int(config["chunk"]):
+        return "unroll is at most chunk, because the steps of a turn belong to one chunk"
+    if int(config["history"]) > int(config["chunk"]):
+        return "history is at most chunk, because it is a part of one"
+    if int(config["polynomial"]) > int(config["unroll"]):
+        return "polynomial is at most unroll, of which it is a part"
+    return None
+
+
+def tuning(config: Config) -> list[int]:
+    """The configuration as the ops take it."""
+    from scanlab.kernels.triton_launch import Tuning
+
+    numbers = {name: int(value) for name, value in config.items() if name != "order"}
+    return list(Tuning(**numbers, batch_first=ORDERS.index(str(config["order"]))))
 
 
 def make(problem: ScanProblem, config: Config) -> ScanFn:
-    """Raises UnavailableError: there is no kernel to build."""
-    raise UnavailableError(f"triton cannot run here: {unavailable()}")
+    """The scan as an op; Triton compiles its kernels at the first call with tensors of a kind."""
+    if INTERPRETED:
+        triton_version.prepare_interpreter()
+    from scanlab.kernels import triton_ops
+
+    settings = (problem.delta_softplus, problem.direction == "reverse", tuning(config))
+    absent = (None,) * len(ScanInputs._fields)
+    op = triton_ops.scan_with_checkpoints if problem.gradients else triton_ops.scan
+
+    def scan(*inputs: ScanInputs) -> ScanOutput:
+        ahead, back = inputs if len(inputs) == 2 else (inputs[0], absent)
+        results = op(*ahead, *back, *settings)
+        return ScanOutput(results[0], results[1])
+
+    return scan
 
 
 backend = Backend(
     name="triton",
-    summary="GPU kernels in Triton",
+    summary="GPU kernels in Triton" + (", interpreted on the CPU" if INTERPRETED else ""),
     rung=7,
-    sources=(Path(__file__),),
-    space=Space(),
-    capabilities=Capabilities(devices=("cuda",)),
+    sources=tuple(sorted(FOLDER.glob("triton*.py"))),
+    space=Space(
+        (
+            Choice("lanes", (8, 16, 32), default=32, summary="threads of a warp side by side along dim"),
+            Choice("channels", (1, 2, 4), default=1, summary="channels of one thread"),
+            Choice("unroll", (1, 2, 4, 8), default=4, summary="steps of one turn of the loop"),
+            Choice("warps", (1, 2, 4), default=1, summary="warps of one program, side by side along dim"),
+            Choice("stages", (1, 2, 3), default=1, summary="turns of the loop whose loads are under way at once"),
+            Choice("segments", (1, 2, 4, 8, 16), default=1, summary="parts of the length scanned at once"),
+            Choice("registers", (0, 96, 128, 168), default=0, summary="registers of a thread at most; 0: no limit"),
+            Choice(
+                "polynomial", (0, 1, 2), default=0, summary="steps of a turn whose exponentials are multiply-adds"
+            ),
+            Choice("order", ORDERS, default="channels", summary="along what neighbouring programs differ"),
+            Choice("chunk", (2, 4, 8, 16, 32, 64, 128), default=32, summary="steps between two states kept for gradients"),
+            Choice("history", (1, 2, 4), default=2, summary="steps of the way back held in registers"),
+            Choice("back_lanes", (4, 8, 16, 32), default=8, summary="like lanes, on the way back"),
+            Choice("back_channels", (1, 2, 4, 8), default=4, summary="like channels, on the way back"),
+        ),
+        forbids,
+    ),
+    capabilities=Capabilities(
+        devices=("cpu",) if INTERPRETED else ("cuda",),
+        dtypes=("float32", "bfloat16", "float16"),
+        directions=EVERY_DIRECTION,
+        gradients=True,
+        groups=True,
+        initial_state=True,
+        max_state=128,
+    ),
     make=make,
     unavailable=unavailable,
 )

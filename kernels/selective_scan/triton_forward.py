@@ -1,0 +1,309 @@
+# mypy: disable-error-code="no-untyped-def"
+"""The forward scan on a GPU: sequential in time, states in registers, several channels in one program.
+
+For each step a program reads B and C once for all of its channels and computes one product, one exponential, one product
+and two fused products for each state. Nothing is exchanged between threads where a thread has all states of its
+channels. Both directions run in one launch; in reverse the step counts down, and no tensor is flipped.
+
+Where there are fewer programs than the chip can hold, `segments` cuts the length. What a segment does to a state
+is affine, h -> exp(A sum of delta') h + end, so one launch finds `end` and the sum for every segment from a state of zero,
+and the scan itself begins each segment with the maps of those before it.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from scanlab.kernels.triton_math import LOG2_E, exp2_by_products, load, shrink, sigmoid, softplus
+from scanlab.kernels.triton_tile import channels_of, place, states_of
+
+
+@triton.jit
+def step_sizes(raw, bias, SOFTPLUS: tl.constexpr):
+    """delta' of the steps whose sizes before bias and softplus are `raw`."""
+    x = raw + bias
+    if SOFTPLUS:
+        x = softplus(x, shrink(x))
+    return x
+
+
+@triton.jit
+def advance(
+    h,
+    total,
+    s,
+    u,
+    delta,
+    z,
+    out,
+    B,
+    C,
+    skip,
+    bias,
+    rates,
+    channel_mask,
+    state_mask,
+    channel,
+    strides,
+    length,
+    COUNT: tl.constexpr,
+    STATES: tl.constexpr,
+    REVERSE: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
+    BY_PRODUCTS: tl.constexpr,
+):
+    """The states after `COUNT` steps from step `s` on, and `total` with their sizes added.
+
+    All loads stand before all arithmetic, and all stores behind it, so that none waits for another. Without `out`
+    only the states are wanted; the first `BY_PRODUCTS` steps compute their exponentials by multiply-adds.
+    """
+    inputs = ()
+    sizes = ()
+    gates = ()
+    ins = ()
+    outs = ()
+    for i in tl.static_range(COUNT):
+        t = s + i
+        if REVERSE:
+            t = length - 1 - s - i
+        at = t * strides.u.time + channel * strides.u.dim
+        inputs = inputs + (load(u + at, channel_mask),)
+        sizes = sizes + (load(delta + at, channel_mask),)
+        ins = ins + (load(B + t * STATES, state_mask)[None, :, None],)
+        if out is not None:
+            outs = outs + (load(C + t * STATES, state_mask)[None, :, None],)
+            if z is not None:
+                gates = gates + (load(z + t * strides.z.time + channel * strides.z.dim, channel_mask),)
+    results = ()
+    for i in tl.static_range(COUNT):
+        size = step_sizes(sizes[i], bias, SOFTPLUS)
+        exponent = size[:, None, :] * rates
+        if i < BY_PRODUCTS:
+            decay = exp2_by_products(exponent)
+        else:
+            decay = tl.exp2(exponent)
+        h = decay * h + (size * inputs[i])[:, None, :] * ins[i]
+        total += size
+        if out is not None:
+            y = tl.sum(h * outs[i], axis=1)
+            if skip is not None:
+                y = y + skip * inputs[i]
+            if z is not None:
+                y = y * (gates[i] * sigmoid(gates[i], shrink(gates[i])))
+            results = results + (y,)
+    if out is not None:
+        for i in tl.static_range(COUNT):
+            t = s + i
+            if REVERSE:
+                t = length - 1 - s - i
+            tl.store(out + t * strides.u.time + channel * strides.u.dim, results[i].to(out.dtype.element_ty), mask=channel_mask)
+    return h, total
+
+
+@triton.jit
+def sweep(
+    h,
+    total,
+    start,
+    stop,
+    u,
+    delta,
+    z,
+    out,
+    B,
+    C,
+    skip,
+    bias,
+    rates,
+    channel_mask,
+    state_mask,
+    channel,
+    strides,
+    length,
+    UNROLL: tl.constexpr,
+    STAGES: tl.constexpr,
+    STATES: tl.constexpr,
+    REVERSE: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
+    BY_PRODUCTS: tl.constexpr,
+):
+    """`advance` from step `start` to before step `stop`: by `UNROLL` steps, and the rest one by one."""
+    whole = start + (stop - start) // UNROLL * UNROLL
+    for s in tl.range(start, whole, UNROLL, num_stages=STAGES):
+        h, total = advance(
+            h, total, s, u, delta, z, out, B, C, skip, bias, rates, channel_mask, state_mask, channel, strides, length,
+            UNROLL, STATES, REVERSE, SOFTPLUS, BY_PRODUCTS,
+        )  # fmt: skip
+    for s in tl.range(whole, stop):
+        h, total = advance(
+            h, total, s, u, delta, z, out, B, C, skip, bias, rates, channel_mask, state_mask, channel, strides, length,
+            1, STATES, REVERSE, SOFTPLUS, 0,
+        )  # fmt: skip
+    return h, total
+
+
+@triton.jit
+def walk(
+    inputs,
+    out,
+    last,
+    checkpoints,
+    ends,
+    totals,
+    strides,
+    length,
+    steps,
+    one,
+    A_dim,
+    A_state,
+    block,
+    entry,
+    row,
+    segment,
+    width,
+    groups,
+    ENDS_ALONE: tl.constexpr,
+    LANES: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    UNROLL: tl.constexpr,
+    STAGES: tl.constexpr,
+    SEGMENTS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    STATES: tl.constexpr,
+    PADDED: tl.constexpr,
+    EVEN: tl.constexpr,
+    REVERSE: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
+    BY_PRODUCTS: tl.constexpr,
+):
+    """One tile of one direction over one segment: the whole scan, or with `ENDS_ALONE` where it leads from zero.
+
+    row  the place of (direction, batch entry) among those of the states in memory
+    """
+    group, channel, channel_mask = channels_of(block, width, LANES, CHANNELS, EVEN)
+    index, state_mask = states_of(STATES, PADDED)
+    dim = groups * width
+    kept_at = index[None, :, None] * dim + channel[:, None, :] * one
+    last_at = index[None, :, None] * one + channel[:, None, :] * STATES
+    tile_mask = channel_mask[:, None, :] & state_mask[None, :, None]
+    rates_at = index[None, :, None] * A_state + channel[:, None, :] * A_dim
+    rates = load(inputs.A + rates_at, tile_mask) * LOG2_E
+    projection = (entry * groups + group) * length * STATES + index
+    u = inputs.u + entry * strides.u.batch
+    delta = inputs.delta + entry * strides.u.batch
+    skip = None
+    if inputs.D is not None:
+        skip = load(inputs.D + channel, channel_mask)
+    bias = 0.0
+    if inputs.delta_bias is not None:
+        bias = load(inputs.delta_bias + channel, channel_mask)
+    z = None
+    if inputs.z is not None:
+        z = inputs.z + entry * strides.z.batch
+    start = segment * steps
+    stop = tl.minimum(start + steps, length)
+    h = tl.zeros([LANES, PADDED, CHANNELS], tl.float32)
+    total = tl.zeros([LANES, CHANNELS], tl.float32)
+    if inputs.initial_state is not None:
+        if segment == 0:
+            h = load(inputs.initial_state + entry * dim * STATES + last_at, tile_mask)
+    B = inputs.B + projection
+    C = inputs.C + projection
+    if ENDS_ALONE:
+        h, total = sweep(
+            h, total, start, stop, u, delta, None, None, B, None, None, bias, rates, channel_mask, state_mask,
+            channel, strides, length, UNROLL, STAGES, STATES, REVERSE, SOFTPLUS, 0,
+        )  # fmt: skip
+        tl.store(ends + (row * SEGMENTS + segment) * dim * STATES + kept_at, h, mask=tile_mask)
+        tl.store(totals + (row * SEGMENTS + segment) * dim + channel, total, mask=channel_mask)
+    else:
+        if SEGMENTS > 1:
+            for before in tl.range(0, segment):
+                earlier = row * SEGMENTS + before
+                sizes = load(totals + earlier * dim + channel, channel_mask)
+                end = load(ends + earlier * dim * STATES + kept_at, tile_mask)
+                h = tl.exp2(sizes[:, None, :] * rates) * h + end
+        out_at = out + entry * strides.u.batch
+        if checkpoints is None:
+            h, total = sweep(
+                h, total, start, stop, u, delta, z, out_at, B, C, skip, bias, rates, channel_mask, state_mask,
+                channel, strides, length, UNROLL, STAGES, STATES, REVERSE, SOFTPLUS, BY_PRODUCTS,
+            )  # fmt: skip
+        else:
+            chunks = tl.cdiv(length, CHUNK)
+            for first in tl.range(start, stop, CHUNK):
+                kept = checkpoints + (row * chunks + first // CHUNK) * dim * STATES
+                tl.store(kept + kept_at, h, mask=tile_mask)
+                h, total = sweep(
+                    h, total, first, tl.minimum(first + CHUNK, stop), u, delta, z, out_at, B, C, skip, bias, rates,
+                    channel_mask, state_mask, channel, strides, length, UNROLL, STAGES, STATES, REVERSE, SOFTPLUS,
+                    BY_PRODUCTS,
+                )  # fmt: skip
+        if stop == length and start < stop:
+            tl.store(last + row * dim * STATES + last_at, h, mask=tile_mask)
+
+
+@triton.jit(do_not_specialize=["batch", "length", "steps", "one", "A_dim", "A_state"])
+def scan(
+    first,
+    second,
+    out,
+    last,
+    checkpoints,
+    ends,
+    totals,
+    strides,
+    batch,
+    length,
+    steps,
+    one,
+    A_dim,
+    A_state,
+    width,
+    groups,
+    ENDS_ALONE: tl.constexpr,
+    LANES: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    UNROLL: tl.constexpr,
+    STAGES: tl.constexpr,
+    SEGMENTS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    STATES: tl.constexpr,
+    PADDED: tl.constexpr,
+    EVEN: tl.constexpr,
+    BOTH: tl.constexpr,
+    REVERSE: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
+    BY_PRODUCTS: tl.constexpr,
+    BATCH_FIRST: tl.constexpr,
+):
+    """The scan of `first`, against time where it is to REVERSE; or of `first` along time and of `second` against it.
+
+    out          an output like u for each direction, the forward one first
+    last         (directions, batch, ...) last states; `checkpoints` (directions, batch, chunks, ...) or None
+    ends         (directions, batch, segments, ...) and `totals` (directions, batch, segments, dim): see above
+    width        channels of one group
+    """
+    blocks = groups * tl.cdiv(width, LANES * CHANNELS)
+    block, entry, segment, direction = place(blocks, batch, SEGMENTS, BATCH_FIRST)
+    row = direction * batch + entry
+    if not BOTH:
+        walk(
+            first, out, last, checkpoints, ends, totals, strides, length, steps, one, A_dim,
+            A_state, block, entry, row, segment, width, groups, ENDS_ALONE, LANES, CHANNELS, UNROLL, STAGES, SEGMENTS, CHUNK, STATES, PADDED, EVEN, REVERSE, SOFTPLUS,
+            BY_PRODUCTS,
+        )  # fmt: skip
+    elif direction == 0:
+        walk(
+            first, out, last, checkpoints, ends, totals, strides, length, steps, one, A_dim,
+            A_state, block, entry, row, segment, width, groups, ENDS_ALONE, LANES, CHANNELS, UNROLL, STAGES, SEGMENTS, CHUNK, STATES, PADDED, EVEN, False, SOFTPLUS,
+            BY_PRODUCTS,
+        )  # fmt: skip
+    else:
+        out += batch.to(tl.int64) * length * groups * width
+        walk(
+            second, out, last, checkpoints, ends, totals, strides, length, steps, one, A_dim,
+            A_state, block, entry, row, segment, width, groups, ENDS_ALONE, LANES, CHANNELS, UNROLL, STAGES, SEGMENTS, CHUNK, STATES, PADDED, EVEN, True, SOFTPLUS,
+            BY_PRODUCTS,
+        )  # fmt: skip

@@ -1,0 +1,244 @@
+"""The kernels of one scan with all of their arguments: what the ops run and what can be compiled without a GPU.
+
+Nothing here touches data beyond casts and copies, so that tensors of the device "meta" serve as well.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from scanlab.kernels import triton_backward, triton_forward
+from scanlab.kernels.triton_tile import Axes, Launch, Strides
+from scanlab.problem import ScanInputs
+
+
+class Tuning(NamedTuple):
+    """The tunables as the ops take them; their meaning stands with the choices in `triton.py`."""
+
+    lanes: int
+    channels: int
+    unroll: int
+    warps: int
+    stages: int
+    segments: int
+    registers: int
+    polynomial: int
+    batch_first: int
+    chunk: int
+    history: int
+    back_lanes: int
+    back_channels: int
+
+
+class Task(NamedTuple):
+    """A scan ready for the kernels: its inputs as they read them, and what all of its launches share.
+
+    directions  one or two sets of inputs: u and delta dense and alike in strides, B and C (batch, groups, length,
+                state) in float32
+    """
+
+    directions: tuple[ScanInputs, ...]
+    delta_softplus: bool
+    reverse: bool
+    tuning: Tuning
+
+
+class Outputs(NamedTuple):
+    """What the forward launches write; `each` is an output for each direction."""
+
+    each: Tensor
+    last_state: Tensor
+    checkpoints: Tensor | None
+
+
+class Gradients(NamedTuple):
+    """What the backward launch writes for one direction; the first axis of what is in parts is to be summed.
+
+    u, delta, z    (batch, dim, length)
+    A              (batch, state, dim)
+    B, C           (blocks, batch, groups, length, state)
+    D, delta_bias  (batch, dim)
+    initial_state  (batch, dim, state)
+    """
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    z: Tensor | None
+    delta_bias: Tensor | None
+    initial_state: Tensor | None
+
+
+def channels_last(u: Tensor) -> bool:
+    """Whether the stride of dim is 1: the layout that the kernels read best, and in which they then answer."""
+    return u.shape[1] > 1 and u.stride(1) == 1
+
+
+def empty_like(u: Tensor, *leading: int) -> Tensor:
+    """An empty tensor (*leading, *u.shape) that is dense in the layout of u."""
+    batch, dim, length = u.shape
+    if channels_last(u):
+        return u.new_empty((*leading, batch, length, dim)).mT
+    return u.new_empty((*leading, batch, dim, length))
+
+
+def dense(tensor: Tensor, like: Tensor) -> Tensor:
+    """`tensor` with the strides of `like`; copied where it has others."""
+    if tensor.stride() == like.stride():
+        return tensor
+    return torch.empty_strided(like.shape, like.stride(), dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+
+
+def rows(values: Tensor) -> Tensor:
+    """B or C as (batch, groups, length, state) in float32, dense: a copy only where they are not so already."""
+    values = values[:, None] if values.dim() == 3 else values
+    return values.mT.to(torch.float32).contiguous()
+
+
+def task(
+    given: tuple[ScanInputs, ...], delta_softplus: bool, reverse: bool, tuning: tuple[int, ...] | list[int]
+) -> Task:
+    """The scan of `given`, one set of inputs or two, ready for the kernels."""
+    u = empty_like(given[0].u)
+    directions = []
+    for each in given:
+        vectors = {name: tensor.contiguous() for name in ("D", "delta_bias") if (tensor := getattr(each, name)) is not None}
+        if each.initial_state is not None:
+            vectors["initial_state"] = each.initial_state.contiguous()
+        directions.append(
+            each.with_tensors(u=dense(each.u, u), delta=dense(each.delta, u), B=rows(each.B), C=rows(each.C), **vectors)
+        )
+    if len(directions) == 2 and _layout(directions[0]) != _layout(directions[1]):
+        directions = [
+            each._replace(A=each.A.contiguous(), z=None if each.z is None else dense(each.z, u)) for each in directions
+        ]
+    return Task(tuple(directions), delta_softplus, reverse, Tuning(*tuning))
+
+
+def _layout(inputs: ScanInputs) -> tuple[object, ...]:
+    return inputs.A.stride(), None if inputs.z is None else inputs.z.stride()
+
+
+def forward(scan: Task, keep: bool) -> tuple[list[Launch], Outputs]:
+    """The launches of the forward scan, in their order; with `keep` the state before every chunk is kept."""
+    tuning, first = scan.tuning, scan.directions[0]
+    u, A = first.u, first.A
+    batch, dim, length = u.shape
+    count, state = len(scan.directions), A.shape[1]
+    chunk = tuning.chunk if keep else tuning.unroll
+    steps = -(-length // (tuning.segments * chunk)) * chunk
+    outputs = Outputs(
+        empty_like(u, count),
+        A.new_empty((count, batch, dim, state)),
+        A.new_empty((count, batch, -(-length // chunk), state, dim)) if keep else None,
+    )
+    lanes = tuning.lanes * tuning.warps
+    blocks = blocks_of(scan, lanes * tuning.channels)
+    arguments = {
+        **shared(scan),
+        "out": outputs.each,
+        "last": outputs.last_state,
+        "checkpoints": outputs.checkpoints,
+        "ends": A.new_empty((count, batch, tuning.segments, state, dim) if tuning.segments > 1 else 0),
+        "totals": A.new_empty((count, batch, tuning.segments, dim) if tuning.segments > 1 else 0),
+        "steps": steps,
+        "LANES": lanes,
+        "CHANNELS": tuning.channels,
+        "UNROLL": tuning.unroll,
+        "STAGES": tuning.stages,
+        "SEGMENTS": tuning.segments,
+        "CHUNK": chunk,
+        "EVEN": blocks * lanes * tuning.channels == dim,
+        "BY_PRODUCTS": tuning.polynomial,
+        "BATCH_FIRST": bool(tuning.batch_first),
+    }
+    options = {"num_warps": tuning.warps, **({"maxnreg": tuning.registers} if tuning.registers else {})}
+    programs = blocks * batch * count * tuning.segments
+    launches = [
+        Launch(triton_forward.scan, programs, {**arguments, "ENDS_ALONE": ends_alone}, options)
+        for ends_alone in ((True, False) if tuning.segments > 1 else (False,))
+    ]
+    return launches, outputs
+
+
+def backward(
+    scan: Task, checkpoints: Tensor, grad_out: Tensor, grad_last: Tensor | None
+) -> tuple[Launch, tuple[Gradients, ...]]:
+    """The launch of the backward scan, from the states that the forward scan kept before every chunk."""
+    tuning, first = scan.tuning, scan.directions[0]
+    batch, dim, _ = first.u.shape
+    count, state = len(scan.directions), first.A.shape[1]
+    block = tuning.back_lanes * tuning.back_channels
+    blocks = blocks_of(scan, block)
+    gradients = tuple(_empty_gradients(each, blocks) for each in scan.directions)
+    within = tuning.chunk // tuning.history
+    arguments = {
+        **shared(scan),
+        "grad_out": dense(grad_out, first.u),
+        "grad_last": None if grad_last is None else grad_last.contiguous(),
+        "checkpoints": checkpoints,
+        "scratch": first.A.new_empty((count, batch, within, state, dim) if within > 1 else 0),
+        "first_gradients": gradients[0],
+        "second_gradients": gradients[1] if count == 2 else None,
+        "LANES": tuning.back_lanes,
+        "CHANNELS": tuning.back_channels,
+        "FULL_LANES": min(block, 32),
+        "CHUNK": tuning.chunk,
+        "HISTORY": tuning.history,
+        "EVEN": blocks * block == dim,
+        "BATCH_FIRST": bool(tuning.batch_first),
+    }
+    return Launch(triton_backward.scan, blocks * batch * count, arguments, {"num_warps": 1}), gradients
+
+
+def _empty_gradients(inputs: ScanInputs, blocks: int) -> Gradients:
+    batch, dim, _ = inputs.u.shape
+    new, state, groups = inputs.A.new_empty, inputs.A.shape[1], inputs.B.shape[1]
+    return Gradients(
+        u=empty_like(inputs.u),
+        delta=empty_like(inputs.u),
+        A=new((batch, state, dim)),
+        B=new((blocks // groups, *inputs.B.shape)),
+        C=new((blocks // groups, *inputs.B.shape)),
+        D=None if inputs.D is None else new((batch, dim)),
+        z=None if inputs.z is None else empty_like(inputs.u),
+        delta_bias=None if inputs.delta_bias is None else new((batch, dim)),
+        initial_state=None if inputs.initial_state is None else new((batch, dim, state)),
+    )
+
+
+def blocks_of(scan: Task, width: int) -> int:
+    """How many blocks of `width` channels all groups make; a block stays within its group."""
+    first = scan.directions[0]
+    groups = first.B.shape[1]
+    return groups * -(-first.u.shape[1] // (groups * width))
+
+
+def shared(scan: Task) -> dict[str, object]:
+    """The arguments that every kernel takes."""
+    first = scan.directions[0]
+    batch, dim, length = first.u.shape
+    groups, state = first.B.shape[1], first.A.shape[1]
+    return {
+        "first": first,
+        "second": scan.directions[1] if len(scan.directions) == 2 else None,
+        "strides": Strides(Axes(*first.u.stride()), Axes(0, 0, 0) if first.z is None else Axes(*first.z.stride())),
+        "batch": batch,
+        "length": length,
+        "one": 1,
+        "A_dim": first.A.stride(0),
+        "A_state": first.A.stride(1),
+        "width": dim // groups,
+        "groups": groups,
+        "STATES": state,
+        "PADDED": 1 << (state - 1).bit_length(),
+        "BOTH": len(scan.directions) == 2,
+        "REVERSE": scan.reverse,
+        "SOFTPLUS": scan.delta_softplus,
+    }
