@@ -17,11 +17,12 @@ import time
 from pathlib import Path
 
 from scanlab import registry
+from scanlab.lab.budget import Budget
 from scanlab.lab.machine import this_machine
 from scanlab.lab.prove import Setting
 from scanlab.lab.race import Entrant, race
 from scanlab.lab.results import Results, Trial
-from scanlab.lab.tune import Budget, tune
+from scanlab.lab.tune import tune
 from scanlab.problem import ScanProblem, make_inputs
 
 OUT = Path(__file__).parents[1] / "results" / "trust"

@@ -23,6 +23,7 @@ LAYERS = (
     ("scanlab.lab.tune",),
     ("scanlab.lab.finals", "scanlab.lab.replay"),
     ("scanlab.lab.lengths", "scanlab.lab.study", "scanlab.lab.attempt", "scanlab.lab.check"),
+    ("scanlab.lab.fleet",),
     ("scanlab.lab.ledger", "scanlab.lab.importance"),
     ("scanlab.lab.storage",),
     ("scanlab.lab.race",),
@@ -30,12 +31,14 @@ LAYERS = (
     ("scanlab.lab.prove",),
     ("scanlab.lab.results",),
     ("scanlab.lab.measure", "scanlab.lab.verify"),
+    ("scanlab.lab.kin",),
     (
         "scanlab.lab.machine",
         "scanlab.lab.intervals",
         "scanlab.lab.surroundings",
         "scanlab.lab.ceilings",
         "scanlab.lab.owner",
+        "scanlab.lab.budget",
         "scanlab.lab.deadline",
     ),
     ("scanlab.registry",),
@@ -119,7 +122,7 @@ def test_no_layer_is_imaginary():
 @pytest.mark.parametrize(
     ("library", "homes"),
     [
-        ("optuna", {f"scanlab/lab/{name}.py" for name in ("study", "ledger", "storage", "importance")}),
+        ("optuna", {f"scanlab/lab/{name}.py" for name in ("study", "fleet", "ledger", "storage", "importance")}),
         ("pandas", {"scanlab/report"}),
         ("matplotlib", {"scanlab/report"}),
     ],

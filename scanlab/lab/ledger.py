@@ -7,10 +7,11 @@ process thinks or measures; and who claims and dies is found by its signature, a
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,7 @@ BEAT_S = owner.LEASE_S / 5
 
 # The attributes of an entry.
 OWNER, BEAT, RECORD, LINE, REASON, ENDED = "owner", "beat", "record", "line", "reason", "ended"
+PLACE, LABEL, WHY = "place", "label", "why"
 # The attribute of a study.
 FACTS = "facts"
 
@@ -111,6 +113,14 @@ class Ledger:
         """Tell a record that nobody claimed."""
         with reached():
             self._storage.create_new_trial(self._id, self.entry(trial, self._attrs(trial)))
+
+    def publish(self, trials: Iterable[Trial], why: str) -> None:
+        """Tell the outcome of a race: its trials, the winner first, and the sentence that names it."""
+        with reached():
+            for place, trial in enumerate(trials):
+                attrs = {PLACE: place, LABEL: trial.label, **self._attrs(trial), **({} if place else {WHY: why})}
+                entry = optuna.trial.create_trial(state=_state(trial), value=_value(trial), user_attrs=attrs)
+                self._storage.create_new_trial(self._id, entry)
 
     def entry(self, trial: Trial, attrs: Mapping[str, Any] | None = None) -> FrozenTrial:
         """What optuna is told of a record."""
@@ -202,6 +212,57 @@ class _Heart(threading.Thread):
 
     def stop(self) -> None:
         self._stopped.set()
+
+
+@dataclass(frozen=True)
+class Study:
+    """What one study says to somebody who knows only the storage.
+
+    facts     what it is about, as it was given to its ledger
+    best      the fastest configuration that was told, or None
+    tried     how many configurations have a record
+    workers   the signatures of all processes that took part, and of those that work on something now
+    heard_at  the last sign of life, in seconds since the epoch; None where nobody took part
+    lines     the records that travel with it, and the sentence that names a race's winner beside that winner's
+    """
+
+    facts: Mapping[str, Any]
+    best: Config | None
+    tried: int
+    workers: frozenset[str]
+    working: frozenset[str]
+    heard_at: float | None
+    lines: tuple[tuple[str, str | None], ...]
+
+
+def survey(storage: BaseStorage, wanted: Callable[[Mapping[str, Any]], bool]) -> tuple[Study, ...]:
+    """Every study in `storage` whose facts are `wanted`."""
+    with reached():
+        return tuple(
+            _study(found.user_attrs[FACTS], storage.get_all_trials(found._study_id, deepcopy=False))
+            for found in storage.get_all_studies()
+            if FACTS in found.user_attrs and wanted(found.user_attrs[FACTS])
+        )
+
+
+def _study(facts: Mapping[str, Any], entries: Sequence[FrozenTrial]) -> Study:
+    told = [entry for entry in entries if RECORD in entry.user_attrs]
+    signed = [entry for entry in entries if OWNER in entry.user_attrs]
+    timed = [entry for entry in told if entry.state == TrialState.COMPLETE]
+    best = min(timed, key=lambda entry: entry.value or 0.0, default=None)
+    return Study(
+        facts=facts,
+        best=None if best is None else best.params,
+        tried=len({config_key(entry.params) for entry in told}),
+        workers=frozenset(_signed_by(entry) for entry in signed),
+        working=frozenset(_signed_by(entry) for entry in signed if held(entry)),
+        heard_at=max((entry.user_attrs[BEAT] for entry in signed), default=None),
+        lines=tuple((entry.user_attrs[LINE], entry.user_attrs.get(WHY)) for entry in told if LINE in entry.user_attrs),
+    )
+
+
+def _signed_by(entry: FrozenTrial) -> str:
+    return json.dumps(entry.user_attrs[OWNER], sort_keys=True)
 
 
 def _state(trial: Trial) -> TrialState:

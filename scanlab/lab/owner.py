@@ -41,7 +41,10 @@ def _started(pid: int) -> str:
     if Path("/proc/self/stat").exists():
         try:
             # The second field is the command in parentheses, which may hold spaces.
-            since_boot = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            state, since_boot = fields[0], fields[19]
+            if state in "ZX":  # dead, and its parent has not taken notice yet
+                return ""
             return f"{since_boot} {Path('/proc/sys/kernel/random/boot_id').read_text().strip()}"
         except OSError:
             return ""

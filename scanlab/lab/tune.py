@@ -13,11 +13,14 @@ from typing import Literal
 
 from scanlab import registry
 from scanlab.backend import Backend
-from scanlab.errors import RejectedError, ScanlabError
+from scanlab.errors import RejectedError
 from scanlab.lab.attempt import attempt
+from scanlab.lab.budget import Budget, Clock
 from scanlab.lab.deadline import OutOfTimeError, time_limit
 from scanlab.lab.finals import finalists, fresh_processes, hold_out
+from scanlab.lab.fleet import publish, winners_of
 from scanlab.lab.heat import Entrant
+from scanlab.lab.ledger import survey
 from scanlab.lab.prove import Failure, Proven, Setting, prove
 from scanlab.lab.race import Race, race
 from scanlab.lab.results import Results, Trial, label_of, log_ratio
@@ -47,21 +50,6 @@ SEARCH_SHARE = 1 - RACE_SHARE - HOLDOUT_SHARE
 # search, which may eat into the time for the race, and the finals.
 CUT_OFF_ATTEMPT = 0.85
 CUT_OFF = 1.05
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How long a tuning may take, building and proving included, or how many trials it may make, or both."""
-
-    seconds: float | None = None
-    trials: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.seconds is None and self.trials is None:
-            raise ScanlabError("a budget needs seconds or trials; for example --budget 3m or --trials 50.")
-        for noun, value in (("seconds", self.seconds), ("trials", self.trials)):
-            if value is not None and not value > 0:
-                raise ScanlabError(f"{noun}={value}: a budget must be more than 0.")
 
 
 EventKind = Literal["started", "finished", "skipped", "waiting", "round"]
@@ -153,10 +141,12 @@ def tune(
     only what is not. Raises ResultsError where results cannot be written, RejectedError where the anchor
     cannot run.
     """
-    clock = _Clock(time.monotonic(), budget)
+    clock = Clock(time.monotonic(), budget)
     results.prepare()
     loaded = results.load()
     opened, repaired = open_storage(storage, results.folder)
+    shared = storage is not None
+    searched = survey(opened, lambda facts: (facts["kind"], facts["problem"]) == ("search", problem.key))
     setting = Setting.of(problem, inputs, inputs_label, seed)
     yardstick = _anchor(anchor or Entrant(registry.get("reference"), STEADY), setting)
     run = _Run(setting, yardstick, results, clock, on_event, notices=[*loaded.notices, *repaired])
@@ -164,9 +154,8 @@ def tune(
         recorded = [trial for trial in loaded.trials if trial.backend == backend.name]
         refusal = backend.unavailable() or backend.rejects(problem)
         if refusal is None:
-            search = Search(
-                backend, setting, yardstick, recorded, opened, results, max_error, carries=storage is not None
-            )
+            hints = winners_of(searched, backend.name, setting.machine)
+            search = Search(backend, setting, yardstick, recorded, opened, results, max_error, shared, hints)
             run.searches.append(search)
         else:
             run.refuse(backend, refusal, recorded)
@@ -174,6 +163,8 @@ def tune(
     try:
         run.search()
         outcome = run.finals()
+        if outcome is not None and shared:
+            publish(outcome, setting, opened)
     except KeyboardInterrupt:
         run.interrupted = True
     finally:
@@ -191,16 +182,6 @@ def tune(
     )
 
 
-@dataclass(frozen=True)
-class _Clock:
-    started: float
-    budget: Budget
-
-    def at(self, share: float) -> float:
-        """When this share of the budget is used; never, for a budget of trials."""
-        return math.inf if self.budget.seconds is None else self.started + share * self.budget.seconds
-
-
 @dataclass
 class _Run:
     """One tuning under way."""
@@ -208,7 +189,7 @@ class _Run:
     setting: Setting
     anchor: Proven
     results: Results
-    clock: _Clock
+    clock: Clock
     on_event: Callable[[Event], None]
     notices: list[str]
     searches: list[Search] = field(default_factory=list)

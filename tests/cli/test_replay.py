@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from scanlab import registry
+from scanlab.lab.budget import Budget
 from scanlab.lab.heat import Entrant
 from scanlab.lab.results import Results
-from scanlab.lab.tune import Budget, tune
+from scanlab.lab.tune import tune
 from scanlab.problem import ScanProblem, make_inputs
 
 PROBLEM = ScanProblem(batch=1, dim=6, length=20, state=4)

@@ -21,6 +21,15 @@ def test_a_dead_process_holds_nothing():
     assert not holds(json.loads(said), silent_s=0.0)
 
 
+def test_a_dead_process_that_its_parent_has_not_noticed_holds_nothing():
+    with subprocess.Popen(["sleep", "60"]) as process:
+        signature = {**this_process(), "pid": process.pid, "started": owner._started(process.pid)}
+        assert holds(signature, silent_s=1e9)
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert not holds(signature, silent_s=0.0)
+
+
 def test_another_process_with_the_same_pid_is_not_taken_for_it():
     assert not holds({**this_process(), "started": "in another life"}, silent_s=0.0)
 
