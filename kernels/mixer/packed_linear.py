@@ -30,12 +30,14 @@ def packed_linear(
     everywhere under SCANLAB_MIXER=torch.
     """
     if packs(x, weight):
-        return torch.ops.mkldnn._linear_pointwise(x, packed(_pack, weight, scale), bias, "none", [], "")
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed(_pack, weight, scale), bias, "none", [], "")
+        return out
     return F.linear(x, weight if scale == 1.0 else scale * weight, bias)
 
 
 def _pack(weight: Tensor, scale: float) -> Tensor:
-    return torch.ops.mkldnn._reorder_linear_weight((scale * weight).contiguous())
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight((scale * weight).contiguous())
+    return packed
 
 
 def packs(x: Tensor, weight: Tensor) -> bool:

@@ -1,8 +1,8 @@
 """The C++ kernel: channels in the SIMD lanes, states in registers, time in blocks, both directions in one call.
 
 One build holds the kernel for every instruction set of the processor family and picks at run time. The
-environment variable SCANLAB_ISA (plain, avx2, avx512) forces one. `plain` is what every machine of the
-family has: SSE2 on x86, NEON on Arm.
+environment variable SCANLAB_ISA (plain, avx2, avx512, neon) forces one. `plain` leaves the choice of
+instructions to the compiler, which takes what every machine of the family has: SSE2 on x86, NEON on Arm.
 """
 
 from __future__ import annotations
@@ -23,16 +23,30 @@ from scanlab.space import Choice, Config, Space
 from scanlab.threads import threads_choice
 
 FOLDER = Path(__file__).parent
-HEADERS = tuple(
-    FOLDER / f"native{part}.h" for part in ("", "_simd", "_math", "_rows", "_states", "_tile", "_forward", "_backward")
+HEADERS = (
+    *(
+        FOLDER / f"native{part}.h"
+        for part in ("", "_simd", "_math", "_rows", "_states", "_tile", "_forward", "_backward")
+    ),
+    FOLDER / "huge_pages.h",
 )
-EXP_VARIANTS = ("fast", "exact")  # in the order of `enum class Exp`
+# The exponentials of the decays, in the order of `enum class Exp`, and their largest relative errors: those of
+# 2^x over every float32 x with -126 <= x < 127.5, on the instruction set that is worst.
+EXP_ERRORS = {"fast": 2.5e-7, "exact": 1.8e-7}
+EXP_VARIANTS = tuple(EXP_ERRORS)
 
-ISA_FLAGS: dict[str, tuple[str, ...]] = {"plain": ()}
-if platform.machine() in ("x86_64", "AMD64"):
-    ISA_FLAGS["avx2"] = ("-mavx2", "-mfma", "-mf16c")
-    ISA_FLAGS["avx512"] = (*ISA_FLAGS["avx2"], "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl")
+# The instruction sets of each family of processors, in the order of `enum class Isa`, and what the compiler needs.
+AVX2 = ("-mavx2", "-mfma", "-mf16c")
+AVX512 = (*AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl")
+FAMILIES: dict[str, dict[str, tuple[str, ...]]] = {
+    "x86_64": {"plain": (), "avx2": AVX2, "avx512": AVX512},
+    "aarch64": {"plain": (), "neon": ("-DSCANLAB_NEON",)},
+}
+ALSO_CALLED = {"AMD64": "x86_64", "arm64": "aarch64"}
+ISA_FLAGS = FAMILIES.get(ALSO_CALLED.get(platform.machine(), platform.machine()), {"plain": ()})
 
+# What the arithmetic of the kernel asks of the compiler.
+ARITHMETIC = ("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
 THREADING = ("-fopenmp",) if sys.platform == "linux" else ("-pthread",)
 
 extension = Extension(
@@ -47,13 +61,15 @@ extension = Extension(
         Unit(FOLDER / "native.cpp"),
     ),
     headers=HEADERS,
-    flags=("-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fvisibility=hidden", *THREADING),
+    flags=("-O3", *ARITHMETIC, "-fvisibility=hidden", *THREADING),
     link_flags=THREADING,
 )
 
 
 def best_isa() -> str:
     """The fastest instruction set of this machine that the build has, as torch sees it."""
+    if "neon" in ISA_FLAGS:
+        return "neon"  # part of the architecture
     best = {"AVX512": "avx512", "AVX2": "avx2"}.get(torch.backends.cpu.get_cpu_capability(), "plain")
     return best if best in ISA_FLAGS else "plain"
 
@@ -129,7 +145,8 @@ backend = Backend(
                 "exp",
                 EXP_VARIANTS,
                 default="exact",
-                summary="the exponential of the decays: error 1.6e-7, or exact to rounding",
+                summary="the exponential of the decays; relative errors up to "
+                + ", ".join(f"{error:.1e} ({name})" for name, error in EXP_ERRORS.items()),
             ),
         ),
         forbids,
