@@ -23,35 +23,36 @@ from scanlab.cli.budget import parse_duration, spell_duration
 from scanlab.cli.console import AsJson, Exit, ImagePath, ProblemText, SuiteName, cases_of, notes, out, print_json
 from scanlab.deploy.profile import Entry, Profile, profile_path
 from scanlab.errors import InputError, ProfileError
+from scanlab.lab.budget import Budget
 from scanlab.lab.lengths import sweep
 from scanlab.lab.race import Entrant
 from scanlab.lab.results import Results, Trial
-from scanlab.lab.tune import Budget, Event, Tuned
+from scanlab.lab.tune import Event, Tuned
 from scanlab.lab.tune import tune as tune_problem
 from scanlab.problem import ScanProblem
-
 from scanlab.suites import CAPTURED, Case, load_suite
+
 DEFAULT_BUDGET = "4m"
 # What is kept of the budget for the time against the length, and for drawing the report.
 LENGTHS_SHARE = 0.15
 REPORT_S = 10.0
 # The time against the length, after a search that was given a number of trials and no time.
 SWEEP_S = 30.0
-
 # What a captured script prints goes to where notices go: standard output is for results.
 STDERR = 2
 
+
 def tune(
-    problem: ProblemText = None,
     script_arguments: Annotated[
         list[str] | None, typer.Argument(metavar="[-- ARGUMENTS]...", help="Of the script that --capture names.")
     ] = None,
+    problem: ProblemText = None,
     suite: SuiteName = None,
     image: ImagePath = None,
-    backends: Annotated[str | None, typer.Option(help="Separated by spaces; all by default.")] = None,
     capture: Annotated[
         Path | None, typer.Option(metavar="SCRIPT", help="Run a script of yours and tune for the problems it has.")
     ] = None,
+    backends: Annotated[str | None, typer.Option(help="Separated by spaces; all by default.")] = None,
     budget: Annotated[str | None, typer.Option(help=f"Time for everything: 90s, 3m; {DEFAULT_BUDGET}.")] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Search this many configurations, however long.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Use at most so many threads.")] = None,
@@ -59,7 +60,10 @@ def tune(
         float, typer.Option(help="Choose among those at most this far from float64, as a share of the largest value.")
     ] = math.inf,
     storage: Annotated[
-        str | None, typer.Option(help="Where the studies are: a journal file or a database URL; in the results folder.")
+        str | None,
+        typer.Option(
+            help="Where the studies are: a journal file, a database URL, or grpc://HOST:PORT; in the results folder."
+        ),
     ] = None,
     results: Annotated[Path, typer.Option("--out", help="The folder of the records and the report.")] = Path("runs"),
     seed: Annotated[int, typer.Option(help="Of the drawn inputs, the search and the order of samples.")] = 0,
@@ -116,10 +120,6 @@ def tune(
         raise typer.Exit(Exit.CANNOT_RUN)
 
 
-@dataclass(frozen=True)
-class _Clock:
-    started: float
-    budget_s: float | None
 def _captured(script: Path | None, arguments: list[str], folder: Path, other: object) -> tuple[Case, ...]:
     """The problems that `script` has when it is run with these arguments, in a process of its own; none without one."""
     if script is None:
@@ -139,6 +139,10 @@ def _captured(script: Path | None, arguments: list[str], folder: Path, other: ob
     return load_suite(f"{file}:{CAPTURED}")
 
 
+@dataclass(frozen=True)
+class _Clock:
+    started: float
+    budget_s: float | None
 
     def left(self, index: int, cases: int, keep: float = 0.0) -> float | None:
         """Seconds for case number `index` of so many, less what is kept of its share and for the report."""
