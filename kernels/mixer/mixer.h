@@ -63,7 +63,7 @@ inline constexpr int64_t norm_rows = 64;
 
 struct StateUpdate {
     int64_t batch = 0, heads = 1, dim = 0, state = 0, groups = 1;
-    bool wide = false, softplus = false;
+    bool wide = false, softplus = false, log_A = false;  // log_A: A holds log(-A)
     struct PerBatch {  // (batch, heads, dim)
         void* data = nullptr;
         Type type = Type::float32;

@@ -14,6 +14,8 @@ namespace scanlab::mixer {
 extern const Kernels kernels_plain;
 #if defined(__x86_64__)
 extern const Kernels kernels_avx2, kernels_avx512;
+#elif defined(__aarch64__)
+extern const Kernels kernels_neon;
 #endif
 
 namespace {
@@ -30,6 +32,8 @@ std::vector<const Kernels*> supported() {
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
         tables.push_back(&kernels_avx512);
     if (avx2) tables.push_back(&kernels_avx2);
+#elif defined(__aarch64__)
+    tables.push_back(&kernels_neon);
 #endif
     tables.push_back(&kernels_plain);
     return tables;
@@ -159,7 +163,7 @@ TORCH_LIBRARY(scanlab_mixer, library) {
     library.def("add_norm_backward(Tensor grad_out, Tensor? grad_total, Tensor total, Tensor weight, float eps,"
                 " bool centred) -> (Tensor, Tensor, Tensor)");
     library.def("selective_state_update(Tensor(a!) state, Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D,"
-                " Tensor? z, Tensor? dt_bias, bool dt_softplus, Tensor? state_batch_indices) -> Tensor");
+                " Tensor? z, Tensor? dt_bias, bool dt_softplus, Tensor? state_batch_indices, bool log_A) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(scanlab_mixer, CPU, library) {

@@ -43,10 +43,11 @@ Three add_norm_backward(const Tensor& grad_out, const Maybe& grad_total, const T
 Three norm_gradients(const Tensor& grad_out, const Maybe& grad_total, const Tensor& total, const Tensor& weight, double eps,
                      bool centred);
 Tensor state_update(const Tensor& state, const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B,
-                    const Tensor& C, const Maybe& D, const Maybe& z, const Maybe& dt_bias, bool softplus, const Maybe& rows);
+                    const Tensor& C, const Maybe& D, const Maybe& z, const Maybe& dt_bias, bool softplus, const Maybe& rows,
+                    bool log_A);
 Tensor state_update_output(const Tensor& state, const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B,
                            const Tensor& C, const Maybe& D, const Maybe& z, const Maybe& dt_bias, bool softplus,
-                           const Maybe& rows);
+                           const Maybe& rows, bool log_A);
 
 // The kernels of the instruction set in use.
 const Kernels& kernels_in_use();

@@ -238,7 +238,7 @@ Three add_norm_backward(const Tensor& grad_out, const Maybe& grad_total, const T
 }
 
 Tensor state_update_output(const Tensor&, const Tensor& x, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                           const Maybe&, const Maybe&, const Maybe&, bool, const Maybe&) {
+                           const Maybe&, const Maybe&, const Maybe&, bool, const Maybe&, bool) {
     return at::empty_like(x);
 }
 
@@ -275,7 +275,7 @@ struct Heads {
 }  // namespace
 
 Tensor state_update(const Tensor& state, const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B, const Tensor& C,
-                    const Maybe& D, const Maybe& z, const Maybe& dt_bias, bool softplus, const Maybe& rows) {
+                    const Maybe& D, const Maybe& z, const Maybe& dt_bias, bool softplus, const Maybe& rows, bool log_A) {
     TORCH_CHECK_VALUE((state.dim() == 3 || state.dim() == 4) && x.dim() == state.dim() - 1 && B.dim() == x.dim() && x.device().is_cpu(),
                       "state (rows, [heads,] dim, state), x (batch, [heads,] dim) and B (batch, [groups,] state) on the CPU");
     const Heads heads{x.dim() == 3};
@@ -289,8 +289,8 @@ Tensor state_update(const Tensor& state, const Tensor& x, const Tensor& dt, cons
     all.insert(all.begin(), rows ? state.size(0) : update.batch);
     at::DimVector projection = {update.batch, update.state};
     if (heads.given) projection.insert(projection.begin() + 1, update.groups);
-    const Tensor out = state_update_output(state, x, dt, A, B, C, D, z, dt_bias, softplus, rows);
-    update.wide = is_wide({&state, &x, &A}), update.softplus = softplus;
+    const Tensor out = state_update_output(state, x, dt, A, B, C, D, z, dt_bias, softplus, rows, log_A);
+    update.wide = is_wide({&state, &x, &A}), update.softplus = softplus, update.log_A = log_A;
     update.x = heads.channels("x", x, x.sizes());
     update.dt = heads.channels("dt", dt, x.sizes());
     update.z = heads.channels("z", value_of(z), x.sizes());
@@ -305,7 +305,7 @@ Tensor state_update(const Tensor& state, const Tensor& x, const Tensor& dt, cons
     expect_rows("state_batch_indices", update.rows, update.batch, state.size(0));
     state.unsafeGetTensorImpl()->bump_version();
     const Kernels& kernels = kernels_in_use();
-    spread(kernels.state_update_tasks(update), 2 * x.numel() * update.state, [&](int64_t begin, int64_t end) {
+    spread(kernels.state_update_tasks(update), x.numel() * update.state, [&](int64_t begin, int64_t end) {
         const auto workspace = std::make_unique_for_overwrite<char[]>(kernels.state_update_workspace_bytes(update));
         kernels.state_update(update, begin, end, workspace.get());
     });

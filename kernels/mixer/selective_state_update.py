@@ -34,6 +34,8 @@ def selective_state_update(
     dt_bias: Tensor | None = None,
     dt_softplus: bool = False,
     state_batch_indices: Tensor | None = None,
+    *,
+    log_A: bool = False,
 ) -> Tensor:
     """The output of one time step; `state` becomes the state after it.
 
@@ -44,6 +46,7 @@ def selective_state_update(
     D, dt_bias           (dim,) or (heads, dim)
     state_batch_indices  (batch,) int32: the row of a larger state, each at most once; a negative index is
                          padding: its output is zero and no state is touched
+    log_A                A holds log(-A), as Mamba's parameter A_log does
     Any floating dtypes and strides (of state, not overlapping ones). Returns the shape and dtype of x. Not
     differentiable, as upstream: no graph is recorded.
     Raises ProblemError, before the state is touched, where shapes, dtypes or devices do not fit; IndexError
@@ -75,10 +78,12 @@ def selective_state_update(
         raise ProblemError(f"{x.shape[1]} heads and {B.shape[1]} groups of B and C: the groups must divide the heads.")
     if serves(x):
         out: Tensor = torch.ops.scanlab_mixer.selective_state_update(
-            state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices
+            state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices, log_A
         )
         return out
-    return selective_state_update_reference(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices)
+    return selective_state_update_reference(
+        state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices, log_A=log_A
+    )
 
 
 @torch.no_grad()
@@ -94,6 +99,8 @@ def selective_state_update_reference(
     dt_bias: Tensor | None = None,
     dt_softplus: bool = False,
     state_batch_indices: Tensor | None = None,
+    *,
+    log_A: bool = False,
 ) -> Tensor:
     """`selective_state_update` in PyTorch."""
     if state_batch_indices is not None:
@@ -103,7 +110,7 @@ def selective_state_update_reference(
         out = torch.zeros_like(x)
         gate = None if z is None else z[live]
         out[live] = selective_state_update_reference(
-            picked, x[live], dt[live], A, B[live], C[live], D, gate, dt_bias, dt_softplus
+            picked, x[live], dt[live], A, B[live], C[live], D, gate, dt_bias, dt_softplus, log_A=log_A
         )
         state[rows] = picked
         return out
@@ -116,7 +123,8 @@ def selective_state_update_reference(
     wide_B, wide_C = B.to(compute), C.to(compute)
     if x.dim() == 3:
         wide_B, wide_C = (each.repeat_interleave(x.shape[1] // B.shape[1], dim=1) for each in (wide_B, wide_C))
-    decay = torch.exp(step[..., None] * A.to(compute))
+    rates = -torch.exp(A.to(compute)) if log_A else A.to(compute)
+    decay = torch.exp(step[..., None] * rates)
     h = state.to(compute) * decay + (step * drive)[..., None] * wide_B[..., None, :]
     y = (h @ wide_C[..., None])[..., 0]
     if D is not None:

@@ -43,14 +43,16 @@ void read_states(T* to, const StateUpdate::PerState& from, int64_t batch, int64_
 }
 
 // h = h exp(dt A) + dt x B of one channel, whose h is adjacent in memory and rounded to its storage; returns the
-// lanes of the unrounded <h, C>. `whole` means that the states are whole vectors.
+// lanes of the unrounded <h, C>. `whole` means that the states are whole vectors, `log_A` that A holds log(-A).
 template <class T, class S, bool whole>
-SCANLAB_INLINE Vec<T> step_of(S* h, const T* A, const T* B, const T* C, T dt, T x, int64_t states) {
+SCANLAB_INLINE Vec<T> step_of(S* h, const T* A, const T* B, const T* C, T dt, T x, int64_t states, bool log_A) {
     const T rate = dt * log2_e<T>, drive = dt * x;
     Vec<T> sum{};
     for (int64_t n = 0; n < states; n += lanes<T>) {
         const int count = whole ? lanes<T> : int(smaller(states - n, lanes<T>));
-        const Vec<T> decay = exp2<T>(load_some<T>(A + n, count) * rate);
+        Vec<T> own_A = load_some<T>(A + n, count);
+        if (log_A) own_A = -exp2<T>(own_A * log2_e<T>);
+        const Vec<T> decay = exp2<T>(own_A * rate);
         const Vec<T> value = load_some<T>(h + n, count) * decay + load<T>(B + n) * drive;
         sum += value * load<T>(C + n);
         store_some<T>(h + n, value, count);
@@ -101,13 +103,13 @@ void update_states(const StateUpdate& update, int64_t begin, int64_t end, void* 
                     S* const own = h + k * update.h.channel;
                     if constexpr (vectors<T, S>) {
                         if (whole && dense_A && update.h.state == 1) {
-                            sums[i] = step_of<T, S, true>(own, A + k * update.A.channel, B, C, dt[c + i], x[c + i], states);
+                            sums[i] = step_of<T, S, true>(own, A + k * update.A.channel, B, C, dt[c + i], x[c + i], states, update.log_A);
                             continue;
                         }
                     }
                     read_states(A_buffer, update.A, 0, head, k, states);
                     read_run(h_buffer, own, update.h.state, states);
-                    sums[i] = step_of<T, T, false>(h_buffer, A_buffer, B, C, dt[c + i], x[c + i], states);
+                    sums[i] = step_of<T, T, false>(h_buffer, A_buffer, B, C, dt[c + i], x[c + i], states, update.log_A);
                     write_run(own, h_buffer, update.h.state, states);
                 }
                 transpose<T>(sums);

@@ -58,14 +58,17 @@ def test_official_values(case: GoldenCase, which: str) -> None:
     picked=st.booleans(),
     turned=st.booleans(),
     tied=st.booleans(),
+    log_A=st.booleans(),
 )
 def test_native_is_the_reference_in_float64(
-    isa, batch, heads, dim, state, dtype, state_dtype, absent, softplus, picked, turned, tied
+    isa, batch, heads, dim, state, dtype, state_dtype, absent, softplus, picked, turned, tied, log_A
 ) -> None:
     torch.manual_seed(dim * state)
     own = (dim,) if heads is None else (heads[0], dim)
     inputs = step_inputs(batch, own, None if heads is None else heads[1], state, dtype)
     inputs = {name: tensor for name, tensor in inputs.items() if name not in absent}
+    if log_A:
+        inputs["A"] = torch.log(-inputs["A"])
     if tied:
         inputs["A"] = inputs["A"][..., :1, :1].expand_as(inputs["A"])
     rows = batch + 2 if picked else batch
@@ -77,7 +80,7 @@ def test_native_is_the_reference_in_float64(
         indices = torch.randperm(rows)[:batch].int()
         indices[0] = -1
     stored, oracle = before.clone(), before.double()
-    options = {"dt_softplus": softplus, "state_batch_indices": indices}
+    options = {"dt_softplus": softplus, "state_batch_indices": indices, "log_A": log_A}
     with instruction_set(isa):
         out = mixer.selective_state_update(stored, **inputs, **options)
     want = mixer.selective_state_update_reference(
@@ -124,7 +127,9 @@ def test_gradients_are_not_recorded_and_versions_are() -> None:
 def test_torchs_own_checks_of_the_op_and_of_compiled_code() -> None:
     state, inputs = torch.randn(3, 8, 4), step_inputs(2, (8,), None, 4, torch.float32)
     rows = torch.tensor([2, -1], dtype=torch.int32)
-    torch.library.opcheck(torch.ops.scanlab_mixer.selective_state_update.default, (state, *inputs.values(), True, rows))
+    torch.library.opcheck(
+        torch.ops.scanlab_mixer.selective_state_update.default, (state, *inputs.values(), True, rows, False)
+    )
 
     def step(state: torch.Tensor) -> torch.Tensor:
         return mixer.selective_state_update(state, **inputs, state_batch_indices=rows)
@@ -163,3 +168,17 @@ def test_groups_must_divide_the_heads() -> None:
     inputs = step_inputs(1, (4, 5), 3, 6, torch.float32)
     with pytest.raises(ProblemError, match="4 heads and 3 groups"):
         mixer.selective_state_update(torch.zeros(1, 4, 5, 6), **inputs)
+
+
+@pytest.mark.parametrize("which", UPDATES)
+def test_A_may_be_given_as_mamba_keeps_it(which) -> None:
+    inputs = step_inputs(2, (8,), None, 4, torch.float64)
+    logarithm = torch.log(-inputs["A"].double())
+    states = torch.randn(2, 8, 4, dtype=torch.float64).expand(2, 2, 8, 4).clone()
+    plain = UPDATES[which](states[0], **inputs | {"A": -torch.exp(logarithm)})
+    assert_close(
+        [UPDATES[which](states[1], **inputs | {"A": logarithm}, log_A=True), states[1]],
+        [plain, states[0]],
+        ["out", "state"],
+        1e-13,
+    )
