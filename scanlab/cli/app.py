@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from scanlab.cli import bench, check, classify, inspect, prove, recorded, replay, run, tune, validate
+from scanlab.cli import bench, check, classify, fleet, inspect, prove, recorded, replay, run, tune, validate
 from scanlab.cli.console import Exit, notes
 from scanlab.errors import ScanlabError, UnavailableError
 
@@ -25,6 +25,7 @@ app.command("doctor")(inspect.doctor)
 app.command("report")(recorded.report)
 app.command("best")(recorded.best)
 app.command("check")(check.check)
+app.command("fleet")(fleet.fleet)
 app.command("replay")(replay.replay)
 app.command("verify")(prove.verify)
 app.command("bench")(bench.bench)

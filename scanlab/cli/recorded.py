@@ -21,7 +21,9 @@ from scanlab.space import config_key
 def best(
     problem: ProblemText = None, suite: SuiteName = None, image: ImagePath = None, as_json: AsJson = False
 ) -> None:
-    """Which backend and configuration serve a problem on this machine, and on what basis: exact, nearest, fallback.
+    """Which backend and configuration serve a problem on this machine, and on what basis.
+
+    That is exact, kin (adopted from another machine by `scanlab fleet --adopt`), nearest or fallback.
 
     Example: `scanlab best --problem batch=1,dim=384,length=197`
     """
@@ -41,7 +43,7 @@ def best(
 
 def _answer(problem: ScanProblem, profile: Profile | None) -> dict[str, Any]:
     decision: Decision = decide(problem, profile)
-    entry = profile.exact(problem) if profile is not None and decision.basis == "exact" else None
+    entry = profile.exact(problem) if profile is not None and decision.basis in ("exact", "kin") else None
     return {"problem": problem.key, **asdict(decision), "evidence": {} if entry is None else dict(entry.evidence)}
 
 

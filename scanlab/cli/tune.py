@@ -203,7 +203,7 @@ def _progress(silent: bool) -> Iterator[Any]:
 
         def on_event(event: Event) -> None:
             best = "" if event.best is None else _short(event.best)
-            left = f"{spell_duration(event.eta_s)} left"
+            left = "" if event.eta_s == math.inf else f"{spell_duration(event.eta_s)} left"
             progress.update(task, completed=event.done, description=escape(event.label), left=left, best=escape(best))
 
         yield on_event

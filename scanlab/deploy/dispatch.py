@@ -1,14 +1,16 @@
 """Which backend serves a problem, and the drop-in `selective_scan_fn` that follows the choice.
 
 In this order: a backend that the caller or $SCANLAB_BACKEND names; the profile's entry for exactly this
-problem; its entry for the nearest problem of the same kind; the fallback, the first of FALLBACKS that is
-available and accepts the problem. Whatever is not the profiled choice is said once in the log, and with
-$SCANLAB_STRICT=1 it is an error.
+problem, from this kind of machine or adopted from its kin; its entry for the nearest problem of the same kind;
+what was fastest on the most alike problem that was measured elsewhere (see `heuristics`); the fallback, the first
+of FALLBACKS that is available and accepts the problem. Whatever is not the profiled choice is said once in the log,
+and with $SCANLAB_STRICT=1 it is an error.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import os
 import threading
@@ -23,7 +25,8 @@ from torch import Tensor
 from scanlab import registry
 from scanlab.backend import Backend, ScanFn
 from scanlab.deploy import record
-from scanlab.deploy.profile import Profile, load_profile
+from scanlab.deploy.heuristics import most_alike
+from scanlab.deploy.profile import Entry, Profile, load_profile
 from scanlab.errors import ConfigError, RejectedError, UnavailableError, UnknownBackendError
 from scanlab.problem import Direction, ScanInputs, ScanOutput, ScanProblem
 from scanlab.space import Config, config_key
@@ -33,7 +36,7 @@ log = logging.getLogger("scanlab")
 ENV_BACKEND = "SCANLAB_BACKEND"
 ENV_STRICT = "SCANLAB_STRICT"
 
-# Where nothing was tuned: the first that is available and accepts. `compiled` is not here because it compiles
+# Where nothing was tuned and nothing alike was measured: the first that is available and accepts. `compiled` is not here because it compiles
 # for every new shape, which a caller did not ask for.
 FALLBACKS = ("triton", "native", "chunked", "reference")
 
@@ -52,7 +55,7 @@ class Decision:
 
     backend: str
     config: Config
-    basis: Literal["named", "exact", "nearest", "fallback"]
+    basis: Literal["named", "exact", "kin", "nearest", "heuristic", "fallback"]
     reason: str
 
 
@@ -60,16 +63,17 @@ def decisions(problem: ScanProblem, profile: Profile | None) -> Iterator[Decisio
     """The decisions for `problem` from best to last resort; those that would be refused are left out."""
     if profile is not None:
         exact = profile.exact(problem)
-        if exact is not None and _accepts(exact.backend, exact.config, problem) is None:
-            yield Decision(exact.backend, exact.config, "exact", f"tuned for exactly {problem.key}")
+        if exact is not None and refuses(exact.backend, exact.config, problem) is None:
+            basis: Literal["exact", "kin"] = "exact" if exact.kin is None else "kin"
+            yield Decision(exact.backend, exact.config, basis, f"tuned for exactly {problem.key}{_where(exact)}")
         for entry in profile.nearest(problem):
-            if entry is not exact and _accepts(entry.backend, entry.config, problem) is None:
-                yield Decision(
-                    entry.backend, entry.config, "nearest", f"tuned for the nearest problem {entry.problem.key}"
-                )
+            if entry is not exact and refuses(entry.backend, entry.config, problem) is None:
+                reason = f"tuned for the nearest problem {entry.problem.key}{_where(entry)}"
+                yield Decision(entry.backend, entry.config, "nearest", reason)
+    yield from _measured_elsewhere(problem)
     refused: list[str] = []
     for name in FALLBACKS:
-        reason = _accepts(name, {}, problem)
+        reason = refuses(name, {}, problem)
         if reason is None:
             why = "nothing was tuned for this kind of problem here; run `scanlab tune`"
             yield Decision(name, registry.get(name).space.defaults, "fallback", "; ".join((why, *refused)))
@@ -77,15 +81,34 @@ def decisions(problem: ScanProblem, profile: Profile | None) -> Iterator[Decisio
             refused.append(reason)
 
 
+def _measured_elsewhere(problem: ScanProblem) -> Iterator[Decision]:
+    """The standings of the most alike problem that was measured anywhere: the fastest that would not be refused first."""
+    for alike in itertools.islice(most_alike(problem), 1):
+        for standing in alike.standings:
+            configs = (standing.config, registry.get(standing.backend).space.defaults)
+            config = next((each for each in configs if refuses(standing.backend, each, problem) is None), None)
+            if config is not None:
+                faster = f"it was {standing.speedup:.3g} times as fast as the reference loop on {alike.problem.key}"
+                reason = (
+                    f"nothing was tuned for this kind of problem here; {faster} on {alike.where}; run `scanlab tune`"
+                )
+                yield Decision(standing.backend, config, "heuristic", reason)
+
+
 def decide(problem: ScanProblem, profile: Profile | None) -> Decision:
     """The best decision for `problem`; raises UnavailableError where no backend can serve it."""
     for decision in decisions(problem, profile):
         return decision
-    reasons = "; ".join(filter(None, (_accepts(name, {}, problem) for name in FALLBACKS)))
+    reasons = "; ".join(filter(None, (refuses(name, {}, problem) for name in FALLBACKS)))
     raise UnavailableError(f"no backend serves {problem.key}: {reasons}. See `scanlab list`.")
 
 
-def _accepts(name: str, config: Config, problem: ScanProblem) -> str | None:
+def _where(entry: Entry) -> str:
+    """Where a choice was made that was not made on this kind of machine."""
+    return "" if entry.kin is None else f" on its nearest kin, {entry.kin}; run `scanlab tune` to choose here"
+
+
+def refuses(name: str, config: Config, problem: ScanProblem) -> str | None:
     """Why the backend called `name` cannot serve `problem` under `config`, or None."""
     try:
         backend = registry.get(name)

@@ -24,13 +24,17 @@ FIELDS = {"schema_version", "machine", "machine_id", "entries"}
 
 @dataclass(frozen=True)
 class Entry:
-    """One choice: the winner for one problem, of which source, and what was measured."""
+    """One choice: the winner for one problem, of which source, and what was measured.
+
+    kin  the machine that chose, where that is of another kind than this one
+    """
 
     problem: ScanProblem
     backend: str
     source_hash: str
     config: Config
     evidence: Mapping[str, Any] = field(default_factory=dict)
+    kin: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """This entry as JSON values."""
@@ -40,6 +44,7 @@ class Entry:
             "source_hash": self.source_hash,
             "config": dict(self.config),
             "evidence": dict(self.evidence),
+            "kin": self.kin,
         }
 
 
@@ -129,6 +134,7 @@ class Profile:
                     source_hash=str(entry["source_hash"]),
                     config=dict(entry["config"]),
                     evidence=dict(entry["evidence"]),
+                    kin=entry.get("kin"),
                 )
                 for entry in content["entries"]
             )

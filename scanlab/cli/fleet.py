@@ -1,0 +1,158 @@
+"""`scanlab fleet`: what the machines that share a storage have found, and what that says to this one."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from scanlab.cli.budget import spell_duration
+from scanlab.cli.console import AsJson, Exit, notes, out, print_json
+from scanlab.deploy.dispatch import refuses
+from scanlab.deploy.profile import Entry, Profile, profile_path
+from scanlab.lab.fleet import Best, Fleet, Station, fleet_of
+from scanlab.lab.machine import this_machine
+from scanlab.lab.results import Trial
+from scanlab.lab.storage import open_storage
+from scanlab.problem import ScanProblem
+
+
+def fleet(
+    storage: Annotated[
+        str, typer.Option(help="What the machines tune with: a database URL, a journal file, or grpc://HOST:PORT.")
+    ],
+    adopt: Annotated[
+        bool, typer.Option("--adopt", help="Take over choices for what was not tuned on this machine: see above.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """The machines that tune with one storage, how far they are, the best of each, and which backend wins where.
+
+    With --adopt this machine's profile takes over what is tuned elsewhere and not here: from its own kind of
+    machine as it is, and else from its nearest kin (by instruction sets, cores and caches), which is marked as
+    such until `scanlab tune` chooses here. Example: `scanlab fleet --storage postgresql://scanlab@server/scanlab`
+    """
+    opened, notices = open_storage(storage, Path())
+    for notice in notices:
+        notes.print(f"[yellow]note:[/] {escape(notice)}")
+    found = fleet_of(opened)
+    entries = _adopt(found) if adopt else ()
+    if as_json:
+        print_json(_as_json(found, entries))
+    else:
+        _show(found)
+        for entry in entries:
+            out.print(f"adopted for {entry.problem.key}: {escape(_told(entry))}")
+        if entries:
+            out.print(f"wrote {profile_path()}, which scanlab.selective_scan_fn and the models follow from now on")
+    if not found.stations:
+        notes.print("nobody has tuned with this storage yet: run `scanlab tune --storage ...` on the machines.")
+        raise typer.Exit(Exit.CANNOT_RUN)
+
+
+def _show(found: Fleet) -> None:
+    machines = Table("machine", "what it is", "workers", "tried", "last heard of", box=None, pad_edge=False)
+    for station in found.stations:
+        machines.add_row(
+            station.machine.silicon_id,
+            escape(station.machine.describe()),
+            _workers(station),
+            _tried(station),
+            _heard(station),
+        )
+    out.print(machines)
+    best = Table("problem", "machine", "best", "time", "speed-up (95 %)", "by", box=None, pad_edge=False)
+    for each in found.best:
+        measurement = each.trial.measurement
+        assert measurement is not None
+        low, high = measurement.speedup_interval
+        best.add_row(
+            each.trial.problem.key,
+            each.trial.machine.silicon_id,
+            escape(each.trial.label),
+            f"{measurement.median_ms:.3g} ms",
+            f"{measurement.speedup:.2f}x ({low:.2f} to {high:.2f})",
+            _basis(each),
+        )
+    out.print(best)
+    wins = Table("problem", *(station.machine.silicon_id for station in found.stations), box=None, pad_edge=False)
+    for problem in found.problems:
+        wins.add_row(problem.key, *(name or "" for name in _winners(found, problem).values()))
+    out.print("which backend wins where:")
+    out.print(wins)
+
+
+def _workers(station: Station) -> str:
+    return f"{station.working} at work, {station.workers} in all"
+
+
+def _tried(station: Station) -> str:
+    return str(station.tried) if station.configurations is None else f"{station.tried} of {station.configurations}"
+
+
+def _heard(station: Station) -> str:
+    return "" if station.heard_at is None else f"{spell_duration(max(0.0, time.time() - station.heard_at))} ago"
+
+
+def _basis(best: Best) -> str:
+    return {"holdout": "hold-out run", "race": "race"}.get(best.trial.phase, "search, not raced")
+
+
+def _winners(found: Fleet, problem: ScanProblem) -> dict[str, str | None]:
+    """By kind of machine: the backend that wins there."""
+    bests = {each.machine.silicon_id: found.best_on(each.machine.silicon_id, problem) for each in found.stations}
+    return {silicon_id: None if best is None else best.trial.backend for silicon_id, best in bests.items()}
+
+
+def _adopt(found: Fleet) -> tuple[Entry, ...]:
+    """Write what this machine can take over from the fleet into its profile; returns what is new there."""
+    path = profile_path()
+    profile = Profile.load(path) if path.exists() else Profile.empty()
+    here = this_machine()
+    entries = []
+    for problem in found.problems:
+        own = profile.exact(problem)
+        best = found.choice_for(here, problem, fits=_fits)
+        if best is None or (own is not None and own.kin is None):
+            continue
+        trial = best.trial
+        kin = None if trial.machine.silicon_id == here.silicon_id else trial.machine.describe()
+        evidence = {"why": best.why or f"{trial.label}: by the search alone", "trial": trial.to_json()}
+        entries.append(Entry(problem, trial.backend, trial.source_hash, trial.config, evidence, kin))
+        profile = profile.with_entry(entries[-1])
+    if entries:
+        profile.save(path)
+    return tuple(entries)
+
+
+def _fits(trial: Trial) -> bool:
+    return refuses(trial.backend, trial.config, trial.problem) is None
+
+
+def _told(entry: Entry) -> str:
+    source = "this kind of machine" if entry.kin is None else f"its nearest kin, {entry.kin}"
+    return f"the choice of {source}: {entry.evidence['why']}"
+
+
+def _as_json(found: Fleet, adopted: tuple[Entry, ...]) -> dict[str, Any]:
+    return {
+        "machines": [
+            {
+                "silicon_id": station.machine.silicon_id,
+                "machine": station.machine.to_json(),
+                "workers": station.workers,
+                "working": station.working,
+                "tried": station.tried,
+                "configurations": station.configurations,
+                "heard_at": station.heard_at,
+            }
+            for station in found.stations
+        ],
+        "best": [{"trial": each.trial.to_json(), "why": each.why, "by": _basis(each)} for each in found.best],
+        "wins": {problem.key: _winners(found, problem) for problem in found.problems},
+        "adopted": [entry.to_json() for entry in adopted],
+    }

@@ -1,0 +1,73 @@
+"""`scanlab fleet`: what it shows of the machines, and what this machine takes over from them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from scanlab.deploy.profile import Profile, profile_path
+from scanlab.lab import machine as machine_module
+
+PROBLEM = "batch=1,dim=6,length=20,state=4"
+URL = "sqlite:///studies.db"
+TUNE = ("tune", "--problem", PROBLEM, "--backends", "two_phase", "--trials", "3", "--storage", URL)
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """Makes this machine take itself for one of another kind, or for itself again."""
+    here = machine_module.this_machine()
+
+    def become(model=None):
+        other = here if model is None else replace(here, silicon=replace(here.silicon, model_name=model))
+        for module in ("cli.fleet", "cli.recorded", "deploy.profile", "lab.prove"):
+            monkeypatch.setattr(f"scanlab.{module}.this_machine", lambda: other)
+        return other
+
+    return become
+
+
+@pytest.fixture(autouse=True)
+def brief(monkeypatch):
+    monkeypatch.setattr("scanlab.lab.tune.RACE_S", 0.1)
+    monkeypatch.setattr("scanlab.cli.tune.SWEEP_S", 0.1)
+    monkeypatch.setattr("scanlab.cli.tune._report", lambda record: [])
+
+
+def test_a_machine_that_nobody_tuned_takes_over_the_choice_of_its_kin_which_is_marked(run, elsewhere):
+    abacus = elsewhere("an abacus")
+    assert run(*TUNE, "--out", "abacus").code == 0
+    shown = run("fleet", "--storage", URL).out
+    for text in (abacus.silicon_id, "an abacus", "two_phase", "which backend wins where"):
+        assert text in shown
+    here = elsewhere()
+    found = run("fleet", "--storage", URL, "--adopt", "--json").json
+    (station,) = found["machines"]
+    assert (station["workers"], station["working"]) == (1, 0)
+    assert found["wins"] == {found["best"][0]["trial"]["problem"]: {abacus.silicon_id: "two_phase"}}
+    (entry,) = Profile.load(profile_path()).entries
+    assert entry.kin == abacus.describe()
+    assert entry.evidence["trial"] == found["best"][0]["trial"]
+    best = run("best", "--problem", PROBLEM, "--json").json[0]
+    assert (best["backend"], best["config"], best["basis"]) == ("two_phase", dict(entry.config), "kin")
+    assert "nearest kin, an abacus" in best["reason"]
+    assert run(*TUNE, "--out", "here").code == 0
+    assert run("best", "--problem", PROBLEM, "--json").json[0]["basis"] == "exact"
+    again = run("fleet", "--storage", URL, "--adopt", "--json").json
+    assert again["adopted"] == [], "what was tuned here must not be overwritten"
+    assert {each["silicon_id"] for each in again["machines"]} == {abacus.silicon_id, here.silicon_id}
+
+
+def test_a_machine_of_a_kind_that_was_tuned_takes_over_its_choice_as_its_own(run, elsewhere):
+    elsewhere()
+    assert run(*TUNE, "--out", "one").code == 0
+    profile_path().unlink()
+    assert run("fleet", "--storage", URL, "--adopt").code == 0
+    assert run("best", "--problem", PROBLEM, "--json").json[0]["basis"] == "exact"
+
+
+def test_a_storage_that_nobody_used_is_said(run):
+    outcome = run("fleet", "--storage", URL)
+    assert outcome.code == 3
+    assert "nobody has tuned with this storage yet" in outcome.err
