@@ -8,24 +8,39 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from mamba_ssm.modules.mamba_simple import Mamba
-from mamba_ssm.ops.selective_scan_interface import selective_scan_ref
+from mamba_ssm.ops.selective_scan_interface import mamba_inner_fn_no_out_proj, selective_scan_ref
 from mamba_ssm.ops.triton.layer_norm import RMSNorm, rms_norm_fn
 from torch import Tensor, nn
 
 
-class PlainMamba(Mamba):
-    """The same mixer without a kernel: torch's convolution and the reference scan, one direction after the other."""
+class OfficialMamba(Mamba):
+    """The mixer as the official repository composes it: two fused calls, the second one on reversed sequences."""
 
     def forward(self, hidden_states: Tensor, inference_params: object = None) -> Tensor:
         """hidden_states (batch, length, dim) -> the same shape."""
-        xz = self.in_proj(hidden_states).mT
-        y = self._direction(xz, self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D)
-        back = self._direction(xz.flip(-1), self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b)
-        return self.out_proj((y + back.flip(-1)).mT / 2)
+        batch, length, dim = hidden_states.shape
+        xz = (self.in_proj.weight @ hidden_states.reshape(-1, dim).T).unflatten(1, (batch, length)).transpose(0, 1)
+        ahead = self.direction(xz, self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D)
+        back = self.direction(xz.flip(-1), self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b)
+        return F.linear((ahead + back.flip(-1)).mT / 2, self.out_proj.weight)
 
-    def _direction(
+    def direction(
         self, xz: Tensor, conv: nn.Conv1d, x_proj: nn.Linear, dt_proj: nn.Linear, A_log: Tensor, D: Tensor
     ) -> Tensor:
+        """One direction of xz (batch, 2 d_inner, length) -> (batch, d_inner, length)."""
+        A = -A_log.exp()
+        return mamba_inner_fn_no_out_proj(
+            xz, conv.weight, conv.bias, x_proj.weight, dt_proj.weight, A, D=D, delta_bias=dt_proj.bias
+        )
+
+
+class PlainMamba(OfficialMamba):
+    """The same without any kernel: torch's convolution and the reference scan."""
+
+    def direction(
+        self, xz: Tensor, conv: nn.Conv1d, x_proj: nn.Linear, dt_proj: nn.Linear, A_log: Tensor, D: Tensor
+    ) -> Tensor:
+        """One direction of xz (batch, 2 d_inner, length) -> (batch, d_inner, length)."""
         x, z = xz.chunk(2, dim=1)
         x = F.silu(conv(x)[..., : x.shape[-1]])
         low_rank, B, C = x_proj(x.mT).split([self.dt_rank, self.d_state, self.d_state], dim=-1)

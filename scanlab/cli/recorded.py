@@ -23,7 +23,7 @@ def best(
 ) -> None:
     """Which backend and configuration serve a problem on this machine, and on what basis.
 
-    That is exact, kin (adopted from another machine by `scanlab fleet --adopt`), nearest or fallback.
+    That is exact, kin (adopted from another machine by `scanlab fleet --adopt`), nearest, heuristic (measured elsewhere) or fallback.
 
     Example: `scanlab best --problem batch=1,dim=384,length=197`
     """

@@ -36,8 +36,8 @@ log = logging.getLogger("scanlab")
 ENV_BACKEND = "SCANLAB_BACKEND"
 ENV_STRICT = "SCANLAB_STRICT"
 
-# Where nothing was tuned and nothing alike was measured: the first that is available and accepts. `compiled` is not here because it compiles
-# for every new shape, which a caller did not ask for.
+# Where nothing was tuned and nothing alike was measured: the first that is available and accepts. `compiled` is not
+# here because it compiles for every new shape, which a caller did not ask for.
 FALLBACKS = ("triton", "native", "chunked", "reference")
 
 
@@ -82,7 +82,7 @@ def decisions(problem: ScanProblem, profile: Profile | None) -> Iterator[Decisio
 
 
 def _measured_elsewhere(problem: ScanProblem) -> Iterator[Decision]:
-    """The standings of the most alike problem that was measured anywhere: the fastest that would not be refused first."""
+    """The standings of the most alike problem that was measured anywhere, without what would be refused."""
     for alike in itertools.islice(most_alike(problem), 1):
         for standing in alike.standings:
             configs = (standing.config, registry.get(standing.backend).space.defaults)

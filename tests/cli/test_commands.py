@@ -63,7 +63,7 @@ def test_doctor_says_when_the_compiler_is_missing(run, monkeypatch):
 
 
 def test_best_follows_the_profile_and_says_on_what_basis(run):
-    assert run("best", "--problem", SMALL, "--json").json[0]["basis"] == "fallback"
+    assert run("best", "--problem", SMALL, "--json").json[0]["basis"] == "heuristic"
     problem = ScanProblem.parse(SMALL)
     chunked = registry.get("chunked")
     entry = Entry(problem, "chunked", chunked.source_hash, {"chunk": 16, "threads": 1}, {"why": "it won"})

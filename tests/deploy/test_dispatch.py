@@ -54,11 +54,17 @@ def test_the_nearest_entry_serves_and_says_so_once(caplog):
     assert "length=25" in record.message
 
 
-def test_without_a_profile_the_fallback_serves_and_says_why(caplog):
+def test_without_a_profile_what_was_measured_elsewhere_serves_and_says_why(caplog):
     serve = Dispatcher()
     serve(*make_inputs(PROBLEM))
-    assert serve.decided[PROBLEM].basis == "fallback"
+    assert serve.decided[PROBLEM].basis == "heuristic"
+    assert "times as fast as the reference loop on batch=" in caplog.records[0].message
     assert "run `scanlab tune`" in caplog.records[0].message
+
+
+def test_where_nothing_alike_was_measured_the_fallback_serves(monkeypatch):
+    monkeypatch.setattr(dispatch, "most_alike", lambda problem: iter(()))
+    assert decide(PROBLEM, None).basis == "fallback"
 
 
 def test_a_changed_source_is_said(caplog):
@@ -68,9 +74,9 @@ def test_a_changed_source_is_said(caplog):
 
 def test_an_entry_that_is_no_longer_legal_or_known_is_passed_over():
     gone = Profile.empty().with_entry(Entry(PROBLEM, "uninstalled", "0", {}))
-    assert decide(PROBLEM, gone).basis == "fallback"
+    assert decide(PROBLEM, gone).basis == "heuristic"
     illegal = Profile.empty().with_entry(Entry(PROBLEM, "two_phase", "0", {"threads": 4096}))
-    assert decide(PROBLEM, illegal).basis == "fallback"
+    assert decide(PROBLEM, illegal).basis == "heuristic"
 
 
 def test_every_problem_of_the_contract_has_a_fallback():

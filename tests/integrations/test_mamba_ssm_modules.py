@@ -63,7 +63,7 @@ def test_code_written_by_the_official_names_gives_the_official_logits(by_name, n
     assert relative_error(logits, golden["logits_f64"][:1]) < TOLERANCE
 
 
-@pytest.mark.parametrize("mixer", ["Mamba", "PlainMamba"])
+@pytest.mark.parametrize("mixer", ["Mamba", "OfficialMamba", "PlainMamba"])
 def test_its_gradients_are_the_official_ones(by_name, mixer):
     golden = Official("s_midcls")
     model = vim(by_name, golden, mixer=getattr(by_name, mixer))

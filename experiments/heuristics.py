@@ -1,0 +1,92 @@
+"""What serves where nothing was tuned rests on measurements: standings of typical problems, shipped with the package.
+
+Takes the best of each backend out of recorded trials and writes scanlab/deploy/heuristics.toml from them. Run it on
+each kind of machine, after tuning the typical problems there, and commit what it writes:
+
+    scanlab tune --suite experiments/heuristics.toml:typical --budget 20m --out results/heuristics
+    python experiments/heuristics.py results/heuristics results/vim-tiny
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scanlab import registry
+from scanlab.deploy.heuristics import SHIPPED, Measured, Standing, instruction_set, read
+from scanlab.lab.results import Results, Trial
+from scanlab.space import Value
+
+ROOT = Path(__file__).parents[1]
+PHASES = ("search", "race", "holdout")  # a later one weighs more: it was measured longer, beside fewer others
+# It compiles for every new shape, which a caller who tuned nothing did not ask for.
+LEFT_OUT = ("compiled",)
+
+
+def standings_of(trials: Iterable[Trial]) -> tuple[Standing, ...]:
+    """The best trial of each installed backend in the last phase that it reached, the fastest first."""
+    best: dict[str, Trial] = {}
+    installed = set(registry.names()) - set(LEFT_OUT)
+
+    def rank(trial: Trial) -> tuple[int, float]:
+        assert trial.measurement is not None
+        return PHASES.index(trial.phase), trial.measurement.speedup
+
+    for trial in trials:
+        if trial.state == "ok" and trial.phase in PHASES and trial.backend in installed:
+            best[trial.backend] = max(trial, best.get(trial.backend, trial), key=rank)
+    made = [Standing(name, carried_over(trial), rank(trial)[1]) for name, trial in best.items()]
+    return tuple(sorted(made, key=lambda standing: standing.speedup, reverse=True))
+
+
+def carried_over(trial: Trial) -> Mapping[str, Value]:
+    """The configuration without what another machine would choose for itself: to use all its CPUs."""
+    every = trial.machine.silicon.usable_cpus
+    return {name: value for name, value in trial.config.items() if (name, value) != ("threads", every)}
+
+
+def measured(folder: Path) -> list[Measured]:
+    """One for each machine and problem in a folder of results."""
+    groups: dict[tuple[str, str], list[Trial]] = {}
+    for trial in Results(folder).load().trials:
+        groups.setdefault((trial.machine.silicon_id, trial.problem.key), []).append(trial)
+    found = []
+    for trials in groups.values():
+        silicon, problem = trials[0].machine.silicon, trials[0].problem
+        standings = standings_of(each for each in trials if each.problem == problem)
+        source = folder.resolve().relative_to(ROOT).as_posix()
+        if len(standings) > 1:  # a problem that one backend alone was tried on ranks nothing
+            vectors = instruction_set(silicon)
+            found.append(Measured(problem, silicon.model_name, vectors, silicon.usable_cpus, source, standings))
+    return found
+
+
+def text_of(each: Measured) -> str:
+    """One table of the file."""
+    standings = [
+        f"    {{ backend = {json.dumps(one.backend)}, speedup = {one.speedup:.3g},"
+        f" config = {{ {', '.join(f'{name} = {json.dumps(value)}' for name, value in one.config.items())} }} }},"
+        for one in each.standings
+    ]
+    facts = [f"{name} = {json.dumps(getattr(each, name))}" for name in ("machine", "instruction_set", "cpus", "source")]
+    return "\n".join(("[[measured]]", f'problem = "{each.problem.key}"', *facts, "standings = [", *standings, "]\n"))
+
+
+def main(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of results.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")] = SHIPPED,
+) -> None:
+    """Write the standings that the folders hold, beside those of other machines that the file has."""
+    new = {(each.machine, each.cpus, each.problem): each for folder in folders for each in measured(folder)}
+    old = {(each.machine, each.cpus, each.problem): each for each in (read(out) if out.exists() else ())}
+    header = (
+        "# What was fastest where it was measured: made from recorded trials by `python experiments/heuristics.py`.\n"
+    )
+    out.write_text("\n".join((header, *map(text_of, (old | new).values()))))
+    print(f"wrote {out}: {len(old | new)} problems, {len(new)} of them from {', '.join(map(str, folders))}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
