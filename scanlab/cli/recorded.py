@@ -23,7 +23,8 @@ def best(
 ) -> None:
     """Which backend and configuration serve a problem on this machine, and on what basis.
 
-    That is exact, kin (adopted from another machine by `scanlab fleet --adopt`), nearest, heuristic (measured elsewhere) or fallback.
+    That is exact, kin (adopted from another machine by `scanlab fleet --adopt`), nearest, heuristic (measured
+    elsewhere, on a problem like it) or fallback.
 
     Example: `scanlab best --problem batch=1,dim=384,length=197`
     """
@@ -51,7 +52,7 @@ def report(
     results: Annotated[Path, typer.Argument(help="The folder that trials were recorded in.")] = Path("runs"),
     folder: Annotated[Path | None, typer.Option("--to", help="Where the report goes; RESULTS/report.")] = None,
 ) -> None:
-    """Tables (Markdown, CSV), plots (PNG and SVG) and a page, from recorded results, without measuring again.
+    """Tables (Markdown, CSV, T4), plots (PNG and SVG) and a page, from recorded results, without measuring again.
 
     Example: `scanlab report runs`
     """
@@ -63,9 +64,14 @@ def report(
 
 
 def write(record: Results, folder: Path | None = None) -> list[Path]:
-    """The report of what is recorded, written to `folder`, by default the `report` of its own folder."""
+    """The report of what is recorded, written to `folder`, by default the `report` of its own folder.
+
+    Beside it are the same results in the T4 format.
+    """
     from scanlab.lab.importance import importances
     from scanlab.report.document import write_report
+    from scanlab.report.t4 import write_t4
 
-    trials = record.load().trials
-    return write_report(trials, this_machine(), folder or record.folder / "report", importances(trials))
+    trials, here = record.load().trials, this_machine()
+    place = folder or record.folder / "report"
+    return [*write_report(trials, here, place, importances(trials)), *write_t4(trials, here, place / "t4")]
