@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 
 from scanlab.backend import EVERY_DIRECTION, Backend, Capabilities, ScanFn
+from scanlab.errors import RejectedError
 from scanlab.kernels import triton_version
 from scanlab.problem import ScanInputs, ScanOutput, ScanProblem
-from scanlab.space import Choice, Config, Space
+from scanlab.space import Choice, Config, Space, config_key
 
 FOLDER = Path(__file__).parent
 INTERPRETED = triton_version.interpreted()
@@ -43,6 +44,10 @@ def forbids(config: Config, problem: ScanProblem) -> str | None:
         return "history is at most chunk, because it is a part of one"
     if int(config["polynomial"]) > int(config["unroll"]):
         return "polynomial is at most unroll, of which it is a part"
+    if not problem.gradients:
+        for name in ("chunk", "history", "back_lanes", "back_channels"):
+            if config[name] != backend.space.defaults[name]:
+                return f"{name} is for gradients, which this problem does not ask for"
     return None
 
 
@@ -54,13 +59,33 @@ def tuning(config: Config) -> list[int]:
     return list(Tuning(**numbers, batch_first=ORDERS.index(str(config["order"]))))
 
 
+def refuse_poor_code(problem: ScanProblem, chosen: list[int]) -> None:
+    """Raise RejectedError where the machine code of a configuration other than the default is not worth a run."""
+    from scanlab.kernels import triton_compile
+    from scanlab.kernels.triton_launch import Tuning
+
+    default = tuning(backend.space.defaults)
+    if chosen == default:
+        return
+    major, minor = torch.cuda.get_device_capability()
+    reason = triton_compile.refusal(problem, Tuning(*chosen), Tuning(*default), 10 * major + minor)
+    if reason is not None:
+        raise RejectedError(f"triton rejects {config_key(Tuning(*chosen)._asdict())} for {problem.key}: {reason}.")
+
+
 def make(problem: ScanProblem, config: Config) -> ScanFn:
-    """The scan as an op; Triton compiles its kernels at the first call with tensors of a kind."""
+    """The scan as an op; its kernels are compiled here for the GPU that torch has current.
+
+    Raises RejectedError where the machine code of a configuration other than the default is not worth a run.
+    """
+    chosen = tuning(config)
     if INTERPRETED:
         triton_version.prepare_interpreter()
+    else:
+        refuse_poor_code(problem, chosen)
     from scanlab.kernels import triton_ops
 
-    settings = (problem.delta_softplus, problem.direction == "reverse", tuning(config))
+    settings = (problem.delta_softplus, problem.direction == "reverse", chosen)
     absent = (None,) * len(ScanInputs._fields)
     op = triton_ops.scan_with_checkpoints if problem.gradients else triton_ops.scan
 

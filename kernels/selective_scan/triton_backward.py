@@ -61,8 +61,7 @@ def retrace(
     decays = ()
     inputs = ()
     sizes = ()
-    raw = ()
-    shrunk = ()
+    slopes = ()
     ins = ()
     for i in tl.static_range(COUNT):
         t = s + i
@@ -75,6 +74,7 @@ def retrace(
         size = x
         if SOFTPLUS:
             size = softplus(x, e)
+            slopes = slopes + (sigmoid(x, e),)
         project = load(B + t * STATES, state_mask)[None, :, None]
         decay = tl.exp2(size[:, None, :] * rates)
         h = decay * h + (size * here)[:, None, :] * project
@@ -82,8 +82,6 @@ def retrace(
         decays = decays + (decay,)
         inputs = inputs + (here,)
         sizes = sizes + (size,)
-        raw = raw + (x,)
-        shrunk = shrunk + (e,)
         ins = ins + (project,)
     for i in tl.static_range(COUNT - 1, -1, -1):
         t = s + i
@@ -112,7 +110,7 @@ def retrace(
         tl.store(grad_u + at, (sizes[i] * by_drive + skip * g).to(grad_u.dtype.element_ty), mask=channel_mask)
         by_size = tl.sum(w * rates, axis=1) * LN_2 + inputs[i] * by_drive
         if SOFTPLUS:
-            by_size *= sigmoid(raw[i], shrunk[i])
+            by_size *= slopes[i]
         grad_bias += by_size
         tl.store(grad_delta + at, by_size.to(grad_delta.dtype.element_ty), mask=channel_mask)
     return reached, grad_A, grad_D, grad_bias

@@ -8,6 +8,7 @@ import os
 
 OLDEST = (3, 5)
 COUNTS_WITH_NEW_NUMPY = (3, 7)
+COUNTED = ((3, 6),)  # the layout of a tile, and with it the instructions of a loop, differ from version to version
 
 
 def interpreted() -> bool:

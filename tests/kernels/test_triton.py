@@ -1,32 +1,159 @@
-"""The place of the GPU kernels: named, never run, and not in the way of the package of the same name."""
+"""The GPU backend where no GPU is: why it cannot run, what it costs to import, its proof in the interpreter, its code."""
 
+from __future__ import annotations
+
+import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from scanlab import registry
-from scanlab.errors import UnavailableError
-from scanlab.kernels import triton
+from scanlab.errors import ConfigError, RejectedError, UnavailableError
+from scanlab.kernels import triton, triton_version
 from scanlab.problem import ScanProblem
 
 PROBLEM = ScanProblem(batch=1, dim=4, length=8, device="cuda")
 
 
-@pytest.mark.parametrize(("gpu", "reason"), [(False, "no GPU; run on a machine"), (True, "not written yet; choose")])
-def test_says_why_it_cannot_run(monkeypatch, gpu, reason):
-    monkeypatch.setattr(triton.torch.cuda, "is_available", lambda: gpu)
+@pytest.mark.parametrize(
+    ("version", "reason"),
+    [(None, "not installed; install scanlab"), ((3, 4, 0), "3.4.0 is older than 3.5"), ((3, 6, 0), "sees no GPU")],
+)
+def test_says_why_it_cannot_run(monkeypatch, version, reason):
+    monkeypatch.setattr(triton_version, "installed", lambda: version)
+    monkeypatch.setattr(triton.torch.cuda, "is_available", lambda: False)
     with pytest.raises(UnavailableError, match=reason):
         registry.get("triton").build(PROBLEM)
 
 
+def test_runs_where_torch_sees_a_gpu_and_triton_is_new_enough(monkeypatch):
+    monkeypatch.setattr(triton_version, "installed", lambda: (3, 6, 0))
+    monkeypatch.setattr(triton.torch.cuda, "is_available", lambda: True)
+    assert triton.unavailable() is None
+
+
 def test_rejects_the_cpu():
     assert triton.backend.rejects(PROBLEM.replace(device="cpu")) == "device cpu: it has cuda"
-    with pytest.raises(UnavailableError):
-        triton.make(PROBLEM, {})
+
+
+@pytest.mark.parametrize(
+    ("config", "gradients", "reason"),
+    [
+        ({"unroll": 8, "chunk": 4}, True, "unroll is at most chunk"),
+        ({"history": 4, "chunk": 2, "unroll": 1}, True, "history is at most chunk"),
+        ({"polynomial": 2, "unroll": 1}, False, "polynomial is at most unroll"),
+        ({"chunk": 8}, False, "chunk is for gradients"),
+    ],
+)
+def test_combinations_that_mean_nothing_are_refused(config, gradients, reason):
+    with pytest.raises(ConfigError, match=reason):
+        triton.backend.space.complete(config, PROBLEM.replace(gradients=gradients), "triton")
 
 
 def test_imports_nothing_of_the_package_triton():
     code = "import sys, scanlab.kernels.triton; print('triton' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
+
+
+def test_agrees_with_the_oracle_in_the_interpreter():
+    """Triton decides when it is imported whether it interprets: a process of its own, whose tests must all have run."""
+    pytest.importorskip("triton", reason="the package triton is not installed")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    tests = Path(__file__).with_name("interpreter")
+    done = subprocess.run(
+        [*command, tests], capture_output=True, text=True, check=False, env=os.environ | {"TRITON_INTERPRET": "1"}
+    )
+    summary = done.stdout.splitlines()[-1]
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert re.match(r"\d{3} passed", summary), summary
+    assert "skipped" not in summary
+
+
+GPU = ScanProblem(batch=64, dim=768, length=197, direction="bidirectional", layout="dim_last", device="cuda")
+HOPPER = 90
+
+
+@pytest.fixture
+def code():
+    """The compiler of `triton_compile`, with which layouts depend on the version of Triton."""
+    pytest.importorskip("triton", reason="the package triton is not installed")
+    if triton_version.installed()[:2] not in triton_version.COUNTED:
+        pytest.skip(f"the counts are stated for triton {triton_version.COUNTED}, not {triton_version.installed()}")
+    from scanlab.kernels import triton_compile
+
+    return triton_compile
+
+
+def tuned(**config):
+    from scanlab.kernels.triton_launch import Tuning
+
+    return Tuning(*triton.tuning(triton.backend.space.defaults | config))
+
+
+@pytest.mark.parametrize(
+    ("asked", "config"),
+    [
+        ({}, {}),
+        ({"direction": "reverse"}, {}),
+        ({"layout": "length_last"}, {}),
+        ({}, {"channels": 2, "unroll": 2}),
+        ({"dtype": "bfloat16"}, {"channels": 2, "unroll": 2}),
+        ({"dtype": "float16"}, {"channels": 2, "unroll": 2}),
+        ({"gradients": True}, {"channels": 2, "unroll": 2}),
+    ],
+    ids=str,
+)
+def test_the_forward_loop_issues_less_than_the_special_unit_takes(code, asked, config):
+    made = code.forward(GPU.replace(**asked), tuned(**config), HOPPER)
+    assert made.spills == 0
+    assert made.instructions <= 8.5
+    assert made.loop["SHFL"] == 0
+    assert made.special == pytest.approx(18 / 16)  # one for each of 16 states, one for softplus, one for the gate
+    assert made.clocks == pytest.approx(9.0)
+
+
+def test_the_loops_of_the_way_back_do_not_spill(code):
+    made = code.backward(GPU.replace(gradients=True), tuned(), HOPPER)
+    assert made.loop_spills == 0
+    assert made.instructions <= 31
+
+
+def test_poor_code_is_refused_with_numbers(code):
+    default = tuned()
+    assert code.refusal(GPU, default, default, HOPPER) is None
+    assert re.search(r"loops of its forward kernel spill: \d+ moves",
+                     code.refusal(GPU, tuned(channels=4, unroll=8), default, HOPPER))  # fmt: skip
+    assert re.search(r"needs \d\d\.\d clocks for a state update .* the default 9\.0",
+                     code.refusal(GPU, tuned(lanes=8), default, HOPPER))  # fmt: skip
+
+
+def test_building_refuses_poor_code(code, monkeypatch):
+    monkeypatch.setattr(triton, "unavailable", lambda: None)
+    monkeypatch.setattr(triton.torch.cuda, "get_device_capability", lambda: (9, 0))
+    with pytest.raises(RejectedError, match=r"needs \d\d\.\d clocks"):
+        triton.make(GPU, triton.backend.space.defaults | {"lanes": 8})
+
+
+def test_loops_are_found_in_a_listing():
+    pytest.importorskip("triton", reason="the package triton is not installed")
+    from scanlab.kernels import triton_compile
+
+    listing = """
+    .L_x_0:
+            /*0000*/                   MOV R1, c[0x0][0x28] ;
+    .L_x_1:
+            /*0010*/              @!P0 LDG.E R2, [R2.64] ;
+            /*0020*/                   FFMA R1, R1, R2, R3 ;
+            /*0030*/               @P0 BRA `(.L_x_1) ;
+            /*0040*/                   STL [R1], R4 ;
+            /*0050*/               @P1 BRA `(.L_x_0) ;
+    .L_x_2:
+            /*0060*/                   BRA `(.L_x_2) ;
+    """
+    names, loops = triton_compile.disassembled(listing)
+    assert names == ["MOV", "LDG", "FFMA", "BRA", "STL", "BRA", "BRA"]
+    assert loops == [(1, 4)]

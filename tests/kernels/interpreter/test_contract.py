@@ -1,0 +1,13 @@
+"""The contract of `triton`, at sizes that its interpreter can bear."""
+
+from scanlab.kernels import triton
+from scanlab.problem import ScanProblem
+from scanlab.testing import BackendContract
+
+
+class TestContract(BackendContract):
+    backend = triton.backend
+    sizes = ((1, 1, 1, 1), (2, 5, 2, 7), (1, 2, 13, 1), (1, 33, 4, 16))
+
+    def plain(self) -> ScanProblem:
+        return super().plain().replace(batch=1, dim=4, length=5)

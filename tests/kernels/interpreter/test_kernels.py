@@ -1,0 +1,123 @@
+"""The GPU kernels in the interpreter: tunables of the way back, official numbers, extremes, and what torch asks of ops."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from scanlab.kernels import triton, triton_ops
+from scanlab.lab.verify import expectation, relative_error, verify
+from scanlab.problem import ScanInputs, ScanProblem, make_inputs
+from scanlab.space import config_key
+
+SMALL = ScanProblem(batch=2, dim=5, length=11, state=3, gradients=True)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"chunk": 2, "history": 2, "unroll": 2},
+        {"chunk": 8, "history": 4, "back_lanes": 16, "back_channels": 8},
+        {"chunk": 4, "history": 1, "back_lanes": 4, "back_channels": 1},
+        {"chunk": 4, "history": 4, "back_lanes": 32, "back_channels": 2, "order": "batch"},
+        {"chunk": 4, "segments": 2, "lanes": 8, "channels": 2},
+    ],
+    ids=config_key,
+)
+def test_every_way_back_agrees(config):
+    problem = SMALL.replace(direction="bidirectional", has_initial_state=True, batch=1, length=9)
+    verdict = verify(triton.backend.build(problem, config), expectation(problem, make_inputs(problem)))
+    assert verdict.passed, verdict.reason
+
+
+def test_groups_wider_than_a_block_in_both_directions():
+    problem = SMALL.replace(batch=1, dim=12, groups=2, length=5, direction="bidirectional")
+    config = {"lanes": 8, "unroll": 1, "chunk": 2, "back_lanes": 4, "back_channels": 1, "history": 1}
+    verdict = verify(triton.backend.build(problem, config), expectation(problem, make_inputs(problem)))
+    assert verdict.passed, verdict.reason
+
+
+def test_gradients_are_the_same_bits_every_time():
+    problem = SMALL.replace(dim=40, length=5)
+    config = {"back_lanes": 4, "back_channels": 1, "unroll": 2, "chunk": 2}
+    inputs = tuple(tensor.requires_grad_() for tensor in make_inputs(problem)[0].tensors().values())
+    run = triton.backend.build(problem, config)
+    one, other = (torch.autograd.grad(run(ScanInputs(*inputs)).out.sum(), inputs) for _ in range(2))
+    assert all(map(torch.equal, one, other))
+
+
+def test_softplus_and_gate_where_they_saturate():
+    problem = ScanProblem(batch=1, dim=3, length=12, state=2, has_delta_bias=False)
+    inputs = make_inputs(problem)[0]
+    values = torch.tensor([-1e4, -150.0, -80.0, -20.0, -1e-3, 0.0, 1e-3, 19.9, 20.1, 80.0, 150.0, 1e4])
+    inputs = inputs._replace(delta=values.expand_as(inputs.u), z=values.flip(0).expand_as(inputs.u))
+    truth = expectation(problem, (inputs,)).tensors["out"]
+    for got, want in zip(triton.backend.build(problem)(inputs).out.unbind(-1), truth.unbind(-1), strict=True):
+        assert float((got - want).abs().max()) <= 2e-6 * float(want.abs().max()) + 1e-25
+
+
+@pytest.mark.parametrize("polynomial", [0, 2])
+@pytest.mark.parametrize(("size", "rate"), [(1.0, -80.0), (30.0, -1e4), (1.0, 3.0), (1e-30, -1.0), (2.0, 0.0)])
+def test_extreme_decays_follow_the_formula(polynomial, size, rate):
+    problem = ScanProblem(batch=1, dim=3, length=6, state=2, delta_softplus=False, has_delta_bias=False)
+    inputs = make_inputs(problem)[0]
+    inputs = inputs._replace(delta=torch.full_like(inputs.delta, size), A=torch.full_like(inputs.A, rate))
+    out = triton.backend.build(problem, {"polynomial": polynomial})(inputs).out
+    assert relative_error(out, expectation(problem, (inputs,)).tensors["out"]) < 3e-6
+
+
+def test_nan_stays_in_its_channel():
+    problem = ScanProblem(batch=1, dim=4, length=5, state=2)
+    inputs = make_inputs(problem)[0]
+    inputs.delta[0, 2, 3] = float("nan")
+    for polynomial in (0, 2):
+        out = triton.backend.build(problem, {"polynomial": polynomial})(inputs).out
+        assert out[0, 2, 3:].isnan().all()
+        assert out.isnan().sum() == 2
+
+
+def arguments(problem: ScanProblem) -> tuple[object, ...]:
+    """What the ops are called with for a problem."""
+    inputs = make_inputs(problem)
+    if problem.gradients:
+        inputs = tuple(
+            each.with_tensors(**{name: t.requires_grad_() for name, t in each.tensors().items()}) for each in inputs
+        )
+    back = inputs[1] if len(inputs) == 2 else (None,) * len(ScanInputs._fields)
+    tuning = triton.tuning(triton.backend.space.defaults | {"unroll": 2, "chunk": 2})
+    return (*inputs[0], *back, problem.delta_softplus, problem.direction == "reverse", tuning)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"layout": "dim_last"},
+        {"direction": "bidirectional", "has_initial_state": True},
+        {"groups": 2, "direction": "reverse"},
+        {"has_D": False, "has_z": False, "has_delta_bias": False, "delta_softplus": False},
+    ],
+    ids=str,
+)
+def test_the_ops_satisfy_torch(asked):
+    problem = ScanProblem(batch=1, dim=4, length=3, state=2).replace(**asked)
+    triton.backend.build(problem)
+    torch.library.opcheck(triton_ops.scan, arguments(problem))
+    torch.library.opcheck(triton_ops.scan_with_checkpoints, arguments(problem.replace(gradients=True)))
+
+
+def test_compiles_into_one_graph():
+    problem = ScanProblem(batch=1, dim=4, length=5, state=2, gradients=True, layout="dim_last")
+    inputs = make_inputs(problem)[0]
+    leaves = [tensor.requires_grad_() for tensor in inputs.tensors().values()]
+    run = triton.backend.build(problem, {"unroll": 2, "chunk": 2})
+    compiled = torch.compile(lambda each: tuple(run(each)), fullgraph=True, backend="aot_eager")
+    got, want = compiled(inputs)[0], run(inputs).out
+    assert torch.equal(got, want)
+    pairs = zip(torch.autograd.grad(got.sum(), leaves), torch.autograd.grad(want.sum(), leaves), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_says_that_it_is_interpreted_and_serves_the_cpu_alone():
+    assert "interpreted" in triton.backend.summary
+    assert triton.backend.unavailable() is None
+    assert triton.backend.rejects(SMALL.replace(device="cuda")) == "device cuda: it has cpu"
