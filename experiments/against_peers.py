@@ -1,0 +1,98 @@
+"""The native kernel is several times as fast as every peer that can be installed from a registry.
+
+The peers are backends of their own (experiments/peers): each is held against float64 and timed in the same
+interleaved rounds, at its best configuration of those it offers. Ratios are to the fastest configuration of native.
+
+    pip install -c constraints.txt -e experiments/peers
+    python experiments/against_peers.py
+"""
+
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated
+
+import common
+import pandas as pd
+import typer
+from speedup_ladder import pooled
+
+from scanlab import registry
+from scanlab.backend import Backend
+from scanlab.lab.prove import Setting
+from scanlab.lab.race import Entrant, race
+from scanlab.lab.results import Results, Trial
+from scanlab.problem import ScanProblem, make_inputs
+from scanlab.report import tables
+from scanlab.report.evidence import placings
+from scanlab.report.units import milliseconds, scientific, times
+
+PEERS = ("mambapy", "transformers", "numba", "jax", "onnxruntime")
+PROBLEMS = (
+    ScanProblem(batch=1, dim=384, length=197, layout="dim_last"),
+    ScanProblem(batch=1, dim=1536, length=2048, layout="dim_last"),
+)
+RACES = 3
+
+
+def entrants_of(backend: Backend) -> list[Entrant]:
+    """`backend` at its defaults, and with each value of its tunables in turn; native as its tuner begins."""
+    defaults = backend.space.defaults
+    choices = backend.space.choices if backend.name in PEERS else backend.space.choices[:1]
+    configs = [defaults, *(defaults | {choice.name: value} for choice in choices for value in choice.values)]
+    return [Entrant(backend, config) for config in {str(each): each for each in configs}.values()]
+
+
+def measured(problem: ScanProblem, names: tuple[str, ...], race_s: float, folder: Path) -> pd.DataFrame:
+    """A row for each backend, the fastest first; `over_native` compares medians of pooled blocks."""
+    entrants = [entrant for name in ("native", *names) for entrant in entrants_of(registry.get(name))]
+    anchor = Entrant(registry.get("reference"), {"threads": 1})
+    taken: dict[str, list[Trial]] = {}
+    for seed in range(RACES):
+        setting = Setting.of(problem, make_inputs(problem), "drawn, seed 0", seed)
+        for trial in race(entrants, anchor, setting, Results(folder), time.monotonic() + race_s).trials:
+            taken.setdefault(trial.label, []).append(trial)
+    rows = []
+    for placing in placings([pooled(mine) for mine in taken.values()]):
+        measurement, verdict = placing.trial.measurement, placing.trial.verdict
+        if measurement is None or verdict is None:
+            print(f"{placing.trial.label} {placing.trial.state}: {placing.trial.reason}")
+            continue
+        first, middle, third = measurement.quartiles_ms
+        row = {"problem": problem.key, "backend": placing.backend, "config": tables.config_text(placing.trial.config)}
+        rows.append(row | {"quartile1_ms": first, "median_ms": middle, "quartile3_ms": third, "error": verdict.worst})
+    frame = pd.DataFrame(rows)
+    native = frame.loc[frame.backend == "native", "median_ms"].iloc[0]
+    return frame.assign(over_native=frame.median_ms / native).sort_values("median_ms")
+
+
+def installed(name: str) -> str:
+    """`name` with the version that is installed."""
+    try:
+        return f"{name} {version(name)}"
+    except PackageNotFoundError:
+        return name
+
+
+def main(
+    race_s: Annotated[float, typer.Option(help="Seconds of one race; there are three for each problem.")] = 40.0,
+    names: Annotated[str, typer.Option(help="Which peers.")] = ",".join(PEERS),
+    out: Path = common.RESULTS / "against_peers",
+) -> None:
+    """Race the peers that are installed, and write the table."""
+    peers = tuple(names.split(","))
+    missing = [name for name in peers if name not in registry.names()]
+    if missing:
+        raise SystemExit(f"no backend {', '.join(missing)}: pip install -c constraints.txt -e experiments/peers")
+    caption = f"{common.setting()}; {', '.join(installed(name) for name in peers)}"
+    frame = pd.concat([measured(problem, peers, race_s, out) for problem in PROBLEMS])
+    spells = dict.fromkeys(("quartile1_ms", "median_ms", "quartile3_ms"), milliseconds)
+    spells |= {"error": scientific, "over_native": times}
+    text = frame.assign(**{name: frame[name].map(spell) for name, spell in spells.items()})
+    sections = {key: mine.drop(columns="problem") for key, mine in text.groupby("problem", sort=False)}
+    common.write_page(out, __doc__, caption, {}, sections, frame)
+    print(text.to_string(index=False))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,80 @@
+"""The scan as an ONNX graph with the operator Scan, run by ONNX Runtime."""
+
+from collections.abc import Callable
+
+import torch
+
+from scanlab.problem import ScanInputs, ScanOutput, ScanProblem
+from scanlab.space import Config
+from scanlab.threads import threads_choice
+from scanlab_peers.peer import peer, without_groups
+
+
+def graph(problem: ScanProblem) -> str:
+    """The forward scan in ONNX's text form; what varies over time is (batch, length, dim) or (batch, length, state)."""
+    batch, dim, length, state = problem.batch, problem.dim, problem.length, problem.state
+    sequence, projection = f"float[{batch},{length},{dim}]", f"float[{batch},{length},{state}]"
+    step, coefficient, h = f"float[{batch},{dim}]", f"float[{batch},{state}]", f"float[{batch},{dim},{state}]"
+    inputs = [f"{sequence} u", f"{sequence} delta", f"float[{dim},{state}] A", f"{projection} B", f"{projection} C"]
+    inputs += [f"float[{dim}] D"] * problem.has_D + [f"{sequence} z"] * problem.has_z
+    inputs += [f"float[{dim}] bias"] * problem.has_delta_bias
+    biased = "Add(delta, bias)" if problem.has_delta_bias else "Identity(delta)"
+    size = "Softplus(biased)" if problem.delta_softplus else "Identity(biased)"
+    skip = "skip = Mul(D, u) y = Add(read, skip)" if problem.has_D else "y = Identity(read)"
+    gate = "open = Sigmoid(z) gate = Mul(z, open) out = Mul(y, gate)" if problem.has_z else "out = Identity(y)"
+    return f"""
+<ir_version: 10, opset_import: ["" : 20]>
+scan ({", ".join(inputs)}) => ({sequence} out, {h} last)
+<int64[3] shape = {{{batch}, {dim}, {state}}}, int64[1] column = {{-1}}, int64[1] row = {{1}}>
+{{
+    biased = {biased}
+    size = {size}
+    drive = Mul(size, u)
+    first = ConstantOfShape<value = float[1] {{0}}>(shape)
+    last, read = Scan<num_scan_inputs = 4, scan_input_axes = [1, 1, 1, 1], scan_output_axes = [1], body = step (
+        {h} h, {step} size_now, {step} drive_now, {coefficient} B_now, {coefficient} C_now
+    ) => ({h} h_next, {step} y_now) {{
+        size_column = Unsqueeze(size_now, column)
+        exponent = Mul(size_column, A)
+        decay = Exp(exponent)
+        kept = Mul(decay, h)
+        drive_column = Unsqueeze(drive_now, column)
+        B_row = Unsqueeze(B_now, row)
+        added = Mul(drive_column, B_row)
+        h_next = Add(kept, added)
+        C_column = Unsqueeze(C_now, column)
+        y_column = MatMul(h_next, C_column)
+        y_now = Squeeze(y_column, column)
+    }}>(first, size, drive, B, C)
+    {skip}
+    {gate}
+}}
+"""
+
+
+def make(problem: ScanProblem, config: Config) -> Callable[[ScanInputs], ScanOutput]:
+    """The forward scan; the session is made here, one for the tensors that the problem has."""
+    import onnx
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = int(config["threads"])
+    model = onnx.parser.parse_model(graph(problem))
+    onnx.checker.check_model(model)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+    def scan(inputs: ScanInputs) -> ScanOutput:
+        u, delta, A, B, C, D, z, bias, _ = inputs
+        B, C = without_groups(B).mT, without_groups(C).mT
+        tensors = {"u": u.mT, "delta": delta.mT, "A": A, "B": B, "C": C, "D": D, "bias": bias}
+        tensors["z"] = None if z is None else z.mT
+        feeds = {name: values.contiguous().numpy() for name, values in tensors.items() if values is not None}
+        out, last = session.run(None, feeds)
+        return ScanOutput(torch.from_numpy(out).mT, torch.from_numpy(last))
+
+    return scan
+
+
+backend = peer(
+    "onnxruntime", "ONNX Runtime: its Scan operator", 105, __file__, ("onnx", "onnxruntime"), make, threads_choice()
+)

@@ -1,0 +1,43 @@
+"""What all peers have in common: what they claim, when they are there, and how few tensors they need to know."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+
+from scanlab.backend import EVERY_DIRECTION, Backend, Capabilities, ScanFn
+from scanlab.kernels import directions
+from scanlab.problem import ScanInputs, ScanOutput, ScanProblem
+from scanlab.space import Choice, Config, Space
+
+Make = Callable[[ScanProblem, Config], Callable[[ScanInputs], ScanOutput]]
+
+
+def peer(
+    name: str, summary: str, rung: int, file: str, packages: tuple[str, ...], make: Make, *choices: Choice
+) -> Backend:
+    """The backend whose forward scan `make` builds; it is there where all of `packages` are."""
+
+    def unavailable() -> str | None:
+        missing = [package for package in packages if importlib.util.find_spec(package) is None]
+        return f"it needs {' and '.join(missing)}: pip install {' '.join(missing)}" if missing else None
+
+    def directed(problem: ScanProblem, config: Config) -> ScanFn:
+        return directions.directed(make(problem, config), problem)
+
+    return Backend(
+        name=name,
+        summary=summary,
+        rung=rung,
+        sources=(Path(file), Path(__file__)),
+        space=Space(choices),
+        capabilities=Capabilities(directions=EVERY_DIRECTION),
+        make=directed,
+        unavailable=unavailable,
+    )
+
+
+def without_groups(values: Tensor) -> Tensor:
+    """B or C as (batch, state, length); with one group it may have an axis for it."""
+    return values if values.dim() == 3 else values[:, 0]
