@@ -15,6 +15,8 @@ namespace scanlab {
 extern const Kernels kernels_plain_float, kernels_plain_double;
 #if defined(__x86_64__)
 extern const Kernels kernels_avx2_float, kernels_avx2_double, kernels_avx512_float, kernels_avx512_double;
+#elif defined(__aarch64__)
+extern const Kernels kernels_neon_float, kernels_neon_double;
 #endif
 
 Isa best_isa() {
@@ -24,6 +26,8 @@ Isa best_isa() {
         __builtin_cpu_supports("avx512vl"))
         return Isa::avx512;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::avx2;
+#elif defined(__aarch64__)
+    return Isa::neon;  // part of the architecture
 #endif
     return Isa::plain;
 }
@@ -35,6 +39,8 @@ const Kernels& kernels_of(const Scan& scan) {
 #if defined(__x86_64__)
     if (scan.isa == Isa::avx512) return wide ? kernels_avx512_double : kernels_avx512_float;
     if (scan.isa == Isa::avx2) return wide ? kernels_avx2_double : kernels_avx2_float;
+#elif defined(__aarch64__)
+    if (scan.isa == Isa::neon) return wide ? kernels_neon_double : kernels_neon_float;
 #endif
     return wide ? kernels_plain_double : kernels_plain_float;
 }
@@ -141,9 +147,11 @@ void run_in_chunks(const Scan& scan, const Kernels& kernels) {
         });
         bool settled = true;
         for (int64_t piece = 0; piece < count * chunks; piece++) {
+            stale[piece] = false;
+            if (piece % chunks == 0) continue;
             char *from = start.get() + piece * state_bytes, *before = finish.get() + (piece - 1) * state_bytes;
-            stale[piece] = piece % chunks && std::memcmp(from, before, state_bytes);
-            if (!stale[piece]) continue;
+            if (std::memcmp(from, before, state_bytes) == 0) continue;
+            stale[piece] = true;
             std::memcpy(from, before, state_bytes);
             settled = false;
         }

@@ -12,7 +12,14 @@ namespace scanlab {
 
 enum class Type { float32, float64, bfloat16, float16 };
 enum class Exp { fast, exact };
+// The instruction sets of a family of processors, each with all that those before it have.
+#if defined(__x86_64__)
 enum class Isa { plain, avx2, avx512 };
+#elif defined(__aarch64__)
+enum class Isa { plain, neon };
+#else
+enum class Isa { plain };
+#endif
 
 // Strides count elements, or pairs of elements where the scan is complex and the tensor is A, a constant B
 // or C, or a state. A tensor that is not there has no data.
@@ -60,7 +67,8 @@ struct Scan {
 };
 
 // The gradients of one direction; those of parameters are summed over time, those of B and C that vary over the
-// channels of a tile. Each is in the arithmetic type. What has no data is not asked for or not there.
+// channels of a tile. Those of u, delta and z are stored as these are, all others in the arithmetic type. What has
+// no data is not asked for or not there.
 struct DirectionGradient {
     Channels u, delta, z;
     States initial, last;  // `last` comes in

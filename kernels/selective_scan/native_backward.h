@@ -174,7 +174,7 @@ size_t workspace_bytes(const Scan& scan, bool for_gradients) {
     Arena<T> arena{nullptr};
     const TileWalk<T> walk(scan, 0, largest, arena);
     if (for_gradients) BackMemory<T>(walk, arena);
-    return reinterpret_cast<size_t>(arena.next);
+    return arena.taken * sizeof(T);
 }
 
 }  // namespace scanlab::SCANLAB_ISA

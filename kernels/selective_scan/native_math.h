@@ -125,7 +125,7 @@ SCANLAB_INLINE Pack<float, count> exp2_table(Pack<float, count> x) {
         return root * bits_as<Vec<float>>((index >> 3) << 23);
     });
 #endif
-    return polynomial(f, c) * f * root + root;
+    return (polynomial(f, c) * f + 1.f) * root;  // not root + root (2^f - 1), which is no number where the root is infinite
 }
 #endif
 
@@ -176,12 +176,12 @@ SCANLAB_INLINE Pack<T, count> softplus(const Pack<T, count>& x) {
 // 1 / (1 + exp(-x)).
 template <class T, int count>
 SCANLAB_INLINE Pack<T, count> sigmoid(const Pack<T, count>& x) {
-    const auto exponent = each(x * -log2_e<T>, [](Vec<T> v) { return at_most<T>(v, T(Integer<T>::bias - 1)); });
-    return each(exp2<Exp::exact>(exponent) + T(1), [](Vec<T> q) {
+    return each(exp2<Exp::exact>(x * -log2_e<T>) + T(1), [](Vec<T> q) {
 #if defined(__AVX512F__)
         if constexpr (sizeof(T) == 4) {
             const Vec<T> r = _mm512_rcp14_ps(q);
-            return r * (T(2) - q * r);  // one Newton step: 14 bits become 28
+            const __mmask16 normal = _mm512_cmp_ps_mask(q, broadcast<T>(0x1p126f), _CMP_NGE_UQ);  // or not a number
+            return Vec<T>(_mm512_maskz_mul_ps(normal, r, T(2) - q * r));  // one Newton step: 14 bits become 28
         } else
 #endif
             return T(1) / q;
@@ -215,7 +215,7 @@ SCANLAB_INLINE void sine_and_cosine(const Pack<T, count>& x, Pack<T, count>& sin
     for (int i = 0; i < count; i++) {
         const IntVec<T> quarter = bits_as<IntVec<T>>(shifted.of[i]);
         const auto odd_quarter = (quarter & 1) != 0;
-        const IntVec<T> sine_sign = (quarter & 2) << (8 * sizeof(T) - 2), cosine_sign = ((quarter + 1) & 2) << (8 * sizeof(T) - 2);
+        const IntVec<T> sine_sign = (quarter & 2) << (8 * sizeof(T) - 2), cosine_sign = ((quarter ^ quarter << 1) & 2) << (8 * sizeof(T) - 2);
         sine.of[i] = bits_as<Vec<T>>(bits_as<IntVec<T>>(odd_quarter ? c.of[i] : s.of[i]) ^ sine_sign);
         cosine.of[i] = bits_as<Vec<T>>(bits_as<IntVec<T>>(odd_quarter ? s.of[i] : c.of[i]) ^ cosine_sign);
     }

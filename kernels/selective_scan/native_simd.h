@@ -9,6 +9,8 @@
 #include <string.h>
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(SCANLAB_NEON)
+#include <arm_neon.h>
 #endif
 
 #include "native.h"
@@ -85,6 +87,9 @@ SCANLAB_INLINE Vec<double> multiply_add(Vec<double> a, Vec<double> b, Vec<double
 #elif defined(__AVX2__)
 SCANLAB_INLINE Vec<float> multiply_add(Vec<float> a, Vec<float> b, Vec<float> c) { return _mm256_fmadd_ps(a, b, c); }
 SCANLAB_INLINE Vec<double> multiply_add(Vec<double> a, Vec<double> b, Vec<double> c) { return _mm256_fmadd_pd(a, b, c); }
+#elif defined(SCANLAB_NEON)
+SCANLAB_INLINE Vec<float> multiply_add(Vec<float> a, Vec<float> b, Vec<float> c) { return vfmaq_f32(c, a, b); }
+SCANLAB_INLINE Vec<double> multiply_add(Vec<double> a, Vec<double> b, Vec<double> c) { return vfmaq_f64(c, a, b); }
 #else
 template <class V>
 SCANLAB_INLINE V multiply_add(V a, V b, V c) {
@@ -93,6 +98,20 @@ SCANLAB_INLINE V multiply_add(V a, V b, V c) {
 #endif
 
 // NaN in x comes through both.
+#if defined(SCANLAB_NEON)
+SCANLAB_INLINE Vec<float> maximum(Vec<float> a, Vec<float> b) { return vmaxq_f32(a, b); }
+SCANLAB_INLINE Vec<double> maximum(Vec<double> a, Vec<double> b) { return vmaxq_f64(a, b); }
+SCANLAB_INLINE Vec<float> minimum(Vec<float> a, Vec<float> b) { return vminq_f32(a, b); }
+SCANLAB_INLINE Vec<double> minimum(Vec<double> a, Vec<double> b) { return vminq_f64(a, b); }
+template <class T>
+SCANLAB_INLINE Vec<T> at_least(Vec<T> x, T low) {
+    return maximum(x, broadcast(low));
+}
+template <class T>
+SCANLAB_INLINE Vec<T> at_most(Vec<T> x, T high) {
+    return minimum(x, broadcast(high));
+}
+#else
 template <class T>
 SCANLAB_INLINE Vec<T> at_least(Vec<T> x, T low) {
     return x < low ? broadcast(low) : x;
@@ -101,6 +120,7 @@ template <class T>
 SCANLAB_INLINE Vec<T> at_most(Vec<T> x, T high) {
     return x > high ? broadcast(high) : x;
 }
+#endif
 template <class T>
 SCANLAB_INLINE Vec<T> absolute(Vec<T> x) {
     using I = typename Integer<T>::type;
@@ -141,6 +161,8 @@ SCANLAB_INLINE Vec<T> load(const float16* from) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 #elif defined(__F16C__)
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#elif defined(SCANLAB_NEON)
+    return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&from->bits)));
 #else
     Half half;
     memcpy(&half, from, sizeof(half));
@@ -156,6 +178,8 @@ SCANLAB_INLINE void store(float16* to, Vec<T> value) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph(value, 0));
 #elif defined(__F16C__)
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(value, 0));
+#elif defined(SCANLAB_NEON)
+    vst1_u16(&to->bits, vreinterpret_u16_f16(vcvt_f16_f32(value)));
 #else
     Word bits = bits_as<Word>(value), sign = (bits >> 16) & 0x8000, rest = bits & 0x7fffffff;
     Word normal = (rest + (uint32_t(-112) << 23) + 0xfff + ((rest >> 13) & 1)) >> 13;

@@ -129,7 +129,8 @@ void some_states(const Block<T>& block, int first) {
     const T* __restrict B = block.B.first + first * parts * (constant_B ? width : 1);
     const T* __restrict C = block.C.first + first * parts * (constant_C ? width : 1);
     T *__restrict y = block.y, *__restrict state = block.h + first * number;
-    T *__restrict decays = block.decays + first * number, *__restrict states = block.states + first * number;
+    T *__restrict decays = nullptr, *__restrict states = nullptr;
+    if constexpr (keep) decays = block.decays + first * number, states = block.states + first * number;
     const int64_t u_step = block.u.step, B_step = block.B.step, C_step = block.C.step, kept = block.state * number;
     Number<T, parts> h[count];
 #pragma GCC unroll 16

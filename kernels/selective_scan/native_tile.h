@@ -5,14 +5,15 @@
 
 namespace scanlab::SCANLAB_ISA {
 
-// Hands out memory in pieces of whole vectors.
+// Hands out memory in pieces of whole vectors; without memory it only counts.
 template <class T>
 struct Arena {
-    T* next;
+    T* memory;
+    int64_t taken = 0;
     T* take(int64_t elements) {
-        T* piece = next;
-        next += (elements + lanes<T> - 1) / lanes<T> * lanes<T>;
-        return piece;
+        const int64_t first = taken;
+        taken += (elements + lanes<T> - 1) / lanes<T> * lanes<T>;
+        return memory ? memory + first : nullptr;
     }
 };
 
