@@ -8,6 +8,7 @@
 #include <ATen/ops/view_as_real.h>
 #include <torch/library.h>
 
+#include "huge_pages.h"
 #include "native.h"
 
 namespace scanlab {
@@ -38,6 +39,12 @@ Type type_of(ScalarType type) {
 void expect(const Tensor& tensor, const char* name, at::IntArrayRef shape, ScalarType type) {
     TORCH_CHECK(tensor.sizes() == shape && tensor.scalar_type() == type && tensor.is_cpu(), name, " is ",
                 tensor.scalar_type(), " ", tensor.sizes(), " on ", tensor.device(), ": must be ", type, " ", shape, " on the CPU.");
+}
+
+// Memory to be written.
+Tensor fresh(Tensor tensor) {
+    prefer_huge_pages(tensor.data_ptr(), tensor.nbytes());
+    return tensor;
 }
 
 Channels channels_of(const Tensor& tensor) {
@@ -155,11 +162,11 @@ Tensor of_direction(const Request& request, const Tensor& states, int d) {
 std::vector<Tensor> forward(c10::ArrayRef<IValue> arguments, bool keep) {
     Request request(arguments);
     Scan& scan = request.scan;
-    std::vector<Tensor> results = {at::empty_like(request.inputs[0][u_]), empty_last_state(request)};
+    std::vector<Tensor> results = {fresh(at::empty_like(request.inputs[0][u_])), empty_last_state(request)};
     scan.out = channels_of(results[0]);
     for (int d = 0; d < scan.directions; d++) scan.direction[d].last = states_of(of_direction(request, results[1], d));
     if (keep) {
-        results.push_back(at::empty({scan.directions, scan.batch, blocks(scan), scan.state * request.parts(), scan.dim}, request.reals()));
+        results.push_back(fresh(at::empty({scan.directions, scan.batch, blocks(scan), scan.state * request.parts(), scan.dim}, request.reals())));
         scan.checkpoints = results[2].data_ptr();
     }
     run(scan);
@@ -191,7 +198,7 @@ std::vector<Tensor> backward(c10::ArrayRef<IValue> arguments) {
         const auto& tensors = request.inputs[d];
         DirectionGradient& to = gradient.direction[d];
         for (int i : {u_, delta_, z_})
-            if (tensors[i].defined()) partial[d][i] = at::empty_like(tensors[i]);
+            if (tensors[i].defined()) partial[d][i] = fresh(at::empty_like(tensors[i]));
         for (int i : {D_, delta_bias_})
             if (tensors[i].defined()) partial[d][i] = at::empty({scan.batch, scan.dim}, request.reals());
         partial[d][A_] = at::empty({scan.batch, scan.dim, scan.state}, request.weights());
