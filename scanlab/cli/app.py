@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import typer
+from rich.markup import escape
 
 from scanlab.cli import bench, check, classify, fleet, inspect, prove, recorded, replay, run, tune, validate
 from scanlab.cli.console import Exit, notes
@@ -38,7 +39,7 @@ def main() -> None:
     try:
         app()
     except ScanlabError as error:
-        notes.print(f"[bold red]error:[/] {error}", markup=True)
+        notes.print(f"[bold red]error:[/] {escape(str(error))}")
         sys.exit(Exit.CANNOT_RUN if isinstance(error, UnavailableError) else Exit.BAD_INPUT)
     except KeyboardInterrupt:
         notes.print("interrupted")

@@ -65,6 +65,9 @@ def _show(found: Fleet) -> None:
             _heard(station),
         )
     out.print(machines)
+    if not found.trials:
+        notes.print("no records travel with these studies: they are in the results folder; see `scanlab report`.")
+        return
     best = Table("problem", "machine", "best", "time", "speed-up (95 %)", "by", box=None, pad_edge=False)
     for each in found.best:
         measurement = each.trial.measurement

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -71,3 +72,19 @@ def test_a_storage_that_nobody_used_is_said(run):
     outcome = run("fleet", "--storage", URL)
     assert outcome.code == 3
     assert "nobody has tuned with this storage yet" in outcome.err
+
+
+def test_a_journal_without_records_says_where_they_are(run):
+    here = TUNE[: TUNE.index("--storage")]
+    tried = run(*here, "--out", "one", "--json").json[0]["tried"]
+    outcome = run("fleet", "--storage", "one/studies.journal")
+    assert outcome.code == 0
+    assert f"{tried} of {tried}" in outcome.out
+    assert "they are in the results folder" in outcome.err
+
+
+def test_a_missing_driver_is_named_with_the_extra_that_installs_it(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    outcome = run("fleet", "--storage", "postgresql://someone@localhost/name")
+    assert outcome.code == 2
+    assert "pip install 'scanlab[fleet]'" in outcome.err
