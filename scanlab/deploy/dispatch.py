@@ -160,6 +160,11 @@ class Dispatcher:
         """Every problem seen so far and the decision that serves it."""
         return dict(self._decided)
 
+    @property
+    def has_spoken(self) -> bool:
+        """Whether it said of any problem who serves it."""
+        return bool(self._said)
+
     def _build(self, problem: ScanProblem) -> ScanFn:
         if self._named is not None:
             backend, config = self._named
@@ -280,8 +285,8 @@ def promoted(inputs: ScanInputs) -> ScanInputs:
     that goes with it: exact, and what a ScanProblem asks for."""
     varying = ("u", "delta", "z", *(name for name in ("B", "C") if getattr(inputs, name).dim() > 2))
     tensors = inputs.tensors()
-    dtype = functools.reduce(torch.promote_types, (tensors[name].dtype for name in varying if name in tensors))
-    weight = torch.promote_types(dtype, torch.float32)
+    dtype = functools.reduce(torch.promote_types, {tensors[name].dtype for name in varying if name in tensors})
+    weight = torch.float64 if dtype == torch.float64 else torch.float32
 
     def fit(name: str, tensor: Tensor) -> Tensor:
         to = dtype if name in varying else weight

@@ -26,14 +26,11 @@ log = logging.getLogger("scanlab")
 @functools.cache
 def say_who_serves() -> None:
     """One line in the life of a process; what is not the tuned choice was said by the dispatcher already."""
-    *_, decision = dispatch.dispatcher().decided.values()
-    if decision.basis in ("exact", "named"):
-        log.warning(
-            "scanlab: %s %s serves mamba_ssm's scans: %s.",
-            decision.backend,
-            config_key(decision.config),
-            decision.reason,
-        )
+    dispatcher = dispatch.dispatcher()
+    if not dispatcher.has_spoken:
+        *_, decision = dispatcher.decided.values()
+        served = f"{decision.backend} {config_key(decision.config)}"
+        log.warning("scanlab: %s serves mamba_ssm's scans: %s.", served, decision.reason)
 
 
 def selective_scan_fn(
