@@ -13,6 +13,7 @@ import torch
 
 from scanlab.deploy import dispatch
 from scanlab.models.digits import Digits, digits_test_set
+from scanlab.models.vision_mamba import VisionMamba
 from scanlab.threads import torch_threads
 
 SCRIPTS = Path(__file__).parents[2] / "experiments"
@@ -136,3 +137,35 @@ def test_a_process_that_dies_is_a_reason_and_not_an_end(script):
     common = script("common")
     assert common.in_fresh_process(os.getpid) != os.getpid()
     assert common.in_fresh_process(os._exit, 3) == "its process ended with status 3"
+
+
+def test_bfloat16_beside_float32(script, tmp_path, monkeypatch):
+    experiment = script("bfloat16")
+    few = Digits(*(part[:16] for part in digits_test_set()))
+    monkeypatch.setattr(experiment, "digits_test_set", lambda: few)
+    monkeypatch.setattr(experiment, "LIMIT_S", 0.0)
+    monkeypatch.setattr(experiment, "RELEASED", {"small": lambda scan: small_vim(scan)})
+    out = tmp_path / "bfloat16"
+    experiment.main(count=3, models="small", backend="chunked:threads=1", out=out)
+    text, frame = page_of(out)
+    assert list(frame.model) == ["digits, trained", "small"]
+    assert (frame.logit_error > 1e-4).all()
+    assert (frame.logit_error < 0.05).all()
+    assert frame.right_float32[0] > 0.8
+    assert "chunked" in text
+
+
+def test_vim_latency_counts_the_products_of_its_own_pass(script, tmp_path, monkeypatch):
+    experiment = script("vim_latency")
+    monkeypatch.setattr(experiment.scanlab, "vim_tiny", lambda img_size, scan: small_vim(scan, img_size))
+    out = tmp_path / "vim_latency"
+    experiment.main(rounds=1, size=32, backend="chunked:threads=1", out=out)
+    text, frame = page_of(out)
+    assert list(frame.dtype) == ["float32", "float32", "bfloat16", "bfloat16"]
+    assert (frame.fastest > 0.0).all()
+    assert "chunked" in text
+
+
+def small_vim(scan: str, size: int = 224) -> VisionMamba:
+    """Two layers on few patches."""
+    return VisionMamba(img_size=size, patch_size=16, stride=16, depth=2, embed_dim=32, num_classes=10, scan=scan)
