@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# What the machine code of the GPU kernels was counted with; a CUDA build of torch brings its own.
+TRITON ?= triton==3.6.0
 ARGS ?=
 
 .PHONY: tune test check lint types clean
@@ -31,6 +33,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	case $$(uname) in Linux) $(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/python -m pip install --quiet '$(TRITON)' ;; esac
 	touch $@
 
 clean:
