@@ -171,7 +171,7 @@ def test_groups_must_divide_the_heads() -> None:
 
 
 @pytest.mark.parametrize("which", UPDATES)
-def test_A_may_be_given_as_mamba_keeps_it(which) -> None:
+def test_rates_may_be_given_as_mamba_keeps_them(which) -> None:
     inputs = step_inputs(2, (8,), None, 4, torch.float64)
     logarithm = torch.log(-inputs["A"].double())
     states = torch.randn(2, 8, 4, dtype=torch.float64).expand(2, 2, 8, 4).clone()
