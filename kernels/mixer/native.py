@@ -47,8 +47,8 @@ extension = Extension(
 def implementation() -> Literal["native", "torch"]:
     """What serves CPU tensors in this process; builds the native ops if need be, and says once what it chose.
 
-    Raises UnavailableError where SCANLAB_MIXER=native and the ops can neither be built nor are cached, and
-    ConfigError where SCANLAB_MIXER or SCANLAB_ISA hold something else than they may.
+    Raises UnavailableError where SCANLAB_MIXER=native or SCANLAB_STRICT=1 and the ops can neither be built nor are
+    cached, and ConfigError where SCANLAB_MIXER or SCANLAB_ISA hold something else than they may.
     """
     asked = os.environ.get("SCANLAB_MIXER")
     if asked not in (None, "native", "torch"):
@@ -59,7 +59,7 @@ def implementation() -> Literal["native", "torch"]:
     try:
         extension.load()
     except UnavailableError as error:
-        if asked == "native":
+        if asked == "native" or os.environ.get("SCANLAB_STRICT") == "1":
             raise
         log.warning("the mixer's ops run in PyTorch, several times slower: %s", error)
         return "torch"

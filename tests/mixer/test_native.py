@@ -54,8 +54,9 @@ def test_without_a_compiler_pytorch_serves_and_a_warning_says_why(caplog) -> Non
 
 
 @pytest.mark.usefixtures("no_compiler")
-def test_native_asked_for_and_not_to_be_had_is_an_error(monkeypatch) -> None:
-    monkeypatch.setenv("SCANLAB_MIXER", "native")
+@pytest.mark.parametrize(("name", "value"), [("SCANLAB_MIXER", "native"), ("SCANLAB_STRICT", "1")])
+def test_native_asked_for_and_not_to_be_had_is_an_error(monkeypatch, name, value) -> None:
+    monkeypatch.setenv(name, value)
     with pytest.raises(UnavailableError, match="no-such-compiler"):
         mixer.add_norm(torch.ones(2), None, torch.ones(2))
 
