@@ -73,12 +73,12 @@ def decisions(problem: ScanProblem, profile: Profile | None) -> Iterator[Decisio
     yield from _measured_elsewhere(problem)
     refused: list[str] = []
     for name in FALLBACKS:
-        reason = refuses(name, {}, problem)
-        if reason is None:
+        refusal = refuses(name, {}, problem)
+        if refusal is None:
             why = "nothing was tuned for this kind of problem here; run `scanlab tune`"
             yield Decision(name, registry.get(name).space.defaults, "fallback", "; ".join((why, *refused)))
         else:
-            refused.append(reason)
+            refused.append(refusal)
 
 
 def _measured_elsewhere(problem: ScanProblem) -> Iterator[Decision]:

@@ -16,7 +16,7 @@ from scanlab.deploy import dispatch
 from scanlab.errors import ProblemError
 from scanlab.integrations import mamba_ssm as drop_in
 from scanlab.integrations.mamba_ssm import modules, norms
-from scanlab.integrations.mamba_ssm.inference import InferenceParams
+from scanlab.integrations.mamba_ssm.generation import InferenceParams
 from scanlab.lab.verify import relative_error
 
 from ..models.official import RECIPE, Official

@@ -13,7 +13,6 @@ from scanlab import registry
 from scanlab.deploy import dispatch
 from scanlab.errors import ProblemError
 from scanlab.integrations.mamba_ssm import conv, extensions, gated_norms, norms, scan
-from scanlab.integrations.mamba_ssm.inference import selective_state_update_ref
 from scanlab.lab.verify import relative_error
 from scanlab.mixer import selective_state_update
 from scanlab.problem import ScanInputs, ScanProblem, make_inputs
@@ -342,7 +341,7 @@ def test_the_plain_state_update_is_the_same():
     A, B, C = -torch.rand(5, 3, generator=draw), torch.rand(2, 3, generator=draw), torch.rand(2, 3, generator=draw)
     one, other = torch.ones(2, 5, 3), torch.ones(2, 5, 3)
     arguments = (x, dt, A, B, C, torch.ones(5), z, torch.zeros(5), True)
-    close(selective_state_update_ref(one, *arguments), selective_state_update(other, *arguments))
+    close(scan.selective_state_update_ref(one, *arguments), selective_state_update(other, *arguments))
     close(one, other)
 
 

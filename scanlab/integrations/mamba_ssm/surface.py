@@ -1,7 +1,7 @@
 """Which module of `mamba_ssm` and `causal_conv1d` holds what, and where in scanlab each of it is.
 
-SERVED is what scanlab provides. UNPROVIDED can be imported and raises when it is used: Mamba-2 and 3, what runs on
-several machines, and the language model around the mixers.
+SERVED is what scanlab provides. UNPROVIDED can be imported and raises when it is used: Mamba-2 and 3, what
+surrounds them, and what runs on several machines.
 """
 
 from __future__ import annotations
@@ -30,11 +30,16 @@ SCAN = (
 )
 NORMS = ("layer_norm_fn", "rms_norm_fn", "layer_norm_linear_fn", "RMSNorm")
 CONV = ("causal_conv1d_fn", "causal_conv1d_update")
-GENERATION = ("InferenceParams", "GenerationMixin")
+GENERATION = ("InferenceParams", "GenerationMixin", "decode", "sample")
+LANGUAGE_MODEL = ("MambaLMHeadModel", "MixerModel")
 
 # module -> {module of scanlab: names}
 SERVED: dict[str, dict[str, tuple[str, ...]]] = {
-    "mamba_ssm": {f"{HERE}.scan": ("selective_scan_fn", "mamba_inner_fn"), f"{HERE}.modules": ("Mamba",)},
+    "mamba_ssm": {
+        f"{HERE}.scan": ("selective_scan_fn", "mamba_inner_fn"),
+        f"{HERE}.modules": ("Mamba",),
+        f"{HERE}.language_model": ("MambaLMHeadModel",),
+    },
     "mamba_ssm.ops": {},
     "mamba_ssm.ops.selective_scan_interface": {f"{HERE}.scan": SCAN},
     "mamba_ssm.ops.triton": {},
@@ -45,15 +50,17 @@ SERVED: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "mamba_ssm.ops.triton.selective_state_update": {
         "scanlab.mixer": ("selective_state_update",),
-        f"{HERE}.inference": ("selective_state_update_ref",),
+        f"{HERE}.scan": ("selective_state_update_ref",),
     },
     "mamba_ssm.modules": {},
     "mamba_ssm.modules.mamba_simple": {f"{HERE}.modules": ("Mamba", "Block")},
     "mamba_ssm.models": {},
+    "mamba_ssm.models.config_mamba": {f"{HERE}.language_model": ("MambaConfig",)},
+    "mamba_ssm.models.mixer_seq_simple": {f"{HERE}.language_model": LANGUAGE_MODEL},
     "mamba_ssm.utils": {},
     "mamba_ssm.distributed": {},
-    "mamba_ssm.utils.generation": {f"{HERE}.inference": GENERATION},
-    "mamba_ssm.utils.hf": {f"{HERE}.inference": ("load_config_hf", "load_state_dict_hf")},
+    "mamba_ssm.utils.generation": {f"{HERE}.generation": GENERATION},
+    "mamba_ssm.utils.hf": {f"{HERE}.hub": ("load_config_hf", "load_state_dict_hf")},
     "causal_conv1d": {f"{HERE}.conv": CONV},
     "causal_conv1d.causal_conv1d_interface": {f"{HERE}.conv": (*CONV, "causal_conv1d_ref", "causal_conv1d_update_ref")},
     "causal_conv1d.causal_conv1d_varlen": {
@@ -66,14 +73,13 @@ SERVED: dict[str, dict[str, tuple[str, ...]]] = {
     "causal_conv1d_cuda": {f"{HERE}.extensions": ("causal_conv1d_fwd", "causal_conv1d_bwd", "causal_conv1d_update")},
 }
 
-LANGUAGE_MODEL = "load it with transformers (MambaForCausalLM), which scanlab.integrations.transformers speeds up"
 NEWER = "scanlab has Mamba-1; for this one install mamba_ssm, on a machine with CUDA"
+GRAPHS = "captured graphs are a matter of GPUs; decode without them"
 MACHINES = "scanlab runs on one machine; for several install mamba_ssm"
 
 # (module, what to do instead, names)
 UNPROVIDED = (
     ("mamba_ssm", NEWER, ("Mamba2", "Mamba3")),
-    ("mamba_ssm", LANGUAGE_MODEL, ("MambaLMHeadModel",)),
     (
         "mamba_ssm.ops.triton.ssd_combined",
         NEWER,
@@ -87,12 +93,11 @@ UNPROVIDED = (
     ("mamba_ssm.modules.mamba2", NEWER, ("Mamba2",)),
     ("mamba_ssm.modules.mamba2_simple", NEWER, ("Mamba2Simple",)),
     ("mamba_ssm.modules.mamba3", NEWER, ("Mamba3",)),
-    ("mamba_ssm.modules.block", LANGUAGE_MODEL, ("Block",)),
-    ("mamba_ssm.modules.mha", LANGUAGE_MODEL, ("MHA",)),
-    ("mamba_ssm.modules.mlp", LANGUAGE_MODEL, ("GatedMLP",)),
-    ("mamba_ssm.models.config_mamba", LANGUAGE_MODEL, ("MambaConfig",)),
-    ("mamba_ssm.models.mixer_seq_simple", LANGUAGE_MODEL, ("MambaLMHeadModel", "MixerModel", "create_block")),
-    ("mamba_ssm.utils.generation", LANGUAGE_MODEL, ("sample", "decode", "update_graph_cache", "capture_graph")),
+    ("mamba_ssm.modules.block", NEWER, ("Block",)),
+    ("mamba_ssm.modules.mha", NEWER, ("MHA",)),
+    ("mamba_ssm.modules.mlp", NEWER, ("GatedMLP",)),
+    ("mamba_ssm.models.mixer_seq_simple", NEWER, ("create_block",)),
+    ("mamba_ssm.utils.generation", GRAPHS, ("update_graph_cache", "capture_graph")),
     (
         "mamba_ssm.distributed.distributed_utils",
         MACHINES,

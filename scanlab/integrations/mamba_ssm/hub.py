@@ -1,0 +1,38 @@
+"""Models of the Hugging Face hub, or in a folder, as `mamba_ssm.utils.hf` reads them.
+
+Source: state-spaces/mamba@e9594ce, mamba_ssm/utils/hf.py.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def load_config_hf(model_name: str) -> dict[str, Any]:
+    """The configuration of a published model, or of one in a folder."""
+    config: dict[str, Any] = json.loads(_file_of(model_name, "config.json").read_text())
+    return config
+
+
+def load_state_dict_hf(
+    model_name: str, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """The weights of a published model, or of one in a folder; floating ones in `dtype` where it is given."""
+    weights = torch.load(_file_of(model_name, "pytorch_model.bin"), map_location="cpu", weights_only=True)
+    return {
+        name: tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+        for name, tensor in weights.items()
+    }
+
+
+def _file_of(model_name: str, name: str) -> Path:
+    if Path(model_name).is_dir():
+        return Path(model_name) / name
+    from huggingface_hub import hf_hub_download  # slow to import, and only published models need it
+
+    return Path(hf_hub_download(model_name, name))
