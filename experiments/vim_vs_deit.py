@@ -30,10 +30,10 @@ FEWEST, MOST, LIMIT_S = 3, 15, 40.0  # rounds of one size
 INSTALL = "DeiT comes from transformers, which is not installed: pip install 'transformers>=5'"
 
 
-def ready(name: str, size: int, backend: str | None) -> common.Call:
-    """One forward pass of the model `name` on an image of `size` x `size`."""
+def ready(name: str, size: int, backend: str | None, batch: int = 1) -> common.Call:
+    """One forward pass of the model `name` on `batch` images of `size` x `size`."""
     kind, _, width = name.rpartition("-")
-    image = torch.rand(1, 3, size, size)
+    images = torch.rand(batch, 3, size, size)
     if kind == "Vim":
         model: torch.nn.Module = RELEASED[f"vim_{width.lower()}"](img_size=size, scan=backend)
     else:
@@ -45,7 +45,7 @@ def ready(name: str, size: int, backend: str | None) -> common.Call:
         config = ViTConfig(**shape, image_size=size, num_labels=1000, attn_implementation=attention)
         model = ViTForImageClassification(config)
     model.eval()
-    return torch.inference_mode()(lambda: model(image))
+    return torch.inference_mode()(lambda: model(images))
 
 
 def measured(size: int, backend: str | None) -> pd.DataFrame:

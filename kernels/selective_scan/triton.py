@@ -24,6 +24,7 @@ from scanlab.space import Choice, Config, Space, config_key
 FOLDER = Path(__file__).parent
 INTERPRETED = triton_version.interpreted()
 ORDERS = ("channels", "batch")
+FOR_GRADIENTS = ("chunk", "history", "back_lanes", "back_channels")
 
 
 def unavailable() -> str | None:
@@ -45,7 +46,7 @@ def forbids(config: Config, problem: ScanProblem) -> str | None:
     if int(config["polynomial"]) > int(config["unroll"]):
         return "polynomial is at most unroll, of which it is a part"
     if not problem.gradients:
-        for name in ("chunk", "history", "back_lanes", "back_channels"):
+        for name in FOR_GRADIENTS:
             if config[name] != backend.space.defaults[name]:
                 return f"{name} is for gradients, which this problem does not ask for"
     return None
@@ -111,11 +112,11 @@ backend = Backend(
             Choice("stages", (1, 2, 3), default=1, summary="turns of the loop whose loads are under way at once"),
             Choice("segments", (1, 2, 4, 8, 16), default=1, summary="parts of the length scanned at once"),
             Choice("registers", (0, 96, 128, 168), default=0, summary="registers of a thread at most; 0: no limit"),
-            Choice(
-                "polynomial", (0, 1, 2), default=0, summary="steps of a turn whose exponentials are multiply-adds"
-            ),
+            Choice("polynomial", (0, 1, 2), default=0, summary="steps of a turn whose exponentials are multiply-adds"),
             Choice("order", ORDERS, default="channels", summary="along what neighbouring programs differ"),
-            Choice("chunk", (2, 4, 8, 16, 32, 64, 128), default=32, summary="steps between two states kept for gradients"),
+            Choice(
+                "chunk", (2, 4, 8, 16, 32, 64, 128), default=32, summary="steps between two states kept for gradients"
+            ),
             Choice("history", (1, 2, 4), default=2, summary="steps of the way back held in registers"),
             Choice("back_lanes", (4, 8, 16, 32), default=8, summary="like lanes, on the way back"),
             Choice("back_channels", (1, 2, 4, 8), default=4, summary="like channels, on the way back"),

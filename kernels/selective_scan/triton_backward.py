@@ -1,17 +1,18 @@
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment"
+# ruff: noqa: RUF005  (what Triton compiles has no starred tuples)
 """The backward scan on a GPU: the states of a chunk computed again from the one before it, then the steps in reverse.
 
 With g[t] the gradient of y[t] and R[t] the gradient of h[t-1], which begins as that of the last state,
 
-    G = g[t] C[t] + R[t+1]         grad_C[t] = sum over dim of g[t] h[t]        grad_B[t] = sum over dim of delta'[t] u[t] G
-    R[t] = decay[t] G              w = R[t] h[t-1]                              grad_A += delta'[t] w
-    grad_drive[t] = <B[t], G>      grad_delta'[t] = <A, w> + u[t] grad_drive[t]
+    G = g[t] C[t] + R[t+1]      grad_C[t] = sum over dim of g[t] h[t]      grad_B[t] = sum over dim of delta'[t] u[t] G
+    R[t] = decay[t] G           w = R[t] h[t-1]                            grad_A += delta'[t] w
+    grad_drive[t] = <B[t], G>   grad_delta'[t] = <A, w> + u[t] grad_drive[t]
 
 The states of `HISTORY` steps are held in registers at a time. Those between them and the checkpoint come from a
-sweep over the chunk that leaves every HISTORYth state in memory; its tile gives each thread all states of a channel, which
-is the cheapest for a forward scan, while the tile of the way back shares the states out, so that the sums over dim cross
-fewer threads. A program sums grad_B and grad_C over its own channels and writes them down beside those of the other
-programs; nothing is added atomically, so that the same inputs give the same bits.
+sweep over the chunk that leaves every HISTORYth state in memory; its tile gives each thread all states of a channel,
+which is the cheapest for a forward scan, while the tile of the way back shares the states out, so that the sums over
+dim cross fewer threads. A program sums grad_B and grad_C over its own channels and writes them down beside those of
+the other programs; nothing is added atomically, so that the same inputs give the same bits.
 """
 
 from __future__ import annotations
@@ -314,7 +315,8 @@ def scan(
     """The gradients of the scan of `first`, or of `first` and `second`, which meet in one output.
 
     ..gradients  what is written: see `triton_launch.Gradients`
-    grad_out     that of the output, laid out like u; `grad_last` (directions, batch, dim, state) that of the last states
+    grad_out     that of the output, laid out like u
+    grad_last    (directions, batch, dim, state), that of the last states
     checkpoints  (directions, batch, chunks, state, dim), `scratch` the same for the states between two of them
     FULL_LANES   lanes of the tile that sweeps over a chunk, of as many channels
     """
@@ -323,19 +325,19 @@ def scan(
     row = direction * batch + entry
     if not BOTH:
         walk(
-            first, first_gradients, grad_out, grad_last, checkpoints, scratch, strides, batch, length, one, A_dim, A_state,
-            block, entry, row, width, groups, LANES, CHANNELS, FULL_LANES, CHUNK, HISTORY, STATES, PADDED,
+            first, first_gradients, grad_out, grad_last, checkpoints, scratch, strides, batch, length, one, A_dim,
+            A_state, block, entry, row, width, groups, LANES, CHANNELS, FULL_LANES, CHUNK, HISTORY, STATES, PADDED,
             EVEN, REVERSE, SOFTPLUS,
         )  # fmt: skip
     elif direction == 0:
         walk(
-            first, first_gradients, grad_out, grad_last, checkpoints, scratch, strides, batch, length, one, A_dim, A_state,
-            block, entry, row, width, groups, LANES, CHANNELS, FULL_LANES, CHUNK, HISTORY, STATES, PADDED,
+            first, first_gradients, grad_out, grad_last, checkpoints, scratch, strides, batch, length, one, A_dim,
+            A_state, block, entry, row, width, groups, LANES, CHANNELS, FULL_LANES, CHUNK, HISTORY, STATES, PADDED,
             EVEN, False, SOFTPLUS,
         )  # fmt: skip
     else:
         walk(
-            second, second_gradients, grad_out, grad_last, checkpoints, scratch, strides, batch, length, one, A_dim, A_state,
-            block, entry, row, width, groups, LANES, CHANNELS, FULL_LANES, CHUNK, HISTORY, STATES, PADDED,
+            second, second_gradients, grad_out, grad_last, checkpoints, scratch, strides, batch, length, one, A_dim,
+            A_state, block, entry, row, width, groups, LANES, CHANNELS, FULL_LANES, CHUNK, HISTORY, STATES, PADDED,
             EVEN, True, SOFTPLUS,
         )  # fmt: skip

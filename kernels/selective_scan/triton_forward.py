@@ -1,13 +1,14 @@
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment"
+# ruff: noqa: RUF005, SIM102, SIM108  (what Triton compiles has no starred tuples, and other rules for branches)
 """The forward scan on a GPU: sequential in time, states in registers, several channels in one program.
 
-For each step a program reads B and C once for all of its channels and computes one product, one exponential, one product
-and two fused products for each state. Nothing is exchanged between threads where a thread has all states of its
-channels. Both directions run in one launch; in reverse the step counts down, and no tensor is flipped.
+For each step a program reads B and C once for all of its channels and computes one product, one exponential, one
+product and two fused products for each state. Nothing is exchanged between threads where a thread has all states of
+its channels. Both directions run in one launch; in reverse the step counts down, and no tensor is flipped.
 
-Where there are fewer programs than the chip can hold, `segments` cuts the length. What a segment does to a state
-is affine, h -> exp(A sum of delta') h + end, so one launch finds `end` and the sum for every segment from a state of zero,
-and the scan itself begins each segment with the maps of those before it.
+Where there are fewer programs than the chip can hold, `segments` cuts the length. What a segment does to a state is
+affine, h -> exp(A sum of delta') h + end, so one launch finds `end` and the sum for every segment from a state of
+zero, and the scan itself begins each segment with the maps of those before it.
 """
 
 from __future__ import annotations
@@ -97,7 +98,11 @@ def advance(
             t = s + i
             if REVERSE:
                 t = length - 1 - s - i
-            tl.store(out + t * strides.u.time + channel * strides.u.dim, results[i].to(out.dtype.element_ty), mask=channel_mask)
+            tl.store(
+                out + t * strides.u.time + channel * strides.u.dim,
+                results[i].to(out.dtype.element_ty),
+                mask=channel_mask,
+            )
     return h, total
 
 
@@ -290,20 +295,20 @@ def scan(
     row = direction * batch + entry
     if not BOTH:
         walk(
-            first, out, last, checkpoints, ends, totals, strides, length, steps, one, A_dim,
-            A_state, block, entry, row, segment, width, groups, ENDS_ALONE, LANES, CHANNELS, UNROLL, STAGES, SEGMENTS, CHUNK, STATES, PADDED, EVEN, REVERSE, SOFTPLUS,
-            BY_PRODUCTS,
+            first, out, last, checkpoints, ends, totals, strides, length, steps, one, A_dim, A_state, block, entry,
+            row, segment, width, groups, ENDS_ALONE, LANES, CHANNELS, UNROLL, STAGES, SEGMENTS, CHUNK, STATES, PADDED, EVEN,
+            REVERSE, SOFTPLUS, BY_PRODUCTS,
         )  # fmt: skip
     elif direction == 0:
         walk(
-            first, out, last, checkpoints, ends, totals, strides, length, steps, one, A_dim,
-            A_state, block, entry, row, segment, width, groups, ENDS_ALONE, LANES, CHANNELS, UNROLL, STAGES, SEGMENTS, CHUNK, STATES, PADDED, EVEN, False, SOFTPLUS,
-            BY_PRODUCTS,
+            first, out, last, checkpoints, ends, totals, strides, length, steps, one, A_dim, A_state, block, entry,
+            row, segment, width, groups, ENDS_ALONE, LANES, CHANNELS, UNROLL, STAGES, SEGMENTS, CHUNK, STATES, PADDED, EVEN,
+            False, SOFTPLUS, BY_PRODUCTS,
         )  # fmt: skip
     else:
         out += batch.to(tl.int64) * length * groups * width
         walk(
-            second, out, last, checkpoints, ends, totals, strides, length, steps, one, A_dim,
-            A_state, block, entry, row, segment, width, groups, ENDS_ALONE, LANES, CHANNELS, UNROLL, STAGES, SEGMENTS, CHUNK, STATES, PADDED, EVEN, True, SOFTPLUS,
-            BY_PRODUCTS,
+            second, out, last, checkpoints, ends, totals, strides, length, steps, one, A_dim, A_state, block, entry,
+            row, segment, width, groups, ENDS_ALONE, LANES, CHANNELS, UNROLL, STAGES, SEGMENTS, CHUNK, STATES, PADDED, EVEN,
+            True, SOFTPLUS, BY_PRODUCTS,
         )  # fmt: skip

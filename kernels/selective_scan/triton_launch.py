@@ -108,7 +108,9 @@ def task(
     u = empty_like(given[0].u)
     directions = []
     for each in given:
-        vectors = {name: tensor.contiguous() for name in ("D", "delta_bias") if (tensor := getattr(each, name)) is not None}
+        vectors = {
+            name: tensor.contiguous() for name in ("D", "delta_bias") if (tensor := getattr(each, name)) is not None
+        }
         if each.initial_state is not None:
             vectors["initial_state"] = each.initial_state.contiguous()
         directions.append(

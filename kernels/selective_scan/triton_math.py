@@ -1,11 +1,11 @@
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 """Arithmetic of the GPU kernels: exponentials on the special-function unit, everything else in fused products.
 
 A state update needs one exponential, and the special-function unit gives one in two clocks and four schedulers:
 it is what binds the forward pass. So nothing else goes there that multiply-adds can do. Softplus and sigmoid
-take one exponential of -|x|, which lies in (0, 1]: there log(1 + e) / e and 1 / (1 + e) are smooth, and a polynomial
-and two Newton steps reach float32 (the largest relative error of either is 2.5e-7). No branch is left, and softplus needs
-no threshold: above 20 the second term vanishes in the sum.
+take one exponential e of -|x|, which lies in (0, 1]: there log(1 + e) / e and 1 / (1 + e) are smooth, and a polynomial
+and two Newton steps reach float32 (the largest relative error of either is 2.5e-7). No branch is left, and softplus
+needs no threshold: above 20 the second term vanishes in the sum.
 """
 
 from __future__ import annotations

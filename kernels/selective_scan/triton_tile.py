@@ -1,10 +1,10 @@
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 """What one program of a GPU kernel holds: a tile of channels with all their states, one direction, one run of steps.
 
 A tile is [lanes, states, channels]: `lanes` threads of a warp side by side along dim, each with `channels`
-adjacent channels; what is left of the 32 threads shares out the states. The shape alone makes Triton choose that layout,
-as long as nothing else in the kernel suggests another. An address whose stride is known to be 1 does suggest one,
-so the strides of A and of the states are numbers that the compiler must not look at: `A_dim`, `A_state`, and `one`.
+adjacent channels; what is left of the 32 threads shares out the states. The shape alone makes Triton choose that
+layout, as long as nothing else in the kernel suggests another. An address whose stride is known to be 1 does suggest
+one, so the strides of A and of the states are numbers that the compiler must not look at: `A_dim`, `A_state`, `one`.
 """
 
 from __future__ import annotations
@@ -85,4 +85,3 @@ def states_of(STATES: tl.constexpr, PADDED: tl.constexpr):
     if STATES != PADDED:
         mask = index < STATES
     return index, mask
-

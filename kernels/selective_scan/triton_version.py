@@ -12,7 +12,7 @@ COUNTED = ((3, 6),)  # the layout of a tile, and with it the instructions of a l
 
 
 def interpreted() -> bool:
-    """Whether kernels are interpreted on the CPU instead of compiled: decided by the environment before Triton loads."""
+    """Whether kernels are interpreted on the CPU instead of compiled: the environment says so before Triton loads."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 

@@ -1,4 +1,4 @@
-"""The GPU kernels in the interpreter: tunables of the way back, official numbers, extremes, and what torch asks of ops."""
+"""The GPU kernels in the interpreter: tunables of the way back, extremes, and what torch asks of ops."""
 
 from __future__ import annotations
 
@@ -19,26 +19,25 @@ SMALL = ScanProblem(batch=2, dim=5, length=11, state=3, gradients=True)
         {"chunk": 2, "history": 2, "unroll": 2},
         {"chunk": 8, "history": 4, "back_lanes": 16, "back_channels": 8},
         {"chunk": 4, "history": 1, "back_lanes": 4, "back_channels": 1},
-        {"chunk": 4, "history": 4, "back_lanes": 32, "back_channels": 2, "order": "batch"},
-        {"chunk": 4, "segments": 2, "lanes": 8, "channels": 2},
+        {"chunk": 4, "segments": 2, "back_lanes": 32, "back_channels": 2, "order": "batch"},
     ],
     ids=config_key,
 )
 def test_every_way_back_agrees(config):
-    problem = SMALL.replace(direction="bidirectional", has_initial_state=True, batch=1, length=9)
+    problem = SMALL.replace(direction="bidirectional", has_initial_state=True, batch=1, length=7)
     verdict = verify(triton.backend.build(problem, config), expectation(problem, make_inputs(problem)))
     assert verdict.passed, verdict.reason
 
 
 def test_groups_wider_than_a_block_in_both_directions():
-    problem = SMALL.replace(batch=1, dim=12, groups=2, length=5, direction="bidirectional")
+    problem = SMALL.replace(batch=1, dim=12, groups=2, length=3, direction="bidirectional")
     config = {"lanes": 8, "unroll": 1, "chunk": 2, "back_lanes": 4, "back_channels": 1, "history": 1}
     verdict = verify(triton.backend.build(problem, config), expectation(problem, make_inputs(problem)))
     assert verdict.passed, verdict.reason
 
 
 def test_gradients_are_the_same_bits_every_time():
-    problem = SMALL.replace(dim=40, length=5)
+    problem = SMALL.replace(batch=1, dim=8, length=3)
     config = {"back_lanes": 4, "back_channels": 1, "unroll": 2, "chunk": 2}
     inputs = tuple(tensor.requires_grad_() for tensor in make_inputs(problem)[0].tensors().values())
     run = triton.backend.build(problem, config)
@@ -59,7 +58,7 @@ def test_softplus_and_gate_where_they_saturate():
 @pytest.mark.parametrize("polynomial", [0, 2])
 @pytest.mark.parametrize(("size", "rate"), [(1.0, -80.0), (30.0, -1e4), (1.0, 3.0), (1e-30, -1.0), (2.0, 0.0)])
 def test_extreme_decays_follow_the_formula(polynomial, size, rate):
-    problem = ScanProblem(batch=1, dim=3, length=6, state=2, delta_softplus=False, has_delta_bias=False)
+    problem = ScanProblem(batch=1, dim=3, length=4, state=2, delta_softplus=False, has_delta_bias=False)
     inputs = make_inputs(problem)[0]
     inputs = inputs._replace(delta=torch.full_like(inputs.delta, size), A=torch.full_like(inputs.A, rate))
     out = triton.backend.build(problem, {"polynomial": polynomial})(inputs).out
@@ -91,15 +90,13 @@ def arguments(problem: ScanProblem) -> tuple[object, ...]:
 @pytest.mark.parametrize(
     "asked",
     [
-        {"layout": "dim_last"},
-        {"direction": "bidirectional", "has_initial_state": True},
-        {"groups": 2, "direction": "reverse"},
-        {"has_D": False, "has_z": False, "has_delta_bias": False, "delta_softplus": False},
+        {"layout": "dim_last", "direction": "bidirectional", "has_initial_state": True},
+        {"groups": 2, "direction": "reverse", "has_D": False, "has_z": False, "has_delta_bias": False},
     ],
     ids=str,
 )
 def test_the_ops_satisfy_torch(asked):
-    problem = ScanProblem(batch=1, dim=4, length=3, state=2).replace(**asked)
+    problem = ScanProblem(batch=1, dim=4, length=2, state=2).replace(**asked)
     triton.backend.build(problem)
     torch.library.opcheck(triton_ops.scan, arguments(problem))
     torch.library.opcheck(triton_ops.scan_with_checkpoints, arguments(problem.replace(gradients=True)))

@@ -1,0 +1,57 @@
+"""The experiment on the limits of a GPU, where none is: what it refuses, and the arithmetic of its table."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from scanlab.kernels import triton
+from scanlab.problem import ScanProblem
+
+SCRIPT = Path(__file__).parents[2] / "experiments" / "gpu_limits.py"
+PROBLEM = ScanProblem(batch=2, dim=8, length=10, state=16)
+
+
+@pytest.fixture
+def experiment(monkeypatch):
+    """The script as a module."""
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    return importlib.import_module("gpu_limits")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here it would measure")
+def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path):
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "--out", tmp_path / "page"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "none can be used here" in done.stderr
+    assert not (tmp_path / "page").exists()
+
+
+def test_the_floor_is_the_slower_of_bytes_and_exponentials(experiment):
+    elements = 2 * 8 * 10
+    assert experiment.floor_s(PROBLEM, copy_s=1.0, exponential_s=1.0) == 18 * elements
+    assert experiment.floor_s(PROBLEM, copy_s=2.0, exponential_s=1.0) == 2.0 * 16 * elements
+    assert experiment.floor_s(PROBLEM.replace(gradients=True), copy_s=1.0, exponential_s=1.0) == 28 * elements
+    both = PROBLEM.replace(direction="bidirectional")
+    assert experiment.floor_s(both, copy_s=0.0, exponential_s=1.0) == 2 * 18 * elements
+
+
+def test_candidates_are_legal_and_differ(experiment):
+    for problem in (PROBLEM, PROBLEM.replace(gradients=True)):
+        drawn = experiment.candidates(problem, 20)
+        assert all(triton.backend.space.complete(config, problem, "triton") == config for config in drawn)
+        assert len({tuple(config.items()) for config in drawn}) == 20
+
+
+def test_the_table_holds_shares_of_the_floor_and_images_per_second(experiment):
+    scan = {"shape": "a", "run": "triton", "median_s": 2.0, "floor_s": 1.5}
+    frame = experiment.table([scan, {"shape": "b", "run": "Vim", "median_s": 0.5, "images": 64}])
+    assert frame.share_of_floor[0] == 0.75
+    assert frame.images_per_s[1] == 128.0
+    assert frame.share_of_floor.isna()[1]
+    assert frame.images_per_s.isna()[0]
