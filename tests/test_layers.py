@@ -15,7 +15,7 @@ LAYERS = (
     ("scanlab.__main__",),
     ("scanlab.cli",),
     ("scanlab.integrations",),
-    ("scanlab.suites", "scanlab.validate"),
+    ("scanlab.suites", "scanlab.validate", "scanlab.export"),
     ("scanlab.models",),
     ("scanlab.mixer",),
     ("scanlab.deploy", "scanlab.report"),

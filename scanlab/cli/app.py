@@ -7,7 +7,7 @@ import sys
 import typer
 from rich.markup import escape
 
-from scanlab.cli import bench, check, classify, fleet, inspect, prove, recorded, replay, run, tune, validate
+from scanlab.cli import bench, check, classify, export, fleet, inspect, prove, recorded, replay, run, tune, validate
 from scanlab.cli.console import Exit, notes
 from scanlab.errors import ScanlabError, UnavailableError
 
@@ -32,6 +32,7 @@ app.command("verify")(prove.verify)
 app.command("bench")(bench.bench)
 app.command("classify")(classify.classify)
 app.command("validate")(validate.validate)
+app.command("export")(export.export)
 
 
 def main() -> None:

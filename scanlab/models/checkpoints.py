@@ -64,19 +64,27 @@ PUBLISHED = {
 
 
 def open_model(
-    source: str | Path, *, img_size: int = 224, num_classes: int | None = None, scan: Scan | str | None = None
+    source: str | Path,
+    *,
+    name: str | None = None,
+    img_size: int = 224,
+    num_classes: int | None = None,
+    scan: Scan | str | None = None,
 ) -> VisionMamba:
     """A released model with weights, in evaluation mode.
 
     `source` is a file with the weights of a released model, whose sizes say which one it is, or a published
     name, see `published`. An `img_size` other than that of the weights resizes the position embedding; another
-    `num_classes` gives a fresh head. Raises InputError.
+    `num_classes` gives a fresh head. Raises InputError, also where the model is not the one that `name` names.
     """
     path = Path(source)
     weights = read_weights(download(str(source)) if published(str(source)) and not path.is_file() else path)
     classes = len(weights["head.weight"]) if "head.weight" in weights else 0
     asked = classes if num_classes is None else num_classes
-    model = RELEASED[released_name(weights)](img_size=img_size, num_classes=asked, scan=scan)
+    found = released_name(weights)
+    if name not in (None, found):
+        raise InputError(f"{source} holds weights of {found}, not of {name}: name that model, or other weights.")
+    model = RELEASED[found](img_size=img_size, num_classes=asked, scan=scan)
     load_weights(model, weights, new_head=asked != classes)
     return model.eval()
 

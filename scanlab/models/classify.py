@@ -48,7 +48,7 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
 def classify(model: VisionMamba, paths: Sequence[Path], *, top: int = 5, batch: int = 8) -> Iterator[Classified]:
     """Each picture's `top` classes, in the order of `paths`, `batch` pictures at a time; lazily, for progress.
 
-    Classes have the names of ImageNet where the model has 1000 of them, and else numbers.
+    Classes have the names that `class_names` gives them.
     """
     waiting: list[tuple[Path, Tensor | str]] = []
     for number, path in enumerate(paths, start=1):
@@ -61,13 +61,18 @@ def classify(model: VisionMamba, paths: Sequence[Path], *, top: int = 5, batch: 
             waiting = []
 
 
+def class_names(classes: int) -> Sequence[str]:
+    """The names of ImageNet where a model has its 1000 classes, and else numbers."""
+    return CLASSES if classes == len(CLASSES) else [f"class {index}" for index in range(classes)]
+
+
 @torch.inference_mode()
 def _classify_batch(model: VisionMamba, pictures: Sequence[tuple[Path, Tensor | str]], top: int) -> list[Classified]:
     readable = [picture for _, picture in pictures if isinstance(picture, Tensor)]
     rankings: Iterator[tuple[tuple[str, float], ...]] = iter(())
     if readable:
         logits = model(torch.stack(readable).to(model.norm_f.weight.device)).float()
-        names = CLASSES if logits.shape[1] == len(CLASSES) else [f"class {index}" for index in range(logits.shape[1])]
+        names = class_names(logits.shape[1])
         ranked = logits.softmax(dim=1).topk(min(top, logits.shape[1]))
         rankings = iter(
             tuple((names[index], probability) for index, probability in zip(*pair, strict=True))

@@ -1,0 +1,1 @@
+"""A model as files that run without scanlab: packages of AOTInductor for torch, graphs for ONNX Runtime."""

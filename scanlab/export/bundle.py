@@ -1,0 +1,176 @@
+"""A folder that runs a model without scanlab, and the proof that it does: its logits in a fresh process.
+
+model.pt2, kernels/  the package of AOTInductor and the libraries of the ops that it calls
+profile.json         which configuration of the native scan is frozen into it, and on what basis
+model.onnx           the graph for ONNX Runtime
+run.py, classes.txt  names what is in a picture; the names
+manifest.json        what all this was made of and with, and how far its logits were off
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import scanlab
+from scanlab import registry
+from scanlab.deploy.dispatch import Decision
+from scanlab.deploy.profile import Entry, Profile, load_profile
+from scanlab.errors import InputError
+from scanlab.export.aoti import FrozenScan, write_package
+from scanlab.export.onnx_graph import write_graph
+from scanlab.lab.machine import this_machine
+from scanlab.models.classify import class_names
+from scanlab.models.vision_mamba import VisionMamba
+from scanlab.problem import ScanProblem
+
+Format = Literal["aoti", "onnx"]
+FILES: Mapping[Format, str] = {"aoti": "model.pt2", "onnx": "model.onnx"}
+# Of the largest logit. A package computes with the same scan and rounds its matrix products elsewhere; a graph
+# computes the scan anew.
+TOLERANCES: Mapping[Format, float] = {"aoti": 1e-5, "onnx": 1e-4}
+RUN = Path(__file__).with_name("run.py")
+# Neither scanlab nor a compiler can be found there.
+FRESH = """
+import pathlib, runpy, sys
+sys.modules["scanlab"] = None
+import numpy as np
+run, model, images, logits = map(pathlib.Path, sys.argv[1:])
+np.save(logits, runpy.run_path(str(run))["load"](model)(np.load(images)))
+"""
+
+
+@dataclass(frozen=True)
+class Check:
+    """The logits of an exported model in a fresh process, beside those of the model itself.
+
+    difference  the largest absolute one, as a share of the largest logit; None where the process failed
+    reason      how it failed, or by how much the logits are off, or None
+    """
+
+    file: str
+    tolerance: float
+    difference: float | None = None
+    reason: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the logits are the model's, within the tolerance."""
+        return self.reason is None
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `export` made: the checks of its models, and the choices that are frozen into a package."""
+
+    checks: tuple[Check, ...]
+    decided: Mapping[ScanProblem, Decision]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check did, and so the folder was written."""
+        return all(check.passed for check in self.checks)
+
+
+def export(
+    model: VisionMamba,
+    folder: Path,
+    formats: Sequence[Format],
+    *,
+    batch: int = 1,
+    origin: Mapping[str, str],
+    say: Callable[[str], None] = lambda step: None,
+) -> Exported:
+    """Write the folder of this module for `model`, for `batch` pictures at once; whole, and only if its checks pass.
+
+    A package follows this machine's profile. `origin` is what the manifest tells of the model's name and weights.
+    Raises InputError for a model in training, and for a folder that holds something or cannot be written;
+    UnavailableError where a format cannot be made here.
+    """
+    if model.training:
+        raise InputError("the model is in training: call its eval() first, for an export has no dropout.")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} holds something already: remove it, or name another folder.")
+    height, width = model.patch_embed.img_size
+    images = torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
+    scan = FrozenScan(load_profile())
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as place:
+            unfinished = Path(place) / folder.name
+            unfinished.mkdir()
+            for each in formats:
+                say(f"write {FILES[each]}")
+                if each == "aoti":
+                    _write_aoti(model, images, scan, unfinished)
+                else:
+                    write_graph(model, images, unfinished / FILES[each])
+            say("check in a fresh process")
+            shutil.copy(RUN, unfinished)
+            with torch.no_grad():
+                logits = model(images)
+            checks = tuple(_check(unfinished / FILES[each], images, logits, TOLERANCES[each]) for each in formats)
+            if all(check.passed for check in checks):
+                (unfinished / "classes.txt").write_text("\n".join(class_names(logits.shape[1])) + "\n")
+                sizes = {"size": height, "batch": batch, "classes": logits.shape[1]}
+                facts = {"scanlab": scanlab.__version__, "machine": this_machine().describe(), **origin, **sizes}
+                _write_manifest(unfinished, facts, checks)
+                if folder.exists():
+                    folder.rmdir()
+                unfinished.rename(folder)
+    except OSError as error:
+        raise InputError(f"cannot write {folder}: {error}.") from error
+    return Exported(checks, scan.decided)
+
+
+def _write_aoti(model: VisionMamba, images: Tensor, scan: FrozenScan, folder: Path) -> None:
+    libraries = write_package(model, images, scan, folder / FILES["aoti"])
+    (folder / "kernels").mkdir()
+    for library in libraries:
+        shutil.copy(library, folder / "kernels")
+    profile = Profile.empty()
+    for problem, decision in scan.decided.items():
+        evidence = {"basis": decision.basis, "reason": decision.reason}
+        source_hash = registry.get(decision.backend).source_hash
+        profile = profile.with_entry(Entry(problem, decision.backend, source_hash, decision.config, evidence))
+    profile.save(folder / "profile.json")
+
+
+def _check(file: Path, images: Tensor, logits: Tensor, tolerance: float) -> Check:
+    """The exported model on these images in a process that has torch or ONNX Runtime, and no compiler."""
+    with tempfile.TemporaryDirectory() as place:
+        given, found = Path(place) / "images.npy", Path(place) / "logits.npy"
+        np.save(given, images.numpy())
+        command = [sys.executable, "-I", "-c", FRESH, str(file.with_name(RUN.name)), str(file), str(given), str(found)]
+        environment = {name: value for name, value in os.environ.items() if name != "CXX"} | {"PATH": place}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            return Check(file.name, tolerance, reason=f"it does not run in a fresh process:\n{done.stderr[-2000:]}")
+        results = torch.from_numpy(np.load(found))
+    difference = float((results - logits).abs().max() / logits.abs().max())
+    if difference <= tolerance:
+        return Check(file.name, tolerance, difference)
+    off = f"its logits are off by {difference:.1e} of the largest: at most {tolerance:.0e} is rounding"
+    return Check(file.name, tolerance, difference, off)
+
+
+def _write_manifest(folder: Path, facts: Mapping[str, object], checks: Sequence[Check]) -> None:
+    """What is in the folder, with the SHA-256 of every file but the manifest itself."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    hashes = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    models = {check.file: {"dtype": "float32", **asdict(check)} for check in checks}
+    content = {**facts, "models": models, "sha256": hashes}
+    (folder / "manifest.json").write_text(json.dumps(content, indent=2) + "\n")
