@@ -17,7 +17,7 @@ from .test_experiments import page_of, script  # noqa: F401  # a fixture is used
 
 def test_the_drop_in_beside_the_reference(script, tmp_path, monkeypatch):  # noqa: F811
     experiment = script("drop_in")
-    for name, value in (("FEWEST", 2), ("LIMIT_S", 0.0)):
+    for name, value in (("FEWEST", dict.fromkeys(experiment.TASKS, 2)), ("LIMIT_S", 0.0)):
         monkeypatch.setattr(experiment, name, value)
     with untouched():
         experiment.main(size=32, depth=2, batch=2, out=tmp_path / "drop_in")
