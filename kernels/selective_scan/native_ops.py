@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scanlab.errors import ProblemError
 from scanlab.kernels.extension import Extension
 from scanlab.problem import ScanInputs
 
@@ -33,8 +34,17 @@ def directions(arguments: Sequence[Any]) -> tuple[ScanInputs, ...]:
     return both if both[1].u is not None else both[:1]
 
 
+def expect_one_device(*tensors: Tensor | None) -> None:
+    """Raise ProblemError unless all lie where the first does: one without data would leave outputs unwritten."""
+    devices = [tensor.device for tensor in tensors if tensor is not None]
+    for device in devices:
+        if device != devices[0]:
+            raise ProblemError(f"tensors are on {devices[0]} and on {device}: all must be on one device.")
+
+
 def scan_shapes(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """Empty tensors like the outputs of `scan`."""
+    """Empty tensors like the outputs of `scan`; raises ProblemError where its tensors lie on several devices."""
+    expect_one_device(*arguments[:TENSORS])
     inputs = directions(arguments)
     u, A = inputs[0].u, inputs[0].A
     shape = (u.shape[0], *A.shape)
@@ -56,7 +66,11 @@ def scan_with_checkpoints_shapes(*arguments: Any) -> tuple[Tensor, Tensor, Tenso
 def scan_backward_shapes(
     grad_out: Tensor, grad_last: Tensor | None, checkpoints: Tensor, *arguments: Any
 ) -> list[Tensor]:
-    """Empty tensors like the gradients that `scan_backward` returns: of the inputs that are there, in their order."""
+    """Empty tensors like the gradients that `scan_backward` returns: of the inputs that are there, in their order.
+
+    Raises ProblemError where its tensors lie on several devices.
+    """
+    expect_one_device(grad_out, grad_last, checkpoints, *arguments[:TENSORS])
     results = []
     for inputs in directions(arguments):
         for name, tensor in inputs.tensors().items():

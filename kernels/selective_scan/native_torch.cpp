@@ -6,6 +6,7 @@
 #include <ATen/ops/resolve_conj.h>
 #include <ATen/ops/resolve_neg.h>
 #include <ATen/ops/view_as_real.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
 #include "huge_pages.h"
@@ -91,7 +92,9 @@ struct Request {
         TORCH_CHECK(scan.threads >= 1 && scan.time_block >= 1 && scan.channel_tile >= 1 && scan.time_chunks >= 1,
                     "threads, time_block, channel_tile and time_chunks must be at least 1.");
         TORCH_CHECK(scan.time_chunks == 1 || scan.directions == 1, "time_chunks is ", scan.time_chunks, ": must be 1 with two directions.");
-        scan.exp = Exp(settings[6].toInt());
+        const int64_t exp = settings[6].toInt();
+        TORCH_CHECK(exp == int64_t(Exp::fast) || exp == int64_t(Exp::exact), "exp is ", exp, ": must be 0 (fast) or 1 (exact).");
+        scan.exp = Exp(exp);
         const int64_t isa = settings[7].toInt();
         TORCH_CHECK(isa >= 0 && isa <= int64_t(best_isa()), "instruction set ", isa, ": this machine has up to ", int64_t(best_isa()), ".");
         scan.isa = Isa(isa);
@@ -267,4 +270,10 @@ TORCH_LIBRARY_IMPL(scanlab, CPU, m) {
     m.impl("scan", torch::CppFunction::makeFromBoxedFunction<&scanlab::scan_boxed<false>>());
     m.impl("scan_with_checkpoints", torch::CppFunction::makeFromBoxedFunction<&scanlab::scan_boxed<true>>());
     m.impl("scan_backward", torch::CppFunction::makeFromBoxedFunction<&scanlab::backward_boxed>());
+}
+
+// What has no derivative says so instead of counting as constant: a scan that kept no checkpoints, and gradients.
+TORCH_LIBRARY_IMPL(scanlab, Autograd, m) {
+    m.impl("scan", torch::autograd::autogradNotImplementedFallback());
+    m.impl("scan_backward", torch::autograd::autogradNotImplementedFallback());
 }
