@@ -22,7 +22,7 @@ import triton.language as tl
 
 from scanlab.kernels.triton_forward import advance, sweep
 from scanlab.kernels.triton_math import LN_2, LOG2_E, load, shrink, sigmoid, softplus
-from scanlab.kernels.triton_tile import channels_of, place, states_of
+from scanlab.kernels.triton_tile import channels_of, over_channels, place, states_of
 
 
 @triton.jit
@@ -99,8 +99,8 @@ def retrace(
             tl.store(grad_z + at, (g * y * slope).to(grad_z.dtype.element_ty), mask=channel_mask)
             g = g * gate * open
         whole = g[:, None, :] * weights + reached
-        by_C = tl.sum(tl.sum(g[:, None, :] * states[i + 1], axis=2), axis=0)
-        by_B = tl.sum(tl.sum(whole * (sizes[i] * inputs[i])[:, None, :], axis=2), axis=0)
+        by_C = over_channels(g[:, None, :] * states[i + 1])
+        by_B = over_channels(whole * (sizes[i] * inputs[i])[:, None, :])
         tl.store(grad_C + t * STATES, by_C, mask=state_mask)
         tl.store(grad_B + t * STATES, by_B, mask=state_mask)
         by_drive = tl.sum(whole * ins[i], axis=1)
@@ -157,7 +157,7 @@ def leave_states(
     delta = inputs.delta + entry * strides.u.batch
     B = inputs.B + (entry * groups + group) * length * STATES + index
     h = load(checkpoint + kept_at, tile_mask)
-    total = tl.zeros([LANES, CHANNELS], tl.float32)
+    total = tl.zeros(channel.shape, tl.float32)
     for s in tl.range(first, stop, HISTORY):
         tl.store(scratch + (s - first) // HISTORY * dim * STATES + kept_at, h, mask=tile_mask)
         h, total = sweep(
@@ -228,12 +228,12 @@ def walk(
     partial = ((block % blocks * batch + entry) * groups + group) * length * STATES + index
     grad_B = gradients.B + partial
     grad_C = gradients.C + partial
-    reached = tl.zeros([LANES, PADDED, CHANNELS], tl.float32)
+    reached = tl.zeros(rates.shape, tl.float32)
     if grad_last is not None:
         reached = load(grad_last + row * dim * STATES + last_at, tile_mask)
-    grad_A = tl.zeros([LANES, PADDED, CHANNELS], tl.float32)
-    grad_D = tl.zeros([LANES, CHANNELS], tl.float32)
-    grad_bias = tl.zeros([LANES, CHANNELS], tl.float32)
+    grad_A = tl.zeros(rates.shape, tl.float32)
+    grad_D = tl.zeros(channel.shape, tl.float32)
+    grad_bias = tl.zeros(channel.shape, tl.float32)
     chunks = tl.cdiv(length, CHUNK)
     for done in tl.range(0, chunks):
         chunk = chunks - 1 - done
@@ -253,7 +253,7 @@ def walk(
         rest = first + whole * HISTORY
         for over in tl.range(0, stop - rest):
             h = load(starts + whole * dim * STATES + kept_at, tile_mask)
-            total = tl.zeros([LANES, CHANNELS], tl.float32)
+            total = tl.zeros(channel.shape, tl.float32)
             for s in tl.range(rest, stop - 1 - over):
                 h, total = advance(
                     h, total, s, u, delta, None, None, B, None, None, bias, rates, channel_mask, state_mask, channel,

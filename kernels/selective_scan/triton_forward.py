@@ -208,8 +208,8 @@ def walk(
         z = inputs.z + entry * strides.z.batch
     start = segment * steps
     stop = tl.minimum(start + steps, length)
-    h = tl.zeros([LANES, PADDED, CHANNELS], tl.float32)
-    total = tl.zeros([LANES, CHANNELS], tl.float32)
+    h = tl.zeros(rates.shape, tl.float32)
+    total = tl.zeros(channel.shape, tl.float32)
     if inputs.initial_state is not None:
         if segment == 0:
             h = load(inputs.initial_state + entry * dim * STATES + last_at, tile_mask)
@@ -296,19 +296,19 @@ def scan(
     if not BOTH:
         walk(
             first, out, last, checkpoints, ends, totals, strides, length, steps, one, A_dim, A_state, block, entry,
-            row, segment, width, groups, ENDS_ALONE, LANES, CHANNELS, UNROLL, STAGES, SEGMENTS, CHUNK, STATES, PADDED, EVEN,
-            REVERSE, SOFTPLUS, BY_PRODUCTS,
+            row, segment, width, groups, ENDS_ALONE, LANES, CHANNELS, UNROLL, STAGES, SEGMENTS, CHUNK, STATES, PADDED,
+            EVEN, REVERSE, SOFTPLUS, BY_PRODUCTS,
         )  # fmt: skip
     elif direction == 0:
         walk(
             first, out, last, checkpoints, ends, totals, strides, length, steps, one, A_dim, A_state, block, entry,
-            row, segment, width, groups, ENDS_ALONE, LANES, CHANNELS, UNROLL, STAGES, SEGMENTS, CHUNK, STATES, PADDED, EVEN,
-            False, SOFTPLUS, BY_PRODUCTS,
+            row, segment, width, groups, ENDS_ALONE, LANES, CHANNELS, UNROLL, STAGES, SEGMENTS, CHUNK, STATES, PADDED,
+            EVEN, False, SOFTPLUS, BY_PRODUCTS,
         )  # fmt: skip
     else:
         out += batch.to(tl.int64) * length * groups * width
         walk(
             second, out, last, checkpoints, ends, totals, strides, length, steps, one, A_dim, A_state, block, entry,
-            row, segment, width, groups, ENDS_ALONE, LANES, CHANNELS, UNROLL, STAGES, SEGMENTS, CHUNK, STATES, PADDED, EVEN,
-            True, SOFTPLUS, BY_PRODUCTS,
+            row, segment, width, groups, ENDS_ALONE, LANES, CHANNELS, UNROLL, STAGES, SEGMENTS, CHUNK, STATES, PADDED,
+            EVEN, True, SOFTPLUS, BY_PRODUCTS,
         )  # fmt: skip

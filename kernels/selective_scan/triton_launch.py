@@ -160,7 +160,7 @@ def forward(scan: Task, keep: bool) -> tuple[list[Launch], Outputs]:
         "BY_PRODUCTS": tuning.polynomial,
         "BATCH_FIRST": bool(tuning.batch_first),
     }
-    options = {"num_warps": tuning.warps, **({"maxnreg": tuning.registers} if tuning.registers else {})}
+    options = compiled_with(tuning.warps, tuning.registers)
     programs = blocks * batch * count * tuning.segments
     launches = [
         Launch(triton_forward.scan, programs, {**arguments, "ENDS_ALONE": ends_alone}, options)
@@ -196,7 +196,7 @@ def backward(
         "EVEN": blocks * block == dim,
         "BATCH_FIRST": bool(tuning.batch_first),
     }
-    return Launch(triton_backward.scan, blocks * batch * count, arguments, {"num_warps": 1}), gradients
+    return Launch(triton_backward.scan, blocks * batch * count, arguments, compiled_with(warps=1)), gradients
 
 
 def _empty_gradients(inputs: ScanInputs, blocks: int) -> Gradients:
@@ -213,6 +213,11 @@ def _empty_gradients(inputs: ScanInputs, blocks: int) -> Gradients:
         delta_bias=None if inputs.delta_bias is None else new((batch, dim)),
         initial_state=None if inputs.initial_state is None else new((batch, dim, state)),
     )
+
+
+def compiled_with(warps: int, registers: int = 0) -> dict[str, int]:
+    """The options of the compiler; products and sums are fused whatever the version's default."""
+    return {"num_warps": warps, "enable_fp_fusion": True, **({"maxnreg": registers} if registers else {})}
 
 
 def blocks_of(scan: Task, width: int) -> int:

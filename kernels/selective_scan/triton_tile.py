@@ -5,6 +5,8 @@ A tile is [lanes, states, channels]: `lanes` threads of a warp side by side alon
 adjacent channels; what is left of the 32 threads shares out the states. The shape alone makes Triton choose that
 layout, as long as nothing else in the kernel suggests another. An address whose stride is known to be 1 does suggest
 one, so the strides of A and of the states are numbers that the compiler must not look at: `A_dim`, `A_state`, `one`.
+Triton lays threads along the first axis up to 3.6 and along the last one since 3.7: there a tile is [channels, states,
+lanes], and nothing but `channels_of` and `over_channels` knows.
 """
 
 from __future__ import annotations
@@ -13,6 +15,10 @@ from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
+
+from scanlab.kernels import triton_version
+
+LANES_LAST = tl.constexpr(triton_version.lanes_last())
 
 
 class Axes(NamedTuple):
@@ -62,16 +68,20 @@ def place(blocks, batch, SEGMENTS: tl.constexpr, BATCH_FIRST: tl.constexpr):
 
 @triton.jit
 def channels_of(block, width, LANES: tl.constexpr, CHANNELS: tl.constexpr, EVEN: tl.constexpr):
-    """The group of a block, its channels as [lanes, channels], and which of them exist.
+    """The group of a block, its channels as the outer axes of a tile, and which of them exist.
 
     width  channels of one group
     """
     blocks = tl.cdiv(width, LANES * CHANNELS)
-    lane = tl.arange(0, LANES)
+    lane = tl.arange(0, LANES) * CHANNELS
     column = tl.arange(0, CHANNELS)
-    inner = (block % blocks) * (LANES * CHANNELS) + lane[:, None] * CHANNELS + column[None, :]
+    inner = (block % blocks) * (LANES * CHANNELS)
+    if LANES_LAST:
+        inner += column[:, None] + lane[None, :]
+    else:
+        inner += lane[:, None] + column[None, :]
     group = block // blocks
-    mask = tl.full([LANES, CHANNELS], 1, tl.int1)  # a constant, which the compiler drops from every access
+    mask = tl.full(inner.shape, 1, tl.int1)  # a constant, which the compiler drops from every access
     if not EVEN:
         mask = inner < width
     return group, group * width + inner, mask
@@ -85,3 +95,12 @@ def states_of(STATES: tl.constexpr, PADDED: tl.constexpr):
     if STATES != PADDED:
         mask = index < STATES
     return index, mask
+
+
+@triton.jit
+def over_channels(tile):
+    """The sum over all channels of a tile, for each state: within threads first, then across them."""
+    if LANES_LAST:
+        return tl.sum(tl.sum(tile, axis=0), axis=1)
+    else:
+        return tl.sum(tl.sum(tile, axis=2), axis=0)

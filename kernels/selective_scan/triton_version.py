@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import os
+from typing import Any
 
 OLDEST = (3, 5)
 COUNTS_WITH_NEW_NUMPY = (3, 7)
-COUNTED = ((3, 6),)  # the layout of a tile, and with it the instructions of a loop, differ from version to version
+LAYS_THREADS_ALONG_THE_LAST_AXIS = (3, 7)
 
 
 def interpreted() -> bool:
@@ -36,6 +37,12 @@ def unsupported() -> str | None:
     return None
 
 
+def lanes_last() -> bool:
+    """Whether Triton lays the threads of a warp along the last axis of a tile instead of the first."""
+    version = installed()
+    return version is not None and version >= LAYS_THREADS_ALONG_THE_LAST_AXIS
+
+
 @functools.cache
 def prepare_interpreter() -> None:
     """Let the interpreter of Triton before 3.7 count loops where numpy is 2.4 or newer.
@@ -45,12 +52,19 @@ def prepare_interpreter() -> None:
     version = installed()
     if version is None or version >= COUNTS_WITH_NEW_NUMPY:
         return
-    from triton.runtime import interpreter
+    from triton.runtime import interpreter  # only where it is used: a scan that is compiled has no need of it
 
     patch = interpreter._patch_lang_tensor
 
-    def patched(tensor: object, scope: interpreter._LangPatchScope) -> None:
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+    def patched(tensor: Any, *scope: Any) -> None:
+        patch(tensor, *scope)
+        if scope:
+            scope[0].set_attr(tensor, "__index__", _as_number)
+        else:  # before 3.6 what is patched stays so
+            tensor.__index__ = _as_number
 
     interpreter._patch_lang_tensor = patched
+
+
+def _as_number(tensor: Any) -> int:
+    return int(tensor.handle.data.item())
