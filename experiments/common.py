@@ -32,7 +32,8 @@ def setting() -> str:
     """The machine, the day and the load, for the caption of what is measured next."""
     day = time.strftime("%Y-%m-%d", time.gmtime())
     load = f"{usable_threads()} threads, load before the run {os.getloadavg()[0]:.2f}"
-    return f"{this_machine().describe()}; {day}, {load}"
+    pages = ", torch on huge pages" if os.environ.get("THP_MEM_ALLOC_ENABLE") == "1" else ""
+    return f"{this_machine().describe()}; {day}, {load}{pages}"
 
 
 def served_by(dispatcher: Dispatcher) -> str:

@@ -21,6 +21,8 @@ from scanlab.errors import ProfileError
 from scanlab.lab.machine import this_machine
 from scanlab.threads import affinity_cpus, cgroup_cpus, usable_threads
 
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
 
 def list_backends(
     backend: Annotated[str | None, typer.Argument(help="One backend, with all there is to know of it.")] = None,
@@ -99,7 +101,7 @@ def doctor(as_json: AsJson = False) -> None:
 
     Exits with 1 where something is wrong. Example: `scanlab doctor`
     """
-    findings = [_machine(), _threads(), _openmp(), _compiler(), _gpu(), _profile(), *_backends()]
+    findings = [_machine(), _threads(), _openmp(), _huge_pages(), _compiler(), _gpu(), _profile(), *_backends()]
     if as_json:
         print_json([asdict(finding) for finding in findings])
     else:
@@ -147,6 +149,21 @@ def _openmp() -> Finding:
     if len(runtimes) > 1:
         return Finding("OpenMP", False, f"{len(runtimes)} runtimes: {', '.join(runtimes)}", "import torch first.")
     return Finding("OpenMP", True, "one runtime" if runtimes else "none loaded")
+
+
+def _huge_pages() -> Finding:
+    """What large tensors lie on: touching fresh memory in small pages takes as long as a scan of it."""
+    try:
+        modes = HUGE_PAGES.read_text()
+    except OSError:
+        return Finding("huge pages", True, "this system does not say")
+    mode = modes.partition("[")[2].partition("]")[0]
+    asked = os.environ.get("THP_MEM_ALLOC_ENABLE") == "1"
+    if mode == "madvise" and not asked:
+        cure = "for large images and long sequences set THP_MEM_ALLOC_ENABLE=1, with which torch asks too"
+        return Finding("huge pages", True, "for those who ask (madvise): scanlab's own large outputs do", cure)
+    said = {"always": "for everyone", "madvise": "for those who ask: scanlab and torch do", "never": "for nobody"}
+    return Finding("huge pages", True, said.get(mode, modes.strip()))
 
 
 def _compiler() -> Finding:

@@ -54,6 +54,26 @@ def test_doctor_counts_the_openmp_runtimes():
     assert findings["OpenMP"]["found"] == "one runtime"
 
 
+@pytest.mark.parametrize(
+    ("modes", "asked", "found", "cured"),
+    [
+        ("always [madvise] never", None, "for those who ask (madvise)", True),
+        ("always [madvise] never", "1", "scanlab and torch do", False),
+        ("[always] madvise never", None, "for everyone", False),
+        (None, None, "does not say", False),
+    ],
+)
+def test_doctor_says_what_large_tensors_lie_on(run, monkeypatch, tmp_path, modes, asked, found, cured):
+    file = tmp_path / "enabled"
+    if modes is not None:
+        file.write_text(modes)
+    monkeypatch.setattr("scanlab.cli.inspect.HUGE_PAGES", file)
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", asked or "0")
+    finding = next(each for each in run("doctor", "--json").json if each["subject"] == "huge pages")
+    assert found in finding["found"]
+    assert bool(finding["cure"]) == cured
+
+
 def test_doctor_says_when_the_compiler_is_missing(run, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     outcome = run("doctor")
