@@ -72,7 +72,7 @@ def tune(
     """Find the fastest right scan for a problem on this machine, report it, and put it to work.
 
     Every configuration is held against the float64 oracle before it is timed. Ctrl-C stops cleanly and keeps what
-    was measured; running it again takes up from there. Examples: `scanlab tune --suite vim-tiny --budget 3m`,
+    was measured; running it again takes up from there. Example: `scanlab tune --suite vim-tiny --budget 3m`,
     `scanlab tune --capture train.py -- --epochs 1`
     """
     clock = _Clock(time.monotonic(), parse_duration(budget or DEFAULT_BUDGET) if budget or trials is None else None)

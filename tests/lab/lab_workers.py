@@ -27,8 +27,9 @@ folder, backend, storage, stalls_at = sys.argv[2:]
 started = 0
 def say(event):
     global started
+    if event.kind in ("started", "waiting"):
+        print(event.kind, event.label, flush=True)
     if event.kind == "started":
-        print("started", event.label, flush=True)
         started += 1
         if started == int(stalls_at):
             time.sleep(600)

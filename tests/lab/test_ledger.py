@@ -18,8 +18,8 @@ from scanlab.lab.owner import this_process
 from scanlab.lab.storage import open_storage
 from scanlab.space import Choice
 
-CHOICES = (Choice("a", tuple(range(5)), 0), Choice("b", ("x", "y", "z"), "x"))
-CONFIGS = [{"a": a, "b": b} for a in range(5) for b in "xyz"]
+CHOICES = (Choice("a", tuple(range(3)), 0), Choice("b", ("x", "y", "z"), "x"))
+CONFIGS = [{"a": a, "b": b} for a in range(3) for b in "xyz"]
 
 # Everybody wants the same configurations in the same order, from the same moment on.
 GREEDY = """
