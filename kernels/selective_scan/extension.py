@@ -8,7 +8,6 @@ the second waits for the first. Nothing is downloaded and no Python headers are 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import hashlib
 import os
@@ -25,6 +24,7 @@ from pathlib import Path
 
 import platformdirs
 import torch
+from filelock import FileLock, Timeout
 
 from scanlab.errors import UnavailableError
 from scanlab.threads import usable_threads
@@ -89,6 +89,11 @@ class Extension:
 
     def unavailable(self) -> str | None:
         """Why this library can neither be found in the cache nor be compiled here, or None; compiles nothing."""
+        if sys.platform == "win32":
+            return (
+                f"{self.name} is not built on Windows: torch is made with MSVC there, which lacks the vector types that"
+                " the sources are written in; run scanlab in WSL."
+            )
         if find_compiler() is None and self._cached_by_any_compiler() is None:
             named = os.environ.get("CXX")
             what = f"CXX={named!r} does not run" if named else "there is no C++ compiler"
@@ -101,7 +106,7 @@ class Extension:
         Raises UnavailableError where there is no compiler, where the cache cannot be written, and where
         compiling fails.
         """
-        compiler = find_compiler()
+        compiler = None if sys.platform == "win32" else find_compiler()
         if compiler is None:
             cached = self._cached_by_any_compiler()
             if cached is None:
@@ -185,10 +190,13 @@ def _load(library: str) -> None:
 
 @contextlib.contextmanager
 def _locked(path: Path, name: str) -> Iterator[None]:
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"scanlab: waiting for another process that is compiling {name}", file=sys.stderr, flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        print(f"scanlab: waiting for another process that is compiling {name}", file=sys.stderr, flush=True)
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()

@@ -69,6 +69,12 @@ def test_a_compiler_that_does_not_run_is_named(extension: Extension, monkeypatch
     assert "CXX='no-such-compiler -m64' does not run" in str(extension.unavailable())
 
 
+def test_on_windows_the_reason_and_the_cure(extension: Extension, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(UnavailableError, match="not built on Windows.*WSL"):
+        extension.build()
+
+
 def test_a_source_that_does_not_compile_shows_the_compilers_words(extension: Extension) -> None:
     extension.units[0].source.write_text("this is no C++;\n")
     with pytest.raises(UnavailableError, match=r"tiny\.cpp"):
