@@ -256,8 +256,10 @@ def test_extreme_decays_follow_the_formula(isa: str, exp: str, value: float, rat
 def test_overflow_is_infinite_and_nan_stays_in_its_channel(isa: str, exp: str) -> None:
     inputs, problem = with_delta(1.0, 40.0)
     inputs.delta[0, 3, 4] = float("nan")
-    out = native.backend.build(problem, {"exp": exp})(inputs).out
+    out, last_state = native.backend.build(problem, {"exp": exp})(inputs)
     assert not out[0, :, 4:].isfinite().any()
+    healthy = [channel for channel in range(problem.dim) if channel != 3]
+    assert last_state[0, healthy].isinf().all()
     assert out[0, 3, 4:].isnan().all()
     assert out[0, :, :2].isfinite().all()
     inputs, problem = with_delta(1.0, -1.0)
