@@ -14,6 +14,7 @@ from scanlab.mixer.causal_conv1d import (
     final_states,
 )
 from scanlab.mixer.derived import Derived
+from scanlab.mixer.mixer_step import mixer_step, mixer_step_reference
 from scanlab.mixer.native import implementation, in_torch
 from scanlab.mixer.packed_linear import packed_linear
 from scanlab.mixer.selective_state_update import selective_state_update, selective_state_update_reference
@@ -30,6 +31,8 @@ __all__ = [
     "final_states",
     "implementation",
     "in_torch",
+    "mixer_step",
+    "mixer_step_reference",
     "packed_linear",
     "selective_state_update",
     "selective_state_update_reference",

@@ -164,6 +164,8 @@ TORCH_LIBRARY(scanlab_mixer, library) {
                 " bool centred) -> (Tensor, Tensor, Tensor)");
     library.def("selective_state_update(Tensor(a!) state, Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D,"
                 " Tensor? z, Tensor? dt_bias, bool dt_softplus, Tensor? state_batch_indices, bool log_A) -> Tensor");
+    library.def("mixer_step(Tensor projected, Tensor(a!) conv_state, Tensor(b!) state, Tensor conv_weight, Tensor? conv_bias,"
+                " Tensor x_weight, Tensor dt_weight, Tensor? dt_bias, Tensor A_log, Tensor D) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(scanlab_mixer, CPU, library) {
@@ -173,6 +175,7 @@ TORCH_LIBRARY_IMPL(scanlab_mixer, CPU, library) {
     library.impl("add_norm", &add_norm);
     library.impl("add_norm_backward", &add_norm_backward);
     library.impl("selective_state_update", &state_update);
+    library.impl("mixer_step", &mixer_step);
 }
 
 TORCH_LIBRARY_IMPL(scanlab_mixer, Meta, library) {
@@ -182,6 +185,7 @@ TORCH_LIBRARY_IMPL(scanlab_mixer, Meta, library) {
     library.impl("add_norm", &norm_outputs);
     library.impl("add_norm_backward", &norm_gradients);
     library.impl("selective_state_update", &state_update_output);
+    library.impl("mixer_step", &mixer_step_output);
 }
 
 // Decoding steps have no gradient, as upstream.
@@ -192,6 +196,7 @@ TORCH_LIBRARY_IMPL(scanlab_mixer, Autograd, library) {
     library.impl("add_norm_backward", torch::autograd::autogradNotImplementedFallback());
     library.impl("causal_conv1d_update", torch::CppFunction::makeFallthrough());
     library.impl("selective_state_update", torch::CppFunction::makeFallthrough());
+    library.impl("mixer_step", torch::CppFunction::makeFallthrough());
 }
 
 }  // namespace scanlab::mixer

@@ -8,6 +8,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/linear.h>
 
 #include <memory>
 
@@ -48,6 +49,12 @@ Tensor state_update(const Tensor& state, const Tensor& x, const Tensor& dt, cons
 Tensor state_update_output(const Tensor& state, const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B,
                            const Tensor& C, const Maybe& D, const Maybe& z, const Maybe& dt_bias, bool softplus,
                            const Maybe& rows, bool log_A);
+Tensor mixer_step(const Tensor& projected, const Tensor& conv_state, const Tensor& state, const Tensor& conv_weight,
+                  const Maybe& conv_bias, const Tensor& x_weight, const Tensor& dt_weight, const Maybe& dt_bias,
+                  const Tensor& A_log, const Tensor& D);
+Tensor mixer_step_output(const Tensor& projected, const Tensor& conv_state, const Tensor& state, const Tensor& conv_weight,
+                         const Maybe& conv_bias, const Tensor& x_weight, const Tensor& dt_weight, const Maybe& dt_bias,
+                         const Tensor& A_log, const Tensor& D);
 
 // The kernels of the instruction set in use.
 const Kernels& kernels_in_use();

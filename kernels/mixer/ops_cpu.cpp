@@ -312,4 +312,22 @@ Tensor state_update(const Tensor& state, const Tensor& x, const Tensor& dt, cons
     return out;
 }
 
+Tensor mixer_step_output(const Tensor& projected, const Tensor&, const Tensor&, const Tensor&, const Maybe&, const Tensor&,
+                         const Tensor&, const Maybe&, const Tensor&, const Tensor& D) {
+    return at::empty_symint({projected.sym_size(0), D.sym_size(0)}, projected.options());
+}
+
+Tensor mixer_step(const Tensor& projected, const Tensor& conv_state, const Tensor& state, const Tensor& conv_weight,
+                  const Maybe& conv_bias, const Tensor& x_weight, const Tensor& dt_weight, const Maybe& dt_bias,
+                  const Tensor& A_log, const Tensor& D) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    const int64_t dim = D.numel(), rank = dt_weight.size(1), states = A_log.size(1);
+    const Tensor x = projected.narrow(1, 0, dim), z = projected.narrow(1, dim, dim);
+    const Tensor u = conv_update(x, conv_state, conv_weight, conv_bias, std::nullopt, std::nullopt, true);
+    const Tensor selected = at::linear(u, x_weight);
+    const Tensor dt = at::linear(selected.narrow(1, 0, rank), dt_weight);
+    const Tensor B = selected.narrow(1, rank, states), C = selected.narrow(1, rank + states, states);
+    return state_update(state, u, dt, A_log, B, C, D, z, dt_bias, true, std::nullopt, true);
+}
+
 }  // namespace scanlab::mixer

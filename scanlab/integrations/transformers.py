@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from scanlab.deploy.dispatch import ENV_STRICT, scan
 from scanlab.errors import ProblemError, UnavailableError
 from scanlab.integrations.transformers_cache import Memory, memory_of
-from scanlab.mixer import causal_conv1d, causal_conv1d_update, selective_state_update
+from scanlab.mixer import causal_conv1d, causal_conv1d_update, mixer_step, selective_state_update
 from scanlab.problem import ScanInputs
 
 log = logging.getLogger("scanlab")
@@ -164,12 +164,29 @@ def _mix(mixer: Any, hidden: Tensor, memory: Memory, mask: Tensor | None, masks_
     mask = None if mask is None else mask[:, -length:, None]
     if masks_hidden:
         hidden = _masked(hidden, mask)
-    x, z = _halves(mixer, mixer.in_proj(hidden))
+    projected = mixer.in_proj(hidden)
+    past = memory.scan if length == 1 else None
+    recording = torch.is_grad_enabled() and projected.requires_grad  # the ops of a single step record no gradient
+    taps, bias = mixer.conv1d.weight[:, 0], mixer.conv1d.bias
+    if past is not None and memory.conv is not None and mask is None and not recording and _is_plain(mixer):
+        dt = mixer.dt_proj
+        y = mixer_step(
+            projected[:, 0],
+            memory.conv,
+            past,
+            taps,
+            bias,
+            mixer.x_proj.weight,
+            dt.weight,
+            dt.bias,
+            mixer.A_log,
+            mixer.D,
+        )
+        out: Tensor = mixer.out_proj(y[:, None])
+        return out
+    x, z = _halves(mixer, projected)
     if not masks_hidden:
         x = _masked(x, mask)
-    past = memory.scan if length == 1 else None
-    recording = torch.is_grad_enabled() and x.requires_grad  # the ops of a single step record no gradient
-    taps, bias = mixer.conv1d.weight[:, 0], mixer.conv1d.bias
     if past is not None and memory.conv is not None and not recording:
         u = causal_conv1d_update(x.mT, memory.conv, taps, bias, activation="silu").mT
     else:
@@ -199,8 +216,13 @@ def _mix(mixer: Any, hidden: Tensor, memory: Memory, mask: Tensor | None, masks_
         scanned, last_state = scan(inputs)
         memory.keep(last_state.view(batch, *A.shape))
         y = scanned.mT
-    out: Tensor = mixer.out_proj(y)
+    out = mixer.out_proj(y)
     return out
+
+
+def _is_plain(mixer: Any) -> bool:
+    """Whether the selection is two matrix products with weights of their own and no norms, as in Mamba itself."""
+    return type(mixer).__name__ == MIXERS["mamba"] and type(mixer.x_proj) is type(mixer.dt_proj) is nn.Linear
 
 
 def _masked(values: Tensor, mask: Tensor | None) -> Tensor:
