@@ -87,7 +87,7 @@ def calls_of(problem: ScanProblem, run: Callable[..., object]) -> list[Callable[
 def proven(problem: ScanProblem, config: Config) -> Callable[..., object]:
     """The scan under a configuration, after it agreed with the oracle at a batch of 1; raises where it does not."""
     small = problem.replace(batch=1, dim=128, length=min(problem.length, 400))
-    verdict = verify(triton.backend.make(small, config), expectation(small, make_inputs(small)))
+    verdict = verify(triton.backend.build(small, config), expectation(small, make_inputs(small)))
     if not verdict.passed:
         raise RejectedError(f"{config_key(config)} is wrong: {verdict.reason}")
     return triton.backend.build(problem, config)

@@ -24,6 +24,7 @@ from scanlab.space import Choice, Config, Space, config_key
 FOLDER = Path(__file__).parent
 INTERPRETED = triton_version.interpreted()
 ORDERS = ("channels", "batch")
+LARGEST = 2**30  # a row of z may be twice as long, and offsets are 32-bit
 FOR_GRADIENTS = ("chunk", "history", "back_lanes", "back_channels")
 
 
@@ -34,6 +35,8 @@ def unavailable() -> str | None:
         return reason
     if not torch.cuda.is_available():
         return "torch sees no GPU; run on a machine with one and install a CUDA build of torch."
+    if torch.version.hip is not None:
+        return "its kernels are for NVIDIA GPUs and this torch is built for ROCm; choose another backend."
     return None
 
 
@@ -75,10 +78,16 @@ def refuse_poor_code(problem: ScanProblem, chosen: list[int]) -> None:
 
 
 def make(problem: ScanProblem, config: Config) -> ScanFn:
-    """The scan as an op; its kernels are compiled here for the GPU that torch has current.
+    """The scan as an op; Triton compiles its kernels at the first call with tensors of a kind, or finds them in its cache.
 
-    Raises RejectedError where the machine code of a configuration other than the default is not worth a run.
+    A configuration other than the default is compiled here, for the GPU that torch has current. Raises RejectedError
+    where its machine code is not worth a run, and where offsets do not fit 32 bits.
     """
+    if problem.dim * problem.length > LARGEST:
+        raise RejectedError(
+            f"triton rejects {problem.key}: dim x length is {problem.dim * problem.length}, and its kernels count to"
+            f" {LARGEST} within a batch entry; split the channels."
+        )
     chosen = tuning(config)
     if INTERPRETED:
         triton_version.prepare_interpreter()

@@ -5,9 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from scanlab.errors import RejectedError
 from scanlab.kernels import triton
 from scanlab.problem import ScanProblem
 
@@ -55,3 +57,26 @@ def test_the_table_holds_shares_of_the_floor_and_images_per_second(experiment):
     assert frame.images_per_s[1] == 128.0
     assert frame.share_of_floor.isna()[1]
     assert frame.images_per_s.isna()[0]
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_every_implementation_gets_a_row_and_refusals_are_counted(experiment, monkeypatch, gradients):
+    def proven(problem, config):
+        if config.get("order") == "batch":
+            raise RejectedError("refused before it ran")
+        return experiment.plain(problem)
+
+    def times_s(calls, repeats=1):
+        return np.array([float(call() is not None) for call in calls])
+
+    monkeypatch.setattr(experiment, "proven", proven)
+    monkeypatch.setattr(experiment, "times_s", times_s)
+    problem = PROBLEM.replace(direction="bidirectional", gradients=gradients)
+    default, tuned, plain = experiment.scan_rows("tiny", problem, 6, copy_s=0.0, exponential_s=1e-4)
+    assert [default["run"], plain["run"]] == ["triton, default", "plain PyTorch"]
+    refused = sum(config["order"] == "batch" for config in experiment.candidates(problem, 6))
+    assert refused > 0
+    assert str(tuned["run"]).endswith(f", {refused} refused")
+    assert all(row["median_s"] == 1.0 for row in (default, tuned, plain))
+    assert default["way"] == ("backward" if gradients else "forward")
+    assert default["floor_s"] == pytest.approx(1e-4 * 2 * 18 * 160)

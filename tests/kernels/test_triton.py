@@ -33,6 +33,8 @@ def test_runs_where_torch_sees_a_gpu_and_triton_is_new_enough(monkeypatch):
     monkeypatch.setattr(triton_version, "installed", lambda: (3, 6, 0))
     monkeypatch.setattr(triton.torch.cuda, "is_available", lambda: True)
     assert triton.unavailable() is None
+    monkeypatch.setattr(triton.torch.version, "hip", "6.4")
+    assert "built for ROCm; choose another" in triton.unavailable()
 
 
 def test_rejects_the_cpu():
@@ -51,6 +53,11 @@ def test_rejects_the_cpu():
 def test_combinations_that_mean_nothing_are_refused(config, gradients, reason):
     with pytest.raises(ConfigError, match=reason):
         triton.backend.space.complete(config, PROBLEM.replace(gradients=gradients), "triton")
+
+
+def test_refuses_offsets_beyond_32_bits():
+    with pytest.raises(RejectedError, match=r"dim x length is 1073745920, and its kernels count to 1073741824"):
+        triton.make(PROBLEM.replace(dim=4096, length=262145), triton.backend.space.defaults)
 
 
 def test_imports_nothing_of_the_package_triton():
