@@ -8,7 +8,7 @@
     4     associative  within a chunk, 2 log2(chunk) wide steps instead of chunk narrow ones
     5     compiled     the chunk unrolled and fused by torch's code generator, states in registers within it
     6     native       C++ by hand: channels in the SIMD lanes, states in registers from the first step to the last
-    7     triton       the place of the GPU kernels
+    7     triton       on a GPU: channels over the lanes of a warp, states in registers, both directions in one launch
 
 Shared by the rungs written in PyTorch: `pointwise` (what happens before and after the recurrence), `directions`
 (reverse and bidirectional scans out of a forward one), `recurrence` (solvers, and the gradient they share) and
