@@ -4,6 +4,7 @@
 // memory is refused.
 #pragma once
 
+#include <ATen/MemoryOverlap.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -104,6 +105,14 @@ inline const int32_t* indices(const char* name, const Tensor& tensor, int64_t co
 inline void expect_rows(const char* name, const int32_t* rows, int64_t count, int64_t limit) {
     for (int64_t i = 0; rows && i < count; i++)
         TORCH_CHECK_INDEX(rows[i] < limit, name, "[", i, "]=", rows[i], ": the state has ", limit, " rows");
+}
+
+// A state is about to be written in place: no element of it may be another one of it, or of a tensor that is read.
+inline void claim(const Tensor& state, std::initializer_list<Tensor> read) {
+    at::assert_no_internal_overlap(state);
+    for (const Tensor& tensor : read)
+        if (tensor.defined()) at::assert_no_overlap(state, tensor);
+    state.unsafeGetTensorImpl()->bump_version();
 }
 
 // Runs tasks on torch's threads, none of them for less than about 20 us of work.

@@ -139,7 +139,7 @@ Tensor conv_update(const Tensor& x, const Tensor& state, const Tensor& weight, c
     expect_rows("conv_state_indices", update.rows, batch, state.size(0));
     const Tensor out = conv_update_output(x, state, weight, bias, positions, rows, silu);
     update.x = matrix(x), update.state = matrix(state), update.out = matrix(out);
-    state.unsafeGetTensorImpl()->bump_version();
+    claim(state, {x});
     const Kernels& kernels = kernels_in_use();
     spread(kernels.conv_update_tasks(update), batch * dim * (slots + 2 * length), [&](int64_t begin, int64_t end) {
         const auto workspace = std::make_unique_for_overwrite<char[]>(kernels.conv_update_workspace_bytes(update));
@@ -303,7 +303,7 @@ Tensor state_update(const Tensor& state, const Tensor& x, const Tensor& dt, cons
     update.C = heads.projection("C", C, projection);
     update.rows = indices("state_batch_indices", value_of(rows), update.batch);
     expect_rows("state_batch_indices", update.rows, update.batch, state.size(0));
-    state.unsafeGetTensorImpl()->bump_version();
+    claim(state, {x, dt, value_of(z), B, C});
     const Kernels& kernels = kernels_in_use();
     spread(kernels.state_update_tasks(update), x.numel() * update.state, [&](int64_t begin, int64_t end) {
         const auto workspace = std::make_unique_for_overwrite<char[]>(kernels.state_update_workspace_bytes(update));
