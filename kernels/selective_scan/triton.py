@@ -78,7 +78,7 @@ def refuse_poor_code(problem: ScanProblem, chosen: list[int]) -> None:
 
 
 def make(problem: ScanProblem, config: Config) -> ScanFn:
-    """The scan as an op; Triton compiles its kernels at the first call with tensors of a kind, where its cache has none.
+    """The scan as an op; Triton compiles its kernels at the first call with tensors of a kind, unless it kept them.
 
     A configuration other than the default is compiled here, for the GPU that torch has current. Raises RejectedError
     where its machine code is not worth a run, and where offsets do not fit 32 bits.

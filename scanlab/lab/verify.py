@@ -69,8 +69,8 @@ class Expectation:
 
 
 def expectation(problem: ScanProblem, inputs: tuple[ScanInputs, ...]) -> Expectation:
-    """The oracle's outputs, and gradients where the problem has them, for these inputs."""
-    oracle = registry.get("reference").build(problem.replace(dtype="float64"), {"threads": 1})
+    """The oracle's outputs, and gradients where the problem has them, for these inputs; computed on the CPU."""
+    oracle = registry.get("reference").build(problem.replace(dtype="float64", device="cpu"), {"threads": 1})
     exact = tuple(_map(each, _to_float64) for each in inputs)
     return Expectation(problem, inputs, _observe(oracle, exact, problem.gradients))
 
@@ -88,7 +88,7 @@ def verify(scan: ScanFn, expected: Expectation) -> Verdict:
     tolerances: dict[str, float] = {}
     reasons: list[str] = []
     for name, truth in expected.tensors.items():
-        tensor = observed[name]
+        tensor = observed[name].cpu()
         kind = _returned_dtype(name, expected)
         tolerances[name] = TOLERANCES[kind.to_real()]
         if tensor.shape != truth.shape or tensor.dtype != kind:
@@ -177,7 +177,7 @@ def _poison_free_memory(expected: Expectation) -> None:
 
 
 def _to_float64(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
+    return tensor.to("cpu", torch.complex128 if tensor.is_complex() else torch.float64)
 
 
 def _map(inputs: ScanInputs, function: Any) -> ScanInputs:
