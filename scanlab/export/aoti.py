@@ -59,16 +59,19 @@ def write_package(model: VisionMamba, images: Tensor, scan: FrozenScan, path: Pa
     Raises UnavailableError where nothing can be compiled here.
     """
     from torch._inductor import aoti_compile_and_package
-    from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
+    from torch._inductor.exc import CppCompileError, InductorError, InvalidCxxCompiler
 
     traced = copy.copy(model)
     traced.scan = scan
     program = torch.export.export(traced, (images,), strict=False)
     try:
         aoti_compile_and_package(program, package_path=str(path))
-    except (InvalidCxxCompiler, CppCompileError) as error:
+    except (InvalidCxxCompiler, CppCompileError, InductorError) as error:
+        cause = error.inner_exception if isinstance(error, InductorError) else error
+        if not isinstance(cause, (InvalidCxxCompiler, CppCompileError)):
+            raise
         raise UnavailableError(
-            f"AOTInductor cannot compile here: {str(error).strip()} Install a C++ compiler (on Debian and Ubuntu"
+            f"AOTInductor cannot compile here: {str(cause).strip()}. Install a C++ compiler (on Debian and Ubuntu"
             " `apt install g++`) or name one in the environment variable CXX; loading a package needs none."
         ) from error
     ops = {node.target for node in program.graph.nodes if isinstance(node.target, torch._ops.OpOverload)}

@@ -4,7 +4,6 @@ model.pt2 needs torch, model.onnx needs onnxruntime; both numpy and, for the pic
 """
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,13 +21,13 @@ def load(path: Path) -> Callable[[Array], Array]:
 
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         return lambda images: session.run(None, {"images": images})[0]
-    os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")  # else torch asks a compiler what this processor can do
     import torch
 
     for library in (HERE / "kernels").iterdir():
         torch.ops.load_library(library)
-    package = torch._inductor.aoti_load_package(str(path))
-    return lambda images: package(torch.from_numpy(images)).numpy()
+    # what C++ programs load with; torch._inductor.aoti_load_package would ask a compiler what this processor can do
+    package = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
+    return lambda images: package.run([torch.from_numpy(images)])[0].numpy()
 
 
 def prepare(path: str, batch: int, size: int) -> Array:

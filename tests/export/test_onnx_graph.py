@@ -1,0 +1,44 @@
+"""The scan that becomes ONNX's operator, beside the reference; and the graph it becomes."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+
+from scanlab import registry
+from scanlab.errors import UnavailableError
+from scanlab.export.onnx_graph import scan_operator, write_graph
+from scanlab.problem import DIRECTIONS, ScanProblem, make_inputs
+
+from .tiny_vim import trained_tiny_vim
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("softplus", [True, False])
+def test_the_operator_is_the_scan(direction, softplus):
+    problem = ScanProblem(batch=2, dim=6, length=5, state=4, direction=direction, delta_softplus=softplus)
+    inputs = make_inputs(problem)
+    found = scan_operator(*inputs, delta_softplus=softplus, direction=direction)
+    expected = registry.get("reference").build(problem)(*inputs)
+    torch.testing.assert_close(found.out, expected.out, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.last_state, expected.last_state, rtol=1e-5, atol=1e-5)
+
+
+def test_the_graph_has_standard_operators_and_one_scan_per_layer(tmp_path):
+    onnx = pytest.importorskip("onnx", reason="the extra `onnx` is not installed")
+    pytest.importorskip("onnxscript", reason="the extra `onnx` is not installed")
+    write_graph(trained_tiny_vim(), torch.zeros(2, 3, 32, 32), tmp_path / "model.onnx")
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    assert {node.domain for node in graph.node} == {""}
+    assert [node.op_type for node in graph.node].count("Scan") == 1
+    assert [value.name for value in (*graph.input, *graph.output)] == ["images", "logits"]
+
+
+def test_a_missing_library_is_named_with_its_cure(monkeypatch, tmp_path):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else found(name))
+    with pytest.raises(UnavailableError, match=r"needs onnxscript: pip install 'scanlab\[onnx\]'"):
+        write_graph(trained_tiny_vim(), torch.zeros(1, 3, 32, 32), tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
