@@ -1,10 +1,10 @@
 """What a mixer of transformers remembers between calls, whichever cache its version keeps it in.
 
-    MambaCache      Mamba and FalconMamba, first with a past that only the positions passed along tell of,
-                    from 5.3 on with a flag
-    lists           Jamba and Zamba as long as there was a MambaCache: a cache of their own, with a flag
-    Cache           all of them since: a layer for each mixer, first with a state of the convolution that is
-                    handed over whole, by 5.18 with inputs that are handed over and come back behind their past
+MambaCache  Mamba and FalconMamba, 4.48 to early 5.x; whether there is a past, only the positions that are
+            passed along tell, and later a flag
+lists       Jamba and Zamba in the same versions: a cache of their own, with a flag
+Cache       every family since, a layer for each mixer; the convolution's state is handed over whole, and
+            later its inputs are, which come back behind their past
 """
 
 from __future__ import annotations
@@ -50,36 +50,57 @@ def memory_of(mixer: Any, cache: Any, cache_position: Tensor | None) -> Memory:
     """The memory of `mixer` in `cache`; raises ProblemError where it is a cache of no known kind."""
     if cache is None:
         return Memory()
-    index, width = mixer.layer_idx, mixer.conv_kernel_size
     if hasattr(cache, "update_recurrent_state"):
-        layer = cache.layers[index]
-        conv, scan = layer.conv_states, layer.recurrent_states
-        keep = functools.partial(cache.update_recurrent_state, layer_idx=index)
-        if isinstance(conv, dict):
-            extend = functools.partial(cache.update_conv_state, layer_idx=index, conv_kernel_size=width)
-            if not layer.has_previous_state[0]:
-                return Memory(extend=extend, keep=keep)
-            return Memory(None if layer.record_past else conv[0], scan[0], extend, keep)
-        past = layer.has_previous_state
+        return _in_layers(cache, mixer.layer_idx, mixer.conv_kernel_size)
+    if hasattr(cache, "update_ssm_state"):
+        return _in_mamba_cache(cache, mixer.layer_idx, mixer.conv_kernel_size, cache_position)
+    if hasattr(cache, "ssm_states"):
+        return _in_lists(cache, mixer.layer_idx, mixer.conv_kernel_size)
+    raise ProblemError(f"cache_params is a {type(cache).__name__}: must be a cache with states of Mamba layers.")
+
+
+def _in_layers(cache: Any, index: int, width: int) -> Memory:
+    layer = cache.layers[index]
+    conv, scan = layer.conv_states, layer.recurrent_states
+    keep = functools.partial(cache.update_recurrent_state, layer_idx=index)
+    if not isinstance(conv, dict):
         store = functools.partial(cache.update_conv_state, layer_idx=index)
-    elif hasattr(cache, "ssm_states"):
-        conv, scan = cache.conv_states[index], cache.ssm_states[index]
-        if not hasattr(cache, "update_ssm_state"):
-            past = cache.has_previous_state
-            store = functools.partial(cache.conv_states.__setitem__, index)
-            keep = functools.partial(cache.ssm_states.__setitem__, index)
-        else:
-            keep = functools.partial(cache.update_ssm_state, index)
-            if hasattr(cache, "has_previous_state"):
-                past = cache.has_previous_state
-                store = functools.partial(cache.update_conv_state, index, cache_init=True)
-            else:
-                past = cache_position is not None and len(cache_position) != width
-                store = functools.partial(cache.update_conv_state, index, cache_position=torch.arange(width))
-    else:
-        raise ProblemError(f"cache_params is a {type(cache).__name__}: must be a cache with states of Mamba layers.")
-    extend = functools.partial(_extend, conv if past else None, width, store)
-    return Memory(conv, scan, extend, keep) if past else Memory(extend=extend, keep=keep)
+        return _of_whole_states(layer.has_previous_state, conv, scan, width, store, keep)
+    extend = functools.partial(cache.update_conv_state, layer_idx=index, conv_kernel_size=width)
+    if not layer.has_previous_state[0]:
+        return Memory(extend=extend, keep=keep)
+    return Memory(None if layer.record_past else conv[0], scan[0], extend, keep)
+
+
+def _in_mamba_cache(cache: Any, index: int, width: int, cache_position: Tensor | None) -> Memory:
+    if hasattr(cache, "has_previous_state"):
+        past = cache.has_previous_state
+        store = functools.partial(cache.update_conv_state, index, cache_init=True)
+    else:  # a prompt comes with as many positions as the convolution is wide, however long it is
+        past = cache_position is not None and len(cache_position) != width
+        store = functools.partial(cache.update_conv_state, index, cache_position=torch.arange(width))
+    keep = functools.partial(cache.update_ssm_state, index)
+    return _of_whole_states(past, cache.conv_states[index], cache.ssm_states[index], width, store, keep)
+
+
+def _in_lists(cache: Any, index: int, width: int) -> Memory:
+    convs, scans = cache.conv_states, cache.ssm_states
+    store, keep = (functools.partial(states.__setitem__, index) for states in (convs, scans))
+    return _of_whole_states(cache.has_previous_state, convs[index], scans[index], width, store, keep)
+
+
+def _of_whole_states(
+    past: bool,
+    conv: Tensor | None,
+    scan: Tensor | None,
+    width: int,
+    store: Callable[[Tensor], object],
+    keep: Callable[[Tensor], object],
+) -> Memory:
+    """The memory of a cache that is given whole states of the convolution by `store`."""
+    if not past:
+        conv = scan = None
+    return Memory(conv, scan, functools.partial(_extend, conv, width, store), keep)
 
 
 def _extend(past: Tensor | None, width: int, store: Callable[[Tensor], object], x: Tensor) -> Tensor:
@@ -87,7 +108,7 @@ def _extend(past: Tensor | None, width: int, store: Callable[[Tensor], object], 
     if past is not None and x.shape[-1] > 1:
         raise ProblemError(
             f"{x.shape[-1]} tokens after cached ones: this version of transformers continues a cache by one token at a"
-            " time. Pass one, or install transformers>=5.20."
+            " time. Pass one, or install transformers>=5.18."
         )
     seen = x if past is None else torch.cat((past, x), dim=-1)
     store(F.pad(seen, (width - seen.shape[-1], 0)))
