@@ -1,7 +1,7 @@
 """The native kernel is several times as fast as every peer that can be installed from a registry.
 
 The peers are backends of their own (experiments/peers): each is held against float64 and timed in the same
-interleaved rounds, at its best configuration of those it offers. Ratios are to the fastest configuration of native.
+interleaved rounds, at the best of the values it offers for each tunable; native runs at its defaults.
 
     pip install -c constraints.txt -e experiments/peers
     python experiments/against_peers.py
@@ -35,17 +35,15 @@ PROBLEMS = (
 RACES = 3
 
 
-def entrants_of(backend: Backend) -> list[Entrant]:
-    """`backend` at its defaults, and with each value of its tunables in turn; native as its tuner begins."""
-    defaults = backend.space.defaults
-    choices = backend.space.choices if backend.name in PEERS else backend.space.choices[:1]
-    configs = [defaults, *(defaults | {choice.name: value} for choice in choices for value in choice.values)]
-    return [Entrant(backend, config) for config in {str(each): each for each in configs}.values()]
+def entrants_of(backend: Backend, problem: ScanProblem) -> list[Entrant]:
+    """A peer at its defaults and with each value of its tunables in turn; native at its defaults."""
+    configs = backend.space.in_turn(problem) if backend.name in PEERS else [backend.space.defaults]
+    return [Entrant(backend, config) for config in configs]
 
 
 def measured(problem: ScanProblem, names: tuple[str, ...], race_s: float, folder: Path) -> pd.DataFrame:
     """A row for each backend, the fastest first; `over_native` compares medians of pooled blocks."""
-    entrants = [entrant for name in ("native", *names) for entrant in entrants_of(registry.get(name))]
+    entrants = [entrant for name in ("native", *names) for entrant in entrants_of(registry.get(name), problem)]
     anchor = Entrant(registry.get("reference"), {"threads": 1})
     taken: dict[str, list[Trial]] = {}
     for seed in range(RACES):

@@ -89,6 +89,11 @@ class Space:
             if config != self.defaults and self.forbids(config, problem) is None:
                 yield config
 
-    def size(self, problem: ScanProblem) -> int:
-        """The number of legal configurations."""
-        return sum(1 for _ in self.configs(problem))
+    def in_turn(self, problem: ScanProblem) -> Iterator[dict[str, Value]]:
+        """The defaults, then each tunable in turn at each of its other values, where that is legal."""
+        yield self.defaults
+        for choice in self.choices:
+            for value in choice.values:
+                config = self.defaults | {choice.name: value}
+                if value != choice.default and self.forbids(config, problem) is None:
+                    yield config

@@ -26,8 +26,13 @@ SPACE = Space(
 def test_configs_are_the_legal_ones_with_the_defaults_first():
     configs = list(SPACE.configs(PROBLEM))
     assert configs == [{"chunk": 16, "fast": True}, {"chunk": 16, "fast": False}]
-    assert SPACE.size(PROBLEM) == 2
-    assert SPACE.size(PROBLEM.replace(length=64)) == 6
+    assert len(list(SPACE.configs(PROBLEM.replace(length=64)))) == 6
+
+
+def test_in_turn_are_the_defaults_and_each_legal_value_beside_them():
+    assert list(SPACE.in_turn(PROBLEM)) == [{"chunk": 16, "fast": True}, {"chunk": 16, "fast": False}]
+    chunks = [config["chunk"] for config in SPACE.in_turn(PROBLEM.replace(length=64))]
+    assert chunks == [16, 32, 64, 16]
 
 
 def test_missing_tunables_take_their_defaults():

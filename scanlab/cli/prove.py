@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -16,9 +17,10 @@ from scanlab.backend import Backend
 from scanlab.cli.console import AsJson, Exit, ImagePath, ProblemText, SuiteName, cases_of, notes, out, print_json
 from scanlab.lab.prove import Failure, Setting, prove
 from scanlab.problem import ScanProblem
-from scanlab.space import Config, config_key
+from scanlab.space import Config, Value, config_key
 from scanlab.suites import Case, drawn_case
 
+MOST_CONFIGURATIONS = 1000
 # Odd sizes, so that no tile, chunk or vector fits; gradients, because a scan can be right and its gradient wrong.
 # Every configuration is held against these two.
 EVERY_CONFIGURATION = (
@@ -73,8 +75,8 @@ def verify(
     """Hold every backend and configuration against the float64 oracle: outputs, last state, gradients.
 
     Without a problem or a suite: two hard problems for every configuration, and the corners of the contract for
-    the defaults. A problem that a backend rejects is listed with its reason and is no failure. Exits with 1 where
-    a scan is wrong or crashes. Example: `scanlab verify chunked native:threads=1`
+    the defaults. Of more than a thousand configurations each tunable is tried in turn. A problem that a backend
+    rejects is listed with its reason and is no failure. Exits with 1 where a scan is wrong or crashes. Example: `scanlab verify chunked native:threads=1`
     """
     plan = list(_plan(selections or [], problem, suite, image, seed))
     proofs = []
@@ -105,11 +107,17 @@ def _plan(
     for backend, config in chosen:
         for case in cases:
             refused = backend.unavailable() or backend.rejects(case.problem)
-            configs = [config] if config or refused else backend.space.configs(case.problem)
+            configs = [config] if config or refused else _configs(backend, case.problem)
             for each in configs:
                 yield backend, each, case
         for case in corners:
             yield backend, config, case
+
+
+def _configs(backend: Backend, problem: ScanProblem) -> list[dict[str, Value]]:
+    """Every configuration; of a space too large for that, each tunable in turn at each of its values."""
+    every = list(itertools.islice(backend.space.configs(problem), MOST_CONFIGURATIONS + 1))
+    return every if len(every) <= MOST_CONFIGURATIONS else list(backend.space.in_turn(problem))
 
 
 def _prove(backend: Backend, config: Config, case: Case, seed: int, settings: dict[ScanProblem, Setting]) -> Proof:
