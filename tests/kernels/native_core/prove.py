@@ -94,13 +94,11 @@ def sources(target: Target, flags: tuple[str, ...], only: str | None) -> Iterato
     """The name of each object and what it is compiled from; with `only`, other instruction sets are just there."""
     for isa, own in target.instruction_sets.items():
         how = flags if only in (None, isa) else ("-O0",)
-        units = [(f"functions_{isa}", HERE / "functions.cpp", ())]
-        units += [
-            (f"kernels_{isa}_{real}", native.FOLDER / "native_kernels.cpp", (f"-DSCANLAB_TYPE={real}",))
-            for real in ("float", "double")
-        ]
-        for name, source, more in units:
-            yield name, [*how, *own, *more, f"-DSCANLAB_ISA={isa}", str(source)]
+        words = [*how, *own, f"-DSCANLAB_ISA={isa}"]
+        yield f"functions_{isa}", [*words, str(HERE / "functions.cpp")]
+        for real in ("float", "double"):
+            kernels = str(native.FOLDER / "native_kernels.cpp")
+            yield f"kernels_{isa}_{real}", [*words, f"-DSCANLAB_TYPE={real}", kernels]
     yield "native", [*flags, str(native.FOLDER / "native.cpp")]
     # The tests themselves need no checks, which would cost most of the time.
     for name in ("scan_test", "math_test"):
@@ -181,7 +179,7 @@ def _run(command: list[str]) -> None:
 def main() -> int:
     """Prove what the command line asks for; the status to end with."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("modes", nargs="*", choices=[*MODES, []], help="all of them by default")
+    parser.add_argument("mode", nargs="?", choices=list(MODES), help="all of them by default")
     parser.add_argument("--arch", choices=list(native.FAMILIES), help="build for another processor and emulate it")
     parser.add_argument("--only", metavar="ISA", help="check this instruction set alone, and compile only it with care")
     parser.add_argument("--cases", type=int, default=200, help="random scans (default: 200)")
@@ -190,10 +188,10 @@ def main() -> int:
     try:
         is_other = asked.arch not in (None, platform.machine())
         target = emulated(asked.arch) if is_other else here()
-        if is_other and set(asked.modes) - {"none"}:
+        if is_other and asked.mode not in (None, "none"):
             raise MissingError("sanitizers do not run on an emulated processor; leave them out.")
         findings = []
-        for mode in asked.modes or (["none"] if is_other else MODES):
+        for mode in [asked.mode] if asked.mode else ["none"] if is_other else MODES:
             print(f"{mode}: {', '.join(target.instruction_sets)}", flush=True)
             findings += prove(target, mode, asked.only, asked.cases, asked.step)
     except MissingError as error:
