@@ -76,7 +76,8 @@ def verify(
 
     Without a problem or a suite: two hard problems for every configuration, and the corners of the contract for
     the defaults. Of more than a thousand configurations each tunable is tried in turn. A problem that a backend
-    rejects is listed with its reason and is no failure. Exits with 1 where a scan is wrong or crashes. Example: `scanlab verify chunked native:threads=1`
+    rejects is listed with its reason and is no failure. Exits with 1 where a scan is wrong or crashes.
+    Example: `scanlab verify chunked native:threads=1`
     """
     plan = list(_plan(selections or [], problem, suite, image, seed))
     proofs = []
