@@ -106,12 +106,16 @@ def export(
         raise InputError(f"{folder} holds something already: remove it, or name another folder.")
     height, width = model.patch_embed.img_size
     images = torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = model(images)
     scan = FrozenScan(load_profile())
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as place:
             unfinished = Path(place) / folder.name
             unfinished.mkdir()
+            shutil.copy(RUN, unfinished)
+            (unfinished / "classes.txt").write_text("\n".join(class_names(logits.shape[1])) + "\n")
             for each in formats:
                 say(f"write {FILES[each]}")
                 if each == "aoti":
@@ -119,21 +123,18 @@ def export(
                 else:
                     write_graph(model, images, unfinished / FILES[each])
             say("check in a fresh process")
-            shutil.copy(RUN, unfinished)
-            with torch.no_grad():
-                logits = model(images)
             checks = tuple(_check(unfinished / FILES[each], images, logits, TOLERANCES[each]) for each in formats)
-            if all(check.passed for check in checks):
-                (unfinished / "classes.txt").write_text("\n".join(class_names(logits.shape[1])) + "\n")
+            exported = Exported(checks, scan.decided)
+            if exported.passed:
                 sizes = {"size": height, "batch": batch, "classes": logits.shape[1]}
                 facts = {"scanlab": scanlab.__version__, "machine": this_machine().describe(), **origin, **sizes}
                 _write_manifest(unfinished, facts, checks)
                 if folder.exists():
-                    folder.rmdir()
+                    folder.rmdir()  # it is empty, and Windows renames onto nothing that is there
                 unfinished.rename(folder)
     except OSError as error:
         raise InputError(f"cannot write {folder}: {error}.") from error
-    return Exported(checks, scan.decided)
+    return exported
 
 
 def _write_aoti(model: VisionMamba, images: Tensor, scan: FrozenScan, folder: Path) -> None:
