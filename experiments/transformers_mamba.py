@@ -26,7 +26,7 @@ SIZES = {"hidden_size": 768, "num_hidden_layers": 24, "state_size": 16, "vocab_s
 LENGTHS = (512, 2048)
 GENERATED = 16  # tokens that have to be equal
 TOKENS = 4  # of one sample
-LIMIT_S = 120.0  # the unpatched model gets at least three rounds, and more until then
+LIMIT_S = 60.0  # the unpatched model gets at least three rounds, and more until then
 
 
 def models() -> dict[str, Any]:

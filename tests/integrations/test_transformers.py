@@ -122,7 +122,8 @@ def test_a_prompt_shorter_than_the_convolution(family: str) -> None:
     model = small(family)
     ids = torch.tensor([[7], [9]])
     asked = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 6, "do_sample": False}
-    want = model.generate(ids, **asked)
+    # without a cache: with one, older versions get such a prompt wrong unpatched
+    want = model.generate(ids, **asked, use_cache=False)
     with patch():
         assert torch.equal(model.generate(ids, **asked), want)
 
