@@ -91,7 +91,8 @@ def main(
         f"Claimed: at least {CLAIMED_ACCURACY:.0%} in less than 300 s. In training, images are shifted at random."
     )
     plot = common.Plot(said, subtitle, "time (s)", "cross entropy", lines, three_digits, logarithmic_x=False)
-    text = history.map(three_digits).assign(test_accuracy=history.test_accuracy.map("{:.2%}".format))
+    text = history.map(three_digits).assign(epoch=history.epoch.map(str))
+    text["test_accuracy"] = history.test_accuracy.map("{:.2%}".format)
     common.write_page(out, __doc__, caption, {"curve": common.drawn(plot, caption)}, {said: text}, history)
     print(said)
     if last.test_accuracy < CLAIMED_ACCURACY:
