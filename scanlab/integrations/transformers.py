@@ -15,10 +15,12 @@ import importlib
 import inspect
 import logging
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from types import MethodType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +29,14 @@ from torch import Tensor, nn
 from scanlab.deploy.dispatch import ENV_STRICT, scan
 from scanlab.errors import ProblemError, UnavailableError
 from scanlab.integrations.transformers_cache import Memory, memory_of
-from scanlab.mixer import causal_conv1d, causal_conv1d_update, mixer_step, selective_state_update
+from scanlab.mixer import (
+    Derived,
+    causal_conv1d,
+    causal_conv1d_update,
+    mixer_step,
+    packed_linear,
+    selective_state_update,
+)
 from scanlab.problem import ScanInputs
 
 log = logging.getLogger("scanlab")
@@ -164,14 +173,16 @@ def _mix(mixer: Any, hidden: Tensor, memory: Memory, mask: Tensor | None, masks_
     mask = None if mask is None else mask[:, -length:, None]
     if masks_hidden:
         hidden = _masked(hidden, mask)
-    projected = mixer.in_proj(hidden)
     past = memory.scan if length == 1 else None
-    recording = torch.is_grad_enabled() and projected.requires_grad  # the ops of a single step record no gradient
     taps, bias = mixer.conv1d.weight[:, 0], mixer.conv1d.bias
+    # the ops of a single step record no gradient
+    recording = torch.is_grad_enabled() and (
+        hidden.requires_grad or any(each.requires_grad for each in mixer.parameters())
+    )
     if past is not None and memory.conv is not None and mask is None and not recording and _is_plain(mixer):
         dt = mixer.dt_proj
         y = mixer_step(
-            projected[:, 0],
+            mixer.in_proj(hidden)[:, 0],
             memory.conv,
             past,
             taps,
@@ -184,7 +195,7 @@ def _mix(mixer: Any, hidden: Tensor, memory: Memory, mask: Tensor | None, masks_
         )
         out: Tensor = mixer.out_proj(y[:, None])
         return out
-    x, z = _halves(mixer, projected)
+    x, z = _halves(mixer, hidden)
     if not masks_hidden:
         x = _masked(x, mask)
     if past is not None and memory.conv is not None and not recording:
@@ -200,7 +211,7 @@ def _mix(mixer: Any, hidden: Tensor, memory: Memory, mask: Tensor | None, masks_
         y = selective_state_update(past, x, dt, mixer.A_log, B, C, mixer.D, z, delta_bias, dt_softplus=True, log_A=True)
         y = y.view(batch, 1, -1)
     else:
-        A = -torch.exp(_wide(mixer.A_log, u))
+        A = _kept(mixer, "A")(_rates, mixer.A_log, u.dtype)
         inputs = ScanInputs(
             u=u.mT,
             delta=delta.mT,
@@ -216,8 +227,7 @@ def _mix(mixer: Any, hidden: Tensor, memory: Memory, mask: Tensor | None, masks_
         scanned, last_state = scan(inputs)
         memory.keep(last_state.view(batch, *A.shape))
         y = scanned.mT
-    out = mixer.out_proj(y)
-    return out
+    return _product(mixer, "out_proj", y)
 
 
 def _is_plain(mixer: Any) -> bool:
@@ -229,18 +239,45 @@ def _masked(values: Tensor, mask: Tensor | None) -> Tensor:
     return values if mask is None else (values * mask).to(values.dtype)
 
 
+def _rates(A_log: Tensor, dtype: torch.dtype) -> Tensor:
+    """A of a scan of inputs in `dtype`."""
+    return -torch.exp(A_log.to(torch.promote_types(dtype, torch.float32)))
+
+
 def _wide(values: Tensor, u: Tensor) -> Tensor:
     """`values` in the dtype that a scan of `u` computes in."""
     return values.to(torch.promote_types(u.dtype, torch.float32))
 
 
-def _halves(mixer: Any, projected: Tensor) -> tuple[Tensor, Tensor]:
+# What inference keeps of the weights of each mixer, so that an unpatched mixer is as it was.
+_derived: WeakKeyDictionary[nn.Module, defaultdict[str, Derived]] = WeakKeyDictionary()
+
+
+def _kept(mixer: nn.Module, name: str) -> Derived:
+    return _derived.setdefault(mixer, defaultdict(Derived))[name]
+
+
+def _product(mixer: Any, name: str, x: Tensor, half: slice = slice(None)) -> Tensor:
+    """The projection called `name`, or half of what it puts out, with its weight packed where that is possible."""
+    projection = getattr(mixer, name)
+    if type(projection) is not nn.Linear:  # quantised, or adapted: it alone knows how to multiply
+        whole: Tensor = projection(x)
+        return whole[..., half]
+    bias = None if projection.bias is None else projection.bias[half]
+    return packed_linear(_kept(mixer, f"{name} {half.start} {half.stop}"), x, projection.weight[half], bias)
+
+
+def _halves(mixer: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
     """What is convolved, and the gate; Zamba interleaves them channel by channel."""
     if hasattr(mixer, "n_mamba_heads"):
-        x, z = projected.unflatten(-1, (-1, 2)).unbind(-1)
+        x, z = mixer.in_proj(hidden).unflatten(-1, (-1, 2)).unbind(-1)
         return x.contiguous(), z.contiguous()
-    x, z = projected.chunk(2, dim=-1)
-    return x, z
+    if type(mixer.in_proj) is not nn.Linear:
+        x, z = mixer.in_proj(hidden).chunk(2, dim=-1)
+        return x, z
+    # two products instead of one that is split: both come out dense
+    inner = mixer.in_proj.out_features // 2
+    return _product(mixer, "in_proj", hidden, slice(inner)), _product(mixer, "in_proj", hidden, slice(inner, None))
 
 
 def _selection(mixer: Any, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -252,12 +289,12 @@ def _selection(mixer: Any, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | 
         low_rank, B, C = selected.split(sizes, dim=-1)
         delta = torch.einsum("blhr,hdr->blhd", low_rank, mixer.dt_proj_weight).flatten(-2)
         return delta, B, C, mixer.dt_proj_bias
-    low_rank, B, C = (
-        norm(each) for norm, each in zip(_norms(mixer), mixer.x_proj(u).split(sizes, dim=-1), strict=True)
-    )
+    selected = _product(mixer, "x_proj", u)
+    low_rank, B, C = (norm(each) for norm, each in zip(_norms(mixer), selected.split(sizes, dim=-1), strict=True))
     projection = mixer.dt_proj
     if type(projection) is nn.Linear:  # the bias goes into the scan, where it is added in float32
-        return F.linear(low_rank, projection.weight), B, C, projection.bias
+        kept = _kept(mixer, "dt_proj")
+        return packed_linear(kept, low_rank, projection.weight), B, C, projection.bias
     return projection(low_rank), B, C, None  # quantised, or adapted: it alone knows how to multiply
 
 

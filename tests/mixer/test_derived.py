@@ -49,12 +49,19 @@ def test_with_gradients_nothing_is_kept():
     assert make.calls == 3
 
 
-def test_what_torch_does_not_count_is_seen_after_forget():
-    make, derived, weight = Maker(), Derived(), torch.ones(3)
+def test_a_weight_that_changes_through_data_is_seen():
+    make, derived, weight = Maker(), Derived(), torch.ones(40, 50)
     derived(make, weight)
     weight.data.add_(1.0)
+    assert torch.equal(derived(make, weight), torch.full((40, 50), 4.0))
+
+
+def test_a_single_value_that_changes_through_data_is_seen_after_forget():
+    make, derived, weight = Maker(), Derived(), torch.ones(40, 50)
+    derived(make, weight)
+    weight.data[0, 1] = 2.0
     derived.forget()
-    assert torch.equal(derived(make, weight), torch.full((3,), 4.0))
+    assert derived(make, weight)[0, 1] == 4.0
 
 
 def test_copies_start_empty():
