@@ -82,17 +82,21 @@ def decisions(problem: ScanProblem, profile: Profile | None) -> Iterator[Decisio
 
 
 def _measured_elsewhere(problem: ScanProblem) -> Iterator[Decision]:
-    """The standings of the most alike problem that was measured anywhere, without what would be refused."""
+    """The standings of the most alike problem that was measured anywhere; what would be refused is a reason."""
     for alike in itertools.islice(most_alike(problem), 1):
+        refused: list[str] = []
         for standing in alike.standings:
-            configs = (standing.config, registry.get(standing.backend).space.defaults)
-            config = next((each for each in configs if refuses(standing.backend, each, problem) is None), None)
-            if config is not None:
-                faster = f"it was {standing.speedup:.3g} times as fast as the reference loop on {alike.problem.key}"
-                reason = (
-                    f"nothing was tuned for this kind of problem here; {faster} on {alike.where}; run `scanlab tune`"
-                )
-                yield Decision(standing.backend, config, "heuristic", reason)
+            defaults = registry.get(standing.backend).space.defaults
+            refusals = {
+                config_key(each): refuses(standing.backend, each, problem) for each in (standing.config, defaults)
+            }
+            config = next((each for each in (standing.config, defaults) if refusals[config_key(each)] is None), None)
+            if config is None:
+                refused.append(str(refusals[config_key(defaults)]))
+                continue
+            faster = f"it was {standing.speedup:.3g} times as fast as the reference loop on {alike.problem.key}"
+            why = f"nothing was tuned for this kind of problem here; {faster} on {alike.where}; run `scanlab tune`"
+            yield Decision(standing.backend, config, "heuristic", "; ".join((why, *refused)))
 
 
 def decide(problem: ScanProblem, profile: Profile | None) -> Decision:

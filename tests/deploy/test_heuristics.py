@@ -54,6 +54,23 @@ def test_a_configuration_that_is_not_legal_here_gives_way_to_the_defaults(monkey
     assert decision.config == registry.get("two_phase").space.defaults
 
 
+def test_what_stands_first_and_cannot_serve_is_named_with_its_reason(monkeypatch):
+    there = measured(PROBLEM)
+    standings = (Standing("example", {}, 9.0), Standing("two_phase", {}, 3.0))
+    registry_get = registry.get
+
+    def get(name):
+        if name != "example":
+            return registry_get(name)
+        return dataclasses.replace(registry_get("chunked"), name="example", unavailable=lambda: "there is no compiler")
+
+    monkeypatch.setattr(registry, "get", get)
+    monkeypatch.setattr(dispatch, "most_alike", lambda problem: iter([dataclasses.replace(there, standings=standings)]))
+    decision = dispatch.decide(PROBLEM, None)
+    assert decision.backend == "two_phase"
+    assert decision.reason.endswith("; example: there is no compiler")
+
+
 def test_what_ships_names_backends_that_are_installed_and_results_that_are_here():
     shipped = read()
     assert shipped
