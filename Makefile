@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 # What the machine code of the GPU kernels was counted with; a CUDA build of torch brings its own.
 TRITON ?= triton==3.6.0
 ARGS ?=
+# Processes that the tests share. Threads that wait must not spin: they would take the CPUs of the other processes.
+JOBS ?= 2
 
 .PHONY: tune test check lint types clean
 
@@ -13,7 +15,7 @@ tune: $(VENV)/.ready
 	$(BIN)/python -m scanlab tune $(ARGS)
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
 check: lint types test
 
