@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-SAMPLED = 16  # values of a weight that are looked at
+SAMPLED_PER_AXIS = 4  # values of a weight that are looked at
 
 
 class Derived:
@@ -23,9 +23,8 @@ class Derived:
 
     def forget(self) -> None:
         """Drop what is kept."""
-        self._weight: Tensor | None = None  # held, so that its address stays its own
         self._state: tuple[object, ...] = ()
-        self._sample: Tensor | None = None
+        self._some = self._sample = torch.empty(0)  # a view of the weight, which keeps its address its own
         self._value: Tensor | None = None
 
     def __call__(self, make: Callable[..., Tensor], weight: Tensor, *arguments: object) -> Tensor:
@@ -33,10 +32,10 @@ class Derived:
         if not keeps(weight):
             return make(weight, *arguments)
         state = (weight.data_ptr(), weight._version, weight.shape, weight.stride(), weight.dtype, *arguments)
-        sample = weight.detach().view(-1)[:: max(1, weight.numel() // SAMPLED)] if weight.is_contiguous() else None
-        if self._value is None or state != self._state or not _same(sample, self._sample):
-            self._value, self._weight, self._state = make(weight, *arguments), weight, state
-            self._sample = None if sample is None else sample.clone()
+        if self._value is None or state != self._state or not torch.equal(self._some, self._sample):
+            self._value, self._state = make(weight, *arguments), state
+            self._some = _some_of(weight)
+            self._sample = self._some.clone()
         return self._value
 
     def __deepcopy__(self, memo: dict[int, object]) -> Derived:
@@ -46,8 +45,10 @@ class Derived:
         return Derived, ()
 
 
-def _same(one: Tensor | None, other: Tensor | None) -> bool:
-    return one is other if one is None or other is None else torch.equal(one, other)
+def _some_of(weight: Tensor) -> Tensor:
+    """A view of a few values all over the weight."""
+    steps = [slice(None, None, max(1, extent // SAMPLED_PER_AXIS)) for extent in weight.shape]
+    return weight.detach()[tuple(steps)]
 
 
 def keeps(weight: Tensor) -> bool:
