@@ -28,12 +28,16 @@ Call = Callable[[], object]
 RESULTS = Path(__file__).parents[1] / "results"
 
 
+def place() -> str:
+    """The machine and the day."""
+    day = time.strftime("%Y-%m-%d", time.gmtime())
+    pages = ", torch on huge pages" if os.environ.get("THP_MEM_ALLOC_ENABLE") == "1" else ""
+    return f"{this_machine().describe()}; {day}, {usable_threads()} threads{pages}"
+
+
 def setting() -> str:
     """The machine, the day and the load, for the caption of what is measured next."""
-    day = time.strftime("%Y-%m-%d", time.gmtime())
-    load = f"{usable_threads()} threads, load before the run {os.getloadavg()[0]:.2f}"
-    pages = ", torch on huge pages" if os.environ.get("THP_MEM_ALLOC_ENABLE") == "1" else ""
-    return f"{this_machine().describe()}; {day}, {load}{pages}"
+    return f"{place()}, load before the run {os.getloadavg()[0]:.2f}"
 
 
 def served_by(dispatcher: Dispatcher) -> str:

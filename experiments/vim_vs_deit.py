@@ -10,6 +10,7 @@ in one process keep handing memory back and asking for it: on huge pages, all of
 """
 
 import importlib.util
+import os
 import time
 from pathlib import Path
 from typing import Annotated
@@ -51,7 +52,7 @@ def ready(name: str, size: int, backend: str | None, batch: int = 1) -> common.C
 
 def measured(size: int, backend: str | None) -> pd.DataFrame:
     """A row for each model; `over_vim` is its time as a multiple of that of Vim, paired in each round."""
-    said = common.setting()
+    said = {"setting": common.place(), "load_before": os.getloadavg()[0]}
     peaks = {name: common.fresh_peak_bytes(ready, name, size, backend) for name in MODELS}
     calls = {name: ready(name, size, backend) for name, peak in peaks.items() if peak is not None}
     samples = common.interleaved(calls, FEWEST, MOST, LIMIT_S)
@@ -59,7 +60,7 @@ def measured(size: int, backend: str | None) -> pd.DataFrame:
     for name, taken in samples.items():
         over = np.median(taken / samples[f"Vim-{name.rpartition('-')[2]}"])
         row = {"size": size, "model": name, **common.quartiles_s(taken), "over_vim": over, "rounds": len(taken)}
-        rows.append(row | {"peak_bytes": peaks[name], "setting": said})
+        rows.append(row | {"peak_bytes": peaks[name]} | said)
     return pd.DataFrame(rows)
 
 
@@ -76,7 +77,9 @@ def write(frame: pd.DataFrame, folder: Path) -> None:
         row = {"": f"{vim} beside {name} at {size}", "faster": times(over[name][size]), "claimed to be": times(2.8)}
         row |= {"memory saved": saved, "claimed to save": "86.8%"}
         claims.append(row | {"faster from a side of": common.crossing(over[name].dropna())})
-    caption, pictures, sections = "; ".join(sorted(set(frame.setting))), {}, {"Claimed": pd.DataFrame(claims)}
+    pictures, sections = {}, {"Claimed": pd.DataFrame(claims)}
+    load = f"load before a size {frame.load_before.min():.2f} to {frame.load_before.max():.2f}"
+    caption = "; ".join((*sorted(set(frame.setting)), load))
     spells = {"images per second": three_digits, "memory of one image": memory, "nanoseconds per pixel": three_digits}
     for (noun, spell), values in zip(spells.items(), (rate, used, per_pixel), strict=True):
         title, lines = f"Vision Mamba and DeiT: {noun}", common.lines_of(values)

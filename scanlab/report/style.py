@@ -106,7 +106,7 @@ def sheet(
     width, height  inches of the drawing; title and caption add to the height what they need
     """
     above = textwrap.wrap(subtitle, int(width * 15))
-    below = textwrap.wrap(caption, int(width * 19.5))
+    below = textwrap.wrap(caption, int(width * 18))
     line = 0.165
     top = 0.46 + line * len(above)
     bottom = 0.14 + line * 0.85 * len(below)
