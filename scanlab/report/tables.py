@@ -167,8 +167,10 @@ def _markdown_cell(text: str) -> str:
 
 
 def _settled(config: str, state: str, reason: str) -> str:
-    """The configuration where there is nothing else to say, or what became of it."""
-    return config if state == "ok" else ", ".join(filter(None, (config, f"{state}: {reason}")))
+    """The configuration where there is nothing else to say, or what became of it; a rejection is of none."""
+    if state == "ok":
+        return config
+    return ", ".join(filter(None, ("" if state == "rejected" else config, f"{state}: {reason}")))
 
 
 def _subject(trial: Trial) -> dict[str, str]:
