@@ -121,7 +121,9 @@ def test_without_a_compiler_the_pytorch_rungs_serve(python, tmp_path):
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     assert facts["off"] < 1e-4
-    assert "native" not in facts["served"]
+    _, _, decision = facts["served"].partition(": ")
+    assert not decision.startswith("native ")
+    assert "native: there is no C++ compiler" in decision  # what stands before it says why it does not serve
     assert "serves this scan" in done.stderr
     backends = json.loads(succeeds(python, "-I", "-m", "scanlab", "list", "--json", **environment))["backends"]
     reasons = {each["name"]: each["unavailable"] for each in backends}
