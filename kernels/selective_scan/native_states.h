@@ -98,8 +98,7 @@ struct BlockGradient {
     T* h;              // [state][parts][lanes]: of h after the last step, and before the first one
     T* A;              // [state][parts][lanes]
     T *B, *C;          // [state][parts][lanes], where constant
-    T* sums;           // [steps][state][2][lanes], where one varies: at each group of states the sums over lanes of
-    bool add_sums;     // C, then of B, [states of the group][parts] each; added to what other channels left there
+    const T* before;   // [state][parts][lanes]: h before the first step
 };
 
 // B or C of one state: broadcast where it varies over time, a vector of channels where it is constant.
@@ -161,7 +160,7 @@ void some_states(const Block<T>& block, int first) {
 // All states of a block, as many at a time as the registers hold.
 template <class T, int parts, Exp exp, bool constant_B, bool constant_C, bool keep>
 void all_states(const Block<T>& block) {
-    constexpr int most = SCANLAB_REGISTERS / 2 / parts / (keep ? 2 : 1);
+    constexpr int most = SCANLAB_REGISTERS / 2 / parts;
     int n = 0;
     for (; n + most <= block.state; n += most) some_states<T, parts, exp, most, constant_B, constant_C, keep>(block, n);
     if constexpr (most > 4 && !constant_B && !constant_C)
@@ -187,76 +186,104 @@ void states(const Block<T>& block, Exp exp) {
 template <int parts>
 inline constexpr int together = SCANLAB_REGISTERS / 8 / parts;
 
-template <class T, int parts, int count, bool constant_B, bool constant_C>
-void some_states_back(const Block<T>& block, const BlockGradient<T>& gradient, const T* before, int first) {
+// Elements that the sums over lanes of `count` states take: those of C, then of B, [count][parts] each.
+template <class T, int parts, int count>
+inline constexpr int sums_size = 2 * count * parts > lanes<T> ? 2 * count * parts : lanes<T>;
+
+// The same for all states of a step, in groups that go back together.
+template <class T, int parts>
+inline int64_t sums_step(int64_t state) {
+    constexpr int most = together<parts>;
+    return state / most * sums_size<T, parts, most> + state % most * sums_size<T, parts, 1>;
+}
+
+// Vectors of channels that go back together share the sums over lanes, which for one alone cost a quarter of the rest.
+template <class T, int parts, int count, bool constant_B, bool constant_C, int vectors>
+void some_states_back(const Block<T>* blocks, const BlockGradient<T>* gradients, int first, T* sums, int64_t step, bool add) {
     constexpr int width = lanes<T>, number = parts * width;
-    const int64_t kept = block.state * number;
-    const T* A = block.A + first * number;
-    const T* B_first = block.B.first + first * parts * (constant_B ? width : 1);
-    const T* C_first = block.C.first + first * parts * (constant_C ? width : 1);
-    Number<T, parts> g[count], grad_A[count];
-#pragma GCC unroll 16
-    for (int n = 0; n < count; n++) {
-        g[n] = load_number<T, parts>(gradient.h + (first + n) * number);
-        grad_A[n] = load_number<T, parts>(gradient.A + (first + n) * number);
-    }
-    for (int t = block.steps - 1; t >= 0; t--) {
-        const T* __restrict a = block.decays + t * kept + first * number;
-        const T* __restrict h = block.states + t * kept + first * number;
-        const T* __restrict h_before = t > 0 ? h - kept : before + first * number;
-        const T *__restrict B = B_first + t * block.B.step, *__restrict C = C_first + t * block.C.step;
-        const Vec<T> delta = load(block.delta + t * width), drive = delta * load(block.u[t]);
-        const Vec<T> grad_y = load(gradient.y + t * width) * T(parts);
-        Vec<T> grad_drive[2] = {}, grad_delta[2] = {}, rows[2 * count * parts];
+    const int64_t kept = blocks[0].state * number;
+    Block<T> own[vectors];  // copies: what is stored below could otherwise change them
+    BlockGradient<T> to[vectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; v++) own[v] = blocks[v], to[v] = gradients[v];
+    Number<T, parts> g[vectors][count], grad_A[vectors][count];
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; v++)
 #pragma GCC unroll 16
         for (int n = 0; n < count; n++) {
-            const auto c = coefficient<T, parts, constant_C>(C, n);
-            g[n] = plus_scaled(g[n], grad_y, conjugate(c));
-            const auto grad_C = scale(grad_y, conjugate(load_number<T, parts>(h + n * number))), grad_B = scale(drive, g[n]);
-#pragma GCC unroll 2
-            for (int p = 0; p < parts; p++) {
-                rows[n * parts + p] = grad_C.part[p];
-                rows[(count + n) * parts + p] = grad_B.part[p];
-                T *const C_sum = gradient.C + (first + n) * number + p * width, *const B_sum = gradient.B + (first + n) * number + p * width;
-                if constexpr (constant_C) store<T>(C_sum, load(C_sum) + grad_C.part[p]);
-                if constexpr (constant_B) store<T>(B_sum, load(B_sum) + grad_B.part[p]);
-            }
-            const auto b = coefficient<T, parts, constant_B>(B, n);
-            grad_drive[n % 2] = plus_real_product(grad_drive[n % 2], g[n], conjugate(b));
-            g[n] = times(g[n], conjugate(load_number<T, parts>(a + n * number)));
-            const auto e = times(g[n], conjugate(load_number<T, parts>(h_before + n * number)));
-            grad_A[n] = plus_scaled(grad_A[n], delta, e);
-            Number<T, parts> rate = load_number<T, parts>(A + n * number);
-            if constexpr (parts == 2) rate.part[1] *= log2_e<T>;
-            grad_delta[n % 2] = plus_real_product(grad_delta[n % 2], e, conjugate(rate));
+            g[v][n] = load_number<T, parts>(gradients[v].h + (first + n) * number);
+            grad_A[v][n] = load_number<T, parts>(gradients[v].A + (first + n) * number);
         }
-        if constexpr (!constant_B || !constant_C)
-            sum_rows<T>(rows, gradient.sums + (t * block.state + first) * 2 * width, gradient.add_sums);
-        const Vec<T> from_drive = grad_drive[0] + grad_drive[1], from_decay = (grad_delta[0] + grad_delta[1]) * (1 / log2_e<T>);
-        store<T>(gradient.drive + t * width, first == 0 ? from_drive : load(gradient.drive + t * width) + from_drive);
-        store<T>(gradient.delta + t * width, first == 0 ? from_decay : load(gradient.delta + t * width) + from_decay);
-    }
+    for (int t = own[0].steps - 1; t >= 0; t--) {
+        Vec<T> rows[2 * count * parts];
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; v++) {
+            const Block<T>& block = own[v];
+            const BlockGradient<T>& gradient = to[v];
+            const T* __restrict a = block.decays + t * kept + first * number;
+            const T* __restrict h = block.states + t * kept + first * number;
+            const T* __restrict h_before = t > 0 ? h - kept : gradient.before + first * number;
+            const T* __restrict B = block.B.first + first * parts * (constant_B ? width : 1) + t * block.B.step;
+            const T* __restrict C = block.C.first + first * parts * (constant_C ? width : 1) + t * block.C.step;
+            const T* A = block.A + first * number;
+            const Vec<T> delta = load(block.delta + t * width), drive = delta * load(block.u[t]);
+            const Vec<T> grad_y = load(gradient.y + t * width) * T(parts);
+            Vec<T> grad_drive[2] = {}, grad_delta[2] = {};
 #pragma GCC unroll 16
-    for (int n = 0; n < count; n++) {
-        store_number(gradient.h + (first + n) * number, g[n]);
-        store_number(gradient.A + (first + n) * number, grad_A[n]);
+            for (int n = 0; n < count; n++) {
+                const auto c = coefficient<T, parts, constant_C>(C, n);
+                g[v][n] = plus_scaled(g[v][n], grad_y, conjugate(c));
+                const auto grad_C = scale(grad_y, conjugate(load_number<T, parts>(h + n * number))), grad_B = scale(drive, g[v][n]);
+#pragma GCC unroll 2
+                for (int p = 0; p < parts; p++) {
+                    Vec<T>&row_C = rows[n * parts + p], &row_B = rows[(count + n) * parts + p];
+                    row_C = v == 0 ? grad_C.part[p] : row_C + grad_C.part[p];
+                    row_B = v == 0 ? grad_B.part[p] : row_B + grad_B.part[p];
+                    T *const C_sum = gradient.C + (first + n) * number + p * width, *const B_sum = gradient.B + (first + n) * number + p * width;
+                    if constexpr (constant_C) store<T>(C_sum, load(C_sum) + grad_C.part[p]);
+                    if constexpr (constant_B) store<T>(B_sum, load(B_sum) + grad_B.part[p]);
+                }
+                const auto b = coefficient<T, parts, constant_B>(B, n);
+                grad_drive[n % 2] = plus_real_product(grad_drive[n % 2], g[v][n], conjugate(b));
+                g[v][n] = times(g[v][n], conjugate(load_number<T, parts>(a + n * number)));
+                const auto e = times(g[v][n], conjugate(load_number<T, parts>(h_before + n * number)));
+                grad_A[v][n] = plus_scaled(grad_A[v][n], delta, e);
+                Number<T, parts> rate = load_number<T, parts>(A + n * number);
+                if constexpr (parts == 2) rate.part[1] *= log2_e<T>;
+                grad_delta[n % 2] = plus_real_product(grad_delta[n % 2], e, conjugate(rate));
+            }
+            const Vec<T> from_drive = grad_drive[0] + grad_drive[1], from_decay = (grad_delta[0] + grad_delta[1]) * (1 / log2_e<T>);
+            store<T>(gradient.drive + t * width, first == 0 ? from_drive : load(gradient.drive + t * width) + from_drive);
+            store<T>(gradient.delta + t * width, first == 0 ? from_decay : load(gradient.delta + t * width) + from_decay);
+        }
+        if constexpr (!constant_B || !constant_C) sum_rows<T>(rows, sums + t * step, add);
     }
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; v++)
+#pragma GCC unroll 16
+        for (int n = 0; n < count; n++) {
+            store_number(gradients[v].h + (first + n) * number, g[v][n]);
+            store_number(gradients[v].A + (first + n) * number, grad_A[v][n]);
+        }
 }
 
-template <class T, int parts, bool constant_B, bool constant_C>
-void all_states_back(const Block<T>& block, const BlockGradient<T>& gradient, const T* before) {
+template <class T, int parts, bool constant_B, bool constant_C, int vectors>
+void all_states_back(const Block<T>* blocks, const BlockGradient<T>* gradients, T* sums, bool add) {
     constexpr int most = together<parts>;
+    const int state = blocks[0].state;
+    const int64_t step = sums_step<T, parts>(state);
     int n = 0;
-    for (; n + most <= block.state; n += most) some_states_back<T, parts, most, constant_B, constant_C>(block, gradient, before, n);
-    for (; n < block.state; n++) some_states_back<T, parts, 1, constant_B, constant_C>(block, gradient, before, n);
+    for (; n + most <= state; n += most, sums += sums_size<T, parts, most>)
+        some_states_back<T, parts, most, constant_B, constant_C, vectors>(blocks, gradients, n, sums, step, add);
+    for (; n < state; n++, sums += sums_size<T, parts, 1>)
+        some_states_back<T, parts, 1, constant_B, constant_C, vectors>(blocks, gradients, n, sums, step, add);
 }
 
-// `before` is h before the first step of the block, [state][parts][lanes].
-template <class T, int parts>
-void states_back(const Block<T>& block, const BlockGradient<T>& gradient, const T* before) {
-    if (block.constant_B)
-        return (block.constant_C ? all_states_back<T, parts, true, true> : all_states_back<T, parts, true, false>)(block, gradient, before);
-    (block.constant_C ? all_states_back<T, parts, false, true> : all_states_back<T, parts, false, false>)(block, gradient, before);
+template <class T, int parts, int vectors>
+void states_back(const Block<T>* blocks, const BlockGradient<T>* gradients, T* sums, bool add) {
+    if (blocks[0].constant_B)
+        return (blocks[0].constant_C ? all_states_back<T, parts, true, true, vectors> : all_states_back<T, parts, true, false, vectors>)(blocks, gradients, sums, add);
+    (blocks[0].constant_C ? all_states_back<T, parts, false, true, vectors> : all_states_back<T, parts, false, false, vectors>)(blocks, gradients, sums, add);
 }
 
 }  // namespace scanlab::SCANLAB_ISA
