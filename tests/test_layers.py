@@ -16,7 +16,7 @@ LAYERS = (
     ("scanlab.cli",),
     ("scanlab.integrations",),
     ("scanlab.suites", "scanlab.validate", "scanlab.export"),
-    ("scanlab.models",),
+    ("scanlab.models", "scanlab.explanation"),
     ("scanlab.mixer",),
     ("scanlab.deploy", "scanlab.report"),
     ("scanlab.testing",),
@@ -27,6 +27,7 @@ LAYERS = (
     ("scanlab.lab.ledger", "scanlab.lab.importance"),
     ("scanlab.lab.storage",),
     ("scanlab.lab.race",),
+    ("scanlab.lab.pace",),
     ("scanlab.lab.heat",),
     ("scanlab.lab.prove",),
     ("scanlab.lab.results",),
@@ -68,8 +69,12 @@ def modules(folder: str, package: str) -> dict[str, Path]:
 LAB = modules("scanlab", "scanlab") | modules("kernels/mixer", "scanlab.mixer")
 KERNELS = modules("kernels/selective_scan", "scanlab.kernels")
 
-# The mixer's ops are built for the same instruction sets as the native scan, out of the same vectors.
-SHARED_WITH_MIXER = {"scanlab.kernels.extension", "scanlab.kernels.native"}
+# The mixer's ops are built for the same instruction sets as the native scan, out of the same vectors; those on a GPU
+# run where its scan does, on the same arithmetic.
+SHARED_WITH_MIXER = {
+    f"scanlab.kernels.{name}"
+    for name in ("extension", "native", "triton", "triton_math", "triton_tile", "triton_version")
+}
 
 
 def imports_of(path: Path) -> set[str]:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from scanlab.backend import Backend
 from scanlab.lab.measure import Arm, Block, Measurement, peak_bytes, take_round
+from scanlab.lab.pace import Pace
 from scanlab.lab.prove import Failure, Proven, Setting, guarded, prove
 from scanlab.lab.results import Trial
 from scanlab.space import Config
@@ -31,11 +32,13 @@ def attempt(
     best: Measurement | None,
     rng: random.Random,
     deadline: float = math.inf,
+    pace: Pace | None = None,
 ) -> tuple[Trial, Proven | None]:
     """The record of `config`, and its scan where it went well.
 
-    best      the best measurement of this backend so far: what is clearly slower is pruned
-    deadline  a value of time.monotonic(); at least one block is taken
+    anchor_arm  what is timed beside: the anchor's, or that of the pacer where there is a `pace`
+    best        the best measurement of this backend so far: what is clearly slower is pruned
+    deadline    a value of time.monotonic(); at least one block is taken
     """
     started_at = time.time()
     proven = prove(backend, config, setting)
@@ -51,6 +54,7 @@ def attempt(
             begun = time.monotonic()
             blocks += take_round([arm], anchor_arm, rng, len(blocks))
             measurement = proven.measurement(arm, anchor, anchor_arm, blocks, peak=None)
+            measurement = measurement if pace is None else pace.applied(measurement)
             pruned = hopeless(measurement, best) if best is not None else None
             late = 2 * time.monotonic() - begun > deadline
             if pruned or late or enough(measurement):
@@ -66,7 +70,7 @@ def enough(measurement: Measurement) -> bool:
     undisturbed = len(measurement.blocks) - measurement.disturbed_blocks
     if len(measurement.blocks) >= MOST_BLOCKS:
         return True
-    interval = measurement.log_ratio_interval
+    interval = measurement.paced_interval
     return undisturbed >= FEWEST_BLOCKS and interval.high - interval.low <= 2 * SURE_ENOUGH
 
 
@@ -76,7 +80,7 @@ def hopeless(measurement: Measurement, best: Measurement) -> str | None:
     looked = len(measurement.blocks) >= FEWEST_BLOCKS or not measurement.disturbed_blocks
     if looked and behind > math.log(HOPELESS_FACTOR):
         return f"takes {math.exp(behind):.2g} times as long as the best of its backend, by the first look"
-    apart = measurement.log_ratio_interval.low > best.log_ratio_interval.high
+    apart = measurement.paced_interval.low > best.paced_interval.high
     if len(measurement.blocks) >= FEWEST_BLOCKS and apart:
         return f"takes {math.exp(behind):.2f} times as long as the best of its backend, and their intervals are apart"
     return None

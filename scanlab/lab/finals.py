@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from scanlab.lab.heat import Entrant, is_installed
+from scanlab.lab.heat import FEWEST_ROUNDS, Entrant, is_installed
+from scanlab.lab.pace import Pace, measured_again
 from scanlab.lab.prove import Proven, Setting
 from scanlab.lab.race import Race, race
 from scanlab.lab.results import Results, Trial, error_of, log_ratio
@@ -28,6 +29,11 @@ MOST_FINALISTS = 12
 # What a fresh process takes on an idle machine before it builds anything: loading torch and the inputs.
 START_S = 4.0
 MOST_PROCESSES = 5
+# Calls that it takes to prove an entrant and to try it out, and those that it takes to race it.
+PROOF_CALLS = 4
+RACE_CALLS = PROOF_CALLS + FEWEST_ROUNDS
+# The anchor is in every round of the hold-out run where that takes at most this share of its time.
+ANCHOR_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -38,17 +44,28 @@ class Finalist:
     build_s: float
 
 
-def finalists(searches: Sequence[Search]) -> list[Finalist]:
-    """The best configuration of every backend, and others that the search could hardly tell from the fastest."""
+def finalists(searches: Sequence[Search], available_s: float) -> tuple[list[Finalist], tuple[str, ...]]:
+    """The best configuration of every backend, and others that the search could hardly tell from the fastest.
+
+    What is far behind and would take more than its share of the time does not race; that is said.
+    """
     bests = [(search, search.best) for search in searches if search.best is not None]
     if not bests:
-        return []
-    chosen = [
-        Finalist(search.best_scan or Entrant(search.backend, best.config), search.rebuild_s) for search, best in bests
-    ]
+        return [], ()
     limit = min(log_ratio(best) for _, best in bests) + NEAR
+    slow = [
+        search.backend.name
+        for search, best in bests
+        if log_ratio(best) > limit and RACE_CALLS * _call_s(best) > available_s / len(bests)
+    ]
+    said = (f"{', '.join(slow)}: too slow to race in the time; their numbers are those of the search",) if slow else ()
+    bests = [(search, best) for search, best in bests if search.backend.name not in slow]
+    chosen = [
+        Finalist(search.best_scan or Entrant(search.backend, best.config), _start_s(search, best))
+        for search, best in bests
+    ]
     near = [
-        (log_ratio(trial), Finalist(Entrant(search.backend, trial.config), search.rebuild_s))
+        (log_ratio(trial), Finalist(Entrant(search.backend, trial.config), _start_s(search, trial)))
         for search, best in bests
         for trial in search.trials
         if trial.state == "ok"
@@ -57,7 +74,17 @@ def finalists(searches: Sequence[Search]) -> list[Finalist]:
         and error_of(trial) <= search.max_error
     ]
     chosen += [finalist for _, finalist in sorted(near, key=lambda one: one[0])]
-    return chosen[: max(len(bests), MOST_FINALISTS)]
+    return chosen[: max(len(bests), MOST_FINALISTS)], said
+
+
+def _call_s(trial: Trial) -> float:
+    assert trial.measurement is not None
+    return trial.measurement.median_ms / 1e3
+
+
+def _start_s(search: Search, trial: Trial) -> float:
+    """What building and proving takes in a fresh process."""
+    return search.rebuild_s + PROOF_CALLS * _call_s(trial)
 
 
 def fresh_processes(builds_s: Iterable[float], available_s: float) -> int:
@@ -88,6 +115,7 @@ def hold_out(
     raced: Race,
     searches: Mapping[str, Search],
     anchor: Proven,
+    pace: Pace | None,
     setting: Setting,
     results: Results,
     deadline: float,
@@ -95,36 +123,48 @@ def hold_out(
 ) -> Race | str:
     """The best of every backend once more, on fresh inputs in fresh processes; or why there is no time for that.
 
-    The winner of `raced` is confirmed or demoted. Backends that take too long to build for the time are left
-    out, and that is said.
+    The anchor is timed in every round, unless it is slow: then once more beside its pacer, which is. The winner of
+    `raced` is confirmed or demoted. Backends that take too long to build for the time are left out, and that is
+    said.
     """
     best: dict[str, Trial] = {}
     for standing in raced.standings:
         best.setdefault(standing.trial.backend, standing.trial)
     left_out: list[str] = []
+    fresh = setting.with_fresh_inputs()
+    now = time.monotonic()
+    if pace is not None:
+        if MOST_PROCESSES * RACE_CALLS * pace.anchor_s < ANCHOR_SHARE * (deadline - now):
+            pace = None
+        else:
+            pace = measured_again(pace, anchor, setting, now + ANCHOR_SHARE * (deadline - now))
+    beside = anchor if pace is None else pace.pacer
     available_s = deadline - time.monotonic()
     backends = {name: search.backend for name, search in searches.items()}
-    builds_s = {name: searches[name].rebuild_s for name in best}
-    while not (processes := fresh_processes([*builds_s.values(), anchor.build_ms / 1e3], available_s)):
+    builds_s = {name: _start_s(searches[name], trial) for name, trial in best.items()}
+    while not (processes := fresh_processes([*builds_s.values(), beside.build_ms / 1e3], available_s)):
         if len(builds_s) == 1:
             return "there was no time to start fresh processes; give it a larger budget"
         _, *others = builds_s  # never the winner of the race
         slowest = max(others, key=lambda name: builds_s[name])
-        left_out.append(f"{slowest} takes {builds_s.pop(slowest):.0f} s to build: its numbers stay those of the race")
+        left_out.append(
+            f"{slowest} takes {builds_s.pop(slowest):.0f} s to build and prove: its numbers stay those of the race"
+        )
     strangers = [
-        name for name in (*builds_s, anchor.backend.name) if not is_installed(backends.get(name, anchor.backend))
+        name for name in (*builds_s, beside.backend.name) if not is_installed(backends.get(name, beside.backend))
     ]
     if strangers:
         return f"a fresh process does not find {', '.join(strangers)} by name"
     held = race(
         [Entrant(backends[name], best[name].config) for name in builds_s],
         anchor,
-        setting.with_fresh_inputs(),
+        fresh,
         results,
         deadline,
         phase="holdout",
         processes=processes,
         on_round=on_round,
+        pace=pace,
     )
     outcome = confirmed(held, raced)
     return replace(outcome, notices=(*left_out, *outcome.notices))

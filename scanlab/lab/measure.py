@@ -28,9 +28,14 @@ from scanlab.threads import torch_threads, usable_threads
 
 # A sample lasts at least this long, so that reading the clock (some 50 ns) and waking threads are no part of it.
 SAMPLE_S = 2e-3
-# Samples of one arm in one block: more of the short ones, whose spread is larger.
+# Samples of one arm in one block: more of the short ones, whose spread is larger, so that a block lasts long enough
+# for neighbours to show in the system's counts, which step by 10 ms; fewer of the long ones.
 BLOCK_SAMPLES = 3
+MOST_SAMPLES = 9
+SHORT_BLOCK_S = 0.02
 BLOCK_S = 0.1
+# One call of this length is a pilot by itself: what was proved has been called before.
+LONG_CALL_S = 0.05
 # Inputs take turns, so that a scan does not find them in the cache where its last call left them; with
 # copies beyond this nothing is gained, because they exceed most caches.
 ROTATION_BYTES = 32 << 20
@@ -83,10 +88,13 @@ class Measurement:
     """The samples of one candidate beside those of its anchor.
 
     calls           calls in one sample of the candidate; its time is divided by them
-    anchor_calls    the same for the anchor
+    anchor_calls    the same for what it was timed beside
     build_ms        compiling and allocating
     first_call_ms   the first call, which may compile too
     peak_bytes      memory that one call takes beyond what was in use before it; None where it cannot be known
+    blocks          of the candidate, beside the anchor or beside its pacer
+    pacer           what was timed in the stead of an anchor that is slow; None where it was the anchor itself
+    anchor_blocks   the anchor's own blocks beside the pacer; none without one
     """
 
     anchor: str
@@ -98,10 +106,14 @@ class Measurement:
     first_call_ms: float
     peak_bytes: int | None
     blocks: tuple[Block, ...]
+    pacer: str | None = None
+    anchor_blocks: tuple[Block, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.blocks:
             raise ValueError("a measurement needs at least one block")
+        if (self.pacer is None) != (not self.anchor_blocks):
+            raise ValueError("a measurement beside a pacer needs the anchor's blocks beside it, and no other does")
 
     @cached_property
     def used(self) -> tuple[Block, ...]:
@@ -125,18 +137,43 @@ class Measurement:
 
     @cached_property
     def anchor_median_ms(self) -> float:
-        """Median time of one call of the anchor, in the same blocks."""
-        return _quartiles_ms([sample for block in self.used for sample in block.anchor_ns])[1]
+        """Median time of one call of the anchor, in the same blocks or in its own beside the pacer."""
+        own = [sample for block in undisturbed(self.anchor_blocks) for sample in block.candidate_ns]
+        return _quartiles_ms(own or [sample for block in self.used for sample in block.anchor_ns])[1]
+
+    @cached_property
+    def pace_log_ratio(self) -> float:
+        """log(pacer / anchor), by the anchor's blocks; 0 without a pacer."""
+        return -statistics.median([block.log_ratio for block in undisturbed(self.anchor_blocks)] or [0.0])
+
+    @property
+    def log_ratios(self) -> list[float]:
+        """log(candidate / anchor) by each block, a pacer's ratio to the anchor taken as exact."""
+        return [block.log_ratio + self.pace_log_ratio for block in self.used]
 
     @cached_property
     def log_ratio(self) -> float:
         """Median over the blocks of log(candidate / anchor), each taken within its block."""
-        return statistics.median(block.log_ratio for block in self.used)
+        return statistics.median(self.log_ratios)
+
+    @cached_property
+    def paced_interval(self) -> Interval:
+        """95 % bootstrap interval of `log_ratio` that takes a pacer's ratio to the anchor as exact.
+
+        For comparing measurements beside one pacer: they share what that ratio is off by.
+        """
+        low, high = bootstrap(by_process(self.used))
+        return Interval(low + self.pace_log_ratio, high + self.pace_log_ratio)
 
     @cached_property
     def log_ratio_interval(self) -> Interval:
-        """95 % bootstrap interval of `log_ratio`."""
-        return bootstrap(by_process(self.used))
+        """95 % bootstrap interval of `log_ratio`, wider by that of a pacer's ratio to the anchor."""
+        if not self.anchor_blocks:
+            return self.paced_interval
+        low, high = bootstrap(by_process(undisturbed(self.anchor_blocks)))
+        return Interval(
+            self.paced_interval.low - high - self.pace_log_ratio, self.paced_interval.high - low - self.pace_log_ratio
+        )
 
     @property
     def speedup(self) -> float:
@@ -155,7 +192,10 @@ class Measurement:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Measurement:
         """The measurement that `to_json` wrote."""
-        return cls(**{**values, "blocks": tuple(Block.from_json(block) for block in values["blocks"])})
+        blocks = {
+            name: tuple(map(Block.from_json, values[name])) for name in ("blocks", "anchor_blocks") if name in values
+        }
+        return cls(**{**values, **blocks})
 
 
 def undisturbed(blocks: Sequence[Block], fewest: int = FEWEST_CLEAN_BLOCKS) -> tuple[Block, ...]:
@@ -232,15 +272,24 @@ def call_of(scan: ScanFn, problem: ScanProblem, turns: Sequence[tuple[ScanInputs
 def arm(call: Callable[[], object], problem: ScanProblem, config: Config) -> Arm:
     """`call` after a pilot that warms it up and finds how many calls make a sample.
 
-    The pilot is `torch.utils.benchmark.Timer.blocked_autorange`: it holds torch's threads, synchronises the
-    device and grows the number of calls. It times one scan after another, so it decides nothing else.
+    One call that takes long is enough. Otherwise `torch.utils.benchmark.Timer.blocked_autorange` holds torch's
+    threads, synchronises the device and grows the number of calls. The pilot times one scan after another, so it
+    decides nothing else.
     """
     threads = int(config.get("threads", usable_threads()))
-    timer = torch.utils.benchmark.Timer("call()", globals={"call": call}, num_threads=threads)
-    call_s = timer.blocked_autorange(min_run_time=SAMPLE_S).median
+    call_s = _sample_ns(Arm(call, problem.device, threads, calls=1, samples=1, cost_s=0.0)) / 1e9
+    if call_s < LONG_CALL_S:
+        timer = torch.utils.benchmark.Timer("call()", globals={"call": call}, num_threads=threads)
+        call_s = timer.blocked_autorange(min_run_time=SAMPLE_S).median
     calls = max(1, math.ceil(SAMPLE_S / call_s))
-    samples = max(1, min(BLOCK_SAMPLES, int(BLOCK_S / (calls * call_s))))
+    samples = samples_in_block(calls * call_s)
     return Arm(call, problem.device, threads, calls, samples, samples * (calls + (calls > 1)) * call_s)
+
+
+def samples_in_block(sample_s: float) -> int:
+    """How many samples of this length one arm has in one block."""
+    wanted = min(MOST_SAMPLES, max(BLOCK_SAMPLES, int(SHORT_BLOCK_S / sample_s)))
+    return max(1, min(wanted, int(BLOCK_S / sample_s)))
 
 
 def take_round(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from scanlab.backend import Backend
@@ -12,7 +12,7 @@ from scanlab.errors import RejectedError, UnavailableError
 from scanlab.lab.ceilings import Ceilings, ceilings_here
 from scanlab.lab.machine import Machine, this_machine
 from scanlab.lab.measure import Arm, Block, Measurement, arm, call_of, rotation, shuffled
-from scanlab.lab.results import Phase, State, Trial
+from scanlab.lab.results import Phase, State, Trial, label_of
 from scanlab.lab.verify import Expectation, Verdict, expectation, verify
 from scanlab.problem import ScanInputs, ScanProblem, make_inputs
 from scanlab.space import Config, Value
@@ -53,9 +53,10 @@ class Setting:
         return 1e3 * self.ceilings.attainable_s(self.problem, int(config.get("threads", usable_threads())))
 
     def with_fresh_inputs(self) -> Setting:
-        """The same problem with inputs of the same kind that no trial of this setting has seen."""
+        """The same problem with inputs of the same kind that no trial of this setting has seen; the hard ones stay."""
         fresh = tuple(shuffled(each, self.problem.groups, self.seed + 2) for each in self.turns[0])
-        return Setting.of(self.problem, fresh, self.inputs_label, self.seed + 2)
+        expectations = (expectation(self.problem, fresh), *self.expectations[1:])
+        return replace(self, seed=self.seed + 2, expectations=expectations, turns=rotation(fresh))
 
     def trial(
         self,
@@ -119,6 +120,11 @@ class Proven:
     def arm(self, setting: Setting) -> Arm:
         """This scan, ready to be timed on the inputs of `setting`."""
         return arm(self.call, setting.problem, self.config)
+
+    @property
+    def label(self) -> str:
+        """Backend and configuration in one line."""
+        return label_of(self.backend.name, self.config)
 
     def measurement(
         self, arm: Arm, anchor: Proven, anchor_arm: Arm, blocks: Sequence[Block], peak: int | None

@@ -26,6 +26,7 @@ from scanlab.lab.heat import (
 )
 from scanlab.lab.intervals import Interval, bootstrap
 from scanlab.lab.measure import Block, Measurement, undisturbed
+from scanlab.lab.pace import Pace
 from scanlab.lab.prove import Failure, Proven, Setting
 from scanlab.lab.results import Phase, Results, Trial
 from scanlab.lab.verify import Verdict
@@ -135,25 +136,28 @@ def race(
     phase: Phase = "race",
     processes: int = 0,
     on_round: Callable[[int], None] = lambda number: None,
+    pace: Pace | None = None,
 ) -> Race:
     """Time `entrants` beside `anchor` in interleaved rounds until they can be told apart, or until `deadline`.
 
     deadline   a value of time.monotonic(); every entrant takes part in at least one round
     processes  0 holds the race in this process, otherwise it is held in up to so many fresh ones in turn
+    pace       what is timed in the anchor's stead where that is slow
     One trial for each entrant is appended to `results`. Raises RejectedError where the anchor cannot run and
     ConfigError where a configuration is not legal.
     """
     started_at = time.time()
     configs = [one.backend.space.complete(one.config, setting.problem, one.backend.name) for one in entrants]
     notices: list[str] = []
-    own = [entrant.backend.name for entrant in (*entrants, anchor) if not is_installed(entrant.backend)]
+    beside = anchor if pace is None else pace.pacer
+    own = [entrant.backend.name for entrant in (*entrants, beside) if not is_installed(entrant.backend)]
     if processes and own:
         notices.append(f"the race was held in this process: {', '.join(own)} cannot be found by name in a fresh one")
     if not processes or own:
         heats = [
             run_heat(
                 entrants,
-                anchor,
+                beside,
                 setting,
                 deadline,
                 most_rounds=MOST_ROUNDS,
@@ -162,13 +166,15 @@ def race(
             )
         ]
     else:
-        heats, died = _fresh_heats(entrants, anchor, setting, deadline, processes, on_round)
+        heats, died = _fresh_heats(entrants, beside, setting, deadline, processes, on_round)
         notices += died
     if not heats:
         return Race((), (), math.inf, 0, 0, tuple(notices))
     trials = []
     for index, (entrant, config) in enumerate(zip(entrants, configs, strict=True)):
         outcome, verdict = _outcome([heat.lanes[index] for heat in heats], anchor, heats[0].anchor_calls)
+        if pace is not None and isinstance(outcome, Measurement):
+            outcome = pace.applied(outcome)
         trials.append(setting.trial(phase, entrant.backend, config, started_at, outcome, verdict))
     for trial in trials:
         results.append(trial)

@@ -13,7 +13,6 @@ from typing import Literal
 
 from scanlab import registry
 from scanlab.backend import Backend
-from scanlab.errors import RejectedError
 from scanlab.lab.attempt import attempt
 from scanlab.lab.budget import Budget, Clock
 from scanlab.lab.deadline import OutOfTimeError, time_limit
@@ -21,7 +20,8 @@ from scanlab.lab.finals import finalists, fresh_processes, hold_out
 from scanlab.lab.fleet import publish, winners_of
 from scanlab.lab.heat import Entrant
 from scanlab.lab.ledger import survey
-from scanlab.lab.prove import Failure, Proven, Setting, prove
+from scanlab.lab.pace import Pace, anchor_and_pace
+from scanlab.lab.prove import Failure, Proven, Setting
 from scanlab.lab.race import Race, race
 from scanlab.lab.results import Results, Trial, label_of, log_ratio
 from scanlab.lab.storage import open_storage
@@ -36,8 +36,8 @@ HOLDOUT_SHARE = 0.14
 RACE_S = 30.0
 # Every backend gets its default and a few more before the promising ones get the rest.
 FEWEST_TRIALS = 4
-# The share of what is left that the first attempt of a backend may take, compiling included, and how often it
-# may come back for more after it was cut off.
+# The share of what is left that the first attempts of all backends may take together, compiling included, and how
+# often one may come back for more after it was cut off.
 UNKNOWN_SHARE = 0.4
 MOST_CUT_OFFS = 1
 # How often it is looked whether other processes have done, or left, what they are trying.
@@ -45,6 +45,8 @@ POLL_S = 0.2
 # The loop's steps are so short that on several threads it mostly waits for the slowest of them: a neighbour on
 # one CPU slows it manyfold, and every ratio to it would tell of the neighbour. One thread is a steady yardstick.
 STEADY: Config = {"threads": 1}
+# The share of the budget by which it is known what everything is timed beside.
+PACE_SHARE = 0.4
 SEARCH_SHARE = 1 - RACE_SHARE - HOLDOUT_SHARE
 # What still runs at these shares of the budget is cut off, so that the promise is kept: an attempt of the
 # search, which may eat into the time for the race, and the finals.
@@ -139,7 +141,7 @@ def tune(
     max_error  the largest error against float64, as a share, that a winner may have beyond being proved
     Returns what there is when a person interrupts it. Running it again takes up what is recorded and measures
     only what is not. Raises ResultsError where results cannot be written, RejectedError where the anchor
-    cannot run.
+    cannot run. An anchor that is too slow for the budget is replaced, and that is said.
     """
     clock = Clock(time.monotonic(), budget)
     results.prepare()
@@ -148,8 +150,9 @@ def tune(
     shared = storage is not None
     searched = survey(opened, lambda facts: (facts["kind"], facts["problem"]) == ("search", problem.key))
     setting = Setting.of(problem, inputs, inputs_label, seed)
-    yardstick = _anchor(anchor or Entrant(registry.get("reference"), STEADY), setting)
-    run = _Run(setting, yardstick, results, clock, on_event, notices=[*loaded.notices, *repaired])
+    wanted = anchor or Entrant(registry.get("reference"), STEADY)
+    yardstick, pace, too_slow = anchor_and_pace(wanted, backends, setting, clock.at(PACE_SHARE))
+    run = _Run(setting, yardstick, pace, results, clock, on_event, [*loaded.notices, *repaired, *too_slow])
     for backend in backends:
         recorded = [trial for trial in loaded.trials if trial.backend == backend.name]
         refusal = backend.unavailable() or backend.rejects(problem)
@@ -188,6 +191,7 @@ class _Run:
 
     setting: Setting
     anchor: Proven
+    pace: Pace | None
     results: Results
     clock: Clock
     on_event: Callable[[Event], None]
@@ -209,7 +213,7 @@ class _Run:
 
     def search(self) -> None:
         """Try configurations until the time for it is over or nothing is left to try."""
-        anchor_arm = self.anchor.arm(self.setting)
+        anchor_arm = (self.anchor if self.pace is None else self.pace.pacer).arm(self.setting)
         rng = random.Random(self.setting.seed)
         while (search := self._most_promising()) is not None:
             asked = search.ask(self._time_for(search))
@@ -235,6 +239,7 @@ class _Run:
                         best,
                         rng,
                         deadline=time.monotonic() + self._time_for(search) / FEWEST_TRIALS,
+                        pace=self.pace,
                     )
             except (OutOfTimeError, KeyboardInterrupt) as stopped:
                 search.give_back(asked)
@@ -267,7 +272,8 @@ class _Run:
 
     def finals(self) -> Race | None:
         """The race that chooses, and the hold-out run that its winner's numbers come from."""
-        chosen = finalists(self.searches)
+        chosen, too_slow = finalists(self.searches, self._race_ends(1 - HOLDOUT_SHARE) - time.monotonic())
+        self.notices += too_slow
         if not chosen:
             return None
         raced: Race | None = None
@@ -284,6 +290,7 @@ class _Run:
                     # A single fresh process would only cost the scans that are built here already.
                     processes=processes if processes > 1 else 0,
                     on_round=partial(self._on_round, "race"),
+                    pace=self.pace,
                 )
                 return self._hold_out(raced)
         except OutOfTimeError:
@@ -297,6 +304,7 @@ class _Run:
             raced,
             {search.backend.name: search for search in self.searches},
             self.anchor,
+            self.pace,
             self.setting,
             self.results,
             self._race_ends(1.0),
@@ -318,7 +326,9 @@ class _Run:
         return min((search.best for search in self.searches if search.best), key=log_ratio, default=None)
 
     def _most_promising(self) -> Search | None:
-        """Whose turn it is: defaults first, then a few of everybody's, then shares of time by speed."""
+        """Whose turn it is: defaults first, those of the highest rung, then a few of everybody's that has the time
+        for a few, then shares of time by speed.
+        """
         if self.clock.budget.trials is not None and self.new >= self.clock.budget.trials:
             return None
         now, until = time.monotonic(), self.clock.at(SEARCH_SHARE)
@@ -333,16 +343,18 @@ class _Run:
         for count in range(1, FEWEST_TRIALS + 1):
             # What was cut off comes back after everybody else has had a few.
             behind = [each for each in running if len(each.trials) < count and not self.cut_off[each.backend.name]]
+            behind = [each for each in behind if FEWEST_TRIALS * (each.expected_s or 0.0) <= self._fair_s]
             if behind:
-                return behind[0]
+                return max(behind, key=lambda each: each.backend.rung)
         return min(running, key=lambda search: search.spent_s / self._promise(search), default=None)
 
     def _limit(self, search: Search) -> float:
-        """When an attempt is cut off: one of a backend that nothing is known of may not take the time of the others."""
+        """When an attempt is cut off: those of unknown backends may not take the time of the others."""
         if search.expected_s is not None or self.clock.budget.seconds is None:
             return self.clock.at(CUT_OFF_ATTEMPT)
         now = time.monotonic()
-        return now + (self.clock.at(SEARCH_SHARE) - now) * UNKNOWN_SHARE
+        unknown = sum(each.expected_s is None for each in self._running())
+        return now + (self.clock.at(SEARCH_SHARE) - now) * UNKNOWN_SHARE / unknown
 
     def _promise(self, search: Search) -> float:
         """Its best speed as a share of the best of all, which is its share of the time too."""
@@ -357,7 +369,12 @@ class _Run:
             trials = (self.clock.budget.trials - self.new) / running
             if search.left is not None and search.left > max(trials, FEWEST_TRIALS):
                 return 0.0
-        return (self.clock.at(SEARCH_SHARE) - time.monotonic()) / running
+        return self._fair_s
+
+    @property
+    def _fair_s(self) -> float:
+        """What is left of the time for the search, shared alike by all that still run."""
+        return (self.clock.at(SEARCH_SHARE) - time.monotonic()) / len(self._running())
 
     def _running(self) -> list[Search]:
         return [search for search in self.searches if search.backend.name not in self.finished]
@@ -386,10 +403,3 @@ class _Run:
         if budget.seconds is not None:
             eta_s = min(eta_s, max(0.0, budget.seconds - elapsed_s))
         self.on_event(Event(kind, label, elapsed_s, eta_s, done, trial, self.best, message))
-
-
-def _anchor(entrant: Entrant, setting: Setting) -> Proven:
-    proven = prove(entrant.backend, entrant.config, setting)
-    if isinstance(proven, Failure):
-        raise RejectedError(f"the anchor {entrant.backend.name} cannot be timed: {proven.reason}. Name another.")
-    return proven
