@@ -2,6 +2,7 @@
 #include "conv.h"
 #include "norm.h"
 #include "state_update.h"
+#include "thin_linear.h"
 
 namespace scanlab::mixer {
 
@@ -64,6 +65,13 @@ void state_update(const StateUpdate& update, int64_t begin, int64_t end, void* w
     return update.wide ? isa::update_states<double>(update, begin, end, workspace)
                        : isa::update_states<float>(update, begin, end, workspace);
 }
+
+int64_t thin_linear_tasks(const ThinLinear& linear) {
+    return (linear.features + isa::thin_features - 1) / isa::thin_features;
+}
+void thin_linear(const ThinLinear& linear, int64_t begin, int64_t end) {
+    return isa::multiply_thin(linear, begin, end);
+}
 }  // namespace
 
 extern const Kernels SCANLAB_TABLE(SCANLAB_ISA);
@@ -82,6 +90,8 @@ const Kernels SCANLAB_TABLE(SCANLAB_ISA) = {
     .state_update_tasks = state_update_tasks,
     .state_update_workspace_bytes = state_update_workspace,
     .state_update = state_update,
+    .thin_linear_tasks = thin_linear_tasks,
+    .thin_linear = thin_linear,
 };
 
 }  // namespace scanlab::mixer

@@ -77,6 +77,16 @@ struct StateUpdate {
     const int32_t* rows = nullptr;
 };
 
+// out = x weight^T + bias for few rows of float32.
+struct ThinLinear {
+    int64_t rows = 0, features = 0, depth = 0;
+    const float* x = nullptr;       // (rows, depth), dense
+    const float* weight = nullptr;  // (features, depth), the depth dense
+    int64_t weight_row = 0;
+    const float* bias = nullptr;    // (features,), dense
+    float* out = nullptr;           // (rows, features), dense
+};
+
 // What one instruction set offers. A task is one piece of work that a thread does alone.
 struct Kernels {
     const char* name;
@@ -93,6 +103,8 @@ struct Kernels {
     int64_t (*state_update_tasks)(const StateUpdate&);
     size_t (*state_update_workspace_bytes)(const StateUpdate&);
     void (*state_update)(const StateUpdate&, int64_t begin, int64_t end, void* workspace);
+    int64_t (*thin_linear_tasks)(const ThinLinear&);
+    void (*thin_linear)(const ThinLinear&, int64_t begin, int64_t end);
 };
 
 }  // namespace scanlab::mixer

@@ -35,7 +35,7 @@ extension = Extension(
         *(Unit(FOLDER / "kernels.cpp", (f"-DSCANLAB_ISA={isa}", *flags)) for isa, flags in reversed(ISA_FLAGS.items())),
     ),
     headers=(
-        *(FOLDER / f"{name}.h" for name in ("mixer", "ops", "tiles", "conv", "norm", "state_update")),
+        *(FOLDER / f"{name}.h" for name in ("mixer", "ops", "tiles", "conv", "norm", "state_update", "thin_linear")),
         *SHARED_HEADERS,
     ),
     flags=("-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", *THREADING),

@@ -164,6 +164,7 @@ TORCH_LIBRARY(scanlab_mixer, library) {
                 " bool centred) -> (Tensor, Tensor, Tensor)");
     library.def("selective_state_update(Tensor(a!) state, Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D,"
                 " Tensor? z, Tensor? dt_bias, bool dt_softplus, Tensor? state_batch_indices, bool log_A) -> Tensor");
+    library.def("thin_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
     library.def("mixer_step(Tensor projected, Tensor(a!) conv_state, Tensor(b!) state, Tensor conv_weight, Tensor? conv_bias,"
                 " Tensor x_weight, Tensor dt_weight, Tensor? dt_bias, Tensor A_log, Tensor D) -> Tensor");
 }
@@ -175,6 +176,7 @@ TORCH_LIBRARY_IMPL(scanlab_mixer, CPU, library) {
     library.impl("add_norm", &add_norm);
     library.impl("add_norm_backward", &add_norm_backward);
     library.impl("selective_state_update", &state_update);
+    library.impl("thin_linear", &thin_linear);
     library.impl("mixer_step", &mixer_step);
 }
 
@@ -185,6 +187,7 @@ TORCH_LIBRARY_IMPL(scanlab_mixer, Meta, library) {
     library.impl("add_norm", &norm_outputs);
     library.impl("add_norm_backward", &norm_gradients);
     library.impl("selective_state_update", &state_update_output);
+    library.impl("thin_linear", &thin_linear_output);
     library.impl("mixer_step", &mixer_step_output);
 }
 
@@ -194,6 +197,7 @@ TORCH_LIBRARY_IMPL(scanlab_mixer, Autograd, library) {
     library.impl("add_norm", &add_norm_autograd);
     library.impl("causal_conv1d_backward", torch::autograd::autogradNotImplementedFallback());
     library.impl("add_norm_backward", torch::autograd::autogradNotImplementedFallback());
+    library.impl("thin_linear", torch::autograd::autogradNotImplementedFallback());
     library.impl("causal_conv1d_update", torch::CppFunction::makeFallthrough());
     library.impl("selective_state_update", torch::CppFunction::makeFallthrough());
     library.impl("mixer_step", torch::CppFunction::makeFallthrough());

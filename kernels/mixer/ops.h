@@ -50,12 +50,17 @@ Tensor state_update(const Tensor& state, const Tensor& x, const Tensor& dt, cons
 Tensor state_update_output(const Tensor& state, const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B,
                            const Tensor& C, const Maybe& D, const Maybe& z, const Maybe& dt_bias, bool softplus,
                            const Maybe& rows, bool log_A);
+Tensor thin_linear(const Tensor& x, const Tensor& weight, const Maybe& bias);
+Tensor thin_linear_output(const Tensor& x, const Tensor& weight, const Maybe& bias);
 Tensor mixer_step(const Tensor& projected, const Tensor& conv_state, const Tensor& state, const Tensor& conv_weight,
                   const Maybe& conv_bias, const Tensor& x_weight, const Tensor& dt_weight, const Maybe& dt_bias,
                   const Tensor& A_log, const Tensor& D);
 Tensor mixer_step_output(const Tensor& projected, const Tensor& conv_state, const Tensor& state, const Tensor& conv_weight,
                          const Maybe& conv_bias, const Tensor& x_weight, const Tensor& dt_weight, const Maybe& dt_bias,
                          const Tensor& A_log, const Tensor& D);
+
+// Of float32; beyond, at::linear is as fast.
+inline constexpr int64_t most_thin_rows = 8;
 
 // The kernels of the instruction set in use.
 const Kernels& kernels_in_use();

@@ -312,6 +312,31 @@ Tensor state_update(const Tensor& state, const Tensor& x, const Tensor& dt, cons
     return out;
 }
 
+Tensor thin_linear_output(const Tensor& x, const Tensor& weight, const Maybe&) {
+    return at::empty_symint({x.sym_size(0), weight.sym_size(0)}, x.options());
+}
+
+Tensor thin_linear(const Tensor& x, const Tensor& weight, const Maybe& bias) {
+    TORCH_CHECK_VALUE(x.dim() == 2 && weight.dim() == 2 && x.device().is_cpu(), "x (rows, in) and weight (out, in) on the CPU");
+    ThinLinear linear;
+    linear.rows = x.size(0), linear.features = weight.size(0), linear.depth = x.size(1);
+    expect("weight", weight, {linear.features, linear.depth});
+    const Tensor rows = x.contiguous(), weights = weight.stride(1) == 1 ? weight : weight.contiguous();
+    Tensor biases;
+    if (bias) {
+        expect("bias", *bias, {linear.features});
+        biases = bias->contiguous();
+        linear.bias = biases.const_data_ptr<float>();
+    }
+    const Tensor out = at::empty({linear.rows, linear.features}, x.options());
+    linear.x = rows.const_data_ptr<float>(), linear.out = out.data_ptr<float>();
+    linear.weight = weights.const_data_ptr<float>(), linear.weight_row = weights.stride(0);
+    const Kernels& kernels = kernels_in_use();
+    spread(kernels.thin_linear_tasks(linear), linear.features * linear.depth,
+           [&](int64_t begin, int64_t end) { kernels.thin_linear(linear, begin, end); });
+    return out;
+}
+
 Tensor mixer_step_output(const Tensor& projected, const Tensor&, const Tensor&, const Tensor&, const Maybe&, const Tensor&,
                          const Tensor&, const Maybe&, const Tensor&, const Tensor& D) {
     return at::empty_symint({projected.sym_size(0), D.sym_size(0)}, projected.options());
@@ -324,8 +349,12 @@ Tensor mixer_step(const Tensor& projected, const Tensor& conv_state, const Tenso
     const int64_t dim = D.numel(), rank = dt_weight.size(1), states = A_log.size(1);
     const Tensor x = projected.narrow(1, 0, dim), z = projected.narrow(1, dim, dim);
     const Tensor u = conv_update(x, conv_state, conv_weight, conv_bias, std::nullopt, std::nullopt, true);
-    const Tensor selected = at::linear(u, x_weight);
-    const Tensor dt = at::linear(selected.narrow(1, 0, rank), dt_weight);
+    const auto product = [](const Tensor& left, const Tensor& weight) {
+        const bool thin = left.size(0) <= most_thin_rows && left.scalar_type() == at::kFloat;
+        return thin ? thin_linear(left, weight, std::nullopt) : at::linear(left, weight);
+    };
+    const Tensor selected = product(u, x_weight);
+    const Tensor dt = product(selected.narrow(1, 0, rank), dt_weight);
     const Tensor B = selected.narrow(1, rank, states), C = selected.narrow(1, rank + states, states);
     return state_update(state, u, dt, A_log, B, C, D, z, dt_bias, true, std::nullopt, true);
 }

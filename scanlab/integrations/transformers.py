@@ -182,7 +182,7 @@ def _mix(mixer: Any, hidden: Tensor, memory: Memory, mask: Tensor | None, masks_
     if past is not None and memory.conv is not None and mask is None and not recording and _is_plain(mixer):
         dt = mixer.dt_proj
         y = mixer_step(
-            mixer.in_proj(hidden)[:, 0],
+            _product(mixer, "in_proj", hidden)[:, 0],
             memory.conv,
             past,
             taps,
@@ -193,8 +193,7 @@ def _mix(mixer: Any, hidden: Tensor, memory: Memory, mask: Tensor | None, masks_
             mixer.A_log,
             mixer.D,
         )
-        out: Tensor = mixer.out_proj(y[:, None])
-        return out
+        return _product(mixer, "out_proj", y[:, None])
     x, z = _halves(mixer, hidden)
     if not masks_hidden:
         x = _masked(x, mask)
