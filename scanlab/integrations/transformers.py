@@ -37,6 +37,7 @@ from scanlab.mixer import (
     packed_linear,
     selective_state_update,
 )
+from scanlab.models.mixing import as_scanned, rates
 from scanlab.problem import ScanInputs
 
 log = logging.getLogger("scanlab")
@@ -210,18 +211,18 @@ def _mix(mixer: Any, hidden: Tensor, memory: Memory, mask: Tensor | None, masks_
         y = selective_state_update(past, x, dt, mixer.A_log, B, C, mixer.D, z, delta_bias, dt_softplus=True, log_A=True)
         y = y.view(batch, 1, -1)
     else:
-        A = _kept(mixer, "A")(_rates, mixer.A_log, u.dtype)
+        A = _kept(mixer, "A")(rates, mixer.A_log, u.dtype)
         inputs = ScanInputs(
             u=u.mT,
             delta=delta.mT,
             A=A.flatten(0, -2),
             B=B.movedim(1, -1),
             C=C.movedim(1, -1),
-            D=_wide(mixer.D, u).flatten(),
+            D=as_scanned(mixer.D, u.dtype).flatten(),
             z=z.mT,
-            delta_bias=None if delta_bias is None else _wide(delta_bias, u).flatten(),
+            delta_bias=None if delta_bias is None else as_scanned(delta_bias, u.dtype).flatten(),
             # a copy: the cache is overwritten in place, and gradients want what was there
-            initial_state=None if past is None else _wide(past, u).flatten(1, -2).clone(),
+            initial_state=None if past is None else as_scanned(past, u.dtype).flatten(1, -2).clone(),
         )
         scanned, last_state = scan(inputs)
         memory.keep(last_state.view(batch, *A.shape))
@@ -236,16 +237,6 @@ def _is_plain(mixer: Any) -> bool:
 
 def _masked(values: Tensor, mask: Tensor | None) -> Tensor:
     return values if mask is None else (values * mask).to(values.dtype)
-
-
-def _rates(A_log: Tensor, dtype: torch.dtype) -> Tensor:
-    """A of a scan of inputs in `dtype`."""
-    return -torch.exp(A_log.to(torch.promote_types(dtype, torch.float32)))
-
-
-def _wide(values: Tensor, u: Tensor) -> Tensor:
-    """`values` in the dtype that a scan of `u` computes in."""
-    return values.to(torch.promote_types(u.dtype, torch.float32))
 
 
 # What inference keeps of the weights of each mixer, so that an unpatched mixer is as it was.

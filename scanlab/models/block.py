@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scanlab.mixer import add_norm as fused_add_norm
-from scanlab.models.mixer import Mixer, widen
+from scanlab.models.mixer import Mixer
+from scanlab.models.mixing import widen
 
 if TYPE_CHECKING:
     from scanlab.deploy.dispatch import Scan

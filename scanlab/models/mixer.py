@@ -1,9 +1,5 @@
 """The mixer of a Vision Mamba block: projections, a short convolution, and the selective scan in one or two directions.
 
-Everything is kept dim-last, (batch, length, dim): that is how matrix products leave it, and the scan gets
-transposed views of it, so nothing is copied on the way. The backward direction is not computed by reversing
-sequences: its convolution looks ahead instead of back, and its scan walks from the last time step to the first.
-
 Source: hustvl/Vim@dd0358a, mamba-1p1p1/mamba_ssm/modules/mamba_simple.py, Mamba.
 """
 
@@ -11,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -20,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from scanlab.errors import ProblemError
-from scanlab.mixer import Derived, causal_conv1d, causal_conv1d_bidirectional, packed_linear
-from scanlab.problem import ScanInputs
+from scanlab.models.mixing import Mixing
 
 if TYPE_CHECKING:
     from scanlab.deploy.dispatch import Scan
@@ -68,7 +62,7 @@ class MixerOptions:
         return cls(**(ssm_cfg or {}))  # type: ignore[arg-type]  # the names were checked, the values are the caller's
 
 
-class Mixer(nn.Module):
+class Mixer(Mixing):
     """Mixes tokens along the sequence: (batch, length, dim) -> (batch, length, dim).
 
     bimamba_type v2 has a second set of weights for the backward direction (the names with `_b`); v1 shares
@@ -117,7 +111,6 @@ class Mixer(nn.Module):
             self.x_proj_b = nn.Linear(inner, self.rank + 2 * state, bias=False)
             self.dt_proj_b = nn.Linear(self.rank, inner)
         self.out_proj = nn.Linear(inner, dim, bias=options.bias)
-        self._derived = defaultdict[str, Derived](Derived)
         self._initialise(options, residual_scale)
 
     @torch.no_grad()
@@ -142,80 +135,11 @@ class Mixer(nn.Module):
                 nn.init.zeros_(projection.bias)
         self.out_proj.weight.mul_(residual_scale)
 
-    def train(self, mode: bool = True) -> Mixer:
-        """As in torch; what inference derived from the weights is dropped, for `.data` may change them unseen."""
-        self._derived.clear()
-        return super().train(mode)
-
     def forward(self, hidden: Tensor, scan: Scan) -> Tensor:
         """hidden (batch, length, dim) -> (batch, length, dim), the recurrence computed by `scan`."""
-        directions = self._directions(hidden)
-        y = scan(*directions, direction="forward" if len(directions) == 1 else "bidirectional").out
-        # halving the weight is halving the sum, on the smaller tensor; a bias is not halved
-        scale = 0.5 if self.halves else 1.0
-        out = packed_linear(self._derived["out"], y.mT, self.out_proj.weight, self.out_proj.bias, scale=scale)
-        return out * self.gamma if hasattr(self, "gamma") else out
-
-    def _directions(self, hidden: Tensor) -> tuple[ScanInputs, ...]:
-        """What is scanned: one set of inputs, or one ahead and one back."""
-        inner = len(self.A_log)
-        # two matrix products instead of one that is split: x and z come out dense, and need no copy
-        bias = (None, None) if self.in_proj.bias is None else self.in_proj.bias.split(inner)
-        x, z = (
-            packed_linear(self._derived[name], hidden, weight, part)
-            for name, weight, part in zip("xz", self.in_proj.weight.split(inner), bias, strict=True)
-        )
-        if self.bimamba_type == "v2":
-            u, u_back = causal_conv1d_bidirectional(x.mT, *_taps(self.conv1d), *_taps(self.conv1d_b), activation="silu")
-            return (
-                self._scan_inputs(u.mT, z, ""),
-                self._scan_inputs(u_back.mT, z, "_b"),
-            )
-        u = causal_conv1d(x.mT, *_taps(self.conv1d), activation="silu").mT
-        ahead = self._scan_inputs(u, z, "")
-        if self.bimamba_type == "v1":
-            return ahead, ahead.with_tensors(A=self._derived["A_b"](_rates, self.A_b_log, x.dtype))
-        return (ahead,)
-
-    def _scan_inputs(self, u: Tensor, z: Tensor, suffix: Literal["", "_b"]) -> ScanInputs:
-        """One direction's scan inputs in natural time order, views of the dim-last u, z and projections of u.
-
-        The direction is told by what the names of its weights end with.
-        """
-        x_proj, dt_proj = (getattr(self, f"{name}{suffix}") for name in ("x_proj", "dt_proj"))
-        A_log, D = getattr(self, f"A{suffix}_log"), getattr(self, f"D{suffix}")
-        rank, state = self.rank, A_log.shape[1]
-        low_rank, B, C = packed_linear(self._derived[f"x_proj{suffix}"], u, x_proj.weight).split(
-            [rank, state, state], dim=-1
-        )
-        return ScanInputs(
-            u=u.mT,
-            # the bias goes into the scan, before the softplus
-            delta=packed_linear(self._derived[f"dt_proj{suffix}"], low_rank, dt_proj.weight).mT,
-            A=self._derived[f"A{suffix}"](_rates, A_log, u.dtype),
-            B=B.mT,
-            C=C.mT,
-            D=_weight(D, u.dtype),
-            z=z.mT,
-            delta_bias=_weight(dt_proj.bias, u.dtype),
-        )
-
-
-def widen(values: Tensor) -> Tensor:
-    """`values` in at least float32."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-def _weight(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """`values` in the dtype that a scan of inputs in `dtype` computes in."""
-    return widen(values).to(torch.promote_types(dtype, torch.float32))
-
-
-def _rates(A_log: Tensor, dtype: torch.dtype) -> Tensor:
-    """A of a scan of inputs in `dtype`."""
-    return -torch.exp(_weight(A_log, dtype))
-
-
-def _taps(convolution: nn.Conv1d) -> tuple[Tensor, Tensor | None]:
-    """Weight (dim, width) and bias (dim,) of a depthwise convolution."""
-    return convolution.weight[:, 0], convolution.bias
+        x, z = self.projected(hidden)
+        if self.bimamba_type == "none":
+            y = scan(self.ahead(x, z)).out
+        else:
+            y = scan(*self.both_ways(x, z), direction="bidirectional").out
+        return self.mixed(y, halves=self.halves)

@@ -20,7 +20,7 @@ from scanlab.deploy import dispatch
 from scanlab.errors import ProblemError
 from scanlab.integrations.mamba_ssm import scan
 from scanlab.integrations.mamba_ssm.norms import RMSNorm, layer_norm_fn
-from scanlab.problem import ScanInputs
+from scanlab.models.mixing import Mixing, taps
 
 log = logging.getLogger("scanlab")
 
@@ -35,7 +35,7 @@ def _say_one_way_only() -> None:
     )
 
 
-class Mamba(nn.Module):
+class Mamba(Mixing):
     """The Mamba mixer: (batch, length, d_model) -> (batch, length, d_model).
 
     bimamba_type "v1" and "v2" scan in both directions, if_divide_out halves the sum of v2, init_layer_scale adds a
@@ -137,46 +137,14 @@ class Mamba(nn.Module):
         if both_ways and (states is not None or not self.use_fast_path):
             _say_one_way_only()
             both_ways = False
-        # two matrix products instead of one that is split: x and z come out dense, and need no copy
-        x, z = (
-            F.linear(hidden_states, weight, bias).mT
-            for weight, bias in zip(self.in_proj.weight.chunk(2), _halves(self.in_proj.bias), strict=True)
-        )
-        inputs = self._both_ways(x, z) if both_ways else (self._one_way(x, z),)
+        x, z = self.projected(hidden_states)
+        inputs = self.both_ways(x, z) if both_ways else (self.ahead(x, z),)
         y, last_state = dispatch.scan(*inputs, direction="bidirectional" if both_ways else "forward")
         scan.say_who_serves()
         if states is not None:
-            states[0].copy_(F.pad(x, (self.d_conv - x.shape[-1], 0)))
+            states[0].copy_(F.pad(x.mT, (self.d_conv - x.shape[1], 0)))
             states[1].copy_(last_state)
-        # halving the weight is halving the sum, on the smaller tensor; a bias is not halved
-        halves = both_ways and self.bimamba_type == "v2" and self.if_divide_out
-        weight = 0.5 * self.out_proj.weight if halves else self.out_proj.weight
-        out = F.linear(y.mT, weight, self.out_proj.bias)
-        return out if self.init_layer_scale is None else out * self.gamma
-
-    def _one_way(self, x: Tensor, z: Tensor) -> ScanInputs:
-        """What is scanned ahead, for x and z (batch, d_inner, length)."""
-        u = mixer.causal_conv1d(x, *_taps(self.conv1d), activation="silu")
-        return self._scan_inputs(u, z, self.x_proj, self.dt_proj, self.A_log, self.D)
-
-    def _both_ways(self, x: Tensor, z: Tensor) -> tuple[ScanInputs, ScanInputs]:
-        """What is scanned ahead, and what back, both in natural order of time."""
-        if self.bimamba_type == "v1":
-            ahead = self._one_way(x, z)
-            return ahead, ahead.with_tensors(A=-torch.exp(self.A_b_log.to(ahead.A.dtype)))
-        u, u_back = mixer.causal_conv1d_bidirectional(x, *_taps(self.conv1d), *_taps(self.conv1d_b), activation="silu")
-        return (
-            self._scan_inputs(u, z, self.x_proj, self.dt_proj, self.A_log, self.D),
-            self._scan_inputs(u_back, z, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b),
-        )
-
-    def _scan_inputs(
-        self, u: Tensor, z: Tensor, x_proj: nn.Linear, dt_proj: nn.Linear, A_log: Tensor, D: Tensor
-    ) -> ScanInputs:
-        wide = torch.promote_types(u.dtype, torch.float32)
-        A = -torch.exp(A_log.to(wide))
-        inputs = scan.projected(u, z, x_proj.weight, dt_proj.weight, A, D=D, delta_bias=dt_proj.bias)
-        return dispatch.promoted(inputs)
+        return self.mixed(y, halves=both_ways and self.bimamba_type == "v2" and self.if_divide_out)
 
     def step(self, hidden_states: Tensor, conv_state: Tensor, ssm_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One token (batch, 1, d_model) -> the same shape, and both states, which are brought up to date in place.
@@ -185,22 +153,22 @@ class Mamba(nn.Module):
         """
         if hidden_states.shape[1] != 1:
             raise ProblemError(f"hidden_states has {hidden_states.shape[1]} tokens: a step takes one; step in a loop.")
-        x, z = self.in_proj(hidden_states[:, 0]).chunk(2, dim=-1)
-        x = mixer.causal_conv1d_update(x, conv_state, *_taps(self.conv1d), activation="silu")
-        low_rank, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        y = mixer.selective_state_update(
+        y = mixer.mixer_step(
+            self._product("in_proj", hidden_states[:, 0]),
+            conv_state,
             ssm_state,
-            x,
-            F.linear(low_rank, self.dt_proj.weight),
-            -torch.exp(self.A_log.float()),
-            B,
-            C,
+            *taps(self.conv1d),
+            self.x_proj.weight,
+            self.dt_proj.weight,
+            self.dt_proj.bias,
+            self.A_log,
             self.D,
-            z=z,
-            dt_bias=self.dt_proj.bias,
-            dt_softplus=True,
         )
-        return self.out_proj(y)[:, None], conv_state, ssm_state
+        return self._product("out_proj", y)[:, None], conv_state, ssm_state
+
+    def _product(self, name: str, rows: Tensor) -> Tensor:
+        projection = getattr(self, name)
+        return mixer.packed_linear(self._derived[name], rows, projection.weight, projection.bias)
 
     def allocate_inference_cache(
         self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None, **kwargs: Any
@@ -223,15 +191,6 @@ class Mamba(nn.Module):
             for state in known[self.layer_idx]:
                 state.zero_()
         return known[self.layer_idx]
-
-
-def _taps(convolution: nn.Conv1d) -> tuple[Tensor, Tensor | None]:
-    """Weight (dim, width) and bias (dim,) of a depthwise convolution."""
-    return convolution.weight[:, 0], convolution.bias
-
-
-def _halves(bias: Tensor | None) -> tuple[Tensor | None, ...]:
-    return (None, None) if bias is None else bias.chunk(2)
 
 
 class Block(nn.Module):
