@@ -11,7 +11,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scanlab.deploy.dispatch import explain, selective_scan_fn
+    from scanlab.deploy.dispatch import selective_scan_fn
+    from scanlab.explanation import explain
     from scanlab.models.vision_mamba import (
         VisionMamba,
         vim_base,
@@ -40,7 +41,8 @@ __all__ = [
 
 _HOMES = {
     "scanlab.problem": ("ScanInputs", "ScanOutput", "ScanProblem"),
-    "scanlab.deploy.dispatch": ("explain", "selective_scan_fn"),
+    "scanlab.deploy.dispatch": ("selective_scan_fn",),
+    "scanlab.explanation": ("explain",),
 }
 
 

@@ -82,6 +82,7 @@ class Backend:
     capabilities  the problems that it solves
     make          (problem, complete legal config) -> ScanFn; compiling and allocating belong here
     unavailable   why it cannot run on this machine, with the cure, or None
+    only_by_name  it serves only who asks for it: it runs here to be proven, far too slowly for anything besides
     """
 
     name: str
@@ -92,6 +93,7 @@ class Backend:
     capabilities: Capabilities
     make: Callable[[ScanProblem, Config], ScanFn]
     unavailable: Callable[[], str | None] = always_available
+    only_by_name: bool = False
 
     def rejects(self, problem: ScanProblem) -> str | None:
         """Why this backend cannot solve `problem`, or None."""

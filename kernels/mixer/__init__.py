@@ -1,7 +1,7 @@
 """The neighbours of the scan in a Mamba mixer: short convolution, residual add with norm, one decoding step.
 
-Each op is a file with a plain PyTorch reference, differentiable where the op is, and a native C++ version that
-gives the same values. The public function picks: see `native`.
+Each op is a file with a plain PyTorch reference, differentiable where the op is, a native C++ version and one in
+Triton that give the same values. The public function picks: see `serving`.
 """
 
 from scanlab.mixer.add_norm import add_norm, add_norm_reference
@@ -15,9 +15,9 @@ from scanlab.mixer.causal_conv1d import (
 )
 from scanlab.mixer.derived import Derived
 from scanlab.mixer.mixer_step import mixer_step, mixer_step_reference
-from scanlab.mixer.native import implementation, in_torch
 from scanlab.mixer.packed_linear import packed_linear
 from scanlab.mixer.selective_state_update import selective_state_update, selective_state_update_reference
+from scanlab.mixer.serving import explain, implementation, in_torch
 
 __all__ = [
     "Derived",
@@ -28,6 +28,7 @@ __all__ = [
     "causal_conv1d_reference",
     "causal_conv1d_update",
     "causal_conv1d_update_reference",
+    "explain",
     "final_states",
     "implementation",
     "in_torch",

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from scanlab.errors import ProblemError
 from scanlab.mixer.checks import expect, wide
-from scanlab.mixer.native import serves
+from scanlab.mixer.serving import ops_for
 
 
 def add_norm(
@@ -51,8 +51,9 @@ def add_norm(
             raise ProblemError(f"residual is {residual.dtype}: must be {hidden.dtype}, as hidden, or its float32 form.")
     if kind not in ("rms", "layer"):
         raise ProblemError(f"kind={kind!r}: must be 'rms' or 'layer'.")
-    if serves(hidden):
-        result: tuple[Tensor, Tensor] = torch.ops.scanlab_mixer.add_norm(
+    ops = ops_for(hidden)
+    if ops is not None:
+        result: tuple[Tensor, Tensor] = ops.add_norm(
             hidden, residual, weight, bias, eps, kind == "layer", residual_in_fp32
         )
         return result

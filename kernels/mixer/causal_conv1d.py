@@ -19,7 +19,7 @@ from torch import Tensor
 
 from scanlab.errors import ProblemError
 from scanlab.mixer.checks import expect, expect_int32, wide
-from scanlab.mixer.native import serves
+from scanlab.mixer.serving import ops_for
 
 Activation = Literal["silu", "swish"] | None
 
@@ -54,16 +54,15 @@ def causal_conv1d(
         if seq_idx is not None:
             raise ProblemError("initial_states and seq_idx are given: a packed batch has no one state to begin with.")
         expect("initial_states", initial_states, (*x.shape[:2], weight.shape[1] - 1), x)
-    if not serves(x):
+    ops = ops_for(x)
+    if ops is None:
         if seq_idx is None and initial_states is None:
             return _as_image(x, weight, bias, activation, reverse)
         return causal_conv1d_reference(
             x, weight, bias, seq_idx=seq_idx, initial_states=initial_states, activation=activation, reverse=reverse
         )
     weights = (None, None, weight, bias) if reverse else (weight, bias, None, None)
-    outs: tuple[Tensor, Tensor] = torch.ops.scanlab_mixer.causal_conv1d(
-        x, *weights, seq_idx, initial_states, activation is not None
-    )
+    outs: tuple[Tensor, Tensor] = ops.causal_conv1d(x, *weights, seq_idx, initial_states, activation is not None)
     return outs[reverse]
 
 
@@ -84,12 +83,13 @@ def causal_conv1d_bidirectional(
     expect("weight_back", weight_back, tuple(weight.shape), x)
     if bias_back is not None:
         expect("bias_back", bias_back, (x.shape[1],), x)
-    if not serves(x):
+    ops = ops_for(x)
+    if ops is None:
         return (
             _as_image(x, weight, bias, activation, reverse=False),
             _as_image(x, weight_back, bias_back, activation, reverse=True),
         )
-    outs: tuple[Tensor, Tensor] = torch.ops.scanlab_mixer.causal_conv1d(
+    outs: tuple[Tensor, Tensor] = ops.causal_conv1d(
         x, weight, bias, weight_back, bias_back, None, None, activation is not None
     )
     return outs
@@ -116,7 +116,7 @@ def causal_conv1d_update(
                         output is zero and no state is touched
     Returns the shape and dtype of x. Not differentiable, as upstream: no graph is recorded.
     Raises ProblemError, before the state is touched, where shapes, dtypes or devices do not fit; IndexError
-    where an index is beyond the state.
+    where an index is beyond the state (on a GPU, which is not waited for, its output is NaN instead).
     """
     batch, dim = x.shape[:2]
     check(x if x.dim() == 3 else x[..., None], weight, bias, activation)
@@ -130,8 +130,9 @@ def causal_conv1d_update(
     for name, indices in (("cache_seqlens", cache_seqlens), ("conv_state_indices", conv_state_indices)):
         if indices is not None:
             expect_int32(name, indices, (batch,), x)
-    if serves(x):
-        out: Tensor = torch.ops.scanlab_mixer.causal_conv1d_update(
+    ops = ops_for(x)
+    if ops is not None:
+        out: Tensor = ops.causal_conv1d_update(
             x, conv_state, weight, bias, cache_seqlens, conv_state_indices, activation is not None
         )
         return out

@@ -13,6 +13,9 @@ Source: state-spaces/mamba@e9594ce, mamba_ssm/modules/mamba_simple.py, Mamba.ste
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,8 +23,8 @@ from torch import Tensor
 from scanlab.errors import ProblemError
 from scanlab.mixer.causal_conv1d import causal_conv1d_update_reference, check
 from scanlab.mixer.checks import expect
-from scanlab.mixer.native import serves
 from scanlab.mixer.selective_state_update import selective_state_update_reference
+from scanlab.mixer.serving import ops_for
 
 
 def mixer_step(
@@ -70,8 +73,9 @@ def mixer_step(
     for name, tensor in (("conv_state", conv_state), ("x_weight", x_weight), ("dt_weight", dt_weight)):
         if tensor.dtype != projected.dtype:
             raise ProblemError(f"{name} is {tensor.dtype} and projected {projected.dtype}: must be the same.")
-    if serves(projected):
-        out: Tensor = torch.ops.scanlab_mixer.mixer_step(
+    ops = ops_for(projected, state, A_log)
+    if ops is not None:
+        out: Tensor = ops.mixer_step(
             projected, conv_state, state, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A_log, D
         )
         return out
@@ -94,9 +98,34 @@ def mixer_step_reference(
     D: Tensor,
 ) -> Tensor:
     """`mixer_step` in PyTorch."""
+    return composed(
+        partial(causal_conv1d_update_reference, activation="silu"),
+        partial(selective_state_update_reference, dt_softplus=True, log_A=True),
+        *(projected, conv_state, state, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A_log, D),
+    )
+
+
+def composed(
+    conv_update: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor],
+    state_update: Callable[..., Tensor],
+    projected: Tensor,
+    conv_state: Tensor,
+    state: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    x_weight: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor | None,
+    A_log: Tensor,
+    D: Tensor,
+) -> Tensor:
+    """`mixer_step` out of its parts.
+
+    conv_update   (x, conv_state, weight, bias) -> u, with SiLU
+    state_update  (state, u, dt, A_log, B, C, D, z, dt_bias) -> y, with softplus
+    """
     x, z = projected.chunk(2, dim=1)
-    u = causal_conv1d_update_reference(x, conv_state, conv_weight, conv_bias, activation="silu")
+    u = conv_update(x, conv_state, conv_weight, conv_bias)
     rank, states = dt_weight.shape[1], A_log.shape[1]
     low_rank, B, C = F.linear(u, x_weight).split([rank, states, states], dim=1)
-    dt = F.linear(low_rank, dt_weight)
-    return selective_state_update_reference(state, u, dt, A_log, B, C, D, z, dt_bias, dt_softplus=True, log_A=True)
+    return state_update(state, u, F.linear(low_rank, dt_weight), A_log, B, C, D, z, dt_bias)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scanlab.mixer.derived import Derived, keeps
-from scanlab.mixer.native import is_native
+from scanlab.mixer.serving import is_native
 
 FEWEST_ROWS = 32  # of a packed product; below, packing gains nothing
 MOST_THIN_ROWS = 8  # of a product whose weight is read once; beyond, MKL is as fast

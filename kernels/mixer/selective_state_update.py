@@ -19,7 +19,7 @@ from torch import Tensor
 
 from scanlab.errors import ProblemError
 from scanlab.mixer.checks import expect, expect_int32
-from scanlab.mixer.native import serves
+from scanlab.mixer.serving import ops_for
 
 
 def selective_state_update(
@@ -50,7 +50,7 @@ def selective_state_update(
     Any floating dtypes and strides (of state, not overlapping ones). Returns the shape and dtype of x. Not
     differentiable, as upstream: no graph is recorded.
     Raises ProblemError, before the state is touched, where shapes, dtypes or devices do not fit; IndexError
-    where an index is beyond the state.
+    where an index is beyond the state (on a GPU, which is not waited for, its output is NaN instead).
     """
     if state.dim() not in (3, 4) or x.dim() != state.dim() - 1 or B.dim() != x.dim():
         raise ProblemError(
@@ -76,8 +76,9 @@ def selective_state_update(
         expect_int32("state_batch_indices", state_batch_indices, (x.shape[0],), x)
     if x.dim() == 3 and (B.shape[1] == 0 or x.shape[1] % B.shape[1]):
         raise ProblemError(f"{x.shape[1]} heads and {B.shape[1]} groups of B and C: the groups must divide the heads.")
-    if serves(x):
-        out: Tensor = torch.ops.scanlab_mixer.selective_state_update(
+    ops = ops_for(x, state, A)
+    if ops is not None:
+        out: Tensor = ops.selective_state_update(
             state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices, log_A
         )
         return out

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from scanlab.mixer import native
+from scanlab.mixer import serving as chosen
 
-is_native = torch.compiler.assume_constant_result(native.is_native)
+serving = torch.compiler.assume_constant_result(chosen.serving)

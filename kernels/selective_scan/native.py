@@ -16,7 +16,7 @@ import torch
 
 from scanlab.backend import WHOLE_CONTRACT, Backend, ScanFn
 from scanlab.errors import ConfigError
-from scanlab.kernels import native_ops
+from scanlab.kernels import native_ops, scan_ops
 from scanlab.kernels.extension import Extension, Unit
 from scanlab.problem import ScanInputs, ScanOutput, ScanProblem
 from scanlab.space import Choice, Config, Space
@@ -128,6 +128,7 @@ backend = Backend(
     sources=(
         Path(__file__),
         Path(native_ops.__file__),
+        Path(scan_ops.__file__),
         *HEADERS,
         *dict.fromkeys(unit.source for unit in extension.units),
     ),

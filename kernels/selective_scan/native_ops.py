@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,10 +10,8 @@ from torch import Tensor
 
 from scanlab.errors import ProblemError
 from scanlab.kernels.extension import Extension
-from scanlab.problem import ScanInputs
+from scanlab.kernels.scan_ops import TENSORS, directions, gradients_by, keep_for_backward
 
-PER_DIRECTION = len(ScanInputs._fields)
-TENSORS = 2 * PER_DIRECTION
 TIME_BLOCK = TENSORS + 3  # after softplus, reverse and threads
 
 
@@ -25,13 +22,8 @@ def load(extension: Extension) -> None:
     torch.library.register_fake("scanlab::scan", scan_shapes)
     torch.library.register_fake("scanlab::scan_with_checkpoints", scan_with_checkpoints_shapes)
     torch.library.register_fake("scanlab::scan_backward", scan_backward_shapes)
-    torch.library.register_autograd("scanlab::scan_with_checkpoints", scan_backward, setup_context=keep_for_backward)
-
-
-def directions(arguments: Sequence[Any]) -> tuple[ScanInputs, ...]:
-    """The inputs of each direction among the arguments of an op."""
-    both = ScanInputs(*arguments[:PER_DIRECTION]), ScanInputs(*arguments[PER_DIRECTION:TENSORS])
-    return both if both[1].u is not None else both[:1]
+    gradients = gradients_by(torch.ops.scanlab.scan_backward)
+    torch.library.register_autograd("scanlab::scan_with_checkpoints", gradients, setup_context=keep_for_backward)
 
 
 def expect_one_device(*tensors: Tensor | None) -> None:
@@ -84,17 +76,3 @@ def scan_backward_shapes(
             else:
                 results.append(tensor.new_empty(tensor.shape))
     return results
-
-
-def keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    """Keep what the gradients need: the inputs and the checkpoints."""
-    ctx.save_for_backward(output[2], *inputs[:TENSORS])
-    ctx.settings = inputs[TENSORS:]
-
-
-def scan_backward(ctx: Any, grad_out: Tensor, grad_last: Tensor, grad_checkpoints: Tensor) -> tuple[Any, ...]:
-    """The gradients of `scan_with_checkpoints`, one for each of its arguments."""
-    checkpoints, *tensors = ctx.saved_tensors
-    found = iter(torch.ops.scanlab.scan_backward(grad_out, grad_last, checkpoints, *tensors, *ctx.settings))
-    gradients = [None if tensor is None else next(found) for tensor in tensors]
-    return (*gradients, *(None for _ in ctx.settings))

@@ -6,7 +6,7 @@ without a GPU), `triton_version.py`. None of these is imported before a scan is 
 module and the package triton apart.
 
 With TRITON_INTERPRET=1 in the environment the kernels run on the CPU, in Triton's interpreter, and on nothing else:
-that proves them, and is far too slow for anything besides.
+that proves them, and is far too slow for anything besides, so that they serve only who asks for them by name.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ backend = Backend(
     name="triton",
     summary="GPU kernels in Triton" + (", interpreted on the CPU" if INTERPRETED else ""),
     rung=7,
-    sources=tuple(sorted(FOLDER.glob("triton*.py"))),
+    sources=(*sorted(FOLDER.glob("triton*.py")), FOLDER / "scan_ops.py"),
     space=Space(
         (
             Choice("lanes", (8, 16, 32), default=32, summary="threads of a warp side by side along dim"),
@@ -143,4 +143,5 @@ backend = Backend(
     ),
     make=make,
     unavailable=unavailable,
+    only_by_name=INTERPRETED,
 )

@@ -21,8 +21,8 @@ import triton
 import triton.language as tl
 
 from scanlab.kernels.triton_forward import advance, sweep
-from scanlab.kernels.triton_math import LN_2, LOG2_E, load, shrink, sigmoid, softplus
-from scanlab.kernels.triton_tile import channels_of, over_channels, place, states_of
+from scanlab.kernels.triton_math import LN_2, load, shrink, sigmoid, softplus
+from scanlab.kernels.triton_tile import held, over_channels, place
 
 
 @triton.jit
@@ -143,16 +143,10 @@ def leave_states(
     SOFTPLUS: tl.constexpr,
 ):
     """Write the state before every HISTORYth step from `first` to before `stop` to `scratch`."""
-    group, channel, channel_mask = channels_of(block, width, LANES, CHANNELS, EVEN)
-    index, state_mask = states_of(STATES, PADDED)
+    group, channel, channel_mask, index, state_mask, kept_at, tile_mask, rates, bias = held(
+        inputs, one, A_dim, A_state, block, width, groups, LANES, CHANNELS, STATES, PADDED, EVEN
+    )
     dim = groups * width
-    kept_at = index[None, :, None] * dim + channel[:, None, :] * one
-    tile_mask = channel_mask[:, None, :] & state_mask[None, :, None]
-    rates_at = index[None, :, None] * A_state + channel[:, None, :] * A_dim
-    rates = load(inputs.A + rates_at, tile_mask) * LOG2_E
-    bias = 0.0
-    if inputs.delta_bias is not None:
-        bias = load(inputs.delta_bias + channel, channel_mask)
     u = inputs.u + entry * strides.u.batch
     delta = inputs.delta + entry * strides.u.batch
     B = inputs.B + (entry * groups + group) * length * STATES + index
@@ -197,19 +191,14 @@ def walk(
     SOFTPLUS: tl.constexpr,
 ):
     """One tile of one direction, from its last chunk to its first."""
-    group, channel, channel_mask = channels_of(block, width, LANES, CHANNELS, EVEN)
-    index, state_mask = states_of(STATES, PADDED)
+    group, channel, channel_mask, index, state_mask, kept_at, tile_mask, rates, bias = held(
+        inputs, one, A_dim, A_state, block, width, groups, LANES, CHANNELS, STATES, PADDED, EVEN
+    )
     dim = groups * width
-    kept_at = index[None, :, None] * dim + channel[:, None, :] * one
     last_at = index[None, :, None] * one + channel[:, None, :] * STATES
-    tile_mask = channel_mask[:, None, :] & state_mask[None, :, None]
-    rates = load(inputs.A + index[None, :, None] * A_state + channel[:, None, :] * A_dim, tile_mask) * LOG2_E
     skip = 0.0
     if inputs.D is not None:
         skip = load(inputs.D + channel, channel_mask)
-    bias = 0.0
-    if inputs.delta_bias is not None:
-        bias = load(inputs.delta_bias + channel, channel_mask)
     forth = entry * strides.u.batch
     u = inputs.u + forth
     delta = inputs.delta + forth

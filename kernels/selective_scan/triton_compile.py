@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import math
 import re
 import subprocess
 import tempfile
@@ -73,10 +74,11 @@ class MachineCode:
         return max(self.instructions, SPECIAL_CLOCKS * self.special)
 
 
-def compiled(launch: Launch, steps: int, capability: int) -> MachineCode:
+def compiled(launch: Launch, capability: int, updates: float = 1.0) -> MachineCode:
     """The machine code of exactly what `launch` runs on a GPU of this compute capability (90 for 9.0).
 
-    steps  time steps in one turn of its longest loop
+    updates  what a thread makes in a turn of its longest loop and instructions are counted for: for scans,
+             state updates
 
     Raises what Triton raises where the kernel does not compile.
     """
@@ -91,12 +93,17 @@ def compiled(launch: Launch, steps: int, capability: int) -> MachineCode:
     made = triton.compile(
         ASTSource(kernel, signature, constants, attributes), target=target, options=dict(options.__dict__)
     )
-    tile = arguments["LANES"] * arguments["CHANNELS"] * arguments["PADDED"]
-    return read(made.asm["cubin"], steps * tile / (WARP * launch.options["num_warps"]))
+    return read(made.asm["cubin"], updates)
+
+
+def updates_of(launch: Launch, steps: int) -> float:
+    """The state updates of one thread in so many steps of a scan."""
+    tile: list[int] = [launch.arguments[name] for name in ("LANES", "CHANNELS", "PADDED")]
+    return steps * math.prod(tile) / (WARP * launch.options["num_warps"])
 
 
 def read(cubin: bytes, updates: float) -> MachineCode:
-    """The facts of a binary whose longest loop makes so many state updates."""
+    """The facts of a binary whose longest loop makes so many updates."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -175,7 +182,7 @@ def task(problem: ScanProblem, tuning: Tuning) -> Task:
 def forward(problem: ScanProblem, tuning: Tuning, capability: int) -> MachineCode:
     """The machine code of the forward scan of a problem; with the states kept where it has gradients."""
     launches, _ = triton_launch.forward(task(problem, tuning), problem.gradients)
-    return compiled(launches[-1], tuning.unroll, capability)
+    return compiled(launches[-1], capability, updates_of(launches[-1], tuning.unroll))
 
 
 @functools.lru_cache(maxsize=256)
@@ -185,7 +192,7 @@ def backward(problem: ScanProblem, tuning: Tuning, capability: int) -> MachineCo
     _, outputs = triton_launch.forward(asked, keep=True)
     assert outputs.checkpoints is not None
     launch, _ = triton_launch.backward(asked, outputs.checkpoints, outputs.each[0], outputs.last_state)
-    return compiled(launch, tuning.history, capability)
+    return compiled(launch, capability, updates_of(launch, tuning.history))
 
 
 def refusal(problem: ScanProblem, tuning: Tuning, default: Tuning, capability: int) -> str | None:

@@ -16,8 +16,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from scanlab.kernels.triton_math import LOG2_E, exp2_by_products, load, shrink, sigmoid, softplus
-from scanlab.kernels.triton_tile import channels_of, place, states_of
+from scanlab.kernels.triton_math import exp2_by_products, load, shrink, sigmoid, softplus
+from scanlab.kernels.triton_tile import held, place
 
 
 @triton.jit
@@ -186,23 +186,17 @@ def walk(
 
     row  the place of (direction, batch entry) among those of the states in memory
     """
-    group, channel, channel_mask = channels_of(block, width, LANES, CHANNELS, EVEN)
-    index, state_mask = states_of(STATES, PADDED)
+    group, channel, channel_mask, index, state_mask, kept_at, tile_mask, rates, bias = held(
+        inputs, one, A_dim, A_state, block, width, groups, LANES, CHANNELS, STATES, PADDED, EVEN
+    )
     dim = groups * width
-    kept_at = index[None, :, None] * dim + channel[:, None, :] * one
     last_at = index[None, :, None] * one + channel[:, None, :] * STATES
-    tile_mask = channel_mask[:, None, :] & state_mask[None, :, None]
-    rates_at = index[None, :, None] * A_state + channel[:, None, :] * A_dim
-    rates = load(inputs.A + rates_at, tile_mask) * LOG2_E
     projection = (entry * groups + group) * length * STATES + index
     u = inputs.u + entry * strides.u.batch
     delta = inputs.delta + entry * strides.u.batch
     skip = None
     if inputs.D is not None:
         skip = load(inputs.D + channel, channel_mask)
-    bias = 0.0
-    if inputs.delta_bias is not None:
-        bias = load(inputs.delta_bias + channel, channel_mask)
     z = None
     if inputs.z is not None:
         z = inputs.z + entry * strides.z.batch

@@ -12,22 +12,14 @@ import torch
 from torch import Tensor
 
 from scanlab.kernels import triton_launch
+from scanlab.kernels.scan_ops import TENSORS, directions, gradients_by, keep_for_backward
 from scanlab.kernels.triton_launch import Gradients, Outputs, Task, Tuning
 from scanlab.problem import ScanInputs
-
-PER_DIRECTION = len(ScanInputs._fields)
-TENSORS = 2 * PER_DIRECTION
 
 FIRST = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C"
 ABSENT = ", ".join(f"Tensor? {name}" for name in ScanInputs._fields[5:])
 SECOND = ", ".join(f"Tensor? {name}_back" for name in ScanInputs._fields)
 ARGUMENTS = f"{FIRST}, {ABSENT}, {SECOND}, bool delta_softplus, bool reverse, int[] tuning"
-
-
-def directions(arguments: tuple[Any, ...]) -> tuple[ScanInputs, ...]:
-    """The inputs of each direction among the arguments of an op."""
-    both = ScanInputs(*arguments[:PER_DIRECTION]), ScanInputs(*arguments[PER_DIRECTION:TENSORS])
-    return both if both[1].u is not None else both[:1]
 
 
 def task(arguments: tuple[Any, ...]) -> Task:
@@ -138,17 +130,4 @@ def scan_backward_shapes(grad_out: Tensor, grad_last: Tensor, checkpoints: Tenso
     return results
 
 
-def keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    """Keep what the gradients need: the inputs and the checkpoints."""
-    ctx.save_for_backward(output[2], *inputs[:TENSORS])
-    ctx.settings = inputs[TENSORS:]
-
-
-def gradients_of_scan(ctx: Any, grad_out: Tensor, grad_last: Tensor, grad_checkpoints: Tensor) -> tuple[Any, ...]:
-    """The gradients of `scan_with_checkpoints`, one for each of its arguments."""
-    checkpoints, *tensors = ctx.saved_tensors
-    found = iter(scan_backward(grad_out, grad_last, checkpoints, *tensors, *ctx.settings))
-    return (*(None if tensor is None else next(found) for tensor in tensors), *(None for _ in ctx.settings))
-
-
-scan_with_checkpoints.register_autograd(gradients_of_scan, setup_context=keep_for_backward)
+scan_with_checkpoints.register_autograd(gradients_by(scan_backward), setup_context=keep_for_backward)

@@ -1,4 +1,4 @@
-# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment"
 """What one program of a GPU kernel holds: a tile of channels with all their states, one direction, one run of steps.
 
 A tile is [lanes, states, channels]: `lanes` threads of a warp side by side along dim, each with `channels`
@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from scanlab.kernels import triton_version
+from scanlab.kernels.triton_math import LOG2_E, load
 
 LANES_LAST = tl.constexpr(triton_version.lanes_last())
 
@@ -95,6 +96,38 @@ def states_of(STATES: tl.constexpr, PADDED: tl.constexpr):
     if STATES != PADDED:
         mask = index < STATES
     return index, mask
+
+
+@triton.jit
+def held(
+    inputs,
+    one,
+    A_dim,
+    A_state,
+    block,
+    width,
+    groups,
+    LANES: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    STATES: tl.constexpr,
+    PADDED: tl.constexpr,
+    EVEN: tl.constexpr,
+):
+    """What a program holds of one direction throughout: where its tile lies, and the weights of its channels.
+
+    Returns the group; its channels, and which of them exist; the indices of the states, and which of them exist; the
+    places of the tile in (state, dim), and which of them exist; A, times log2(e); and delta_bias, or 0.
+    """
+    group, channel, channel_mask = channels_of(block, width, LANES, CHANNELS, EVEN)
+    index, state_mask = states_of(STATES, PADDED)
+    kept_at = index[None, :, None] * (groups * width) + channel[:, None, :] * one
+    tile_mask = channel_mask[:, None, :] & state_mask[None, :, None]
+    rates_at = index[None, :, None] * A_state + channel[:, None, :] * A_dim
+    rates = load(inputs.A + rates_at, tile_mask) * LOG2_E
+    bias = 0.0
+    if inputs.delta_bias is not None:
+        bias = load(inputs.delta_bias + channel, channel_mask)
+    return group, channel, channel_mask, index, state_mask, kept_at, tile_mask, rates, bias
 
 
 @triton.jit

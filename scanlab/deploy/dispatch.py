@@ -113,13 +113,15 @@ def _where(entry: Entry) -> str:
 
 
 def refuses(name: str, config: Config, problem: ScanProblem) -> str | None:
-    """Why the backend called `name` cannot serve `problem` under `config`, or None."""
+    """Why the backend called `name` cannot serve `problem` under `config` unless it is asked to, or None."""
     try:
         backend = registry.get(name)
         backend.space.complete(config, problem, name)
     except (UnknownBackendError, ConfigError) as error:
         return str(error)
     reason = backend.rejects(problem) or backend.unavailable()
+    if backend.only_by_name:
+        reason = reason or "here it serves only who asks for it by name"
     return None if reason is None else f"{name}: {reason}"
 
 

@@ -11,17 +11,18 @@ from dataclasses import replace
 import pytest
 import torch
 
+import scanlab
 from scanlab import mixer
 from scanlab.errors import ConfigError, UnavailableError
-from scanlab.mixer import native as serving
+from scanlab.mixer import native, serving
 
 
 @pytest.fixture(autouse=True)
 def afresh() -> Iterator[None]:
     """A process that has not chosen yet, and afterwards again."""
-    serving.implementation.cache_clear()
+    serving.forget()
     yield
-    serving.implementation.cache_clear()
+    serving.forget()
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     monkeypatch.setenv("SCANLAB_CACHE", str(tmp_path))
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.delenv("SCANLAB_MIXER", raising=False)
-    monkeypatch.setattr(serving, "extension", replace(serving.extension, name="mixer_nowhere"))
+    monkeypatch.setattr(native, "extension", replace(native.extension, name="mixer_nowhere"))
 
 
 @pytest.mark.usefixtures("native")
@@ -39,8 +40,8 @@ def test_native_serves_where_it_can(monkeypatch, caplog) -> None:
     caplog.set_level(logging.INFO, logger="scanlab")
     assert mixer.implementation() == mixer.implementation() == "native"
     assert [record.levelname for record in caplog.records] == ["INFO"]
-    assert serving.serves(torch.ones(1))
-    assert not serving.serves(torch.ones(1, device="meta"))
+    assert serving.ops_for(torch.ones(1)) is torch.ops.scanlab_mixer
+    assert serving.ops_for(torch.ones(1, device="meta")) is None
 
 
 @pytest.mark.usefixtures("no_compiler")
@@ -64,13 +65,49 @@ def test_native_asked_for_and_not_to_be_had_is_an_error(monkeypatch, name, value
 def test_torch_can_be_asked_for(monkeypatch) -> None:
     monkeypatch.setenv("SCANLAB_MIXER", "torch")
     assert mixer.implementation() == "torch"
-    assert not serving.serves(torch.ones(1))
+    assert serving.ops_for(torch.ones(1)) is None
 
 
 def test_an_unknown_choice_is_named(monkeypatch) -> None:
     monkeypatch.setenv("SCANLAB_MIXER", "cuda")
     with pytest.raises(ConfigError, match="SCANLAB_MIXER='cuda'"):
         mixer.implementation()
+
+
+def test_a_gpu_that_triton_cannot_serve_is_served_by_pytorch_and_a_warning_says_why(monkeypatch, caplog) -> None:
+    monkeypatch.delenv("SCANLAB_MIXER", raising=False)
+    monkeypatch.setattr(serving.triton, "unavailable", lambda: "triton is not here.")
+    assert serving.implementation("cuda") == serving.implementation("cuda") == "torch"
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "on cuda run in PyTorch, several times slower: triton cannot run here: triton is not here." in record.message
+    assert mixer.explain() == "the mixer's ops on cuda: PyTorch: triton cannot run here: triton is not here."
+    assert mixer.explain() in scanlab.explain()
+
+
+@pytest.mark.parametrize(("name", "value"), [("SCANLAB_MIXER", "triton"), ("SCANLAB_STRICT", "1")])
+def test_triton_asked_for_and_not_to_be_had_is_an_error(monkeypatch, name, value) -> None:
+    monkeypatch.delenv("SCANLAB_MIXER", raising=False)
+    monkeypatch.setenv(name, value)
+    monkeypatch.setattr(serving.triton, "unavailable", lambda: "triton is not here.")
+    with pytest.raises(UnavailableError, match="triton is not here"):
+        serving.implementation("cuda")
+
+
+def test_float64_on_a_gpu_is_left_to_pytorch_and_a_warning_says_why(monkeypatch, caplog) -> None:
+    monkeypatch.delenv("SCANLAB_MIXER", raising=False)
+    monkeypatch.setitem(serving.LOADERS, "triton", lambda: "Triton")
+    assert serving.implementation("cuda") == "triton"
+    assert serving.implementation("cuda", double=True) == "torch"
+    (record,) = caplog.records
+    assert "in float64 run in PyTorch" in record.message
+    assert mixer.explain().splitlines()[0] == "the mixer's ops on cuda: Triton"
+
+
+@pytest.mark.usefixtures("native")
+def test_native_serves_the_cpu_where_triton_is_asked_for(monkeypatch) -> None:
+    monkeypatch.setenv("SCANLAB_MIXER", "triton")
+    assert serving.implementation("cpu") == "native"
 
 
 @pytest.mark.usefixtures("native")
@@ -88,6 +125,7 @@ def test_importing_the_ops_and_their_models_does_not_load_the_compiler() -> None
 def test_the_first_use_of_a_process_may_be_in_compiled_code() -> None:
     program = """
 import torch
+import scanlab
 from scanlab import mixer
 
 x, weight = torch.randn(1, 3, 5), torch.randn(3, 2)
