@@ -32,7 +32,8 @@ def place() -> str:
     """The machine and the day."""
     day = time.strftime("%Y-%m-%d", time.gmtime())
     pages = ", torch on huge pages" if os.environ.get("THP_MEM_ALLOC_ENABLE") == "1" else ""
-    return f"{this_machine().describe()}; {day}, {usable_threads()} threads{pages}"
+    kept = ", freed memory kept" if "MALLOC_TRIM_THRESHOLD_" in os.environ else ""
+    return f"{this_machine().describe()}; {day}, {usable_threads()} threads{pages}{kept}"
 
 
 def setting() -> str:

@@ -4,9 +4,11 @@ The paper (Zhu et al. 2024, Vision Mamba, figure 1): at 1248 x 1248 on a GPU 2.8
 memory. Here: one image in float32 on a CPU, random weights, beside DeiT with eager attention and with torch's SDPA.
 Times are interleaved; memory is what an image takes beyond the weights, in a process of its own. Sizes measured before
 are kept, so that a run can go on where one ended; `--sizes` measures anew. Needs transformers. Models that take turns
-in one process keep handing memory back and asking for it: on huge pages, all of them alike, that costs little.
+in one process keep handing memory back and asking for it: on huge pages that are kept, all models alike, that costs
+little. `scanlab doctor` names the settings:
 
-    THP_MEM_ALLOC_ENABLE=1 python experiments/vim_vs_deit.py --budget 25m
+    export THP_MEM_ALLOC_ENABLE=1 MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=8589934592
+    python experiments/vim_vs_deit.py --budget 25m
 """
 
 import importlib.util

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from scanlab.lab.machine import this_machine
 from scanlab.threads import affinity_cpus, cgroup_cpus, usable_threads
 
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+# glibc keeps blocks of up to the first (its own upper bound), and all that is free up to the second.
+KEEP_FREED = {"MALLOC_MMAP_THRESHOLD_": 32 << 20, "MALLOC_TRIM_THRESHOLD_": 8 << 30}
 
 
 def list_backends(
@@ -101,7 +104,17 @@ def doctor(as_json: AsJson = False) -> None:
 
     Exits with 1 where something is wrong. Example: `scanlab doctor`
     """
-    findings = [_machine(), _threads(), _openmp(), _huge_pages(), _compiler(), _gpu(), _profile(), *_backends()]
+    findings = [
+        _machine(),
+        _threads(),
+        _openmp(),
+        _huge_pages(),
+        _freed_memory(),
+        _compiler(),
+        _gpu(),
+        _profile(),
+        *_backends(),
+    ]
     if as_json:
         print_json([asdict(finding) for finding in findings])
     else:
@@ -139,9 +152,8 @@ def _threads() -> Finding:
 def _openmp() -> Finding:
     """Two OpenMP runtimes in one process keep two pools of spinning threads that fight for the same CPUs."""
     torch.ones(1 << 16).exp()  # makes torch load and start its runtime
-    try:
-        mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/" in line}
-    except OSError:
+    mapped = _mapped_files()
+    if not mapped:
         return Finding("OpenMP", True, "not looked at: this system has no /proc")
     runtimes = sorted(
         path for path in mapped if any(name in Path(path).name for name in ("libgomp", "libiomp", "libomp"))
@@ -149,6 +161,14 @@ def _openmp() -> Finding:
     if len(runtimes) > 1:
         return Finding("OpenMP", False, f"{len(runtimes)} runtimes: {', '.join(runtimes)}", "import torch first.")
     return Finding("OpenMP", True, "one runtime" if runtimes else "none loaded")
+
+
+def _mapped_files() -> set[str]:
+    """The files that this process has mapped; none where the system does not say."""
+    try:
+        return {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/" in line}
+    except OSError:
+        return set()
 
 
 def _huge_pages() -> Finding:
@@ -164,6 +184,20 @@ def _huge_pages() -> Finding:
         return Finding("huge pages", True, "for those who ask (madvise): scanlab's own large outputs do", cure)
     said = {"always": "for everyone", "madvise": "for those who ask: scanlab and torch do", "never": "for nobody"}
     return Finding("huge pages", True, said.get(mode, modes.strip()))
+
+
+def _freed_memory() -> Finding:
+    """Whether freed blocks go back to the system, which hands them out again page by page, zeroed."""
+    mapped = _mapped_files()
+    if any(name in Path(path).name for path in mapped for name in ("jemalloc", "tcmalloc", "mimalloc")):
+        return Finding("freed memory", True, "kept by the allocator that is loaded instead of the system's")
+    if platform.libc_ver()[0] != "glibc":
+        return Finding("freed memory", True, "this system's allocator is not known")
+    if all(name in os.environ for name in KEEP_FREED):
+        return Finding("freed memory", True, "large blocks are kept: glibc's thresholds are set")
+    settings = " ".join(f"{name}={threshold}" for name, threshold in KEEP_FREED.items())
+    cure = f"for large images and long sequences set {settings}, with which it keeps them"
+    return Finding("freed memory", True, "glibc hands large blocks back, and asks for zeroed ones again", cure)
 
 
 def _compiler() -> Finding:

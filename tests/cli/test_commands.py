@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from scanlab import registry
 from scanlab.cli.app import app
+from scanlab.cli.inspect import KEEP_FREED
 from scanlab.deploy.profile import Entry, Profile, profile_path
 from scanlab.errors import InputError
 from scanlab.problem import ScanProblem
@@ -72,6 +74,21 @@ def test_doctor_says_what_large_tensors_lie_on(run, monkeypatch, tmp_path, modes
     finding = next(each for each in run("doctor", "--json").json if each["subject"] == "huge pages")
     assert found in finding["found"]
     assert bool(finding["cure"]) == cured
+
+
+def test_doctor_says_how_to_keep_freed_memory(run, monkeypatch):
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("another allocator")
+
+    def cure():
+        return next(each["cure"] for each in run("doctor", "--json").json if each["subject"] == "freed memory")
+
+    for name in KEEP_FREED:
+        monkeypatch.delenv(name, raising=False)
+    assert all(name in cure() for name in KEEP_FREED)
+    for name, threshold in KEEP_FREED.items():
+        monkeypatch.setenv(name, str(threshold))
+    assert not cure()
 
 
 def test_doctor_says_when_the_compiler_is_missing(run, monkeypatch):
