@@ -47,18 +47,24 @@ def served_by(dispatcher: Dispatcher) -> str:
     return ", ".join(sorted(used))
 
 
-def interleaved(calls: Mapping[str, Call], fewest: int, most: int, limit_s: float) -> dict[str, NDArray[np.float64]]:
-    """Seconds of each call, in rounds of all calls in random order: at least `fewest`, and new ones until `limit_s`."""
+def interleaved(
+    calls: Mapping[str, Call], fewest: int, most: int, limit_s: float, *, warm: bool = False
+) -> dict[str, NDArray[np.float64]]:
+    """Seconds of each call, in rounds of all calls in random order: at least `fewest`, and new ones until `limit_s`.
+
+    The first round is not counted, unless the calls are warm already.
+    """
     taken: dict[str, list[float]] = {name: [] for name in calls}
+    uncounted = 0 if warm else 1
     start = time.perf_counter()
-    for turn in range(1 + most):  # the first round warms up
-        if turn > fewest and time.perf_counter() - start > limit_s:
+    for turn in range(uncounted + most):
+        if turn >= uncounted + fewest and time.perf_counter() - start > limit_s:
             break
         for name in random.sample(list(calls), len(calls)):
             begin = time.perf_counter()
             calls[name]()
             taken[name].append(time.perf_counter() - begin)
-    return {name: np.array(samples[1:]) for name, samples in taken.items()}
+    return {name: np.array(samples[uncounted:]) for name, samples in taken.items()}
 
 
 def quartiles_s(samples: NDArray[np.float64]) -> dict[str, float]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from mamba_ssm.modules.mamba_simple import Mamba
-from mamba_ssm.ops.selective_scan_interface import mamba_inner_fn_no_out_proj, selective_scan_ref
+from mamba_ssm.ops.selective_scan_interface import mamba_inner_fn_no_out_proj
 from mamba_ssm.ops.triton.layer_norm import RMSNorm, rms_norm_fn
 from torch import Tensor, nn
 
@@ -35,17 +35,37 @@ class OfficialMamba(Mamba):
 
 
 class PlainMamba(OfficialMamba):
-    """The same without any kernel: torch's convolution and the reference scan."""
+    """The same without any kernel, operation by operation as the official code composes its references."""
 
     def direction(
         self, xz: Tensor, conv: nn.Conv1d, x_proj: nn.Linear, dt_proj: nn.Linear, A_log: Tensor, D: Tensor
     ) -> Tensor:
         """One direction of xz (batch, 2 d_inner, length) -> (batch, d_inner, length)."""
+        batch, _, length = xz.shape
         x, z = xz.chunk(2, dim=1)
-        x = F.silu(conv(x)[..., : x.shape[-1]])
-        low_rank, B, C = x_proj(x.mT).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        delta = F.linear(low_rank, dt_proj.weight).mT
-        return selective_scan_ref(x, delta, -A_log.exp(), B.mT, C.mT, D, z, dt_proj.bias, delta_softplus=True)
+        x = F.silu(conv(x)[..., :length])
+        selected = F.linear(x.mT.reshape(batch * length, -1), x_proj.weight)
+        low_rank, B, C = selected.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        delta = (dt_proj.weight @ low_rank.T).unflatten(1, (batch, length)).transpose(0, 1)
+        B, C = (each.unflatten(0, (batch, length)).mT.contiguous() for each in (B, C))
+        return plain_scan(x, delta, -A_log.exp(), B, C, D, z, dt_proj.bias)
+
+
+def plain_scan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor
+) -> Tensor:
+    """The selective scan in the steps of the official selective_scan_ref, which scanlab's own reference shortens.
+
+    Source: state-spaces/mamba@e9594ce, mamba_ssm/ops/selective_scan_interface.py, selective_scan_ref.
+    """
+    delta = F.softplus(delta + delta_bias[:, None])
+    decay = torch.exp(torch.einsum("bdl,dn->bdln", delta, A))
+    drive = torch.einsum("bdl,bnl,bdl->bdln", delta, B, u)
+    h, y = A.new_zeros(len(u), *A.shape), []
+    for t in range(u.shape[2]):
+        h = decay[:, :, t] * h + drive[:, :, t]
+        y.append(torch.einsum("bdn,bn->bd", h, C[:, :, t]))
+    return (torch.stack(y, dim=2) + u * D[:, None]) * F.silu(z)
 
 
 class Layer(nn.Module):
