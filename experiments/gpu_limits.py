@@ -1,10 +1,11 @@
-"""The Triton scan beside the limits of the GPU it runs on.
+"""The Triton scan and its neighbours beside the limits of the GPU they run on.
 
-The floor of a shape is the larger of two times: its bytes at the speed at which this GPU copies, and its exponentials
-at the rate of its special-function unit, both measured here. Every configuration is held to the oracle before it is
-timed. Times are medians of CUDA events over inputs that take turns, so that no cache keeps them. Official is
-mamba_ssm's CUDA scan, where it is installed, run once in each direction. Needs an NVIDIA GPU; without one nothing
-is measured and nothing is written.
+The floor of a scan is the larger of two times: its bytes at the speed at which this GPU copies, and its exponentials
+at the rate of its special-function unit, both measured here; that of the convolution and of the norm is their bytes.
+Every configuration is held to the oracle before it is timed, and the ops around the scan to PyTorch's. Times are
+medians of CUDA events over inputs that take turns, so that no cache keeps them. Official is mamba_ssm's CUDA scan,
+where it is installed, run once in each direction. Vision Mamba computes with all of these kernels; where they cannot
+serve nothing is measured. Needs an NVIDIA GPU; without one nothing is measured and nothing is written.
 
     python experiments/gpu_limits.py --drawn 24
 """
@@ -12,6 +13,7 @@ is measured and nothing is written.
 import importlib.util
 import random
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +24,7 @@ import torch
 import typer
 import vim_vs_deit
 
+from scanlab import mixer
 from scanlab.errors import RejectedError
 from scanlab.kernels import directions, reference, triton
 from scanlab.lab.verify import expectation, verify
@@ -41,6 +44,7 @@ SHAPES = {
     "Mamba-2.8b, batch 1": {"batch": 1, "dim": 5120, "length": 8192},
 }
 ROTATION, REPEATS = 3, 30
+Pair = Callable[[], tuple[torch.Tensor, torch.Tensor]]
 IMAGES = {224: 64, 1248: 4}  # side in pixels: batch
 
 
@@ -78,10 +82,60 @@ def calls_of(problem: ScanProblem, run: Callable[..., object]) -> list[Callable[
             each.with_tensors(**{name: tensor.requires_grad_() for name, tensor in each.tensors().items()})
             for each in inputs
         )
-        out = run(*leaves)[0]
-        tensors, weights = [tensor for each in leaves for tensor in each.tensors().values()], torch.randn_like(out)
-        calls.append(lambda out=out, t=tensors, w=weights: torch.autograd.grad(out, t, w, retain_graph=True))
+        calls.append(way_back(run(*leaves)[:1], [tensor for each in leaves for tensor in each.tensors().values()]))
     return calls
+
+
+def way_back(outs: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor]) -> Callable[[], tuple[torch.Tensor, ...]]:
+    """A call that computes the gradients of the leaves anew each time."""
+    weights = [torch.randn_like(out) for out in outs]
+    return lambda: torch.autograd.grad(outs, leaves, weights, retain_graph=True)
+
+
+def convolutions(problem: ScanProblem, seed: int) -> tuple[Pair, list[torch.Tensor]]:
+    """Both short convolutions in front of a scan, and what they are computed of."""
+    torch.manual_seed(seed)
+    with torch.device(problem.device):
+        x = torch.randn(problem.batch, problem.length, problem.dim).mT
+        leaves = [x, *(torch.randn(problem.dim, *taps) for _ in range(2) for taps in ((4,), ()))]
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    return lambda: mixer.causal_conv1d_bidirectional(*leaves, activation="silu"), leaves
+
+
+def norms(problem: ScanProblem, seed: int) -> tuple[Pair, list[torch.Tensor]]:
+    """The residual add with norm of a block, which is half as wide as its scan, and what it is computed of."""
+    torch.manual_seed(seed)
+    with torch.device(problem.device):
+        rows = [torch.randn(problem.batch, problem.length, problem.dim // 2) for _ in range(2)]
+        leaves = [each.requires_grad_() for each in (*rows, torch.randn(problem.dim // 2))]
+    return lambda: mixer.add_norm(*leaves), leaves
+
+
+def neighbour_rows(name: str, problem: ScanProblem, copy_s: float) -> list[dict[str, object]]:
+    """A row for each op around the scan and for PyTorch in its place, each way; raises where the two disagree."""
+    rows, elements = [], problem.batch * problem.dim * problem.length
+    for noun, (make, forth, back) in NEIGHBOURS.items():
+        truth: list[torch.Tensor] | None = None
+        for kind, where in {"plain PyTorch": mixer.in_torch, "triton": nullcontext}.items():
+            with where():
+                made = [make(problem, seed) for seed in range(ROTATION)]
+                backward = [way_back(call(), leaves) for call, leaves in made]
+                found = [*made[0][0](), *backward[0]()]
+                truth = truth or found
+                for one, other in zip(found, truth, strict=True):
+                    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * float(other.detach().abs().max()))
+                with torch.no_grad():
+                    taken = {"forward": times_s([call for call, _ in made])}
+                taken["backward"] = times_s(backward)
+            for way, items in (("forward", forth), ("backward", back)):
+                row = {"shape": name, "way": way, "dtype": "float32", "run": f"{noun}, {kind}"}
+                floor = items * 4 * elements * copy_s
+                rows.append(row | common.quartiles_s(taken[way]) | {"floor_s": floor})
+    return rows
+
+
+# How many float32 of each element of the scan's input are read and written, at least, forward and on the way back.
+NEIGHBOURS = {"convolutions": (convolutions, 3, 4), "add and norm": (norms, 2, 2)}
 
 
 def proven(problem: ScanProblem, config: Config) -> Callable[..., object]:
@@ -190,6 +244,8 @@ def main(
     reason = triton.unavailable() or (triton.INTERPRETED and "the interpreter is switched on; unset TRITON_INTERPRET.")
     if reason:
         raise SystemExit(NO_GPU.format(reason))
+    if mixer.implementation("cuda") != "triton":
+        raise SystemExit(NO_GPU.format(mixer.explain()))
     import gpu_ceiling
 
     (copy, moved), (compute, computed) = gpu_ceiling.copy_calls(), gpu_ceiling.exponential_calls()
@@ -199,10 +255,12 @@ def main(
         for gradients in (False, True):
             problem = ScanProblem(**shape, device="cuda", layout="dim_last", gradients=gradients)  # type: ignore[arg-type]
             rows += scan_rows(name, problem, drawn, copy_s, exponential_s)
+        if problem.direction == WAYS:
+            rows += neighbour_rows(name, problem, copy_s)
     rows += image_rows()
     frame = table(rows)
     ceilings = f"{1e-9 / copy_s:.0f} GB/s copied, {1e-9 / exponential_s:.0f} G exponentials/s"
-    caption = f"{torch.cuda.get_device_name()}; {common.setting()}; {ceilings}"
+    caption = f"{torch.cuda.get_device_name()}; {common.setting()}; {ceilings}; {mixer.explain()}"
     common.write_page(out, __doc__, caption, {}, {"Limits": frame}, frame)
     print(frame.to_string(index=False))
 

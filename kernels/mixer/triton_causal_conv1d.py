@@ -23,8 +23,8 @@ from scanlab.kernels.triton_tile import Axes, Launch
 STEPS = 8  # computed at once, each in registers of its own
 TURNS = 4  # of so many steps in a program of the way back
 CHANNELS = 64  # of one program, which is one warp: two of a thread, as bfloat16 is loaded best
-USUAL_WIDTH = 4  # wider ones need the registers of a thread for one channel and fewer steps
-STEPS_OF_WIDE, CHANNELS_OF_WIDE = 2, 32
+USUAL_WIDTH = 4  # wider ones need the registers of a thread for one channel and fewer steps, packed ones for the former
+STEPS_OF_WIDE, CHANNELS_OF_FEW = 2, 32
 
 
 class Way(NamedTuple):
@@ -400,14 +400,16 @@ def _launch(kernel: object, arguments: dict[str, Any], batch: int) -> Launch:
     return Launch(kernel, arguments["blocks"] * arguments["spans"] * batch, arguments, {"num_warps": 1})
 
 
-def _tile(width: int) -> tuple[int, int]:
+def _tile(of: Sequence, width: int) -> tuple[int, int]:
     """The steps and channels of one program."""
-    return (STEPS, CHANNELS) if width <= USUAL_WIDTH else (STEPS_OF_WIDE, CHANNELS_OF_WIDE)
+    if width > USUAL_WIDTH:
+        return STEPS_OF_WIDE, CHANNELS_OF_FEW
+    return STEPS, CHANNELS if of.ids is None else CHANNELS_OF_FEW
 
 
 def _spans(of: Sequence, width: int) -> int:
     """How many spans of time the way back has."""
-    return -(-of.x.shape[2] // (_tile(width)[0] * TURNS))
+    return -(-of.x.shape[2] // (_tile(of, width)[0] * TURNS))
 
 
 def _arguments(of: Sequence, ahead: Way | None, back: Way | None, silu: bool) -> dict[str, Any]:
@@ -415,7 +417,7 @@ def _arguments(of: Sequence, ahead: Way | None, back: Way | None, silu: bool) ->
     some = ahead or back
     assert some is not None, "a convolution has a direction"
     dim, width = some.weight.shape
-    steps, block = _tile(width)
+    steps, block = _tile(of, width)
     return {
         "x": of.x[..., of.before :],
         "ids": of.ids,

@@ -80,3 +80,31 @@ def test_every_implementation_gets_a_row_and_refusals_are_counted(experiment, mo
     assert all(row["median_s"] == 1.0 for row in (default, tuned, plain))
     assert default["way"] == ("backward" if gradients else "forward")
     assert default["floor_s"] == pytest.approx(1e-4 * 2 * 18 * 160)
+
+
+def test_the_ops_around_the_scan_get_a_row_beside_pytorch_each_way(experiment, monkeypatch):
+    monkeypatch.setattr(experiment, "times_s", lambda calls: np.array([float(call() is not None) for call in calls]))
+    rows = experiment.neighbour_rows("tiny", PROBLEM.replace(direction="bidirectional"), copy_s=1.0)
+    assert len(rows) == len({(row["run"], row["way"]) for row in rows}) == 8
+    floors = {(row["run"].split(",")[0], row["way"]): row["floor_s"] / (4 * 160) for row in rows}
+    assert floors == {
+        ("convolutions", "forward"): 3,
+        ("convolutions", "backward"): 4,
+        ("add and norm", "forward"): 2,
+        ("add and norm", "backward"): 2,
+    }
+
+
+def test_an_op_that_disagrees_with_pytorch_is_not_timed(experiment, monkeypatch):
+    monkeypatch.setattr(experiment, "times_s", lambda calls: np.ones(3))
+    add_norm = experiment.mixer.add_norm
+    calls = []
+
+    def wrong(*given):
+        calls.append(given)
+        out, total = add_norm(*given)
+        return out, total + len(calls) // 5  # PyTorch is called four times
+
+    monkeypatch.setattr(experiment.mixer, "add_norm", wrong)
+    with pytest.raises(AssertionError, match="not close"):
+        experiment.neighbour_rows("tiny", PROBLEM, copy_s=1.0)

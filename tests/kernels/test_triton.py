@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from scanlab import registry
 from scanlab.errors import ConfigError, RejectedError, UnavailableError
@@ -129,6 +130,49 @@ def test_the_loops_of_the_way_back_do_not_spill(code):
     made = code.backward(GPU.replace(gradients=True), tuned(), HOPPER)
     assert made.loop_spills == 0
     assert made.instructions <= 31
+
+
+def mixer_launches() -> dict[str, object]:
+    """Every kernel of the mixer as Vim-small launches it in bfloat16, with tensors that hold nothing."""
+    from scanlab.mixer import (
+        triton_add_norm,
+        triton_causal_conv1d,
+        triton_causal_conv1d_update,
+        triton_selective_state_update,
+    )
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    dtype = torch.bfloat16
+    x, hidden, residual = empty(64, 197, 768, dtype=dtype).mT, empty(64, 197, 384, dtype=dtype), empty(64, 197, 384)
+    taps, vector, token, matrix = empty(768, 4), empty(768), empty(64, 768, dtype=dtype), empty(768, 16)
+    sequence = triton_causal_conv1d.sequence(x, None, None, reverse=False)
+    packed = triton_causal_conv1d.sequence(x, empty(64, 197, dtype=torch.int32), None, reverse=False)
+    sums = triton_causal_conv1d.empty_sums(sequence, taps)
+    way = triton_causal_conv1d.way(taps, vector, x, sums)
+    weights, options = (empty(384), empty(384)), {"eps": 1e-5, "centred": True}
+    projected = empty(64, 16, dtype=dtype)
+    step = (token, token, -matrix, projected, projected, vector, token, vector, True, None, True, token)
+    return {
+        "conv": triton_causal_conv1d.forward(sequence, way, way, True),
+        "conv_backward": triton_causal_conv1d.backward(sequence, way, way, True)[0],
+        "conv_backward, packed": triton_causal_conv1d.backward(packed, way, None, True)[0],
+        "add_norm": triton_add_norm.forward(hidden, residual, *weights, **options, out=hidden, total=residual),
+        "add_norm_backward": triton_add_norm.backward(hidden, residual, residual, weights[0], **options, grad=residual)[
+            0
+        ],
+        "conv_step": triton_causal_conv1d_update.step(
+            token, empty(64, 768, 4, dtype=dtype), taps, vector, None, None, True, token
+        ),
+        "scan_step": triton_selective_state_update.step(empty(64, 768, 16), *step),
+    }
+
+
+def test_the_kernels_of_the_mixer_do_not_spill(code):
+    made = {name: code.compiled(launch, HOPPER) for name, launch in mixer_launches().items()}
+    assert {name: each.spills for name, each in made.items()} == dict.fromkeys(made, 0)
+    assert made["conv"].registers <= 80  # so that 24 warps fit on a multiprocessor at once, and the loads of all
 
 
 def test_poor_code_is_refused_with_numbers(code):

@@ -24,20 +24,20 @@ SMALL = ScanProblem(batch=2, dim=5, length=11, state=3, gradients=True)
     ids=config_key,
 )
 def test_every_way_back_agrees(config):
-    problem = SMALL.replace(direction="bidirectional", has_initial_state=True, batch=1, length=7)
+    problem = SMALL.replace(direction="bidirectional", has_initial_state=True, batch=1, length=5)
     verdict = verify(triton.backend.build(problem, config), expectation(problem, make_inputs(problem)))
     assert verdict.passed, verdict.reason
 
 
 def test_groups_wider_than_a_block_in_both_directions():
-    problem = SMALL.replace(batch=1, dim=12, groups=2, length=3, direction="bidirectional")
+    problem = SMALL.replace(batch=1, dim=10, groups=2, length=2, direction="bidirectional")
     config = {"lanes": 8, "unroll": 1, "chunk": 2, "back_lanes": 4, "back_channels": 1, "history": 1}
     verdict = verify(triton.backend.build(problem, config), expectation(problem, make_inputs(problem)))
     assert verdict.passed, verdict.reason
 
 
 def test_gradients_are_the_same_bits_every_time():
-    problem = SMALL.replace(batch=1, dim=8, length=3)
+    problem = SMALL.replace(batch=1, dim=8, length=2)
     config = {"back_lanes": 4, "back_channels": 1, "unroll": 2, "chunk": 2}
     inputs = tuple(tensor.requires_grad_() for tensor in make_inputs(problem)[0].tensors().values())
     run = triton.backend.build(problem, config)
@@ -96,10 +96,11 @@ def arguments(problem: ScanProblem) -> tuple[object, ...]:
     ids=str,
 )
 def test_the_ops_satisfy_torch(asked):
-    problem = ScanProblem(batch=1, dim=4, length=2, state=2).replace(**asked)
+    problem = ScanProblem(batch=1, dim=4, length=2, state=2, gradients=True).replace(**asked)
     triton.backend.build(problem)
-    torch.library.opcheck(triton_ops.scan, arguments(problem))
-    torch.library.opcheck(triton_ops.scan_with_checkpoints, arguments(problem.replace(gradients=True)))
+    torch.library.opcheck(triton_ops.scan_with_checkpoints, arguments(problem))
+    if problem.directions == 1:
+        torch.library.opcheck(triton_ops.scan, arguments(problem.replace(gradients=False)))
 
 
 def test_compiles_into_one_graph():
