@@ -3,7 +3,7 @@
 model.pt2, kernels/  the package of AOTInductor and the libraries of the ops that it calls
 profile.json         which configuration of the native scan is frozen into it, and on what basis
 model.onnx           the graph for ONNX Runtime
-run.py, classes.txt  names what is in a picture; the names
+run.py               names what is in a picture, in 20 lines on loading.py; classes.txt holds the names
 manifest.json        what all this was made of and with, and how far its logits were off
 """
 
@@ -42,14 +42,16 @@ FILES: Mapping[Format, str] = {"aoti": "model.pt2", "onnx": "model.onnx"}
 # Of the largest logit. A package computes with the same scan and rounds its matrix products elsewhere; a graph
 # computes the scan anew.
 TOLERANCES: Mapping[Format, float] = {"aoti": 1e-5, "onnx": 1e-4}
-RUN = Path(__file__).with_name("run.py")
+SCRIPTS = tuple(Path(__file__).with_name(name) for name in ("run.py", "loading.py"))
 # Neither scanlab nor a compiler can be found there.
 FRESH = """
-import pathlib, runpy, sys
+import pathlib, sys
 sys.modules["scanlab"] = None
 import numpy as np
-run, model, images, logits = map(pathlib.Path, sys.argv[1:])
-np.save(logits, runpy.run_path(str(run))["load"](model)(np.load(images)))
+model, images, logits = map(pathlib.Path, sys.argv[1:])
+sys.path.insert(0, str(model.parent))
+from loading import load
+np.save(logits, load(model)(np.load(images)))
 """
 
 
@@ -114,7 +116,8 @@ def export(
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as place:
             unfinished = Path(place) / folder.name
             unfinished.mkdir()
-            shutil.copy(RUN, unfinished)
+            for script in SCRIPTS:
+                shutil.copy(script, unfinished)
             (unfinished / "classes.txt").write_text("\n".join(class_names(logits.shape[1])) + "\n")
             for each in formats:
                 say(f"write {FILES[each]}")
@@ -155,7 +158,7 @@ def _check(file: Path, images: Tensor, logits: Tensor, tolerance: float) -> Chec
     with tempfile.TemporaryDirectory() as place:
         given, found = Path(place) / "images.npy", Path(place) / "logits.npy"
         np.save(given, images.numpy())
-        command = [sys.executable, "-I", "-c", FRESH, str(file.with_name(RUN.name)), str(file), str(given), str(found)]
+        command = [sys.executable, "-I", "-c", FRESH, str(file), str(given), str(found)]
         environment = {name: value for name, value in os.environ.items() if name != "CXX"} | {"PATH": place}
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:

@@ -36,7 +36,7 @@ def test_export_writes_a_graph_and_says_how_far_it_is_off(run, onnx, tmp_path):
     assert (manifest["model"], manifest["size"]) == ("vim_tiny", 32)
     assert len(manifest["weights_sha256"]) == 64
     assert {path.name for path in (tmp_path / "made").iterdir()} == {
-        *("model.onnx", "run.py", "classes.txt", "manifest.json")
+        *("model.onnx", "run.py", "loading.py", "classes.txt", "manifest.json")
     }
 
 

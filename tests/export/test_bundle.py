@@ -16,7 +16,7 @@ import pytest
 from scanlab import registry
 from scanlab.errors import InputError
 from scanlab.export import bundle
-from scanlab.export.bundle import RUN, Exported, export
+from scanlab.export.bundle import SCRIPTS, Exported, export
 from scanlab.models.classify import classify
 from scanlab.models.images import sample_photograph
 from scanlab.problem import ScanProblem
@@ -26,10 +26,12 @@ from .tiny_vim import trained_tiny_vim
 for library in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(library, reason=f"the extra `onnx` is not installed: {library}")
 BATCH = 2
+# As `python run.py` runs it, but scanlab cannot be found.
 BLOCKED = """
-import runpy, sys
+import os, runpy, sys
 sys.modules["scanlab"] = None
 sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
@@ -87,7 +89,12 @@ def test_the_manifest_vouches_for_every_file(written):
     for name, digest in manifest["sha256"].items():
         assert hashlib.sha256(files[name].read_bytes()).hexdigest() == digest
     assert (manifest["model"], manifest["size"], manifest["batch"], manifest["classes"]) == ("tiny", 32, BATCH, 1000)
-    assert manifest["sha256"]["run.py"] == hashlib.sha256(RUN.read_bytes()).hexdigest()
+    for script in SCRIPTS:
+        assert manifest["sha256"][script.name] == hashlib.sha256(script.read_bytes()).hexdigest()
+
+
+def test_the_example_is_twenty_lines(written):
+    assert len((written[0] / "run.py").read_text().splitlines()) <= 20
 
 
 def test_a_graph_whose_logits_are_off_is_not_written(tmp_path, monkeypatch):
