@@ -3,7 +3,7 @@
 Takes the best of each backend out of recorded trials and writes scanlab/deploy/heuristics.toml from them. Run it on
 each kind of machine, after tuning the typical problems there, and commit what it writes:
 
-    scanlab tune --suite experiments/heuristics.toml:typical --budget 20m --out results/heuristics
+    scanlab tune --suite experiments/heuristics.toml:typical --budget 15m --out results/heuristics
     python experiments/heuristics.py results/heuristics results/vim-tiny
 """
 
@@ -26,7 +26,10 @@ LEFT_OUT = ("compiled",)
 
 
 def standings_of(trials: Iterable[Trial]) -> tuple[Standing, ...]:
-    """The best trial of each installed backend in the last phase that it reached, the fastest first."""
+    """The best trial of each installed backend in the last phase that it reached, the fastest first.
+
+    Those beside another anchor than the reference loop are left out: their speed-ups are others.
+    """
     best: dict[str, Trial] = {}
     installed = set(registry.names()) - set(LEFT_OUT)
 
@@ -35,7 +38,8 @@ def standings_of(trials: Iterable[Trial]) -> tuple[Standing, ...]:
         return PHASES.index(trial.phase), trial.measurement.speedup
 
     for trial in trials:
-        if trial.state == "ok" and trial.phase in PHASES and trial.backend in installed:
+        anchor = trial.measurement.anchor if trial.measurement is not None else None
+        if trial.state == "ok" and anchor == "reference" and trial.phase in PHASES and trial.backend in installed:
             best[trial.backend] = max(trial, best.get(trial.backend, trial), key=rank)
     made = [Standing(name, carried_over(trial), rank(trial)[1]) for name, trial in best.items()]
     return tuple(sorted(made, key=lambda standing: standing.speedup, reverse=True))
@@ -60,6 +64,10 @@ def measured(folder: Path) -> list[Measured]:
         if len(standings) > 1:  # a problem that one backend alone was tried on ranks nothing
             vectors = instruction_set(silicon)
             found.append(Measured(problem, silicon.model_name, vectors, silicon.usable_cpus, source, standings))
+        else:
+            print(
+                f"{source}: {problem.key} is left out: {len(standings)} backends were timed beside the reference loop"
+            )
     return found
 
 

@@ -1,12 +1,15 @@
 """The lab keeps its promises: no finished trial is lost, no difference is invented, the winner stays the winner.
 
-Three claims, each tried for real: a writer that is killed at 200 random moments loses no record that it had
-appended; of 200 races of a configuration against itself at most 5 % report a difference; ten tunings beside a
-neighbour that hogs a CPU at random name the same winner, or a declared tie, every time. Takes a quarter of an hour:
+Three claims. Of 200 SIGKILLs at random moments, half of a writer and half of a tuning process whose successor takes up
+from there, none loses a record that was said to be on disk, and what was running is tried again. Of races of one
+configuration against itself at most 5 % report a difference: some are run, and 200 are drawn from recorded noise of
+this machine. Ten tunings of the vim-tiny suite from scratch, beside a neighbour that hogs a CPU at random, name the
+same configuration or a declared tie, every one beside every other. Takes a quarter of an hour:
 
     python experiments/trust.py
 """
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -14,63 +17,199 @@ import random
 import signal
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import common
+import pandas as pd
+import typer
 
 from scanlab import registry
+from scanlab.backend import Backend, at_most
+from scanlab.cli.budget import parse_duration
 from scanlab.lab.budget import Budget
+from scanlab.lab.heat import FEWEST_ROUNDS, MOST_ROUNDS, Entrant, Heat, Lane, run_heat
 from scanlab.lab.machine import this_machine
+from scanlab.lab.measure import Block
 from scanlab.lab.prove import Setting
-from scanlab.lab.race import Entrant, race
+from scanlab.lab.race import decided, race, told_apart
 from scanlab.lab.results import Results, Trial
-from scanlab.lab.tune import tune
+from scanlab.lab.tune import Event, tune
 from scanlab.problem import ScanProblem, make_inputs
+from scanlab.space import config_key
+from scanlab.suites import load_suite
 
-OUT = Path(__file__).parents[1] / "results" / "trust"
-PROBLEM = ScanProblem(batch=1, dim=384, length=197)
 SMALL = ScanProblem(batch=1, dim=64, length=64)
-KILLS, RACES, TUNINGS = 200, 200, 10
-RACE_S, TUNING_S = 2.0, 45.0
-RIVALS = ("two_phase", "chunked", "native")
+ANCHOR = Entrant(registry.get("reference"), {"threads": 1})
+# A configuration during which processes die again and again is given up, so that those that are killed have many.
+VICTIMS = ("chunked", "associative")
+TWINS = ("chunked", "two_phase")
+RACE_S, NOISE_S = 4.0, 12.0
+WRITER_LIVES_S, TUNER_LIVES_S = 0.05, 0.8
+LAST_TUNER_S = 120.0
+ALLOWED_SHARE = 0.05
 
 
-def append_forever(folder: Path, trial: Trial, said: Path) -> None:
+class Claim(NamedTuple):
+    """A row of the page: what was tried how often, how often it went wrong, and how often it may."""
+
+    claim: str
+    tried: int
+    wrong: int
+    allowed: int
+    seconds: float
+    said: str
+
+    @property
+    def holds(self) -> bool:
+        return self.wrong <= self.allowed and self.tried > 0
+
+
+def append_forever(folder: Path, trial: Trial, note: Path) -> None:
     """Append copies of `trial`, and write down the name of each once it is on disk."""
     results = Results(folder)
-    with said.open("w") as file:
+    with note.open("w") as file:
         while True:
             copy = Trial.from_json({**trial.to_json(), "id": os.urandom(8).hex()})
             results.append(copy)
             os.write(file.fileno(), f"{copy.id}\n".encode())
 
 
-def kills(trial: Trial, folder: Path) -> dict[str, int]:
+def victims() -> list[Backend]:
+    """What is tuned to be killed: on one thread, because a process that is forked cannot wake others."""
+    return [at_most(registry.get(name), 1) for name in VICTIMS]
+
+
+def tune_and_say(folder: Path, note: Path) -> None:
+    """Tune a small problem; write down what is begun, what is on disk, and that the search is over."""
+    with note.open("w") as file:
+
+        def say(event: Event) -> None:
+            if event.kind == "finished" and event.trial is not None:
+                os.write(file.fileno(), f"{event.trial.id}\n".encode())
+            if event.kind in ("started", "round"):
+                os.write(file.fileno(), f"{event.kind} {event.label}\n".encode())
+            if event.kind == "round":
+                time.sleep(LAST_TUNER_S)
+
+        tune(SMALL, make_inputs(SMALL), victims(), Budget(trials=10_000), Results(folder), on_event=say)
+
+
+def killed(work: Callable[..., None], folder: Path, note: Path, lives_s: float, *given: object) -> list[str]:
+    """Whole lines that `work` wrote down before it was killed, after `lives_s` or once its search was over."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["scanlab.lab.tune", "trust"])
+    victim = server.Process(target=work, args=(folder, *given, note))
+    victim.start()
+    until = time.monotonic() + lives_s
+    while time.monotonic() < until and not (note.exists() and "round " in note.read_text()):
+        time.sleep(random.uniform(0.0, 0.02))
+    assert victim.pid is not None
+    assert victim.is_alive(), f"{work.__name__} ended by itself: status {victim.exitcode}"
+    os.kill(victim.pid, signal.SIGKILL)
+    victim.join()
+    return note.read_text().split("\n")[:-1] if note.exists() else []  # what follows the last line end was cut off
+
+
+def kills_of_a_writer(kills: int, folder: Path) -> Claim:
     """Kill a writer at random moments; what it said was on disk must be there."""
-    folder.mkdir(parents=True)
-    said: set[str] = set()
-    for number in range(KILLS):
+    started, said = time.monotonic(), set[str]()
+    setting = Setting.of(SMALL, make_inputs(SMALL), "made", seed=0)
+    (trial,) = race([ANCHOR], ANCHOR, setting, Results(folder), time.monotonic() + 0.5).trials
+    for number in range(kills):
         note = folder / f"said-{number}"
-        writer = multiprocessing.get_context("fork").Process(target=append_forever, args=(folder, trial, note))
-        writer.start()
-        time.sleep(random.uniform(0.0, 0.05))
-        os.kill(writer.pid or 0, signal.SIGKILL)
-        writer.join()
-        lines = note.read_text().split("\n") if note.exists() else []
-        said.update(lines[:-1])  # the last may have been cut off
+        said.update(killed(append_forever, folder, note, random.uniform(0.0, WRITER_LIVES_S), trial))
     loaded = Results(folder).load()
     lost = said - {each.id for each in loaded.trials}
-    return {"kills": KILLS, "appended": len(said), "lost": len(lost), "torn_tails": len(loaded.notices)}
+    about = f"{len(said)} records were said to be on disk; {len(loaded.notices)} files had a torn end"
+    return Claim("SIGKILLs of a writer; records lost", kills, len(lost), 0, time.monotonic() - started, about)
 
 
-def races_against_itself(folder: Path) -> dict[str, float]:
+def kills_of_a_tuner(kills: int, folder: Path) -> Claim:
+    """Kill a tuner at random moments and let another take up from there, until nothing is left to try; and again."""
+    started, done, wrong, cut_short, finished = time.monotonic(), 0, 0, 0, 0
+    legal = sum(1 for backend in victims() for _ in backend.space.configs(SMALL))
+    for place in itertools.count():
+        own, said, begun, over = folder / str(place), set[str](), Counter[str](), False
+        own.mkdir(parents=True)
+        while not over:
+            last = done >= kills  # nobody kills it before its search is over
+            lives_s = LAST_TUNER_S if last else random.uniform(0.0, TUNER_LIVES_S)
+            lines = killed(tune_and_say, own, own / f"said-{time.monotonic_ns()}", lives_s)
+            done += not last
+            over = any(line.startswith("round ") for line in lines)
+            begun.update(line.removeprefix("started ") for line in lines if line.startswith("started "))
+            said.update(line for line in lines if " " not in line)
+        searched = [trial for trial in Results(own).load().trials if trial.phase == "search"]
+        lost = said - {trial.id for trial in searched}
+        timed = {(trial.backend, config_key(trial.config)) for trial in searched if trial.state in ("ok", "pruned")}
+        wrong += len(lost) + (legal - len(timed)) + (len(searched) - len(timed))
+        finished += len(said)
+        cut_short += sum(times > 1 for times in begun.values())
+        if done >= kills:
+            break
+    about = (
+        f"{finished} trials were said to be finished, in {place + 1} searches of {legal} configurations; "
+        f"{cut_short} were cut short and tried again"
+    )
+    name = "SIGKILLs of a tuner; trials lost, never tried again or tried twice"
+    return Claim(name, kills, wrong, 0, time.monotonic() - started, about)
+
+
+def races_run(races: int, folder: Path) -> Claim:
     """Race one configuration against itself; a difference that is reported is invented."""
+    started, invented, rounds = time.monotonic(), 0, 0
     setting = Setting.of(SMALL, make_inputs(SMALL), "made", seed=0)
-    twins = [Entrant(registry.get("chunked"), {"threads": 1})] * 2
-    anchor = Entrant(registry.get("reference"), {"threads": 1})
-    told_apart = 0
-    for _ in range(RACES):
-        outcome = race(twins, anchor, setting, Results(folder), time.monotonic() + RACE_S)
-        told_apart += not outcome.standings[1].tied
-    return {"races": RACES, "told_apart": told_apart, "share": told_apart / RACES}
+    for number in range(races):
+        twins = [Entrant(registry.get(TWINS[number % len(TWINS)]), {"threads": 1})] * 2
+        outcome = race(twins, ANCHOR, setting, Results(folder), time.monotonic() + RACE_S)
+        invented += any(not standing.tied for standing in outcome.standings)
+        rounds += outcome.rounds
+    about = f"{rounds / max(1, races):.0f} rounds each on average"
+    allowed = int(ALLOWED_SHARE * races)
+    return Claim("real races against itself; differences", races, invented, allowed, time.monotonic() - started, about)
+
+
+def races_drawn(races: int) -> Claim:
+    """Draw races of one configuration against itself from long recorded heats of three that are alike.
+
+    Each takes consecutive rounds from a random one on, and who of the three is whom is random: what drifts or stays
+    apart in the record does so in the race.
+    """
+    started, invented = time.monotonic(), 0
+    setting = Setting.of(SMALL, make_inputs(SMALL), "made", seed=0)
+    noise = []
+    for name in TWINS:
+        twins = [Entrant(registry.get(name), {"threads": 1})] * 2
+        noise.append(run_heat(twins, ANCHOR, setting, time.monotonic() + NOISE_S, most_rounds=10 * MOST_ROUNDS))
+    for number in range(races):
+        invented += told_apart([drawn(noise[number % len(noise)], random.Random(number))])
+    recorded = ", ".join(str(heat.rounds) for heat in noise)
+    about = f"from heats of {recorded} recorded rounds"
+    allowed = int(ALLOWED_SHARE * races)
+    return Claim("races drawn from noise; differences", races, invented, allowed, time.monotonic() - started, about)
+
+
+def drawn(noise: Heat, rng: random.Random) -> Heat:
+    """A heat as long as it takes to decide a race, out of the lanes of `noise`."""
+    lanes = [*(lane.blocks for lane in noise.lanes), noise.twin]
+    rng.shuffle(lanes)
+    first = rng.randrange(noise.rounds)
+    order = [(first + step) % noise.rounds for step in range(min(MOST_ROUNDS, noise.rounds))]
+
+    def heat_of(rounds: int) -> Heat:
+        taken = [numbered([lane[index] for index in order[:rounds]]) for lane in lanes]
+        return Heat((Lane(taken[0]), Lane(taken[1])), 0, taken[2], noise.anchor_calls, rounds)
+
+    lengths = range(min(FEWEST_ROUNDS, len(order)), len(order) + 1)
+    return next((heat for rounds in lengths if decided([heat := heat_of(rounds)])), heat_of(len(order)))
+
+
+def numbered(blocks: Sequence[Block]) -> tuple[Block, ...]:
+    return tuple(Block(**{**vars(block), "round": number}) for number, block in enumerate(blocks))
 
 
 def hog() -> None:
@@ -82,41 +221,106 @@ def hog() -> None:
         time.sleep(random.uniform(0.1, 4.0))
 
 
-def tunings_beside_a_neighbour(folder: Path) -> dict[str, object]:
-    """Tune from scratch beside a hog; every winner must be among each run's fastest that cannot be told apart."""
-    neighbour = multiprocessing.Process(target=hog, daemon=True)
-    neighbour.start()
-    winners, contenders, notices = [], [], []
-    for number in range(TUNINGS):
-        backends = [registry.get(name) for name in RIVALS]
-        found = tune(
-            PROBLEM, make_inputs(PROBLEM), backends, Budget(TUNING_S), Results(folder / str(number)), seed=number
+@contextmanager
+def neighbour() -> Iterator[None]:
+    """A hog while the block runs."""
+    process = multiprocessing.get_context("forkserver").Process(target=hog, daemon=True)
+    process.start()
+    try:
+        yield
+    finally:
+        process.kill()
+        process.join()
+
+
+def tunings_beside_a_neighbour(tunings: int, seconds: float, folder: Path) -> Iterator[tuple[Claim, dict[str, Any]]]:
+    """Tune from scratch beside a hog; after each one the claim as it stands, and its row."""
+    started, (case,) = time.monotonic(), load_suite("vim-tiny")
+    rows: list[dict[str, Any]] = []
+    backends, _ = registry.load_all()
+    with neighbour():
+        for number in range(tunings):
+            place = Results(folder / str(number))
+            found = tune(
+                case.problem, case.inputs, backends, Budget(seconds), place, inputs_label=case.label, seed=number
+            )
+            winner = found.winner
+            timed = winner.measurement if winner is not None else None
+            rows.append(
+                {
+                    "seed": number,
+                    "winner": "none" if winner is None else winner.label,
+                    "phase": "" if winner is None else winner.phase,
+                    "ms": None if timed is None else timed.median_ms,
+                    "speedup": None if timed is None else timed.speedup,
+                    "tied": sorted(found.tied),
+                    "tried": len(found.trials),
+                    "took_s": found.elapsed_s,
+                    "notices": list(found.notices),
+                }
+            )
+            pairs = list(itertools.combinations(rows, 2))
+            apart = sum(not agree(*pair) for pair in pairs) + sum(row["winner"] == "none" for row in rows)
+            names = len({row["winner"] for row in rows})
+            about = f"{len(rows)} tunings of {seconds:.0f} s named {names} configurations, {apart} pairs not tied"
+            name = "pairs of tunings beside a hog; neither the same winner nor a declared tie"
+            yield Claim(name, len(pairs), apart, 0, time.monotonic() - started, about), rows[-1]
+
+
+def agree(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two tunings name the same winner, or one of them declares that of the other a tie."""
+    return one["winner"] == other["winner"] or one["winner"] in other["tied"] or other["winner"] in one["tied"]
+
+
+def write(claims: Sequence[Claim], rows: Sequence[dict[str, Any]], caption: str, out: Path) -> None:
+    """The page of what is known so far, with the numbers as CSV and every tuning in full as JSON."""
+    numbers = pd.DataFrame([{**claim._asdict(), "holds": claim.holds} for claim in claims])
+    shown = numbers.assign(
+        holds=numbers.holds.map({True: "yes", False: "NO"}), seconds=numbers.seconds.map("{:.0f}".format)
+    )
+    sections = {"Claims": shown.astype(str)}
+    if rows:
+        columns = ["seed", "winner", "phase", "ms", "speedup", "tried", "took_s"]
+        tunings = pd.DataFrame(rows).assign(
+            tied=[", ".join(row["tied"]) or "nothing" for row in rows],
+            **{name: [f"{row[name]:.3g}" for row in rows] for name in ("ms", "speedup", "took_s")},
         )
-        assert found.winner is not None
-        ties = found.race.ties if found.race is not None else ()
-        winners.append(found.winner.label)
-        contenders.append({found.winner.backend, *(each.trial.backend for each in ties)})
-        notices.append(list(found.notices))
-    neighbour.kill()
-    names = {label.split()[0] for label in winners}
-    same = len(names) == 1 or all(names <= tied for tied in contenders)
-    return {"tunings": TUNINGS, "winners": winners, "same_backend_or_tie": same, "notices": notices}
+        sections["Tunings"] = tunings[[*columns, "tied"]].astype(str)
+    common.write_page(out, __doc__, caption, {}, sections, numbers)
+    record = {"setting": caption, "machine": this_machine().to_json(), "tunings": list(rows)}
+    (out / f"{out.name}.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
-def keep(found: dict[str, object]) -> None:
-    """Write down what is known so far: a run that is stopped keeps its first parts."""
-    OUT.mkdir(parents=True, exist_ok=True)
-    (OUT / "trust.json").write_text(json.dumps(found, indent=2) + "\n")
+def main(
+    kills: Annotated[int, typer.Option(help="SIGKILLs in all.")] = 200,
+    races: Annotated[int, typer.Option(help="Races drawn from recorded noise.")] = 200,
+    real: Annotated[int, typer.Option(help="Races that are run.")] = 40,
+    tunings: Annotated[int, typer.Option(help="Tunings beside the neighbour.")] = 10,
+    budget: Annotated[str, typer.Option(help="Of each tuning.")] = "54s",
+    out: Path = common.RESULTS / "trust",
+) -> None:
+    """Try the claims one after the other, and write the page after each; exit code 1 where one does not hold."""
+    caption, claims = common.setting(), list[Claim]()
+    rows: list[dict[str, Any]] = []
+
+    def keep(claim: Claim) -> None:
+        print(f"{claim.claim}: {claim.wrong} of {claim.tried} in {claim.seconds:.0f} s; {claim.said}", flush=True)
+        claims[:] = [each for each in claims if each.claim != claim.claim] + [claim]
+        write(claims, rows, caption, out)
+
+    with tempfile.TemporaryDirectory(prefix="scanlab-trust-") as name:
+        place = Path(name)
+        keep(kills_of_a_writer(kills // 2, place / "writer"))
+        keep(kills_of_a_tuner(kills - kills // 2, place / "tuner"))
+        keep(races_run(real, place / "races"))
+        keep(races_drawn(races))
+        for claim, row in tunings_beside_a_neighbour(tunings, parse_duration(budget), place / "tunings"):
+            rows.append(row)
+            keep(claim)
+    failed = [claim.claim for claim in claims if not claim.holds]
+    if failed:
+        raise SystemExit(f"the claim does not hold: {'; '.join(failed)}")
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as name:
-        place = Path(name)
-        found: dict[str, object] = {"machine": this_machine().describe(), "load_before": os.getloadavg()[0]}
-        found["races_against_itself"] = races_against_itself(place / "races")
-        keep(found)
-        found["kills"] = kills(Results(place / "races").load().trials[0], place / "kills")
-        keep(found)
-        found["tunings_beside_a_neighbour"] = tunings_beside_a_neighbour(place / "tunings")
-        keep(found)
-    print(json.dumps(found, indent=2))
+    typer.run(main)

@@ -89,11 +89,16 @@ class Space:
             if config != self.defaults and self.forbids(config, problem) is None:
                 yield config
 
-    def in_turn(self, problem: ScanProblem) -> Iterator[dict[str, Value]]:
-        """The defaults, then each tunable in turn at each of its other values, where that is legal."""
-        yield self.defaults
+    def in_turn(self, problem: ScanProblem, around: Config | None = None) -> Iterator[dict[str, Value]]:
+        """The configuration `around`, by default the defaults, then each of its tunables in turn at each other value.
+
+        Those that are not legal for `problem` are left out.
+        """
+        middle = self.defaults | dict(around or {})
+        if self.forbids(middle, problem) is None:
+            yield middle
         for choice in self.choices:
             for value in choice.values:
-                config = self.defaults | {choice.name: value}
-                if value != choice.default and self.forbids(config, problem) is None:
+                config = middle | {choice.name: value}
+                if value != middle[choice.name] and self.forbids(config, problem) is None:
                     yield config

@@ -79,12 +79,7 @@ class BackendContract:
 
     def configs(self) -> Iterator[Config]:
         """`config` with each tunable in turn at each of its values, where that is legal for the plain problem."""
-        space = self.backend.space
-        for choice in space.choices:
-            for value in choice.values:
-                config = {**space.defaults, **self.config, choice.name: value}
-                if space.forbids(config, self.plain()) is None:
-                    yield config
+        return self.backend.space.in_turn(self.plain(), self.config)
 
     def problems(self) -> Iterator[ScanProblem]:
         """Every problem that is either proved or must be rejected."""

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from scanlab.cli.console import AsJson, notes, out, print_json
 from scanlab.errors import InputError
-from scanlab.lab.results import Results, Trial
+from scanlab.lab.results import Results
 
 
 def replay(
@@ -25,21 +25,17 @@ def replay(
     Example: `scanlab replay runs --backend native`
     """
     # Loading optuna takes a second, which no other command that only reads should pay.
-    from scanlab.lab.replay import Policy, record_of
+    from scanlab.lab.replay import most_tried, policies, record_of
     from scanlab.lab.replay import replay as replay_policy
 
-    record = record_of(_most_tried(Results(results).load().trials, backend))
+    most = most_tried(Results(results).load().trials, backend)
+    if len({trial.identity for trial in most}) < 2:
+        raise InputError("no backend has two timed configurations of one problem there. Run `scanlab tune` first.")
+    record = record_of(most)
     size = len(record.bags)
-    policies = [
-        Policy(sampler, trials, blocks, finalists, rounds)
-        for trials in sorted({max(2, size // 4), max(2, size // 2), size})
-        for sampler in (("tpe", "random") if trials < size else ("random",))
-        for blocks in (1, 3)
-        for finalists, rounds in ((1, 0), (8, 20))
-    ]
     with notes.status("replay") as status:
         found = []
-        for policy in policies:
+        for policy in policies(size):
             status.update(f"replay: {policy.sampler}, {policy.trials} trials")
             found.append(replay_policy(record, policy, repeats))
     if as_json:
@@ -64,15 +60,3 @@ def replay(
         "wrong: the choice is more than 2 % slower than the best; regret: how much slower it is on average;"
         " optimism: how much faster than it is the number looks that it was chosen by."
     )
-
-
-def _most_tried(trials: tuple[Trial, ...], backend: str | None) -> list[Trial]:
-    """The timed trials of the problem, machine and source that one backend has tried most configurations on."""
-    kinds: dict[tuple[str, ...], list[Trial]] = {}
-    for trial in trials:
-        if trial.measurement is not None and trial.phase in ("search", "race") and backend in (None, trial.backend):
-            kinds.setdefault(trial.identity[:-1], []).append(trial)
-    most = max(kinds.values(), key=lambda group: len({trial.identity for trial in group}), default=[])
-    if len({trial.identity for trial in most}) < 2:
-        raise InputError("no backend has two timed configurations of one problem there. Run `scanlab tune` first.")
-    return most

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-import tempfile
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,8 +13,9 @@ from typing import Any
 import platformdirs
 
 from scanlab.errors import ProfileError
+from scanlab.lab.alike import kind_of, size_distance
 from scanlab.lab.machine import this_machine
-from scanlab.problem import SIZES, ScanProblem
+from scanlab.problem import ScanProblem
 from scanlab.space import Config
 
 SCHEMA_VERSION = 1
@@ -72,12 +72,9 @@ class Profile:
         return next((entry for entry in self.entries if entry.problem == problem), None)
 
     def nearest(self, problem: ScanProblem) -> tuple[Entry, ...]:
-        """The entries of the same kind of problem, nearest first: all but the sizes agree.
-
-        The distance is the sum over the sizes of the absolute log ratio, so that twice and half are as far.
-        """
-        kin = [entry for entry in self.entries if _kind(entry.problem) == _kind(problem)]
-        return tuple(sorted(kin, key=lambda entry: _distance(entry.problem, problem)))
+        """The entries of the same kind of problem, nearest first: all but the sizes agree."""
+        kin = [entry for entry in self.entries if kind_of(entry.problem) == kind_of(problem)]
+        return tuple(sorted(kin, key=lambda entry: size_distance(entry.problem, problem)))
 
     def save(self, path: Path) -> None:
         """Write this profile to `path` atomically: a reader sees the old file or the new one, whole."""
@@ -89,16 +86,17 @@ class Profile:
         }
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+            temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
             try:
-                with os.fdopen(descriptor, "w") as file:
+                # Not tempfile, which lets nobody else read what it makes: a profile may serve a whole machine.
+                with temporary.open("x") as file:
                     json.dump(content, file, indent=2)
                     file.write("\n")
                     file.flush()
                     os.fsync(file.fileno())
                 os.replace(temporary, path)
             except BaseException:
-                os.unlink(temporary)
+                temporary.unlink(missing_ok=True)
                 raise
         except OSError as error:
             raise ProfileError(
@@ -165,11 +163,3 @@ def load_profile() -> Profile | None:
     if not path.exists() and ENV_PATH not in os.environ:
         return None
     return Profile.load(path)
-
-
-def _kind(problem: ScanProblem) -> ScanProblem:
-    return problem.replace(**dict.fromkeys(SIZES, 1))
-
-
-def _distance(one: ScanProblem, other: ScanProblem) -> float:
-    return sum(abs(math.log(getattr(one, size) / getattr(other, size))) for size in SIZES)

@@ -58,6 +58,8 @@ class Block:
     steal_ms        time the hypervisor gave to others
     involuntary     context switches that this process did not ask for
     neighbours_ms   CPU time that other processes on this machine used
+    overheated      times that the CPUs were slowed because they were too hot
+    mhz             their frequency at the end
     disturbed       why this block was taken again, or None
     """
 
@@ -70,6 +72,8 @@ class Block:
     steal_ms: float | None = None
     involuntary: int | None = None
     neighbours_ms: float | None = None
+    overheated: int | None = None
+    mhz: float | None = None
     disturbed: str | None = None
 
     @property
@@ -320,6 +324,8 @@ def take_round(
             steal_ms=change.steal_ms,
             involuntary=change.involuntary,
             neighbours_ms=change.neighbours_ms,
+            overheated=change.overheated,
+            mhz=change.mhz,
             disturbed=change.disturbed,
         )
         for one in arms

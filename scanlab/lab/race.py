@@ -1,8 +1,8 @@
 """Finalists and an anchor in one interleaved run: who is fastest, how sure that is, and which differences mean nothing.
 
 One finalist runs twice, under another number: what that pair differs by is noise, and a difference no larger
-than that is a tie. A tie goes to the lower rung of the ladder, then to the smaller error, then to the
-smaller memory.
+than that is a tie. A tie goes to the simplest: the lower rung of the ladder, then what departs least from its
+defaults; then to the smaller error, then to the smaller memory.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from scanlab.lab.prove import Failure, Proven, Setting
 from scanlab.lab.results import Phase, Results, Trial
 from scanlab.lab.verify import Verdict
 
-__all__ = ["Entrant", "Race", "Standing", "paired", "race"]
+__all__ = ["Entrant", "Race", "Standing", "decided", "paired", "race", "told_apart"]
 
 # A race is over when every entrant is shown to be slower than the leader, or within this of it.
 WORTH_KNOWING = math.log(1.02)
@@ -54,6 +54,7 @@ class Standing:
     interval   of `behind`, at 95 % corrected for the number of entrants and for looking after every round
     tied       not shown to be slower than the leader, or behind it by no more than the noise floor
     share      of what the machine could attain: the time that wastes nothing over the time taken; None if unknown
+    departures how many tunables are not at their defaults
     """
 
     trial: Trial
@@ -62,6 +63,7 @@ class Standing:
     interval: Interval
     tied: bool
     share: float | None = None
+    departures: int = 0
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,10 @@ class Race:
             return "faster by median"
         if any(standing.rung > self.winner.rung for standing in self.ties):
             return "simplest"
+        if any(standing.departures < self.winner.departures for standing in self.ties):
+            return "faster by median"
+        if any(standing.departures > self.winner.departures for standing in self.ties):
+            return "nearest to its defaults"
         return "most exact, then smallest in memory, of its rung"
 
 
@@ -161,7 +167,7 @@ def race(
                 setting,
                 deadline,
                 most_rounds=MOST_ROUNDS,
-                decided=lambda heat: _decided([heat]),
+                decided=lambda heat: decided([heat]),
                 on_round=on_round,
             )
         ]
@@ -178,10 +184,10 @@ def race(
         trials.append(setting.trial(phase, entrant.backend, config, started_at, outcome, verdict))
     for trial in trials:
         results.append(trial)
-    rungs = {trial.id: entrant.backend.rung for trial, entrant in zip(trials, entrants, strict=True)}
+    simple = {trial.id: _simplicity(entrant, trial) for trial, entrant in zip(trials, entrants, strict=True)}
     floor = _noise_floor(heats)
     attainable = {trial.id: setting.attainable_ms(trial.config) for trial in trials}
-    standings = _standings([trial for trial in trials if trial.state == "ok"], rungs, attainable, floor)
+    standings = _standings([trial for trial in trials if trial.state == "ok"], simple, attainable, floor)
     rounds = sum(heat.rounds for heat in heats)
     dropped = tuple(trial for trial in trials if trial.state != "ok")
     return Race(standings, dropped, floor, rounds, len(heats), (*notices, *_notices(standings, rounds)))
@@ -220,7 +226,7 @@ def _fresh_heats(
             died.append(f"process {process} of the race died: {heat}")
         else:
             heats.append(heat)
-        if len(heats) >= min(processes, FEWEST_PROCESSES) and _decided(heats):
+        if len(heats) >= min(processes, FEWEST_PROCESSES) and decided(heats):
             break
     return heats, died
 
@@ -273,7 +279,7 @@ def _noise_floor(heats: Sequence[Heat]) -> float:
     return max(abs(bound) for bound in bootstrap(differences)) if differences else math.inf
 
 
-def _decided(heats: Sequence[Heat]) -> bool:
+def decided(heats: Sequence[Heat]) -> bool:
     """Whether every entrant is shown to be slower than the leader, or close enough to it.
 
     Never while one configuration differs from itself by more than that: what cannot be told apart then may yet be.
@@ -282,12 +288,9 @@ def _decided(heats: Sequence[Heat]) -> bool:
     if floor > WORTH_FOR_SIMPLICITY:
         return False
     close = max(floor, WORTH_KNOWING)
-    lanes = list(zip(*(heat.lanes for heat in heats), strict=True))
-    everyone = [
-        [block for lane in own for block in lane.blocks] for own in lanes if not any(lane.failure for lane in own)
-    ]
     return all(
-        interval.high <= close or (interval.low > 0 and median > floor) for median, interval in _behind(everyone)
+        interval.high <= close or (interval.low > 0 and median > floor)
+        for median, interval in _behind(_blocks_of(heats))
     )
 
 
@@ -322,7 +325,10 @@ def _interval(differences: Sequence[Sequence[float]], confidence: float) -> Inte
 
 
 def _standings(
-    trials: Sequence[Trial], rungs: Mapping[str, int], attainable: Mapping[str, float | None], floor: float
+    trials: Sequence[Trial],
+    simple: Mapping[str, tuple[int, int]],
+    attainable: Mapping[str, float | None],
+    floor: float,
 ) -> tuple[Standing, ...]:
     """The winner first, then by time."""
     if not trials:
@@ -331,11 +337,12 @@ def _standings(
     standings = [
         Standing(
             trial,
-            rungs[trial.id],
+            simple[trial.id][0],
             median,
             interval,
-            tied=interval.low <= 0 or median <= floor,
+            tied=_ties(median, interval, floor),
             share=_share(trial, attainable[trial.id]),
+            departures=simple[trial.id][1],
         )
         for trial, (median, interval) in zip(trials, behind, strict=True)
     ]
@@ -346,6 +353,28 @@ def _standings(
     return (winner, *rest)
 
 
+def _simplicity(entrant: Entrant | Proven, trial: Trial) -> tuple[int, int]:
+    """The rung of an entrant, and how many of its tunables are not at their defaults."""
+    defaults = entrant.backend.space.defaults
+    return entrant.backend.rung, sum(trial.config[name] != default for name, default in defaults.items())
+
+
+def _ties(median: float, interval: Interval, floor: float) -> bool:
+    return interval.low <= 0 or median <= floor
+
+
+def told_apart(heats: Sequence[Heat]) -> bool:
+    """Whether these heats show any entrant to be slower than the leader."""
+    floor = _noise_floor(heats)
+    return not all(_ties(median, interval, floor) for median, interval in _behind(_blocks_of(heats)))
+
+
+def _blocks_of(heats: Sequence[Heat]) -> list[list[Block]]:
+    """The blocks of every entrant that did not fail."""
+    lanes = zip(*(heat.lanes for heat in heats), strict=True)
+    return [[block for lane in own for block in lane.blocks] for own in lanes if not any(lane.failure for lane in own)]
+
+
 def _share(trial: Trial, attainable_ms: float | None) -> float | None:
     if attainable_ms is None or trial.measurement is None:
         return None
@@ -353,13 +382,13 @@ def _share(trial: Trial, attainable_ms: float | None) -> float | None:
 
 
 def _preference(standing: Standing) -> tuple[float, ...]:
-    """What a tie is decided by, smallest first: rung, error, memory in steps of a tenth, time."""
+    """What a tie is decided by, smallest first: rung, departures, error, memory in steps of a tenth, time."""
     trial = standing.trial
     assert trial.verdict is not None
     assert trial.measurement is not None
     memory = trial.measurement.peak_bytes
     step = math.inf if memory is None else round(math.log(max(memory, 1)) / math.log(1.1))
-    return (standing.rung, trial.verdict.worst, step, standing.behind)
+    return (standing.rung, standing.departures, trial.verdict.worst, step, standing.behind)
 
 
 def _notices(standings: Sequence[Standing], rounds: int) -> tuple[str, ...]:

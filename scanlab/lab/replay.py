@@ -21,6 +21,8 @@ from scanlab.space import Config, Value, config_key
 # A choice within this of the best is right: nobody would notice the difference.
 CLOSE = math.log(1.02)
 REPEATS = 50
+# Of those that try everything the order says nothing: there the first stands for all.
+SAMPLERS: tuple[Sampler, ...] = ("random", "tpe")
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,26 @@ class Replayed:
     blocks: float
 
 
+def policies(size: int, blocks: Sequence[int] = (1, 3)) -> list[Policy]:
+    """A quarter, half and all of `size` configurations, by each sampler, with and without a race of the best 8."""
+    return [
+        Policy(sampler, trials, count, finalists, rounds)
+        for trials in sorted({max(2, size // 4), max(2, size // 2), size})
+        for sampler in SAMPLERS[: 2 if trials < size else 1]
+        for count in blocks
+        for finalists, rounds in ((1, 0), (8, 20))
+    ]
+
+
+def most_tried(trials: Iterable[Trial], backend: str | None = None) -> list[Trial]:
+    """The timed trials of the problem, machine and source that one backend has tried most configurations on."""
+    kinds: dict[tuple[str, ...], list[Trial]] = {}
+    for trial in trials:
+        if trial.measurement is not None and trial.phase in ("search", "race") and backend in (None, trial.backend):
+            kinds.setdefault(trial.identity[:-1], []).append(trial)
+    return max(kinds.values(), key=lambda group: len({trial.identity for trial in group}), default=[])
+
+
 def record_of(trials: Iterable[Trial]) -> Record:
     """The record that the timed trials of one backend, problem, machine and source make.
 
@@ -81,7 +103,7 @@ def record_of(trials: Iterable[Trial]) -> Record:
         assert trial.measurement is not None
         key = config_key(trial.config)
         configs[key] = trial.config
-        bags.setdefault(key, []).extend(block.log_ratio for block in trial.measurement.used)
+        bags.setdefault(key, []).extend(trial.measurement.log_ratios)
     kinds = {trial.identity[:-1] for trial in timed}
     if len(kinds) != 1 or len(bags) < 2:
         raise ValueError(f"{len(bags)} configurations of {len(kinds)} kinds: a replay needs two or more of one kind.")

@@ -27,7 +27,8 @@ from scanlab.space import Value, config_key
 Phase = Literal["search", "race", "holdout", "lengths"]
 State = Literal["ok", "wrong", "rejected", "crashed", "pruned"]
 
-SCHEMA = 1
+# 2: a pacer in the stead of a slow anchor; heat and frequency around a block. What 1 lacks is optional.
+SCHEMA = 2
 
 
 def new_id() -> str:

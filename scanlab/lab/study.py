@@ -59,7 +59,7 @@ class Search:
         carries: bool = False,
         hints: Iterable[Config] = (),
     ) -> None:
-        """`carries`: see Ledger; `hints`: what is worth trying first, such as the winners of other machines."""
+        """`carries`: see Ledger; `hints`: what is worth trying first, the winners of other machines and sizes."""
         self.backend = backend
         self.problem = setting.problem
         self.max_error = max_error
@@ -72,12 +72,11 @@ class Search:
         self._claims: dict[str, Claim] = {}
         self._claimed: frozenset[str] = frozenset()
         self._known: set[str] = set()
-        tried = [trial for trial in recorded if (trial.backend, trial.phase) == (backend.name, "search")]
-        self._durations_s = [trial.duration_s for trial in tried if trial.state != "rejected"]
+        self._is_ours = partial(_is_of, backend, setting, anchor)
+        self._durations_s = [trial.duration_s for trial in recorded if self._is_ours(trial)]
         legal = list(itertools.islice(backend.space.configs(setting.problem), EXHAUSTIVE_SIZE + 1))
         self._legal = {config_key(each): each for each in legal} if len(legal) <= EXHAUSTIVE_SIZE else None
         self._first = [backend.space.defaults, *filter(self._is_legal, hints)]
-        self._is_ours = partial(_is_of, backend, setting, anchor)
         self._random = random.Random(setting.seed)
         with quiet():
             self._sampler = TPESampler(seed=setting.seed, group=True)

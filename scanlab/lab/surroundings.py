@@ -1,4 +1,4 @@
-"""What goes on around a block of samples: throttling, steal, involuntary switches, other processes."""
+"""What goes on around a block of samples: throttling, heat, steal, involuntary switches, other processes, frequency."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ except ImportError:  # not on Windows
 
 N = TypeVar("N", int, float)
 
+CPUS = Path("/sys/devices/system/cpu")
+CPUINFO = Path("/proc/cpuinfo")
+
 # A block is disturbed where others took more than this share of the CPU time that it could have used. The
 # system counts in ticks of 10 ms, so that differences of a few ticks mean nothing.
 DISTURBING_SHARE = 0.10
@@ -34,6 +37,8 @@ class Change:
     involuntary: int | None
     neighbours_ms: float | None
     wall_ms: float
+    overheated: int | None = None
+    mhz: float | None = None
 
     @property
     def disturbed(self) -> str | None:
@@ -41,6 +46,8 @@ class Change:
         limit_ms = max(TICKS_MEAN_NOTHING_MS, DISTURBING_SHARE * self.wall_ms * usable_threads())
         if self.throttled:
             return f"the cgroup quota ran out {self.throttled} times"
+        if self.overheated:
+            return f"the CPU was slowed {self.overheated} times because it was too hot"
         if self.steal_ms is not None and self.steal_ms > limit_ms:
             return f"the hypervisor took {self.steal_ms:.0f} ms"
         if self.neighbours_ms is not None:
@@ -60,6 +67,8 @@ class Look:
     busy_ms: float | None
     own_ms: float
     wall_ms: float
+    overheated: int | None
+    mhz: float | None
 
     def until(self, later: Look) -> Change:
         """What changed from this look to a later one."""
@@ -71,6 +80,8 @@ class Look:
             involuntary=_difference(self.involuntary, later.involuntary),
             neighbours_ms=None if busy_ms is None else max(0.0, round(busy_ms - own_ms, 3)),
             wall_ms=later.wall_ms - self.wall_ms,
+            overheated=_difference(self.overheated, later.overheated),
+            mhz=later.mhz,
         )
 
 
@@ -84,6 +95,8 @@ def look() -> Look:
         busy_ms=busy_ms,
         own_ms=time.process_time_ns() / 1e6,
         wall_ms=time.monotonic_ns() / 1e6,
+        overheated=_overheated(),
+        mhz=_mhz(),
     )
 
 
@@ -113,6 +126,41 @@ def _throttled() -> int | None:
             if line.startswith("nr_throttled "):
                 return int(line.split()[1])
     return None
+
+
+def _own_cpus(most: int = 8) -> list[Path]:
+    """The folders of some CPUs that this process may use: reading those of all takes long on a large machine."""
+    usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    return [CPUS / f"cpu{number}" for number in usable[:most]]
+
+
+def _counts(name: str) -> list[int]:
+    """The numbers in a file of this name of each CPU, where there is one."""
+    found = []
+    for cpu in _own_cpus():
+        try:
+            found.append(int((cpu / name).read_text()))
+        except (OSError, ValueError):
+            return []
+    return found
+
+
+def _overheated() -> int | None:
+    """How often the CPUs were slowed because of heat."""
+    counts = _counts("thermal_throttle/core_throttle_count")
+    return sum(counts) if counts else None
+
+
+def _mhz() -> float | None:
+    """The mean frequency of the CPUs now, or that of the first as the system sees it."""
+    counts = _counts("cpufreq/scaling_cur_freq")
+    if counts:
+        return sum(counts) / len(counts) / 1e3
+    try:
+        with CPUINFO.open() as file:
+            return next((float(line.partition(":")[2]) for line in file if line.startswith("cpu MHz")), None)
+    except (OSError, ValueError):
+        return None
 
 
 def _cpu_stat_paths(membership: Path = Path("/proc/self/cgroup")) -> list[Path]:

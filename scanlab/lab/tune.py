@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
 
 from scanlab import registry
 from scanlab.backend import Backend
+from scanlab.lab.alike import winners_on_alike
 from scanlab.lab.attempt import attempt
 from scanlab.lab.budget import Budget, Clock
 from scanlab.lab.deadline import OutOfTimeError, time_limit
@@ -26,8 +26,11 @@ from scanlab.lab.race import Race, race
 from scanlab.lab.results import Results, Trial, label_of, log_ratio
 from scanlab.lab.storage import open_storage
 from scanlab.lab.study import Search
+from scanlab.lab.tuned import Event, EventKind, Tuned
 from scanlab.problem import ScanInputs, ScanProblem
 from scanlab.space import Config
+
+__all__ = ["Event", "Tuned", "tune"]
 
 # The parts of the budget that are kept for the race and for the hold-out run.
 RACE_SHARE = 0.18
@@ -39,6 +42,8 @@ FEWEST_TRIALS = 4
 # The share of what is left that the first attempts of all backends may take together, compiling included, and how
 # often one may come back for more after it was cut off.
 UNKNOWN_SHARE = 0.4
+# What is not known yet is taken to be so fast, as a share of the best: what was cut off waits its turn by that.
+UNKNOWN_PROMISE = 0.1
 MOST_CUT_OFFS = 1
 # How often it is looked whether other processes have done, or left, what they are trying.
 POLL_S = 0.2
@@ -52,72 +57,6 @@ SEARCH_SHARE = 1 - RACE_SHARE - HOLDOUT_SHARE
 # search, which may eat into the time for the race, and the finals.
 CUT_OFF_ATTEMPT = 0.85
 CUT_OFF = 1.05
-
-
-EventKind = Literal["started", "finished", "skipped", "waiting", "round"]
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something that happened in a tuning, for a progress display.
-
-    kind       started or finished a trial, skipped something (then `message` says why), waiting for other
-               processes, a round of the race
-    label      the backend and configuration, or the race
-    trial      the finished one
-    best       the fastest of the search so far
-    done       share of the budget that is used
-    eta_s      time left, about
-    """
-
-    kind: EventKind
-    label: str
-    elapsed_s: float
-    eta_s: float
-    done: float
-    trial: Trial | None = None
-    best: Trial | None = None
-    message: str | None = None
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """What a tuning found.
-
-    trials       every trial of this problem on this machine that the search rests on, older ones too
-    new          how many of them this run made
-    fastest      the fastest of them that is exact enough, by the search alone
-    race         the best of every backend side by side, from the hold-out run where there was one, else from the
-                 race that chose; None where nothing could be raced
-    exhausted    the backends whose every configuration has been tried
-    notices      what was skipped or repaired, and why
-    interrupted  whether a person stopped it
-    """
-
-    trials: tuple[Trial, ...]
-    new: int
-    fastest: Trial | None
-    race: Race | None
-    exhausted: tuple[str, ...]
-    notices: tuple[str, ...]
-    interrupted: bool
-    elapsed_s: float
-
-    @property
-    def winner(self) -> Trial | None:
-        """The configuration to deploy: the race's winner, or without a race the fastest of the search."""
-        if self.race is not None and self.race.winner is not None:
-            return self.race.winner.trial
-        return self.fastest
-
-    @property
-    def why(self) -> str:
-        """One sentence that names the winner and says why."""
-        if self.race is not None and self.race.winner is not None:
-            return self.race.why
-        if self.winner is None:
-            return "No winner: no configuration that may win could be timed."
-        return f"{self.winner.label}: the fastest of the search; it was not raced, so that luck may have part in it."
 
 
 def tune(
@@ -157,7 +96,8 @@ def tune(
         recorded = [trial for trial in loaded.trials if trial.backend == backend.name]
         refusal = backend.unavailable() or backend.rejects(problem)
         if refusal is None:
-            hints = winners_of(searched, backend.name, setting.machine)
+            kin = winners_of(searched, backend.name, setting.machine)
+            hints = (*kin, *winners_on_alike(loaded.trials, backend, problem, setting.machine))
             search = Search(backend, setting, yardstick, recorded, opened, results, max_error, shared, hints)
             run.searches.append(search)
         else:
@@ -178,6 +118,7 @@ def tune(
         new=run.new,
         fastest=run.best,
         race=outcome,
+        tied=frozenset(run.tied),
         exhausted=tuple(search.backend.name for search in run.searches if search.left == 0),
         notices=tuple(run.notices),
         interrupted=run.interrupted,
@@ -200,6 +141,8 @@ class _Run:
     finished: set[str] = field(default_factory=set)
     waiting: set[str] = field(default_factory=set)
     cut_off: Counter[str] = field(default_factory=Counter)
+    wasted_s: dict[str, float] = field(default_factory=dict)
+    tied: set[str] = field(default_factory=set)
     new: int = 0
     interrupted: bool = False
 
@@ -228,6 +171,7 @@ class _Run:
             label = label_of(search.backend.name, asked)
             self._emit("started", label)
             best = search.best.measurement if search.best else None
+            begun = time.monotonic()
             try:
                 with time_limit(self._limit(search)):
                     trial, scan = attempt(
@@ -246,6 +190,7 @@ class _Run:
                 if isinstance(stopped, KeyboardInterrupt):
                     raise
                 self.cut_off[search.backend.name] += 1
+                self.wasted_s[search.backend.name] = time.monotonic() - begun
                 if self.cut_off[search.backend.name] > MOST_CUT_OFFS or time.monotonic() > self.clock.at(SEARCH_SHARE):
                     self._skip(search, f"{label} was cut off: the budget does not hold it; give it more")
                 continue
@@ -292,7 +237,10 @@ class _Run:
                     on_round=partial(self._on_round, "race"),
                     pace=self.pace,
                 )
-                return self._hold_out(raced)
+                self.tied |= {standing.trial.label for standing in raced.ties}
+                held = self._hold_out(raced)
+                self.tied |= {standing.trial.label for standing in held.ties}
+                return held
         except OutOfTimeError:
             self.notices.append("the finals were cut off: building the finalists again took the rest of the budget")
         except KeyboardInterrupt:
@@ -346,20 +294,24 @@ class _Run:
             behind = [each for each in behind if FEWEST_TRIALS * (each.expected_s or 0.0) <= self._fair_s]
             if behind:
                 return max(behind, key=lambda each: each.backend.rung)
-        return min(running, key=lambda search: search.spent_s / self._promise(search), default=None)
+        return min(running, key=self._dearness, default=None)
+
+    def _dearness(self, search: Search) -> float:
+        """The time it has had, what was cut off too, for each share of the time that it deserves."""
+        return (search.spent_s + self.wasted_s.get(search.backend.name, 0.0)) / self._promise(search)
 
     def _limit(self, search: Search) -> float:
         """When an attempt is cut off: those of unknown backends may not take the time of the others."""
-        if search.expected_s is not None or self.clock.budget.seconds is None:
+        if search.expected_s is not None or self.clock.budget.seconds is None or self._running() == [search]:
             return self.clock.at(CUT_OFF_ATTEMPT)
         now = time.monotonic()
-        unknown = sum(each.expected_s is None for each in self._running())
-        return now + (self.clock.at(SEARCH_SHARE) - now) * UNKNOWN_SHARE / unknown
+        unknown = sum(each.expected_s is None and not self.cut_off[each.backend.name] for each in self._running())
+        return now + (self.clock.at(SEARCH_SHARE) - now) * UNKNOWN_SHARE / max(1, unknown)
 
     def _promise(self, search: Search) -> float:
         """Its best speed as a share of the best of all, which is its share of the time too."""
         if search.best is None or self.best is None:
-            return 0.01
+            return UNKNOWN_PROMISE
         return math.exp(log_ratio(self.best) - log_ratio(search.best))
 
     def _time_for(self, search: Search) -> float:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 
 import pytest
 
@@ -33,6 +35,15 @@ def test_a_saved_profile_loads_as_it_was(saved):
     assert profile.exact(PROBLEM) == entry()
     assert profile.exact(PROBLEM.replace(length=198)) is None
     assert [path.name for path in saved.parent.iterdir()] == ["profile.json"]
+
+
+def test_whoever_may_read_other_files_may_read_a_profile(tmp_path):
+    before = os.umask(0o022)
+    try:
+        Profile.empty().save(tmp_path / "profile.json")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "profile.json").stat().st_mode) == 0o644
 
 
 def test_a_problem_has_one_entry_and_the_newest_stays():

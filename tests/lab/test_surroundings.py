@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
 
 import pytest
 
+from scanlab.lab import surroundings
 from scanlab.lab.surroundings import Change, look
 
 NAMES = ("throttled", "steal_ms", "involuntary", "neighbours_ms", "wall_ms")
@@ -36,6 +38,30 @@ def test_what_others_take_disturbs(values, reason):
 )
 def test_nothing_or_too_little_to_tell_does_not(values):
     assert Change(**dict(zip(NAMES, values, strict=True))).disturbed is None
+
+
+def test_heat_disturbs_and_the_frequency_is_kept(tmp_path, monkeypatch):
+    for number in os.sched_getaffinity(0):
+        cpu = tmp_path / f"cpu{number}"
+        (cpu / "thermal_throttle").mkdir(parents=True)
+        (cpu / "cpufreq").mkdir()
+        (cpu / "thermal_throttle" / "core_throttle_count").write_text("7\n")
+        (cpu / "cpufreq" / "scaling_cur_freq").write_text("2500000\n")
+    monkeypatch.setattr(surroundings, "CPUS", tmp_path)
+    before = look()
+    assert before.until(look()).overheated == 0
+    (cpu / "thermal_throttle" / "core_throttle_count").write_text("9\n")
+    change = before.until(look())
+    assert (change.overheated, change.mhz) == (2, 2500.0)
+    assert change.disturbed == "the CPU was slowed 2 times because it was too hot"
+
+
+def test_without_counts_of_its_own_a_cpu_has_the_frequency_that_the_system_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(surroundings, "CPUS", tmp_path / "missing")
+    monkeypatch.setattr(surroundings, "CPUINFO", tmp_path / "cpuinfo")
+    assert (look().overheated, look().mhz) == (None, None)
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\ncpu MHz\t\t: 2445.424\n")
+    assert look().mhz == 2445.424
 
 
 def test_a_neighbour_is_seen_and_our_own_work_is_not_taken_for_one():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import signal
@@ -79,6 +80,15 @@ def test_running_again_measures_only_what_is_new(tmp_path):
     more = run([sleepy("one"), sleepy("two")], tmp_path)
     assert more.new == 3
     assert {trial.backend for trial in more.trials} == {"one", "two"}
+
+
+def test_another_size_begins_with_what_was_best_on_the_nearest(tmp_path):
+    backend = sleepy(delays_ms=(0.0, 2.0, 4.0, 6.0))
+    run([backend], tmp_path)
+    longer = TINY.replace(length=2 * TINY.length)
+    found = tune(longer, make_inputs(longer), [backend], Budget(trials=2), Results(tmp_path))
+    tried = [trial.config["delay_ms"] for trial in sorted(found.trials, key=lambda trial: trial.started_at)]
+    assert tried == [6.0, 0.0]
 
 
 def test_another_source_is_measured_again_and_nothing_else(tmp_path):
@@ -298,6 +308,21 @@ def test_a_time_limit_interrupts_and_leaves_no_alarm():
     with time_limit(time.monotonic() + 5):
         pass
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_a_time_limit_lets_an_import_through_to_its_end(tmp_path, monkeypatch):
+    (tmp_path / "half_done.py").write_text("import time\ntime.sleep(0.3)\nwhole = True\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    imported = []
+
+    def import_and_go_on():
+        with time_limit(time.monotonic() + 0.05):
+            imported.append(importlib.import_module("half_done"))
+            time.sleep(5)
+
+    with pytest.raises(OutOfTimeError):
+        import_and_go_on()
+    assert imported[0].whole
 
 
 def test_sigkill_loses_no_finished_trial_and_the_next_run_takes_up_from_there(tmp_path):
