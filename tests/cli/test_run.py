@@ -102,18 +102,8 @@ def test_the_problems_of_a_script_are_recorded(run, script, monkeypatch, tmp_pat
 
 
 def test_tune_captures_a_script_and_tunes_for_its_problems(run, script):
-    command = (
-        "tune",
-        "--capture",
-        script(SCANS),
-        "--backends",
-        "reference two_phase",
-        "--trials",
-        "1",
-        "--out",
-        "here",
-    )
-    found = run(*command, "--json", "--", "7")
+    options = ("--backends", "reference two_phase", "--budget", "18s", "--out", "here")
+    found = run("tune", "--capture", script(SCANS), *options, "--json", "--", "7")
     assert found.code == 0
     (tuned,) = found.json
     expected = ScanProblem(batch=1, dim=6, length=7, state=4, has_D=False, has_z=False, has_delta_bias=False)

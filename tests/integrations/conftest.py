@@ -1,0 +1,18 @@
+"""Fixtures of the integrations' tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from scanlab.deploy import dispatch
+
+
+@pytest.fixture
+def two_phase_scan(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Scans without a compiler: they are tested elsewhere, what surrounds them here."""
+    monkeypatch.setenv("SCANLAB_BACKEND", "two_phase:threads=1")
+    dispatch.forget_dispatchers()
+    yield
+    dispatch.forget_dispatchers()

@@ -1,0 +1,114 @@
+"""The official convolution by each of its names and signatures: goldens of the official code, and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scanlab.errors import ProblemError
+from scanlab.integrations.mamba_ssm import conv, extensions
+
+from ..mixer.golden_cases import STORED, golden_cases
+from .closeness import close
+
+
+@pytest.mark.parametrize("case", golden_cases("conv"), ids=lambda case: case.name)
+def test_the_convolution_is_the_official_one_by_every_name(case):
+    x, weight, bias, initial = (case.tensor(name) for name in ("x", "w", "b", "s"))
+    activation = case.options["activation"]
+    silu = activation is not None
+    out, final = conv.causal_conv1d_fn(x, weight, bias, None, initial, True, activation=activation)
+    close(out, case.tensor("out"))
+    assert torch.equal(final.double(), case.tensor("final_states"))
+    close(conv.causal_conv1d_ref(x, weight, bias, initial, activation=activation), out)
+    plain = () if initial is not None else ((silu,), (None, silu))
+    for positional in (*plain, (None, initial, None, silu)):
+        assert torch.equal(extensions.causal_conv1d_fwd(x, weight, bias, *positional), out)
+    place, last = torch.empty_like(out), torch.empty_like(final)
+    assert extensions.causal_conv1d_fwd(x, weight, bias, None, initial, place, last, silu) is None
+    assert torch.equal(place, out)
+    assert torch.equal(last, final)
+    assert torch.equal(conv.causal_conv1d_fwd_function(x, weight, bias, None, initial, None, silu), out)
+
+
+def test_gradients_of_the_convolution_by_every_signature():
+    draw = torch.Generator().manual_seed(0)
+    x, dout = (torch.randn(2, 5, 9, generator=draw) for _ in range(2))
+    weight, bias = torch.randn(5, 4, generator=draw), torch.randn(5, generator=draw)
+    initial, dfinal = (torch.randn(2, 5, 3, generator=draw) for _ in range(2))
+    leaves = [each.clone().requires_grad_() for each in (x, weight, bias, initial)]
+    plain = F.silu(F.conv1d(F.pad(leaves[0], (3, 0)), leaves[1][:, None], leaves[2], groups=5))
+    truth = torch.autograd.grad(plain, leaves[:3], dout)
+    dx = torch.zeros_like(x)
+    for arguments in ((dx, True), (None, dx, True), (None, None, None, dx, False, True)):
+        found = extensions.causal_conv1d_bwd(x, weight, bias, dout, *arguments)
+        assert found[0] is dx
+        assert len(found) == (3 if len(arguments) < 6 else 4)
+        for value, expected in zip(found, truth, strict=False):
+            close(value, expected)
+    out, final = conv.causal_conv1d_fn(*leaves[:3], initial_states=leaves[3], return_final_states=True)
+    torch.testing.assert_close(final, torch.cat((initial, x), -1)[..., -3:])
+    activated = F.silu(out)
+    truth = torch.autograd.grad([activated, final], leaves, [dout, dfinal])
+    out_silu = conv.causal_conv1d_fn(*leaves[:3], initial_states=leaves[3], activation="silu")
+    torch.testing.assert_close(out_silu, activated)
+    places = [torch.zeros_like(each) for each in (x, weight, bias, initial)]
+    assert extensions.causal_conv1d_bwd(x, weight, bias, dout, None, initial, dfinal, *places, True) is None
+    for value, expected in zip(places, truth, strict=True):
+        close(value, expected)
+    *found, none = conv.causal_conv1d_bwd_function(x, weight, None, dout, None, None, None, None, False, True)
+    assert found[2] is none is None
+
+
+def test_activation_in_the_place_of_the_first_release():
+    x, weight = torch.rand(1, 3, 5), torch.rand(3, 4)
+    assert torch.equal(
+        conv.causal_conv1d_fn(x, weight, None, "silu"), conv.causal_conv1d_fn(x, weight, activation="silu")
+    )
+    with pytest.raises(NotImplementedError, match="activation='relu'"):
+        conv.causal_conv1d_fn(x, weight, activation="relu")
+
+
+@pytest.mark.parametrize("case", golden_cases("conv_update"), ids=lambda case: case.name)
+def test_steps_of_the_convolution_by_every_signature(case):
+    x, weight, bias, seqlens = (case.tensor(name) for name in ("x", "w", "b", "cache_seqlens"))
+    silu = case.options["activation"] is not None
+    place = torch.empty_like(x)
+    activation = case.options["activation"]
+
+    def into_place(state: Tensor) -> Tensor:
+        assert extensions.causal_conv1d_update(x, state, weight, bias, place, silu, seqlens, None) is None
+        return place
+
+    calls = [
+        lambda state: conv.causal_conv1d_update(x, state, weight, bias, activation, seqlens),
+        lambda state: conv.causal_conv1d_update_ref(x, state, weight, bias, activation, seqlens),
+        lambda state: extensions.causal_conv1d_update(x, state, weight, bias, silu, seqlens),
+        lambda state: extensions.causal_conv1d_update(x, state, weight, bias, silu, seqlens, None),
+        lambda state: conv.causal_conv1d_update_function(x, state, weight, bias, silu, seqlens, None),
+        into_place,
+    ]
+    if seqlens is None:
+        calls.append(lambda state: extensions.causal_conv1d_update(x, state, weight, bias, silu))
+    for call in calls:
+        state = case.tensor("state_before").clone()
+        close(call(state), case.tensor("out"))
+        assert torch.equal(state.double(), case.tensor("state_after"))
+
+
+def test_an_unknown_call_says_which_there_are():
+    for function, arguments in (
+        (extensions.causal_conv1d_fwd, 6),
+        (extensions.causal_conv1d_bwd, 9),
+        (extensions.causal_conv1d_update, 9),
+    ):
+        with pytest.raises(ProblemError, match=f"{function.__name__} with {arguments} arguments"):
+            function(*[None] * arguments)
+
+
+def test_last_inputs_of_packed_sequences():
+    x, bounds = (torch.from_numpy(STORED[f"varlen_states/{name}"]) for name in ("x", "cu_seqlens"))
+    expected = torch.from_numpy(STORED["varlen_states/states_len3"])
+    assert torch.equal(conv.causal_conv1d_varlen_states(x, bounds, 3), expected)
