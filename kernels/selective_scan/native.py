@@ -28,7 +28,7 @@ HEADERS = (
         FOLDER / f"native{part}.h"
         for part in ("", "_simd", "_math", "_rows", "_states", "_tile", "_forward", "_backward")
     ),
-    FOLDER / "huge_pages.h",
+    FOLDER / "large_memory.h",
 )
 # The exponentials of the decays, in the order of `enum class Exp`, and their largest relative errors: those of
 # 2^x over every float32 x with -126 <= x < 127.5, on the instruction set that is worst.

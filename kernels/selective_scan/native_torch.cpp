@@ -1,4 +1,5 @@
 // The scan as torch ops: arguments checked, described to the kernel, outputs allocated.
+#include <ATen/EmptyTensor.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/stack.h>
 #include <ATen/ops/empty.h>
@@ -9,7 +10,7 @@
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
-#include "huge_pages.h"
+#include "large_memory.h"
 #include "native.h"
 
 namespace scanlab {
@@ -42,9 +43,14 @@ void expect(const Tensor& tensor, const char* name, at::IntArrayRef shape, Scala
                 tensor.scalar_type(), " ", tensor.sizes(), " on ", tensor.device(), ": must be ", type, " ", shape, " on the CPU.");
 }
 
-// Memory to be written.
-Tensor fresh(Tensor tensor) {
-    prefer_huge_pages(tensor.data_ptr(), tensor.nbytes());
+// A tensor to be written: `tensor`, or another like it where that is large. No page of it was touched so far.
+Tensor fresh(const Tensor& tensor) {
+#if defined(__linux__)
+    constexpr size_t large_bytes = 4 << 20;
+    if (tensor.nbytes() >= large_bytes)
+        return Tensor(at::detail::empty_strided_generic(tensor.sizes(), tensor.strides(), &LargeMemory::instance(),
+                                                        c10::DispatchKeySet(c10::DispatchKey::CPU), tensor.scalar_type()));
+#endif
     return tensor;
 }
 

@@ -336,7 +336,7 @@ def peak_bytes(one: Arm) -> int | None:
     """Memory that one call takes beyond what is in use before it; None where the system cannot tell.
 
     On CUDA the allocator's own count. On Linux the growth of the resident set, whatever allocates: memory
-    that the allocator holds in reserve is handed back first, and the system's high-water mark is reset.
+    that the allocators hold in reserve is handed back first, and the system's high-water mark is reset.
     """
     with torch_threads(one.threads):
         if one.device == "cuda":
@@ -347,13 +347,26 @@ def peak_bytes(one: Arm) -> int | None:
             torch.cuda.synchronize()
             return torch.cuda.max_memory_allocated() - before
         try:
-            ctypes.CDLL(None).malloc_trim(0)
+            _hand_back()
             Path("/proc/self/clear_refs").write_text("5")
             before = _resident_bytes("VmRSS")
             one.call()
             return max(0, _resident_bytes("VmHWM") - before)
         except (OSError, AttributeError, LookupError):
             return None
+
+
+def _hand_back() -> None:
+    """Empty malloc's reserve, and have the system take what it was offered: pages that count until then."""
+    libc, page_out = ctypes.CDLL(None), 21
+    libc.malloc_trim(0)
+    start = end = 0
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, *words = line.split()
+        if not name.endswith(":"):
+            start, end = (int(address, 16) for address in name.split("-"))
+        elif name == "LazyFree:" and words[0] != "0":
+            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), page_out)
 
 
 def _resident_bytes(field: str) -> int:

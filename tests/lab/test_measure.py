@@ -186,6 +186,16 @@ def test_peak_memory_is_what_one_call_takes():
     assert took < 1.2 * size
 
 
+def test_peak_memory_counts_what_was_kept_for_the_next_call():
+    problem = TINY.replace(length=1 << 15, dim=256, state=1)
+    scan, inputs = registry.get("native").build(problem), make_inputs(problem)[0]
+    took, size = peak_bytes(arm(lambda: scan(inputs), problem, {"threads": 1})), inputs.u.nbytes
+    if took is None:
+        pytest.skip("this system does not tell the resident set")
+    assert size <= took + (1 << 20)
+    assert took < 1.5 * size
+
+
 def test_peak_memory_is_unknown_where_the_system_does_not_tell(monkeypatch):
     def refuse(self, text):
         raise PermissionError

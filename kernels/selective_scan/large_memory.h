@@ -1,0 +1,105 @@
+// Memory of large outputs: on huge pages, and used again.
+//
+// malloc returns memory of this size to the system as soon as it is free, and the system clears each page that is
+// asked for again: at 100 MB that takes a sixth of the time of the scan that fills it. Memory that is free here is
+// only offered to the system, which takes it when it runs short; until then the next large output gets it as it is.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <mutex>
+#include <vector>
+
+#include <c10/core/CPUAllocator.h>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace scanlab {
+
+#if defined(__linux__)
+class LargeMemory final : public c10::Allocator {
+public:
+    // Not destroyed: a tensor may outlive every static.
+    static LargeMemory& instance() {
+        static LargeMemory* const memory = new LargeMemory;
+        return *memory;
+    }
+
+    c10::DataPtr allocate(size_t bytes) override {
+        auto* const block = new Block(reused(bytes));
+        if (!block->data) *block = mapped(bytes);
+        if (!block->data) {
+            delete block;
+            c10::profiledCPUMemoryReporter().OutOfMemory(bytes);
+            TORCH_CHECK(false, "an output of ", bytes, " bytes does not fit into memory.");
+        }
+        c10::profiledCPUMemoryReporter().New(block->data, bytes);
+        return {block->data, block, &give_back, c10::Device(c10::DeviceType::CPU)};
+    }
+
+    void copy_data(void* to, const void* from, size_t bytes) const override { default_copy_data(to, from, bytes); }
+
+private:
+    struct Block {
+        char* data = nullptr;
+        size_t bytes = 0;
+    };
+    static constexpr size_t page = 4 << 10, huge_page = 2 << 20, most_kept_bytes = 1 << 30;
+    std::mutex mutex;  // only ever tried: a fork may leave it locked for ever
+    std::vector<Block> kept;
+    size_t kept_bytes = 0;
+
+    // The smallest block that serves, less than twice as large as it must be; or none.
+    Block reused(size_t bytes) {
+        const std::unique_lock lock(mutex, std::try_to_lock);
+        if (!lock) return {};
+        auto best = kept.end();
+        for (auto block = kept.begin(); block != kept.end(); ++block)
+            if (block->bytes >= bytes && block->bytes / 2 < bytes && (best == kept.end() || block->bytes < best->bytes)) best = block;
+        if (best == kept.end()) return {};
+        const Block block = *best;
+        kept.erase(best);
+        kept_bytes -= block.bytes;
+        return block;
+    }
+
+    // Fresh memory that begins with a huge page; or none.
+    static Block mapped(size_t bytes) {
+        bytes = (bytes + page - 1) / page * page;
+        void* const all = mmap(nullptr, bytes + huge_page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (all == MAP_FAILED) return {};
+        const size_t before = -reinterpret_cast<uintptr_t>(all) % huge_page;
+        char* const data = static_cast<char*>(all) + before;
+        if (before) munmap(all, before);
+        munmap(data + bytes, huge_page - before);
+        madvise(data, bytes, MADV_HUGEPAGE);
+        return {data, bytes};
+    }
+
+    static void give_back(void* context) {
+        const Block block = *static_cast<Block*>(context);
+        delete static_cast<Block*>(context);
+        c10::profiledCPUMemoryReporter().Delete(block.data);
+        if (!instance().keep(block)) munmap(block.data, block.bytes);
+    }
+
+    // Keeps a block in the place of the oldest ones; false where it cannot.
+    bool keep(const Block& block) {
+        const std::unique_lock lock(mutex, std::try_to_lock);
+        if (!lock || block.bytes > most_kept_bytes || madvise(block.data, block.bytes, MADV_FREE)) return false;
+        size_t oldest = 0;
+        for (; kept_bytes + block.bytes > most_kept_bytes; oldest++) {
+            munmap(kept[oldest].data, kept[oldest].bytes);
+            kept_bytes -= kept[oldest].bytes;
+        }
+        kept.erase(kept.begin(), kept.begin() + oldest);
+        kept.push_back(block);
+        kept_bytes += block.bytes;
+        return true;
+    }
+};
+#endif
+
+}  // namespace scanlab
