@@ -92,15 +92,25 @@ namespace {
 
 Memory allocate(size_t bytes) { return Memory(static_cast<char*>(::operator new(bytes, std::align_val_t(cache_line)))); }
 
-// Memory of the calling thread, kept for its next piece: handing it back would cost page faults in every call.
-char* workspace(size_t bytes) {
-    thread_local Memory memory;
-    thread_local size_t size = 0;
-    if (size < bytes) {
-        memory = allocate(bytes);
-        size = bytes;
+// Memory of a thread, kept for its next call: handing it back would cost page faults in every call.
+class Kept {
+public:
+    char* at_least(size_t bytes) {
+        if (size < bytes) {
+            memory = allocate(bytes);
+            size = bytes;
+        }
+        return memory.get();
     }
-    return memory.get();
+
+private:
+    Memory memory;
+    size_t size = 0;
+};
+
+char* workspace(size_t bytes) {
+    thread_local Kept kept;
+    return kept.at_least(bytes);
 }
 
 int64_t all_tiles(const Scan& scan) { return scan.batch * scan.groups * tiles(scan); }
@@ -131,25 +141,29 @@ void run_in_chunks(const Scan& scan, const Kernels& kernels) {
     const int64_t chunks = (block_count + blocks_each - 1) / blocks_each, count = all_tiles(scan);
     const size_t item = (scan.type == Type::float64 ? 8 : 4) * (scan.complex ? 2 : 1);
     const size_t state_bytes = channels_of_tile(scan) * scan.state * item;
-    const Memory start = allocate(count * chunks * state_bytes), finish = allocate(count * chunks * state_bytes);
-    const Memory trace = allocate(count * block_count * state_bytes);
-    std::memset(start.get(), 0, count * chunks * state_bytes);
-    std::memset(finish.get(), 0, count * chunks * state_bytes);
+    const size_t borders_bytes = count * chunks * state_bytes;
+    thread_local Kept kept;
+    char* const start = kept.at_least(2 * borders_bytes + count * block_count * state_bytes);
+    char *const finish = start + borders_bytes, *const trace = finish + borders_bytes;
+    std::memset(start, 0, 2 * borders_bytes);
     std::vector<char> stale(count * chunks, 1);
     for (bool again = false;; again = true) {
         for_pieces(scan, count * chunks, kernels.workspace_bytes(scan), [&](int64_t piece, void* memory) {
             if (!stale[piece]) return;
             const int64_t tile = piece / chunks, index = piece % chunks, begin = index * blocks_each * scan.time_block;
-            const Chunk chunk{begin, std::min(begin + blocks_each * scan.time_block, scan.length),
-                              index ? start.get() + piece * state_bytes : nullptr, finish.get() + piece * state_bytes,
-                              trace.get() + tile * block_count * state_bytes, again};
+            Chunk chunk{begin, std::min(begin + blocks_each * scan.time_block, scan.length)};
+            chunk.finish = finish + piece * state_bytes;
+            if (index) {
+                chunk.start = start + piece * state_bytes, chunk.trace = trace + tile * block_count * state_bytes;
+                chunk.again = again;
+            }
             kernels.forward(scan, tile_at(scan, tile), chunk, memory);
         });
         bool settled = true;
         for (int64_t piece = 0; piece < count * chunks; piece++) {
             stale[piece] = false;
             if (piece % chunks == 0) continue;
-            char *from = start.get() + piece * state_bytes, *before = finish.get() + (piece - 1) * state_bytes;
+            char *from = start + piece * state_bytes, *before = finish + (piece - 1) * state_bytes;
             if (std::memcmp(from, before, state_bytes) == 0) continue;
             stale[piece] = true;
             std::memcpy(from, before, state_bytes);
