@@ -158,7 +158,7 @@ struct WalkBack {
         const int channels = walk.channels(v), steps = walk.steps(begin);
         one.u = walk.rows_of(direction.u, v, begin, one.u_rows), one.D = vector_of<T>(direction.D, channel, channels);
         one.delta = walk.rows_of(direction.delta, v, begin, one.delta_rows), one.bias = vector_of<T>(direction.delta_bias, channel, channels);
-        (scan.softplus ? step_sizes<T, true> : step_sizes<T, false>)(steps, one.delta, one.bias, one.step_size);
+        (scan.softplus ? step_sizes<T, true, T> : step_sizes<T, false, T>)(steps, one.delta, one.bias, one.step_size, one.u, nullptr);
 
         Block<T> block = walk.block(v, begin, B, C, one.u);
         const T* kept = walk.checkpoint(d, v, begin);

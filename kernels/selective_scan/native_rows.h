@@ -63,15 +63,18 @@ SCANLAB_INLINE void put(S* to, Vec<T> value, int count, bool add) {
 template <class T, class S>
 void read_rows(const S* from, int64_t time, int64_t column, int steps, int columns, T* to, int64_t to_step) {
     constexpr int width = lanes<T>;
+    const int whole = columns / width * width, rest = columns - whole;
     if (column == 1) {
-        for (int i = 0; i < steps; i++)
-            for (int j = 0; j < columns; j += width) store<T>(to + i * to_step + j, load_some<T>(from + i * time + j, columns - j));
+        for (int j = 0; j < whole; j += width)
+            for (int i = 0; i < steps; i++) store<T>(to + i * to_step + j, load<T>(from + i * time + j));
+        if (rest)
+            for (int i = 0; i < steps; i++) store<T>(to + i * to_step + whole, load_some<T>(from + i * time + whole, rest));
         return;
     }
-    if (columns % width)  // lanes without a column are zero
-        for (int i = 0; i < steps; i++) store<T>(to + i * to_step + columns / width * width, Vec<T>{});
+    if (rest)  // lanes without a column are zero
+        for (int i = 0; i < steps; i++) store<T>(to + i * to_step + whole, Vec<T>{});
     const bool along_time = time == 1 || time == -1;
-    const int turned_steps = along_time ? steps / width * width : 0, turned_columns = columns / width * width;
+    const int turned_steps = along_time ? steps / width * width : 0, turned_columns = whole;
     for (int i = 0; i < turned_steps; i += width) {
         // Backwards in time a run of adjacent elements starts at the last of its steps.
         const S* corner = from + (time > 0 ? i : -(i + width - 1));

@@ -29,7 +29,8 @@
 #define SCANLAB_REGISTERS 16
 #endif
 
-#define SCANLAB_INLINE inline __attribute__((always_inline))
+#define SCANLAB_ALWAYS_INLINE __attribute__((always_inline))  // of lambdas, too
+#define SCANLAB_INLINE inline SCANLAB_ALWAYS_INLINE
 
 namespace scanlab::SCANLAB_ISA {
 
@@ -139,19 +140,47 @@ SCANLAB_INLINE void store(T* to, Vec<T> value) {
 
 typedef uint16_t Half __attribute__((vector_size(SCANLAB_VECTOR_BYTES / 2)));
 typedef uint32_t Word __attribute__((vector_size(SCANLAB_VECTOR_BYTES)));
+typedef uint16_t Words __attribute__((vector_size(SCANLAB_VECTOR_BYTES)));
+
+template <int... lane>
+struct Lanes {};
+template <int count, int... lane>
+struct CountTo : CountTo<count - 1, count - 1, lane...> {};
+template <int... lane>
+struct CountTo<0, lane...> {
+    typedef Lanes<lane...> type;
+};
+
+// Halves as the high words of lanes, and back: a move of words where one instruction moves any word anywhere.
+template <int... word>
+SCANLAB_INLINE Word high_words(Half halves, Lanes<word...>) {
+#if defined(__AVX512F__)
+    const __m512i at = __m512i(Words{(word / 2)...}), words = _mm512_castsi256_si512(__m256i(halves));
+    return Word(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, at, words));
+#else
+    return __builtin_convertvector(halves, Word) << 16;
+#endif
+}
+template <int... word>
+SCANLAB_INLINE Half high_words(Word numbers, Lanes<word...>) {
+#if defined(__AVX512F__)
+    const __m512i at = __m512i(Words{((2 * word + 1) % 32)...});
+    return Half(_mm512_castsi512_si256(_mm512_permutexvar_epi16(at, __m512i(numbers))));
+#else
+    return __builtin_convertvector(numbers >> 16, Half);
+#endif
+}
 
 template <class T>
 SCANLAB_INLINE Vec<T> load(const bfloat16* from) {
     Half half;
     memcpy(&half, from, sizeof(half));
-    return bits_as<Vec<float>>(__builtin_convertvector(half, Word) << 16);
+    return bits_as<Vec<float>>(high_words(half, CountTo<SCANLAB_VECTOR_BYTES / 2>::type()));
 }
 template <class T>
 SCANLAB_INLINE void store(bfloat16* to, Vec<T> value) {
-    Word bits = bits_as<Word>(value);
-    Word rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    Word quiet = (bits >> 16) | 0x40;
-    Half half = __builtin_convertvector(value == value ? rounded : quiet, Half);
+    const Word bits = bits_as<Word>(value), rounded = bits + 0x7fff + ((bits >> 16) & 1);
+    const Half half = high_words(value == value ? rounded : bits | 0x400000, CountTo<SCANLAB_VECTOR_BYTES / 2>::type());
     memcpy(to, &half, sizeof(half));
 }
 
@@ -207,15 +236,6 @@ SCANLAB_INLINE void store_some(S* to, Vec<T> value, int count) {
     store<T>(some, value);
     memcpy(to, some, count * sizeof(S));
 }
-
-template <int... lane>
-struct Lanes {};
-template <int count, int... lane>
-struct CountTo : CountTo<count - 1, count - 1, lane...> {};
-template <int... lane>
-struct CountTo<0, lane...> {
-    typedef Lanes<lane...> type;
-};
 
 template <int from, class V, int... lane>
 SCANLAB_INLINE V interleaved(V a, V b, Lanes<lane...>) {

@@ -35,10 +35,11 @@ void unpack(const T* from, int64_t channel, int channels, int state, int parts, 
 
 template <class T>
 SCANLAB_INLINE Vec<T> vector_of(const Weights& from, int64_t channel, int channels) {
+    if (!from.data) return Vec<T>{};
+    const T* const data = static_cast<const T*>(from.data) + channel * from.channel;
+    if (from.channel == 1) return load_some<T>(data, channels);
     T values[lanes<T>] = {};
-    if (from.data)
-        for (int lane = 0; lane < channels; lane++)
-            values[lane] = static_cast<const T*>(from.data)[(channel + lane) * from.channel];
+    for (int lane = 0; lane < channels; lane++) values[lane] = data[lane * from.channel];
     return load(values);
 }
 
@@ -76,6 +77,13 @@ struct TileWalk {
     Rows<T> rows_of(const Channels& tensor, int v, int64_t begin, T* buffer) const {
         if (!tensor.data) return {};
         return rows<T>(block_of(tensor, channel(v), begin), steps(begin), channels(v), true, buffer, width);
+    }
+    // The rows as they are stored, where whole vectors of channels are adjacent.
+    template <class S>
+    Rows<S> stored(const Channels& tensor, int v, int64_t begin) const {
+        if (!tensor.data) return {};
+        const Strided block = block_of(tensor, channel(v), begin);
+        return {reinterpret_cast<const S*>(block.data), block.time};
     }
 
     // A block of a varying B or C; complex ones have (real, imaginary) pairs along time.
@@ -154,11 +162,11 @@ SCANLAB_INLINE void for_steps(int steps, const Work& work) {
     for (; t < steps; t++) work(Count<1>{}, t);
 }
 
-template <class T, int count>
-SCANLAB_INLINE Pack<T, count> load_steps(Rows<T> rows, int t) {
+template <class T, int count, class S = T>
+SCANLAB_INLINE Pack<T, count> load_steps(Rows<S> rows, int t) {
     Pack<T, count> steps;
 #pragma GCC unroll 8
-    for (int i = 0; i < count; i++) steps.of[i] = load(rows[t + i]);
+    for (int i = 0; i < count; i++) steps.of[i] = load<T>(rows[t + i]);
     return steps;
 }
 template <class T, int count>
@@ -166,14 +174,18 @@ SCANLAB_INLINE void store_steps(T* to, const Pack<T, count>& steps) {
 #pragma GCC unroll 8
     for (int i = 0; i < count; i++) store<T>(to + i * lanes<T>, steps.of[i]);
 }
-// delta' of a block.
-template <class T, bool with_softplus>
-void step_sizes(int steps, Rows<T> delta, Vec<T> bias, T* to) {
-    for_steps(steps, [=](auto count, int t) {
+
+// delta' of a block; returns the rows of u as T, copied on the way where S is not T.
+template <class T, bool with_softplus, class S>
+Rows<T> step_sizes(int steps, Rows<S> delta, Vec<T> bias, T* to, Rows<S> u, T* u_buffer) {
+    for_steps(steps, [=](auto count, int t) SCANLAB_ALWAYS_INLINE {
         auto step = each(load_steps<T, count.value>(delta, t), [=](Vec<T> v) { return v + bias; });
         if constexpr (with_softplus) step = softplus(step);
         store_steps(to + t * lanes<T>, step);
+        if constexpr (sizeof(S) != sizeof(T)) store_steps(u_buffer + t * lanes<T>, load_steps<T, count.value>(u, t));
     });
+    if constexpr (sizeof(S) == sizeof(T)) return u;
+    else return {u_buffer, lanes<T>};
 }
 
 }  // namespace scanlab::SCANLAB_ISA
