@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from scanlab.problem import ScanInputs
@@ -24,6 +25,7 @@ def directions(arguments: Sequence[Any]) -> tuple[ScanInputs, ...]:
 
 def keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     """Keep what the gradients need: the inputs and the checkpoints."""
+    ctx.set_materialize_grads(False)  # outputs that nothing used would get zeros as large as they are
     ctx.save_for_backward(output[2], *inputs[:TENSORS])
     ctx.settings = inputs[TENSORS:]
 
@@ -34,8 +36,12 @@ def gradients_by(backward: Callable[..., list[Tensor]]) -> Callable[..., tuple[A
     backward  (grad_out, grad_last, checkpoints, *arguments) -> the gradients of the inputs that are there, in order
     """
 
-    def gradients(ctx: Any, grad_out: Tensor, grad_last: Tensor, grad_checkpoints: Tensor) -> tuple[Any, ...]:
+    def gradients(
+        ctx: Any, grad_out: Tensor | None, grad_last: Tensor | None, grad_checkpoints: None
+    ) -> tuple[Any, ...]:
         checkpoints, *tensors = ctx.saved_tensors
+        if grad_out is None:
+            grad_out = torch.zeros_like(tensors[0])
         found = iter(backward(grad_out, grad_last, checkpoints, *tensors, *ctx.settings))
         return (*(None if tensor is None else next(found) for tensor in tensors), *(None for _ in ctx.settings))
 

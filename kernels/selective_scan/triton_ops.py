@@ -63,9 +63,9 @@ def scan_with_checkpoints(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 @torch.library.custom_op(
     "scanlab::triton_scan_backward",
     mutates_args=(),
-    schema=f"(Tensor grad_out, Tensor grad_last, Tensor checkpoints, {ARGUMENTS}) -> Tensor[]",
+    schema=f"(Tensor grad_out, Tensor? grad_last, Tensor checkpoints, {ARGUMENTS}) -> Tensor[]",
 )
-def scan_backward(grad_out: Tensor, grad_last: Tensor, checkpoints: Tensor, *arguments: Any) -> list[Tensor]:
+def scan_backward(grad_out: Tensor, grad_last: Tensor | None, checkpoints: Tensor, *arguments: Any) -> list[Tensor]:
     """The gradients of the inputs that are there."""
     launch, gradients = triton_launch.backward(task(arguments), checkpoints, grad_out, grad_last)
     with torch.cuda.device_of(grad_out):
@@ -116,7 +116,9 @@ def scan_with_checkpoints_shapes(*arguments: Any) -> tuple[Tensor, Tensor, Tenso
 
 
 @scan_backward.register_fake
-def scan_backward_shapes(grad_out: Tensor, grad_last: Tensor, checkpoints: Tensor, *arguments: Any) -> list[Tensor]:
+def scan_backward_shapes(
+    grad_out: Tensor, grad_last: Tensor | None, checkpoints: Tensor, *arguments: Any
+) -> list[Tensor]:
     """Empty tensors like the gradients that `scan_backward` returns."""
     results = []
     for inputs in directions(arguments):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from scanlab.errors import ProblemError
-from scanlab.kernels import native
+from scanlab.kernels import native, native_ops
 from scanlab.problem import ScanInputs, ScanProblem, make_inputs
 
 PROBLEM = ScanProblem(
@@ -39,6 +39,11 @@ class Mixer(nn.Module):
         """(batch, length, dim) -> the same."""
         u, delta, z, B, C = self.project(x).mT.split(self.sizes, dim=1)
         return self.leave(self.scan(ScanInputs(u, delta, self.A, B, C, self.D, z)).out.mT)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def ops() -> None:
+    native_ops.load(native.extension)
 
 
 @pytest.fixture
@@ -174,6 +179,19 @@ def test_one_to_four_threads_and_repetition_give_the_same_bits() -> None:
         runs.append((out, last_state, *torch.autograd.grad((out.square().sum(), last_state.square().sum()), leaves)))
     for run in runs[1:]:
         assert all(map(torch.equal, run, runs[0]))
+
+
+def test_gradients_of_one_output_add_up_to_those_of_both() -> None:
+    (inputs,) = make_inputs(ScanProblem(batch=2, dim=20, length=70, has_z=True))
+    leaves = [tensor.double().requires_grad_() for tensor in inputs.tensors().values()]
+    out, last_state, _ = torch.ops.scanlab.scan_with_checkpoints(*arguments(ScanInputs(*leaves)))
+    weights = torch.randn_like(out), torch.randn_like(last_state)
+    one, other, both = (
+        torch.autograd.grad(outputs, leaves, given, retain_graph=True, materialize_grads=True)
+        for outputs, given in ((out, weights[0]), (last_state, weights[1]), ((out, last_state), weights))
+    )
+    for first, second, sum_of_both in zip(one, other, both, strict=True):
+        torch.testing.assert_close(first + second, sum_of_both)
 
 
 def test_wrong_tensors_raise_before_anything_is_computed(mixer: Mixer) -> None:
