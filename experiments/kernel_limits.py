@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 import typer
+from handover import handover
 
 from scanlab import registry
 from scanlab.kernels import native
@@ -149,7 +150,7 @@ def main(
     out: Path = common.RESULTS / "kernel_limits",
 ) -> None:
     """Measure every row and write the table."""
-    caption = f"{common.setting()}; {ISA}, {rounds} rounds"
+    caption = f"{common.setting()}; {ISA}, {rounds} rounds; {handover()}"
     ceiling.load()
     with torch.inference_mode(False):
         rows = measured(rounds)

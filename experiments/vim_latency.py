@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 import typer
+from handover import handover
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import scanlab
@@ -106,7 +107,7 @@ def main(
     """Measure and write the table."""
     caption = common.setting()
     frame = measured(size, rounds, backend)
-    caption += f"; {rounds} rounds; scan by {backend or common.served_by(dispatcher(None))}"
+    caption += f"; {rounds} rounds; {handover()}; scan by {backend or common.served_by(dispatcher(None))}"
     ratios, milliseconds = ["quartile1", "median", "quartile3", "fastest"], ["ours_ms", "ours_fastest_ms"]
     text = frame.assign(
         **{c: frame[c].map(times) for c in ratios}, **{c: frame[c].map(three_digits) for c in milliseconds}
