@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from scanlab import registry
 from scanlab.errors import InputError
@@ -37,14 +38,22 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory) -> tuple[Path, Exported]:
+def written(tmp_path_factory, worker_id) -> tuple[Path, Exported]:
+    """An export, moved, and what was said of it; made once, by whichever of several processes comes first."""
     reason = registry.get("native").unavailable()
     if reason is not None:
         pytest.skip(reason)
-    here = tmp_path_factory.mktemp("export")
-    exported = export(trained_tiny_vim(), here / "made", ("aoti", "onnx"), batch=BATCH, origin={"model": "tiny"})
-    assert exported.passed, exported
-    return shutil.copytree(here / "made", here / "elsewhere"), exported
+    ours = tmp_path_factory.getbasetemp()
+    shared = ours if worker_id == "master" else ours.parent
+    folder, said = shared / "elsewhere", shared / "exported.pickle"
+    with FileLock(shared / "export.lock"):
+        if not said.exists():
+            made = shared / "made"
+            exported = export(trained_tiny_vim(), made, ("aoti", "onnx"), batch=BATCH, origin={"model": "tiny"})
+            assert exported.passed, exported
+            made.rename(folder)
+            said.write_bytes(pickle.dumps(exported))
+    return folder, pickle.loads(said.read_bytes())
 
 
 def test_both_models_give_the_logits_in_a_fresh_process(written):
