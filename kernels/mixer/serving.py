@@ -63,9 +63,11 @@ def implementation(device: str = "cpu", double: bool = False) -> Implementation:
     Raises UnavailableError where what SCANLAB_MIXER names cannot serve its device, or under SCANLAB_STRICT=1 where
     PyTorch would have to stand in; ConfigError where SCANLAB_MIXER or SCANLAB_ISA hold something else than they may.
     """
-    if (device, double) not in _chosen:
-        _chosen[device, double] = _choose(device, double)
-    return _chosen[device, double].implementation
+    key = device, double
+    chosen = _chosen.get(key)
+    if chosen is None:
+        chosen = _chosen[key] = _choose(device, double)
+    return chosen.implementation
 
 
 def _choose(device: str, double: bool) -> Choice:
@@ -83,6 +85,8 @@ def _choose(device: str, double: bool) -> Choice:
         log.info("%s run in PyTorch: %s", noun, why)
         return Choice("torch", f"PyTorch: {why}")
     try:
+        if device == "cuda" and triton.INTERPRETED:
+            raise UnavailableError("triton runs its kernels in its interpreter, on the CPU; unset TRITON_INTERPRET.")
         if own == "triton" and double:
             raise UnavailableError("the GPU kernels compute in float32; give them float32, bfloat16 or float16.")
         what = LOADERS[own]()
@@ -133,15 +137,16 @@ def ops_for(*tensors: Tensor) -> Any:
 
     The native ones and those of the GPU have the same names and arguments.
     """
-    double = torch.float64 in [tensor.dtype for tensor in tensors]
+    first = tensors[0]
+    device = "cpu" if first.is_cpu else first.device.type  # a step on the CPU is worth saving a microsecond
     if torch.compiler.is_compiling():
         # Imported by the trace itself: what marks a constant loads the compiler, which takes seconds.
         from scanlab.mixer.traced import serving as decided
     else:
         decided = serving
-    match decided(tensors[0].device.type, double):
-        case "native":
-            return torch.ops.scanlab_mixer
-        case "triton":
-            return torch.ops.scanlab_mixer_triton
-    return None
+    found = decided(device)
+    if found == "triton" and torch.float64 in [tensor.dtype for tensor in tensors]:
+        found = decided(device, True)
+    if found == "native":
+        return torch.ops.scanlab_mixer
+    return torch.ops.scanlab_mixer_triton if found == "triton" else None

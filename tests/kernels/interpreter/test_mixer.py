@@ -271,6 +271,11 @@ def test_compiles_into_one_graph():
     assert torch.equal(compiled(x, weight), step(x, weight))
 
 
+def test_the_interpreter_serves_the_cpu_alone():
+    with pytest.raises(UnavailableError, match="in its interpreter, on the CPU; unset TRITON_INTERPRET"):
+        serving.implementation("cuda")
+
+
 def test_float64_is_refused_where_the_kernels_are_asked_for():
     with pytest.raises(UnavailableError, match="compute in float32"):
         mixer.causal_conv1d(torch.randn(1, 2, 3, dtype=torch.float64), torch.randn(2, 2))
