@@ -131,6 +131,9 @@ def hold_out(
     for standing in raced.standings:
         best.setdefault(standing.trial.backend, standing.trial)
     left_out: list[str] = []
+    no_time = "there was no time to start fresh processes; give it a larger budget"
+    if not fresh_processes([], deadline - time.monotonic()):
+        return no_time
     fresh = setting.with_fresh_inputs()
     now = time.monotonic()
     if pace is not None:
@@ -144,7 +147,7 @@ def hold_out(
     builds_s = {name: _start_s(searches[name], trial) for name, trial in best.items()}
     while not (processes := fresh_processes([*builds_s.values(), beside.build_ms / 1e3], available_s)):
         if len(builds_s) == 1:
-            return "there was no time to start fresh processes; give it a larger budget"
+            return no_time
         _, *others = builds_s  # never the winner of the race
         slowest = max(others, key=lambda name: builds_s[name])
         left_out.append(

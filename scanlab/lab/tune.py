@@ -44,6 +44,8 @@ FEWEST_TRIALS = 4
 UNKNOWN_SHARE = 0.4
 # What is not known yet is taken to be so fast, as a share of the best: what was cut off waits its turn by that.
 UNKNOWN_PROMISE = 0.1
+# Where the anchor is slow, what is on the rungs below its pacer may be so too: an attempt takes so many calls.
+CALLS_OF_ATTEMPT = 7
 MOST_CUT_OFFS = 1
 # How often it is looked whether other processes have done, or left, what they are trying.
 POLL_S = 0.2
@@ -92,6 +94,10 @@ def tune(
     wanted = anchor or Entrant(registry.get("reference"), STEADY)
     yardstick, pace, too_slow = anchor_and_pace(wanted, backends, setting, clock.at(PACE_SHARE))
     run = _Run(setting, yardstick, pace, results, clock, on_event, [*loaded.notices, *repaired, *too_slow])
+    if pace is not None:
+        run.slow_anchor_s = pace.anchor_s
+    elif too_slow and budget.seconds is not None:
+        run.slow_anchor_s = PACE_SHARE * budget.seconds
     for backend in backends:
         recorded = [trial for trial in loaded.trials if trial.backend == backend.name]
         refusal = backend.unavailable() or backend.rejects(problem)
@@ -143,6 +149,7 @@ class _Run:
     cut_off: Counter[str] = field(default_factory=Counter)
     wasted_s: dict[str, float] = field(default_factory=dict)
     tied: set[str] = field(default_factory=set)
+    slow_anchor_s: float = 0.0
     new: int = 0
     interrupted: bool = False
 
@@ -156,7 +163,7 @@ class _Run:
 
     def search(self) -> None:
         """Try configurations until the time for it is over or nothing is left to try."""
-        anchor_arm = (self.anchor if self.pace is None else self.pace.pacer).arm(self.setting)
+        anchor_arm = self._beside.arm(self.setting)
         rng = random.Random(self.setting.seed)
         while (search := self._most_promising()) is not None:
             asked = search.ask(self._time_for(search))
@@ -283,26 +290,35 @@ class _Run:
         for search in self._running():
             if search.left == 0:
                 self.finished.add(search.backend.name)
-            elif now + (search.expected_s or 0.0) > until:
+            elif now + self._expected_s(search) > until:
                 takes = f" (about {search.expected_s:.1f} s each)" if search.expected_s else ""
                 left = "other" if search.left is None else f"its other {search.left}"
-                self._skip(search, f"{search.backend.name}: no time left for {left} configurations{takes}")
+                was = "was cut off, and there is" if self.cut_off[search.backend.name] else "there is"
+                self._skip(search, f"{search.backend.name}: {was} no time left for {left} configurations{takes}")
         running = [each for each in self._running() if each.backend.name not in self.waiting] or self._running()
         for count in range(1, FEWEST_TRIALS + 1):
             # What was cut off comes back after everybody else has had a few.
             behind = [each for each in running if len(each.trials) < count and not self.cut_off[each.backend.name]]
-            behind = [each for each in behind if FEWEST_TRIALS * (each.expected_s or 0.0) <= self._fair_s]
+            behind = [each for each in behind if FEWEST_TRIALS * self._expected_s(each) <= self._fair_s]
             if behind:
                 return max(behind, key=lambda each: each.backend.rung)
         return min(running, key=self._dearness, default=None)
 
     def _dearness(self, search: Search) -> float:
         """The time it has had, what was cut off too, for each share of the time that it deserves."""
-        return (search.spent_s + self.wasted_s.get(search.backend.name, 0.0)) / self._promise(search)
+        had_s = search.spent_s + self.wasted_s.get(search.backend.name, 0.0)
+        return (had_s or self._expected_s(search)) / self._promise(search)
+
+    def _expected_s(self, search: Search) -> float:
+        """What its next attempt will take; before the first as if it were as slow as a slow anchor."""
+        if search.expected_s is not None:
+            return search.expected_s
+        return 0.0 if search.backend.name == self._beside.backend.name else CALLS_OF_ATTEMPT * self.slow_anchor_s
 
     def _limit(self, search: Search) -> float:
         """When an attempt is cut off: those of unknown backends may not take the time of the others."""
-        if search.expected_s is not None or self.clock.budget.seconds is None or self._running() == [search]:
+        known = search.expected_s is not None or search.backend.name == self._beside.backend.name
+        if known or self.clock.budget.seconds is None or self._running() == [search]:
             return self.clock.at(CUT_OFF_ATTEMPT)
         now = time.monotonic()
         unknown = sum(each.expected_s is None and not self.cut_off[each.backend.name] for each in self._running())
@@ -322,6 +338,11 @@ class _Run:
             if search.left is not None and search.left > max(trials, FEWEST_TRIALS):
                 return 0.0
         return self._fair_s
+
+    @property
+    def _beside(self) -> Proven:
+        """What everything is timed beside."""
+        return self.anchor if self.pace is None else self.pace.pacer
 
     @property
     def _fair_s(self) -> float:

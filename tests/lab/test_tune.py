@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import json
+import re
 import signal
 import time
 from dataclasses import replace
@@ -83,12 +84,12 @@ def test_running_again_measures_only_what_is_new(tmp_path):
 
 
 def test_another_size_begins_with_what_was_best_on_the_nearest(tmp_path):
-    backend = sleepy(delays_ms=(0.0, 2.0, 4.0, 6.0))
+    backend = sleepy(delays_ms=(0.0, 20.0, 30.0, 40.0))
     run([backend], tmp_path)
     longer = TINY.replace(length=2 * TINY.length)
     found = tune(longer, make_inputs(longer), [backend], Budget(trials=2), Results(tmp_path))
     tried = [trial.config["delay_ms"] for trial in sorted(found.trials, key=lambda trial: trial.started_at)]
-    assert tried == [6.0, 0.0]
+    assert tried == [40.0, 0.0]
 
 
 def test_another_source_is_measured_again_and_nothing_else(tmp_path):
@@ -241,7 +242,7 @@ def test_an_attempt_that_would_break_the_promise_is_cut_off_and_does_not_take_th
     started = time.monotonic()
     found = run([fake("stuck", around), sleepy()], tmp_path, Budget(seconds=4.0))
     assert time.monotonic() - started < 12
-    assert any("stuck was cut off" in notice for notice in found.notices)
+    assert any(re.search("stuck:? was cut off", notice) for notice in found.notices)
     assert {trial.backend for trial in found.trials} == {"sleepy"}
     assert found.winner is not None
     assert not [trial for trial in Results(tmp_path).load().trials if trial.backend == "stuck"]
