@@ -2,8 +2,8 @@
 
 The configuration of mamba-130m with random weights, in float32, batch 1, twice on the same weights: as it comes,
 and patched. Before anything is timed both generate the same tokens. A token is also held against the matrix-vector
-products that it cannot do without, repeated by themselves: at most 1.3 times their time. All are timed in the same
-rounds; ratios are taken round by round; the fastest are shown too, for a neighbour can only add.
+products that it cannot do without, repeated by themselves as torch multiplies them: at most 1.3 times their time. All
+are timed in the same rounds; ratios are taken round by round; the fastest are shown too, for a neighbour can only add.
 
     python experiments/transformers_mamba.py --rounds 20
 """
