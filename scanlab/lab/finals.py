@@ -47,12 +47,14 @@ class Finalist:
 def finalists(searches: Sequence[Search], available_s: float) -> tuple[list[Finalist], tuple[str, ...]]:
     """The best configuration of every backend, and others that the search could hardly tell from the fastest.
 
-    What is far behind and would take more than its share of the time does not race; that is said.
+    The defaults of the fastest backend race too, whatever the search saw of them. What is far behind and would take
+    more than its share of the time does not race; that is said.
     """
     bests = [(search, search.best) for search in searches if search.best is not None]
     if not bests:
         return [], ()
-    limit = min(log_ratio(best) for _, best in bests) + NEAR
+    leader = min((best for _, best in bests), key=log_ratio)
+    limit = log_ratio(leader) + NEAR
     slow = [
         search.backend.name
         for search, best in bests
@@ -70,10 +72,12 @@ def finalists(searches: Sequence[Search], available_s: float) -> tuple[list[Fina
         for trial in search.trials
         if trial.state == "ok"
         and trial is not best
-        and log_ratio(trial) <= limit
+        and (log_ratio(trial) <= limit or (best is leader and trial.config == search.backend.space.defaults))
         and error_of(trial) <= search.max_error
     ]
-    chosen += [finalist for _, finalist in sorted(near, key=lambda one: one[0])]
+    # The defaults of the leader's backend first: they win a tie, and which other configurations it has is luck.
+    near.sort(key=lambda one: (one[1].entrant.config != one[1].entrant.backend.space.defaults, one[0]))
+    chosen += [finalist for _, finalist in near]
     return chosen[: max(len(bests), MOST_FINALISTS)], said
 
 
