@@ -195,7 +195,7 @@ struct WalkBack {
             blocks[i] = states_again(one, first + i, begin, B, C);
             const int64_t at = (first + i) * walk.numbers;
             gradients[i] = {one.grad_y, one.grad_drive, one.grad_delta, memory.grad_h + at, memory.grad_A + at,
-                            memory.grad_B_fixed + at, memory.grad_C_fixed + at, one.before};
+                            memory.grad_B_fixed + at, memory.grad_C_fixed + at, one.before, walk.channels(first + i)};
         }
         (scan.complex ? states_back<T, 2, vectors> : states_back<T, 1, vectors>)(blocks, gradients, memory.sums, first > 0);
         for (int i = 0; i < vectors; i++) inputs_back(memory.vector[i], first + i, begin);
@@ -204,7 +204,7 @@ struct WalkBack {
     void block_back(int64_t begin) {
         const Rows<T> B = walk.rows_of(direction.B, begin, walk.B_rows), C = walk.rows_of(direction.C, begin, walk.C_rows);
         int v = 0;
-        for (; v + side_by_side <= walk.vectors(); v += side_by_side) vectors_back<side_by_side>(v, begin, B, C);
+        for (; (v + side_by_side) * width <= tile.channels; v += side_by_side) vectors_back<side_by_side>(v, begin, B, C);
         for (; v < walk.vectors(); v++) vectors_back<1>(v, begin, B, C);
         const int64_t rows = (tile.index * scan.batch + tile.batch) * scan.groups + tile.group, numbers = walk.state * walk.parts;
         const int64_t first = rows * scan.length + (direction.reverse ? scan.length - 1 - begin : begin);

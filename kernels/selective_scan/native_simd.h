@@ -142,6 +142,20 @@ typedef uint16_t Half __attribute__((vector_size(SCANLAB_VECTOR_BYTES / 2)));
 typedef uint32_t Word __attribute__((vector_size(SCANLAB_VECTOR_BYTES)));
 typedef uint16_t Words __attribute__((vector_size(SCANLAB_VECTOR_BYTES)));
 
+// All bits of the first `count` lanes, and those of x that are in a mask.
+template <class T>
+SCANLAB_INLINE IntVec<T> first_lanes(int count) {
+    typename Integer<T>::type bits[lanes<T>];
+    for (int lane = 0; lane < lanes<T>; lane++) bits[lane] = -(lane < count);
+    IntVec<T> mask;
+    memcpy(&mask, bits, sizeof(mask));
+    return mask;
+}
+template <class T>
+SCANLAB_INLINE Vec<T> masked(Vec<T> x, IntVec<T> mask) {
+    return bits_as<Vec<T>>(bits_as<IntVec<T>>(x) & mask);
+}
+
 template <int... lane>
 struct Lanes {};
 template <int count, int... lane>

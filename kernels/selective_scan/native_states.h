@@ -99,6 +99,7 @@ struct BlockGradient {
     T* A;              // [state][parts][lanes]
     T *B, *C;          // [state][parts][lanes], where constant
     const T* before;   // [state][parts][lanes]: h before the first step
+    int channels;      // lanes that have one; all, where several vectors go back together
 };
 
 // B or C of one state: broadcast where it varies over time, a vector of channels where it is constant.
@@ -214,6 +215,7 @@ void some_states_back(const Block<T>* blocks, const BlockGradient<T>* gradients,
             g[v][n] = load_number<T, parts>(gradients[v].h + (first + n) * number);
             grad_A[v][n] = load_number<T, parts>(gradients[v].A + (first + n) * number);
         }
+    const IntVec<T> live = first_lanes<T>(to[0].channels);
     for (int t = own[0].steps - 1; t >= 0; t--) {
         Vec<T> rows[2 * count * parts];
 #pragma GCC unroll 2
@@ -256,6 +258,9 @@ void some_states_back(const Block<T>* blocks, const BlockGradient<T>* gradients,
             store<T>(gradient.drive + t * width, first == 0 ? from_drive : load(gradient.drive + t * width) + from_drive);
             store<T>(gradient.delta + t * width, first == 0 ? from_decay : load(gradient.delta + t * width) + from_decay);
         }
+        if constexpr (vectors == 1)  // a lane without a channel may hold 0 times infinity
+#pragma GCC unroll 16
+            for (Vec<T>& row : rows) row = masked<T>(row, live);
         if constexpr (!constant_B || !constant_C) sum_rows<T>(rows, sums + t * step, add);
     }
 #pragma GCC unroll 2

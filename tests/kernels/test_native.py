@@ -268,6 +268,24 @@ def test_overflow_is_infinite_and_nan_stays_in_its_channel(isa: str, exp: str) -
     assert torch.equal(got.isfinite(), want.isfinite())
 
 
+@pytest.mark.parametrize("dim", [16, 20, 50])
+@pytest.mark.parametrize("name", ["B", "C"])
+def test_an_infinite_coefficient_reaches_the_gradients_that_the_formula_says(isa: str, name: str, dim: int) -> None:
+    problem = ScanProblem(batch=1, dim=dim, length=9, state=5, gradients=True, has_z=False, has_D=False)
+    tensors = {key: tensor.abs() for key, tensor in make_inputs(problem)[0].tensors().items()}
+    tensors["A"] = -tensors["A"]
+    tensors[name][..., 2, 4] = float("inf")
+
+    def gradients(backend: str) -> tuple[Tensor, ...]:
+        leaves = {key: tensor.clone().requires_grad_() for key, tensor in tensors.items()}
+        out = registry.get(backend).build(problem)(ScanInputs(**leaves)).out
+        return torch.autograd.grad(out.sum(), list(leaves.values()))
+
+    for gradient, want in zip(gradients("native"), gradients("reference"), strict=True):
+        assert torch.equal(gradient.isnan(), want.isnan())
+        assert torch.equal(gradient.isinf(), want.isinf())
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_saturating_softplus_and_gate(isa: str, dtype: str) -> None:
     problem = ScanProblem(batch=1, dim=20, length=12, dtype=dtype, has_delta_bias=False)
