@@ -75,7 +75,8 @@ def quartiles_s(samples: NDArray[np.float64]) -> dict[str, float]:
 def fresh_peak_bytes(ready: Callable[..., Call], *arguments: object) -> float | None:
     """Bytes that the call `ready(*arguments)` takes beyond what was in use before it, in a process of its own.
 
-    NaN where the system cannot tell; None, with the reason printed, where that process died.
+    A page at least, which is all that the system tells apart. NaN where it cannot tell; None, with the reason printed,
+    where that process died.
     """
     peak = in_fresh_process(_peak_bytes, ready, arguments)
     if isinstance(peak, str):
@@ -88,7 +89,7 @@ def _peak_bytes(ready: Callable[..., Call], arguments: tuple[object, ...]) -> fl
     call = ready(*arguments)
     call()
     peak = peak_bytes(Arm(call, "cpu", usable_threads(), calls=1, samples=1, cost_s=0.0))
-    return math.nan if peak is None else peak
+    return math.nan if peak is None else max(peak, os.sysconf("SC_PAGE_SIZE"))
 
 
 def in_fresh_process(function: Callable[..., T], *arguments: object) -> T | str:

@@ -158,7 +158,7 @@ def _check(file: Path, images: Tensor, logits: Tensor, tolerance: float) -> Chec
     with tempfile.TemporaryDirectory() as place:
         given, found = Path(place) / "images.npy", Path(place) / "logits.npy"
         np.save(given, images.numpy())
-        command = [sys.executable, "-I", "-c", FRESH, str(file), str(given), str(found)]
+        command = [sys.executable, "-I", "-B", "-c", FRESH, str(file), str(given), str(found)]
         environment = {name: value for name, value in os.environ.items() if name != "CXX"} | {"PATH": place}
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:

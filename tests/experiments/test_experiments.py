@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +16,8 @@ from scanlab.deploy import dispatch
 from scanlab.models.digits import Digits, digits_test_set
 from scanlab.models.vision_mamba import VisionMamba
 from scanlab.threads import torch_threads
+
+from ..integrations.official_names import untouched
 
 SCRIPTS = Path(__file__).parents[2] / "experiments"
 
@@ -159,7 +162,9 @@ def test_vim_latency_counts_the_products_of_its_own_pass(script, tmp_path, monke
     experiment = script("vim_latency")
     monkeypatch.setattr(experiment.scanlab, "vim_tiny", lambda img_size, scan: small_vim(scan, img_size))
     out = tmp_path / "vim_latency"
-    experiment.main(rounds=1, size=32, backend="chunked:threads=1", out=out)
+    with untouched():
+        experiment.main(rounds=1, size=32, backend="chunked:threads=1", out=out)
+        sys.modules.pop("vim_by_name")
     text, frame = page_of(out)
     assert list(zip(frame.measured, frame.dtype, strict=True)) == [
         ("over products", "float32"),
