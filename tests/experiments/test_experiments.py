@@ -166,7 +166,7 @@ def test_vim_latency_counts_the_products_of_its_own_pass(script, tmp_path, monke
         experiment.main(rounds=1, size=32, backend="chunked:threads=1", out=out)
         sys.modules.pop("vim_by_name")
     text, frame = page_of(out)
-    assert list(zip(frame.measured, frame.dtype, strict=True)) == [
+    assert list(zip(frame.measured, frame.dtype, strict=True)) == [  # one round: the CPUs were near or far
         ("over products", "float32"),
         ("official over ours", "float32"),
         ("over products", "bfloat16"),
