@@ -19,7 +19,7 @@ from scanlab.deploy.dispatch import Dispatcher
 from scanlab.lab.machine import this_machine
 from scanlab.lab.measure import Arm, peak_bytes
 from scanlab.report import figures, tables
-from scanlab.report.style import INK, applied, label_ends, log_ticks, look, sheet
+from scanlab.report.style import INK, applied, label_ends, log_ticks, looks, sheet
 from scanlab.report.units import shortest
 from scanlab.threads import usable_threads
 
@@ -155,9 +155,9 @@ def drawn(plot: Plot, caption: str) -> Figure:
     places = sorted({x for line in plot.lines.values() for x in line})
     heights = [y for line in plot.lines.values() for y in line.values()]
     right = places[-1] * 1.06
-    ends, words = {}, {}
+    ends, words, shapes = {}, {}, looks(plot.lines)
     for name, line in plot.lines.items():
-        colour, marker, _ = look(name)
+        colour, marker, _ = shapes[name]
         axes.plot(list(line), list(line.values()), color=colour, marker=marker, markeredgecolor=INK, mew=0.6)
         last = max(line)
         ends[name] = line[last]
@@ -174,7 +174,7 @@ def drawn(plot: Plot, caption: str) -> Figure:
     axes.set_ylim(min(heights) / 1.5, max(heights) * 1.5)
     log_ticks(axes, "y", lambda value, _: plot.spell(value))
     axes.grid(axis="y")
-    label_ends(axes, ends, words)
+    label_ends(axes, ends, words, {name: shape.colour for name, shape in shapes.items()})
     return made.figure
 
 

@@ -99,19 +99,21 @@ def tune_and_say(folder: Path, note: Path) -> None:
 
 
 def killed(work: Callable[..., None], folder: Path, note: Path, lives_s: float, *given: object) -> list[str]:
-    """Whole lines that `work` wrote down before it was killed, after `lives_s` or once its search was over."""
+    """Whole lines that `work` wrote down before it was killed, `lives_s` after it began or once its search was over."""
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["scanlab.lab.tune", "trust"])
     victim = server.Process(target=work, args=(folder, *given, note))
     victim.start()
+    while victim.is_alive() and not note.exists():
+        time.sleep(0.001)
     until = time.monotonic() + lives_s
     while time.monotonic() < until and not (note.exists() and "round " in note.read_text()):
-        time.sleep(random.uniform(0.0, 0.02))
+        time.sleep(random.uniform(0.0, min(0.02, lives_s)))
     assert victim.pid is not None
     assert victim.is_alive(), f"{work.__name__} ended by itself: status {victim.exitcode}"
     os.kill(victim.pid, signal.SIGKILL)
     victim.join()
-    return note.read_text().split("\n")[:-1] if note.exists() else []  # what follows the last line end was cut off
+    return note.read_text().split("\n")[:-1]  # what follows the last line end was cut off
 
 
 def kills_of_a_writer(kills: int, folder: Path) -> Claim:
@@ -125,6 +127,8 @@ def kills_of_a_writer(kills: int, folder: Path) -> Claim:
     loaded = Results(folder).load()
     lost = said - {each.id for each in loaded.trials}
     about = f"{len(said)} records were said to be on disk; {len(loaded.notices)} files had a torn end"
+    if not said:
+        raise SystemExit(f"No writer wrote anything within {WRITER_LIVES_S} s: nothing was tried; let it live longer.")
     return Claim("SIGKILLs of a writer; records lost", kills, len(lost), 0, time.monotonic() - started, about)
 
 

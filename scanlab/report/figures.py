@@ -144,7 +144,7 @@ def length_lines(trials: Sequence[Trial], caption: str) -> Figure:
     log_ticks(axes, "y", milliseconds)
     axes.grid(axis="y")
     _proportional_guide(axes, lengths, high)
-    label_ends(axes, ends, words)
+    label_ends(axes, ends, words, {backend: look(backend).colour for backend in ends})
     return made.figure
 
 
@@ -291,7 +291,8 @@ def history(contest: Contest, trials: Sequence[Trial], caption: str) -> Figure |
     axes.set_xlim(0.0, end_s)
     log_ticks(axes, "y", times)
     axes.grid(axis="y")
-    label_ends(axes, ends, {backend: f"{backend}  {times(end)}" for backend, end in ends.items()})
+    words = {backend: f"{backend}  {times(end)}" for backend, end in ends.items()}
+    label_ends(axes, ends, words, {backend: look(backend).colour for backend in ends})
     return made.figure
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import colorsys
 import functools
 import hashlib
+import itertools
 import math
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -88,6 +89,21 @@ def look(backend: str) -> Look:
     return Look(
         colour, STRANGER_MARKERS[marker % len(STRANGER_MARKERS)], STRANGER_HATCHES[hatch % len(STRANGER_HATCHES)]
     )
+
+
+# Colours that stay apart for colour-blind eyes (Okabe and Ito 2008), each with a marker of its own.
+SIDE_BY_SIDE = tuple(
+    Look(colour, marker, "")
+    for colour, marker in zip(
+        ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222"), "os^vDPX", strict=True
+    )
+)
+
+
+def looks(names: Iterable[str]) -> dict[str, Look]:
+    """The looks of lines in one figure: those of backends theirs, those of strangers as far apart as can be."""
+    strangers = itertools.cycle(SIDE_BY_SIDE)
+    return {name: LOOKS.get(name) or next(strangers) for name in names}
 
 
 @dataclass(frozen=True)
@@ -171,7 +187,7 @@ def log_ticks(
     axis.set_major_formatter(FuncFormatter(lambda value, _: spell(value, shortest)))
 
 
-def label_ends(axes: Axes, ends: Mapping[str, float], texts: Mapping[str, str]) -> None:
+def label_ends(axes: Axes, ends: Mapping[str, float], texts: Mapping[str, str], colours: Mapping[str, str]) -> None:
     """Name each line to the right of a logarithmic y axis at the height where it ends, moved apart if needed."""
     edge = axes.get_yaxis_transform()
     labels = {
@@ -184,7 +200,7 @@ def label_ends(axes: Axes, ends: Mapping[str, float], texts: Mapping[str, str]) 
     places = apart([math.log10(end) for end in ends.values()], gap)
     for (name, end), place in zip(ends.items(), places, strict=True):
         labels[name].set_y(10**place)
-        axes.plot([1.0, 1.03], [end, 10**place], transform=edge, color=look(name).colour, linewidth=1.0, clip_on=False)
+        axes.plot([1.0, 1.03], [end, 10**place], transform=edge, color=colours[name], linewidth=1.0, clip_on=False)
 
 
 def framed_bar(axes: Axes, place: float, value: float, thickness: float, shape: Look, base: float = 0.0) -> None:
