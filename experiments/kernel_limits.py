@@ -138,7 +138,7 @@ def measured(rounds: int) -> list[tuple[str, str, list[float]]]:
             (
                 f"{asked.key}: forward and back over forward",
                 "4, aim 3",
-                ratios(train(asked, ALONE | {"time_block": 32}), scan(asked, ALONE), rounds),
+                ratios(train(asked, ALONE), scan(asked, ALONE), rounds),
             )
         )
     return rows

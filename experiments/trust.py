@@ -30,6 +30,7 @@ import typer
 from scanlab import registry
 from scanlab.backend import Backend, at_most
 from scanlab.cli.budget import parse_duration
+from scanlab.lab import attempt
 from scanlab.lab.budget import Budget
 from scanlab.lab.heat import FEWEST_ROUNDS, MOST_ROUNDS, Entrant, Heat, Lane, run_heat
 from scanlab.lab.machine import this_machine
@@ -49,6 +50,8 @@ VICTIMS = ("chunked", "associative")
 TWINS = ("chunked", "two_phase")
 RACE_S, NOISE_S = 4.0, 12.0
 WRITER_LIVES_S, TUNER_LIVES_S = 0.05, 0.8
+BRIEF_BLOCKS = 2  # of a trial that is tried for its survival, not for its time: a few of them fit into a life
+PARTS = ("kills", "races", "tunings")
 LAST_TUNER_S = 120.0
 ALLOWED_SHARE = 0.05
 
@@ -62,6 +65,7 @@ class Claim(NamedTuple):
     allowed: int
     seconds: float
     said: str
+    setting: str = ""
 
     @property
     def holds(self) -> bool:
@@ -85,6 +89,7 @@ def victims() -> list[Backend]:
 
 def tune_and_say(folder: Path, note: Path) -> None:
     """Tune a small problem; write down what is begun, what is on disk, and that the search is over."""
+    attempt.MOST_BLOCKS = BRIEF_BLOCKS
     with note.open("w") as file:
 
         def say(event: Event) -> None:
@@ -276,10 +281,11 @@ def agree(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return one["winner"] == other["winner"] or one["winner"] in other["tied"] or other["winner"] in one["tied"]
 
 
-def write(claims: Sequence[Claim], rows: Sequence[dict[str, Any]], caption: str, out: Path) -> None:
+def write(claims: Sequence[Claim], rows: Sequence[dict[str, Any]], out: Path) -> None:
     """The page of what is known so far, with the numbers as CSV and every tuning in full as JSON."""
     numbers = pd.DataFrame([{**claim._asdict(), "holds": claim.holds} for claim in claims])
-    shown = numbers.assign(
+    caption = "; ".join(dict.fromkeys(claim.setting for claim in claims))
+    shown = numbers.drop(columns="setting").assign(
         holds=numbers.holds.map({True: "yes", False: "NO"}), seconds=numbers.seconds.map("{:.0f}".format)
     )
     sections = {"Claims": shown.astype(str)}
@@ -291,11 +297,22 @@ def write(claims: Sequence[Claim], rows: Sequence[dict[str, Any]], caption: str,
         )
         sections["Tunings"] = tunings[[*columns, "tied"]].astype(str)
     common.write_page(out, __doc__, caption, {}, sections, numbers)
-    record = {"setting": caption, "machine": this_machine().to_json(), "tunings": list(rows)}
+    record = {"claims": [claim._asdict() for claim in claims], "tunings": list(rows)}
+    record["machine"] = this_machine().to_json()
     (out / f"{out.name}.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
+def known(out: Path) -> tuple[list[Claim], list[dict[str, Any]]]:
+    """The claims and the tunings of the page that is there."""
+    file = out / f"{out.name}.json"
+    record = json.loads(file.read_text()) if file.exists() else {"claims": [], "tunings": []}
+    return [Claim(**claim) for claim in record["claims"]], record["tunings"]
+
+
 def main(
+    parts: Annotated[str, typer.Option(help="Separated by commas; the others stay as they were found.")] = ",".join(
+        PARTS
+    ),
     kills: Annotated[int, typer.Option(help="SIGKILLs in all.")] = 200,
     races: Annotated[int, typer.Option(help="Races drawn from recorded noise.")] = 200,
     real: Annotated[int, typer.Option(help="Races that are run.")] = 40,
@@ -304,23 +321,32 @@ def main(
     out: Path = common.RESULTS / "trust",
 ) -> None:
     """Try the claims one after the other, and write the page after each; exit code 1 where one does not hold."""
-    caption, claims = common.setting(), list[Claim]()
-    rows: list[dict[str, Any]] = []
+    asked = parts.split(",")
+    if unknown := set(asked) - set(PARTS):
+        raise SystemExit(f"--parts {', '.join(sorted(unknown))}: must be some of {', '.join(PARTS)}")
+    setting = common.setting()
+    claims, rows = known(out)
+    if "tunings" in asked:
+        rows.clear()
 
     def keep(claim: Claim) -> None:
         print(f"{claim.claim}: {claim.wrong} of {claim.tried} in {claim.seconds:.0f} s; {claim.said}", flush=True)
-        claims[:] = [each for each in claims if each.claim != claim.claim] + [claim]
-        write(claims, rows, caption, out)
+        by_name = {each.claim: each for each in claims} | {claim.claim: claim._replace(setting=setting)}
+        claims[:] = by_name.values()
+        write(claims, rows, out)
 
     with tempfile.TemporaryDirectory(prefix="scanlab-trust-") as name:
         place = Path(name)
-        keep(kills_of_a_writer(kills // 2, place / "writer"))
-        keep(kills_of_a_tuner(kills - kills // 2, place / "tuner"))
-        keep(races_run(real, place / "races"))
-        keep(races_drawn(races))
-        for claim, row in tunings_beside_a_neighbour(tunings, parse_duration(budget), place / "tunings"):
-            rows.append(row)
-            keep(claim)
+        if "kills" in asked:
+            keep(kills_of_a_writer(kills // 2, place / "writer"))
+            keep(kills_of_a_tuner(kills - kills // 2, place / "tuner"))
+        if "races" in asked:
+            keep(races_run(real, place / "races"))
+            keep(races_drawn(races))
+        if "tunings" in asked:
+            for claim, row in tunings_beside_a_neighbour(tunings, parse_duration(budget), place / "tunings"):
+                rows.append(row)
+                keep(claim)
     failed = [claim.claim for claim in claims if not claim.holds]
     if failed:
         raise SystemExit(f"the claim does not hold: {'; '.join(failed)}")
