@@ -66,7 +66,7 @@ def test_both_models_give_the_logits_in_a_fresh_process(written):
 @pytest.mark.parametrize("file", ["model.pt2", "model.onnx"])
 def test_the_example_names_a_picture_as_scanlab_does(written, tmp_path, file):
     sample_photograph().crop((100, 0, 500, 300)).save(tmp_path / "picture.png")
-    command = [sys.executable, "-I", "-c", BLOCKED, str(written[0] / "run.py"), "picture.png", file]
+    command = [sys.executable, "-I", "-B", "-c", BLOCKED, str(written[0] / "run.py"), "picture.png", file]
     environment = os.environ | {"PATH": str(tmp_path)}
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
