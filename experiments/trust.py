@@ -38,6 +38,7 @@ from scanlab.lab.measure import Block
 from scanlab.lab.prove import Setting
 from scanlab.lab.race import decided, race, told_apart
 from scanlab.lab.results import Results, Trial
+from scanlab.lab.study import MOST_DEATHS
 from scanlab.lab.tune import Event, tune
 from scanlab.problem import ScanProblem, make_inputs
 from scanlab.space import config_key
@@ -49,7 +50,7 @@ ANCHOR = Entrant(registry.get("reference"), {"threads": 1})
 VICTIMS = ("chunked", "associative")
 TWINS = ("chunked", "two_phase")
 RACE_S, NOISE_S = 4.0, 12.0
-WRITER_LIVES_S, TUNER_LIVES_S = 0.05, 0.8
+WRITER_LIVES_S, TUNER_LIVES_S = 0.05, 2.0
 BRIEF_BLOCKS = 2  # of a trial that is tried for its survival, not for its time: a few of them fit into a life
 PARTS = ("kills", "races", "tunings")
 LAST_TUNER_S = 120.0
@@ -139,7 +140,7 @@ def kills_of_a_writer(kills: int, folder: Path) -> Claim:
 
 def kills_of_a_tuner(kills: int, folder: Path) -> Claim:
     """Kill a tuner at random moments and let another take up from there, until nothing is left to try; and again."""
-    started, done, wrong, cut_short, finished = time.monotonic(), 0, 0, 0, 0
+    started, done, wrong, cut_short, finished, lethal = time.monotonic(), 0, 0, 0, 0, 0
     legal = sum(1 for backend in victims() for _ in backend.space.configs(SMALL))
     for place in itertools.count():
         own, said, begun, over = folder / str(place), set[str](), Counter[str](), False
@@ -155,14 +156,17 @@ def kills_of_a_tuner(kills: int, folder: Path) -> Claim:
         searched = [trial for trial in Results(own).load().trials if trial.phase == "search"]
         lost = said - {trial.id for trial in searched}
         timed = {(trial.backend, config_key(trial.config)) for trial in searched if trial.state in ("ok", "pruned")}
-        wrong += len(lost) + (legal - len(timed)) + (len(searched) - len(timed))
+        # What processes died of too often is given up: a promise too, but only after so many deaths.
+        given_up = {trial.label for trial in searched if trial.state == "crashed" and begun[trial.label] >= MOST_DEATHS}
+        lethal += len(given_up)
+        wrong += len(lost) + (legal - len(timed) - len(given_up)) + (len(searched) - len(timed) - len(given_up))
         finished += len(said)
         cut_short += sum(times > 1 for times in begun.values())
         if done >= kills:
             break
     about = (
         f"{finished} trials were said to be finished, in {place + 1} searches of {legal} configurations; "
-        f"{cut_short} were cut short and tried again"
+        f"{cut_short} were cut short and tried again, {lethal} given up after {MOST_DEATHS} deaths"
     )
     name = "SIGKILLs of a tuner; trials lost, never tried again or tried twice"
     return Claim(name, kills, wrong, 0, time.monotonic() - started, about)
