@@ -1,9 +1,10 @@
 """The scan on a GPU, in Triton: time in a loop, states in registers, both directions in one launch.
 
-The kernels and what they are made of: `triton_forward.py`, `triton_backward.py`, `triton_math.py`, `triton_tile.py`.
-Around them: `triton_launch.py` (their arguments), `triton_ops.py` (torch ops), `triton_compile.py` (their machine code,
-without a GPU), `triton_version.py`. None of these is imported before a scan is built; absolute imports keep this
-module and the package triton apart.
+The kernels: `triton_forward.py`, `triton_backward.py`, and `triton_adjoint.py`, the first pass of the latter where the
+length is cut into segments. What they are made of: `triton_math.py`, `triton_tile.py`, `triton_segments.py`. Around
+them: `triton_launch.py` (their arguments), `triton_ops.py` (torch ops), `triton_compile.py` (machine code, without
+a GPU), `triton_version.py`. None of these is imported before a scan is built; absolute imports keep this module and the
+package triton apart.
 
 With TRITON_INTERPRET=1 in the environment the kernels run on the CPU, in Triton's interpreter, and on nothing else:
 that proves them, and is far too slow for anything besides, so that they serve only who asks for them by name.
@@ -19,13 +20,15 @@ from scanlab.backend import EVERY_DIRECTION, Backend, Capabilities, ScanFn
 from scanlab.errors import RejectedError
 from scanlab.kernels import triton_version
 from scanlab.problem import ScanInputs, ScanOutput, ScanProblem
-from scanlab.space import Choice, Config, Space, config_key
+from scanlab.space import Choice, Config, Space, Value, config_key
 
 FOLDER = Path(__file__).parent
 INTERPRETED = triton_version.interpreted()
 ORDERS = ("channels", "batch")
 LARGEST = 2**30  # a row of z may be twice as long, and offsets are 32-bit
-FOR_GRADIENTS = ("chunk", "history", "back_lanes", "back_channels")
+FOR_GRADIENTS = ("chunk", "history", "back_lanes", "back_channels", "back_segments")
+SEGMENTS = (0, 1, 2, 4, 8, 16, 32, 64)
+USUAL_MULTIPROCESSORS = 132  # an H100's, where there is no GPU to ask
 
 
 def unavailable() -> str | None:
@@ -55,8 +58,37 @@ def forbids(config: Config, problem: ScanProblem) -> str | None:
     return None
 
 
+def settled(config: Config, problem: ScanProblem) -> dict[str, Value]:
+    """The configuration with as many segments as give the GPU that torch has current enough to do, where it says 0.
+
+    The forward scan hides latency with about three warps of a scheduler, and its first pass takes nine tenths of it;
+    the way back has registers for two, and its first pass takes a quarter: clocks, counted in machine code.
+    """
+    from scanlab.kernels.triton_segments import enough
+
+    chosen = dict(config)
+    for name, lanes, channels, warps, per_scheduler, first_pass in (
+        ("segments", "lanes", "channels", int(config["warps"]), 3.0, 0.9),
+        ("back_segments", "back_lanes", "back_channels", 1, 2.0, 0.25),
+    ):
+        if config[name] == 0:
+            block = int(config[lanes]) * int(config[channels]) * warps
+            blocks = problem.groups * -(-problem.dim // (problem.groups * block))
+            in_one_piece = blocks * warps * problem.batch * problem.directions
+            chosen[name] = enough(in_one_piece, problem.length, multiprocessors(), per_scheduler, first_pass)
+    return chosen
+
+
+def multiprocessors() -> int:
+    """Those of the GPU that torch has current, or the usual ones where there is none."""
+    if not torch.cuda.is_available():
+        return USUAL_MULTIPROCESSORS
+    found: int = torch.cuda.get_device_properties().multi_processor_count
+    return found
+
+
 def tuning(config: Config) -> list[int]:
-    """The configuration as the ops take it."""
+    """A settled configuration as the ops take it."""
     from scanlab.kernels.triton_launch import Tuning
 
     numbers = {name: int(value) for name, value in config.items() if name != "order"}
@@ -68,7 +100,7 @@ def refuse_poor_code(problem: ScanProblem, chosen: list[int]) -> None:
     from scanlab.kernels import triton_compile
     from scanlab.kernels.triton_launch import Tuning
 
-    default = tuning(backend.space.defaults)
+    default = tuning(settled(backend.space.defaults, problem))
     if chosen == default:
         return
     major, minor = torch.cuda.get_device_capability()
@@ -88,7 +120,7 @@ def make(problem: ScanProblem, config: Config) -> ScanFn:
             f"triton rejects {problem.key}: dim x length is {problem.dim * problem.length}, and its kernels count to"
             f" {LARGEST} within a batch entry; split the channels."
         )
-    chosen = tuning(config)
+    chosen = tuning(settled(config, problem))
     if INTERPRETED:
         triton_version.prepare_interpreter()
     else:
@@ -119,7 +151,9 @@ backend = Backend(
             Choice("unroll", (1, 2, 4, 8), default=4, summary="steps of one turn of the loop"),
             Choice("warps", (1, 2, 4), default=1, summary="warps of one program, side by side along dim"),
             Choice("stages", (1, 2, 3), default=1, summary="turns of the loop whose loads are under way at once"),
-            Choice("segments", (1, 2, 4, 8, 16), default=1, summary="parts of the length scanned at once"),
+            Choice(
+                "segments", SEGMENTS, default=0, summary="parts of the length scanned at once; 0: enough for the GPU"
+            ),
             Choice("registers", (0, 96, 128, 168), default=0, summary="registers of a thread at most; 0: no limit"),
             Choice("polynomial", (0, 1, 2), default=0, summary="steps of a turn whose exponentials are multiply-adds"),
             Choice("order", ORDERS, default="channels", summary="along what neighbouring programs differ"),
@@ -129,6 +163,7 @@ backend = Backend(
             Choice("history", (1, 2, 4), default=2, summary="steps of the way back held in registers"),
             Choice("back_lanes", (4, 8, 16, 32), default=8, summary="like lanes, on the way back"),
             Choice("back_channels", (1, 2, 4, 8), default=4, summary="like channels, on the way back"),
+            Choice("back_segments", SEGMENTS, default=0, summary="like segments, on the way back"),
         ),
         forbids,
     ),

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment"
-# ruff: noqa: RUF005  (what Triton compiles has no starred tuples)
+# ruff: noqa: RUF005, SIM102  (what Triton compiles has no starred tuples, and other rules for branches)
 """The backward scan on a GPU: the states of a chunk computed again from the one before it, then the steps in reverse.
 
 With g[t] the gradient of y[t] and R[t] the gradient of h[t-1], which begins as that of the last state,
@@ -13,6 +13,9 @@ sweep over the chunk that leaves every HISTORYth state in memory; its tile gives
 which is the cheapest for a forward scan, while the tile of the way back shares the states out, so that the sums over
 dim cross fewer threads. A program sums grad_B and grad_C over its own channels and writes them down beside those of
 the other programs; nothing is added atomically, so that the same inputs give the same bits.
+
+Where there are fewer programs than the chip can hold, `segments` cuts the length: see `triton_segments`, and for its
+first pass `triton_adjoint`. The states of a segment need none: its first one is a checkpoint.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import triton.language as tl
 
 from scanlab.kernels.triton_forward import advance, sweep
 from scanlab.kernels.triton_math import LN_2, load, shrink, sigmoid, softplus
+from scanlab.kernels.triton_segments import crossed
 from scanlab.kernels.triton_tile import held, over_channels, place
 
 
@@ -168,15 +172,20 @@ def walk(
     grad_last,
     checkpoints,
     scratch,
+    ends,
+    totals,
     strides,
     batch,
     length,
+    steps,
+    segments,
     one,
     A_dim,
     A_state,
     block,
     entry,
     row,
+    segment,
     width,
     groups,
     LANES: tl.constexpr,
@@ -190,7 +199,7 @@ def walk(
     REVERSE: tl.constexpr,
     SOFTPLUS: tl.constexpr,
 ):
-    """One tile of one direction, from its last chunk to its first."""
+    """One tile of one direction over one segment, from its last chunk to its first."""
     group, channel, channel_mask, index, state_mask, kept_at, tile_mask, rates, bias = held(
         inputs, one, A_dim, A_state, block, width, groups, LANES, CHANNELS, STATES, PADDED, EVEN
     )
@@ -220,18 +229,23 @@ def walk(
     reached = tl.zeros(rates.shape, tl.float32)
     if grad_last is not None:
         reached = load(grad_last + row * dim * STATES + last_at, tile_mask)
+    if ends is not None:
+        for over in tl.range(0, segments - 1 - segment):
+            at = row * segments + segments - 1 - over
+            reached = crossed(reached, ends, totals, at, dim, channel, channel_mask, kept_at, tile_mask, rates, STATES)
     grad_A = tl.zeros(rates.shape, tl.float32)
     grad_D = tl.zeros(channel.shape, tl.float32)
     grad_bias = tl.zeros(channel.shape, tl.float32)
     chunks = tl.cdiv(length, CHUNK)
-    for done in tl.range(0, chunks):
-        chunk = chunks - 1 - done
+    last = tl.minimum(segment * (steps // CHUNK) + steps // CHUNK, chunks) - 1
+    for done in tl.range(0, last + 1 - segment * (steps // CHUNK)):
+        chunk = last - done
         first = chunk * CHUNK
         stop = tl.minimum(first + CHUNK, length)
         checkpoint = checkpoints + (row * chunks + chunk) * dim * STATES
         starts = checkpoint
         if CHUNK > HISTORY:
-            starts = scratch + row * (CHUNK // HISTORY) * dim * STATES
+            starts = scratch + (row * segments + segment) * (CHUNK // HISTORY) * dim * STATES
             tl.debug_barrier()
             leave_states(
                 inputs, checkpoint, starts, first, stop, strides, length, one, A_dim, A_state, block, entry, width,
@@ -261,16 +275,18 @@ def walk(
                 grad_u, grad_delta, grad_z, grad_B, grad_C, channel, channel_mask, state_mask, strides, length,
                 HISTORY, STATES, REVERSE, SOFTPLUS,
             )  # fmt: skip
-    tl.store(gradients.A + entry * dim * STATES + kept_at, grad_A, mask=tile_mask)
+    part = entry * segments + segment
+    tl.store(gradients.A + part * dim * STATES + kept_at, grad_A, mask=tile_mask)
     if inputs.D is not None:
-        tl.store(gradients.D + entry * dim + channel, grad_D, mask=channel_mask)
+        tl.store(gradients.D + part * dim + channel, grad_D, mask=channel_mask)
     if inputs.delta_bias is not None:
-        tl.store(gradients.delta_bias + entry * dim + channel, grad_bias, mask=channel_mask)
+        tl.store(gradients.delta_bias + part * dim + channel, grad_bias, mask=channel_mask)
     if inputs.initial_state is not None:
-        tl.store(gradients.initial_state + entry * dim * STATES + last_at, reached, mask=tile_mask)
+        if segment == 0:
+            tl.store(gradients.initial_state + entry * dim * STATES + last_at, reached, mask=tile_mask)
 
 
-@triton.jit(do_not_specialize=["batch", "length", "one", "A_dim", "A_state"])
+@triton.jit(do_not_specialize=["batch", "length", "steps", "one", "A_dim", "A_state"])
 def scan(
     first,
     second,
@@ -280,9 +296,13 @@ def scan(
     grad_last,
     checkpoints,
     scratch,
+    ends,
+    totals,
     strides,
     batch,
     length,
+    steps,
+    segments,
     one,
     A_dim,
     A_state,
@@ -306,27 +326,28 @@ def scan(
     ..gradients  what is written: see `triton_launch.Gradients`
     grad_out     that of the output, laid out like u
     grad_last    (directions, batch, dim, state), that of the last states
-    checkpoints  (directions, batch, chunks, state, dim), `scratch` the same for the states between two of them
+    checkpoints  (directions, batch, chunks, state, dim); `scratch` (directions, batch, segments, ...) between two
+    ends         (directions, batch, segments, ...) and `totals` (directions, batch, segments, dim), or both None
     FULL_LANES   lanes of the tile that sweeps over a chunk, of as many channels
     """
     blocks = groups * tl.cdiv(width, LANES * CHANNELS)
-    block, entry, _, direction = place(blocks, batch, 1, BATCH_FIRST)
+    block, entry, segment, direction = place(blocks, batch, segments, BATCH_FIRST)
     row = direction * batch + entry
     if not BOTH:
         walk(
-            first, first_gradients, grad_out, grad_last, checkpoints, scratch, strides, batch, length, one, A_dim,
-            A_state, block, entry, row, width, groups, LANES, CHANNELS, FULL_LANES, CHUNK, HISTORY, STATES, PADDED,
-            EVEN, REVERSE, SOFTPLUS,
+            first, first_gradients, grad_out, grad_last, checkpoints, scratch, ends, totals, strides, batch, length,
+            steps, segments, one, A_dim, A_state, block, entry, row, segment, width, groups, LANES, CHANNELS,
+            FULL_LANES, CHUNK, HISTORY, STATES, PADDED, EVEN, REVERSE, SOFTPLUS,
         )  # fmt: skip
     elif direction == 0:
         walk(
-            first, first_gradients, grad_out, grad_last, checkpoints, scratch, strides, batch, length, one, A_dim,
-            A_state, block, entry, row, width, groups, LANES, CHANNELS, FULL_LANES, CHUNK, HISTORY, STATES, PADDED,
-            EVEN, False, SOFTPLUS,
+            first, first_gradients, grad_out, grad_last, checkpoints, scratch, ends, totals, strides, batch, length,
+            steps, segments, one, A_dim, A_state, block, entry, row, segment, width, groups, LANES, CHANNELS,
+            FULL_LANES, CHUNK, HISTORY, STATES, PADDED, EVEN, False, SOFTPLUS,
         )  # fmt: skip
     else:
         walk(
-            second, second_gradients, grad_out, grad_last, checkpoints, scratch, strides, batch, length, one, A_dim,
-            A_state, block, entry, row, width, groups, LANES, CHANNELS, FULL_LANES, CHUNK, HISTORY, STATES, PADDED,
-            EVEN, True, SOFTPLUS,
+            second, second_gradients, grad_out, grad_last, checkpoints, scratch, ends, totals, strides, batch, length,
+            steps, segments, one, A_dim, A_state, block, entry, row, segment, width, groups, LANES, CHANNELS,
+            FULL_LANES, CHUNK, HISTORY, STATES, PADDED, EVEN, True, SOFTPLUS,
         )  # fmt: skip

@@ -179,30 +179,37 @@ def task(problem: ScanProblem, tuning: Tuning) -> Task:
 
 
 @functools.lru_cache(maxsize=256)
-def forward(problem: ScanProblem, tuning: Tuning, capability: int) -> MachineCode:
-    """The machine code of the forward scan of a problem; with the states kept where it has gradients."""
+def forward(problem: ScanProblem, tuning: Tuning, capability: int) -> tuple[MachineCode, ...]:
+    """The machine code of the forward scan of a problem, with the states kept where it has gradients.
+
+    One kernel, or two where the length is cut into segments: their first pass stands before the scan itself.
+    """
     launches, _ = triton_launch.forward(task(problem, tuning), problem.gradients)
-    return compiled(launches[-1], capability, updates_of(launches[-1], tuning.unroll))
+    return tuple(compiled(launch, capability, updates_of(launch, tuning.unroll)) for launch in launches)
 
 
 @functools.lru_cache(maxsize=256)
-def backward(problem: ScanProblem, tuning: Tuning, capability: int) -> MachineCode:
-    """The machine code of the backward scan of a problem."""
+def backward(problem: ScanProblem, tuning: Tuning, capability: int) -> tuple[MachineCode, ...]:
+    """The machine code of the backward scan of a problem, of one kernel or two as of the forward scan."""
     asked = task(problem, tuning)
     _, outputs = triton_launch.forward(asked, keep=True)
     assert outputs.checkpoints is not None
-    launch, _ = triton_launch.backward(asked, outputs.checkpoints, outputs.each[0], outputs.last_state)
-    return compiled(launch, capability, updates_of(launch, tuning.history))
+    launches, _ = triton_launch.backward(asked, outputs.checkpoints, outputs.each[0], outputs.last_state)
+    turns = (tuning.unroll, tuning.history)[-len(launches) :]
+    return tuple(
+        compiled(launch, capability, updates_of(launch, steps)) for launch, steps in zip(launches, turns, strict=True)
+    )
 
 
 def refusal(problem: ScanProblem, tuning: Tuning, default: Tuning, capability: int) -> str | None:
     """Why a configuration is not worth a run on a GPU of this compute capability, with numbers, or None."""
     for noun, code in (("forward", forward), ("backward", backward))[: 1 + problem.gradients]:
-        made = code(problem, tuning, capability)
-        if made.loop_spills:
-            moves = f"{made.loop_spills} moves to memory and back beside {made.registers} registers"
-            return f"the loops of its {noun} kernel spill: {moves}"
-        usual = code(problem, default, capability)
+        passes = code(problem, tuning, capability)
+        for made in passes:
+            if made.loop_spills:
+                moves = f"{made.loop_spills} moves to memory and back beside {made.registers} registers"
+                return f"the loops of its {noun} kernel spill: {moves}"
+        made, usual = passes[-1], code(problem, default, capability)[-1]
         if made.clocks > WORTH_RUNNING * usual.clocks:
             return (
                 f"its {noun} kernel needs {made.clocks:.1f} clocks for a state update"

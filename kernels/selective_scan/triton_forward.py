@@ -6,9 +6,7 @@ For each step a program reads B and C once for all of its channels and computes 
 product and two fused products for each state. Nothing is exchanged between threads where a thread has all states of
 its channels. Both directions run in one launch; in reverse the step counts down, and no tensor is flipped.
 
-Where there are fewer programs than the chip can hold, `segments` cuts the length. What a segment does to a state is
-affine, h -> exp(A sum of delta') h + end, so one launch finds `end` and the sum for every segment from a state of
-zero, and the scan itself begins each segment with the maps of those before it.
+Where there are fewer programs than the chip can hold, `segments` cuts the length: see `triton_segments`.
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ import triton
 import triton.language as tl
 
 from scanlab.kernels.triton_math import exp2_by_products, load, shrink, sigmoid, softplus
+from scanlab.kernels.triton_segments import crossed, leave_map
 from scanlab.kernels.triton_tile import held, place
 
 
@@ -166,6 +165,7 @@ def walk(
     entry,
     row,
     segment,
+    segments,
     width,
     groups,
     ENDS_ALONE: tl.constexpr,
@@ -173,7 +173,6 @@ def walk(
     CHANNELS: tl.constexpr,
     UNROLL: tl.constexpr,
     STAGES: tl.constexpr,
-    SEGMENTS: tl.constexpr,
     CHUNK: tl.constexpr,
     STATES: tl.constexpr,
     PADDED: tl.constexpr,
@@ -214,15 +213,13 @@ def walk(
             h, total, start, stop, u, delta, None, None, B, None, None, bias, rates, channel_mask, state_mask,
             channel, strides, length, UNROLL, STAGES, STATES, REVERSE, SOFTPLUS, 0,
         )  # fmt: skip
-        tl.store(ends + (row * SEGMENTS + segment) * dim * STATES + kept_at, h, mask=tile_mask)
-        tl.store(totals + (row * SEGMENTS + segment) * dim + channel, total, mask=channel_mask)
+        at = row * segments + segment
+        leave_map(h, total, ends, totals, at, dim, channel, channel_mask, kept_at, tile_mask, STATES)
     else:
-        if SEGMENTS > 1:
+        if ends is not None:
             for before in tl.range(0, segment):
-                earlier = row * SEGMENTS + before
-                sizes = load(totals + earlier * dim + channel, channel_mask)
-                end = load(ends + earlier * dim * STATES + kept_at, tile_mask)
-                h = tl.exp2(sizes[:, None, :] * rates) * h + end
+                at = row * segments + before
+                h = crossed(h, ends, totals, at, dim, channel, channel_mask, kept_at, tile_mask, rates, STATES)
         out_at = out + entry * strides.u.batch
         if checkpoints is None:
             h, total = sweep(
@@ -239,7 +236,7 @@ def walk(
                     channel_mask, state_mask, channel, strides, length, UNROLL, STAGES, STATES, REVERSE, SOFTPLUS,
                     BY_PRODUCTS,
                 )  # fmt: skip
-        if stop == length and start < stop:
+        if stop == length:
             tl.store(last + row * dim * STATES + last_at, h, mask=tile_mask)
 
 
@@ -256,6 +253,7 @@ def scan(
     batch,
     length,
     steps,
+    segments,
     one,
     A_dim,
     A_state,
@@ -266,7 +264,6 @@ def scan(
     CHANNELS: tl.constexpr,
     UNROLL: tl.constexpr,
     STAGES: tl.constexpr,
-    SEGMENTS: tl.constexpr,
     CHUNK: tl.constexpr,
     STATES: tl.constexpr,
     PADDED: tl.constexpr,
@@ -281,28 +278,28 @@ def scan(
 
     out          an output like u for each direction, the forward one first
     last         (directions, batch, ...) last states; `checkpoints` (directions, batch, chunks, ...) or None
-    ends         (directions, batch, segments, ...) and `totals` (directions, batch, segments, dim): see above
+    ends         (directions, batch, segments, ...) and `totals` (directions, batch, segments, dim), or both None
     width        channels of one group
     """
     blocks = groups * tl.cdiv(width, LANES * CHANNELS)
-    block, entry, segment, direction = place(blocks, batch, SEGMENTS, BATCH_FIRST)
+    block, entry, segment, direction = place(blocks, batch, segments, BATCH_FIRST)
     row = direction * batch + entry
     if not BOTH:
         walk(
             first, out, last, checkpoints, ends, totals, strides, length, steps, one, A_dim, A_state, block, entry,
-            row, segment, width, groups, ENDS_ALONE, LANES, CHANNELS, UNROLL, STAGES, SEGMENTS, CHUNK, STATES, PADDED,
+            row, segment, segments, width, groups, ENDS_ALONE, LANES, CHANNELS, UNROLL, STAGES, CHUNK, STATES, PADDED,
             EVEN, REVERSE, SOFTPLUS, BY_PRODUCTS,
         )  # fmt: skip
     elif direction == 0:
         walk(
             first, out, last, checkpoints, ends, totals, strides, length, steps, one, A_dim, A_state, block, entry,
-            row, segment, width, groups, ENDS_ALONE, LANES, CHANNELS, UNROLL, STAGES, SEGMENTS, CHUNK, STATES, PADDED,
+            row, segment, segments, width, groups, ENDS_ALONE, LANES, CHANNELS, UNROLL, STAGES, CHUNK, STATES, PADDED,
             EVEN, False, SOFTPLUS, BY_PRODUCTS,
         )  # fmt: skip
     else:
         out += batch.to(tl.int64) * length * groups * width
         walk(
             second, out, last, checkpoints, ends, totals, strides, length, steps, one, A_dim, A_state, block, entry,
-            row, segment, width, groups, ENDS_ALONE, LANES, CHANNELS, UNROLL, STAGES, SEGMENTS, CHUNK, STATES, PADDED,
+            row, segment, segments, width, groups, ENDS_ALONE, LANES, CHANNELS, UNROLL, STAGES, CHUNK, STATES, PADDED,
             EVEN, True, SOFTPLUS, BY_PRODUCTS,
         )  # fmt: skip

@@ -5,12 +5,12 @@ Nothing here touches data beyond casts and copies, so that tensors of the device
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from scanlab.kernels import triton_backward, triton_forward
+from scanlab.kernels import triton_adjoint, triton_backward, triton_forward, triton_segments
 from scanlab.kernels.triton_tile import Axes, Launch, Strides
 from scanlab.problem import ScanInputs
 
@@ -31,6 +31,7 @@ class Tuning(NamedTuple):
     history: int
     back_lanes: int
     back_channels: int
+    back_segments: int
 
 
 class Task(NamedTuple):
@@ -55,12 +56,12 @@ class Outputs(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """What the backward launch writes for one direction; the first axis of what is in parts is to be summed.
+    """What the backward launches write for one direction; the first axis of what is in parts is to be summed.
 
     u, delta, z    (batch, dim, length)
-    A              (batch, state, dim)
+    A              (batch x segments, state, dim)
     B, C           (blocks, batch, groups, length, state)
-    D, delta_bias  (batch, dim)
+    D, delta_bias  (batch x segments, dim)
     initial_state  (batch, dim, state)
     """
 
@@ -134,58 +135,51 @@ def forward(scan: Task, keep: bool) -> tuple[list[Launch], Outputs]:
     batch, dim, length = u.shape
     count, state = len(scan.directions), A.shape[1]
     chunk = tuning.chunk if keep else tuning.unroll
-    steps = -(-length // (tuning.segments * chunk)) * chunk
     outputs = Outputs(
         empty_like(u, count),
         A.new_empty((count, batch, dim, state)),
         A.new_empty((count, batch, -(-length // chunk), state, dim)) if keep else None,
     )
-    lanes = tuning.lanes * tuning.warps
-    blocks = blocks_of(scan, lanes * tuning.channels)
+    segments = segmented(scan, tuning.segments, chunk)
+    tile, blocks = tile_of(scan)
     arguments = {
         **shared(scan),
+        **segments,
+        **tile,
         "out": outputs.each,
         "last": outputs.last_state,
         "checkpoints": outputs.checkpoints,
-        "ends": A.new_empty((count, batch, tuning.segments, state, dim) if tuning.segments > 1 else 0),
-        "totals": A.new_empty((count, batch, tuning.segments, dim) if tuning.segments > 1 else 0),
-        "steps": steps,
-        "LANES": lanes,
-        "CHANNELS": tuning.channels,
-        "UNROLL": tuning.unroll,
-        "STAGES": tuning.stages,
-        "SEGMENTS": tuning.segments,
         "CHUNK": chunk,
-        "EVEN": blocks * lanes * tuning.channels == dim,
         "BY_PRODUCTS": tuning.polynomial,
-        "BATCH_FIRST": bool(tuning.batch_first),
     }
     options = compiled_with(tuning.warps, tuning.registers)
-    programs = blocks * batch * count * tuning.segments
+    programs = blocks * batch * count * segments["segments"]
     launches = [
         Launch(triton_forward.scan, programs, {**arguments, "ENDS_ALONE": ends_alone}, options)
-        for ends_alone in ((True, False) if tuning.segments > 1 else (False,))
+        for ends_alone in ((True, False) if segments["segments"] > 1 else (False,))
     ]
     return launches, outputs
 
 
 def backward(
     scan: Task, checkpoints: Tensor, grad_out: Tensor, grad_last: Tensor | None
-) -> tuple[Launch, tuple[Gradients, ...]]:
-    """The launch of the backward scan, from the states that the forward scan kept before every chunk."""
+) -> tuple[list[Launch], tuple[Gradients, ...]]:
+    """The launches of the backward scan, in their order, from the states that the forward scan kept."""
     tuning, first = scan.tuning, scan.directions[0]
     batch, dim, _ = first.u.shape
     count, state = len(scan.directions), first.A.shape[1]
     block = tuning.back_lanes * tuning.back_channels
     blocks = blocks_of(scan, block)
-    gradients = tuple(_empty_gradients(each, blocks) for each in scan.directions)
+    segments = segmented(scan, tuning.back_segments, tuning.chunk)
+    parts = segments["segments"]
+    gradients = tuple(_empty_gradients(each, blocks, parts) for each in scan.directions)
     within = tuning.chunk // tuning.history
+    both = {**shared(scan), **segments, "grad_out": dense(grad_out, first.u)}
     arguments = {
-        **shared(scan),
-        "grad_out": dense(grad_out, first.u),
+        **both,
         "grad_last": None if grad_last is None else grad_last.contiguous(),
         "checkpoints": checkpoints,
-        "scratch": first.A.new_empty((count, batch, within, state, dim) if within > 1 else 0),
+        "scratch": first.A.new_empty((count, batch, parts, within, state, dim) if within > 1 else 0),
         "first_gradients": gradients[0],
         "second_gradients": gradients[1] if count == 2 else None,
         "LANES": tuning.back_lanes,
@@ -196,23 +190,59 @@ def backward(
         "EVEN": blocks * block == dim,
         "BATCH_FIRST": bool(tuning.batch_first),
     }
-    return Launch(triton_backward.scan, blocks * batch * count, arguments, compiled_with(warps=1)), gradients
+    programs = batch * count * parts
+    launches = [Launch(triton_backward.scan, blocks * programs, arguments, compiled_with(warps=1))]
+    if parts > 1:
+        tile, wide = tile_of(scan)
+        options = compiled_with(tuning.warps, tuning.registers)
+        launches.insert(0, Launch(triton_adjoint.scan, wide * programs, {**both, **tile}, options))
+    return launches, gradients
 
 
-def _empty_gradients(inputs: ScanInputs, blocks: int) -> Gradients:
+def _empty_gradients(inputs: ScanInputs, blocks: int, segments: int) -> Gradients:
     batch, dim, _ = inputs.u.shape
     new, state, groups = inputs.A.new_empty, inputs.A.shape[1], inputs.B.shape[1]
     return Gradients(
         u=empty_like(inputs.u),
         delta=empty_like(inputs.u),
-        A=new((batch, state, dim)),
+        A=new((batch * segments, state, dim)),
         B=new((blocks // groups, *inputs.B.shape)),
         C=new((blocks // groups, *inputs.B.shape)),
-        D=None if inputs.D is None else new((batch, dim)),
+        D=None if inputs.D is None else new((batch * segments, dim)),
         z=None if inputs.z is None else empty_like(inputs.u),
-        delta_bias=None if inputs.delta_bias is None else new((batch, dim)),
+        delta_bias=None if inputs.delta_bias is None else new((batch * segments, dim)),
         initial_state=None if inputs.initial_state is None else new((batch, dim, state)),
     )
+
+
+def segmented(scan: Task, segments: int, multiple: int) -> dict[str, Any]:
+    """The arguments of a kernel for at most so many segments, each of a multiple of steps, and room for their maps."""
+    first = scan.directions[0]
+    batch, dim, length = first.u.shape
+    steps, parts = triton_segments.cut(length, segments, multiple)
+    lead, new = (len(scan.directions), batch, parts), first.A.new_empty
+    return {
+        "steps": steps,
+        "segments": parts,
+        "ends": new((*lead, first.A.shape[1], dim)) if parts > 1 else None,
+        "totals": new((*lead, dim)) if parts > 1 else None,
+    }
+
+
+def tile_of(scan: Task) -> tuple[dict[str, Any], int]:
+    """The arguments that say how a forward tile is walked, and how many blocks of channels there are."""
+    tuning = scan.tuning
+    lanes = tuning.lanes * tuning.warps
+    blocks = blocks_of(scan, lanes * tuning.channels)
+    arguments = {
+        "LANES": lanes,
+        "CHANNELS": tuning.channels,
+        "UNROLL": tuning.unroll,
+        "STAGES": tuning.stages,
+        "EVEN": blocks * lanes * tuning.channels == scan.directions[0].u.shape[1],
+        "BATCH_FIRST": bool(tuning.batch_first),
+    }
+    return arguments, blocks
 
 
 def compiled_with(warps: int, registers: int = 0) -> dict[str, int]:

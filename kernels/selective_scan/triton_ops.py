@@ -67,9 +67,10 @@ def scan_with_checkpoints(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 )
 def scan_backward(grad_out: Tensor, grad_last: Tensor | None, checkpoints: Tensor, *arguments: Any) -> list[Tensor]:
     """The gradients of the inputs that are there."""
-    launch, gradients = triton_launch.backward(task(arguments), checkpoints, grad_out, grad_last)
+    launches, gradients = triton_launch.backward(task(arguments), checkpoints, grad_out, grad_last)
     with torch.cuda.device_of(grad_out):
-        launch.run()
+        for launch in launches:
+            launch.run()
     results = []
     for inputs, found in zip(directions(arguments), gradients, strict=True):
         results += list(_summed(found, inputs).tensors().values())

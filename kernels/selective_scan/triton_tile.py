@@ -51,7 +51,7 @@ class Launch(NamedTuple):
 
 
 @triton.jit
-def place(blocks, batch, SEGMENTS: tl.constexpr, BATCH_FIRST: tl.constexpr):
+def place(blocks, batch, segments, BATCH_FIRST: tl.constexpr):
     """Which block of channels, batch entry, segment and direction this program has."""
     program = tl.program_id(0)
     if BATCH_FIRST:
@@ -64,7 +64,7 @@ def place(blocks, batch, SEGMENTS: tl.constexpr, BATCH_FIRST: tl.constexpr):
         rest = program // blocks
         entry = rest % batch
         rest = rest // batch
-    return block, entry.to(tl.int64), rest % SEGMENTS, rest // SEGMENTS
+    return block, entry.to(tl.int64), rest % segments, rest // segments
 
 
 @triton.jit

@@ -98,10 +98,10 @@ def code():
     return triton_compile
 
 
-def tuned(**config):
+def tuned(problem=GPU, **config):
     from scanlab.kernels.triton_launch import Tuning
 
-    return Tuning(*triton.tuning(triton.backend.space.defaults | config))
+    return Tuning(*triton.tuning(triton.settled(triton.backend.space.defaults | config, problem)))
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def tuned(**config):
     ids=str,
 )
 def test_the_forward_loop_issues_less_than_the_special_unit_takes(code, asked, config):
-    made = code.forward(GPU.replace(**asked), tuned(**config), HOPPER)
+    (made,) = code.forward(GPU.replace(**asked), tuned(**config), HOPPER)
     assert made.spills == 0
     assert made.instructions <= COUNTED[triton_version.installed()[:2]]
     assert made.loop["SHFL"] == 0
@@ -127,9 +127,45 @@ def test_the_forward_loop_issues_less_than_the_special_unit_takes(code, asked, c
 
 
 def test_the_loops_of_the_way_back_do_not_spill(code):
-    made = code.backward(GPU.replace(gradients=True), tuned(), HOPPER)
+    (made,) = code.backward(GPU.replace(gradients=True), tuned(), HOPPER)
     assert made.loop_spills == 0
     assert made.instructions <= 31
+
+
+def test_the_first_passes_of_segments_cost_little_and_do_not_spill(code):
+    problem = GPU.replace(batch=1, dim=384, length=6085, gradients=True)
+    config = tuned(problem)
+    assert config.segments == config.back_segments == 32
+    first, whole = code.forward(problem, config, HOPPER)
+    assert first.spills == whole.loop_spills == 0
+    assert first.instructions < 0.75 * whole.instructions
+    adjoint, back = code.backward(problem, config, HOPPER)
+    assert adjoint.spills == back.loop_spills == 0
+    assert adjoint.loop["SHFL"] == 0
+    assert adjoint.instructions <= 7.5 < back.instructions / 3
+    assert adjoint.clocks == pytest.approx(9.0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "segments", "back_segments"),
+    [
+        ({"batch": 64, "length": 197}, 1, 1),
+        ({"batch": 1, "length": 197}, 4, 4),
+        ({"batch": 1, "length": 6085}, 32, 32),
+        ({"batch": 8, "length": 6085}, 8, 4),
+        ({"batch": 8, "length": 6085, "dim": 1536}, 2, 1),
+        ({"batch": 1, "length": 65536}, 64, 32),
+        ({"batch": 1, "length": 1}, 1, 1),
+    ],
+    ids=str,
+)
+def test_a_scan_is_cut_where_the_gpu_has_too_little_to_do(shape, segments, back_segments):
+    pytest.importorskip("triton", reason="the package triton is not installed")
+    problem = GPU.replace(dim=384, gradients=True).replace(**shape)
+    config = triton.settled(triton.backend.space.defaults, problem)
+    assert (config["segments"], config["back_segments"]) == (segments, back_segments)
+    asked = triton.settled(triton.backend.space.defaults | {"segments": 2, "back_segments": 8}, problem)
+    assert (asked["segments"], asked["back_segments"]) == (2, 8)
 
 
 def mixer_launches() -> dict[str, object]:

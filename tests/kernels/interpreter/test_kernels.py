@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scanlab.kernels import triton, triton_ops
+from scanlab.kernels import triton, triton_launch, triton_ops
+from scanlab.kernels.triton_launch import Tuning
 from scanlab.lab.verify import expectation, relative_error, verify
 from scanlab.problem import ScanInputs, ScanProblem, make_inputs
 from scanlab.space import config_key
@@ -20,6 +21,8 @@ SMALL = ScanProblem(batch=2, dim=5, length=11, state=3, gradients=True)
         {"chunk": 8, "history": 4, "back_lanes": 16, "back_channels": 8},
         {"chunk": 4, "history": 1, "back_lanes": 4, "back_channels": 1},
         {"chunk": 4, "segments": 2, "back_lanes": 32, "back_channels": 2, "order": "batch"},
+        {"chunk": 2, "history": 2, "unroll": 2, "back_segments": 2},
+        {"chunk": 2, "history": 1, "unroll": 1, "back_segments": 64, "order": "batch", "lanes": 8},
     ],
     ids=config_key,
 )
@@ -43,6 +46,66 @@ def test_gradients_are_the_same_bits_every_time():
     run = triton.backend.build(problem, config)
     one, other = (torch.autograd.grad(run(ScanInputs(*inputs)).out.sum(), inputs) for _ in range(2))
     assert all(map(torch.equal, one, other))
+
+
+SPLIT = {"chunk": 2, "unroll": 2, "history": 1, "segments": 4, "back_segments": 4}
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"has_z": False, "has_D": False, "delta_softplus": False, "has_delta_bias": False},
+        {"groups": 2, "direction": "reverse", "layout": "dim_last", "dim": 4},
+        {"direction": "bidirectional", "has_initial_state": True, "dim": 2},
+    ],
+    ids=str,
+)
+def test_the_way_back_in_segments_agrees_with_the_oracle_and_with_itself_in_one_piece(asked):
+    problem = SMALL.replace(batch=1, length=7).replace(**asked)
+    given = make_inputs(problem)
+    verdict = verify(triton.backend.build(problem, SPLIT), expectation(problem, given))
+    assert verdict.passed, verdict.reason
+    leaves = [tensor.requires_grad_() for each in given for tensor in each.tensors().values()]
+
+    def gradients(config):
+        out, last = triton.backend.build(problem, config)(*given)
+        return torch.autograd.grad(out.float().square().sum() + last.square().sum(), leaves)
+
+    split, again, whole = gradients(SPLIT), gradients(SPLIT), gradients(SPLIT | {"back_segments": 1})
+    assert all(map(torch.equal, split, again))
+    assert all(relative_error(one, other) < 2e-6 for one, other in zip(split, whole, strict=True))
+
+
+def test_each_segment_of_the_way_back_has_a_program_of_its_own_and_none_is_empty():
+    problem = SMALL.replace(batch=1, length=9)
+    tuning = Tuning(*triton.tuning(triton.backend.space.defaults | SPLIT | {"back_segments": 64}))
+    asked = triton_launch.task(make_inputs(problem), True, False, tuning)
+    _, outputs = triton_launch.forward(asked, keep=True)
+    launches, gradients = triton_launch.backward(asked, outputs.checkpoints, outputs.each[0], None)
+    assert [launch.programs for launch in launches] == [5, 5]  # of two steps, and the last of one
+    assert gradients[0].A.shape[0] == 5
+    asked = asked._replace(tuning=tuning._replace(back_segments=1))
+    (whole,), _ = triton_launch.backward(asked, outputs.checkpoints, outputs.each[0], None)
+    assert (whole.programs, whole.arguments["ends"]) == (1, None)
+
+
+@pytest.mark.parametrize(("ins", "outs"), [(slice(6, 8), slice(6, 8)), (slice(6, 8), slice(0, 4))])
+def test_a_state_of_zero_passes_a_segment_whose_decays_overflow(ins, outs):
+    problem = ScanProblem(batch=1, dim=2, length=8, state=2, delta_softplus=False, has_delta_bias=False)
+    inputs = make_inputs(problem)[0]
+    B, C = torch.zeros_like(inputs.B), torch.zeros_like(inputs.C)
+    B[..., ins], C[..., outs] = 1.0, 1.0
+    sizes = torch.tensor([1.0, 1, 1, 1, 60, 60, 1, 1]).expand_as(inputs.delta)
+    given = inputs._replace(delta=sizes, A=torch.ones_like(inputs.A), B=B.requires_grad_(), C=C)
+    backward = outs.stop < ins.start  # the state is zero where it grows, or else its gradient is not
+
+    def results(config):
+        out = triton.backend.build(problem.replace(gradients=True), config)(given).out
+        return (out, *torch.autograd.grad(out.sum(), B)) if backward else (out,)
+
+    for one, other in zip(results(SPLIT), results(SPLIT | {"segments": 1, "back_segments": 1}), strict=True):
+        assert other.isfinite().all()
+        torch.testing.assert_close(one, other)
 
 
 def test_softplus_and_gate_where_they_saturate():
@@ -83,7 +146,7 @@ def arguments(problem: ScanProblem) -> tuple[object, ...]:
             each.with_tensors(**{name: t.requires_grad_() for name, t in each.tensors().items()}) for each in inputs
         )
     back = inputs[1] if len(inputs) == 2 else (None,) * len(ScanInputs._fields)
-    tuning = triton.tuning(triton.backend.space.defaults | {"unroll": 2, "chunk": 2})
+    tuning = triton.tuning(triton.settled(triton.backend.space.defaults | {"unroll": 2, "chunk": 2}, problem))
     return (*inputs[0], *back, problem.delta_softplus, problem.direction == "reverse", tuning)
 
 
