@@ -17,10 +17,12 @@ from scanlab.kernels.triton_tile import Launch
 from scanlab.mixer import (
     triton_add_norm,
     triton_causal_conv1d,
+    triton_causal_conv1d_backward,
     triton_causal_conv1d_update,
     triton_selective_state_update,
 )
 from scanlab.mixer.mixer_step import composed
+from scanlab.mixer.triton_causal_conv1d_tile import sequence, way
 
 NAMESPACE = "scanlab_mixer_triton"
 KEY = "CPU" if triton_version.interpreted() else "CUDA"
@@ -79,9 +81,9 @@ def conv(
 ) -> tuple[Tensor, Tensor]:
     """The short convolution ahead, in reverse, or both."""
     out, out_back = conv_outputs(x, weight, bias, weight_back)
-    of = triton_causal_conv1d.sequence(x, seq_idx, initial_states, reverse=weight is None)
-    ahead = triton_causal_conv1d.way(weight, bias, out)
-    back = triton_causal_conv1d.way(weight_back, bias_back, out_back)
+    of = sequence(x, seq_idx, initial_states, reverse=weight is None)
+    ahead = way(weight, bias, out)
+    back = way(weight_back, bias_back, out_back)
     run(triton_causal_conv1d.forward(of, ahead, back, silu), x)
     return out, out_back
 
@@ -116,11 +118,13 @@ def conv_backward(
     silu: bool,
 ) -> tuple[Tensor, ...]:
     """The gradients of the convolution, the weights' summed over batch and time."""
-    of = triton_causal_conv1d.sequence(x, seq_idx, initial_states, reverse=weight is None)
-    shares = [None if each is None else triton_causal_conv1d.empty_sums(of, each) for each in (weight, weight_back)]
-    ahead = triton_causal_conv1d.way(weight, bias, grad, shares[0])
-    back = triton_causal_conv1d.way(weight_back, bias_back, grad_back, shares[1])
-    launch, grad_whole = triton_causal_conv1d.backward(of, ahead, back, silu)
+    of = sequence(x, seq_idx, initial_states, reverse=weight is None)
+    shares = [
+        None if each is None else triton_causal_conv1d_backward.empty_sums(of, each) for each in (weight, weight_back)
+    ]
+    ahead = way(weight, bias, grad, shares[0])
+    back = way(weight_back, bias_back, grad_back, shares[1])
+    launch, grad_whole = triton_causal_conv1d_backward.backward(of, ahead, back, silu)
     run(launch, x)
     found = conv_gradients(grad, grad_back, x, weight, bias, weight_back, bias_back, seq_idx, initial_states, silu)
     for parts, by_weight, by_bias, has_bias in (

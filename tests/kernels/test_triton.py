@@ -173,6 +173,8 @@ def mixer_launches() -> dict[str, object]:
     from scanlab.mixer import (
         triton_add_norm,
         triton_causal_conv1d,
+        triton_causal_conv1d_backward,
+        triton_causal_conv1d_tile,
         triton_causal_conv1d_update,
         triton_selective_state_update,
     )
@@ -183,17 +185,17 @@ def mixer_launches() -> dict[str, object]:
     dtype = torch.bfloat16
     x, hidden, residual = empty(64, 197, 768, dtype=dtype).mT, empty(64, 197, 384, dtype=dtype), empty(64, 197, 384)
     taps, vector, token, matrix = empty(768, 4), empty(768), empty(64, 768, dtype=dtype), empty(768, 16)
-    sequence = triton_causal_conv1d.sequence(x, None, None, reverse=False)
-    packed = triton_causal_conv1d.sequence(x, empty(64, 197, dtype=torch.int32), None, reverse=False)
-    sums = triton_causal_conv1d.empty_sums(sequence, taps)
-    way = triton_causal_conv1d.way(taps, vector, x, sums)
+    sequence = triton_causal_conv1d_tile.sequence(x, None, None, reverse=False)
+    packed = triton_causal_conv1d_tile.sequence(x, empty(64, 197, dtype=torch.int32), None, reverse=False)
+    sums = triton_causal_conv1d_backward.empty_sums(sequence, taps)
+    way = triton_causal_conv1d_tile.way(taps, vector, x, sums)
     weights, options = (empty(384), empty(384)), {"eps": 1e-5, "centred": True}
     projected = empty(64, 16, dtype=dtype)
     step = (token, token, -matrix, projected, projected, vector, token, vector, True, None, True, token)
     return {
         "conv": triton_causal_conv1d.forward(sequence, way, way, True),
-        "conv_backward": triton_causal_conv1d.backward(sequence, way, way, True)[0],
-        "conv_backward, packed": triton_causal_conv1d.backward(packed, way, None, True)[0],
+        "conv_backward": triton_causal_conv1d_backward.backward(sequence, way, way, True)[0],
+        "conv_backward, packed": triton_causal_conv1d_backward.backward(packed, way, None, True)[0],
         "add_norm": triton_add_norm.forward(hidden, residual, *weights, **options, out=hidden, total=residual),
         "add_norm_backward": triton_add_norm.backward(hidden, residual, residual, weights[0], **options, grad=residual)[
             0

@@ -13,7 +13,7 @@ from scanlab import mixer
 from scanlab.deploy import dispatch
 from scanlab.errors import ProblemError, UnavailableError
 from scanlab.kernels import triton
-from scanlab.mixer import serving, triton_causal_conv1d
+from scanlab.mixer import serving, triton_causal_conv1d_backward, triton_causal_conv1d_tile
 from scanlab.models.vision_mamba import VisionMamba
 
 from ...mixer.sets import TOLERANCES, assert_close, gradients, wide
@@ -25,8 +25,8 @@ FLOAT, HALF = torch.float32, torch.float16
 def interpreted(monkeypatch):
     """A process that was asked for the GPU kernels by name; with few steps in a program, so that there are several."""
     monkeypatch.setenv("SCANLAB_MIXER", "triton")
-    monkeypatch.setattr(triton_causal_conv1d, "STEPS", 2)
-    monkeypatch.setattr(triton_causal_conv1d, "TURNS", 2)
+    monkeypatch.setattr(triton_causal_conv1d_tile, "STEPS", 2)
+    monkeypatch.setattr(triton_causal_conv1d_backward, "TURNS", 2)
     serving.forget()
     yield
     serving.forget()
