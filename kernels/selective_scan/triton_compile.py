@@ -21,7 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from scanlab.kernels import triton_launch
+from scanlab.kernels import triton_launch, triton_version
 from scanlab.kernels.triton_launch import Task, Tuning
 from scanlab.kernels.triton_tile import Launch
 from scanlab.problem import DTYPES, ScanInputs, ScanProblem
@@ -87,9 +87,8 @@ def compiled(launch: Launch, capability: int, updates: float = 1.0) -> MachineCo
     kernel, arguments = launch.kernel, launch.arguments
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, specialization, _ = bind(**arguments, **launch.options)
-    options, signature, constants, attributes = kernel._pack_args(
-        backend, launch.options, bound, specialization, launch.options
-    )
+    pack = triton_version.inside(kernel, "_pack_args", "run the default configuration, which is not checked")
+    options, signature, constants, attributes = pack(backend, launch.options, bound, specialization, launch.options)
     made = triton.compile(
         ASTSource(kernel, signature, constants, attributes), target=target, options=dict(options.__dict__)
     )

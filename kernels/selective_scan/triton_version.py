@@ -7,8 +7,12 @@ import importlib.metadata
 import os
 from typing import Any
 
+from scanlab.errors import UnavailableError
+
 OLDEST = (3, 5)
+TRIED = "3.5.1, 3.6.0, 3.7.1 and 3.9.0"
 COUNTS_WITH_NEW_NUMPY = (3, 7)
+NEW_NUMPY = (2, 4)
 LAYS_THREADS_ALONG_THE_LAST_AXIS = (3, 7)
 
 
@@ -17,10 +21,10 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
-def installed() -> tuple[int, ...] | None:
-    """The version of the package triton, or None where it is not there."""
+def installed(package: str = "triton") -> tuple[int, ...] | None:
+    """The version of a package, or None where it is not there."""
     try:
-        text = importlib.metadata.version("triton")
+        text = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
     return tuple(int(part) for part in text.split("+")[0].split(".")[:3] if part.isdigit())
@@ -43,18 +47,28 @@ def lanes_last() -> bool:
     return version is not None and version >= LAYS_THREADS_ALONG_THE_LAST_AXIS
 
 
+def inside(owner: object, name: str, cure: str) -> Any:
+    """What Triton keeps to itself under this name; raises UnavailableError, with the cure, where it is gone."""
+    try:
+        return getattr(owner, name)
+    except AttributeError:
+        version = ".".join(map(str, installed() or ()))
+        reason = f"triton {version} has no {name}, which {TRIED} have"
+        raise UnavailableError(f"{reason}; install one of these, or {cure}.") from None
+
+
 @functools.cache
 def prepare_interpreter() -> None:
     """Let the interpreter of Triton before 3.7 count loops where numpy is 2.4 or newer.
 
     It turns an array of one element into a number by `int`, which numpy refuses since then.
     """
-    version = installed()
-    if version is None or version >= COUNTS_WITH_NEW_NUMPY:
+    version, numpy = installed(), installed("numpy")
+    if version is None or version >= COUNTS_WITH_NEW_NUMPY or numpy is None or numpy < NEW_NUMPY:
         return
     from triton.runtime import interpreter  # only where it is used: a scan that is compiled has no need of it
 
-    patch = interpreter._patch_lang_tensor
+    patch = inside(interpreter, "_patch_lang_tensor", "use numpy<2.4")
 
     def patched(tensor: Any, *scope: Any) -> None:
         patch(tensor, *scope)

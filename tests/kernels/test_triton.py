@@ -38,6 +38,14 @@ def test_runs_where_torch_sees_a_gpu_and_triton_is_new_enough(monkeypatch):
     assert "built for ROCm; choose another" in triton.unavailable()
 
 
+def test_names_what_a_version_of_triton_lacks(monkeypatch):
+    monkeypatch.setattr(triton_version, "installed", lambda: (4, 0, 0))
+    assert triton_version.inside(PROBLEM, "batch", "") == 1
+    lacks = r"triton 4\.0\.0 has no _gone, which 3\.5\.1, .* have; install one of these, or do without\."
+    with pytest.raises(UnavailableError, match=lacks):
+        triton_version.inside(PROBLEM, "_gone", "do without")
+
+
 def test_rejects_the_cpu():
     assert triton.backend.rejects(PROBLEM.replace(device="cpu")) == "device cpu: it has cuda"
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from types import ModuleType
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,16 +14,15 @@ collect_ignore_glob = [] if triton_version.interpreted() else ["test_*.py"]
 
 @pytest.fixture(autouse=True, scope="session")
 def patched_once() -> Iterator[None]:
-    """The interpreter patches the language for every function that a kernel calls, again and again: here, once."""
-    from triton.language import core
-    from triton.runtime import interpreter
+    """A kernel's functions see the language that the interpreter patched for the kernel: not again for each call."""
+    from triton.runtime.interpreter import InterpretedFunction
 
-    patch = interpreter._patch_lang
+    patch_and_call = InterpretedFunction.__call__
 
-    def patch_once(fn: Callable[..., Any]) -> Any:
-        modules = [each for each in fn.__globals__.values() if isinstance(each, ModuleType)]
-        return patch(fn) if any(core.is_builtin(getattr(each, "load", None)) for each in modules) else None
+    def call(function: InterpretedFunction, *args: Any, **named: Any) -> Any:
+        ours = function.fn.__module__.startswith("scanlab.")
+        return function.rewrite()(*args, **named) if ours else patch_and_call(function, *args, **named)
 
     with pytest.MonkeyPatch.context() as context:
-        context.setattr(interpreter, "_patch_lang", patch_once)
+        context.setattr(InterpretedFunction, "__call__", call)
         yield
