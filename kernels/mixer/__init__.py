@@ -5,6 +5,7 @@ Triton that give the same values. The public function picks: see `serving`.
 """
 
 from scanlab.mixer.add_norm import add_norm, add_norm_reference
+from scanlab.mixer.before_scan import Direction, Selected, before_scan
 from scanlab.mixer.causal_conv1d import (
     causal_conv1d,
     causal_conv1d_bidirectional,
@@ -15,14 +16,18 @@ from scanlab.mixer.causal_conv1d import (
 )
 from scanlab.mixer.derived import Derived
 from scanlab.mixer.mixer_step import mixer_step, mixer_step_reference
-from scanlab.mixer.packed_linear import packed_linear
+from scanlab.mixer.packed_linear import Packed, packed_linear
 from scanlab.mixer.selective_state_update import selective_state_update, selective_state_update_reference
 from scanlab.mixer.serving import explain, implementation, in_torch
 
 __all__ = [
     "Derived",
+    "Direction",
+    "Packed",
+    "Selected",
     "add_norm",
     "add_norm_reference",
+    "before_scan",
     "causal_conv1d",
     "causal_conv1d_bidirectional",
     "causal_conv1d_reference",

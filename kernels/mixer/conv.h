@@ -55,10 +55,11 @@ struct Task {
     int channels;
 
     template <class T>
-    Task(const Conv& conv, const Cut<T>& cut, int64_t index) {
-        channel = index % cut.blocks * cut.channels;
-        chunk = index / cut.blocks % cut.chunks;
-        batch = index / cut.blocks / cut.chunks;
+    Task(const Conv& conv, const Cut<T>& cut, int64_t index)
+        : Task(conv, cut, index / cut.blocks / cut.chunks, index / cut.blocks % cut.chunks, index % cut.blocks) {}
+    template <class T>
+    Task(const Conv& conv, const Cut<T>& cut, int64_t batch, int64_t chunk, int64_t block) : batch(batch), chunk(chunk) {
+        channel = block * cut.channels;
         channels = int(smaller(cut.channels, conv.dim - channel));
     }
 };
@@ -189,31 +190,36 @@ Steps<const T> read_input(T* buffer, const Conv& conv, const Cut<T>& cut, const 
     return {buffer, pitch};
 }
 
+// Steps [first, stop) of a task's channels, in every direction.
 template <class T>
-void conv_forward(const Conv& conv, int64_t begin, int64_t end) {
-    const Cut<T> cut(conv);
+void convolve_steps(const Conv& conv, const Cut<T>& cut, const Task& task, int64_t first, int64_t stop) {
     const int halo = conv.width - 1;
     alignas(64) T x_buffer[tile_size<T>], out_buffer[tile_size<T>];
     Taps<T> taps[2][most_columns];
+    for (int d = 0; d < conv.directions; d++) read_taps(taps[d], conv, cut, task, d);
+    for (int64_t step = first; step < stop; step += cut.steps) {
+        const int64_t steps = smaller(cut.steps, stop - step), whole = cut.whole(steps);
+        const Steps<const T> x = read_input(x_buffer, conv, cut, task, step - halo, step + whole + halo);
+        for (int d = 0; d < conv.directions; d++) {
+            const ConvDirection& direction = conv.direction[d];
+            const int ahead = direction.reverse ? 0 : -halo;
+            const Steps<const T> window{x.data + (halo + ahead) * x.pitch, x.pitch};
+            Steps<T> out = in_place(direction.out, cut, task, conv.length, step, step + whole);
+            const bool there = out.data;
+            if (!there) out = {out_buffer, cut.pitch};
+            if (conv.silu) convolve<T, Then::silu>(out, window, conv, cut, task, taps[d], steps, step, ahead);
+            else convolve<T, Then::store>(out, window, conv, cut, task, taps[d], steps, step, ahead);
+            if (!there) write_tile(out_buffer, cut.pitch, direction.out, task.batch, task.channel, task.channels, step, steps);
+        }
+    }
+}
+
+template <class T>
+void conv_forward(const Conv& conv, int64_t begin, int64_t end) {
+    const Cut<T> cut(conv);
     for (int64_t index = begin; index < end; index++) {
         const Task task(conv, cut, index);
-        for (int d = 0; d < conv.directions; d++) read_taps(taps[d], conv, cut, task, d);
-        const int64_t stop = smaller(conv.length, (task.chunk + 1) * cut.chunk);
-        for (int64_t step = task.chunk * cut.chunk; step < stop; step += cut.steps) {
-            const int64_t steps = smaller(cut.steps, stop - step), whole = cut.whole(steps);
-            const Steps<const T> x = read_input(x_buffer, conv, cut, task, step - halo, step + whole + halo);
-            for (int d = 0; d < conv.directions; d++) {
-                const ConvDirection& direction = conv.direction[d];
-                const int ahead = direction.reverse ? 0 : -halo;
-                const Steps<const T> window{x.data + (halo + ahead) * x.pitch, x.pitch};
-                Steps<T> out = in_place(direction.out, cut, task, conv.length, step, step + whole);
-                const bool there = out.data;
-                if (!there) out = {out_buffer, cut.pitch};
-                if (conv.silu) convolve<T, Then::silu>(out, window, conv, cut, task, taps[d], steps, step, ahead);
-                else convolve<T, Then::store>(out, window, conv, cut, task, taps[d], steps, step, ahead);
-                if (!there) write_tile(out_buffer, cut.pitch, direction.out, task.batch, task.channel, task.channels, step, steps);
-            }
-        }
+        convolve_steps(conv, cut, task, task.chunk * cut.chunk, smaller(conv.length, (task.chunk + 1) * cut.chunk));
     }
 }
 

@@ -1,17 +1,22 @@
-"""What inference computes from a weight once, and keeps while the weight stays what it was."""
+"""What inference computes from weights once, and keeps for as long as they stay what they were."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-SAMPLED_PER_AXIS = 4  # values of a weight that are looked at
+from scanlab.mixer.serving import is_native
+
+SAMPLED = 4  # values of a weight that are looked at
+
+Made = TypeVar("Made")
 
 
-class Derived:
-    """The tensor `make(weight, *arguments)`, made anew when the weight is another one or was changed in place.
+class Derived(Generic[Made]):
+    """What `make()` makes of weights, made anew when one of them is another one or was changed in place.
 
     torch does not count changes through `.data`, which optimisers and averages of weights make: a few of the
     values are looked at for those. Call `forget` where only single values change so. A copy, or one that was
@@ -23,39 +28,48 @@ class Derived:
 
     def forget(self) -> None:
         """Drop what is kept."""
-        self._state: tuple[object, ...] = ()
-        self._some = self._sample = torch.empty(0)  # a view of the weight, which keeps its address its own
-        self._value: Tensor | None = None
+        self._made: tuple[Made, ...] = ()
+        self._mark: object = None
+        self._weights: Sequence[Tensor] = ()  # their addresses are theirs for as long as they live
 
-    def __call__(self, make: Callable[..., Tensor], weight: Tensor, *arguments: object) -> Tensor:
-        """`make(weight, *arguments)`, kept where `keeps(weight)`."""
-        if not keeps(weight):
-            return make(weight, *arguments)
-        state = (weight.data_ptr(), weight._version, weight.shape, weight.stride(), weight.dtype, *arguments)
-        if self._value is None or state != self._state or not torch.equal(self._some, self._sample):
-            self._value, self._state = make(weight, *arguments), state
-            self._some = _some_of(weight)
-            self._sample = self._some.clone()
-        return self._value
+    def __call__(self, make: Callable[[], Made], *weights: Tensor | None) -> Made:
+        """`make()`, which reads `weights` and nothing else that changes; kept where it `keeps` them."""
+        given = [weight for weight in weights if weight is not None]
+        if not keeps(*given):
+            return make()
+        mark = torch.ops.scanlab_mixer.fingerprint(given) if is_native() else tuple(map(_mark, given))
+        if not self._made or mark != self._mark:
+            # What is made serves gradients of other tensors too, which inference tensors do not.
+            with torch.inference_mode(False), torch.no_grad():
+                self._made, self._mark, self._weights = (make(),), mark, given
+        return self._made[0]
 
-    def __deepcopy__(self, memo: dict[int, object]) -> Derived:
+    def __deepcopy__(self, memo: dict[int, object]) -> Derived[Made]:
         return Derived()
 
-    def __reduce__(self) -> tuple[type[Derived], tuple[()]]:
+    def __reduce__(self) -> tuple[type[Derived[Made]], tuple[()]]:
         return Derived, ()
 
 
-def _some_of(weight: Tensor) -> Tensor:
-    """A view of a few values all over the weight."""
-    steps = [slice(None, None, max(1, extent // SAMPLED_PER_AXIS)) for extent in weight.shape]
-    return weight.detach()[tuple(steps)]
+def _mark(weight: Tensor) -> tuple[object, ...]:
+    """Where a weight lies, what torch knows of its changes, and a few values all over it, bit by bit."""
+    some = weight.detach()[tuple(slice(None, None, max(1, extent // SAMPLED)) for extent in weight.shape)]
+    bits = some.contiguous().flatten().view(torch.uint8).tolist()
+    return weight.data_ptr(), weight._version, weight.shape, weight.stride(), weight.dtype, bits
 
 
-def keeps(weight: Tensor) -> bool:
-    """Whether what is made of this weight can be kept: no gradient is wanted, and torch counts its changes."""
-    return (
-        not torch.compiler.is_compiling()
-        and type(weight) in (Tensor, nn.Parameter)
-        and not (torch.is_grad_enabled() and weight.requires_grad)
-        and not weight.is_inference()
-    )
+def keeps(*weights: Tensor) -> bool:
+    """Whether what is made of these weights can be kept: no gradient is wanted, torch counts their
+    changes, and they lie where looking at them waits for nothing."""
+    if torch.compiler.is_compiling():
+        return False
+    wanted = torch.is_grad_enabled()
+    for weight in weights:
+        if (
+            type(weight) not in (Tensor, nn.Parameter)
+            or (wanted and weight.requires_grad)
+            or weight.is_inference()
+            or not weight.is_cpu
+        ):
+            return False
+    return True

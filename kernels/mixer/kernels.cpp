@@ -1,5 +1,5 @@
 // One unit for each instruction set; SCANLAB_ISA says which.
-#include "conv.h"
+#include "before_scan.h"
 #include "norm.h"
 #include "state_update.h"
 #include "thin_linear.h"
@@ -92,6 +92,8 @@ const Kernels SCANLAB_TABLE(SCANLAB_ISA) = {
     .state_update = state_update,
     .thin_linear_tasks = thin_linear_tasks,
     .thin_linear = thin_linear,
+    .packed_linear = isa::multiply_packed,
+    .before_scan = isa::prepare_scan,
 };
 
 }  // namespace scanlab::mixer

@@ -87,6 +87,27 @@ struct ThinLinear {
     float* out = nullptr;           // (rows, features), dense
 };
 
+// The same for many rows. A panel of the packed weight holds panel_features features, the last one what is left and
+// zeros up to a multiple of 16: packed[panel][k][feature].
+struct PackedLinear {
+    int64_t depth = 0, features = 0;
+    const float* x = nullptr;  // (rows, depth), the depth dense
+    int64_t x_row = 0;
+    const float* packed = nullptr;
+    const float* bias = nullptr;  // (features,), dense
+    float* out = nullptr;         // (rows, features), the features dense
+    int64_t out_row = 0;
+};
+inline constexpr int64_t panel_features = 48;
+inline constexpr int64_t row_step = 8;  // rows that are multiplied together, or a multiple of that
+
+// The convolution of (batch, length, dim), and of what it gives in each direction two products one after the other:
+// of u what is selected, (batch, length, selected), and of the first part of that the step sizes, (batch, length, dim).
+struct BeforeScan {
+    Conv conv;
+    PackedLinear select[2], step[2];
+};
+
 // What one instruction set offers. A task is one piece of work that a thread does alone.
 struct Kernels {
     const char* name;
@@ -105,6 +126,8 @@ struct Kernels {
     void (*state_update)(const StateUpdate&, int64_t begin, int64_t end, void* workspace);
     int64_t (*thin_linear_tasks)(const ThinLinear&);
     void (*thin_linear)(const ThinLinear&, int64_t begin, int64_t end);
+    void (*packed_linear)(const PackedLinear&, int64_t row, int64_t rows, int64_t first_panel, int64_t last_panel);
+    void (*before_scan)(const BeforeScan&, int64_t begin, int64_t end);  // a task is row_step steps of a sequence
 };
 
 }  // namespace scanlab::mixer

@@ -10,6 +10,10 @@ from scanlab.kernels.extension import Extension, Unit
 from scanlab.kernels.native import HEADERS, ISA_FLAGS, THREADING, chosen_isa
 
 FOLDER = Path(__file__).parent
+HEADER_NAMES = (
+    *("mixer", "ops", "tiles"),
+    *("conv", "packed_linear", "before_scan", "norm", "state_update", "thin_linear"),
+)
 SHARED_HEADERS = tuple(header for header in HEADERS if header.name in ("native.h", "native_simd.h", "native_math.h"))
 
 extension = Extension(
@@ -20,7 +24,7 @@ extension = Extension(
         *(Unit(FOLDER / "kernels.cpp", (f"-DSCANLAB_ISA={isa}", *flags)) for isa, flags in reversed(ISA_FLAGS.items())),
     ),
     headers=(
-        *(FOLDER / f"{name}.h" for name in ("mixer", "ops", "tiles", "conv", "norm", "state_update", "thin_linear")),
+        *(FOLDER / f"{name}.h" for name in HEADER_NAMES),
         *SHARED_HEADERS,
     ),
     flags=("-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", *THREADING),

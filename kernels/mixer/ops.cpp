@@ -151,6 +151,7 @@ const Kernels& kernels_in_use() { return *chosen; }
 TORCH_LIBRARY(scanlab_mixer, library) {
     library.def("instruction_sets() -> str[]", &instruction_sets);
     library.def("use_instruction_set(str name) -> ()", &use_instruction_set);
+    library.def("fingerprint(Tensor[] weights) -> int", &fingerprint);
     library.def("causal_conv1d(Tensor x, Tensor? weight, Tensor? bias, Tensor? weight_back, Tensor? bias_back,"
                 " Tensor? seq_idx, Tensor? initial_states, bool silu) -> (Tensor, Tensor)");
     library.def("causal_conv1d_backward(Tensor? grad, Tensor? grad_back, Tensor x, Tensor? weight, Tensor? bias,"
@@ -165,6 +166,11 @@ TORCH_LIBRARY(scanlab_mixer, library) {
     library.def("selective_state_update(Tensor(a!) state, Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D,"
                 " Tensor? z, Tensor? dt_bias, bool dt_softplus, Tensor? state_batch_indices, bool log_A) -> Tensor");
     library.def("thin_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
+    library.def("pack_linear(Tensor weight) -> Tensor");
+    library.def("packed_linear(Tensor x, Tensor packed, Tensor? bias, SymInt features) -> Tensor");
+    library.def("before_scan(Tensor x, Tensor weight, Tensor? bias, Tensor select, Tensor step, Tensor? weight_back,"
+                " Tensor? bias_back, Tensor? select_back, Tensor? step_back, SymInt rank, SymInt selected)"
+                " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
     library.def("mixer_step(Tensor projected, Tensor(a!) conv_state, Tensor(b!) state, Tensor conv_weight, Tensor? conv_bias,"
                 " Tensor x_weight, Tensor dt_weight, Tensor? dt_bias, Tensor A_log, Tensor D) -> Tensor");
 }
@@ -177,6 +183,9 @@ TORCH_LIBRARY_IMPL(scanlab_mixer, CPU, library) {
     library.impl("add_norm_backward", &add_norm_backward);
     library.impl("selective_state_update", &state_update);
     library.impl("thin_linear", &thin_linear);
+    library.impl("pack_linear", &pack_linear);
+    library.impl("packed_linear", &packed_linear);
+    library.impl("before_scan", &before_scan);
     library.impl("mixer_step", &mixer_step);
 }
 
@@ -188,6 +197,9 @@ TORCH_LIBRARY_IMPL(scanlab_mixer, Meta, library) {
     library.impl("add_norm_backward", &norm_gradients);
     library.impl("selective_state_update", &state_update_output);
     library.impl("thin_linear", &thin_linear_output);
+    library.impl("pack_linear", &pack_linear_output);
+    library.impl("packed_linear", &packed_linear_output);
+    library.impl("before_scan", &before_scan_outputs);
     library.impl("mixer_step", &mixer_step_output);
 }
 
@@ -198,6 +210,9 @@ TORCH_LIBRARY_IMPL(scanlab_mixer, Autograd, library) {
     library.impl("causal_conv1d_backward", torch::autograd::autogradNotImplementedFallback());
     library.impl("add_norm_backward", torch::autograd::autogradNotImplementedFallback());
     library.impl("thin_linear", torch::autograd::autogradNotImplementedFallback());
+    library.impl("pack_linear", torch::autograd::autogradNotImplementedFallback());
+    library.impl("packed_linear", torch::autograd::autogradNotImplementedFallback());
+    library.impl("before_scan", torch::autograd::autogradNotImplementedFallback());
     library.impl("causal_conv1d_update", torch::CppFunction::makeFallthrough());
     library.impl("selective_state_update", torch::CppFunction::makeFallthrough());
     library.impl("mixer_step", torch::CppFunction::makeFallthrough());

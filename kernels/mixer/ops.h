@@ -10,6 +10,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/linear.h>
+#include <ATen/ops/zeros.h>
 
 #include <memory>
 
@@ -52,12 +53,25 @@ Tensor state_update_output(const Tensor& state, const Tensor& x, const Tensor& d
                            const Maybe& rows, bool log_A);
 Tensor thin_linear(const Tensor& x, const Tensor& weight, const Maybe& bias);
 Tensor thin_linear_output(const Tensor& x, const Tensor& weight, const Maybe& bias);
+Tensor pack_linear(const Tensor& weight);
+Tensor pack_linear_output(const Tensor& weight);
+Tensor packed_linear(const Tensor& x, const Tensor& packed, const Maybe& bias, c10::SymInt features);
+Tensor packed_linear_output(const Tensor& x, const Tensor& packed, const Maybe& bias, c10::SymInt features);
+Six before_scan(const Tensor& x, const Tensor& weight, const Maybe& bias, const Tensor& select, const Tensor& step,
+                const Maybe& weight_back, const Maybe& bias_back, const Maybe& select_back, const Maybe& step_back,
+                c10::SymInt rank, c10::SymInt selected);
+Six before_scan_outputs(const Tensor& x, const Tensor& weight, const Maybe& bias, const Tensor& select, const Tensor& step,
+                const Maybe& weight_back, const Maybe& bias_back, const Maybe& select_back, const Maybe& step_back,
+                c10::SymInt rank, c10::SymInt selected);
 Tensor mixer_step(const Tensor& projected, const Tensor& conv_state, const Tensor& state, const Tensor& conv_weight,
                   const Maybe& conv_bias, const Tensor& x_weight, const Tensor& dt_weight, const Maybe& dt_bias,
                   const Tensor& A_log, const Tensor& D);
 Tensor mixer_step_output(const Tensor& projected, const Tensor& conv_state, const Tensor& state, const Tensor& conv_weight,
                          const Maybe& conv_bias, const Tensor& x_weight, const Tensor& dt_weight, const Maybe& dt_bias,
                          const Tensor& A_log, const Tensor& D);
+
+// A number that changes, but for a coincidence of 2^-64, with every weight that is another one or was changed in place.
+int64_t fingerprint(const std::vector<Tensor>& weights);
 
 // Of float32; beyond, at::linear is as fast.
 inline constexpr int64_t most_thin_rows = 8;

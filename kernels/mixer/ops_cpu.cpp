@@ -337,6 +337,135 @@ Tensor thin_linear(const Tensor& x, const Tensor& weight, const Maybe& bias) {
     return out;
 }
 
+int64_t fingerprint(const std::vector<Tensor>& weights) {
+    uint64_t hash = 0;
+    const auto add = [&](uint64_t value) {
+        hash = (hash ^ value) * 0x9e3779b97f4a7c15;
+        hash ^= hash >> 29;
+    };
+    for (const Tensor& weight : weights) {
+        TORCH_CHECK_VALUE(weight.device().is_cpu(), "a weight is on ", weight.device(), ": must be on the CPU");
+        add(reinterpret_cast<uintptr_t>(weight.const_data_ptr()));
+        add(weight._version());
+        add(uint64_t(weight.scalar_type()));
+        for (const int64_t extent : weight.sizes()) add(extent);
+        for (const int64_t stride : weight.strides()) add(stride);
+        // A few values, for changes that torch does not count.
+        constexpr int64_t sampled = 4;
+        const size_t bytes = weight.element_size();
+        for (int64_t sample = 0; sample < sampled && weight.numel(); sample++) {
+            int64_t index = (2 * sample + 1) * weight.numel() / (2 * sampled), offset = 0;
+            for (int64_t axis = weight.dim() - 1; axis >= 0; axis--) {
+                offset += index % weight.size(axis) * weight.stride(axis);
+                index /= weight.size(axis);
+            }
+            uint64_t bits[2] = {};  // complex128 has as many
+            memcpy(bits, static_cast<const char*>(weight.const_data_ptr()) + offset * bytes, bytes);
+            add(bits[0]), add(bits[1]);
+        }
+    }
+    return int64_t(hash);
+}
+
+namespace {
+inline int64_t padded(int64_t features) { return (features + 15) / 16 * 16; }
+inline int64_t panels(int64_t features) { return (features + panel_features - 1) / panel_features; }
+}  // namespace
+
+Tensor pack_linear_output(const Tensor& weight) {
+    return at::empty_symint({(weight.sym_size(0) + 15) / 16 * 16 * weight.sym_size(1)}, weight.options());
+}
+
+Tensor pack_linear(const Tensor& weight) {
+    TORCH_CHECK_VALUE(weight.dim() == 2 && weight.device().is_cpu(), "weight (out, in) on the CPU");
+    const int64_t features = weight.size(0), depth = weight.size(1);
+    const Tensor packed = at::zeros({padded(features) * depth}, weight.options());
+    for (int64_t first = 0; first < features; first += panel_features) {
+        const int64_t here = std::min(panel_features, features - first), pitch = std::min(panel_features, padded(features - first));
+        packed.narrow(0, first * depth, pitch * depth).view({depth, pitch}).narrow(1, 0, here).copy_(weight.narrow(0, first, here).t());
+    }
+    return packed;
+}
+
+namespace {
+// What the kernel sees of a product whose x has rows.
+PackedLinear product(const Tensor& x, const Tensor& packed, const Maybe& bias, int64_t features, const Tensor& out) {
+    TORCH_CHECK_VALUE(x.size(-1) == 0 || x.stride(-1) == 1, "the rows of x must be dense");
+    expect("packed", packed, {padded(features) * x.size(-1)});
+    PackedLinear linear;
+    linear.depth = x.size(-1), linear.features = features;
+    linear.x = x.const_data_ptr<float>(), linear.x_row = x.stride(-2);
+    linear.packed = packed.const_data_ptr<float>();
+    if (bias) {
+        expect("bias", *bias, {features});
+        linear.bias = bias->const_data_ptr<float>();
+    }
+    linear.out = out.data_ptr<float>(), linear.out_row = out.stride(-2);
+    return linear;
+}
+}  // namespace
+
+Tensor packed_linear_output(const Tensor& x, const Tensor&, const Maybe&, c10::SymInt features) {
+    c10::SymDimVector shape(x.sym_sizes().begin(), x.sym_sizes().end());
+    shape.back() = features;
+    return at::empty_symint(shape, x.options());
+}
+
+Tensor packed_linear(const Tensor& x, const Tensor& packed, const Maybe& bias, c10::SymInt sym_features) {
+    const int64_t features = sym_features.expect_int();
+    TORCH_CHECK_VALUE(x.dim() >= 1 && x.device().is_cpu(), "x (..., in) on the CPU");
+    const Tensor flat = x.reshape({-1, x.size(-1)}), rows = flat.stride(1) == 1 ? flat : flat.contiguous();
+    const Maybe biases = bias ? Maybe(bias->contiguous()) : std::nullopt;
+    const Tensor out = packed_linear_output(x, packed, bias, features);
+    const PackedLinear linear = product(rows, packed, biases, features, out.view({-1, features}));
+    const int64_t count = rows.size(0), steps = (count + row_step - 1) / row_step, columns = panels(features);
+    const Kernels& kernels = kernels_in_use();
+    const auto work = count * features * linear.depth / 16;
+    if (steps >= 4 * at::get_num_threads())
+        spread(steps, work, [&](int64_t begin, int64_t end) {
+            kernels.packed_linear(linear, begin * row_step, std::min(end * row_step, count), 0, columns);
+        });
+    else
+        spread(columns, work, [&](int64_t begin, int64_t end) { kernels.packed_linear(linear, 0, count, begin, end); });
+    return out;
+}
+
+Six before_scan_outputs(const Tensor& x, const Tensor&, const Maybe&, const Tensor&, const Tensor&,
+                const Maybe& weight_back, const Maybe&, const Maybe&, const Maybe&,
+                c10::SymInt, c10::SymInt selected) {
+    const auto like = [&](const c10::SymInt& features) { return at::empty_symint({x.sym_size(0), x.sym_size(1), features}, x.options()); };
+    const c10::SymInt dim = x.sym_size(2);
+    if (weight_back) return {like(dim), like(selected), like(dim), like(dim), like(selected), like(dim)};
+    return {like(dim), like(selected), like(dim), nothing(x), nothing(x), nothing(x)};
+}
+
+Six before_scan(const Tensor& x, const Tensor& weight, const Maybe& bias, const Tensor& select, const Tensor& step,
+                const Maybe& weight_back, const Maybe& bias_back, const Maybe& select_back, const Maybe& step_back,
+                c10::SymInt rank, c10::SymInt selected) {
+    TORCH_CHECK_VALUE(x.dim() == 3, "x: must be (batch, length, dim)");
+    const ConvCall call(x.mT(), weight, bias, weight_back, bias_back, std::nullopt, std::nullopt, true);
+    BeforeScan before;
+    before.conv = call.conv;
+    const Six outputs = before_scan_outputs(x, weight, bias, select, step, weight_back, bias_back, select_back, step_back, rank, selected);
+    const auto direction = [&](int d, const Tensor& u, const Tensor& all, const Tensor& delta, const Tensor& to_all, const Tensor& to_delta) {
+        const int64_t features = all.size(2), depth = rank.expect_int();
+        const Tensor low_rank = all.view({-1, features}).narrow(1, 0, depth);
+        before.conv.direction[d].out = matrix(u.mT());
+        before.select[d] = product(u.view({-1, u.size(2)}), to_all, std::nullopt, features, all.view({-1, features}));
+        before.step[d] = product(low_rank, to_delta, std::nullopt, u.size(2), delta.view({-1, u.size(2)}));
+    };
+    const auto& [u, all, delta, u_back, all_back, delta_back] = outputs;
+    direction(0, u, all, delta, select, step);
+    if (weight_back) {
+        TORCH_CHECK_VALUE(select_back && step_back, "the direction back lacks its weights");
+        direction(1, u_back, all_back, delta_back, *select_back, *step_back);
+    }
+    const int64_t tasks = x.size(0) * ((x.size(1) + row_step - 1) / row_step);
+    const Kernels& kernels = kernels_in_use();
+    spread(tasks, call.elements() * (all.size(2) / 16 + 1), [&](int64_t begin, int64_t end) { kernels.before_scan(before, begin, end); });
+    return outputs;
+}
+
 Tensor mixer_step_output(const Tensor& projected, const Tensor&, const Tensor&, const Tensor&, const Maybe&, const Tensor&,
                          const Tensor&, const Maybe&, const Tensor&, const Tensor& D) {
     return at::empty_symint({projected.sym_size(0), D.sym_size(0)}, projected.options());

@@ -1,58 +1,77 @@
-"""Matrix products of inference as fast as this machine has them: by oneDNN, or by a kernel for a few rows.
+"""Matrix products of inference as fast as this machine has them, with weights packed for the kernel that reads them.
 
-torch hands a float32 product to MKL with the weight as it lies. oneDNN, which torch brings along, takes a quarter
-less time on AVX-512 where the weight lies in its own blocks and there are a few dozen rows to multiply. For a few
-rows a product is as fast as its weight comes out of memory, which MKL reads with one thread on some processors.
+torch hands a float32 product to MKL with the weight as it lies. The products of a mixer are small: MKL and oneDNN
+reach little more than half of two threads' arithmetic with a few hundred rows, and less on processors that MKL was
+not written for. A kernel of ours, with the weight packed in the order in which it is read, is near all of it; it is
+also what `before_scan` computes with while its rows are in the cache. For a few rows a product is as fast as its
+weight comes out of memory, which MKL reads with one thread on some processors. In bfloat16 oneDNN, which torch
+brings along, is given the weight in its own blocks.
 """
 
 from __future__ import annotations
 
 import platform
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scanlab.mixer.derived import Derived, keeps
+from scanlab.mixer.derived import keeps
 from scanlab.mixer.serving import is_native
 
 FEWEST_ROWS = 32  # of a packed product; below, packing gains nothing
 MOST_THIN_ROWS = 8  # of a product whose weight is read once; beyond, MKL is as fast
-DTYPES = (torch.float32, torch.bfloat16)
 X86 = platform.machine() in ("x86_64", "AMD64")
 
 
-def packed_linear(
-    packed: Derived, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, scale: float = 1.0
-) -> Tensor:
-    """x (..., in) -> x (scale weight)^T + bias, (..., out), with the packed weight kept in `packed`.
+class Packed:
+    """The weight of a linear layer, (out, in), and the forms of it that kernels read.
 
-    weight (out, in), bias (out,). Where no gradient is wanted on a CPU: packed for at least 32 rows in float32 or
-    bfloat16 on x86, and then the weight is in memory twice; by a kernel of its own for up to 8 rows in float32. Else
-    torch.nn.functional.linear, and so it is everywhere under SCANLAB_MIXER=torch.
+    A form is made when it is first asked for, and then the weight is in memory twice.
     """
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+
+    @cached_property
+    def native(self) -> Tensor:
+        """As the native product reads it, on every instruction set; float32."""
+        packed: Tensor = torch.ops.scanlab_mixer.pack_linear(self.weight)
+        return packed
+
+    @cached_property
+    def blocks(self) -> Tensor:
+        """As oneDNN reads it."""
+        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous())
+        return packed
+
+
+def packed_linear(x: Tensor, packed: Packed, bias: Tensor | None = None) -> Tensor:
+    """x (..., in) -> x weight^T + bias, (..., out).
+
+    bias (out,). Where no gradient is wanted on a CPU: packed for at least 32 rows of float32, or of bfloat16 on x86;
+    by a kernel of its own for up to 8 rows of float32. Else torch.nn.functional.linear, and so it is everywhere
+    under SCANLAB_MIXER=torch.
+    """
+    weight = packed.weight
     if packs(x, weight):
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed(_pack, weight, scale), bias, "none", [], "")
+        if x.dtype == torch.float32:
+            out: Tensor = torch.ops.scanlab_mixer.packed_linear(x, packed.native, bias, len(weight))
+            return out
+        out = torch.ops.mkldnn._linear_pointwise(x, packed.blocks, bias, "none", [], "")
         return out
     if is_thin(x, weight):
-        rows = x.reshape(-1, x.shape[-1])
-        out = torch.ops.scanlab_mixer.thin_linear(rows if scale == 1.0 else scale * rows, weight, bias)
+        out = torch.ops.scanlab_mixer.thin_linear(x.reshape(-1, x.shape[-1]), weight, bias)
         return out.view(*x.shape[:-1], len(weight))
-    return F.linear(x, weight if scale == 1.0 else scale * weight, bias)
-
-
-def _pack(weight: Tensor, scale: float) -> Tensor:
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight((scale * weight).contiguous())
-    return packed
+    return F.linear(x, weight, bias)
 
 
 def packs(x: Tensor, weight: Tensor) -> bool:
-    """Whether a product of these is worth a packed weight, and oneDNN takes it."""
+    """Whether a product of these is worth a packed weight, and there is a kernel that takes it."""
     return (
-        X86
-        and x.dtype in DTYPES
-        and x.numel() >= FEWEST_ROWS * x.shape[-1]
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        x.numel() >= FEWEST_ROWS * x.shape[-1]
+        and (x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and takes_blocks()))
         and _is_ours(x, weight)
     )
 
@@ -60,6 +79,11 @@ def packs(x: Tensor, weight: Tensor) -> bool:
 def is_thin(x: Tensor, weight: Tensor) -> bool:
     """Whether a product of these has so few rows that it is for the native kernel."""
     return x.dtype == torch.float32 and 0 < x.numel() <= MOST_THIN_ROWS * x.shape[-1] and _is_ours(x, weight)
+
+
+def takes_blocks() -> bool:
+    """Whether oneDNN takes packed weights on this machine."""
+    return X86 and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def _is_ours(x: Tensor, weight: Tensor) -> bool:

@@ -31,6 +31,7 @@ from scanlab.errors import ProblemError, UnavailableError
 from scanlab.integrations.transformers_cache import Memory, memory_of
 from scanlab.mixer import (
     Derived,
+    Packed,
     causal_conv1d,
     causal_conv1d_update,
     mixer_step,
@@ -211,7 +212,7 @@ def _mix(mixer: Any, hidden: Tensor, memory: Memory, mask: Tensor | None, masks_
         y = selective_state_update(past, x, dt, mixer.A_log, B, C, mixer.D, z, delta_bias, dt_softplus=True, log_A=True)
         y = y.view(batch, 1, -1)
     else:
-        A = _kept(mixer, "A")(rates, mixer.A_log, u.dtype)
+        A = _kept(mixer, f"A {u.dtype}")(lambda: rates(mixer.A_log, u.dtype), mixer.A_log)
         inputs = ScanInputs(
             u=u.mT,
             delta=delta.mT,
@@ -240,11 +241,16 @@ def _masked(values: Tensor, mask: Tensor | None) -> Tensor:
 
 
 # What inference keeps of the weights of each mixer, so that an unpatched mixer is as it was.
-_derived: WeakKeyDictionary[nn.Module, defaultdict[str, Derived]] = WeakKeyDictionary()
+_derived: WeakKeyDictionary[nn.Module, defaultdict[str, Derived[Any]]] = WeakKeyDictionary()
 
 
-def _kept(mixer: nn.Module, name: str) -> Derived:
-    return _derived.setdefault(mixer, defaultdict(Derived))[name]
+def _kept(mixer: nn.Module, name: str) -> Derived[Any]:
+    return _derived.setdefault(mixer, defaultdict(Derived[Any]))[name]
+
+
+def _packed(mixer: nn.Module, name: str, weight: Tensor) -> Packed:
+    made: Packed = _kept(mixer, name)(lambda: Packed(weight), weight)
+    return made
 
 
 def _product(mixer: Any, name: str, x: Tensor, half: slice = slice(None)) -> Tensor:
@@ -254,7 +260,7 @@ def _product(mixer: Any, name: str, x: Tensor, half: slice = slice(None)) -> Ten
         whole: Tensor = projection(x)
         return whole[..., half]
     bias = None if projection.bias is None else projection.bias[half]
-    return packed_linear(_kept(mixer, f"{name} {half.start} {half.stop}"), x, projection.weight[half], bias)
+    return packed_linear(x, _packed(mixer, f"{name} {half.start} {half.stop}", projection.weight[half]), bias)
 
 
 def _halves(mixer: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -283,8 +289,7 @@ def _selection(mixer: Any, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | 
     low_rank, B, C = (norm(each) for norm, each in zip(_norms(mixer), selected.split(sizes, dim=-1), strict=True))
     projection = mixer.dt_proj
     if type(projection) is nn.Linear:  # the bias goes into the scan, where it is added in float32
-        kept = _kept(mixer, "dt_proj")
-        return packed_linear(kept, low_rank, projection.weight), B, C, projection.bias
+        return packed_linear(low_rank, _packed(mixer, "dt_proj", projection.weight)), B, C, projection.bias
     return projection(low_rank), B, C, None  # quantised, or adapted: it alone knows how to multiply
 
 

@@ -137,9 +137,10 @@ class Mixer(Mixing):
 
     def forward(self, hidden: Tensor, scan: Scan) -> Tensor:
         """hidden (batch, length, dim) -> (batch, length, dim), the recurrence computed by `scan`."""
-        x, z = self.projected(hidden)
+        weights = self.weights()
+        x, z = weights.projected(hidden)
         if self.bimamba_type == "none":
-            y = scan(self.ahead(x, z)).out
+            y = scan(weights.scanned_ahead(x, z)).out
         else:
-            y = scan(*self.both_ways(x, z), direction="bidirectional").out
-        return self.mixed(y, halves=self.halves)
+            y = scan(*weights.scanned_both_ways(x, z), direction="bidirectional").out
+        return weights.mixed(y, halves=self.halves)

@@ -9,18 +9,75 @@ Source: hustvl/Vim@dd0358a, mamba-1p1p1/mamba_ssm/modules/mamba_simple.py, Mamba
 
 from __future__ import annotations
 
-from collections import defaultdict
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
-from scanlab.mixer import Derived, causal_conv1d, causal_conv1d_bidirectional, packed_linear
+from scanlab.mixer import Derived, Direction, Packed, Selected, before_scan, packed_linear
 from scanlab.problem import ScanInputs
 
 
+class ScanWeights(NamedTuple):
+    """What one direction scans with: A (dim, state), D and delta_bias (dim,)."""
+
+    A: Tensor
+    D: Tensor
+    delta_bias: Tensor
+
+    def inputs(self, selected: Selected, z: Tensor) -> ScanInputs:
+        """The inputs of the scan in natural time order, views of what is dim-last, gate z included."""
+        u, delta, B, C = selected
+        return ScanInputs(u.mT, delta.mT, self.A, B.mT, C.mT, self.D, z.mT, self.delta_bias)
+
+
+class Weights(NamedTuple):
+    """The weights of a mixer as it computes with them.
+
+    into  the projection in, and its parts that give what is convolved and the gate
+    back  the weights of the direction back (bimamba_type v2)
+    out   the projection out, and the same halved
+    """
+
+    into: Packed
+    x: Packed
+    x_bias: Tensor | None
+    z: Packed
+    z_bias: Tensor | None
+    ahead: Direction
+    back: Direction | None
+    scan_ahead: ScanWeights
+    scan_back: ScanWeights | None
+    out: Packed
+    out_halved: Packed
+    out_bias: Tensor | None
+    gamma: Tensor | None
+
+    def projected(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """What is convolved and the gate, each (batch, length, inner), of hidden (batch, length, dim)."""
+        # two matrix products instead of one that is split: x and z come out dense, and need no copy
+        return packed_linear(hidden, self.x, self.x_bias), packed_linear(hidden, self.z, self.z_bias)
+
+    def scanned_ahead(self, x: Tensor, z: Tensor) -> ScanInputs:
+        """What is scanned ahead."""
+        (selected,) = before_scan(x, self.ahead)
+        return self.scan_ahead.inputs(selected, z)
+
+    def scanned_both_ways(self, x: Tensor, z: Tensor) -> tuple[ScanInputs, ScanInputs]:
+        """What is scanned ahead, and what back, both in natural order of time."""
+        assert self.scan_back is not None
+        selected = before_scan(x, self.ahead, self.back)
+        return self.scan_ahead.inputs(selected[0], z), self.scan_back.inputs(selected[-1], z)
+
+    def mixed(self, y: Tensor, *, halves: bool) -> Tensor:
+        """The output (batch, length, dim) for what was scanned, (batch, inner, length), or for half of it."""
+        # halving the weight is halving the sum, on the smaller tensor; a bias is not halved
+        out = packed_linear(y.mT, self.out_halved if halves else self.out, self.out_bias)
+        return out if self.gamma is None else out * self.gamma
+
+
 class Mixing(nn.Module):
-    """The projections and convolutions of a mixer; inference keeps what it derives from their weights.
+    """The weights of a mixer under their official names; inference keeps what it derives from them.
 
     Who inherits makes the weights, and gamma where the output is scaled. A backward direction has all of those
     with `_b` (bimamba_type v2), or A_b_log alone and shares the others (v1).
@@ -29,73 +86,57 @@ class Mixing(nn.Module):
     bimamba_type: str
     in_proj: nn.Linear
     conv1d: nn.Conv1d
-    conv1d_b: nn.Conv1d
+    x_proj: nn.Linear
+    dt_proj: nn.Linear
     out_proj: nn.Linear
     A_log: nn.Parameter
-    A_b_log: nn.Parameter
-    gamma: nn.Parameter
+    D: nn.Parameter
 
     def __init__(self) -> None:
         super().__init__()
-        self._derived = defaultdict[str, Derived](Derived)
+        self._derived = Derived[Weights]()
 
     def train(self, mode: bool = True) -> Self:
         """As in torch; what inference derived from the weights is dropped, for `.data` may change them unseen."""
-        self._derived.clear()
+        self._derived.forget()
         return super().train(mode)
 
-    def projected(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """What is convolved and the gate, each (batch, length, inner), of hidden (batch, length, dim)."""
-        inner = len(self.A_log)
-        # two matrix products instead of one that is split: x and z come out dense, and need no copy
-        bias = (None, None) if self.in_proj.bias is None else self.in_proj.bias.split(inner)
-        x, z = (
-            packed_linear(self._derived[name], hidden, weight, part)
-            for name, weight, part in zip("xz", self.in_proj.weight.split(inner), bias, strict=True)
+    def weights(self) -> Weights:
+        """The weights as the mixer computes with them."""
+        suffixes = ("", "_b") if self.bimamba_type == "v2" else ("",)
+        layers = [getattr(self, f"{name}{suffix}") for name in ("conv1d", "x_proj", "dt_proj") for suffix in suffixes]
+        layers += [self.in_proj, self.out_proj]
+        own = [getattr(self, name, None) for name in ("A_log", "D", "A_b_log", "D_b", "gamma")]
+        return self._derived(self._make, *own, *(part for layer in layers for part in (layer.weight, layer.bias)))
+
+    def _make(self) -> Weights:
+        inner, bias = len(self.A_log), self.in_proj.bias
+        x, z = self.in_proj.weight.split(inner)
+        x_bias, z_bias = (None, None) if bias is None else bias.split(inner)
+        back: tuple[Direction | None, ScanWeights | None] = None, None
+        if self.bimamba_type == "v2":
+            back = self._direction("_b"), self._scan_weights("_b")
+        elif self.bimamba_type == "v1":
+            back = None, self._scan_weights("", "A_b_log")
+        return Weights(
+            *(Packed(self.in_proj.weight), Packed(x), x_bias, Packed(z), z_bias),
+            *(self._direction(""), back[0], self._scan_weights(""), back[1]),
+            *(Packed(self.out_proj.weight), Packed(0.5 * self.out_proj.weight), self.out_proj.bias),
+            gamma=getattr(self, "gamma", None),
         )
-        return x, z
 
-    def ahead(self, x: Tensor, z: Tensor) -> ScanInputs:
-        """What is scanned ahead."""
-        return self._scan_inputs(causal_conv1d(x.mT, *taps(self.conv1d), activation="silu").mT, z, "")
+    def _direction(self, suffix: Literal["", "_b"]) -> Direction:
+        conv, x, dt = (getattr(self, f"{name}{suffix}") for name in ("conv1d", "x_proj", "dt_proj"))
+        return Direction(*taps(conv), Packed(x.weight), Packed(dt.weight))
 
-    def both_ways(self, x: Tensor, z: Tensor) -> tuple[ScanInputs, ScanInputs]:
-        """What is scanned ahead, and what back, both in natural order of time."""
-        if self.bimamba_type == "v1":
-            ahead = self.ahead(x, z)
-            return ahead, ahead.with_tensors(A=self._derived["A_b"](rates, self.A_b_log, x.dtype))
-        u, u_back = causal_conv1d_bidirectional(x.mT, *taps(self.conv1d), *taps(self.conv1d_b), activation="silu")
-        return self._scan_inputs(u.mT, z, ""), self._scan_inputs(u_back.mT, z, "_b")
-
-    def _scan_inputs(self, u: Tensor, z: Tensor, suffix: Literal["", "_b"]) -> ScanInputs:
-        """One direction's scan inputs in natural time order, views of the dim-last u, z and projections of u.
-
-        The direction is told by what the names of its weights end with.
-        """
-        x_proj, dt_proj = (getattr(self, f"{name}{suffix}") for name in ("x_proj", "dt_proj"))
-        A_log, D = getattr(self, f"A{suffix}_log"), getattr(self, f"D{suffix}")
-        rank, state = dt_proj.weight.shape[1], A_log.shape[1]
-        low_rank, B, C = packed_linear(self._derived[f"x_proj{suffix}"], u, x_proj.weight).split(
-            [rank, state, state], dim=-1
-        )
-        return ScanInputs(
-            u=u.mT,
+    def _scan_weights(self, suffix: Literal["", "_b"], A_log: str = "") -> ScanWeights:
+        dtype = self.in_proj.weight.dtype
+        return ScanWeights(
+            A=rates(getattr(self, A_log or f"A{suffix}_log"), dtype),
+            D=as_scanned(getattr(self, f"D{suffix}"), dtype),
             # the bias goes into the scan, before the softplus
-            delta=packed_linear(self._derived[f"dt_proj{suffix}"], low_rank, dt_proj.weight).mT,
-            A=self._derived[f"A{suffix}"](rates, A_log, u.dtype),
-            B=B.mT,
-            C=C.mT,
-            D=as_scanned(D, u.dtype),
-            z=z.mT,
-            delta_bias=as_scanned(dt_proj.bias, u.dtype),
+            delta_bias=as_scanned(getattr(self, f"dt_proj{suffix}").bias, dtype),
         )
-
-    def mixed(self, y: Tensor, *, halves: bool) -> Tensor:
-        """The output (batch, length, dim) for what was scanned, (batch, inner, length), or for half of it."""
-        # halving the weight is halving the sum, on the smaller tensor; a bias is not halved
-        scale = 0.5 if halves else 1.0
-        out = packed_linear(self._derived["out"], y.mT, self.out_proj.weight, self.out_proj.bias, scale=scale)
-        return out * self.gamma if hasattr(self, "gamma") else out
 
 
 def widen(values: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from scanlab.deploy import dispatch
+from scanlab.mixer.packed_linear import takes_blocks
 from scanlab.models.digits import Digits, digits_test_set
 from scanlab.models.vision_mamba import VisionMamba
 from scanlab.threads import torch_threads
@@ -168,8 +169,10 @@ def test_vim_latency_counts_the_products_of_its_own_pass(script, tmp_path, monke
     text, frame = page_of(out)
     assert list(zip(frame.measured, frame.dtype, strict=True)) == [  # one round: the CPUs were near or far
         ("over products", "float32"),
+        *[("over packed products", "float32")] * takes_blocks(),
         ("official over ours", "float32"),
         ("over products", "bfloat16"),
+        *[("over packed products", "bfloat16")] * takes_blocks(),
     ]
     assert (frame.fastest > 0.0).all()
     assert "chunked" in text

@@ -1,15 +1,16 @@
-"""A packed product is the product: with another weight, a changed weight, and where nothing can be packed."""
+"""A packed product is the product: of any shape, on every instruction set, and where nothing can be packed."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from scanlab.mixer import Derived, in_torch, packed_linear
+from scanlab.mixer import Packed, in_torch, packed_linear
 from scanlab.mixer.packed_linear import FEWEST_ROWS, packs
+from scanlab.threads import torch_threads
 
-packable = pytest.mark.skipif(
-    not packs(torch.zeros(FEWEST_ROWS, 1), torch.zeros(1, 1)), reason="oneDNN takes no packed weight on this machine"
-)
+from .sets import INSTRUCTION_SETS, instruction_set
+
+pytestmark = pytest.mark.usefixtures("native")
 
 
 def tensors(dtype=torch.float32, rows=FEWEST_ROWS):
@@ -19,59 +20,63 @@ def tensors(dtype=torch.float32, rows=FEWEST_ROWS):
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize("scale", [1.0, 0.5])
-def test_it_is_the_product(dtype, bound, with_bias, scale):
+def test_it_is_the_product(dtype, bound, with_bias):
     x, weight, bias = tensors(dtype)
-    out = packed_linear(Derived(), x, weight, bias if with_bias else None, scale=scale)
-    right = F.linear(x.double(), scale * weight.double(), bias.double() if with_bias else None)
+    out = packed_linear(x, Packed(weight), bias if with_bias else None)
+    right = F.linear(x.double(), weight.double(), bias.double() if with_bias else None)
     assert out.dtype == dtype
     assert (out.double() - right).abs().max() <= bound * right.abs().max()
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+@pytest.mark.parametrize("features", [1, 16, 17, 48, 49, 81, 100])
+@pytest.mark.parametrize(("rows", "depth"), [(32, 1), (33, 24), (45, 300), (137, 7)])
+def test_every_shape_on_every_instruction_set(isa, features, rows, depth):
+    x, weight, bias = torch.randn(rows, depth), torch.randn(features, depth), torch.randn(features)
+    assert packs(x, weight)
+    with instruction_set(isa):
+        out = packed_linear(x, Packed(weight), bias)
+    right = F.linear(x.double(), weight.double(), bias.double())
+    assert (out - right).abs().max() <= 3e-6 * right.abs().max()
+
+
+def test_the_bits_do_not_depend_on_the_threads():
+    x, weight, bias = torch.randn(200, 24), torch.randn(100, 24), torch.randn(100)
+    outs = []
+    for threads in (1, 2, 3, 8):
+        with torch_threads(threads):
+            outs.append(packed_linear(x, Packed(weight), bias))
+    assert all(torch.equal(outs[0], out) for out in outs)
 
 
 def test_a_slice_of_rows_and_a_slice_of_the_weight():
     x, weight, _ = tensors()
     half = weight[20:]
-    torch.testing.assert_close(packed_linear(Derived(), x[..., ::2], half[:, ::2]), F.linear(x[..., ::2], half[:, ::2]))
+    torch.testing.assert_close(packed_linear(x[..., ::2], Packed(half[:, ::2])), F.linear(x[..., ::2], half[:, ::2]))
+    torch.testing.assert_close(packed_linear(x[..., :7], Packed(half[:, :7])), F.linear(x[..., :7], half[:, :7]))
 
 
-@packable
-def test_a_weight_that_changed_in_place_is_packed_anew():
+def test_a_form_of_another_weight_is_refused():
     x, weight, _ = tensors()
-    weight = torch.nn.Parameter(weight)
-    packed = Derived()
-    with torch.no_grad():
-        assert packs(x, weight)
-        before = packed_linear(packed, x, weight)
-        weight.mul_(2.0)
-        torch.testing.assert_close(packed_linear(packed, x, weight), 2.0 * before)
-
-
-@packable
-def test_another_weight_at_the_same_place_is_packed_anew():
-    x, weight, _ = tensors()
-    packed = Derived()
-    for factor in (1.0, 2.0, 3.0):
-        other = factor * weight
-        torch.testing.assert_close(packed_linear(packed, x, other), F.linear(x, other))
-        del other
-
-
-@packable
-def test_what_torch_does_not_count_is_seen_after_forget():
-    x, weight, _ = tensors()
-    packed = Derived()
-    before = packed_linear(packed, x, weight)
-    weight.data.mul_(2.0)
-    packed.forget()
-    torch.testing.assert_close(packed_linear(packed, x, weight), 2.0 * before)
+    with pytest.raises(ValueError, match="packed"):
+        torch.ops.scanlab_mixer.packed_linear(x, Packed(weight[:10]).native, None, len(weight))
 
 
 def test_gradients_flow_where_they_are_wanted():
-    x, weight, bias = tensors()
+    x, weight, _ = tensors()
     weight.requires_grad_()
     assert not packs(x, weight)
-    (gradient,) = torch.autograd.grad(packed_linear(Derived(), x, weight, bias, scale=0.5).sum(), weight)
-    torch.testing.assert_close(gradient, 0.5 * x.sum((0, 1)).expand(40, 24))
+    (gradient,) = torch.autograd.grad(packed_linear(x, Packed(weight)).sum(), weight)
+    torch.testing.assert_close(gradient, x.sum((0, 1)).expand(40, 24))
+
+
+def test_torch_knows_their_shapes():
+    x, weight, bias = tensors()
+    for op, arguments in (
+        (torch.ops.scanlab_mixer.pack_linear, (weight,)),
+        (torch.ops.scanlab_mixer.packed_linear, (x, Packed(weight).native, bias, len(weight))),
+    ):
+        torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
 def test_few_rows_other_dtypes_and_the_ops_in_torch_are_not_packed():
@@ -82,4 +87,4 @@ def test_few_rows_other_dtypes_and_the_ops_in_torch_are_not_packed():
         assert not packs(x, weight)
     with torch.autocast("cpu"):
         assert not packs(x, weight)
-        assert packed_linear(Derived(), x, weight).dtype == torch.bfloat16
+        assert packed_linear(x, Packed(weight)).dtype == torch.bfloat16

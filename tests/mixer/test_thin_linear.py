@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from scanlab.mixer import Derived, in_torch, packed_linear
+from scanlab.mixer import Packed, in_torch, packed_linear
 from scanlab.mixer.packed_linear import MOST_THIN_ROWS, is_thin
 
 from .sets import assert_close
@@ -44,8 +44,8 @@ def test_a_row_does_not_depend_on_the_others() -> None:
 def test_a_packed_linear_of_few_rows() -> None:
     x, weight, bias = torch.randn(2, 3, 24), torch.randn(40, 24), torch.randn(40)
     assert is_thin(x, weight)
-    got = packed_linear(Derived(), x, weight, bias, scale=0.5)
-    torch.testing.assert_close(got, F.linear(x, 0.5 * weight, bias))
+    got = packed_linear(x, Packed(weight), bias)
+    torch.testing.assert_close(got, F.linear(x, weight, bias))
 
 
 def test_who_wants_more_than_a_product_gets_it_from_torch() -> None:

@@ -137,14 +137,15 @@ class Mamba(Mixing):
         if both_ways and (states is not None or not self.use_fast_path):
             _say_one_way_only()
             both_ways = False
-        x, z = self.projected(hidden_states)
-        inputs = self.both_ways(x, z) if both_ways else (self.ahead(x, z),)
+        weights = self.weights()
+        x, z = weights.projected(hidden_states)
+        inputs = weights.scanned_both_ways(x, z) if both_ways else (weights.scanned_ahead(x, z),)
         y, last_state = dispatch.scan(*inputs, direction="bidirectional" if both_ways else "forward")
         scan.say_who_serves()
         if states is not None:
             states[0].copy_(F.pad(x.mT, (self.d_conv - x.shape[1], 0)))
             states[1].copy_(last_state)
-        return self.mixed(y, halves=both_ways and self.bimamba_type == "v2" and self.if_divide_out)
+        return weights.mixed(y, halves=both_ways and self.bimamba_type == "v2" and self.if_divide_out)
 
     def step(self, hidden_states: Tensor, conv_state: Tensor, ssm_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One token (batch, 1, d_model) -> the same shape, and both states, which are brought up to date in place.
@@ -153,8 +154,9 @@ class Mamba(Mixing):
         """
         if hidden_states.shape[1] != 1:
             raise ProblemError(f"hidden_states has {hidden_states.shape[1]} tokens: a step takes one; step in a loop.")
+        weights = self.weights()
         y = mixer.mixer_step(
-            self._product("in_proj", hidden_states[:, 0]),
+            mixer.packed_linear(hidden_states[:, 0], weights.into, self.in_proj.bias),
             conv_state,
             ssm_state,
             *taps(self.conv1d),
@@ -164,11 +166,7 @@ class Mamba(Mixing):
             self.A_log,
             self.D,
         )
-        return self._product("out_proj", y)[:, None], conv_state, ssm_state
-
-    def _product(self, name: str, rows: Tensor) -> Tensor:
-        projection = getattr(self, name)
-        return mixer.packed_linear(self._derived[name], rows, projection.weight, projection.bias)
+        return mixer.packed_linear(y, weights.out, weights.out_bias)[:, None], conv_state, ssm_state
 
     def allocate_inference_cache(
         self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None, **kwargs: Any

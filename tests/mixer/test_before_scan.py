@@ -1,0 +1,128 @@
+"""What is scanned comes out of one native op as out of its parts: in both directions, of any shape, on every set."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from scanlab import mixer
+from scanlab.errors import ProblemError
+from scanlab.mixer import Direction, Packed
+from scanlab.mixer.before_scan import _fuses
+from scanlab.threads import torch_threads
+
+from .sets import INSTRUCTION_SETS, assert_close, instruction_set
+
+pytestmark = pytest.mark.usefixtures("native")
+
+NAMES = ("u", "delta", "B", "C")
+
+
+def weights(
+    dim: int, *, width: int = 4, rank: int = 3, state: int = 5, dtype: torch.dtype = torch.float32, bias: bool = True
+) -> Direction:
+    """Random weights of one direction."""
+    return Direction(
+        torch.randn(dim, width).to(dtype),
+        torch.randn(dim).to(dtype) if bias else None,
+        Packed((torch.randn(rank + 2 * state, dim) / dim**0.5).to(dtype)),
+        Packed((torch.randn(dim, rank) / rank**0.5).to(dtype)),
+    )
+
+
+def wide(direction: Direction) -> Direction:
+    """The same in float64, which no native op fuses."""
+    conv_weight, conv_bias, x, dt = direction
+    bias = None if conv_bias is None else conv_bias.double()
+    return Direction(conv_weight.double(), bias, Packed(x.weight.double()), Packed(dt.weight.double()))
+
+
+def assert_right(x: Tensor, *directions: Direction) -> None:
+    got = mixer.before_scan(x, *directions)
+    want = mixer.before_scan(x.double(), *map(wide, directions))
+    assert len(got) == len(want) == len(directions)
+    for one, other in zip(got, want, strict=True):
+        assert_close(one, other, NAMES, 2e-6)
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("shape", [(1, 32, 16), (3, 41, 40), (2, 100, 70), (40, 1, 24), (1, 197, 384)])
+def test_it_is_its_parts_in_float64(isa: str, both: bool, shape: tuple[int, int, int]) -> None:
+    batch, length, dim = shape
+    x = torch.randn(batch, length, dim)
+    directions = [weights(dim), weights(dim, bias=False)][: 1 + both]
+    assert _fuses(x, tuple(directions))
+    with instruction_set(isa):
+        assert_right(x, *directions)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 7])
+@pytest.mark.parametrize(("rank", "state"), [(1, 1), (12, 16), (5, 40)])
+def test_other_widths_ranks_and_states(width: int, rank: int, state: int) -> None:
+    options = {"width": width, "rank": rank, "state": state}
+    assert_right(torch.randn(2, 50, 33), weights(33, **options), weights(33, **options))
+
+
+def test_strided_inputs() -> None:
+    x = torch.randn(2, 80, 100)
+    for view in (x[:, ::2, :48], x[:, :, ::2], x.mT, x[:, 3:60, 1:65]):
+        assert_right(view, weights(view.shape[2]), weights(view.shape[2]))
+
+
+def test_the_bits_do_not_depend_on_the_threads() -> None:
+    x, directions = torch.randn(2, 197, 64), (weights(64), weights(64))
+    found = []
+    for threads in (1, 2, 3, 8):
+        with torch_threads(threads):
+            found.append([tensor for each in mixer.before_scan(x, *directions) for tensor in each])
+    assert all(torch.equal(one, other) for each in found[1:] for one, other in zip(found[0], each, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_dtypes_are_composed(dtype: torch.dtype) -> None:
+    x, direction = torch.randn(1, 40, 16).to(dtype), weights(16, dtype=dtype)
+    assert not _fuses(x, (direction,))
+    (got,) = mixer.before_scan(x, direction)
+    (want,) = mixer.before_scan(x.double(), wide(direction))
+    assert_close(got, want, NAMES, 3e-2 if dtype == torch.bfloat16 else 1e-12)
+
+
+@pytest.mark.parametrize("wanted", range(4))
+def test_gradients_flow_to_every_weight_that_wants_one(wanted: int) -> None:
+    x, direction = torch.randn(1, 40, 16), weights(16)
+    leaf = [direction.conv_weight, direction.conv_bias, direction.x.weight, direction.dt.weight][wanted]
+    leaf.requires_grad_()
+    (got,) = mixer.before_scan(x, direction)
+    (gradient,) = torch.autograd.grad(got.delta.square().sum(), leaf)
+    assert gradient.abs().max() > 0
+    with torch.no_grad():
+        (again,) = mixer.before_scan(x, direction)
+    assert_close(again, got, NAMES, 1e-5)
+
+
+def test_torch_knows_its_shapes() -> None:
+    x, (ahead, back) = torch.randn(2, 20, 16), (weights(16), weights(16))
+
+    def read(of: Direction) -> tuple[Tensor | None, ...]:
+        return of.conv_weight, of.conv_bias, of.x.native, of.dt.native
+
+    for arguments in ((*read(ahead), *read(back)), (*read(ahead), None, None, None, None)):
+        torch.library.opcheck(
+            torch.ops.scanlab_mixer.before_scan, (x, *arguments, 3, 13), test_utils=("test_schema", "test_faketensor")
+        )
+
+
+def test_weights_that_do_not_fit_are_refused() -> None:
+    x, direction = torch.randn(1, 40, 16), weights(16)
+    for wrong in (
+        direction._replace(x=Packed(torch.randn(12, 16))),
+        direction._replace(x=Packed(torch.randn(2, 16))),
+        direction._replace(x=Packed(torch.randn(13, 15))),
+        direction._replace(dt=Packed(torch.randn(15, 3))),
+        direction._replace(conv_weight=torch.randn(15, 4)),
+        direction._replace(conv_bias=torch.randn(15)),
+    ):
+        with pytest.raises(ProblemError):
+            mixer.before_scan(x, wrong)
