@@ -27,13 +27,14 @@ public:
         return *memory;
     }
 
-    c10::DataPtr allocate(size_t bytes) override {
+    c10::DataPtr allocate(size_t asked) override {
+        const size_t bytes = (asked + huge_page - 1) / huge_page * huge_page;
         auto* const block = new Block(reused(bytes));
         if (!block->data) *block = mapped(bytes);
         if (!block->data) {
             delete block;
             c10::profiledCPUMemoryReporter().OutOfMemory(bytes);
-            TORCH_CHECK(false, "an output of ", bytes, " bytes does not fit into memory.");
+            TORCH_CHECK(false, "an output of ", asked, " bytes does not fit into memory.");
         }
         c10::profiledCPUMemoryReporter().New(block->data, bytes);
         return {block->data, block, &give_back, c10::Device(c10::DeviceType::CPU)};
@@ -46,7 +47,7 @@ private:
         char* data = nullptr;
         size_t bytes = 0;
     };
-    static constexpr size_t page = 4 << 10, huge_page = 2 << 20, most_kept_bytes = 1 << 30;
+    static constexpr size_t huge_page = 2 << 20, most_kept_bytes = 1 << 30;
     std::mutex mutex;  // only ever tried: a fork may leave it locked for ever
     std::vector<Block> kept;
     size_t kept_bytes = 0;
@@ -65,15 +66,14 @@ private:
         return block;
     }
 
-    // Fresh memory that begins with a huge page; or none.
+    // Fresh memory of whole huge pages; or none.
     static Block mapped(size_t bytes) {
-        bytes = (bytes + page - 1) / page * page;
         void* const all = mmap(nullptr, bytes + huge_page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (all == MAP_FAILED) return {};
         const size_t before = -reinterpret_cast<uintptr_t>(all) % huge_page;
         char* const data = static_cast<char*>(all) + before;
         if (before) munmap(all, before);
-        munmap(data + bytes, huge_page - before);
+        if (before < huge_page) munmap(data + bytes, huge_page - before);
         madvise(data, bytes, MADV_HUGEPAGE);
         return {data, bytes};
     }

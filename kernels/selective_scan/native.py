@@ -58,6 +58,7 @@ extension = Extension(
             for isa, flags in reversed(ISA_FLAGS.items())
         ),
         Unit(FOLDER / "native_torch.cpp", ("-O1",)),
+        Unit(FOLDER / "native_autograd.cpp", ("-O1",)),
         Unit(FOLDER / "native.cpp"),
     ),
     headers=HEADERS,

@@ -33,11 +33,11 @@ inline constexpr int side_by_side = SCANLAB_REGISTERS / 16;
 // One vector of channels on its way back through one block of time.
 template <class T>
 struct VectorBack {
-    T *u_rows, *delta_rows, *step_size, *grad_y, *grad_drive, *grad_delta;  // [steps][lanes]
+    T *u_rows, *step_size, *slope, *grad_y, *grad_drive, *grad_delta;       // [steps][lanes]; the slope is that of softplus
     T *decays, *states;                                                     // [steps][state][parts][lanes]
     T* before;                                                              // [state][parts][lanes]
-    Rows<T> u, delta;
-    Vec<T> D, bias;
+    Rows<T> u;
+    Vec<T> D;
 };
 
 // What a walk back needs beside what a walk needs.
@@ -50,7 +50,7 @@ struct BackMemory {
     T *grad_D, *grad_bias;                              // [vectors][lanes]
     BackMemory(const TileWalk<T>& walk, Arena<T>& arena) {
         for (auto& one : vector) {
-            for (T** piece : {&one.u_rows, &one.delta_rows, &one.step_size, &one.grad_y, &one.grad_drive, &one.grad_delta})
+            for (T** piece : {&one.u_rows, &one.step_size, &one.slope, &one.grad_y, &one.grad_drive, &one.grad_delta})
                 *piece = arena.take(walk.line);
             for (T** piece : {&one.decays, &one.states}) *piece = arena.take(walk.scan.time_block * walk.numbers);
             one.before = arena.take(walk.numbers);
@@ -67,7 +67,7 @@ template <class T>
 Vec<T> finish_back(int steps, const T* y, Rows<T> u, Vec<T> D, Rows<T> z, Rows<T> grad_out, T* grad_y, Target<T> grad_z) {
     constexpr int width = lanes<T>;
     Vec<T> grad_D = {};
-    for_steps(steps, [&](auto count, int t) {
+    for_steps(steps, [&](auto count, int t) SCANLAB_ALWAYS_INLINE {
         const auto input = load_steps<T, count.value>(u, t);
         auto gradient = load_steps<T, count.value>(grad_out, t);
         if (z.first) {
@@ -90,14 +90,11 @@ template <class T, bool with_softplus>
 Vec<T> step_sizes_back(int steps, const VectorBack<T>& of, Target<T> grad_u, Target<T> grad_delta) {
     constexpr int width = lanes<T>;
     Vec<T> grad_bias = {};
-    for_steps(steps, [&](auto count, int t) {
+    for_steps(steps, [&](auto count, int t) SCANLAB_ALWAYS_INLINE {
         const auto drive = load_steps<T, count.value>({of.grad_drive, width}, t);
         const auto skip = each(load_steps<T, count.value>({of.grad_y, width}, t), [&](Vec<T> v) { return v * of.D; });
-        auto gradient = load_steps<T, count.value>({of.grad_delta, width}, t) + drive * load_steps<T, count.value>(of.u, t);
-        if constexpr (with_softplus) {
-            const auto raw = each(load_steps<T, count.value>(of.delta, t), [&](Vec<T> v) { return v + of.bias; });
-            gradient = gradient * each(raw, sigmoid(raw), [](Vec<T> x, Vec<T> s) { return x > T(20) ? broadcast(T(1)) : s; });
-        }
+        auto gradient = load_steps<T, count.value>({of.grad_delta, width}, t) * (1 / log2_e<T>) + drive * load_steps<T, count.value>(of.u, t);
+        if constexpr (with_softplus) gradient = gradient * load_steps<T, count.value>({of.slope, width}, t);
         grad_delta.put_steps(t, gradient);
         grad_u.put_steps(t, drive * load_steps<T, count.value>({of.step_size, width}, t) + skip);
 #pragma GCC unroll 8
@@ -157,8 +154,9 @@ struct WalkBack {
         const int64_t channel = walk.channel(v);
         const int channels = walk.channels(v), steps = walk.steps(begin);
         one.u = walk.rows_of(direction.u, v, begin, one.u_rows), one.D = vector_of<T>(direction.D, channel, channels);
-        one.delta = walk.rows_of(direction.delta, v, begin, one.delta_rows), one.bias = vector_of<T>(direction.delta_bias, channel, channels);
-        (scan.softplus ? step_sizes<T, true, T> : step_sizes<T, false, T>)(steps, one.delta, one.bias, one.step_size, one.u, nullptr);
+        (scan.softplus ? step_sizes<T, true, StepSize::slope_too, T> : step_sizes<T, false, StepSize::slope_too, T>)(
+            steps, walk.rows_of(direction.delta, v, begin, walk.delta_rows), vector_of<T>(direction.delta_bias, channel, channels),
+            one.step_size, one.slope, one.u, nullptr);
 
         Block<T> block = walk.block(v, begin, B, C, one.u);
         const T* kept = walk.checkpoint(d, v, begin);
@@ -168,7 +166,7 @@ struct WalkBack {
             store<T>(one.before + n * width, state);
         }
         block.delta = one.step_size, block.decays = one.decays, block.states = one.states;
-        walk.look_ahead(block, v, begin, -1, {&direction.u, &direction.delta, &direction.z, &gradient.out, &to.u, &to.delta, &to.z});
+        walk.look_ahead(block, d, v, begin, -1, {&direction.u, &direction.delta, &direction.z, &gradient.out, &to.u, &to.delta, &to.z});
         (scan.complex ? states<T, 2, true> : states<T, 1, true>)(block, scan.exp);
 
         const Rows<T> z = walk.rows_of(direction.z, v, begin, walk.z_rows), grad_out = walk.rows_of(gradient.out, v, begin, memory.out_rows);

@@ -42,14 +42,15 @@ struct WalkForward {
         const int64_t channel = walk.channel(v);
         const int channels = walk.channels(v), steps = walk.steps(begin);
         const Vec<T> bias = vector_of<T>(direction.delta_bias, channel, channels);
-        const Rows<T> u = (scan.softplus ? step_sizes<T, true, S> : step_sizes<T, false, S>)(steps, rows.delta, bias, walk.step_size, rows.u, walk.u_rows);
+        const Rows<T> u = (scan.softplus ? step_sizes<T, true, StepSize::value, S> : step_sizes<T, false, StepSize::value, S>)(
+            steps, rows.delta, bias, walk.step_size, nullptr, rows.u, walk.u_rows);
         Block<T> block = walk.block(v, begin, B, C, u);
         if (scan.checkpoints) {
             T* kept = walk.checkpoint(d, v, begin);
             for (int n = 0; n < walk.state * walk.parts; n++)
                 store_some<T>(kept + n * scan.dim, load(block.h + n * lanes<T>), channels);
         }
-        walk.look_ahead(block, v, begin, 1, {&direction.u, &direction.delta, &direction.z, &scan.out});
+        walk.look_ahead(block, d, v, begin, 1, {&direction.u, &direction.delta, &direction.z, &scan.out});
         (scan.complex ? states<T, 2, false> : states<T, 1, false>)(block, scan.exp);
         finish(steps, walk.y, u, vector_of<T>(direction.D, channel, channels), rows);
     }

@@ -163,20 +163,29 @@ SCANLAB_INLINE Pack<double, count> log1p_unit(const Pack<double, count>& e) {
     return polynomial(s * s, c) * (s + s);
 }
 
-// log(1 + exp(x)); linear above 20, where upstream leaves the logarithm out (in float it rounds away).
+// exp(-|x|).
 template <class T, int count>
-SCANLAB_INLINE Pack<T, count> softplus(const Pack<T, count>& x) {
-    const auto tail = log1p_unit(exp2<Exp::exact>(each(x, [](Vec<T> v) { return absolute<T>(v); }) * -log2_e<T>));
-    return each(x, tail, [](Vec<T> v, Vec<T> rest) {
+SCANLAB_INLINE Pack<T, count> exp_of_minus_size(const Pack<T, count>& x) {
+    return exp2<Exp::exact>(each(x, [](Vec<T> v) { return absolute<T>(v); }) * -log2_e<T>);
+}
+
+// log(1 + exp(x)) from exp(-|x|); linear above 20, where upstream leaves the logarithm out (in float it rounds away).
+template <class T, int count>
+SCANLAB_INLINE Pack<T, count> softplus(const Pack<T, count>& x, const Pack<T, count>& exp_of_minus_size) {
+    return each(x, log1p_unit(exp_of_minus_size), [](Vec<T> v, Vec<T> rest) {
         if constexpr (sizeof(T) == 8) rest = v > T(20) ? Vec<T>{} : rest;
         return at_least<T>(v, T(0)) + rest;
     });
 }
-
-// 1 / (1 + exp(-x)).
 template <class T, int count>
-SCANLAB_INLINE Pack<T, count> sigmoid(const Pack<T, count>& x) {
-    return each(exp2<Exp::exact>(x * -log2_e<T>) + T(1), [](Vec<T> q) {
+SCANLAB_INLINE Pack<T, count> softplus(const Pack<T, count>& x) {
+    return softplus(x, exp_of_minus_size(x));
+}
+
+// 1 / q for q of at least 1.
+template <class T, int count>
+SCANLAB_INLINE Pack<T, count> reciprocal(const Pack<T, count>& q) {
+    return each(q, [](Vec<T> q) {
 #if defined(__AVX512F__)
         if constexpr (sizeof(T) == 4) {
             const Vec<T> r = _mm512_rcp14_ps(q);
@@ -186,6 +195,25 @@ SCANLAB_INLINE Pack<T, count> sigmoid(const Pack<T, count>& x) {
 #endif
             return T(1) / q;
     });
+}
+
+// 1 / (1 + exp(-x)).
+template <class T, int count>
+SCANLAB_INLINE Pack<T, count> sigmoid(const Pack<T, count>& x) {
+    return reciprocal(exp2<Exp::exact>(x * -log2_e<T>) + T(1));
+}
+
+// The derivative of softplus at x from exp(-|x|): sigmoid, and 1 where softplus is linear.
+template <class T, int count>
+SCANLAB_INLINE Pack<T, count> softplus_slope(const Pack<T, count>& x, const Pack<T, count>& exp_of_minus_size) {
+    const auto large = reciprocal(exp_of_minus_size + T(1)), small = exp_of_minus_size * large;  // sigmoid(|x|), sigmoid(-|x|)
+    Pack<T, count> slope;
+#pragma GCC unroll 8
+    for (int i = 0; i < count; i++) {
+        const Vec<T> v = x.of[i], part = v >= T(0) ? large.of[i] : small.of[i];
+        slope.of[i] = v > T(20) ? broadcast(T(1)) : part;
+    }
+    return slope;
 }
 
 // sin(x) and cos(x): x less its multiple of pi/2, then Taylor series on [-pi/4, pi/4], whose remainders are

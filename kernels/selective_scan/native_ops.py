@@ -1,4 +1,4 @@
-"""What torch must know about the native ops beside their kernels: shapes without data, and gradients."""
+"""What torch must know about the native ops beside their kernels and gradients: shapes without data."""
 
 from __future__ import annotations
 
@@ -10,20 +10,18 @@ from torch import Tensor
 
 from scanlab.errors import ProblemError
 from scanlab.kernels.extension import Extension
-from scanlab.kernels.scan_ops import TENSORS, directions, gradients_by, keep_for_backward
+from scanlab.kernels.scan_ops import TENSORS, directions
 
 TIME_BLOCK = TENSORS + 3  # after softplus, reverse and threads
 
 
 @functools.cache
 def load(extension: Extension) -> None:
-    """Load the compiled ops of `extension` and register their shapes and gradients; once in a process."""
+    """Load the compiled ops of `extension` and register their shapes; once in a process."""
     extension.load()
     torch.library.register_fake("scanlab::scan", scan_shapes)
     torch.library.register_fake("scanlab::scan_with_checkpoints", scan_with_checkpoints_shapes)
     torch.library.register_fake("scanlab::scan_backward", scan_backward_shapes)
-    gradients = gradients_by(torch.ops.scanlab.scan_backward)
-    torch.library.register_autograd("scanlab::scan_with_checkpoints", gradients, setup_context=keep_for_backward)
 
 
 def expect_one_device(*tensors: Tensor | None) -> None:

@@ -275,52 +275,65 @@ SCANLAB_INLINE void transpose(Vec<T> (&rows)[lanes<T>]) {
     }
 }
 
-// Lane i of the result is the sum of the lanes of rows[i]: a transpose that adds the halves of each round.
+// Elements of the parts of a register between which moving costs more than within them.
 template <class T>
-SCANLAB_INLINE Vec<T> sums(Vec<T> (&rows)[lanes<T>]) {
-    constexpr int width = lanes<T>;
-    typename CountTo<width>::type all;
-#pragma GCC unroll 4
-    for (int half = width / 2; half > 0; half /= 2) {
-#pragma GCC unroll 8
-        for (int i = 0; i < half; i++)
-            rows[i] = interleaved<0>(rows[i], rows[i + half], all) + interleaved<width / 2>(rows[i], rows[i + half], all);
-    }
-    return rows[0];
+inline constexpr int part = 16 / sizeof(T);
+
+// The elements `from` parts of each part of a, in turn with those of b.
+template <class T, int from, int... lane>
+SCANLAB_INLINE Vec<T> interleaved_parts(Vec<T> a, Vec<T> b, Lanes<lane...>) {
+    constexpr int size = part<T>, width = sizeof...(lane);
+    return __builtin_shufflevector(a, b, (lane / size * size + lane % size / 2 + from + lane % 2 * width)...);
 }
 
-template <int by, class V, int... lane>
-SCANLAB_INLINE V rotated(V a, Lanes<lane...>) {
-    return __builtin_shufflevector(a, a, ((lane + by) % int(sizeof...(lane)))...);
+// Every second part of a and b in a row, the first or the second of each pair.
+template <class T, int first, int... lane>
+SCANLAB_INLINE Vec<T> every_second_part(Vec<T> a, Vec<T> b, Lanes<lane...>) {
+    constexpr int size = part<T>;
+    return __builtin_shufflevector(a, b, ((lane / size * 2 + first) * size + lane % size)...);
+}
+
+// Lane i of the result is the sum of the lanes of rows[i % count].
+template <class T, int count>
+SCANLAB_INLINE Vec<T> sums(const Vec<T>* rows) {
+    constexpr int width = lanes<T>, size = part<T>, groups = count < size ? 1 : count / size;
+    typename CountTo<width>::type all;
+    Vec<T> groups_of[groups];  // first within the parts: the sums of `size` rows in each part
+#pragma GCC unroll 8
+    for (int group = 0; group < groups; group++) {
+        Vec<T> some[size];
+#pragma GCC unroll 4
+        for (int i = 0; i < size; i++) some[i] = rows[group * size + i % count];
+#pragma GCC unroll 2
+        for (int half = size / 2; half > 0; half /= 2)
+#pragma GCC unroll 2
+            for (int i = 0; i < half; i++)
+                some[i] = interleaved_parts<T, 0>(some[i], some[i + half], all) + interleaved_parts<T, size / 2>(some[i], some[i + half], all);
+        groups_of[group] = some[0];
+    }
+    int left = groups;  // then over the parts: the sums of pairs of parts
+#pragma GCC unroll 2
+    for (int parts = width / size; parts > 1; parts /= 2) {
+        const int second = left > 1;
+        left = (left + 1) / 2;
+#pragma GCC unroll 4
+        for (int i = 0; i < left; i++) {
+            const Vec<T> a = groups_of[2 * i], b = groups_of[2 * i + second];
+            groups_of[i] = every_second_part<T, 0>(a, b, all) + every_second_part<T, 1>(a, b, all);
+        }
+    }
+    return groups_of[0];
 }
 
 // Element i from `to` on becomes the sum of the lanes of rows[i], added to what is there if asked; at least one
 // whole vector is written.
 template <class T, int count>
-SCANLAB_INLINE void sum_rows(Vec<T> (&rows)[count], T* to, bool add) {
-    constexpr int width = lanes<T>;
-    typename CountTo<width>::type all;
-    if constexpr (count >= width) {
+SCANLAB_INLINE void sum_rows(const Vec<T> (&rows)[count], T* to, bool add) {
+    constexpr int width = lanes<T>, each = count < width ? count : width;
 #pragma GCC unroll 16
-        for (int first = 0; first < count; first += width) {
-            Vec<T> some[width];
-#pragma GCC unroll 16
-            for (int i = 0; i < width; i++) some[i] = rows[first + i];
-            const Vec<T> total = sums<T>(some);
-            store<T>(to + first, add ? load(to + first) + total : total);
-        }
-    } else {
-#pragma GCC unroll 4
-        for (int half = count / 2; half > 0; half /= 2) {
-#pragma GCC unroll 8
-            for (int i = 0; i < half; i++)
-                rows[i] = interleaved<0>(rows[i], rows[i + half], all) + interleaved<width / 2>(rows[i], rows[i + half], all);
-        }
-        Vec<T> total = rows[0];
-        if constexpr (width >= 2 * count) total += rotated<width / 2>(total, all);
-        if constexpr (width >= 4 * count) total += rotated<width / 4>(total, all);
-        if constexpr (width >= 8 * count) total += rotated<width / 8>(total, all);
-        store<T>(to, add ? load(to) + total : total);
+    for (int first = 0; first < count; first += each) {
+        const Vec<T> total = sums<T, each>(rows + first);
+        store<T>(to + first, add ? load(to + first) + total : total);
     }
 }
 

@@ -83,7 +83,7 @@ struct Block {
     const T* A;        // [state][parts][lanes]; the real part times log2(e)
     T* h;              // [state][parts][lanes]: before the first step, and after the last one
     Rows<T> B, C;
-    Lines next[7];     // what the next block reads and writes
+    Lines next[8];     // what the next block reads and writes
     int nexts;
     T* decays;         // [steps][state][parts][lanes], kept for the way back; or none
     T* states;         // [steps][state][parts][lanes]: h after each step
@@ -94,7 +94,7 @@ template <class T>
 struct BlockGradient {
     const T* y;        // [steps][lanes]: the gradient of <C, h>
     T* drive;          // [steps][lanes]: of delta' u
-    T* delta;          // [steps][lanes]: of delta' in the decays
+    T* delta;          // [steps][lanes]: of delta' in the decays, times log2(e)
     T* h;              // [state][parts][lanes]: of h after the last step, and before the first one
     T* A;              // [state][parts][lanes]
     T *B, *C;          // [state][parts][lanes], where constant
@@ -254,7 +254,7 @@ void some_states_back(const Block<T>* blocks, const BlockGradient<T>* gradients,
                 if constexpr (parts == 2) rate.part[1] *= log2_e<T>;
                 grad_delta[n % 2] = plus_real_product(grad_delta[n % 2], e, conjugate(rate));
             }
-            const Vec<T> from_drive = grad_drive[0] + grad_drive[1], from_decay = (grad_delta[0] + grad_delta[1]) * (1 / log2_e<T>);
+            const Vec<T> from_drive = grad_drive[0] + grad_drive[1], from_decay = grad_delta[0] + grad_delta[1];
             store<T>(gradient.drive + t * width, first == 0 ? from_drive : load(gradient.drive + t * width) + from_drive);
             store<T>(gradient.delta + t * width, first == 0 ? from_decay : load(gradient.delta + t * width) + from_decay);
         }

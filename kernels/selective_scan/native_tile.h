@@ -130,12 +130,17 @@ struct TileWalk {
     }
 
     // Tells a block what comes after it: vectors of channels come first, then time, which `time_step` blocks go by.
-    void look_ahead(Block<T>& block, int v, int64_t begin, int time_step, std::initializer_list<const Channels*> tensors) const {
+    void look_ahead(Block<T>& block, int d, int v, int64_t begin, int time_step, std::initializer_list<const Channels*> tensors) const {
         const bool last_vector = v + 1 == vectors();
         const int64_t later = begin + int64_t(time_step) * scan.time_block;
         const int64_t next_begin = last_vector && later >= 0 && later < scan.length ? later : begin;
+        const int next = last_vector ? 0 : v + 1;
         for (const Channels* tensor : tensors)
-            if (tensor->data) block.next[block.nexts++] = lines_of(block_of(*tensor, last_vector ? tile.channel : channel(v + 1), next_begin));
+            if (tensor->data) block.next[block.nexts++] = lines_of(block_of(*tensor, channel(next), next_begin));
+        if (scan.checkpoints) {
+            const int64_t row_bytes = scan.dim * sizeof(T);
+            block.next[block.nexts++] = {reinterpret_cast<char*>(checkpoint(d, next, next_begin)), row_bytes, scan.state * parts > 16 ? 16 * row_bytes : 0};
+        }
     }
 
     Block<T> block(int v, int64_t begin, Rows<T> B, Rows<T> C, Rows<T> u) const {
@@ -175,12 +180,20 @@ SCANLAB_INLINE void store_steps(T* to, const Pack<T, count>& steps) {
     for (int i = 0; i < count; i++) store<T>(to + i * lanes<T>, steps.of[i]);
 }
 
-// delta' of a block; returns the rows of u as T, copied on the way where S is not T.
-template <class T, bool with_softplus, class S>
-Rows<T> step_sizes(int steps, Rows<S> delta, Vec<T> bias, T* to, Rows<S> u, T* u_buffer) {
+// What is wanted of a step size: itself, or its derivative too.
+enum class StepSize { value, slope_too };
+
+// delta' of a block, and after softplus its derivative where asked for; returns the rows of u as T, copied on the way
+// where S is not T.
+template <class T, bool with_softplus, StepSize wanted, class S>
+Rows<T> step_sizes(int steps, Rows<S> delta, Vec<T> bias, T* to, T* slopes, Rows<S> u, T* u_buffer) {
     for_steps(steps, [=](auto count, int t) SCANLAB_ALWAYS_INLINE {
         auto step = each(load_steps<T, count.value>(delta, t), [=](Vec<T> v) { return v + bias; });
-        if constexpr (with_softplus) step = softplus(step);
+        if constexpr (with_softplus) {
+            const auto power = exp_of_minus_size(step);
+            if constexpr (wanted == StepSize::slope_too) store_steps(slopes + t * lanes<T>, softplus_slope(step, power));
+            step = softplus(step, power);
+        }
         store_steps(to + t * lanes<T>, step);
         if constexpr (sizeof(S) != sizeof(T)) store_steps(u_buffer + t * lanes<T>, load_steps<T, count.value>(u, t));
     });

@@ -7,7 +7,6 @@
 #include <ATen/ops/resolve_conj.h>
 #include <ATen/ops/resolve_neg.h>
 #include <ATen/ops/view_as_real.h>
-#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
 #include "large_memory.h"
@@ -46,7 +45,7 @@ void expect(const Tensor& tensor, const char* name, at::IntArrayRef shape, Scala
 // A tensor to be written: `tensor`, or another like it where that is large. No page of it was touched so far.
 Tensor fresh(const Tensor& tensor) {
 #if defined(__linux__)
-    constexpr size_t large_bytes = 4 << 20;
+    constexpr size_t large_bytes = 512 << 10;
     if (tensor.nbytes() >= large_bytes)
         return Tensor(at::detail::empty_strided_generic(tensor.sizes(), tensor.strides(), &LargeMemory::instance(),
                                                         c10::DispatchKeySet(c10::DispatchKey::CPU), tensor.scalar_type()));
@@ -276,10 +275,4 @@ TORCH_LIBRARY_IMPL(scanlab, CPU, m) {
     m.impl("scan", torch::CppFunction::makeFromBoxedFunction<&scanlab::scan_boxed<false>>());
     m.impl("scan_with_checkpoints", torch::CppFunction::makeFromBoxedFunction<&scanlab::scan_boxed<true>>());
     m.impl("scan_backward", torch::CppFunction::makeFromBoxedFunction<&scanlab::backward_boxed>());
-}
-
-// What has no derivative says so instead of counting as constant: a scan that kept no checkpoints, and gradients.
-TORCH_LIBRARY_IMPL(scanlab, Autograd, m) {
-    m.impl("scan", torch::autograd::autogradNotImplementedFallback());
-    m.impl("scan_backward", torch::autograd::autogradNotImplementedFallback());
 }
