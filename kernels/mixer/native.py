@@ -11,7 +11,7 @@ from scanlab.kernels.native import HEADERS, ISA_FLAGS, THREADING, chosen_isa
 
 FOLDER = Path(__file__).parent
 HEADER_NAMES = (
-    *("mixer", "ops", "tiles"),
+    *("mixer", "ops", "conv_call", "tiles"),
     *("conv", "packed_linear", "before_scan", "norm", "state_update", "thin_linear"),
 )
 SHARED_HEADERS = tuple(header for header in HEADERS if header.name in ("native.h", "native_simd.h", "native_math.h"))
@@ -21,6 +21,7 @@ extension = Extension(
     units=(
         Unit(FOLDER / "ops.cpp", ("-O1",)),
         Unit(FOLDER / "ops_cpu.cpp", ("-O1",)),
+        Unit(FOLDER / "products_cpu.cpp", ("-O1",)),
         *(Unit(FOLDER / "kernels.cpp", (f"-DSCANLAB_ISA={isa}", *flags)) for isa, flags in reversed(ISA_FLAGS.items())),
     ),
     headers=(

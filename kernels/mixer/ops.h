@@ -70,9 +70,6 @@ Tensor mixer_step_output(const Tensor& projected, const Tensor& conv_state, cons
                          const Maybe& conv_bias, const Tensor& x_weight, const Tensor& dt_weight, const Maybe& dt_bias,
                          const Tensor& A_log, const Tensor& D);
 
-// A number that changes, but for a coincidence of 2^-64, with every weight that is another one or was changed in place.
-int64_t fingerprint(const std::vector<Tensor>& weights);
-
 // Of float32; beyond, at::linear is as fast.
 inline constexpr int64_t most_thin_rows = 8;
 
