@@ -1,5 +1,7 @@
 """What a GPU can do at most, measured: bytes copied in a second, and exponentials of its special-function unit."""
 
+import gpu_timing
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -7,7 +9,6 @@ import triton.language as tl
 WARPS = 4
 VALUES = 16  # of one thread, so that none waits for another
 TURNS = 4096
-COPIED_BYTES = 2**30
 
 
 @triton.jit
@@ -20,15 +21,17 @@ def exponentials(out, turns, SIZE: tl.constexpr):
     tl.store(out + tl.program_id(0) * SIZE + at, x)
 
 
-def exponential_calls() -> tuple[torch.cuda.Event | object, int]:
+def exponential_call() -> tuple[gpu_timing.Call, int]:
     """A call that computes nothing but exponentials, and how many: eight programs for each multiprocessor."""
     programs, size = 8 * torch.cuda.get_device_properties().multi_processor_count, 32 * WARPS * VALUES
     out = torch.empty(programs * size, device="cuda")
     return lambda: exponentials[(programs,)](out, TURNS, SIZE=size, num_warps=WARPS), programs * size * TURNS
 
 
-def copy_calls() -> tuple[object, int]:
-    """A call that copies, and how many bytes it reads and writes."""
-    one = torch.empty(COPIED_BYTES // 2, dtype=torch.uint8, device="cuda")
-    other = torch.empty_like(one)
-    return lambda: other.copy_(one), COPIED_BYTES
+def ceilings_s() -> tuple[float, float]:
+    """Seconds of a byte copied and of an exponential, at best."""
+    copy, exponential = (
+        float(np.median(gpu_timing.times_s([call]).gpu_s)) / count
+        for call, count in (gpu_timing.copy_call(), exponential_call())
+    )
+    return copy, exponential

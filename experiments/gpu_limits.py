@@ -3,16 +3,22 @@
 The floor of a scan is the larger of two times: its bytes at the speed at which this GPU copies, and its exponentials
 at the rate of its special-function unit, both measured here; that of the convolution and of the norm is their bytes.
 Every configuration is held to the oracle before it is timed, and the ops around the scan to PyTorch's. Times are
-medians of CUDA events over inputs that take turns, so that no cache keeps them. Official is mamba_ssm's CUDA scan,
-where it is installed, run once in each direction. Vision Mamba computes with all of these kernels; where they cannot
-serve nothing is measured. Needs an NVIDIA GPU; without one nothing is measured and nothing is written.
+medians of CUDA events (`gpu_timing.py`). Official is mamba_ssm's CUDA scan, where it is installed, in the layout that
+it was written for and once in each direction. Vision Mamba computes with all of these kernels; where they cannot serve
+nothing is measured. The page is written anew after every shape: first the defaults of all of them, then the tuned ones
+for as long as the budget lasts. What fails gets a row that says how. Needs an NVIDIA GPU; without one nothing is
+measured and nothing is written.
 
-    python experiments/gpu_limits.py --drawn 24
+    python experiments/gpu_limits.py --budget 8m
 """
 
+import functools
 import importlib.util
-import random
-from collections.abc import Callable, Sequence
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
@@ -23,15 +29,16 @@ import pandas as pd
 import torch
 import typer
 import vim_vs_deit
+from gpu_timing import ROTATION, calls_of, inputs_of, times_s, way_back
+from gpu_tuning import proven, tuned
 
 from scanlab import mixer
-from scanlab.errors import RejectedError
+from scanlab.cli.budget import parse_duration
 from scanlab.kernels import directions, reference, triton
-from scanlab.lab.verify import expectation, verify
-from scanlab.problem import DTYPES, ScanInputs, ScanProblem, make_inputs
-from scanlab.space import Config, config_key
+from scanlab.problem import DTYPES, ScanInputs, ScanOutput, ScanProblem
+from scanlab.report.tables import config_text
+from scanlab.report.units import between, milliseconds, per_second
 
-NO_GPU = "gpu_limits measures a GPU, and none can be used here: {}"
 WAYS = "bidirectional"
 SHAPES = {
     "Vim-tiny 224, batch 64": {"batch": 64, "dim": 384, "length": 197, "direction": WAYS},
@@ -43,22 +50,10 @@ SHAPES = {
     "Mamba-130m, batch 8": {"batch": 8, "dim": 1536, "length": 2048},
     "Mamba-2.8b, batch 1": {"batch": 1, "dim": 5120, "length": 8192},
 }
-ROTATION, REPEATS = 3, 30
+DEVICE = "cuda"
+Row = dict[str, object]
 Pair = Callable[[], tuple[torch.Tensor, torch.Tensor]]
 IMAGES = {224: 64, 1248: 4}  # side in pixels: batch
-
-
-def times_s(calls: Sequence[Callable[[], object]], repeats: int = REPEATS) -> np.ndarray:
-    """Seconds of calls that take turns, by CUDA events; the first turn of all warms up."""
-    taken = []
-    for turn in range(len(calls) + repeats):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        calls[turn % len(calls)]()
-        end.record()
-        end.synchronize()
-        taken.append(begin.elapsed_time(end) / 1e3)
-    return np.array(taken[len(calls) :])
 
 
 def floor_s(problem: ScanProblem, copy_s: float, exponential_s: float) -> float:
@@ -68,28 +63,6 @@ def floor_s(problem: ScanProblem, copy_s: float, exponential_s: float) -> float:
     elements = problem.state_updates // problem.state
     items = 7 if problem.gradients else 4  # u, delta, z, out; the way back reads four and writes three
     return max(items * item * elements * copy_s, (problem.state_updates + 2 * elements) * exponential_s)
-
-
-def calls_of(problem: ScanProblem, run: Callable[..., object]) -> list[Callable[[], object]]:
-    """Calls of a scan on inputs that take turns; with gradients, of the way back alone."""
-    calls: list[Callable[[], object]] = []
-    for seed in range(ROTATION):
-        inputs = make_inputs(problem, seed)
-        if not problem.gradients:
-            calls.append(lambda inputs=inputs: run(*inputs))
-            continue
-        leaves = tuple(
-            each.with_tensors(**{name: tensor.requires_grad_() for name, tensor in each.tensors().items()})
-            for each in inputs
-        )
-        calls.append(way_back(run(*leaves)[:1], [tensor for each in leaves for tensor in each.tensors().values()]))
-    return calls
-
-
-def way_back(outs: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor]) -> Callable[[], tuple[torch.Tensor, ...]]:
-    """A call that computes the gradients of the leaves anew each time."""
-    weights = [torch.randn_like(out) for out in outs]
-    return lambda: torch.autograd.grad(outs, leaves, weights, retain_graph=True)
 
 
 def convolutions(problem: ScanProblem, seed: int) -> tuple[Pair, list[torch.Tensor]]:
@@ -111,9 +84,10 @@ def norms(problem: ScanProblem, seed: int) -> tuple[Pair, list[torch.Tensor]]:
     return lambda: mixer.add_norm(*leaves), leaves
 
 
-def neighbour_rows(name: str, problem: ScanProblem, copy_s: float) -> list[dict[str, object]]:
+def neighbour_rows(name: str, problem: ScanProblem, copy_s: float) -> list[Row]:
     """A row for each op around the scan and for PyTorch in its place, each way; raises where the two disagree."""
-    rows, elements = [], problem.batch * problem.dim * problem.length
+    rows: list[Row] = []
+    elements = problem.batch * problem.dim * problem.length
     for noun, (make, forth, back) in NEIGHBOURS.items():
         truth: list[torch.Tensor] | None = None
         for kind, where in {"plain PyTorch": mixer.in_torch, "triton": nullcontext}.items():
@@ -130,7 +104,7 @@ def neighbour_rows(name: str, problem: ScanProblem, copy_s: float) -> list[dict[
             for way, items in (("forward", forth), ("backward", back)):
                 row = {"shape": name, "way": way, "dtype": "float32", "run": f"{noun}, {kind}"}
                 floor = items * 4 * elements * copy_s
-                rows.append(row | common.quartiles_s(taken[way]) | {"floor_s": floor})
+                rows.append(row | taken[way].columns() | {"floor_s": floor})
     return rows
 
 
@@ -138,131 +112,171 @@ def neighbour_rows(name: str, problem: ScanProblem, copy_s: float) -> list[dict[
 NEIGHBOURS = {"convolutions": (convolutions, 3, 4), "add and norm": (norms, 2, 2)}
 
 
-def proven(problem: ScanProblem, config: Config) -> Callable[..., object]:
-    """The scan under a configuration, after it agreed with the oracle at a batch of 1; raises where it does not."""
-    small = problem.replace(batch=1, dim=128, length=min(problem.length, 400))
-    verdict = verify(triton.backend.build(small, config), expectation(small, make_inputs(small)))
-    if not verdict.passed:
-        raise RejectedError(f"{config_key(config)} is wrong: {verdict.reason}")
-    return triton.backend.build(problem, config)
-
-
-def candidates(problem: ScanProblem, count: int) -> list[Config]:
-    """Legal configurations drawn at random, each tunable from its own values."""
-    drawn: list[Config] = []
-    random.seed(0)
-    space = triton.backend.space
-    while len(drawn) < count:
-        config = {choice.name: random.choice(choice.values) for choice in space.choices}
-        if not problem.gradients:
-            config |= {name: space.defaults[name] for name in triton.FOR_GRADIENTS}
-        if space.forbids(config, problem) is None and config not in drawn:
-            drawn.append(config)
-    return drawn
-
-
-def tuned(problem: ScanProblem, count: int) -> tuple[Config, int]:
-    """The fastest of the default and `count` drawn configurations, and how many were refused before they ran."""
-    best, best_s, refused = triton.backend.space.defaults, np.inf, 0
-    for config in [best, *candidates(problem, count)]:
-        try:
-            taken = float(np.median(times_s(calls_of(problem, proven(problem, config)), repeats=ROTATION * 2)))
-        except RejectedError as error:
-            print(error)
-            refused += 1
-            continue
-        if taken < best_s:
-            best, best_s = config, taken
-    return best, refused
-
-
-def plain(problem: ScanProblem) -> Callable[..., object]:
+def plain(problem: ScanProblem) -> Callable[..., ScanOutput]:
     """The loop over time in PyTorch."""
     return directions.directed(lambda inputs: reference.scan(inputs, problem), problem)
 
 
-def official(problem: ScanProblem) -> Callable[..., object] | None:
-    """mamba_ssm's CUDA scan, once in each direction, or None where it is not installed."""
-    if importlib.util.find_spec("selective_scan_cuda") is None:
-        return None
+def official(problem: ScanProblem) -> Callable[..., ScanOutput]:
+    """mamba_ssm's CUDA scan, once in each direction."""
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
-    def forward(inputs: ScanInputs) -> object:
+    def forward(inputs: ScanInputs) -> ScanOutput:
         given = inputs._asdict()
         given.pop("initial_state")
         out = selective_scan_fn(**given, delta_softplus=problem.delta_softplus, return_last_state=True)
-        return triton.ScanOutput(*out)
+        return ScanOutput(*out)
 
     return directions.directed(forward, problem)
 
 
-def scan_rows(
-    name: str, problem: ScanProblem, count: int, copy_s: float, exponential_s: float
-) -> list[dict[str, object]]:
-    """A row for each implementation: quartiles, and the share of the floor."""
-    best, refused = tuned(problem, count)
-    runs = {
-        "triton, default": proven(problem, {}),
-        f"triton, tuned: {config_key(best)}, {refused} refused": proven(problem, best),
-        "plain PyTorch": plain(problem),
-        "official CUDA": official(problem),
+def scan_row(
+    name: str, problem: ScanProblem, kind: str, build: Callable[[ScanProblem], Callable[..., ScanOutput]], floor: float
+) -> Row:
+    """The row of one implementation, on inputs in the layout that it was written for."""
+    rotation = ROTATION if build is not plain else 1  # the graph of a loop in PyTorch keeps every step
+    drawn = [inputs_of(problem, seed) for seed in range(rotation)]
+    way = "backward" if problem.gradients else "forward"
+    row = {"shape": name, "way": way, "dtype": problem.dtype, "run": kind}
+    return row | times_s(calls_of(problem, build(problem), drawn)).columns() | {"floor_s": floor}
+
+
+def rivals() -> dict[str, tuple[str, Callable[[ScanProblem], Callable[..., ScanOutput]]]]:
+    """What is timed beside the tuned scan: its layout, and how it is built."""
+    found = {
+        "triton, default": ("dim_last", lambda problem: proven(problem, triton.backend.space.defaults)),
+        "plain PyTorch": ("length_last", plain),
     }
-    least = floor_s(problem, copy_s, exponential_s)
-    rows = []
-    for kind, run in runs.items():
-        if run is not None:
-            quartiles = common.quartiles_s(times_s(calls_of(problem, run)))
-            way = "backward" if problem.gradients else "forward"
-            rows.append({"shape": name, "way": way, "dtype": problem.dtype, "run": kind, **quartiles, "floor_s": least})
+    if importlib.util.find_spec("selective_scan_cuda") is not None:
+        found["official CUDA"] = ("length_last", official)
+    return found
+
+
+def attempted(what: Row, measure: Callable[[], list[Row]]) -> list[Row]:
+    """The rows that are measured, or one that says what became of them; raises where the GPU is lost with them."""
+    try:
+        rows = measure()
+    except Exception as error:  # noqa: BLE001 - a crash becomes a row, so that the others are still measured
+        print(f"{what}: {type(error).__name__}: {error}", flush=True)
+        rows = [what | {"run": f"{what['run']}: {type(error).__name__}"}]
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    for row in rows:
+        print(
+            "  ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()), flush=True
+        )
     return rows
 
 
-def image_rows() -> list[dict[str, object]]:
-    """Images per second of Vim and of DeiT with SDPA and eager attention, in bfloat16 where torch sees fit."""
-    rows = []
-    for size, batch in IMAGES.items():
-        for name in vim_vs_deit.MODELS:
-            with torch.device("cuda"), torch.autocast("cuda", torch.bfloat16):
-                taken = common.quartiles_s(times_s([vim_vs_deit.ready(name, size, "triton", batch)]))
-            rows.append({"shape": f"{size} x {size}, batch {batch}", "run": name, **taken, "images": batch})
-    return rows
+def image_row(name: str, size: int, batch: int) -> Row:
+    """Images per second of a model in bfloat16 where torch sees fit."""
+    with torch.device(DEVICE), torch.autocast(DEVICE, torch.bfloat16):
+        taken = times_s([vim_vs_deit.ready(name, size, "triton", batch)])
+    return {"shape": f"{size} x {size}, batch {batch}", "run": name, **taken.columns(), "images": batch}
 
 
-def table(rows: list[dict[str, object]]) -> pd.DataFrame:
+COLUMNS = ["shape", "way", "dtype", "run", "quartile1_s", "median_s", "quartile3_s", "host_s", "floor_s", "images"]
+
+
+def table(rows: list[Row]) -> pd.DataFrame:
     """The rows with shares of the floor and images per second, where these mean anything."""
-    frame = pd.DataFrame(rows)
+    frame = pd.DataFrame(rows).reindex(columns=COLUMNS)
     frame["share_of_floor"] = frame.floor_s / frame.median_s
     frame["images_per_s"] = frame.images / frame.median_s
     return frame
 
 
+def spelled(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table as text."""
+    in_ms = 1e3 * frame[["quartile1_s", "median_s", "quartile3_s", "host_s", "floor_s"]].astype(float)
+    quartiles = zip(in_ms.quartile1_s, in_ms.quartile3_s, strict=True)
+    return pd.DataFrame(
+        {
+            **{name: frame[name].fillna("") for name in ("shape", "way", "dtype", "run")},
+            "median": in_ms.median_s.map(milliseconds),
+            "quartiles": [between(low, high, milliseconds) for low, high in quartiles],
+            "of the host": in_ms.host_s.map(milliseconds),
+            "floor": in_ms.floor_s.map(milliseconds),
+            "share of the floor": [("" if np.isnan(share) else f"{share:.0%}") for share in frame.share_of_floor],
+            "images": frame.images_per_s.astype(float).map(per_second),
+        }
+    )
+
+
+def measured(drawn: int, budget_s: float, compilers: Executor, ceilings: tuple[float, float]) -> Iterator[list[Row]]:
+    """The rows of every step: all shapes at the defaults, the ops around the scan, whole models, tuned scans."""
+    deadline = time.monotonic() + budget_s
+    problems = [
+        (name, ScanProblem(**shape, device=DEVICE, layout="dim_last", gradients=gradients))  # type: ignore[arg-type]
+        for gradients in (False, True)
+        for name, shape in SHAPES.items()
+    ]
+    for name, problem in problems:
+        floor = floor_s(problem, *ceilings)
+        for kind, (layout, build) in rivals().items():
+            asked = problem.replace(layout=layout)
+            row = functools.partial(scan_row, name, asked, kind, build, floor)
+            yield attempted({"shape": name, "run": kind}, lambda row=row: [row()])
+    for name, problem in problems:
+        if problem.direction == WAYS and not problem.gradients:
+            rows = functools.partial(neighbour_rows, name, problem, ceilings[0])
+            yield attempted({"shape": name, "run": "the ops around the scan"}, rows)
+    for size, batch in IMAGES.items():
+        for name in vim_vs_deit.MODELS:
+            image = functools.partial(image_row, name, size, batch)
+            yield attempted({"shape": f"{size} x {size}, batch {batch}", "run": name}, lambda image=image: [image()])
+    for number, (name, problem) in enumerate(problems):
+        now = time.monotonic()
+        until = now + (deadline - now) / (len(problems) - number)
+        if now > deadline:
+            print(f"no time is left to tune {name}", flush=True)
+            continue
+        yield attempted(
+            {"shape": name, "run": "triton, tuned"},
+            functools.partial(tuned_rows, name, problem, drawn, until, compilers, floor_s(problem, *ceilings)),
+        )
+
+
+def tuned_rows(
+    name: str, problem: ScanProblem, count: int, until_s: float, compilers: Executor, floor: float
+) -> list[Row]:
+    """The row of the fastest configuration that was found."""
+    best, said = tuned(problem, count, until_s, compilers)
+    default = triton.settled(triton.backend.space.defaults, problem)
+    changed = config_text({name: value for name, value in best.items() if value != default[name]}) or "as the default"
+    return [scan_row(name, problem, f"triton, tuned: {changed}; {said}", lambda each: proven(each, best), floor)]
+
+
+def unusable() -> str | None:
+    """Why there is nothing to measure here, or None."""
+    if triton.INTERPRETED:
+        return "the interpreter is switched on; unset TRITON_INTERPRET."
+    return triton.unavailable() or (None if mixer.implementation("cuda") == "triton" else mixer.explain())
+
+
 def main(
     drawn: Annotated[int, typer.Option(help="Configurations drawn for each shape beside the default.")] = 24,
+    budget: Annotated[str, typer.Option(help="When to tune no further.")] = "8m",
     out: Path = common.RESULTS / "gpu_limits",
 ) -> None:
-    """Measure the ceilings and every shape, and write the table."""
-    reason = triton.unavailable() or (triton.INTERPRETED and "the interpreter is switched on; unset TRITON_INTERPRET.")
-    if reason:
-        raise SystemExit(NO_GPU.format(reason))
-    if mixer.implementation("cuda") != "triton":
-        raise SystemExit(NO_GPU.format(mixer.explain()))
+    """Measure the ceilings and every shape, and write the table after each step."""
+    reason = unusable()
+    if reason is not None:
+        raise SystemExit(f"gpu_limits measures a GPU, and none can be used here: {reason}")
     import gpu_ceiling
 
-    (copy, moved), (compute, computed) = gpu_ceiling.copy_calls(), gpu_ceiling.exponential_calls()
-    copy_s, exponential_s = (float(np.median(times_s([call]))) / n for call, n in ((copy, moved), (compute, computed)))
-    rows = []
-    for name, shape in SHAPES.items():
-        for gradients in (False, True):
-            problem = ScanProblem(**shape, device="cuda", layout="dim_last", gradients=gradients)  # type: ignore[arg-type]
-            rows += scan_rows(name, problem, drawn, copy_s, exponential_s)
-        if problem.direction == WAYS:
-            rows += neighbour_rows(name, problem, copy_s)
-    rows += image_rows()
-    frame = table(rows)
-    ceilings = f"{1e-9 / copy_s:.0f} GB/s copied, {1e-9 / exponential_s:.0f} G exponentials/s"
-    caption = f"{torch.cuda.get_device_name()}; {common.setting()}; {ceilings}; {mixer.explain()}"
-    common.write_page(out, __doc__, caption, {}, {"Limits": frame}, frame)
-    print(frame.to_string(index=False))
+    setting = common.setting()
+    ceilings = gpu_ceiling.ceilings_s()
+    limits = f"{1e-9 / ceilings[0]:.0f} GB/s copied, {1e-9 / ceilings[1]:.0f} G exponentials/s"
+    caption = f"{torch.cuda.get_device_name()}; {setting}; {limits}; {mixer.explain()}"
+    print(caption, flush=True)
+    rows: list[Row] = []
+    workers = max(1, (os.cpu_count() or 1) - 2)
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as compilers:
+        for found in measured(drawn, parse_duration(budget), compilers, ceilings):
+            rows += found
+            frame = table(rows)
+            common.write_page(out, __doc__, caption, {}, {"Limits": spelled(frame)}, frame)
 
 
 if __name__ == "__main__":

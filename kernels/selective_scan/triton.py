@@ -71,7 +71,7 @@ def settled(config: Config, problem: ScanProblem) -> dict[str, Value]:
         ("segments", "lanes", "channels", int(config["warps"]), 3.0, 0.9),
         ("back_segments", "back_lanes", "back_channels", 1, 2.0, 0.25),
     ):
-        if config[name] == 0:
+        if config[name] == 0 and (problem.gradients or name not in FOR_GRADIENTS):
             block = int(config[lanes]) * int(config[channels]) * warps
             blocks = problem.groups * -(-problem.dim // (problem.groups * block))
             in_one_piece = blocks * warps * problem.batch * problem.directions

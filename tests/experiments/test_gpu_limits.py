@@ -24,6 +24,40 @@ def experiment(monkeypatch):
     return importlib.import_module("gpu_limits")
 
 
+@pytest.fixture
+def tuning(experiment):
+    """The search for the fastest configuration."""
+    return importlib.import_module("gpu_tuning")
+
+
+@pytest.fixture
+def timing(experiment):
+    """How calls are timed."""
+    return importlib.import_module("gpu_timing")
+
+
+class AtOnce:
+    """An executor that needs no other process."""
+
+    @staticmethod
+    def map(function, *arguments, timeout):
+        return map(function, *arguments)
+
+
+@pytest.fixture
+def clock(experiment, tuning, timing, monkeypatch):
+    """A call takes a second on the GPU, and half of one of the host."""
+
+    def times_s(calls, most=1):
+        taken = np.array([float(call() is not None) for call in calls])
+        return timing.Times(taken, taken / 2)
+
+    for module in (experiment, tuning):
+        monkeypatch.setattr(module, "times_s", times_s)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    return times_s
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here it would measure")
 def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path):
     done = subprocess.run(
@@ -43,15 +77,31 @@ def test_the_floor_is_the_slower_of_bytes_and_exponentials(experiment):
     assert experiment.floor_s(both, copy_s=0.0, exponential_s=1.0) == 2 * 18 * elements
 
 
-def test_candidates_are_legal_and_differ(experiment):
+def test_candidates_are_legal_and_differ(tuning):
     for problem in (PROBLEM, PROBLEM.replace(gradients=True)):
-        drawn = experiment.candidates(problem, 20)
+        drawn = tuning.candidates(problem, 20)
         assert all(triton.backend.space.complete(config, problem, "triton") == config for config in drawn)
         assert len({tuple(config.items()) for config in drawn}) == 20
 
 
+@pytest.mark.parametrize("layout", ["dim_last", "length_last"])
+def test_inputs_are_of_the_problem_and_repeat_a_short_sequence(timing, layout):
+    problem = PROBLEM.replace(length=200, layout=layout, direction="bidirectional")
+    inputs = timing.inputs_of(problem, seed=1)
+    assert ScanProblem.of(*inputs, delta_softplus=True, direction="bidirectional") == problem
+    for name in ("u", "delta", "z", "B", "C"):
+        tensor = getattr(inputs[1], name)
+        assert torch.equal(tensor[..., :64], tensor[..., 64:128])
+        assert torch.equal(tensor[..., :8], tensor[..., 192:])
+        assert torch.equal(tensor[0], tensor[1])
+        assert tensor.data_ptr() != getattr(inputs[0], name).data_ptr()
+        assert tensor.untyped_storage().nbytes() == tensor.numel() * 4
+    assert not torch.equal(inputs[0].u, timing.inputs_of(problem, seed=2)[0].u)
+
+
 def test_the_table_holds_shares_of_the_floor_and_images_per_second(experiment):
     scan = {"shape": "a", "run": "triton", "median_s": 2.0, "floor_s": 1.5}
+    assert experiment.table([scan]).images_per_s.isna()[0]  # what is written first has no image
     frame = experiment.table([scan, {"shape": "b", "run": "Vim", "median_s": 0.5, "images": 64}])
     assert frame.share_of_floor[0] == 0.75
     assert frame.images_per_s[1] == 128.0
@@ -60,30 +110,46 @@ def test_the_table_holds_shares_of_the_floor_and_images_per_second(experiment):
 
 
 @pytest.mark.parametrize("gradients", [False, True])
-def test_every_implementation_gets_a_row_and_refusals_are_counted(experiment, monkeypatch, gradients):
+def test_the_fastest_is_found_and_what_is_refused_is_counted(experiment, tuning, clock, monkeypatch, gradients):
+    def judged(problem, drawn, default, capability):
+        assert capability == 90
+        return "it spills" if drawn[8] else None  # those in the order of the batch
+
     def proven(problem, config):
-        if config.get("order") == "batch":
-            raise RejectedError("refused before it ran")
+        if config["unroll"] == 8:
+            raise RejectedError("it is wrong")
         return experiment.plain(problem)
 
-    def times_s(calls, repeats=1):
-        return np.array([float(call() is not None) for call in calls])
-
+    monkeypatch.setattr(tuning, "judged", judged)
+    monkeypatch.setattr(tuning, "proven", proven)
     monkeypatch.setattr(experiment, "proven", proven)
-    monkeypatch.setattr(experiment, "times_s", times_s)
     problem = PROBLEM.replace(direction="bidirectional", gradients=gradients)
-    default, tuned, plain = experiment.scan_rows("tiny", problem, 6, copy_s=0.0, exponential_s=1e-4)
-    assert [default["run"], plain["run"]] == ["triton, default", "plain PyTorch"]
-    refused = sum(config["order"] == "batch" for config in experiment.candidates(problem, 6))
+    drawn = tuning.candidates(problem, 6)
+    refused = sum(config["order"] == "batch" or config["unroll"] == 8 for config in drawn)
     assert refused > 0
-    assert str(tuned["run"]).endswith(f", {refused} refused")
-    assert all(row["median_s"] == 1.0 for row in (default, tuned, plain))
-    assert default["way"] == ("backward" if gradients else "forward")
-    assert default["floor_s"] == pytest.approx(1e-4 * 2 * 18 * 160)
+    (row,) = experiment.tuned_rows("tiny", problem, 6, np.inf, AtOnce, floor=0.5)
+    assert str(row["run"]).endswith(f"; {7 - refused} run, {refused} refused")
+    assert row["way"] == ("backward" if gradients else "forward")
+    assert (row["median_s"], row["host_s"], row["floor_s"]) == (1.0, 0.5, 0.5)
+    assert tuning.tuned(problem, 6, -np.inf, AtOnce)[1] == "0 run, 0 refused"
 
 
-def test_the_ops_around_the_scan_get_a_row_beside_pytorch_each_way(experiment, monkeypatch):
-    monkeypatch.setattr(experiment, "times_s", lambda calls: np.array([float(call() is not None) for call in calls]))
+def test_a_crash_becomes_a_row_and_a_lost_gpu_ends_the_run(experiment, monkeypatch):
+    def broken():
+        raise ValueError("too wide")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    assert experiment.attempted({"shape": "a", "run": "triton"}, broken) == [
+        {"shape": "a", "run": "triton: ValueError"}
+    ]
+    assert experiment.attempted({"shape": "a", "run": "triton"}, lambda: [{"run": "b"}]) == [{"run": "b"}]
+    monkeypatch.setattr(torch.cuda, "synchronize", broken)
+    with pytest.raises(ValueError, match="too wide"):
+        experiment.attempted({"shape": "a", "run": "triton"}, broken)
+
+
+def test_the_ops_around_the_scan_get_a_row_beside_pytorch_each_way(experiment, clock):
     rows = experiment.neighbour_rows("tiny", PROBLEM.replace(direction="bidirectional"), copy_s=1.0)
     assert len(rows) == len({(row["run"], row["way"]) for row in rows}) == 8
     floors = {(row["run"].split(",")[0], row["way"]): row["floor_s"] / (4 * 160) for row in rows}
@@ -95,15 +161,14 @@ def test_the_ops_around_the_scan_get_a_row_beside_pytorch_each_way(experiment, m
     }
 
 
-def test_an_op_that_disagrees_with_pytorch_is_not_timed(experiment, monkeypatch):
-    monkeypatch.setattr(experiment, "times_s", lambda calls: np.ones(3))
+def test_an_op_that_disagrees_with_pytorch_is_not_timed(experiment, clock, monkeypatch):
     add_norm = experiment.mixer.add_norm
     calls = []
 
     def wrong(*given):
         calls.append(given)
         out, total = add_norm(*given)
-        return out, total + len(calls) // 5  # PyTorch is called four times
+        return out, total + len(calls) // 8  # PyTorch is called seven times
 
     monkeypatch.setattr(experiment.mixer, "add_norm", wrong)
     with pytest.raises(AssertionError, match="not close"):

@@ -1,0 +1,105 @@
+"""The search for the fastest configuration of the Triton scan: drawn, compiled on all CPUs at once, proven, timed.
+
+Most of a search is spent in Triton's compiler. So other processes compile what was drawn, for the GPU that this one
+has, and judge its machine code; what they let through is found compiled when it runs.
+"""
+
+import functools
+import itertools
+import random
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+
+import numpy as np
+import torch
+from gpu_timing import ROTATION, calls_of, inputs_of, times_s
+
+from scanlab.errors import RejectedError
+from scanlab.kernels import triton
+from scanlab.lab.verify import Expectation, expectation, verify
+from scanlab.problem import ScanOutput, ScanProblem, make_inputs
+from scanlab.space import Config, config_key
+
+
+@functools.cache
+def oracle(problem: ScanProblem) -> Expectation:
+    """What a scan is held to before it is timed: the oracle at a batch of 1 and few channels and steps."""
+    small = problem.replace(batch=1, dim=min(problem.dim, 128), length=min(problem.length, 400))
+    return expectation(small, make_inputs(small))
+
+
+def proven(problem: ScanProblem, config: Config) -> Callable[..., ScanOutput]:
+    """The scan under a configuration, after it agreed with the oracle; raises RejectedError where it does not."""
+    settled = triton.settled(config, problem)
+    expected = oracle(problem)
+    verdict = verify(triton.backend.build(expected.problem, settled), expected)
+    if not verdict.passed:
+        raise RejectedError(f"{config_key(settled)} is wrong: {verdict.reason}")
+    return triton.backend.build(problem, settled)
+
+
+def candidates(problem: ScanProblem, count: int) -> list[Config]:
+    """Legal configurations drawn at random, each tunable from its own values."""
+    drawn: list[Config] = []
+    random.seed(0)
+    space = triton.backend.space
+    while len(drawn) < count:
+        config = {choice.name: random.choice(choice.values) for choice in space.choices}
+        if not problem.gradients:
+            config |= {name: space.defaults[name] for name in triton.FOR_GRADIENTS}
+        if space.forbids(config, problem) is None and config not in drawn:
+            drawn.append(config)
+    return drawn
+
+
+def judged(problem: ScanProblem, tuning: list[int], default: list[int], capability: int) -> str | None:
+    """Why a configuration is not worth a run, or None; leaves its machine code where Triton finds it again."""
+    from scanlab.kernels import triton_compile
+    from scanlab.kernels.triton_launch import Tuning
+
+    return triton_compile.refusal(problem, Tuning(*tuning), Tuning(*default), capability)
+
+
+def worthy(problem: ScanProblem, count: int, until_s: float, compilers: Executor) -> Iterator[Config | None]:
+    """The drawn configurations, each as soon as its machine code is known: None where that is not worth a run.
+
+    Ends early where one is not compiled in time.
+    """
+    drawn = [triton.settled(config, problem) for config in candidates(problem, count)]
+    default = triton.tuning(triton.settled(triton.backend.space.defaults, problem))
+    major, minor = torch.cuda.get_device_capability()
+    judge = functools.partial(judged, problem, default=default, capability=10 * major + minor)
+    reasons = compilers.map(judge, map(triton.tuning, drawn), timeout=max(0.0, until_s - time.monotonic()))
+    try:
+        for config, reason in zip(drawn, reasons, strict=True):
+            if reason is not None:
+                print(f"refused {config_key(config)}: {reason}", flush=True)
+            yield config if reason is None else None
+    except TimeoutError:
+        print(f"no time is left to compile for {problem.key}", flush=True)
+
+
+def tuned(problem: ScanProblem, count: int, until_s: float, compilers: Executor) -> tuple[Config, str]:
+    """The fastest of the default and of `count` drawn configurations, as far as time allows, and what became of them.
+
+    until_s  when to stop, by the monotonic clock
+    """
+    drawn = [inputs_of(problem, seed) for seed in range(ROTATION)]
+    best, best_s, run, refused = triton.settled(triton.backend.space.defaults, problem), np.inf, 0, 0
+    for config in itertools.chain((best,), worthy(problem, count, until_s, compilers)):
+        if time.monotonic() > until_s:
+            break
+        try:
+            if config is None:
+                raise RejectedError("by its machine code")
+            taken = float(
+                np.median(times_s(calls_of(problem, proven(problem, config), drawn), most=2 * ROTATION).gpu_s)
+            )
+        except RejectedError:
+            refused += 1
+            continue
+        run += 1
+        if taken < best_s:
+            best, best_s = config, taken
+    return best, f"{run} run, {refused} refused"
