@@ -40,14 +40,13 @@ def proven(problem: ScanProblem, config: Config) -> Callable[..., ScanOutput]:
 
 
 def candidates(problem: ScanProblem, count: int) -> list[Config]:
-    """Legal configurations drawn at random, each tunable from its own values."""
+    """Legal configurations that differ from the default in what is timed: tunables of the way back, or of the scan."""
     drawn: list[Config] = []
     random.seed(0)
     space = triton.backend.space
+    free = [choice for choice in space.choices if (choice.name in triton.FOR_GRADIENTS) == problem.gradients]
     while len(drawn) < count:
-        config = {choice.name: random.choice(choice.values) for choice in space.choices}
-        if not problem.gradients:
-            config |= {name: space.defaults[name] for name in triton.FOR_GRADIENTS}
+        config = space.defaults | {choice.name: random.choice(choice.values) for choice in free}
         if space.forbids(config, problem) is None and config not in drawn:
             drawn.append(config)
     return drawn

@@ -25,7 +25,7 @@ from scanlab.space import Choice, Config, Space, Value, config_key
 FOLDER = Path(__file__).parent
 INTERPRETED = triton_version.interpreted()
 ORDERS = ("channels", "batch")
-LARGEST = 2**30  # a row of z may be twice as long, and offsets are 32-bit
+LARGEST = 2**30  # offsets within a batch entry are 32-bit
 FOR_GRADIENTS = ("chunk", "history", "back_lanes", "back_channels", "back_segments")
 SEGMENTS = (0, 1, 2, 4, 8, 16, 32, 64)
 USUAL_MULTIPROCESSORS = 132  # an H100's, where there is no GPU to ask
@@ -115,11 +115,17 @@ def make(problem: ScanProblem, config: Config) -> ScanFn:
     A configuration other than the default is compiled here, for the GPU that torch has current. Raises RejectedError
     where its machine code is not worth a run, and where offsets do not fit 32 bits.
     """
-    if problem.dim * problem.length > LARGEST:
-        raise RejectedError(
-            f"triton rejects {problem.key}: dim x length is {problem.dim * problem.length}, and its kernels count to"
-            f" {LARGEST} within a batch entry; split the channels."
-        )
+    kept = int(config["chunk"]) // int(config["history"]) if problem.gradients else 1
+    for noun, count in {
+        "dim x length": problem.dim * problem.length,
+        "state x length": problem.state * problem.length,
+        "dim x state x states of a chunk": problem.dim * problem.state * kept,
+    }.items():
+        if count > LARGEST:
+            raise RejectedError(
+                f"triton rejects {problem.key}: {noun} is {count}, and its kernels count to {LARGEST} within a batch"
+                " entry; split the channels or the length."
+            )
     chosen = tuning(settled(config, problem))
     if INTERPRETED:
         triton_version.prepare_interpreter()

@@ -14,6 +14,8 @@ from scanlab.kernels import triton_adjoint, triton_backward, triton_forward, tri
 from scanlab.kernels.triton_tile import Axes, Launch, Strides
 from scanlab.problem import ScanInputs
 
+MOST_OFFSET = 2**31 - 1
+
 
 class Tuning(NamedTuple):
     """The tunables as the ops take them; their meaning stands with the choices in `triton.py`."""
@@ -89,24 +91,40 @@ def empty_like(u: Tensor, *leading: int) -> Tensor:
     return u.new_empty((*leading, batch, dim, length))
 
 
-def dense(tensor: Tensor, like: Tensor) -> Tensor:
-    """`tensor` with the strides of `like`; copied where it has others."""
-    if tensor.stride() == like.stride():
+def dense_strides(u: Tensor) -> tuple[int, int, int]:
+    """The strides of a dense tensor like u, in its layout."""
+    _, dim, length = u.shape
+    return (dim * length, 1, dim) if channels_last(u) else (dim * length, length, 1)
+
+
+def dense(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """`tensor` with these strides; copied where it has others in an axis along which there is anything."""
+    if all(
+        own == wanted or size == 1 for own, wanted, size in zip(tensor.stride(), strides, tensor.shape, strict=True)
+    ):
         return tensor
-    return torch.empty_strided(like.shape, like.stride(), dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+    return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+
+
+def reach(tensor: Tensor) -> int:
+    """The largest offset within a batch entry."""
+    _, dim, length = tensor.shape
+    return (dim - 1) * tensor.stride(1) + (length - 1) * tensor.stride(2)
 
 
 def rows(values: Tensor) -> Tensor:
-    """B or C as (batch, groups, length, state) in float32, dense: a copy only where they are not so already."""
-    values = values[:, None] if values.dim() == 3 else values
-    return values.mT.to(torch.float32).contiguous()
+    """B or C as (batch, groups, length, state) in float32, dense: one copy, where they are not so already."""
+    values = (values[:, None] if values.dim() == 3 else values).mT
+    if values.dtype == torch.float32:
+        return values.contiguous()
+    return values.to(torch.float32, memory_format=torch.contiguous_format)
 
 
 def task(
     given: tuple[ScanInputs, ...], delta_softplus: bool, reverse: bool, tuning: tuple[int, ...] | list[int]
 ) -> Task:
     """The scan of `given`, one set of inputs or two, ready for the kernels."""
-    u = empty_like(given[0].u)
+    strides = dense_strides(given[0].u)
     directions = []
     for each in given:
         vectors = {
@@ -114,12 +132,14 @@ def task(
         }
         if each.initial_state is not None:
             vectors["initial_state"] = each.initial_state.contiguous()
-        directions.append(
-            each.with_tensors(u=dense(each.u, u), delta=dense(each.delta, u), B=rows(each.B), C=rows(each.C), **vectors)
-        )
+        if each.z is not None and reach(each.z) > MOST_OFFSET:
+            vectors["z"] = dense(each.z, strides)
+        u, delta = dense(each.u, strides), dense(each.delta, strides)
+        directions.append(each.with_tensors(u=u, delta=delta, B=rows(each.B), C=rows(each.C), **vectors))
     if len(directions) == 2 and _layout(directions[0]) != _layout(directions[1]):
         directions = [
-            each._replace(A=each.A.contiguous(), z=None if each.z is None else dense(each.z, u)) for each in directions
+            each._replace(A=each.A.contiguous(), z=None if each.z is None else dense(each.z, strides))
+            for each in directions
         ]
     return Task(tuple(directions), delta_softplus, reverse, Tuning(*tuning))
 
@@ -174,7 +194,7 @@ def backward(
     parts = segments["segments"]
     gradients = tuple(_empty_gradients(each, blocks, parts) for each in scan.directions)
     within = tuning.chunk // tuning.history
-    both = {**shared(scan), **segments, "grad_out": dense(grad_out, first.u)}
+    both = {**shared(scan), **segments, "grad_out": dense(grad_out, dense_strides(first.u))}
     arguments = {
         **both,
         "grad_last": None if grad_last is None else grad_last.contiguous(),
@@ -265,7 +285,9 @@ def shared(scan: Task) -> dict[str, object]:
     return {
         "first": first,
         "second": scan.directions[1] if len(scan.directions) == 2 else None,
-        "strides": Strides(Axes(*first.u.stride()), Axes(0, 0, 0) if first.z is None else Axes(*first.z.stride())),
+        "strides": Strides(
+            Axes(*dense_strides(first.u)), Axes(0, 0, 0) if first.z is None else Axes(*first.z.stride())
+        ),
         "batch": batch,
         "length": length,
         "one": 1,

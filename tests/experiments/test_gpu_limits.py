@@ -82,6 +82,8 @@ def test_candidates_are_legal_and_differ(tuning):
         drawn = tuning.candidates(problem, 20)
         assert all(triton.backend.space.complete(config, problem, "triton") == config for config in drawn)
         assert len({tuple(config.items()) for config in drawn}) == 20
+        for name, value in triton.backend.space.defaults.items():
+            assert (name in triton.FOR_GRADIENTS) == problem.gradients or {config[name] for config in drawn} == {value}
 
 
 @pytest.mark.parametrize("layout", ["dim_last", "length_last"])
@@ -111,12 +113,15 @@ def test_the_table_holds_shares_of_the_floor_and_images_per_second(experiment):
 
 @pytest.mark.parametrize("gradients", [False, True])
 def test_the_fastest_is_found_and_what_is_refused_is_counted(experiment, tuning, clock, monkeypatch, gradients):
+    wrong, refusing = ("back_channels", 10) if gradients else ("unroll", 8)  # history, or the order of programs
+    default = triton.tuning(triton.backend.space.defaults)[refusing]
+
     def judged(problem, drawn, default, capability):
         assert capability == 90
-        return "it spills" if drawn[8] else None  # those in the order of the batch
+        return "it spills" if drawn[refusing] != default[refusing] else None
 
     def proven(problem, config):
-        if config["unroll"] == 8:
+        if config[wrong] == 8:
             raise RejectedError("it is wrong")
         return experiment.plain(problem)
 
@@ -125,8 +130,8 @@ def test_the_fastest_is_found_and_what_is_refused_is_counted(experiment, tuning,
     monkeypatch.setattr(experiment, "proven", proven)
     problem = PROBLEM.replace(direction="bidirectional", gradients=gradients)
     drawn = tuning.candidates(problem, 6)
-    refused = sum(config["order"] == "batch" or config["unroll"] == 8 for config in drawn)
-    assert refused > 0
+    refused = sum(triton.tuning(each)[refusing] != default or each[wrong] == 8 for each in drawn)
+    assert 0 < refused < 6
     (row,) = experiment.tuned_rows("tiny", problem, 6, np.inf, AtOnce, floor=0.5)
     assert str(row["run"]).endswith(f"; {7 - refused} run, {refused} refused")
     assert row["way"] == ("backward" if gradients else "forward")

@@ -64,9 +64,44 @@ def test_combinations_that_mean_nothing_are_refused(config, gradients, reason):
         triton.backend.space.complete(config, PROBLEM.replace(gradients=gradients), "triton")
 
 
-def test_refuses_offsets_beyond_32_bits():
-    with pytest.raises(RejectedError, match=r"dim x length is 1073745920, and its kernels count to 1073741824"):
-        triton.make(PROBLEM.replace(dim=4096, length=262145), triton.backend.space.defaults)
+@pytest.mark.parametrize(
+    ("shape", "reason"),
+    [
+        ({"dim": 4096, "length": 262145}, "dim x length is 1073745920, and its kernels count to 1073741824"),
+        ({"dim": 1, "length": 2**24, "state": 65}, "state x length is 1090519040"),
+        ({"dim": 2**20, "length": 2, "state": 128, "gradients": True}, "dim x state x states of a chunk is 2147483648"),
+    ],
+)
+def test_refuses_offsets_beyond_32_bits(shape, reason):
+    with pytest.raises(RejectedError, match=reason):
+        triton.make(PROBLEM.replace(**shape), triton.backend.space.defaults)
+
+
+def test_a_gate_that_lies_too_far_apart_is_brought_together():
+    pytest.importorskip("triton", reason="the package triton is not installed")
+    from scanlab.kernels import triton_compile, triton_launch
+
+    (inputs,) = triton_compile.task(PROBLEM.replace(length=2**12), tuned(PROBLEM)).directions
+    for over_time, copied in ((2**19, False), (2**20, True)):
+        z = torch.empty_strided((1, 4, 2**12), (4, 1, over_time), device="meta")
+        (found,) = triton_launch.task((inputs._replace(z=z),), True, False, tuned(PROBLEM)).directions
+        assert (found.z is not z) == copied
+        assert triton_launch.reach(found.z) < 2**31
+
+
+def test_tensors_are_copied_only_where_their_strides_matter():
+    pytest.importorskip("triton", reason="the package triton is not installed")
+    from scanlab.kernels.triton_launch import dense, dense_strides, rows
+
+    row = torch.arange(48.0).view(2, 4, 6)[:1]
+    assert dense(row[:, :2], dense_strides(row[:, :2])).data_ptr() == row.data_ptr()
+    copy = dense(row[..., :3], dense_strides(row[..., :3]))
+    assert copy.is_contiguous()
+    assert torch.equal(copy, row[..., :3])
+    for values in (row, row.to(torch.bfloat16), row.mT.contiguous().mT):
+        assert rows(values).is_contiguous()
+        assert torch.equal(rows(values), row.mT[:, None])
+    assert rows(row.mT.contiguous().mT).untyped_storage().nbytes() == 4 * 24
 
 
 def test_imports_nothing_of_the_package_triton():
