@@ -28,9 +28,8 @@ class Derived(Generic[Made]):
 
     def forget(self) -> None:
         """Drop what is kept."""
-        self._made: tuple[Made, ...] = ()
-        self._mark: object = None
-        self._weights: Sequence[Tensor] = ()  # their addresses are theirs for as long as they live
+        # the mark of the weights, what is made of them, and they: their addresses are theirs for as long as they live
+        self._kept: tuple[object, Made, Sequence[Tensor]] | None = None
 
     def __call__(self, make: Callable[[], Made], *weights: Tensor | None) -> Made:
         """`make()`, which reads `weights` and nothing else that changes; kept where it `keeps` them."""
@@ -38,11 +37,12 @@ class Derived(Generic[Made]):
         if not keeps(*given):
             return make()
         mark = torch.ops.scanlab_mixer.fingerprint(given) if is_native() else tuple(map(_mark, given))
-        if not self._made or mark != self._mark:
+        kept = self._kept  # read once: another thread may forget, or make something else
+        if kept is None or kept[0] != mark:
             # What is made serves gradients of other tensors too, which inference tensors do not.
             with torch.inference_mode(False), torch.no_grad():
-                self._made, self._mark, self._weights = (make(),), mark, given
-        return self._made[0]
+                kept = self._kept = mark, make(), given
+        return kept[1]
 
     def __deepcopy__(self, memo: dict[int, object]) -> Derived[Made]:
         return Derived()

@@ -55,30 +55,30 @@ def packed_linear(x: Tensor, packed: Packed, bias: Tensor | None = None) -> Tens
     under SCANLAB_MIXER=torch.
     """
     weight = packed.weight
-    if packs(x, weight):
+    if packs(x, weight, bias):
         if x.dtype == torch.float32:
             out: Tensor = torch.ops.scanlab_mixer.packed_linear(x, packed.native, bias, len(weight))
             return out
         out = torch.ops.mkldnn._linear_pointwise(x, packed.blocks, bias, "none", [], "")
         return out
-    if is_thin(x, weight):
+    if is_thin(x, weight, bias):
         out = torch.ops.scanlab_mixer.thin_linear(x.reshape(-1, x.shape[-1]), weight, bias)
         return out.view(*x.shape[:-1], len(weight))
     return F.linear(x, weight, bias)
 
 
-def packs(x: Tensor, weight: Tensor) -> bool:
+def packs(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     """Whether a product of these is worth a packed weight, and there is a kernel that takes it."""
     return (
         x.numel() >= FEWEST_ROWS * x.shape[-1]
         and (x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and takes_blocks()))
-        and _is_ours(x, weight)
+        and _is_ours(x, weight, bias)
     )
 
 
-def is_thin(x: Tensor, weight: Tensor) -> bool:
+def is_thin(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     """Whether a product of these has so few rows that it is for the native kernel."""
-    return x.dtype == torch.float32 and 0 < x.numel() <= MOST_THIN_ROWS * x.shape[-1] and _is_ours(x, weight)
+    return x.dtype == torch.float32 and 0 < x.numel() <= MOST_THIN_ROWS * x.shape[-1] and _is_ours(x, weight, bias)
 
 
 def takes_blocks() -> bool:
@@ -86,10 +86,11 @@ def takes_blocks() -> bool:
     return X86 and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def _is_ours(x: Tensor, weight: Tensor) -> bool:
+def _is_ours(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether torch would do no more than multiply these, on a CPU whose native ops serve."""
     return (
         keeps(weight)
+        and (bias is None or keeps(bias))
         and type(x) is Tensor
         and x.is_cpu
         and x.dtype == weight.dtype

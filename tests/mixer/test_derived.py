@@ -96,6 +96,22 @@ def test_a_single_value_that_changes_through_data_is_seen_after_forget():
     assert derived(make, weight)[0][0, 1] == 4.0
 
 
+def test_another_thread_may_forget_meanwhile(monkeypatch):
+    derived, weight = Derived(), torch.ones(3)
+
+    class ForgottenMeanwhile:
+        def __eq__(self, other):
+            derived.forget()
+            return True
+
+    monkeypatch.setattr("scanlab.mixer.derived._mark", lambda weight: ForgottenMeanwhile())
+    make = Maker(weight)
+    with in_torch():
+        kept = derived(make, weight)
+        assert derived(make, weight) is kept
+    assert make.calls == 1
+
+
 def test_an_empty_weight_is_kept():
     derived, weight = Derived(), torch.ones(0, 3)
     make = Maker(weight)

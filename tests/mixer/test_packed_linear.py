@@ -70,6 +70,15 @@ def test_gradients_flow_where_they_are_wanted():
     torch.testing.assert_close(gradient, x.sum((0, 1)).expand(40, 24))
 
 
+@pytest.mark.parametrize("rows", [1, FEWEST_ROWS])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gradient_of_the_bias_alone(rows, dtype):
+    x, weight, bias = tensors(dtype, rows)
+    bias.requires_grad_()
+    (gradient,) = torch.autograd.grad(packed_linear(x, Packed(weight), bias).sum(), bias)
+    torch.testing.assert_close(gradient, torch.full_like(bias, x[..., 0].numel()))
+
+
 def test_torch_knows_their_shapes():
     x, weight, bias = tensors()
     for op, arguments in (
