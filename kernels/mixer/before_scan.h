@@ -12,6 +12,7 @@ using mixer::BeforeScan;
 using mixer::row_step;
 
 // Tasks [begin, end) of row_step steps each, sequence after sequence.
+template <class S>
 void prepare_scan(const BeforeScan& before, int64_t begin, int64_t end) {
     const Conv& conv = before.conv;
     const Cut<float> cut(conv);
@@ -25,7 +26,7 @@ void prepare_scan(const BeforeScan& before, int64_t begin, int64_t end) {
         const int64_t row = batch * conv.length + first, rows = batch * conv.length + stop;
         for (int d = 0; d < conv.directions; d++)
             for (const PackedLinear& linear : {before.select[d], before.step[d]})
-                multiply_packed(linear, row, rows, 0, panels_of(linear));
+                multiply_packed<S>(linear, row, rows, 0, panels_of(linear));
         task += count;
     }
 }

@@ -21,7 +21,7 @@ from scanlab.errors import ProblemError
 from scanlab.mixer.causal_conv1d import causal_conv1d, causal_conv1d_bidirectional, check
 from scanlab.mixer.checks import expect
 from scanlab.mixer.derived import keeps
-from scanlab.mixer.packed_linear import Packed, packed_linear, packs
+from scanlab.mixer.packed_linear import Packed, multiplies, packed_linear, packs
 
 
 class Direction(NamedTuple):
@@ -50,8 +50,8 @@ class Selected(NamedTuple):
 def before_scan(x: Tensor, ahead: Direction, back: Direction | None = None) -> tuple[Selected, ...]:
     """What each direction scans, in natural order of time, of x (batch, length, dim).
 
-    In one native op where no gradient is wanted of float32 on a CPU, else composed of its parts, which are
-    differentiable. delta is without its bias and softplus, which are the scan's.
+    In one native op where no gradient is wanted on a CPU, in float32 or, where the machine multiplies it, bfloat16;
+    else composed of its parts, which are differentiable. delta lacks its bias and softplus, which are the scan's.
     Raises ProblemError, before anything is computed, where shapes, dtypes or devices do not fit.
     """
     directions = (ahead,) if back is None else (ahead, back)
@@ -84,8 +84,8 @@ def _of(u: Tensor, direction: Direction) -> Selected:
 
 def _fuses(x: Tensor, directions: tuple[Direction, ...]) -> bool:
     return (
-        x.dtype == torch.float32
-        and all(packs(x, each.x.weight) and keeps(each.dt.weight) for each in directions)
+        all(packs(x, each.x.weight) and keeps(each.dt.weight) for each in directions)
+        and multiplies(x.dtype)
         and keeps(*(tensor for each in directions for tensor in each[:2] if tensor is not None))
     )
 

@@ -74,6 +74,7 @@ void thin_linear(const ThinLinear& linear, int64_t begin, int64_t end) {
 }
 }  // namespace
 
+extern const Products products_avx512_bfloat16;
 extern const Kernels SCANLAB_TABLE(SCANLAB_ISA);
 const Kernels SCANLAB_TABLE(SCANLAB_ISA) = {
     .name = SCANLAB_STRING(SCANLAB_ISA),
@@ -92,8 +93,12 @@ const Kernels SCANLAB_TABLE(SCANLAB_ISA) = {
     .state_update = state_update,
     .thin_linear_tasks = thin_linear_tasks,
     .thin_linear = thin_linear,
-    .packed_linear = isa::multiply_packed,
-    .before_scan = isa::prepare_scan,
+    .float32 = {isa::multiply_packed<float>, isa::prepare_scan<float>},
+#if defined(__AVX512F__)
+    .bfloat16 = &products_avx512_bfloat16,
+#else
+    .bfloat16 = nullptr,
+#endif
 };
 
 }  // namespace scanlab::mixer

@@ -87,15 +87,16 @@ struct ThinLinear {
     float* out = nullptr;           // (rows, features), dense
 };
 
-// The same for many rows. A panel of the packed weight holds panel_features features, the last one what is left and
-// zeros up to a multiple of 16: packed[panel][k][feature].
+// The same for many rows of float32 or bfloat16. A panel of the packed weight holds panel_features features, the last
+// one what is left and zeros up to a multiple of 16: packed[panel][k][feature]; in bfloat16, whose elements are
+// multiplied two at a time, packed[panel][k / 2][feature][k % 2], and zeros up to an even depth.
 struct PackedLinear {
     int64_t depth = 0, features = 0;
-    const float* x = nullptr;  // (rows, depth), the depth dense
+    const void* x = nullptr;  // (rows, depth), the depth dense
     int64_t x_row = 0;
-    const float* packed = nullptr;
+    const void* packed = nullptr;
     const float* bias = nullptr;  // (features,), dense
-    float* out = nullptr;         // (rows, features), the features dense
+    void* out = nullptr;          // (rows, features), the features dense
     int64_t out_row = 0;
 };
 inline constexpr int64_t panel_features = 48;
@@ -106,6 +107,12 @@ inline constexpr int64_t row_step = 8;  // rows that are multiplied together, or
 struct BeforeScan {
     Conv conv;
     PackedLinear select[2], step[2];
+};
+
+// The products of one storage type.
+struct Products {
+    void (*packed_linear)(const PackedLinear&, int64_t row, int64_t rows, int64_t first_panel, int64_t last_panel);
+    void (*before_scan)(const BeforeScan&, int64_t begin, int64_t end);  // a task is row_step steps of a sequence
 };
 
 // What one instruction set offers. A task is one piece of work that a thread does alone.
@@ -126,8 +133,8 @@ struct Kernels {
     void (*state_update)(const StateUpdate&, int64_t begin, int64_t end, void* workspace);
     int64_t (*thin_linear_tasks)(const ThinLinear&);
     void (*thin_linear)(const ThinLinear&, int64_t begin, int64_t end);
-    void (*packed_linear)(const PackedLinear&, int64_t row, int64_t rows, int64_t first_panel, int64_t last_panel);
-    void (*before_scan)(const BeforeScan&, int64_t begin, int64_t end);  // a task is row_step steps of a sequence
+    Products float32;
+    const Products* bfloat16;  // none where the set has no such products; on some machines that have the set, too
 };
 
 }  // namespace scanlab::mixer

@@ -22,6 +22,11 @@ extension = Extension(
         Unit(FOLDER / "ops.cpp", ("-O1",)),
         Unit(FOLDER / "ops_cpu.cpp", ("-O1",)),
         Unit(FOLDER / "products_cpu.cpp", ("-O1",)),
+        *(
+            Unit(FOLDER / "bfloat16_products.cpp", ("-DSCANLAB_ISA=avx512_bfloat16", *flags, "-mavx512bf16"))
+            for isa, flags in ISA_FLAGS.items()
+            if isa == "avx512"
+        ),
         *(Unit(FOLDER / "kernels.cpp", (f"-DSCANLAB_ISA={isa}", *flags)) for isa, flags in reversed(ISA_FLAGS.items())),
     ),
     headers=(

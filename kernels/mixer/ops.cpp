@@ -70,11 +70,12 @@ int64_t fingerprint(const std::vector<Tensor>& weights) {
         add(uint64_t(weight.scalar_type()));
         for (const int64_t extent : weight.sizes()) add(extent);
         for (const int64_t stride : weight.strides()) add(stride);
-        // A few values, for changes that torch does not count.
-        constexpr int64_t sampled = 4;
+        // A few values, for changes that torch does not count: in rows and columns that differ.
+        constexpr int sampled = 16;
+        constexpr double golden = 0.6180339887498949;
         const size_t bytes = weight.element_size();
-        for (int64_t sample = 0; sample < sampled && weight.numel(); sample++) {
-            int64_t index = (2 * sample + 1) * weight.numel() / (2 * sampled), offset = 0;
+        for (int sample = 1; sample <= sampled && weight.numel(); sample++) {
+            int64_t index = int64_t((sample * golden - int(sample * golden)) * double(weight.numel())), offset = 0;
             for (int64_t axis = weight.dim() - 1; axis >= 0; axis--) {
                 offset += index % weight.size(axis) * weight.stride(axis);
                 index /= weight.size(axis);
@@ -179,9 +180,19 @@ Two add_norm_autograd(const Tensor& hidden, const Maybe& residual, const Tensor&
 
 const Kernels& kernels_in_use() { return *chosen; }
 
+const Products* products_in_use(at::ScalarType type) {
+    const Kernels& kernels = kernels_in_use();
+    if (type == at::kFloat) return &kernels.float32;
+#if defined(__x86_64__)
+    if (type == at::kBFloat16 && __builtin_cpu_supports("avx512bf16")) return kernels.bfloat16;
+#endif
+    return nullptr;
+}
+
 TORCH_LIBRARY(scanlab_mixer, library) {
     library.def("instruction_sets() -> str[]", &instruction_sets);
     library.def("use_instruction_set(str name) -> ()", &use_instruction_set);
+    library.def("multiplies_bfloat16() -> bool", [] { return products_in_use(at::kBFloat16) != nullptr; });
     library.def("fingerprint(Tensor[] weights) -> int", &fingerprint);
     library.def("causal_conv1d(Tensor x, Tensor? weight, Tensor? bias, Tensor? weight_back, Tensor? bias_back,"
                 " Tensor? seq_idx, Tensor? initial_states, bool silu) -> (Tensor, Tensor)");

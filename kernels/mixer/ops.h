@@ -73,8 +73,9 @@ Tensor mixer_step_output(const Tensor& projected, const Tensor& conv_state, cons
 // Of float32; beyond, at::linear is as fast.
 inline constexpr int64_t most_thin_rows = 8;
 
-// The kernels of the instruction set in use.
+// The kernels of the instruction set in use, and its products of a storage type; none where this machine has none.
 const Kernels& kernels_in_use();
+const Products* products_in_use(at::ScalarType type);
 
 inline bool is_wide(std::initializer_list<const Tensor*> tensors) {
     for (const Tensor* tensor : tensors)

@@ -31,19 +31,27 @@ Tensor thin_linear(const Tensor& x, const Tensor& weight, const Maybe& bias) {
 namespace {
 inline int64_t padded(int64_t features) { return (features + 15) / 16 * 16; }
 inline int64_t panels(int64_t features) { return (features + panel_features - 1) / panel_features; }
+// The elements of the depth that are multiplied at once, and to a multiple of which it is padded.
+int64_t depth_step(at::ScalarType type) { return type == at::kBFloat16 ? 2 : 1; }
 }  // namespace
 
 Tensor pack_linear_output(const Tensor& weight) {
-    return at::empty_symint({(weight.sym_size(0) + 15) / 16 * 16 * weight.sym_size(1)}, weight.options());
+    const int64_t step = depth_step(weight.scalar_type());
+    return at::empty_symint({(weight.sym_size(0) + 15) / 16 * 16 * ((weight.sym_size(1) + step - 1) / step * step)}, weight.options());
 }
 
 Tensor pack_linear(const Tensor& weight) {
     TORCH_CHECK_VALUE(weight.dim() == 2 && weight.device().is_cpu(), "weight (out, in) on the CPU");
-    const int64_t features = weight.size(0), depth = weight.size(1);
-    const Tensor packed = at::zeros({padded(features) * depth}, weight.options());
+    const int64_t features = weight.size(0), depth = weight.size(1), step = depth_step(weight.scalar_type());
+    const int64_t steps = (depth + step - 1) / step, whole = steps * step;
+    const Tensor packed = at::zeros({padded(features) * whole}, weight.options());
     for (int64_t first = 0; first < features; first += panel_features) {
         const int64_t here = std::min(panel_features, features - first), pitch = std::min(panel_features, padded(features - first));
-        packed.narrow(0, first * depth, pitch * depth).view({depth, pitch}).narrow(1, 0, here).copy_(weight.narrow(0, first, here).t());
+        const Tensor panel = packed.narrow(0, first * whole, pitch * whole).view({steps, pitch, step});
+        for (int64_t odd = 0; odd < step; odd++) {
+            const Tensor some = weight.narrow(0, first, here).slice(1, odd, depth, step).t();  // (about steps, here)
+            panel.narrow(0, 0, some.size(0)).narrow(1, 0, here).select(2, odd).copy_(some);
+        }
     }
     return packed;
 }
@@ -51,18 +59,26 @@ Tensor pack_linear(const Tensor& weight) {
 namespace {
 // What the kernel sees of a product whose x has rows.
 PackedLinear product(const Tensor& x, const Tensor& packed, const Maybe& bias, int64_t features, const Tensor& out) {
-    TORCH_CHECK_VALUE(x.size(-1) == 0 || x.stride(-1) == 1, "the rows of x must be dense");
-    expect("packed", packed, {padded(features) * x.size(-1)});
+    TORCH_CHECK_VALUE(x.size(-1) <= 1 || x.stride(-1) == 1, "the rows of x must be dense");
+    TORCH_CHECK_TYPE(packed.scalar_type() == x.scalar_type(), "packed is ", packed.scalar_type(), ": must be ", x.scalar_type());
+    const int64_t step = depth_step(x.scalar_type());
+    expect("packed", packed, {padded(features) * ((x.size(-1) + step - 1) / step * step)});
     PackedLinear linear;
     linear.depth = x.size(-1), linear.features = features;
-    linear.x = x.const_data_ptr<float>(), linear.x_row = x.stride(-2);
-    linear.packed = packed.const_data_ptr<float>();
+    linear.x = x.const_data_ptr(), linear.x_row = x.stride(-2);
+    linear.packed = packed.const_data_ptr();
     if (bias) {
         expect("bias", *bias, {features});
         linear.bias = bias->const_data_ptr<float>();
     }
-    linear.out = out.data_ptr<float>(), linear.out_row = out.stride(-2);
+    linear.out = out.data_ptr(), linear.out_row = out.stride(-2);
     return linear;
+}
+
+const Products& products_of(const Tensor& x) {
+    const Products* products = products_in_use(x.scalar_type());
+    TORCH_CHECK_TYPE(products, x.scalar_type(), ": this machine has no packed products of it");
+    return *products;
 }
 }  // namespace
 
@@ -76,18 +92,18 @@ Tensor packed_linear(const Tensor& x, const Tensor& packed, const Maybe& bias, c
     const int64_t features = sym_features.expect_int();
     TORCH_CHECK_VALUE(x.dim() >= 1 && x.device().is_cpu(), "x (..., in) on the CPU");
     const Tensor flat = x.reshape({-1, x.size(-1)}), rows = flat.stride(1) == 1 ? flat : flat.contiguous();
-    const Maybe biases = bias ? Maybe(bias->contiguous()) : std::nullopt;
+    const Maybe biases = bias ? Maybe(dense(*bias, at::kFloat)) : std::nullopt;
     const Tensor out = packed_linear_output(x, packed, bias, features);
     const PackedLinear linear = product(rows, packed, biases, features, out.view({-1, features}));
     const int64_t count = rows.size(0), steps = (count + row_step - 1) / row_step, columns = panels(features);
-    const Kernels& kernels = kernels_in_use();
+    const Products& products = products_of(x);
     const auto work = count * features * linear.depth / 16;
     if (steps >= 4 * at::get_num_threads())
         spread(steps, work, [&](int64_t begin, int64_t end) {
-            kernels.packed_linear(linear, begin * row_step, std::min(end * row_step, count), 0, columns);
+            products.packed_linear(linear, begin * row_step, std::min(end * row_step, count), 0, columns);
         });
     else
-        spread(columns, work, [&](int64_t begin, int64_t end) { kernels.packed_linear(linear, 0, count, begin, end); });
+        spread(columns, work, [&](int64_t begin, int64_t end) { products.packed_linear(linear, 0, count, begin, end); });
     return out;
 }
 
@@ -122,8 +138,8 @@ Six before_scan(const Tensor& x, const Tensor& weight, const Maybe& bias, const 
         direction(1, u_back, all_back, delta_back, *select_back, *step_back);
     }
     const int64_t tasks = x.size(0) * ((x.size(1) + row_step - 1) / row_step);
-    const Kernels& kernels = kernels_in_use();
-    spread(tasks, call.elements() * (all.size(2) / 16 + 1), [&](int64_t begin, int64_t end) { kernels.before_scan(before, begin, end); });
+    const Products& products = products_of(x);
+    spread(tasks, call.elements() * (all.size(2) / 16 + 1), [&](int64_t begin, int64_t end) { products.before_scan(before, begin, end); });
     return outputs;
 }
 

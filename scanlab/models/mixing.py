@@ -127,7 +127,8 @@ class Mixing(nn.Module):
 
     def _direction(self, suffix: Literal["", "_b"]) -> Direction:
         conv, x, dt = (getattr(self, f"{name}{suffix}") for name in ("conv1d", "x_proj", "dt_proj"))
-        return Direction(*taps(conv), Packed(x.weight), Packed(dt.weight))
+        weight, bias = taps(conv)
+        return Direction(widen(weight), None if bias is None else widen(bias), Packed(x.weight), Packed(dt.weight))
 
     def _scan_weights(self, suffix: Literal["", "_b"], A_log: str = "") -> ScanWeights:
         dtype = self.in_proj.weight.dtype

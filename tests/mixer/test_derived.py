@@ -87,6 +87,24 @@ def test_weights_that_change_through_data_are_seen(dtype, shape):
     assert torch.equal(derived(make, weight)[0], torch.full(shape, 4.0, dtype=dtype))
 
 
+@pytest.mark.parametrize("shape", [(768, 192), (192, 384), (384, 12), (384, 16), (40, 50), (384,)])
+@pytest.mark.parametrize(
+    "part", ["all but the first column", "all but the first row", "the latter half", "every other"]
+)
+def test_changes_of_a_part_through_data_are_seen(shape, part):
+    derived, weight = Derived(), torch.ones(shape)
+    make = Maker(weight)
+    derived(make, weight)
+    changed = {
+        "all but the first column": weight.data[..., 1:],
+        "all but the first row": weight.data[1:],
+        "the latter half": weight.data[shape[0] // 2 :],
+        "every other": weight.data[..., ::2],
+    }
+    changed[part].mul_(2.0)
+    assert torch.equal(derived(make, weight)[0], 2.0 * weight)
+
+
 def test_a_single_value_that_changes_through_data_is_seen_after_forget():
     derived, weight = Derived(), torch.ones(40, 50)
     make = Maker(weight)
