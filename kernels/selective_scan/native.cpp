@@ -52,6 +52,8 @@ struct Free {
 };
 using Memory = std::unique_ptr<char, Free>;
 
+size_t item_bytes(const Scan& scan) { return scan.type == Type::float64 ? sizeof(double) : sizeof(float); }
+
 // Whole vectors of channels, as many as were asked for or begun.
 int64_t channels_of_tile(const Scan& scan) {
     const int64_t lanes = kernels_of(scan).lanes;
@@ -139,8 +141,7 @@ void for_pieces(const Scan& scan, int64_t pieces, size_t workspace_bytes, const 
 void run_in_chunks(const Scan& scan, const Kernels& kernels) {
     const int64_t block_count = blocks(scan), blocks_each = (block_count + scan.time_chunks - 1) / scan.time_chunks;
     const int64_t chunks = (block_count + blocks_each - 1) / blocks_each, count = all_tiles(scan);
-    const size_t item = (scan.type == Type::float64 ? 8 : 4) * (scan.complex ? 2 : 1);
-    const size_t state_bytes = channels_of_tile(scan) * scan.state * item;
+    const size_t state_bytes = channels_of_tile(scan) * scan.state * item_bytes(scan) * (scan.complex ? 2 : 1);
     const size_t borders_bytes = count * chunks * state_bytes;
     thread_local Kept kept;
     char* const start = kept.at_least(2 * borders_bytes + count * block_count * state_bytes);
@@ -182,11 +183,76 @@ void run(const Scan& scan) {
                [&](int64_t piece, void* memory) { kernels.forward(scan, tile_at(scan, piece), {0, scan.length}, memory); });
 }
 
+namespace {
+
+// A gradient that is the sum of several terms, each of `size` numbers.
+struct Sum {
+    void** place;
+    int64_t terms, size;
+    void *total = nullptr, *first = nullptr;
+};
+
+std::vector<Sum> sums_of(const Scan& scan, Gradient& gradient) {
+    const int64_t parts = scan.complex ? 2 : 1, weights = scan.dim * scan.state * parts;
+    const int64_t varying = scan.batch * scan.groups * scan.length * scan.state * parts;
+    std::vector<Sum> sums;
+    for (int d = 0; d < scan.directions; d++) {
+        const Direction& of = scan.direction[d];
+        DirectionGradient& to = gradient.direction[d];
+        const auto projection = [&](const Projection& tensor, void** place) {
+            return tensor.constant ? Sum{place, scan.batch, weights} : Sum{place, tiles(scan), varying};
+        };
+        for (const Sum& sum : {Sum{&to.A, scan.batch, weights}, Sum{&to.D, scan.batch, scan.dim}, Sum{&to.delta_bias, scan.batch, scan.dim},
+                               projection(of.B, &to.B), projection(of.C, &to.C)})
+            if (sum.terms > 1) sums.push_back(sum);
+    }
+    return sums;
+}
+
+// Elements `begin` to `end` of a sum, from its first term to its last.
+template <class T>
+void add_up(const Sum& sum, int64_t begin, int64_t end) {
+    T* __restrict total = static_cast<T*>(sum.total);
+    const T* __restrict term = static_cast<const T*>(sum.first);
+    std::copy(term + begin, term + end, total + begin);
+    for (int64_t i = 1; i < sum.terms; i++) {
+        term += sum.size;
+        for (int64_t at = begin; at < end; at++) total[at] += term[at];
+    }
+}
+
+}  // namespace
+
+size_t terms_bytes(const Scan& scan) {
+    Gradient gradient;
+    size_t bytes = 0;
+    for (const Sum& sum : sums_of(scan, gradient)) bytes += sum.terms * sum.size * item_bytes(scan);
+    return bytes;
+}
+
 void run_back(const Scan& scan, const Gradient& gradient) {
+    Gradient apart = gradient;
+    std::vector<Sum> sums = sums_of(scan, apart);
+    char* free = static_cast<char*>(gradient.terms);
+    for (Sum& sum : sums) {
+        sum.total = *sum.place;
+        if (sum.total) *sum.place = sum.first = free;
+        free += sum.terms * sum.size * item_bytes(scan);
+    }
     const Kernels& kernels = kernels_of(scan);
     const int64_t count = all_tiles(scan);
     for_pieces(scan, count * scan.directions, kernels.workspace_back_bytes(scan), [&](int64_t piece, void* memory) {
-        kernels.back(scan, gradient, tile_at(scan, piece % count), int(piece / count), memory);
+        kernels.back(scan, apart, tile_at(scan, piece % count), int(piece / count), memory);
+    });
+
+    constexpr int64_t together = 4096;  // numbers, whose total stays close while term after term is added
+    std::vector<std::pair<const Sum*, int64_t>> pieces;
+    for (const Sum& sum : sums)
+        for (int64_t begin = 0; sum.total && begin < sum.size; begin += together) pieces.emplace_back(&sum, begin);
+    if (pieces.empty()) return;
+    for_pieces(scan, pieces.size(), 0, [&](int64_t piece, void*) {
+        const auto [sum, begin] = pieces[piece];
+        (scan.type == Type::float64 ? add_up<double> : add_up<float>)(*sum, begin, std::min(begin + together, sum->size));
     });
 }
 

@@ -66,19 +66,19 @@ struct Scan {
     int time_chunks = 1;    // chunks of time that are scanned at once; only with one direction
 };
 
-// The gradients of one direction; those of parameters are summed over time, those of B and C that vary over the
-// channels of a tile. Those of u, delta and z are stored as these are, all others in the arithmetic type. What has
-// no data is not asked for or not there.
+// The gradients of one direction. Those of u, delta and z are stored as these are, all others in the arithmetic type.
+// What has no data is not asked for or not there.
 struct DirectionGradient {
     Channels u, delta, z;
     States initial, last;  // `last` comes in
-    void *A = nullptr, *D = nullptr, *delta_bias = nullptr;  // (batch, dim, state, parts), (batch, dim), (batch, dim)
-    void *B = nullptr, *C = nullptr;  // (tiles, batch, groups, length, state, parts), or (batch, dim, state, parts) where constant
+    void *A = nullptr, *D = nullptr, *delta_bias = nullptr;  // (dim, state, parts), (dim,), (dim,)
+    void *B = nullptr, *C = nullptr;  // (batch, groups, length, state, parts), or (dim, state, parts) where constant
 };
 
 struct Gradient {
     Channels out;  // comes in
     DirectionGradient direction[2];
+    void* terms = nullptr;  // memory for what is added up at the end, as much as terms_bytes says
 };
 
 // The tiles of a group of channels, and the blocks of time.
@@ -87,6 +87,9 @@ int64_t blocks(const Scan& scan);
 
 // The fastest instruction set that both this build and this machine have.
 Isa best_isa();
+
+// Bytes of the gradients that tiles leave apart: those of parameters for each batch, those of B and C for each tile.
+size_t terms_bytes(const Scan& scan);
 
 // Runs `scan`, on its threads, to the end; the outputs overlap no input.
 void run(const Scan& scan);

@@ -83,7 +83,7 @@ struct Block {
     const T* A;        // [state][parts][lanes]; the real part times log2(e)
     T* h;              // [state][parts][lanes]: before the first step, and after the last one
     Rows<T> B, C;
-    Lines next[8];     // what the next block reads and writes
+    Lines next[10];    // what the next block reads and writes
     int nexts;
     T* decays;         // [steps][state][parts][lanes], kept for the way back; or none
     T* states;         // [steps][state][parts][lanes]: h after each step

@@ -86,13 +86,17 @@ struct TileWalk {
         return {reinterpret_cast<const S*>(block.data), block.time};
     }
 
-    // A block of a varying B or C; complex ones have (real, imaginary) pairs along time.
-    Rows<T> rows_of(const Projection& tensor, int64_t begin, T* buffer) const {
-        if (tensor.constant) return {};
+    // The block of a varying B or C from step `begin` of the scan; complex ones have (real, imaginary) pairs along time.
+    Strided block_of(const Projection& tensor, int64_t begin) const {
         const int64_t time = (direction.reverse ? scan.length - 1 - begin : begin) * parts;
         const int64_t at = tile.batch * tensor.batch + tile.group * tensor.group + time * tensor.time;
         const int64_t step = (direction.reverse ? -parts : parts) * tensor.time;
-        const Strided block{scan.type, static_cast<char*>(const_cast<void*>(tensor.data)) + at * size_of(scan.type), step, tensor.state};
+        return {scan.type, static_cast<char*>(const_cast<void*>(tensor.data)) + at * size_of(scan.type), step, tensor.state};
+    }
+    Rows<T> rows_of(const Projection& tensor, int64_t begin, T* buffer) const {
+        if (tensor.constant) return {};
+        const Strided block = block_of(tensor, begin);
+        const int64_t step = block.time;
         if (parts == 1) return rows<T>(block, steps(begin), state, false, buffer, row);
         typed<T>(block, [&](const auto* data) {
             for (int i = 0; i < steps(begin); i++)
@@ -137,6 +141,8 @@ struct TileWalk {
         const int next = last_vector ? 0 : v + 1;
         for (const Channels* tensor : tensors)
             if (tensor->data) block.next[block.nexts++] = lines_of(block_of(*tensor, channel(next), next_begin));
+        for (const Projection* tensor : {&direction.B, &direction.C})
+            if (last_vector && !tensor->constant) block.next[block.nexts++] = lines_of(block_of(*tensor, next_begin));
         if (scan.checkpoints) {
             const int64_t row_bytes = scan.dim * sizeof(T);
             block.next[block.nexts++] = {reinterpret_cast<char*>(checkpoint(d, next, next_begin)), row_bytes, scan.state * parts > 16 ? 16 * row_bytes : 0};

@@ -1,9 +1,9 @@
 // The scan as torch ops: arguments checked, described to the kernel, outputs allocated.
 #include <ATen/EmptyTensor.h>
+#include <ATen/ExpandUtils.h>
+#include <ATen/TensorUtils.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/stack.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/resolve_conj.h>
 #include <ATen/ops/resolve_neg.h>
 #include <ATen/ops/view_as_real.h>
@@ -42,15 +42,20 @@ void expect(const Tensor& tensor, const char* name, at::IntArrayRef shape, Scala
                 tensor.scalar_type(), " ", tensor.sizes(), " on ", tensor.device(), ": must be ", type, " ", shape, " on the CPU.");
 }
 
-// A tensor to be written: `tensor`, or another like it where that is large. No page of it was touched so far.
-Tensor fresh(const Tensor& tensor) {
+// A tensor whose memory nobody wrote so far.
+Tensor unwritten(at::IntArrayRef sizes, at::IntArrayRef strides, ScalarType type) {
 #if defined(__linux__)
     constexpr size_t large_bytes = 512 << 10;
-    if (tensor.nbytes() >= large_bytes)
-        return Tensor(at::detail::empty_strided_generic(tensor.sizes(), tensor.strides(), &LargeMemory::instance(),
-                                                        c10::DispatchKeySet(c10::DispatchKey::CPU), tensor.scalar_type()));
+    if (c10::multiply_integers(sizes) * c10::elementSize(type) >= large_bytes)
+        return Tensor(at::detail::empty_strided_generic(sizes, strides, &LargeMemory::instance(),
+                                                        c10::DispatchKeySet(c10::DispatchKey::CPU), type));
 #endif
-    return tensor;
+    return Tensor(at::detail::empty_strided_cpu(sizes, strides, type));
+}
+Tensor unwritten(at::IntArrayRef sizes, ScalarType type) { return unwritten(sizes, at::detail::defaultStrides(sizes), type); }
+Tensor unwritten_like(const Tensor& tensor) {
+    if (tensor.is_non_overlapping_and_dense()) return unwritten(tensor.sizes(), tensor.strides(), tensor.scalar_type());
+    return unwritten(tensor.sizes(), at::infer_dense_strides(tensor.sizes(), tensor.strides()), tensor.scalar_type());
 }
 
 Channels channels_of(const Tensor& tensor) {
@@ -151,15 +156,13 @@ struct Request {
     }
 
     int64_t parts() const { return scan.complex ? 2 : 1; }
-    at::TensorOptions reals() const { return inputs[0][u_].options().dtype(real); }
-    at::TensorOptions weights() const { return inputs[0][u_].options().dtype(weight); }
 };
 
-Tensor empty_last_state(const Request& request) {
+Tensor unwritten_last_state(const Request& request) {
     const Scan& scan = request.scan;
     std::vector<int64_t> shape = {scan.batch, scan.dim, scan.state};
     if (scan.directions == 2) shape.insert(shape.begin(), 2);
-    return at::empty(shape, request.weights());
+    return unwritten(shape, request.weight);
 }
 
 Tensor of_direction(const Request& request, const Tensor& states, int d) {
@@ -170,22 +173,15 @@ Tensor of_direction(const Request& request, const Tensor& states, int d) {
 std::vector<Tensor> forward(c10::ArrayRef<IValue> arguments, bool keep) {
     Request request(arguments);
     Scan& scan = request.scan;
-    std::vector<Tensor> results = {fresh(at::empty_like(request.inputs[0][u_])), empty_last_state(request)};
+    std::vector<Tensor> results = {unwritten_like(request.inputs[0][u_]), unwritten_last_state(request)};
     scan.out = channels_of(results[0]);
     for (int d = 0; d < scan.directions; d++) scan.direction[d].last = states_of(of_direction(request, results[1], d));
     if (keep) {
-        results.push_back(fresh(at::empty({scan.directions, scan.batch, blocks(scan), scan.state * request.parts(), scan.dim}, request.reals())));
+        results.push_back(unwritten({scan.directions, scan.batch, blocks(scan), scan.state * request.parts(), scan.dim}, request.real));
         scan.checkpoints = results[2].data_ptr();
     }
     run(scan);
     return results;
-}
-
-// The sum over the first axis, from its first element to its last; overwrites the first.
-Tensor sum_in_order(const Tensor& partial) {
-    Tensor total = partial.select(0, 0);
-    for (int64_t i = 1; i < partial.size(0); i++) total.add_(partial.select(0, i));
-    return total;
 }
 
 // The gradients of the tensors that are there, in their order.
@@ -196,48 +192,45 @@ std::vector<Tensor> backward(c10::ArrayRef<IValue> arguments) {
     expect(grad_out, "grad_out", {scan.batch, scan.dim, scan.length}, request.stored);
     expect(checkpoints, "checkpoints", {scan.directions, scan.batch, blocks(scan), scan.state * request.parts(), scan.dim}, request.real);
     TORCH_CHECK(checkpoints.is_contiguous(), "checkpoints must be as the scan left them.");
-    if (grad_last.defined()) expect(grad_last, "grad_last", empty_last_state(request).sizes(), request.weight);
+    if (grad_last.defined()) expect(grad_last, "grad_last", unwritten_last_state(request).sizes(), request.weight);
     scan.checkpoints = checkpoints.data_ptr();
 
     Gradient gradient;
     gradient.out = channels_of(grad_out);
-    Tensor partial[2][tensors_per_direction];
+    const Tensor terms = unwritten({int64_t(terms_bytes(scan))}, ScalarType::Byte);
+    gradient.terms = terms.data_ptr();
+    Tensor results[2][tensors_per_direction];
     for (int d = 0; d < scan.directions; d++) {
         const auto& tensors = request.inputs[d];
-        DirectionGradient& to = gradient.direction[d];
+        auto& of = results[d];
         for (int i : {u_, delta_, z_})
-            if (tensors[i].defined()) partial[d][i] = fresh(at::empty_like(tensors[i]));
-        for (int i : {D_, delta_bias_})
-            if (tensors[i].defined()) partial[d][i] = at::empty({scan.batch, scan.dim}, request.reals());
-        partial[d][A_] = at::empty({scan.batch, scan.dim, scan.state}, request.weights());
-        for (int i : {B_, C_})
-            partial[d][i] = tensors[i].dim() == 2
-                                ? at::empty({scan.batch, scan.dim, scan.state}, request.weights())
-                                : at::empty({tiles(scan), scan.batch, scan.groups, scan.length, scan.state, request.parts()}, request.reals());
-        if (tensors[initial_state_].defined())
-            partial[d][initial_state_] = at::empty({scan.batch, scan.dim, scan.state}, request.weights());
-        to.u = channels_of(partial[d][u_]), to.delta = channels_of(partial[d][delta_]), to.z = channels_of(partial[d][z_]);
-        to.initial = states_of(partial[d][initial_state_]);
+            if (tensors[i].defined()) of[i] = unwritten_like(tensors[i]);
+        for (int i : {A_, D_, delta_bias_, initial_state_})
+            if (tensors[i].defined()) of[i] = unwritten(tensors[i].sizes(), tensors[i].scalar_type());
+        for (int i : {B_, C_}) {
+            const auto shape = tensors[i].sizes();
+            std::vector<int64_t> by_time(shape.begin(), shape.end() - 2);
+            by_time.insert(by_time.end(), {scan.length, scan.state, request.parts()});
+            of[i] = shape.size() == 2 ? unwritten(shape, request.weight) : unwritten(by_time, request.real);
+        }
+        const auto memory = [&](int i) { return of[i].defined() ? of[i].data_ptr() : nullptr; };
+        DirectionGradient& to = gradient.direction[d];
+        to.u = channels_of(of[u_]), to.delta = channels_of(of[delta_]), to.z = channels_of(of[z_]);
+        to.A = memory(A_), to.B = memory(B_), to.C = memory(C_), to.D = memory(D_), to.delta_bias = memory(delta_bias_);
+        to.initial = states_of(of[initial_state_]);
         if (grad_last.defined()) to.last = states_of(of_direction(request, grad_last, d));
-        const std::pair<int, void**> sums[] = {{A_, &to.A}, {D_, &to.D}, {delta_bias_, &to.delta_bias}, {B_, &to.B}, {C_, &to.C}};
-        for (const auto& [i, pointer] : sums)
-            if (partial[d][i].defined()) *pointer = partial[d][i].data_ptr();
     }
     run_back(scan, gradient);
 
-    std::vector<Tensor> results;
+    std::vector<Tensor> there;
     for (int d = 0; d < scan.directions; d++)
         for (int i = 0; i < tensors_per_direction; i++) {
-            Tensor result = partial[d][i];
+            const Tensor& result = results[d][i];
             if (!result.defined()) continue;
-            if (i == A_ || i == B_ || i == C_ || i == D_ || i == delta_bias_) result = sum_in_order(result);
-            if (result.dim() == 5) {  // (batch, groups, length, state, parts) of a varying B or C
-                result = result.permute({0, 1, 3, 2, 4}).flatten(3).to(request.stored);
-                if (request.inputs[d][i].dim() == 3) result = result.select(1, 0);
-            }
-            results.push_back(result);
+            const bool by_time = (i == B_ || i == C_) && request.inputs[d][i].dim() > 2;
+            there.push_back(by_time ? result.transpose(-3, -2).flatten(-2).to(request.stored) : result);
         }
-    return results;
+    return there;
 }
 
 template <bool keep>

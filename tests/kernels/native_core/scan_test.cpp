@@ -27,7 +27,7 @@ struct Case {
     Scan scan;
     Gradient gradient;
     DirectionTensors direction[2];
-    Tensor out, grad_out, checkpoints;
+    Tensor out, grad_out, checkpoints, terms;
     int parts() const { return scan.complex ? 2 : 1; }
 };
 
@@ -147,19 +147,20 @@ void prepare_gradients(Case& drawn) {
     drawn.checkpoints = dense(real, {scan.directions, scan.batch, blocks(scan), scan.state, parts, scan.dim});
     scan.checkpoints = drawn.checkpoints.data();
     drawn.gradient.out = channels_of(drawn.grad_out);
+    drawn.terms = dense(real, {int64_t(terms_bytes(scan)) / item_bytes(real)});
+    drawn.gradient.terms = drawn.terms.data();
     for (int d = 0; d < scan.directions; d++) {
         DirectionTensors& of = drawn.direction[d];
         DirectionGradient& to = drawn.gradient.direction[d];
         of.grad_u = like(of.u), of.grad_delta = like(of.delta);
         if (of.z.exists()) of.grad_z = like(of.z);
-        const std::vector<int64_t> by_batch = {scan.batch, scan.dim}, fixed = {scan.batch, scan.dim, scan.state, parts};
-        const std::vector<int64_t> varying = {tiles(scan), scan.batch, scan.groups, scan.length, scan.state, parts};
+        const std::vector<int64_t> fixed = {scan.dim, scan.state, parts}, varying = {scan.batch, scan.groups, scan.length, scan.state, parts};
         of.grad_A = dense(real, fixed);
         of.grad_B = dense(real, scan.direction[d].B.constant ? fixed : varying);
         of.grad_C = dense(real, scan.direction[d].C.constant ? fixed : varying);
-        if (of.D.exists()) of.grad_D = dense(real, by_batch);
-        if (of.delta_bias.exists()) of.grad_delta_bias = dense(real, by_batch);
-        if (of.initial.exists()) of.grad_initial = dense(real, fixed);
+        if (of.D.exists()) of.grad_D = dense(real, {scan.dim});
+        if (of.delta_bias.exists()) of.grad_delta_bias = dense(real, {scan.dim});
+        if (of.initial.exists()) of.grad_initial = dense(real, {scan.batch, scan.dim, scan.state, parts});
         to.u = channels_of(of.grad_u), to.delta = channels_of(of.grad_delta), to.z = channels_of(of.grad_z);
         to.initial = states_of(of.grad_initial, int(parts)), to.last = states_of(of.grad_last, int(parts));
         to.A = of.grad_A.data(), to.B = of.grad_B.data(), to.C = of.grad_C.data();
@@ -305,28 +306,29 @@ private:
     }
 };
 
-// The values of a tensor in the shape of the truth; gradients of parameters are summed over their leading axes.
+// The values of a tensor in the shape of the truth.
 Array values_of(const Array& like, const Tensor& tensor, bool complex, bool varying = false) {
     Array got(like.shape);
     const auto& shape = tensor.shape;
     const auto number = [&](auto... index) { return Complex(tensor(index..., 0), complex ? tensor(index..., 1) : 0); };
     if (varying) {
-        for (int64_t i = 0; i < shape[0]; i++)
-            for (int64_t b = 0; b < shape[1]; b++)
-                for (int64_t g = 0; g < shape[2]; g++)
-                    for (int64_t t = 0; t < shape[3]; t++)
-                        for (int64_t n = 0; n < shape[4]; n++) got(b, g, n, t) += number(i, b, g, t, n);
+        for (int64_t b = 0; b < shape[0]; b++)
+            for (int64_t g = 0; g < shape[1]; g++)
+                for (int64_t t = 0; t < shape[2]; t++)
+                    for (int64_t n = 0; n < shape[3]; n++) got(b, g, n, t) = number(b, g, t, n);
     } else if (shape.size() == 4) {
         for (int64_t b = 0; b < shape[0]; b++)
             for (int64_t c = 0; c < shape[1]; c++)
-                for (int64_t n = 0; n < shape[2]; n++) (like.shape.size() == 2 ? got(c, n) : got(b, c, n)) += number(b, c, n);
+                for (int64_t n = 0; n < shape[2]; n++) got(b, c, n) = number(b, c, n);
+    } else if (shape.size() == 3 && like.shape.size() == 2) {
+        for (int64_t c = 0; c < shape[0]; c++)
+            for (int64_t n = 0; n < shape[1]; n++) got(c, n) = number(c, n);
     } else if (shape.size() == 3) {
         for (int64_t b = 0; b < shape[0]; b++)
             for (int64_t c = 0; c < shape[1]; c++)
                 for (int64_t t = 0; t < shape[2]; t++) got(b, c, t) = tensor(b, c, t);
     } else {
-        for (int64_t b = 0; b < shape[0]; b++)
-            for (int64_t c = 0; c < shape[1]; c++) got(c) += tensor(b, c);
+        for (int64_t c = 0; c < shape[0]; c++) got(c) = tensor(c);
     }
     return got;
 }
