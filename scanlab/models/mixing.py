@@ -9,13 +9,18 @@ Source: hustvl/Vim@dd0358a, mamba-1p1p1/mamba_ssm/modules/mamba_simple.py, Mamba
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
+from scanlab.errors import ProblemError
 from scanlab.mixer import Derived, Direction, Packed, Selected, before_scan, packed_linear
 from scanlab.problem import ScanInputs
+
+# How layers compute whose weights are read here; a parametrized layer is one of them.
+PLAIN = (nn.Linear.forward, nn.Conv1d.forward)
 
 
 class ScanWeights(NamedTuple):
@@ -101,11 +106,27 @@ class Mixing(nn.Module):
         self._derived.forget()
         return super().train(mode)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """As in torch: the weights are cast or moved, and nothing of the old ones is kept."""
+        self._derived.forget()
+        applied: Self = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return applied
+
     def weights(self) -> Weights:
-        """The weights as the mixer computes with them."""
+        """The weights as the mixer computes with them.
+
+        Raises ProblemError where a layer computes anything else than with its weight: it would be passed over.
+        """
         suffixes = ("", "_b") if self.bimamba_type == "v2" else ("",)
-        layers = [getattr(self, f"{name}{suffix}") for name in ("conv1d", "x_proj", "dt_proj") for suffix in suffixes]
-        layers += [self.in_proj, self.out_proj]
+        names = [f"{name}{suffix}" for name in ("conv1d", "x_proj", "dt_proj") for suffix in suffixes]
+        layers = [getattr(self, name) for name in (*names, "in_proj", "out_proj")]
+        for layer in layers:
+            if type(layer).forward not in PLAIN:
+                raise ProblemError(
+                    f"a layer of the mixer is a {type(layer).__module__}.{type(layer).__name__}: must compute as"
+                    " torch.nn.Linear or Conv1d does, for the mixer multiplies with its weight itself; merge an adapter"
+                    " into the weight, or parametrize the weight."
+                )
         own = [getattr(self, name, None) for name in ("A_log", "D", "A_b_log", "D_b", "gamma")]
         return self._derived(self._make, *own, *(part for layer in layers for part in (layer.weight, layer.bias)))
 

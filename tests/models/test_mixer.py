@@ -1,9 +1,13 @@
 """The mixer infers with what it derived from its weights, and trains with the weights themselves."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
 from scanlab.deploy.dispatch import dispatcher
+from scanlab.errors import ProblemError
 from scanlab.models.mixer import Mixer, MixerOptions
 
 TOKENS = 40  # enough for a packed product
@@ -52,3 +56,49 @@ def test_rates_that_change_are_seen(name):
         after = made(hidden, scan)
     assert not torch.equal(before, after)
     torch.testing.assert_close(after, made(hidden, scan), rtol=1e-5, atol=1e-6)
+
+
+class Adapted(torch.nn.Module):
+    """A layer and what was learned beside it, as adapters wrap one."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+        self.beside = torch.nn.Linear(layer.in_features, layer.out_features, bias=False)
+
+    weight = property(lambda self: self.layer.weight)
+    bias = property(lambda self: self.layer.bias)
+
+    def forward(self, x):
+        return self.layer(x) + self.beside(x)
+
+
+@pytest.mark.parametrize("name", ["in_proj", "x_proj", "x_proj_b", "dt_proj", "dt_proj_b", "out_proj"])
+def test_a_layer_whose_own_computation_would_be_passed_over_is_refused(name):
+    made, hidden, scan = mixer(), torch.randn(1, TOKENS, 16), dispatcher("native")
+    with torch.no_grad():
+        made(hidden, scan)
+        setattr(made, name, Adapted(getattr(made, name)))
+        with pytest.raises(ProblemError, match="Adapted"):
+            made(hidden, scan)
+
+
+def test_a_parametrized_weight_is_the_one_computed_with():
+    made, hidden, scan = mixer(), torch.randn(1, TOKENS, 16), dispatcher("native")
+    torch.nn.utils.parametrizations.weight_norm(made.in_proj)
+    with torch.no_grad():
+        before = made(hidden, scan)
+        made.in_proj.parametrizations.weight.original0.mul_(1.5)
+        after = made(hidden, scan)
+    assert not torch.equal(before, after)
+    torch.testing.assert_close(after, made(hidden, scan), rtol=1e-5, atol=1e-6)
+
+
+def test_nothing_of_the_weights_stays_behind_when_they_are_moved():
+    made = mixer()
+    with torch.no_grad():
+        made(torch.randn(1, TOKENS, 16), dispatcher("native"))
+    before = weakref.ref(made.in_proj.weight.untyped_storage())
+    made.double()
+    gc.collect()
+    assert before() is None
