@@ -9,7 +9,7 @@ nothing is measured. The page is written anew after every shape: first the defau
 for as long as the budget lasts. What fails gets a row that says how. Needs an NVIDIA GPU; without one nothing is
 measured and nothing is written.
 
-    python experiments/gpu_limits.py --budget 8m
+    python experiments/gpu_limits.py --minutes 8
 """
 
 import functools
@@ -28,12 +28,10 @@ import numpy as np
 import pandas as pd
 import torch
 import typer
-import vim_vs_deit
 from gpu_timing import ROTATION, calls_of, inputs_of, times_s, way_back
 from gpu_tuning import proven, tuned
 
 from scanlab import mixer
-from scanlab.cli.budget import parse_duration
 from scanlab.kernels import directions, reference, triton
 from scanlab.problem import DTYPES, ScanInputs, ScanOutput, ScanProblem
 from scanlab.report.tables import config_text
@@ -54,6 +52,7 @@ DEVICE = "cuda"
 Row = dict[str, object]
 Pair = Callable[[], tuple[torch.Tensor, torch.Tensor]]
 IMAGES = {224: 64, 1248: 4}  # side in pixels: batch
+IMAGE_MODELS = tuple(f"{kind}-{width}" for width in ("tiny", "small") for kind in ("Vim", "eager DeiT", "SDPA DeiT"))
 
 
 def floor_s(problem: ScanProblem, copy_s: float, exponential_s: float) -> float:
@@ -170,6 +169,8 @@ def attempted(what: Row, measure: Callable[[], list[Row]]) -> list[Row]:
 
 def image_row(name: str, size: int, batch: int) -> Row:
     """Images per second of a model in bfloat16 where torch sees fit."""
+    import vim_vs_deit  # what it needs besides must not keep the scans from being measured
+
     with torch.device(DEVICE), torch.autocast(DEVICE, torch.bfloat16):
         taken = times_s([vim_vs_deit.ready(name, size, "triton", batch)])
     return {"shape": f"{size} x {size}, batch {batch}", "run": name, **taken.columns(), "images": batch}
@@ -222,7 +223,7 @@ def measured(drawn: int, budget_s: float, compilers: Executor, ceilings: tuple[f
             rows = functools.partial(neighbour_rows, name, problem, ceilings[0])
             yield attempted({"shape": name, "run": "the ops around the scan"}, rows)
     for size, batch in IMAGES.items():
-        for name in vim_vs_deit.MODELS:
+        for name in IMAGE_MODELS:
             image = functools.partial(image_row, name, size, batch)
             yield attempted({"shape": f"{size} x {size}, batch {batch}", "run": name}, lambda image=image: [image()])
     for number, (name, problem) in enumerate(problems):
@@ -256,7 +257,7 @@ def unusable() -> str | None:
 
 def main(
     drawn: Annotated[int, typer.Option(help="Configurations drawn for each shape beside the default.")] = 24,
-    budget: Annotated[str, typer.Option(help="When to tune no further.")] = "8m",
+    minutes: Annotated[float, typer.Option(help="When to tune no further.")] = 8.0,
     out: Path = common.RESULTS / "gpu_limits",
 ) -> None:
     """Measure the ceilings and every shape, and write the table after each step."""
@@ -273,7 +274,7 @@ def main(
     rows: list[Row] = []
     workers = max(1, (os.cpu_count() or 1) - 2)
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as compilers:
-        for found in measured(drawn, parse_duration(budget), compilers, ceilings):
+        for found in measured(drawn, 60.0 * minutes, compilers, ceilings):
             rows += found
             frame = table(rows)
             common.write_page(out, __doc__, caption, {}, {"Limits": spelled(frame)}, frame)

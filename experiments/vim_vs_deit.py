@@ -23,7 +23,6 @@ import pandas as pd
 import torch
 import typer
 
-from scanlab.cli.budget import parse_duration
 from scanlab.models.vision_mamba import RELEASED
 from scanlab.report.units import memory, three_digits, times
 
@@ -100,6 +99,8 @@ def main(
     """Measure, and write the page after each size."""
     if importlib.util.find_spec("transformers") is None:
         raise SystemExit(INSTALL)
+    from scanlab.cli.budget import parse_duration  # the command line needs what a machine with a GPU may lack
+
     file = out / f"{out.name}.csv"
     frame = pd.read_csv(file) if file.exists() else pd.DataFrame({"size": pd.Series(dtype=int)})
     wanted = map(int, sizes.split(",")) if sizes else (each for each in SIZES if each not in set(frame["size"]))

@@ -170,7 +170,8 @@ def test_the_forward_loop_issues_less_than_the_special_unit_takes(code, asked, c
 
 
 def test_the_loops_of_the_way_back_do_not_spill(code):
-    (made,) = code.backward(GPU.replace(gradients=True), tuned(), HOPPER)
+    problem = GPU.replace(gradients=True)
+    (made,) = code.backward(problem, tuned(problem), HOPPER)
     assert made.loop_spills == 0
     assert made.instructions <= 31
 

@@ -55,7 +55,7 @@ def experiment(monkeypatch):
     both = {"batch": 1, "dim": 2, "length": 1, "state": 2, "direction": "bidirectional"}
     monkeypatch.setattr(limits, "SHAPES", {"both": both})
     monkeypatch.setattr(limits, "IMAGES", {16: 1})
-    monkeypatch.setattr(models, "MODELS", ("Vim-tiny", "eager DeiT-none"))
+    monkeypatch.setattr(limits, "IMAGE_MODELS", ("Vim-tiny", "eager DeiT-none"))
     small = functools.partial(VisionMamba, patch_size=16, embed_dim=8, depth=1, d_state=2, num_classes=3)
     monkeypatch.setitem(models.RELEASED, "vim_tiny", small)
     for module in (limits, tuning):
@@ -70,7 +70,7 @@ def experiment(monkeypatch):
 
 
 def test_it_measures_every_shape_and_writes_the_page(experiment, tmp_path, capsys):
-    experiment.main(drawn=1, budget="2m", out=tmp_path / "page")
+    experiment.main(drawn=1, minutes=2.0, out=tmp_path / "page")
     said = capsys.readouterr().out
     frame = pd.read_csv(tmp_path / "page" / "page.csv")
     assert set(frame["shape"]) == {"both", "16 x 16, batch 1"}
@@ -98,6 +98,6 @@ def test_the_interpreter_measures_nothing(experiment):
 def test_without_time_nothing_is_tuned(experiment, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(experiment, "SHAPES", {"one": experiment.SHAPES["both"] | {"direction": "forward"}})
     monkeypatch.setattr(experiment, "IMAGES", {})
-    experiment.main(drawn=2, budget="0.001s", out=tmp_path / "page")
+    experiment.main(drawn=2, minutes=1e-5, out=tmp_path / "page")
     assert "no time is left to tune one" in capsys.readouterr().out
     assert len(pd.read_csv(tmp_path / "page" / "page.csv")) == 4
