@@ -11,6 +11,7 @@ import math
 import os
 import pickle
 import re
+import struct
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -37,6 +38,7 @@ DAMAGE = (
     LookupError,
     ValueError,
     TypeError,
+    struct.error,
     AttributeError,
     AssertionError,
     zipfile.BadZipFile,

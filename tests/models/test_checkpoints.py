@@ -96,6 +96,13 @@ def test_damaged_files_are_refused_by_name(tmp_path, name, kept):
         checkpoints.read_weights(tmp_path / name)
 
 
+@pytest.mark.parametrize("content", [b"junk", b"j", b"no weights at all\n", b"(", b"]q"])
+def test_files_of_something_else_are_refused_by_name(tmp_path, content):
+    (tmp_path / "junk.pth").write_bytes(content)
+    with pytest.raises(InputError, match=r"junk\.pth"):
+        checkpoints.read_weights(tmp_path / "junk.pth")
+
+
 def test_files_without_weights_are_refused(tmp_path):
     with pytest.raises(InputError, match="no such file.*vim_tiny"):
         checkpoints.read_weights(tmp_path / "nothing.pth")
