@@ -49,6 +49,7 @@ def classify(model: VisionMamba, paths: Sequence[Path], *, top: int = 5, batch: 
     """Each picture's `top` classes, in the order of `paths`, `batch` pictures at a time; lazily, for progress.
 
     Classes have the names that `class_names` gives them.
+    Raises InputError where a model gives a picture no finite numbers.
     """
     waiting: list[tuple[Path, Tensor | str]] = []
     for number, path in enumerate(paths, start=1):
@@ -72,6 +73,8 @@ def _classify_batch(model: VisionMamba, pictures: Sequence[tuple[Path, Tensor | 
     rankings: Iterator[tuple[tuple[str, float], ...]] = iter(())
     if readable:
         logits = model(torch.stack(readable).to(model.norm_f.weight.device)).float()
+        if not logits.isfinite().all():  # pictures are finite, always
+            raise InputError("the model's logits are not finite: its weights are not, or too large for their dtype.")
         names = class_names(logits.shape[1])
         ranked = logits.softmax(dim=1).topk(min(top, logits.shape[1]))
         rankings = iter(

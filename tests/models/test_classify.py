@@ -81,3 +81,11 @@ def test_a_batch_without_any_readable_picture_is_reported_too(tmp_path):
 def test_results_come_as_they_are_ready(album):
     results = classify(small(3), find_pictures([album]), batch=1)
     assert next(results).path.name == "a.png"
+
+
+def test_a_model_that_gives_no_numbers_is_refused(album):
+    model = small(4)
+    with torch.no_grad():
+        model.head.bias[1] = torch.nan
+    with pytest.raises(InputError, match="not finite"):
+        list(classify(model, [album / "a.png"]))
