@@ -279,6 +279,8 @@ def run_fresh_heat(
                 raise
             finally:
                 watchdog.cancel()
+        if worker.returncode != 0 and time.monotonic() >= killed_at:
+            return "it still ran when its time was over, and was stopped"
         if worker.returncode != 0:
             return f"exit status {worker.returncode}, {(said.read_text().strip() or 'without a word').splitlines()[-1]}"
         return Heat.from_json(json.loads((Path(folder) / "heat").read_text()))

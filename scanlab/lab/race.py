@@ -223,7 +223,7 @@ def _fresh_heats(
             on_round=partial(_numbered, on_round, before),
         )
         if isinstance(heat, str):
-            died.append(f"process {process} of the race died: {heat}")
+            died.append(f"process {process} of the race gave nothing: {heat}")
         else:
             heats.append(heat)
         if len(heats) >= min(processes, FEWEST_PROCESSES) and decided(heats):
