@@ -245,7 +245,7 @@ def run_fresh_heat(
     most_rounds: int = MOST_ROUNDS,
     on_round: Callable[[int], None] = lambda number: None,
 ) -> Heat | str:
-    """`run_heat` in a process of its own, which builds and proves everything anew; or why that process died.
+    """`run_heat` in a process of its own, which builds and proves everything anew, or why that process gave nothing.
 
     The backends must be installed (`is_installed`). A process that still runs at `killed_at` is killed.
     """
