@@ -14,7 +14,8 @@ HEADER_NAMES = (
     *("mixer", "ops", "conv_call", "tiles"),
     *("conv", "packed_linear", "before_scan", "norm", "state_update", "thin_linear"),
 )
-SHARED_HEADERS = tuple(header for header in HEADERS if header.name in ("native.h", "native_simd.h", "native_math.h"))
+SHARED = ("native.h", "native_simd.h", "native_math.h", "large_memory.h", "unwritten.h")
+SHARED_HEADERS = tuple(header for header in HEADERS if header.name in SHARED)
 
 extension = Extension(
     name="mixer",

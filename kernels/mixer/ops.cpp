@@ -58,32 +58,39 @@ void use_instruction_set(const std::string& name) {
 
 // A number that changes, but for a coincidence of 2^-64, with every weight that is another one or was changed in place.
 int64_t fingerprint(const std::vector<Tensor>& weights) {
-    uint64_t hash = 0;
-    const auto add = [&](uint64_t value) {
-        hash = (hash ^ value) * 0x9e3779b97f4a7c15;
-        hash ^= hash >> 29;
-    };
-    for (const Tensor& weight : weights) {
-        TORCH_CHECK_VALUE(weight.device().is_cpu(), "a weight is on ", weight.device(), ": must be on the CPU");
-        add(reinterpret_cast<uintptr_t>(weight.const_data_ptr()));
-        add(weight._version());
-        add(uint64_t(weight.scalar_type()));
-        for (const int64_t extent : weight.sizes()) add(extent);
-        for (const int64_t stride : weight.strides()) add(stride);
-        // A few values, for changes that torch does not count: in rows and columns that differ.
+    // Where a few values lie, for changes that torch does not count: in rows and columns that differ.
+    const auto each_sample = [](const Tensor& weight, const auto& act) {
         constexpr int sampled = 16;
         constexpr double golden = 0.6180339887498949;
-        const size_t bytes = weight.element_size();
         for (int sample = 1; sample <= sampled && weight.numel(); sample++) {
             int64_t index = int64_t((sample * golden - int(sample * golden)) * double(weight.numel())), offset = 0;
             for (int64_t axis = weight.dim() - 1; axis >= 0; axis--) {
                 offset += index % weight.size(axis) * weight.stride(axis);
                 index /= weight.size(axis);
             }
-            uint64_t bits[2] = {};  // complex128 has as many
-            memcpy(bits, static_cast<const char*>(weight.const_data_ptr()) + offset * bytes, bytes);
-            add(bits[0]), add(bits[1]);
+            act(static_cast<const char*>(weight.const_data_ptr()) + offset * weight.element_size());
         }
+    };
+    for (const Tensor& weight : weights) {
+        TORCH_CHECK_VALUE(weight.device().is_cpu(), "a weight is on ", weight.device(), ": must be on the CPU");
+        each_sample(weight, [](const char* value) { __builtin_prefetch(value); });  // nothing else reads what was packed
+    }
+    uint64_t hash = 0;
+    const auto add = [&](uint64_t value) {
+        hash = (hash ^ value) * 0x9e3779b97f4a7c15;
+        hash ^= hash >> 29;
+    };
+    for (const Tensor& weight : weights) {
+        add(reinterpret_cast<uintptr_t>(weight.const_data_ptr()));
+        add(weight._version());
+        add(uint64_t(weight.scalar_type()));
+        for (const int64_t extent : weight.sizes()) add(extent);
+        for (const int64_t stride : weight.strides()) add(stride);
+        each_sample(weight, [&, bytes = weight.element_size()](const char* value) {
+            uint64_t bits[2] = {};  // complex128 has as many
+            memcpy(bits, value, bytes);
+            add(bits[0]), add(bits[1]);
+        });
     }
     return int64_t(hash);
 }

@@ -15,6 +15,7 @@
 #include <memory>
 
 #include "mixer.h"
+#include "unwritten.h"
 
 namespace scanlab::mixer {
 
@@ -110,6 +111,15 @@ inline Matrix matrix(const Tensor& tensor) {
     const int64_t time = tensor.dim() == 3 ? tensor.stride(2) : 0;  // a single step may lack its axis
     return {const_cast<void*>(tensor.const_data_ptr()), type_of(tensor), tensor.stride(0), tensor.stride(1), time};
 }
+
+// Outputs, of tensors with data and of those without. What is traced says that it is on the CPU, its storage does not.
+inline bool has_data(const Tensor& tensor) { return tensor.has_storage() && tensor.storage().device_type() == at::kCPU; }
+inline Tensor output(c10::SymIntArrayRef sizes, const Tensor& like, at::ScalarType type) {
+    if (has_data(like)) return unwritten(C10_AS_INTARRAYREF_SLOW(sizes), type);
+    return at::empty_symint(sizes, like.options().dtype(type));
+}
+inline Tensor output(c10::SymIntArrayRef sizes, const Tensor& like) { return output(sizes, like, like.scalar_type()); }
+inline Tensor output_like(const Tensor& like) { return has_data(like) ? unwritten_like(like) : at::empty_like(like); }
 
 inline Tensor nothing(const Tensor& like) { return at::empty({0}, like.options()); }
 

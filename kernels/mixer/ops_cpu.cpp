@@ -5,13 +5,13 @@ namespace scanlab::mixer {
 
 Two conv_outputs(const Tensor& x, const Maybe& weight, const Maybe&, const Maybe& weight_back, const Maybe&,
                  const Maybe&, const Maybe&, bool) {
-    return {weight ? at::empty_like(x) : nothing(x), weight_back ? at::empty_like(x) : nothing(x)};
+    return {weight ? output_like(x) : nothing(x), weight_back ? output_like(x) : nothing(x)};
 }
 
 Six conv_gradients(const Maybe&, const Maybe&, const Tensor& x, const Maybe& weight, const Maybe& bias,
                    const Maybe& weight_back, const Maybe& bias_back, const Maybe&, const Maybe& initial, bool) {
     const auto like = [&](const Maybe& tensor) { return tensor ? at::empty_like(*tensor) : nothing(x); };
-    return {at::empty_like(x), like(weight), like(bias), like(weight_back), like(bias_back), like(initial)};
+    return {output_like(x), like(weight), like(bias), like(weight_back), like(bias_back), like(initial)};
 }
 
 Two conv(const Tensor& x, const Maybe& weight, const Maybe& bias, const Maybe& weight_back, const Maybe& bias_back,
@@ -121,12 +121,11 @@ Norm norm_call(const Tensor& like, const Tensor& weight, double eps, bool centre
 
 Two norm_outputs(const Tensor& hidden, const Maybe&, const Tensor&, const Maybe&, double, bool, bool wide_total) {
     const at::ScalarType type = wide_total && hidden.scalar_type() != at::kDouble ? at::kFloat : hidden.scalar_type();
-    return {at::empty_like(hidden, at::MemoryFormat::Contiguous),
-            at::empty_like(hidden, hidden.options().dtype(type), at::MemoryFormat::Contiguous)};
+    return {output(hidden.sym_sizes(), hidden), output(hidden.sym_sizes(), hidden, type)};
 }
 Three norm_gradients(const Tensor&, const Maybe&, const Tensor& total, const Tensor& weight,
                                                   double, bool) {
-    return {at::empty_like(total, at::MemoryFormat::Contiguous), at::empty_like(weight), at::empty_like(weight)};
+    return {output(total.sym_sizes(), total), at::empty_like(weight), at::empty_like(weight)};
 }
 
 Two add_norm(const Tensor& hidden, const Maybe& residual, const Tensor& weight, const Maybe& bias, double eps,

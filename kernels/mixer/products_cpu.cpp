@@ -85,7 +85,7 @@ const Products& products_of(const Tensor& x) {
 Tensor packed_linear_output(const Tensor& x, const Tensor&, const Maybe&, c10::SymInt features) {
     c10::SymDimVector shape(x.sym_sizes().begin(), x.sym_sizes().end());
     shape.back() = features;
-    return at::empty_symint(shape, x.options());
+    return output(shape, x);
 }
 
 Tensor packed_linear(const Tensor& x, const Tensor& packed, const Maybe& bias, c10::SymInt sym_features) {
@@ -110,7 +110,7 @@ Tensor packed_linear(const Tensor& x, const Tensor& packed, const Maybe& bias, c
 Six before_scan_outputs(const Tensor& x, const Tensor&, const Maybe&, const Tensor&, const Tensor&,
                 const Maybe& weight_back, const Maybe&, const Maybe&, const Maybe&,
                 c10::SymInt, c10::SymInt selected) {
-    const auto like = [&](const c10::SymInt& features) { return at::empty_symint({x.sym_size(0), x.sym_size(1), features}, x.options()); };
+    const auto like = [&](const c10::SymInt& features) { return output({x.sym_size(0), x.sym_size(1), features}, x); };
     const c10::SymInt dim = x.sym_size(2);
     if (weight_back) return {like(dim), like(selected), like(dim), like(dim), like(selected), like(dim)};
     return {like(dim), like(selected), like(dim), nothing(x), nothing(x), nothing(x)};

@@ -29,6 +29,7 @@ HEADERS = (
         for part in ("", "_simd", "_math", "_rows", "_states", "_tile", "_forward", "_backward")
     ),
     FOLDER / "large_memory.h",
+    FOLDER / "unwritten.h",
 )
 # The exponentials of the decays, in the order of `enum class Exp`, and their largest relative errors: those of
 # 2^x over every float32 x with -126 <= x < 127.5, on the instruction set that is worst.

@@ -1,6 +1,4 @@
 // The scan as torch ops: arguments checked, described to the kernel, outputs allocated.
-#include <ATen/EmptyTensor.h>
-#include <ATen/ExpandUtils.h>
 #include <ATen/TensorUtils.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/stack.h>
@@ -9,8 +7,8 @@
 #include <ATen/ops/view_as_real.h>
 #include <torch/library.h>
 
-#include "large_memory.h"
 #include "native.h"
+#include "unwritten.h"
 
 namespace scanlab {
 namespace {
@@ -40,22 +38,6 @@ Type type_of(ScalarType type) {
 void expect(const Tensor& tensor, const char* name, at::IntArrayRef shape, ScalarType type) {
     TORCH_CHECK(tensor.sizes() == shape && tensor.scalar_type() == type && tensor.is_cpu(), name, " is ",
                 tensor.scalar_type(), " ", tensor.sizes(), " on ", tensor.device(), ": must be ", type, " ", shape, " on the CPU.");
-}
-
-// A tensor whose memory nobody wrote so far.
-Tensor unwritten(at::IntArrayRef sizes, at::IntArrayRef strides, ScalarType type) {
-#if defined(__linux__)
-    constexpr size_t large_bytes = 512 << 10;
-    if (c10::multiply_integers(sizes) * c10::elementSize(type) >= large_bytes)
-        return Tensor(at::detail::empty_strided_generic(sizes, strides, &LargeMemory::instance(),
-                                                        c10::DispatchKeySet(c10::DispatchKey::CPU), type));
-#endif
-    return Tensor(at::detail::empty_strided_cpu(sizes, strides, type));
-}
-Tensor unwritten(at::IntArrayRef sizes, ScalarType type) { return unwritten(sizes, at::detail::defaultStrides(sizes), type); }
-Tensor unwritten_like(const Tensor& tensor) {
-    if (tensor.is_non_overlapping_and_dense()) return unwritten(tensor.sizes(), tensor.strides(), tensor.scalar_type());
-    return unwritten(tensor.sizes(), at::infer_dense_strides(tensor.sizes(), tensor.strides()), tensor.scalar_type());
 }
 
 Channels channels_of(const Tensor& tensor) {
