@@ -16,7 +16,7 @@ from scanlab.mixer.causal_conv1d import (
 )
 from scanlab.mixer.derived import Derived
 from scanlab.mixer.mixer_step import mixer_step, mixer_step_reference
-from scanlab.mixer.packed_linear import Packed, packed_linear
+from scanlab.mixer.packed_linear import Packed, has_few_rows, packed_linear
 from scanlab.mixer.selective_state_update import selective_state_update, selective_state_update_reference
 from scanlab.mixer.serving import explain, implementation, in_torch
 
@@ -35,6 +35,7 @@ __all__ = [
     "causal_conv1d_update_reference",
     "explain",
     "final_states",
+    "has_few_rows",
     "implementation",
     "in_torch",
     "mixer_step",

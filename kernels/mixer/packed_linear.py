@@ -66,10 +66,15 @@ def packed_linear(x: Tensor, packed: Packed, bias: Tensor | None = None) -> Tens
     return F.linear(x, weight, bias)
 
 
+def has_few_rows(x: Tensor) -> bool:
+    """Whether x (..., in) has so few rows that no packed form is read, and keeping one costs more than it saves."""
+    return x.numel() < FEWEST_ROWS * x.shape[-1]
+
+
 def packs(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     """Whether a product of these is worth a packed weight, and there is a kernel that takes it."""
     return (
-        x.numel() >= FEWEST_ROWS * x.shape[-1]
+        not has_few_rows(x)
         and x.dtype in (torch.float32, torch.bfloat16)
         and _is_ours(x, weight, bias)
         and (multiplies(x.dtype) or takes_blocks())

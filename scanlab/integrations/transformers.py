@@ -34,6 +34,7 @@ from scanlab.mixer import (
     Packed,
     causal_conv1d,
     causal_conv1d_update,
+    has_few_rows,
     mixer_step,
     packed_linear,
     selective_state_update,
@@ -248,7 +249,10 @@ def _kept(mixer: nn.Module, name: str) -> Derived[Any]:
     return _derived.setdefault(mixer, defaultdict(Derived[Any]))[name]
 
 
-def _packed(mixer: nn.Module, name: str, weight: Tensor) -> Packed:
+def _packed(mixer: nn.Module, name: str, weight: Tensor, x: Tensor) -> Packed:
+    """A weight of `mixer` as a product with x reads it."""
+    if has_few_rows(x):
+        return Packed(weight)
     made: Packed = _kept(mixer, name)(lambda: Packed(weight), weight)
     return made
 
@@ -260,7 +264,7 @@ def _product(mixer: Any, name: str, x: Tensor, half: slice = slice(None)) -> Ten
         whole: Tensor = projection(x)
         return whole[..., half]
     bias = None if projection.bias is None else projection.bias[half]
-    return packed_linear(x, _packed(mixer, f"{name} {half.start} {half.stop}", projection.weight[half]), bias)
+    return packed_linear(x, _packed(mixer, f"{name} {half.start} {half.stop}", projection.weight[half], x), bias)
 
 
 def _halves(mixer: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -289,7 +293,7 @@ def _selection(mixer: Any, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | 
     low_rank, B, C = (norm(each) for norm, each in zip(_norms(mixer), selected.split(sizes, dim=-1), strict=True))
     projection = mixer.dt_proj
     if type(projection) is nn.Linear:  # the bias goes into the scan, where it is added in float32
-        return packed_linear(low_rank, _packed(mixer, "dt_proj", projection.weight)), B, C, projection.bias
+        return packed_linear(low_rank, _packed(mixer, "dt_proj", projection.weight, low_rank)), B, C, projection.bias
     return projection(low_rank), B, C, None  # quantised, or adapted: it alone knows how to multiply
 
 

@@ -154,9 +154,13 @@ class Mamba(Mixing):
         """
         if hidden_states.shape[1] != 1:
             raise ProblemError(f"hidden_states has {hidden_states.shape[1]} tokens: a step takes one; step in a loop.")
-        weights = self.weights()
+        hidden = hidden_states[:, 0]
+        if mixer.has_few_rows(hidden):
+            into, out = mixer.Packed(self.in_proj.weight), mixer.Packed(self.out_proj.weight)
+        else:
+            into, out = self.weights().into, self.weights().out
         y = mixer.mixer_step(
-            mixer.packed_linear(hidden_states[:, 0], weights.into, self.in_proj.bias),
+            mixer.packed_linear(hidden, into, self.in_proj.bias),
             conv_state,
             ssm_state,
             *taps(self.conv1d),
@@ -166,7 +170,7 @@ class Mamba(Mixing):
             self.A_log,
             self.D,
         )
-        return mixer.packed_linear(y, weights.out, weights.out_bias)[:, None], conv_state, ssm_state
+        return mixer.packed_linear(y, out, self.out_proj.bias)[:, None], conv_state, ssm_state
 
     def allocate_inference_cache(
         self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None, **kwargs: Any
