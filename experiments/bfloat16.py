@@ -47,16 +47,11 @@ def crops(count: int) -> Tensor:
     return torch.stack(made)
 
 
+@torch.inference_mode()
 def compared(name: str, model: VisionMamba, images: Tensor, labels: Tensor | None = None) -> dict[str, object]:
     """A row: what `model` in bfloat16 makes of `images`, beside itself in float32."""
-    half = copy.deepcopy(model).bfloat16()  # not in inference mode: nothing is kept of weights that it made
-    with torch.inference_mode():
-        return _compared(name, model, half, images, labels)
-
-
-def _compared(
-    name: str, model: VisionMamba, half: VisionMamba, images: Tensor, labels: Tensor | None
-) -> dict[str, object]:
+    with torch.inference_mode(False):  # nothing is kept of weights that are made in it
+        half = copy.deepcopy(model).bfloat16()
     exact = torch.cat([model(batch) for batch in images.split(BATCH)])
     rounded = torch.cat([half(batch.bfloat16()).float() for batch in images.split(BATCH)])
     top = exact.topk(2).values
