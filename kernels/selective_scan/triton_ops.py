@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from scanlab.kernels import triton_launch
-from scanlab.kernels.scan_ops import TENSORS, directions, gradients_by, keep_for_backward
+from scanlab.kernels.scan_ops import TENSORS, directions
 from scanlab.kernels.triton_launch import Gradients, Outputs, Task, Tuning
 from scanlab.problem import ScanInputs
 
@@ -133,4 +133,22 @@ def scan_backward_shapes(
     return results
 
 
-scan_with_checkpoints.register_autograd(gradients_by(scan_backward), setup_context=keep_for_backward)
+def keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Keep what the gradients need: the inputs and the checkpoints."""
+    ctx.set_materialize_grads(False)  # outputs that nothing used would get zeros as large as they are
+    ctx.save_for_backward(output[2], *inputs[:TENSORS])
+    ctx.settings = inputs[TENSORS:]
+
+
+def gradients_of(
+    ctx: Any, grad_out: Tensor | None, grad_last: Tensor | None, grad_checkpoints: None
+) -> tuple[Any, ...]:
+    """The gradients of `scan_with_checkpoints`, one for each of its arguments."""
+    checkpoints, *tensors = ctx.saved_tensors
+    if grad_out is None:
+        grad_out = torch.zeros_like(tensors[0])
+    found = iter(scan_backward(grad_out, grad_last, checkpoints, *tensors, *ctx.settings))
+    return (*(None if tensor is None else next(found) for tensor in tensors), *(None for _ in ctx.settings))
+
+
+scan_with_checkpoints.register_autograd(gradients_of, setup_context=keep_for_backward)
