@@ -18,24 +18,29 @@ import torch
 from torch import Tensor
 
 from scanlab.errors import ProblemError
-from scanlab.mixer.causal_conv1d import causal_conv1d, causal_conv1d_bidirectional, check
+from scanlab.mixer.causal_conv1d import causal_conv1d, causal_conv1d_bidirectional, check_weights
 from scanlab.mixer.checks import expect
-from scanlab.mixer.derived import keeps
-from scanlab.mixer.packed_linear import Packed, multiplies, packed_linear, packs
+from scanlab.mixer.packed_linear import Packed, has_few_rows, is_ours, multiplies, packed_linear
 
 
-class Direction(NamedTuple):
+class Direction:
     """The weights of one direction.
 
     conv_weight, conv_bias  (dim, width) and (dim,)
     x                       (rank + 2 state, dim)
     dt                      (dim, rank)
+    Raises ProblemError where their shapes, dtypes or devices do not fit together.
     """
 
-    conv_weight: Tensor
-    conv_bias: Tensor | None
-    x: Packed
-    dt: Packed
+    def __init__(self, conv_weight: Tensor, conv_bias: Tensor | None, x: Packed, dt: Packed) -> None:
+        dim, selected, rank = conv_weight.shape[0], x.weight.shape[0], dt.weight.shape[-1]
+        check_weights(dim, conv_weight, conv_bias, conv_weight)
+        if selected < rank or (selected - rank) % 2:
+            raise ProblemError(f"x has {selected} rows and dt the rank {rank}: x must have rank + 2 state rows.")
+        expect("x", x.weight, (selected, dim), conv_weight)
+        expect("dt", dt.weight, (dim, rank), conv_weight)
+        self.conv_weight, self.conv_bias, self.x, self.dt = conv_weight, conv_bias, x, dt
+        self.sizes = rank, (selected - rank) // 2, (selected - rank) // 2
 
 
 class Selected(NamedTuple):
@@ -56,7 +61,9 @@ def before_scan(x: Tensor, ahead: Direction, back: Direction | None = None) -> t
     """
     directions = (ahead,) if back is None else (ahead, back)
     for direction in directions:
-        _check(x, direction)
+        if x.dim() != 3 or x.shape[2] != direction.conv_weight.shape[0]:
+            raise ProblemError(f"x is {tuple(x.shape)}: must be (batch, length, {direction.conv_weight.shape[0]}).")
+        expect("x", x, x.shape, direction.conv_weight)
     if _fuses(x, directions):
         return _fused(x, ahead, back)
     if back is None:
@@ -68,49 +75,32 @@ def before_scan(x: Tensor, ahead: Direction, back: Direction | None = None) -> t
     return tuple(_of(u.mT, direction) for u, direction in zip(us, directions, strict=True))
 
 
-def _check(x: Tensor, of: Direction) -> None:
-    check(x.mT, of.conv_weight, of.conv_bias, "silu")
-    rank, selected = of.dt.weight.shape[1], len(of.x.weight)
-    if selected < rank or (selected - rank) % 2:
-        raise ProblemError(f"x has {selected} rows and dt the rank {rank}: x must have rank + 2 state rows.")
-    expect("x", of.x.weight, (selected, x.shape[2]), x)
-    expect("dt", of.dt.weight, (x.shape[2], rank), x)
-
-
 def _of(u: Tensor, direction: Direction) -> Selected:
-    low_rank, B, C = _split(packed_linear(u, direction.x), direction)
+    low_rank, B, C = packed_linear(u, direction.x).split_with_sizes(direction.sizes, 2)
     return Selected(u, packed_linear(low_rank, direction.dt), B, C)
 
 
 def _fuses(x: Tensor, directions: tuple[Direction, ...]) -> bool:
-    return (
-        all(packs(x, each.x.weight) and keeps(each.dt.weight) for each in directions)
-        and multiplies(x.dtype)
-        and keeps(*(tensor for each in directions for tensor in each[:2] if tensor is not None))
-    )
+    for each in directions:
+        if not (
+            x.dtype == each.x.weight.dtype == each.dt.weight.dtype
+            and is_ours(x, each.conv_weight, each.conv_bias, each.x.weight, each.dt.weight)
+        ):
+            return False
+    return not has_few_rows(x) and multiplies(x.dtype) and directions[0].sizes == directions[-1].sizes
 
 
 def _fused(x: Tensor, ahead: Direction, back: Direction | None) -> tuple[Selected, ...]:
-    outs = torch.ops.scanlab_mixer.before_scan(
-        x,
-        *_as_read(ahead),
-        *((None, None, None, None) if back is None else _as_read(back)),
-        ahead.dt.weight.shape[1],
-        len(ahead.x.weight),
-    )
-    directions = ((ahead, outs[:3]),) if back is None else ((ahead, outs[:3]), (back, outs[3:]))
+    weights = (*_as_read(ahead), *((None, None, None, None) if back is None else _as_read(back)))
+    rank, state, _ = ahead.sizes
+    outs = torch.ops.scanlab_mixer.before_scan(x, *weights, rank, rank + 2 * state)
+    directions = (outs[:3],) if back is None else (outs[:3], outs[3:])
     found = []
-    for direction, (u, selected, delta) in directions:
-        _, B, C = _split(selected, direction)
+    for u, selected, delta in directions:
+        _, B, C = selected.split_with_sizes(ahead.sizes, 2)
         found.append(Selected(u, delta, B, C))
     return tuple(found)
 
 
 def _as_read(of: Direction) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     return of.conv_weight, of.conv_bias, of.x.native, of.dt.native
-
-
-def _split(selected: Tensor, of: Direction) -> tuple[Tensor, ...]:
-    rank = of.dt.weight.shape[1]
-    state = (len(of.x.weight) - rank) // 2
-    return selected.split_with_sizes((rank, state, state), 2)

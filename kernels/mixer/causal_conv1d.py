@@ -158,19 +158,21 @@ def final_states(x: Tensor, width: int, initial_states: Tensor | None = None, *,
 
 def check(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation) -> None:
     """Raise ProblemError unless these can be convolved."""
-    if x.dim() != 3 or weight.dim() != 2:
-        raise ProblemError(
-            f"x is {tuple(x.shape)} and weight {tuple(weight.shape)}: must be (batch, dim, length) and (dim, width)."
-        )
-    dim = x.shape[1]
-    expect("x", x, tuple(x.shape), x)
-    expect("weight", weight, (dim, weight.shape[1]), x)
-    if not 1 <= weight.shape[1] <= MAX_WIDTH:
-        raise ProblemError(f"weight has width {weight.shape[1]}: must be 1 to {MAX_WIDTH}.")
-    if bias is not None:
-        expect("bias", bias, (dim,), x)
+    if x.dim() != 3:
+        raise ProblemError(f"x is {tuple(x.shape)}: must be (batch, dim, length).")
+    expect("x", x, x.shape, x)
+    check_weights(x.shape[1], weight, bias, x)
     if activation not in (None, "silu", "swish"):
         raise ProblemError(f"activation={activation!r}: must be None, 'silu' or 'swish'.")
+
+
+def check_weights(dim: int, weight: Tensor, bias: Tensor | None, like: Tensor) -> None:
+    """Raise ProblemError unless these can convolve (batch, dim, length) where `like` lies."""
+    if weight.dim() != 2 or not 1 <= weight.shape[1] <= MAX_WIDTH:
+        raise ProblemError(f"weight is {tuple(weight.shape)}: must be (dim, width), with a width of 1 to {MAX_WIDTH}.")
+    expect("weight", weight, (dim, weight.shape[1]), like)
+    if bias is not None:
+        expect("bias", bias, (dim,), like)
 
 
 def causal_conv1d_reference(

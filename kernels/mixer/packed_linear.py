@@ -56,13 +56,13 @@ def packed_linear(x: Tensor, packed: Packed, bias: Tensor | None = None) -> Tens
     weight = packed.weight
     if packs(x, weight, bias):
         if multiplies(x.dtype):
-            out: Tensor = torch.ops.scanlab_mixer.packed_linear(x, packed.native, bias, len(weight))
+            out: Tensor = torch.ops.scanlab_mixer.packed_linear(x, packed.native, bias, weight.shape[0])
             return out
         out = torch.ops.mkldnn._linear_pointwise(x, packed.blocks, bias, "none", [], "")
         return out
     if is_thin(x, weight, bias):
         out = torch.ops.scanlab_mixer.thin_linear(x.reshape(-1, x.shape[-1]), weight, bias)
-        return out.view(*x.shape[:-1], len(weight))
+        return out.view(*x.shape[:-1], weight.shape[0])
     return F.linear(x, weight, bias)
 
 
@@ -76,14 +76,16 @@ def packs(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     return (
         not has_few_rows(x)
         and x.dtype in (torch.float32, torch.bfloat16)
-        and _is_ours(x, weight, bias)
+        and x.dtype == weight.dtype
+        and is_ours(x, weight, bias)
         and (multiplies(x.dtype) or takes_blocks())
     )
 
 
 def is_thin(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     """Whether a product of these has so few rows that it is for the native kernel."""
-    return x.dtype == torch.float32 and 0 < x.numel() <= MOST_THIN_ROWS * x.shape[-1] and _is_ours(x, weight, bias)
+    few = x.dtype == weight.dtype == torch.float32 and 0 < x.numel() <= MOST_THIN_ROWS * x.shape[-1]
+    return few and is_ours(x, weight, bias)
 
 
 def multiplies(dtype: torch.dtype) -> bool:
@@ -96,15 +98,13 @@ def takes_blocks() -> bool:
     return X86 and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def _is_ours(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether torch would do no more than multiply these, on a CPU whose native ops serve."""
+def is_ours(x: Tensor, *weights: Tensor | None) -> bool:
+    """Whether torch would do no more than compute with these, on a CPU whose native ops serve."""
     return (
-        keeps(weight)
-        and (bias is None or keeps(bias))
-        and type(x) is Tensor
+        type(x) is Tensor
         and x.is_cpu
-        and x.dtype == weight.dtype
         and not (torch.is_grad_enabled() and x.requires_grad)
+        and keeps(*[weight for weight in weights if weight is not None])
         and not torch.is_autocast_enabled("cpu")
         and is_native()
     )

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
+import operator
 import os
 import threading
 import time
@@ -212,12 +213,13 @@ class Dispatcher:
         return f"the source of {entry.backend} changed since it was tuned; run `scanlab tune` again"
 
 
+_described = operator.attrgetter("shape", "dtype", "device")
+
+
 def _signature(inputs: tuple[ScanInputs, ...]) -> tuple[object, ...]:
     """All of the tensors that the problem depends on, read without building the problem."""
-    return tuple(
-        (each.u.stride(1) == 1, *((t.shape, t.dtype, t.device) if t is not None else None for t in each))
-        for each in inputs
-    )
+    layouts = [each.u.stride(1) == 1 for each in inputs]
+    return *layouts, *[tensor if tensor is None else _described(tensor) for each in inputs for tensor in each]
 
 
 _dispatchers: dict[str | None, Dispatcher] = {}

@@ -10,7 +10,7 @@ Source: hustvl/Vim@dd0358a, mamba-1p1p1/mamba_ssm/modules/mamba_simple.py, Mamba
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,16 @@ from scanlab.problem import ScanInputs
 
 # How layers compute whose weights are read here; a parametrized layer is one of them.
 PLAIN = (nn.Linear.forward, nn.Conv1d.forward)
+
+# What holds the weights of a mixer, by bimamba_type: its layers, and parameters of its own.
+SHARED = ("in_proj", "out_proj")
+AHEAD, BACK = ("conv1d", "x_proj", "dt_proj"), ("conv1d_b", "x_proj_b", "dt_proj_b")
+LAYERS = {"none": (*SHARED, *AHEAD), "v1": (*SHARED, *AHEAD), "v2": (*SHARED, *AHEAD, *BACK)}
+OWN = {
+    "none": ("A_log", "D", "gamma"),
+    "v1": ("A_log", "D", "A_b_log", "gamma"),
+    "v2": ("A_log", "D", "A_b_log", "D_b", "gamma"),
+}
 
 
 class ScanWeights(NamedTuple):
@@ -96,9 +106,11 @@ class Mixing(nn.Module):
     out_proj: nn.Linear
     A_log: nn.Parameter
     D: nn.Parameter
+    gamma: nn.Parameter | None
 
     def __init__(self) -> None:
         super().__init__()
+        self.register_parameter("gamma", None)
         self._derived = Derived[Weights]()
 
     def train(self, mode: bool = True) -> Self:
@@ -117,9 +129,7 @@ class Mixing(nn.Module):
 
         Raises ProblemError where a layer computes anything else than with its weight: it would be passed over.
         """
-        suffixes = ("", "_b") if self.bimamba_type == "v2" else ("",)
-        names = [f"{name}{suffix}" for name in ("conv1d", "x_proj", "dt_proj") for suffix in suffixes]
-        layers = [getattr(self, name) for name in (*names, "in_proj", "out_proj")]
+        layers: list[Any] = [self._modules[name] for name in LAYERS[self.bimamba_type]]
         for layer in layers:
             if type(layer).forward not in PLAIN:
                 raise ProblemError(
@@ -127,8 +137,8 @@ class Mixing(nn.Module):
                     " torch.nn.Linear or Conv1d does, for the mixer multiplies with its weight itself; merge an adapter"
                     " into the weight, or parametrize the weight."
                 )
-        own = [getattr(self, name, None) for name in ("A_log", "D", "A_b_log", "D_b", "gamma")]
-        return self._derived(self._make, *own, *(part for layer in layers for part in (layer.weight, layer.bias)))
+        own = [held(self, name) for name in OWN[self.bimamba_type]]
+        return self._derived(self._make, *own, *(held(layer, name) for layer in layers for name in ("weight", "bias")))
 
     def _make(self) -> Weights:
         inner, bias = len(self.A_log), self.in_proj.bias
@@ -143,7 +153,7 @@ class Mixing(nn.Module):
             *(Packed(self.in_proj.weight), Packed(x), x_bias, Packed(z), z_bias),
             *(self._direction(""), back[0], self._scan_weights(""), back[1]),
             *(Packed(self.out_proj.weight), Packed(0.5 * self.out_proj.weight), self.out_proj.bias),
-            gamma=getattr(self, "gamma", None),
+            gamma=self.gamma,
         )
 
     def _direction(self, suffix: Literal["", "_b"]) -> Direction:
@@ -159,6 +169,13 @@ class Mixing(nn.Module):
             # the bias goes into the scan, before the softplus
             delta_bias=as_scanned(getattr(self, f"dt_proj{suffix}").bias, dtype),
         )
+
+
+def held(module: nn.Module, name: str) -> Tensor | None:
+    """`module.name`, a parameter or what stands for it, without the search that nn.Module makes for a parameter."""
+    own = module._parameters
+    found: Tensor | None = own[name] if name in own else getattr(module, name)
+    return found
 
 
 def widen(values: Tensor) -> Tensor:

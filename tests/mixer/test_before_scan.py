@@ -34,9 +34,9 @@ def weights(
 
 def wide(direction: Direction) -> Direction:
     """The same in float64, which no native op fuses."""
-    conv_weight, conv_bias, x, dt = direction
-    bias = None if conv_bias is None else conv_bias.double()
-    return Direction(conv_weight.double(), bias, Packed(x.weight.double()), Packed(dt.weight.double()))
+    bias = None if direction.conv_bias is None else direction.conv_bias.double()
+    x, dt = (Packed(packed.weight.double()) for packed in (direction.x, direction.dt))
+    return Direction(direction.conv_weight.double(), bias, x, dt)
 
 
 def assert_right(x: Tensor, *directions: Direction) -> None:
@@ -129,15 +129,32 @@ def test_torch_knows_its_shapes() -> None:
         )
 
 
-def test_weights_that_do_not_fit_are_refused() -> None:
-    x, direction = torch.randn(1, 40, 16), weights(16)
-    for wrong in (
-        direction._replace(x=Packed(torch.randn(12, 16))),
-        direction._replace(x=Packed(torch.randn(2, 16))),
-        direction._replace(x=Packed(torch.randn(13, 15))),
-        direction._replace(dt=Packed(torch.randn(15, 3))),
-        direction._replace(conv_weight=torch.randn(15, 4)),
-        direction._replace(conv_bias=torch.randn(15)),
-    ):
-        with pytest.raises(ProblemError):
-            mixer.before_scan(x, wrong)
+def test_directions_of_different_sizes() -> None:
+    assert_right(torch.randn(2, 50, 33), weights(33, rank=5, state=2), weights(33, rank=3, state=4))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"x": torch.randn(12, 16)},
+        {"x": torch.randn(2, 16)},
+        {"x": torch.randn(13, 15)},
+        {"dt": torch.randn(15, 3)},
+        {"conv_weight": torch.randn(15, 4)},
+        {"conv_weight": torch.randn(16)},
+        {"conv_bias": torch.randn(15)},
+        {"conv_bias": torch.ones(16, dtype=torch.int32)},
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(wrong: dict[str, Tensor]) -> None:
+    right = weights(16)
+    given = {"conv_weight": right.conv_weight, "conv_bias": right.conv_bias, "x": right.x.weight, "dt": right.dt.weight}
+    conv_weight, conv_bias, x, dt = (given | wrong).values()
+    with pytest.raises(ProblemError):
+        Direction(conv_weight, conv_bias, Packed(x), Packed(dt))
+
+
+@pytest.mark.parametrize("x", [torch.randn(1, 40, 15), torch.randn(40, 16), torch.ones(1, 40, 16, dtype=torch.int32)])
+def test_inputs_that_do_not_fit_are_refused(x: Tensor) -> None:
+    with pytest.raises(ProblemError):
+        mixer.before_scan(x, weights(16))

@@ -288,7 +288,7 @@ X, WEIGHT, STATE = torch.randn(2, 6, 9), torch.randn(6, 4), torch.randn(2, 6, 4)
     [
         ((X[0], WEIGHT), {}, "must be (batch, dim, length)"),
         ((X, WEIGHT[:5]), {}, "weight is (5, 4): must be (6, 4)"),
-        ((X, torch.randn(6, 17)), {}, "width 17: must be 1 to 16"),
+        ((X, torch.randn(6, 17)), {}, "(6, 17): must be (dim, width), with a width of 1 to 16"),
         ((X, WEIGHT, torch.randn(5)), {}, "bias is (5,)"),
         ((X.int(), WEIGHT), {}, "x is torch.int32"),
         ((X, WEIGHT), {"activation": "relu"}, "activation='relu'"),
