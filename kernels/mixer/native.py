@@ -14,7 +14,7 @@ HEADER_NAMES = (
     *("mixer", "ops", "conv_call", "tiles"),
     *("conv", "packed_linear", "before_scan", "norm", "state_update", "thin_linear"),
 )
-SHARED = ("native.h", "native_simd.h", "native_math.h", "large_memory.h", "unwritten.h")
+SHARED = ("native.h", "native_simd.h", "native_math.h", "large_memory.h", "unwritten.h", "derivatives.h")
 SHARED_HEADERS = tuple(header for header in HEADERS if header.name in SHARED)
 
 extension = Extension(

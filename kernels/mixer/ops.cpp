@@ -1,12 +1,7 @@
 // The ops as torch sees them: schemas, gradients, and the instruction set they run on.
-#include <ATen/core/dispatch/Dispatcher.h>
-#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
-#include <torch/csrc/autograd/custom_function.h>
-#include <torch/csrc/autograd/functions/utils.h>
-#include <torch/library.h>
-
 #include <atomic>
 
+#include "derivatives.h"
 #include "ops.h"
 
 namespace scanlab::mixer {
@@ -22,6 +17,8 @@ namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
+
+constexpr char cure[] = "call inside scanlab.mixer.in_torch().";
 
 std::vector<const Kernels*> supported() {
     std::vector<const Kernels*> tables;
@@ -102,10 +99,21 @@ auto op(const char* name) {
     return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Function>();
 }
 
+template <class... Arguments>
+void refuse_tangents(const char* op, const Arguments&... arguments) {
+    const auto refuse = [op](const auto& argument) {
+        using Argument = std::decay_t<decltype(argument)>;
+        if constexpr (std::is_same_v<Argument, Tensor>) refuse_tangent(argument, op, cure);
+        else if constexpr (std::is_same_v<Argument, Maybe>) refuse_tangent(value_of(argument), op, cure);
+    };
+    (refuse(arguments), ...);
+}
+
 struct ConvGrad : torch::autograd::Function<ConvGrad> {
     static variable_list forward(AutogradContext* context, const Tensor& x, const Maybe& weight, const Maybe& bias,
                                  const Maybe& weight_back, const Maybe& bias_back, const Maybe& seq_idx,
-                                 const Maybe& initial, bool silu) {
+                                 const Maybe& initial, bool silu, Transforms& aside) {
+        const Exchanged back(aside);
         static const auto forward_op = op<decltype(conv)>("scanlab_mixer::causal_conv1d");
         at::AutoDispatchBelowADInplaceOrView below;
         context->save_for_backward({x, value_of(weight), value_of(bias), value_of(weight_back), value_of(bias_back),
@@ -123,25 +131,29 @@ struct ConvGrad : torch::autograd::Function<ConvGrad> {
             given(saved[6]), context->saved_data["silu"].toBool());
         const auto if_given = [&](int index, const Tensor& gradient) { return saved[index].defined() ? gradient : Tensor(); };
         return {grad_x, if_given(1, grad_weight), if_given(2, grad_bias), if_given(3, grad_weight_back),
-                if_given(4, grad_bias_back), Tensor(), if_given(6, grad_initial), Tensor()};
+                if_given(4, grad_bias_back), Tensor(), if_given(6, grad_initial), Tensor(), Tensor()};
     }
 };
 
 Two conv_autograd(const Tensor& x, const Maybe& weight, const Maybe& bias, const Maybe& weight_back,
                   const Maybe& bias_back, const Maybe& seq_idx, const Maybe& initial, bool silu) {
+    refuse_tangents("scanlab_mixer::causal_conv1d", x, weight, bias, weight_back, bias_back, initial);
     if (!torch::autograd::compute_requires_grad(x, value_of(weight), value_of(bias), value_of(weight_back),
                                                 value_of(bias_back), value_of(initial))) {
         static const auto forward_op = op<decltype(conv)>("scanlab_mixer::causal_conv1d");
         at::AutoDispatchBelowADInplaceOrView below;
         return forward_op.call(x, weight, bias, weight_back, bias_back, seq_idx, initial, silu);
     }
-    variable_list outputs = ConvGrad::apply(x, weight, bias, weight_back, bias_back, seq_idx, initial, silu);
+    Transforms aside;
+    const Exchanged away(aside);
+    variable_list outputs = ConvGrad::apply(x, weight, bias, weight_back, bias_back, seq_idx, initial, silu, aside);
     return {outputs[0], outputs[1]};
 }
 
 struct NormGrad : torch::autograd::Function<NormGrad> {
     static variable_list forward(AutogradContext* context, const Tensor& hidden, const Maybe& residual, const Tensor& weight,
-                                 const Maybe& bias, double eps, bool centred, bool wide_total) {
+                                 const Maybe& bias, double eps, bool centred, bool wide_total, Transforms& aside) {
+        const Exchanged back(aside);
         static const auto forward_op = op<decltype(add_norm)>("scanlab_mixer::add_norm");
         at::AutoDispatchBelowADInplaceOrView below;
         auto [out, total] = forward_op.call(hidden, residual, weight, bias, eps, centred, wide_total);
@@ -166,22 +178,39 @@ struct NormGrad : torch::autograd::Function<NormGrad> {
             std::tie(grad, grad_weight, grad_bias) = backward_op.call(
                 grads[0], given(grads[1]), saved[0], saved[1], context->saved_data["eps"].toDouble(),
                 context->saved_data["centred"].toBool());
-        if (!grad.defined()) return variable_list(7);
+        if (!grad.defined()) return variable_list(8);
         return {as("hidden", grad), as("residual", grad), grad_weight, grad_bias.defined() ? as("bias", grad_bias) : Tensor(),
-                Tensor(), Tensor(), Tensor()};
+                Tensor(), Tensor(), Tensor(), Tensor()};
     }
 };
 
 Two add_norm_autograd(const Tensor& hidden, const Maybe& residual, const Tensor& weight, const Maybe& bias, double eps,
                       bool centred, bool wide_total) {
+    refuse_tangents("scanlab_mixer::add_norm", hidden, residual, weight, bias);
     if (!torch::autograd::compute_requires_grad(hidden, value_of(residual), weight, value_of(bias))) {
         static const auto forward_op = op<decltype(add_norm)>("scanlab_mixer::add_norm");
         at::AutoDispatchBelowADInplaceOrView below;
         return forward_op.call(hidden, residual, weight, bias, eps, centred, wide_total);
     }
-    variable_list outputs = NormGrad::apply(hidden, residual, weight, bias, eps, centred, wide_total);
+    Transforms aside;
+    const Exchanged away(aside);
+    variable_list outputs = NormGrad::apply(hidden, residual, weight, bias, eps, centred, wide_total, aside);
     return {outputs[0], outputs[1]};
 }
+
+// A decoding step: it has no gradient, as upstream.
+template <const char* name, class Function>
+struct Step;
+template <const char* name, class Result, class... Arguments>
+struct Step<name, Result(Arguments...)> {
+    static Result run(c10::DispatchKeySet keys, Arguments... arguments) {
+        static const auto kernels = op<Result(Arguments...)>(name);
+        refuse_tangents(name, arguments...);
+        return kernels.redispatch(keys & c10::after_autograd_keyset, arguments...);
+    }
+};
+constexpr char conv_step[] = "scanlab_mixer::causal_conv1d_update", scan_step[] = "scanlab_mixer::selective_state_update",
+               whole_step[] = "scanlab_mixer::mixer_step";
 
 }  // namespace
 
@@ -252,19 +281,18 @@ TORCH_LIBRARY_IMPL(scanlab_mixer, Meta, library) {
     library.impl("mixer_step", &mixer_step_output);
 }
 
-// Decoding steps have no gradient, as upstream.
 TORCH_LIBRARY_IMPL(scanlab_mixer, Autograd, library) {
     library.impl("causal_conv1d", &conv_autograd);
     library.impl("add_norm", &add_norm_autograd);
-    library.impl("causal_conv1d_backward", torch::autograd::autogradNotImplementedFallback());
-    library.impl("add_norm_backward", torch::autograd::autogradNotImplementedFallback());
-    library.impl("thin_linear", torch::autograd::autogradNotImplementedFallback());
-    library.impl("pack_linear", torch::autograd::autogradNotImplementedFallback());
-    library.impl("packed_linear", torch::autograd::autogradNotImplementedFallback());
-    library.impl("before_scan", torch::autograd::autogradNotImplementedFallback());
-    library.impl("causal_conv1d_update", torch::CppFunction::makeFallthrough());
-    library.impl("selective_state_update", torch::CppFunction::makeFallthrough());
-    library.impl("mixer_step", torch::CppFunction::makeFallthrough());
+    library.impl("causal_conv1d_backward", Undifferentiable<cure>::kernel());
+    library.impl("add_norm_backward", Undifferentiable<cure>::kernel());
+    library.impl("thin_linear", Undifferentiable<cure>::kernel());
+    library.impl("pack_linear", Undifferentiable<cure>::kernel());
+    library.impl("packed_linear", Undifferentiable<cure>::kernel());
+    library.impl("before_scan", Undifferentiable<cure>::kernel());
+    library.impl("causal_conv1d_update", &Step<conv_step, decltype(conv_update)>::run);
+    library.impl("selective_state_update", &Step<scan_step, decltype(state_update)>::run);
+    library.impl("mixer_step", &Step<whole_step, decltype(mixer_step)>::run);
 }
 
 }  // namespace scanlab::mixer

@@ -30,6 +30,7 @@ HEADERS = (
     ),
     FOLDER / "large_memory.h",
     FOLDER / "unwritten.h",
+    FOLDER / "derivatives.h",
 )
 # The exponentials of the decays, in the order of `enum class Exp`, and their largest relative errors: those of
 # 2^x over every float32 x with -126 <= x < 127.5, on the instruction set that is worst.

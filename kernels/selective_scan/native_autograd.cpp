@@ -1,8 +1,6 @@
 // The gradients of the scan as torch's autograd asks for them. In C++, since a node that calls Python costs a quarter
 // of a millisecond with so many arguments: as much as a small scan.
-#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
-#include <torch/csrc/autograd/custom_function.h>
-#include <torch/library.h>
+#include "derivatives.h"
 
 namespace scanlab {
 namespace {
@@ -12,18 +10,18 @@ using c10::IValue;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
+constexpr char cure[] = "take the backend that has all of them, `reference`, by its name or with SCANLAB_BACKEND=reference.";
+
 // The arguments of the ops: tensors, there or not, then flags, then whole numbers.
 constexpr int tensors = 18, flags = 2;
 
 // A scan that keeps its checkpoints, as a function of the tensors that are there.
 struct Differentiable : torch::autograd::Function<Differentiable> {
     static variable_list forward(AutogradContext* context, at::TensorList there, c10::ArrayRef<IValue> arguments,
-                                 const c10::OperatorHandle& op, c10::DispatchKeySet keys) {
+                                 const c10::OperatorHandle& op, c10::DispatchKeySet keys, Transforms& aside) {
+        const Exchanged back(aside);
         torch::jit::Stack stack(arguments.begin(), arguments.end());
-        {
-            const at::AutoDispatchBelowADInplaceOrView below;
-            op.redispatchBoxed(keys & c10::after_ADInplaceOrView_keyset, &stack);
-        }
+        run_kernels(op, keys, &stack);
         variable_list results, kept(there.begin(), there.end());
         for (const IValue& result : stack) results.push_back(result.toTensor());
         kept.push_back(results.back());
@@ -48,18 +46,17 @@ struct Differentiable : torch::autograd::Function<Differentiable> {
         for (size_t i = tensors; i < rest.size(); i++) stack.push_back(i < tensors + flags ? IValue(rest[i] != 0) : IValue(rest[i]));
         op.callBoxed(&stack);
         variable_list results = stack[0].toTensorVector();
-        results.resize(results.size() + 3);  // none for what is no tensor among the arguments of forward
+        results.resize(results.size() + 4);  // none for what is no tensor among the arguments of forward
         return results;
     }
 };
 
 void scan_with_checkpoints(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
     const size_t count = op.schema().arguments().size();
-    const auto arguments = torch::jit::last(*stack, count);
-    variable_list there;
-    for (int i = 0; i < tensors; i++)
-        if (arguments[i].isTensor()) there.push_back(arguments[i].toTensor());
-    const variable_list results = Differentiable::apply(at::TensorList(there), arguments, op, keys);
+    const variable_list there = differentiated(op, *stack, cure);
+    Transforms aside;
+    const Exchanged away(aside);
+    const variable_list results = Differentiable::apply(at::TensorList(there), torch::jit::last(*stack, count), op, keys, aside);
     torch::jit::drop(*stack, count);
     for (const Tensor& result : results) stack->emplace_back(result);
 }
@@ -67,9 +64,9 @@ void scan_with_checkpoints(const c10::OperatorHandle& op, c10::DispatchKeySet ke
 }  // namespace
 }  // namespace scanlab
 
-// What has no derivative says so instead of counting as constant: a scan that kept no checkpoints, and gradients.
+// A scan that kept no checkpoints, and gradients, have no derivative.
 TORCH_LIBRARY_IMPL(scanlab, Autograd, m) {
-    m.impl("scan", torch::autograd::autogradNotImplementedFallback());
+    m.impl("scan", scanlab::Undifferentiable<scanlab::cure>::kernel());
     m.impl("scan_with_checkpoints", torch::CppFunction::makeFromBoxedFunction<&scanlab::scan_with_checkpoints>());
-    m.impl("scan_backward", torch::autograd::autogradNotImplementedFallback());
+    m.impl("scan_backward", scanlab::Undifferentiable<scanlab::cure>::kernel());
 }

@@ -22,6 +22,18 @@ def load(extension: Extension) -> None:
     torch.library.register_fake("scanlab::scan", scan_shapes)
     torch.library.register_fake("scanlab::scan_with_checkpoints", scan_with_checkpoints_shapes)
     torch.library.register_fake("scanlab::scan_backward", scan_backward_shapes)
+    for name in ("scan", "scan_with_checkpoints", "scan_backward"):
+        torch.library.register_vmap(f"scanlab::{name}", functools.partial(one_by_one, getattr(torch.ops.scanlab, name)))
+
+
+def one_by_one(op: Any, info: Any, axes: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
+    """What `op` returns for each entry of the mapped axes, stacked, and where the mapped axis of each result is."""
+    results = [
+        op(*(value if axis is None else value.select(axis, entry) for value, axis in zip(arguments, axes, strict=True)))
+        for entry in range(info.batch_size)
+    ]
+    stacked = type(results[0])(map(torch.stack, zip(*results, strict=True)))
+    return stacked, type(stacked)(0 for _ in stacked)
 
 
 def expect_one_device(*tensors: Tensor | None) -> None:

@@ -148,8 +148,8 @@ def test_chunks_of_time_change_no_bit(isa: str, direction: str, forgetful: bool)
     problem = ScanProblem(batch=2, dim=40, length=700, direction=direction, has_initial_state=True, gradients=True)  # type: ignore[arg-type]
     inputs = make_inputs(problem)[0]
     inputs = inputs if forgetful else inputs._replace(A=inputs.A * 1e-5)
-    op = torch.ops.scanlab.scan_with_checkpoints.default
     native.backend.build(problem)
+    op = torch.ops.scanlab.scan_with_checkpoints.default
     shared = (*inputs, *(None,) * len(ScanInputs._fields), True, direction == "reverse", 2, 16, 32)
     level = tuple(native.ISA_FLAGS).index(isa)
     want = op(*shared, 1, 1, level)

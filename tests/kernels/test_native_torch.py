@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import threading
 import time
-import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
+from scanlab.backend import ScanFn
 from scanlab.errors import ProblemError
 from scanlab.kernels import native, native_ops
 from scanlab.problem import ScanInputs, ScanProblem, make_inputs
@@ -91,29 +93,72 @@ def test_under_autocast_the_scan_takes_what_the_projections_leave(mixer: Mixer, 
         torch.testing.assert_close(mine, right, rtol=0.1, atol=0.1 * float(right.abs().max()))
 
 
-def test_called_functionally_and_mapped_over_a_batch(mixer: Mixer, x: Tensor) -> None:
+def test_transforms_of_torch_func_see_the_gradients(mixer: Mixer, x: Tensor) -> None:
     parameters = dict(mixer.named_parameters())
-    out = torch.func.functional_call(mixer, parameters, (x,))
-    assert all(map(torch.equal, gradients(out, mixer), gradients(mixer(x), mixer)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # vmap loops over the batch, and says that this is slow
-        mapped = torch.func.vmap(mixer)(torch.stack((x, 2 * x)))
-    torch.testing.assert_close(mapped, torch.stack((mixer(x), mixer(2 * x))))
+
+    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(mixer, parameters, (x,)).square().sum()
+
+    batch = torch.stack((x, 2 * x, -x))
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, batch)
+    for entry, given in enumerate(batch):
+        alone = torch.func.grad(loss)(parameters, given)
+        for name, want in zip(parameters, gradients(mixer(given), mixer), strict=True):
+            torch.testing.assert_close(alone[name], want)
+            torch.testing.assert_close(each[name][entry], want)
+    torch.testing.assert_close(torch.func.vmap(mixer)(batch), torch.stack([mixer(given) for given in batch]))
 
 
-def test_derivatives_that_do_not_exist_are_refused(mixer: Mixer, x: Tensor) -> None:
-    (inputs,) = make_inputs(PROBLEM)
-    u = inputs.u.requires_grad_()
-    constant = native.backend.build(PROBLEM.replace(gradients=False))
-    with pytest.raises(RuntimeError, match="derivative for scanlab::scan is not implemented"):
-        constant(inputs).out.sum().backward()
-    (first,) = torch.autograd.grad(mixer.scan(inputs).out.square().sum(), u, create_graph=True)
-    with pytest.raises(RuntimeError, match="derivative for scanlab::scan_backward is not implemented"):
-        first.sum().backward()
-    with pytest.raises(NotImplementedError, match="forward AD"):
-        torch.func.jvp(lambda u: constant(inputs._replace(u=u)).out, (u.detach(),), (u.detach(),))
-    with pytest.raises(RuntimeError, match="functorch"):
-        torch.func.grad(lambda u: mixer.scan(inputs._replace(u=u)).out.sum())(u.detach())
+@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+def test_each_tensor_may_be_mapped_over_any_axis(direction: str) -> None:
+    problem = PROBLEM.replace(dtype="float64", gradients=True, has_initial_state=True, direction=direction)
+    scan, count = native.backend.build(problem), len(ScanInputs._fields)
+    given = [tensor for inputs in make_inputs(problem) for tensor in inputs]
+
+    def run(*tensors: Tensor | None) -> tuple[Tensor, Tensor]:
+        sets = [ScanInputs(*tensors[first : first + count]) for first in range(0, len(tensors), count)]
+        return tuple(scan(*sets))
+
+    for number, tensor in enumerate(given):
+        if tensor is None:
+            continue
+
+        def of_one(value: Tensor, number: int = number) -> Tensor:
+            return run(*given[:number], value, *given[number + 1 :])[0].square().sum()
+
+        axis = number % (tensor.dim() + 1)
+        mapped = torch.stack((tensor, tensor / 2), axis)
+        found = torch.func.vmap(torch.func.grad_and_value(of_one), axis)(mapped)
+        for entry in range(2):
+            leaf = mapped.select(axis, entry).clone().requires_grad_()
+            value = of_one(leaf)
+            torch.testing.assert_close(found[1][entry], value.detach())
+            torch.testing.assert_close(found[0][entry], torch.autograd.grad(value, leaf)[0])
+
+
+def test_derivatives_that_do_not_exist_are_refused() -> None:
+    inputs, last = make_inputs(PROBLEM.replace(has_initial_state=True))[0], "SCANLAB_BACKEND=reference"
+    kept, constant = (native.backend.build(PROBLEM.replace(gradients=kept)) for kept in (True, False))
+
+    def of(scan: ScanFn, name: str) -> Callable[[Tensor], Tensor]:
+        return lambda tensor: scan(inputs.with_tensors(**{name: tensor})).out.square().sum()
+
+    for name, tensor in inputs.tensors().items():
+        for scan in (kept, constant):
+            with pytest.raises(NotImplementedError, match=f"no forward-mode derivative.*{last}"):
+                torch.func.jvp(of(scan, name), (tensor,), (tensor,))
+            with forward_ad.dual_level(), pytest.raises(NotImplementedError, match=f"no forward-mode.*{last}"):
+                of(scan, name)(forward_ad.make_dual(tensor, tensor))
+        leaf = tensor.clone().requires_grad_()
+        with pytest.raises(NotImplementedError, match=f"scanlab::scan has no derivative.*{last}"):
+            of(constant, name)(leaf).backward()
+        with pytest.raises(NotImplementedError, match=f"scanlab::scan has no derivative.*{last}"):
+            torch.func.grad(of(constant, name))(tensor)
+        with pytest.raises(NotImplementedError, match=f"scanlab::scan_backward has no derivative.*{last}"):
+            torch.autograd.functional.hessian(of(kept, name), tensor)
+        with pytest.raises(NotImplementedError, match="has no .*derivative"):
+            torch.func.hessian(of(kept, name))(tensor)
+    assert of(constant, "u")(inputs.u).requires_grad is False
 
 
 def test_the_gradient_op_satisfies_torch(mixer: Mixer) -> None:
