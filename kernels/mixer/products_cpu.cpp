@@ -43,16 +43,17 @@ Tensor pack_linear_output(const Tensor& weight) {
 Tensor pack_linear(const Tensor& weight) {
     TORCH_CHECK_VALUE(weight.dim() == 2 && weight.device().is_cpu(), "weight (out, in) on the CPU");
     const int64_t features = weight.size(0), depth = weight.size(1), step = depth_step(weight.scalar_type());
-    const int64_t steps = (depth + step - 1) / step, whole = steps * step;
-    const Tensor packed = at::zeros({padded(features) * whole}, weight.options());
-    for (int64_t first = 0; first < features; first += panel_features) {
-        const int64_t here = std::min(panel_features, features - first), pitch = std::min(panel_features, padded(features - first));
-        const Tensor panel = packed.narrow(0, first * whole, pitch * whole).view({steps, pitch, step});
-        for (int64_t odd = 0; odd < step; odd++) {
-            const Tensor some = weight.narrow(0, first, here).slice(1, odd, depth, step).t();  // (about steps, here)
-            panel.narrow(0, 0, some.size(0)).narrow(1, 0, here).select(2, odd).copy_(some);
-        }
-    }
+    const int64_t steps = (depth + step - 1) / step, whole = steps * step, all = padded(features);
+    const Tensor full = all == features && whole == depth ? weight : at::constant_pad_nd(weight, {0, whole - depth, 0, all - features});
+    const Tensor packed = at::empty({all * whole}, weight.options());
+    const auto pack = [&](int64_t first, int64_t count, int64_t pitch) {
+        if (!count) return;
+        const Tensor rows = full.narrow(0, first, count).view({count / pitch, pitch, steps, step});
+        packed.narrow(0, first * whole, count * whole).view({count / pitch, steps, pitch, step}).copy_(rows.transpose(1, 2));
+    };
+    const int64_t rest = all % panel_features;
+    pack(0, all - rest, panel_features);
+    pack(all - rest, rest, rest);
     return packed;
 }
 
