@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, NoReturn
@@ -22,9 +23,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from scanlab import registry
 from scanlab.backend import Backend, ScanFn
 from scanlab.errors import ConfigError, RejectedError, UnavailableError
-from scanlab.lab.verify import expectation, verify
+from scanlab.lab.verify import expectation, relative_error, verify
 from scanlab.problem import DIRECTIONS, DTYPES, ScanInputs, ScanProblem, make_inputs
 from scanlab.space import Config, config_key
 from scanlab.threads import torch_threads
@@ -65,6 +67,7 @@ class BackendContract:
             "claimed": [problem for problem in self.problems() if self.backend.rejects(problem) is None],
             "refused": [problem for problem in self.problems() if self.backend.rejects(problem) is not None],
             "mode": [self.plain().replace(gradients=gradients) for gradients in modes],
+            "differentiated": [self.plain().replace(gradients=True) for gradients in modes if gradients],
         }
         for name in problems.keys() & set(metafunc.fixturenames):
             metafunc.parametrize(name, problems[name], ids=lambda problem: problem.key)
@@ -197,6 +200,18 @@ class BackendContract:
         torch.testing.assert_close(torch.cat(out, dim=-1), expected.out)
         torch.testing.assert_close(h, expected.last_state)
 
+    def test_second_derivatives_are_right_or_refused(self, differentiated: ScanProblem) -> None:
+        found, refusal = {}, ""
+        try:
+            found = _second_derivatives(self.scan(differentiated), differentiated)
+        except RuntimeError as error:
+            refusal = str(error)
+        assert found or re.search("derivative|backward", refusal), f"refused, but not said why: {refusal}"
+        exact = differentiated.replace(dtype="float64", device="cpu")
+        truth = _second_derivatives(registry.get("reference").build(exact), exact)
+        for name, tensor in found.items():
+            assert relative_error(tensor, truth[name]) < 1e-2, f"those of {name} are wrong and not refused"
+
     def test_restores_the_threads_of_torch(self, mode: ScanProblem) -> None:
         for threads in (1, 3):
             with torch_threads(threads):
@@ -204,6 +219,20 @@ class BackendContract:
                 assert torch.get_num_threads() == threads, "building changed the threads of torch"
                 scan(*make_inputs(mode))
                 assert torch.get_num_threads() == threads, "a call changed the threads of torch"
+
+
+def _second_derivatives(scan: ScanFn, problem: ScanProblem) -> dict[str, Tensor]:
+    """The gradient of the squares of the gradients, by the name of each tensor and the number of its direction."""
+    inputs = make_inputs(problem)
+    leaves = {
+        f"{name} {number}": tensor.requires_grad_()
+        for number, each in enumerate(inputs)
+        for name, tensor in each.tensors().items()
+    }
+    tensors = list(leaves.values())
+    first = torch.autograd.grad(scan(*inputs).out.square().sum(), tensors, create_graph=True)
+    squares = torch.stack([gradient.square().sum() for gradient in first]).sum()
+    return {name: second.cpu() for name, second in zip(leaves, torch.autograd.grad(squares, tensors), strict=True)}
 
 
 def _strided(tensor: Tensor) -> Tensor:

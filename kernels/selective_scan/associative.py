@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from scanlab.backend import WHOLE_CONTRACT, Backend, ScanFn
-from scanlab.kernels import chunks, directions, pointwise, recurrence
+from scanlab.kernels import chunks, directions, once, pointwise, recurrence
 from scanlab.problem import ScanProblem
 from scanlab.space import Choice, Config, Space
 from scanlab.threads import pinned, threads_choice
@@ -28,7 +28,12 @@ backend = Backend(
     name="associative",
     summary="the log-depth parallel scan within chunks, the state carried between them",
     rung=4,
-    sources=tuple(map(Path, (__file__, chunks.__file__, recurrence.__file__, pointwise.__file__, directions.__file__))),
+    sources=tuple(
+        map(
+            Path,
+            (__file__, chunks.__file__, once.__file__, recurrence.__file__, pointwise.__file__, directions.__file__),
+        )
+    ),
     space=Space(
         (Choice("chunk", (16, 32, 64, 128, 256, 512), default=64, summary="time steps at once"), threads_choice())
     ),

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from scanlab.kernels import pointwise, recurrence
+from scanlab.kernels.once import once
 from scanlab.kernels.recurrence import Solver
 from scanlab.problem import ScanInputs, ScanOutput, ScanProblem
 
@@ -84,18 +84,20 @@ class _Chunks(torch.autograd.Function):
         return y, h
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_y: Tensor, grad_h: Tensor) -> tuple[Tensor | None, ...]:
-        operands, before = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
-        gradients = [torch.zeros_like(operand) for operand in operands]
-        grad_y, grad_h = grad_y.contiguous(), grad_h.contiguous()
-        for index in reversed(range(len(before))):
-            start = index * ctx.chunk
-            given = (*_during(operands, start, ctx.chunk), before[index], grad_y[start : start + ctx.chunk], grad_h)
-            *found, grad_h = ctx.step.backward(*given)
-            for gradient, share in zip(_during(gradients, start, ctx.chunk), found, strict=True):
-                gradient += share
-        return None, None, *gradients, grad_h
+        def gradients(grad_y: Tensor, grad_h: Tensor, *saved: Tensor) -> tuple[Tensor, ...]:
+            operands, before = saved[:5], saved[5:]
+            totals = [torch.zeros_like(operand) for operand in operands]
+            grad_y, grad_h = grad_y.contiguous(), grad_h.contiguous()
+            for index in reversed(range(len(before))):
+                start = index * ctx.chunk
+                given = (*_during(operands, start, ctx.chunk), before[index], grad_y[start : start + ctx.chunk], grad_h)
+                *found, grad_h = ctx.step.backward(*given)
+                for total, share in zip(_during(totals, start, ctx.chunk), found, strict=True):
+                    total += share
+            return *totals, grad_h
+
+        return None, None, *once(gradients, grad_y, grad_h, *ctx.saved_tensors)
 
 
 def _during(tensors: Sequence[Tensor], start: int, chunk: int) -> list[Tensor]:

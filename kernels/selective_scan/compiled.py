@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from scanlab.backend import EVERY_DIRECTION, Backend, Capabilities, ScanFn
-from scanlab.kernels import chunks, directions, extension, pointwise
+from scanlab.kernels import chunks, directions, extension, once, pointwise
 from scanlab.kernels.chunks import Kernel
 from scanlab.problem import ScanProblem
 from scanlab.space import Choice, Config, Space
@@ -140,7 +140,7 @@ backend = Backend(
     name="compiled",
     summary="an unrolled chunk compiled by torch into C++, the state carried between chunks",
     rung=5,
-    sources=tuple(map(Path, (__file__, chunks.__file__, pointwise.__file__, directions.__file__))),
+    sources=tuple(map(Path, (__file__, chunks.__file__, once.__file__, pointwise.__file__, directions.__file__))),
     space=Space(
         (Choice("chunk", (4, 8, 16, 32), default=8, summary="time steps in the compiled body"), threads_choice())
     ),

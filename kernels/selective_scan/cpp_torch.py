@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from scanlab.backend import WHOLE_CONTRACT, Backend, ScanFn
-from scanlab.kernels import directions, extension, pointwise, recurrence, two_phase
+from scanlab.kernels import directions, extension, once, pointwise, recurrence, two_phase
 from scanlab.problem import ScanProblem
 from scanlab.space import Config, Space
 from scanlab.threads import pinned, threads_choice
@@ -39,7 +39,10 @@ backend = Backend(
     rung=2,
     sources=(
         SOURCE,
-        *map(Path, (__file__, two_phase.__file__, recurrence.__file__, pointwise.__file__, directions.__file__)),
+        *map(
+            Path,
+            (__file__, two_phase.__file__, recurrence.__file__, once.__file__, pointwise.__file__, directions.__file__),
+        ),
     ),
     space=Space((threads_choice(),)),
     capabilities=WHOLE_CONTRACT,

@@ -63,7 +63,8 @@ def _projection(values: Tensor, problem: ScanProblem, compute: torch.dtype) -> T
         return constant.expand(-1, -1, -1, -1, problem.length)
     values = values.to(compute)
     if problem.complex_A:
-        values = torch.view_as_complex(values.unflatten(-1, (problem.length, 2)).contiguous())
+        pairs = values.unflatten(-1, (problem.length, 2))
+        values = torch.complex(pairs[..., 0], pairs[..., 1])  # a view of them would have to begin at an even place
     if values.dim() == 3:
         values = values[:, None].expand(-1, problem.groups, -1, -1)
     return values[:, :, None]

@@ -15,7 +15,8 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from scanlab.kernels.once import once
 
 Solver = Callable[[Tensor, Tensor], None]
 
@@ -56,16 +57,17 @@ class _Recurrence(torch.autograd.Function):
         return drive
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        decay, states, h = ctx.saved_tensors
-        backwards = grad_states.flip(0)
-        ctx.solve(decay.conj().flip(0).roll(1, 0), backwards)
-        grad_drive = backwards.flip(0)
-        grad_decay = grad_drive.clone()
-        grad_decay[0] *= h.conj()
-        grad_decay[1:] *= states[:-1].conj()
-        return grad_drive, grad_decay, grad_drive[0] * decay[0].conj(), None
+    def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
+        def gradients(grad_states: Tensor, decay: Tensor, states: Tensor, h: Tensor) -> tuple[Tensor, ...]:
+            backwards = grad_states.flip(0)
+            ctx.solve(decay.conj().flip(0).roll(1, 0), backwards)
+            grad_drive = backwards.flip(0)
+            grad_decay = grad_drive.clone()
+            grad_decay[0] *= h.conj()
+            grad_decay[1:] *= states[:-1].conj()
+            return grad_drive, grad_decay, grad_drive[0] * decay[0].conj()
+
+        return (*once(gradients, grad_states, *ctx.saved_tensors), None)
 
 
 def solved(decay: Tensor, drive: Tensor, h: Tensor, solve: Solver) -> Tensor:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from scanlab.backend import WHOLE_CONTRACT, Backend, ScanFn
-from scanlab.kernels import directions, pointwise, recurrence
+from scanlab.kernels import directions, once, pointwise, recurrence
 from scanlab.kernels.recurrence import Solver
 from scanlab.problem import ScanInputs, ScanOutput, ScanProblem
 from scanlab.space import Config, Space
@@ -38,7 +38,7 @@ backend = Backend(
     name="two_phase",
     summary="all states in place, then one contraction for the outputs",
     rung=1,
-    sources=tuple(map(Path, (__file__, recurrence.__file__, pointwise.__file__, directions.__file__))),
+    sources=tuple(map(Path, (__file__, recurrence.__file__, once.__file__, pointwise.__file__, directions.__file__))),
     space=Space((threads_choice(),)),
     capabilities=WHOLE_CONTRACT,
     make=make,

@@ -67,5 +67,5 @@ def test_second_derivatives_are_refused():
     decay, drive, h = (tensor.requires_grad_() for tensor in draw(4))
     states = recurrence.solved(decay, drive * 1, h, recurrence.sequential)
     (first,) = torch.autograd.grad(states.square().sum(), decay, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
+    with pytest.raises(NotImplementedError, match="no second derivatives.*SCANLAB_BACKEND=reference"):
+        torch.autograd.grad(first.sum(), decay)

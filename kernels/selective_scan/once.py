@@ -1,0 +1,31 @@
+"""Gradients without gradients of their own, which they refuse.
+
+torch's `once_differentiable` refuses them too, but leaves what it returns unconnected to what it was computed from:
+`torch.autograd.grad` then takes it for a constant there, and a Hessian lacks a part without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NoReturn, cast
+
+import torch
+from torch import Tensor
+
+
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, compute: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
+        return compute(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> NoReturn:
+        raise NotImplementedError(
+            "this scan has no second derivatives: take the backend that has all of them, `reference`, by its name"
+            " or with SCANLAB_BACKEND=reference."
+        )
+
+
+def once(compute: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
+    """`compute(*tensors)`, whose derivative raises NotImplementedError."""
+    return cast("tuple[Tensor, ...]", _Once.apply(compute, *tensors))  # type: ignore[no-untyped-call]
