@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scanlab.errors import ProblemError
 from scanlab.kernels.triton_math import load
-from scanlab.kernels.triton_tile import Launch
+from scanlab.kernels.triton_queue import Launch
 
 LARGEST = 2**15  # numbers of a row, which has to fit into registers
 RUNS, FEWEST_ROWS = 2048, 8  # at most so many programs on the way back, of at least so many rows
@@ -123,13 +123,15 @@ def forward(
     """The launch that writes `out` and `total`, which are dense; raises ProblemError where a row is too long."""
     rows = rows_of(hidden)
     others = None if residual is None else rows_of(residual)
-    arguments = {
+    tensors = {
         "hidden": rows,
         "residual": others,
         "weight": weight.contiguous(),
         "bias": None if bias is None else bias.contiguous(),
         "out": out,
         "total": total,
+    }
+    numbers = {
         "hidden_row": rows.stride(0),
         "residual_row": 0 if others is None else others.stride(0),
         "dim": rows.shape[1],
@@ -137,7 +139,7 @@ def forward(
         "CENTRED": centred,
         "PADDED": _padded(rows.shape[1]),
     }
-    return Launch(forward_kernel, len(rows), arguments, {"num_warps": _warps(rows.shape[1])})
+    return Launch(forward_kernel, len(rows), tensors, numbers, {"num_warps": _warps(rows.shape[1])})
 
 
 def backward(
@@ -150,13 +152,15 @@ def backward(
     run = max(FEWEST_ROWS, -(-count // RUNS))
     runs = -(-count // run)
     sums = total.new_empty((runs, 2, dim), dtype=torch.float32)
-    arguments = {
+    tensors = {
         "grad_out": outer,
         "grad_total": direct,
         "total": total.contiguous(),
         "weight": weight.contiguous(),
         "grad": grad,
         "sums": sums,
+    }
+    numbers = {
         "out_row": outer.stride(0),
         "total_row": 0 if direct is None else direct.stride(0),
         "rows": count,
@@ -166,7 +170,7 @@ def backward(
         "CENTRED": centred,
         "PADDED": _padded(dim),
     }
-    return Launch(backward_kernel, runs, arguments, {"num_warps": _warps(dim)}), sums
+    return Launch(backward_kernel, runs, tensors, numbers, {"num_warps": _warps(dim)}), sums
 
 
 def _padded(dim: int) -> int:

@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 
 from scanlab.kernels.triton_math import shrink, sigmoid
-from scanlab.kernels.triton_tile import Launch
-from scanlab.mixer.triton_causal_conv1d_tile import Sequence, Way, arguments_of, convolved, ids_from, rows_from, taps_of
+from scanlab.kernels.triton_queue import Launch
+from scanlab.mixer.triton_causal_conv1d_tile import Sequence, Way, convolved, ids_from, numbers_of, rows_from, taps_of
 
 
 @triton.jit
@@ -84,7 +84,8 @@ def forward_kernel(
 
 def forward(of: Sequence, ahead: Way | None, back: Way | None, silu: bool) -> Launch:
     """The launch that writes the outputs of the directions that are there."""
-    arguments = arguments_of(of, ahead, back, silu)
-    spans = -(-arguments["length"] // arguments["STEPS"])
-    programs = arguments["blocks"] * spans * len(of.x)
-    return Launch(forward_kernel, programs, arguments | {"spans": spans}, {"num_warps": 1})
+    numbers = numbers_of(of, ahead, back, silu)
+    spans = -(-numbers["length"] // numbers["STEPS"])
+    programs = numbers["blocks"] * spans * len(of.x)
+    tensors = {"x": of.x[..., of.before :], "ids": of.ids, "ahead": ahead, "back": back}
+    return Launch(forward_kernel, programs, tensors, numbers | {"spans": spans}, {"num_warps": 1})

@@ -14,13 +14,14 @@ import triton.language as tl
 from torch import Tensor
 
 from scanlab.kernels.triton_math import load, shrink, sigmoid
-from scanlab.kernels.triton_tile import Axes, Launch
+from scanlab.kernels.triton_queue import Launch
+from scanlab.kernels.triton_tile import Axes
 from scanlab.mixer.triton_causal_conv1d_tile import (
     Sequence,
     Way,
-    arguments_of,
     convolved,
     ids_from,
+    numbers_of,
     rows_from,
     taps_of,
     tile_of,
@@ -211,15 +212,12 @@ def empty_sums(of: Sequence, weight: Tensor) -> Tensor:
 def backward(of: Sequence, ahead: Way | None, back: Way | None, silu: bool) -> tuple[Launch, Tensor]:
     """The launch of the way back, and the gradient of `of.x` that it writes beside the sums of each direction."""
     grad_x = torch.empty_like(of.x)
-    arguments = arguments_of(of, ahead, back, silu)
-    arguments |= {
-        "grad_x": grad_x[..., of.before :],
-        "grad_axes": Axes(*grad_x.stride()),
-        "spans": _spans(of, arguments["WIDTH"]),
-        "TURNS": TURNS,
-    }
-    programs = arguments["blocks"] * arguments["spans"] * len(of.x)
-    return Launch(backward_kernel, programs, arguments, {"num_warps": 1}), grad_x
+    tensors = {"x": of.x[..., of.before :], "grad_x": grad_x[..., of.before :], "ids": of.ids}
+    numbers = numbers_of(of, ahead, back, silu)
+    numbers |= {"grad_axes": Axes(*grad_x.stride()), "spans": _spans(of, numbers["WIDTH"]), "TURNS": TURNS}
+    programs = numbers["blocks"] * numbers["spans"] * len(of.x)
+    ways = {"ahead": ahead, "back": back}
+    return Launch(backward_kernel, programs, tensors | ways, numbers, {"num_warps": 1}), grad_x
 
 
 def _spans(of: Sequence, width: int) -> int:

@@ -131,17 +131,13 @@ def tile_of(of: Sequence, width: int) -> tuple[int, int]:
     return STEPS, CHANNELS if of.ids is None else CHANNELS_OF_FEW
 
 
-def arguments_of(of: Sequence, ahead: Way | None, back: Way | None, silu: bool) -> dict[str, Any]:
-    """What both kernels take; x begins at step 0."""
+def numbers_of(of: Sequence, ahead: Way | None, back: Way | None, silu: bool) -> dict[str, Any]:
+    """The numbers that both kernels take."""
     some = ahead or back
     assert some is not None, "a convolution has a direction"
     dim, width = some.weight.shape
     steps, block = tile_of(of, width)
     return {
-        "x": of.x[..., of.before :],
-        "ids": of.ids,
-        "ahead": ahead,
-        "back": back,
         "axes": Axes(*of.x.stride()),
         "ahead_axes": None if ahead is None else Axes(*ahead.out.stride()),
         "back_axes": None if back is None else Axes(*back.out.stride()),

@@ -11,7 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from scanlab.kernels.triton_math import load, shrink, sigmoid
-from scanlab.kernels.triton_tile import Axes, Launch
+from scanlab.kernels.triton_queue import Launch
+from scanlab.kernels.triton_tile import Axes
 
 CHANNELS = 32  # of one program, which is one warp
 
@@ -108,7 +109,7 @@ def step(
         x, out = x[..., None], out[..., None]
     batch, dim, steps = x.shape
     slots, blocks = state.shape[2], -(-dim // CHANNELS)
-    arguments = {
+    tensors = {
         "x": x,
         "state": state,
         "weight": weight.contiguous(),
@@ -116,6 +117,8 @@ def step(
         "positions": positions,
         "indices": indices,
         "out": out,
+    }
+    numbers = {
         "x_axes": Axes(*x.stride()),
         "state_axes": Axes(*state.stride()),
         "out_axes": Axes(*out.stride()),
@@ -129,4 +132,4 @@ def step(
         "SILU": silu,
         "BLOCK": CHANNELS,
     }
-    return Launch(step_kernel, blocks * batch, arguments, {"num_warps": 1})
+    return Launch(step_kernel, blocks * batch, tensors, numbers, {"num_warps": 1})

@@ -6,14 +6,14 @@ Triton's interpreter these take tensors on the CPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from scanlab.kernels import triton_version
-from scanlab.kernels.triton_tile import Launch
+from scanlab.kernels.triton_queue import Known, Launch, kinds_of
 from scanlab.mixer import (
     triton_add_norm,
     triton_causal_conv1d,
@@ -22,7 +22,7 @@ from scanlab.mixer import (
     triton_selective_state_update,
 )
 from scanlab.mixer.mixer_step import composed
-from scanlab.mixer.triton_causal_conv1d_tile import sequence, way
+from scanlab.mixer.triton_causal_conv1d_tile import Way, sequence, way
 
 NAMESPACE = "scanlab_mixer_triton"
 KEY = "CPU" if triton_version.interpreted() else "CUDA"
@@ -58,6 +58,42 @@ def run(launch: Launch, where: Tensor) -> None:
             launch.run()
 
 
+_known: Known[Callable[..., None]] = Known()
+
+
+def queue(
+    launch_of: Callable[[], Launch], tensors: tuple[Any, ...], given: tuple[Tensor | None, ...], settings: object
+) -> None:
+    """Queue a kernel as `run` does; one of a kind that was seen before without asking for its launch.
+
+    tensors   of the launch, as they are where none of those given has to be copied; some in tuples
+    given     all of them
+    settings  what tells the kind beside the tensors
+    """
+    where = given[0]
+    assert where is not None, "what a kernel is queued for stands first"
+    shapes = tuple([None if each is None else each.shape for each in given])
+    kind = settings, shapes, kinds_of(given), where.get_device()
+    again = _known.get(kind)
+    if again is None:
+        launch = launch_of()
+        if launch.programs and addresses(launch.tensors.values()) == addresses(tensors):
+            with torch.cuda.device_of(where):
+                _known.learn(kind, launch.again())
+        else:
+            run(launch, where)
+        return
+    with torch.cuda.device_of(where):
+        again(*tensors)
+
+
+def addresses(values: Iterable[Any]) -> list[object]:
+    """Where the tensors of a launch lie."""
+    return [
+        addresses(each) if isinstance(each, tuple) else None if each is None else each.data_ptr() for each in values
+    ]
+
+
 def changed(state: Tensor) -> None:
     """Let torch know that a kernel wrote to `state`."""
     if not state.is_inference():
@@ -81,10 +117,16 @@ def conv(
 ) -> tuple[Tensor, Tensor]:
     """The short convolution ahead, in reverse, or both."""
     out, out_back = conv_outputs(x, weight, bias, weight_back)
-    of = sequence(x, seq_idx, initial_states, reverse=weight is None)
-    ahead = way(weight, bias, out)
-    back = way(weight_back, bias_back, out_back)
-    run(triton_causal_conv1d.forward(of, ahead, back, silu), x)
+
+    def launch() -> Launch:
+        of = sequence(x, seq_idx, initial_states, reverse=weight is None)
+        ways = way(weight, bias, out), way(weight_back, bias_back, out_back)
+        return triton_causal_conv1d.forward(of, *ways, silu)
+
+    ahead = None if weight is None else Way(weight, bias, out, None)
+    back = None if weight_back is None else Way(weight_back, bias_back, out_back, None)
+    given = (x, seq_idx, weight, bias, out, weight_back, bias_back, out_back, initial_states)
+    queue(launch, (x, seq_idx, ahead, back), given, ("conv", silu))
     return out, out_back
 
 
@@ -184,7 +226,13 @@ def add_norm(
     """The normalised sum of hidden and residual, and the sum."""
     out, total = norm_outputs(hidden, residual, weight, bias, eps, centred, wide_total)
     if out.numel():
-        run(triton_add_norm.forward(hidden, residual, weight, bias, eps, centred, out, total), hidden)
+        given = (hidden, residual, weight, bias, out, total)
+        queue(
+            lambda: triton_add_norm.forward(hidden, residual, weight, bias, eps, centred, out, total),
+            given,
+            given,
+            ("norm", eps, centred),
+        )
     return out, total
 
 
@@ -247,9 +295,12 @@ def conv_update(
 ) -> Tensor:
     """The next steps of a convolution; the state is brought up to date."""
     out = torch.empty_like(x)
-    run(
-        triton_causal_conv1d_update.step(x, conv_state, weight, bias, cache_seqlens, conv_state_indices, silu, out),
-        x,
+    given = (x, conv_state, weight, bias, cache_seqlens, conv_state_indices, out)
+    queue(
+        lambda: triton_causal_conv1d_update.step(*given[:6], silu, out),
+        given,
+        given,
+        ("conv step", silu),
     )
     changed(conv_state)
     return out
@@ -276,11 +327,12 @@ def state_update(
 ) -> Tensor:
     """One step of the scan; the state is brought up to date."""
     out = torch.empty_like(x)
-    run(
-        triton_selective_state_update.step(
-            state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices, log_A, out
-        ),
-        x,
+    given = (state, x, dt, A, B, C, D, z, dt_bias, state_batch_indices, out)
+    queue(
+        lambda: triton_selective_state_update.step(*given[:9], dt_softplus, state_batch_indices, log_A, out),
+        given,
+        given,
+        ("scan step", dt_softplus, log_A),
     )
     changed(state)
     return out

@@ -13,7 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from scanlab.kernels.triton_math import LOG2_E, load, shrink, sigmoid, softplus
-from scanlab.kernels.triton_tile import Launch, states_of
+from scanlab.kernels.triton_queue import Launch
+from scanlab.kernels.triton_tile import states_of
 
 TILE = 512  # states of one program, which is one warp
 
@@ -129,22 +130,25 @@ def step(
     """The launch that writes `out` and brings `state` up to date; without heads, there is one."""
     one_head = x.dim() == 2
 
-    def with_heads(tensor: Tensor | None, axis: int) -> Tensor | None:
-        return tensor.unsqueeze(axis) if one_head and tensor is not None else tensor
+    def strides_of(tensor: Tensor | None, head_axis: int) -> tuple[int, ...] | None:
+        if tensor is None:
+            return None
+        return (tensor.unsqueeze(head_axis) if one_head else tensor).stride()
 
     by_batch = {"state": state, "x": x, "dt": dt, "B": B, "C": C, "z": z, "out": out}
     by_head = {"A": A, "D": D, "dt_bias": dt_bias}
-    tensors = {name: with_heads(tensor, 1) for name, tensor in by_batch.items()}
-    tensors |= {name: with_heads(tensor, 0) for name, tensor in by_head.items()}
+    strides = {name: strides_of(tensor, 1) for name, tensor in by_batch.items()}
+    strides |= {name: strides_of(tensor, 0) for name, tensor in by_head.items()}
     dim, states = A.shape[-2:]
     heads, groups = (1, 1) if one_head else (x.shape[1], B.shape[1])
     padded = triton.next_power_of_2(states)
     block = max(1, TILE // padded)
     blocks = -(-dim // block)
-    arguments = {
-        **tensors,
-        "indices": indices,
-        "strides": Strides(**{name: None if each is None else each.stride() for name, each in tensors.items()}),
+    order = ("state", "x", "dt", "A", "B", "C", "D", "z", "dt_bias", "indices", "out")
+    given = by_batch | by_head | {"indices": indices}
+    tensors = {name: given[name] for name in order}
+    numbers = {
+        "strides": Strides(**strides),
         "rows": len(state),
         "heads": heads,
         "group": heads // groups,
@@ -156,4 +160,4 @@ def step(
         "PADDED": padded,
         "BLOCK": block,
     }
-    return Launch(step_kernel, blocks * heads * len(x), arguments, {"num_warps": 1})
+    return Launch(step_kernel, blocks * heads * len(x), tensors, numbers, {"num_warps": 1})

@@ -1,10 +1,11 @@
 """The scan on a GPU, in Triton: time in a loop, states in registers, both directions in one launch.
 
 The kernels: `triton_forward.py`, `triton_backward.py`, and `triton_adjoint.py`, the first pass of the latter where the
-length is cut into segments. What they are made of: `triton_math.py`, `triton_tile.py`, `triton_segments.py`. Around
-them: `triton_launch.py` (their arguments), `triton_ops.py` (torch ops), `triton_compile.py` (machine code, without
-a GPU), `triton_version.py`. None of these is imported before a scan is built; absolute imports keep this module and the
-package triton apart.
+length is cut into segments; `triton_rows.py`, where B and C have to be moved first. What they are made of:
+`triton_math.py`, `triton_tile.py`, `triton_segments.py`. Around them: `triton_launch.py` (their arguments),
+`triton_queue.py` (a launch, and the next one of its kind), `triton_ops.py` (torch ops), `triton_compile.py` (machine
+code, without a GPU), `triton_version.py`. None of these is imported before a scan is built; absolute imports keep this
+module and the package triton apart.
 
 With TRITON_INTERPRET=1 in the environment the kernels run on the CPU, in Triton's interpreter, and on nothing else:
 that proves them, and is far too slow for anything besides, so that they serve only who asks for them by name.
@@ -131,11 +132,12 @@ def make(problem: ScanProblem, config: Config) -> ScanFn:
         triton_version.prepare_interpreter()
     else:
         refuse_poor_code(problem, chosen)
-    from scanlab.kernels import triton_ops
+    import scanlab.kernels.triton_ops  # noqa: F401 - defines the ops
 
     settings = (problem.delta_softplus, problem.direction == "reverse", chosen)
     absent = (None,) * len(ScanInputs._fields)
-    op = triton_ops.scan_with_checkpoints if problem.gradients else triton_ops.scan
+    ops = torch.ops.scanlab
+    op = ops.triton_scan_with_checkpoints.default if problem.gradients else ops.triton_scan.default
 
     def scan(*inputs: ScanInputs) -> ScanOutput:
         ahead, back = inputs if len(inputs) == 2 else (inputs[0], absent)

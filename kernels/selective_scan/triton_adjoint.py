@@ -36,7 +36,7 @@ def retreat(
     strides,
     length,
     COUNT: tl.constexpr,
-    STATES: tl.constexpr,
+    ROW: tl.constexpr,
     REVERSE: tl.constexpr,
     SOFTPLUS: tl.constexpr,
 ):
@@ -52,7 +52,7 @@ def retreat(
         at = t * strides.u.time + channel * strides.u.dim
         raw = raw + (load(delta + at, channel_mask),)
         outer = outer + (load(grad_out + at, channel_mask),)
-        weights = weights + (load(C + t * STATES, state_mask)[None, :, None],)
+        weights = weights + (load(C + t * ROW, state_mask)[None, :, None],)
         if z is not None:
             gates = gates + (load(z + t * strides.z.time + channel * strides.z.dim, channel_mask),)
     for i in tl.static_range(COUNT - 1, -1, -1):
@@ -87,6 +87,7 @@ def walk(
     CHANNELS: tl.constexpr,
     UNROLL: tl.constexpr,
     STAGES: tl.constexpr,
+    ROW: tl.constexpr,
     STATES: tl.constexpr,
     PADDED: tl.constexpr,
     EVEN: tl.constexpr,
@@ -102,7 +103,7 @@ def walk(
     z = None
     if inputs.z is not None:
         z = inputs.z + entry * strides.z.batch
-    C = inputs.C + (entry * groups + group) * length * STATES + index
+    C = inputs.C + (entry * groups + group) * length * ROW + index
     start = segment * steps
     stop = tl.minimum(start + steps, length)
     turns = (stop - start) // UNROLL
@@ -111,12 +112,12 @@ def walk(
     for over in tl.range(0, stop - start - turns * UNROLL):
         reached, total = retreat(
             reached, total, stop - 1 - over, delta, z, g, C, bias, rates, channel_mask, state_mask, channel, strides,
-            length, 1, STATES, REVERSE, SOFTPLUS,
+            length, 1, ROW, REVERSE, SOFTPLUS,
         )  # fmt: skip
     for over in tl.range(0, turns, num_stages=STAGES):
         reached, total = retreat(
             reached, total, start + (turns - 1 - over) * UNROLL, delta, z, g, C, bias, rates, channel_mask, state_mask,
-            channel, strides, length, UNROLL, STATES, REVERSE, SOFTPLUS,
+            channel, strides, length, UNROLL, ROW, REVERSE, SOFTPLUS,
         )  # fmt: skip
     leave_map(reached, total, ends, totals, place_of, groups * width, channel, channel_mask, kept_at, tile_mask, STATES)
 
@@ -142,6 +143,7 @@ def scan(
     CHANNELS: tl.constexpr,
     UNROLL: tl.constexpr,
     STAGES: tl.constexpr,
+    ROW: tl.constexpr,
     STATES: tl.constexpr,
     PADDED: tl.constexpr,
     EVEN: tl.constexpr,
@@ -161,15 +163,15 @@ def scan(
     if not BOTH:
         walk(
             first, grad_out, ends, totals, strides, length, steps, one, A_dim, A_state, block, entry, at, segment,
-            width, groups, LANES, CHANNELS, UNROLL, STAGES, STATES, PADDED, EVEN, REVERSE, SOFTPLUS,
+            width, groups, LANES, CHANNELS, UNROLL, STAGES, ROW, STATES, PADDED, EVEN, REVERSE, SOFTPLUS,
         )  # fmt: skip
     elif direction == 0:
         walk(
             first, grad_out, ends, totals, strides, length, steps, one, A_dim, A_state, block, entry, at, segment,
-            width, groups, LANES, CHANNELS, UNROLL, STAGES, STATES, PADDED, EVEN, False, SOFTPLUS,
+            width, groups, LANES, CHANNELS, UNROLL, STAGES, ROW, STATES, PADDED, EVEN, False, SOFTPLUS,
         )  # fmt: skip
     else:
         walk(
             second, grad_out, ends, totals, strides, length, steps, one, A_dim, A_state, block, entry, at, segment,
-            width, groups, LANES, CHANNELS, UNROLL, STAGES, STATES, PADDED, EVEN, True, SOFTPLUS,
+            width, groups, LANES, CHANNELS, UNROLL, STAGES, ROW, STATES, PADDED, EVEN, True, SOFTPLUS,
         )  # fmt: skip

@@ -57,6 +57,7 @@ def retrace(
     strides,
     length,
     COUNT: tl.constexpr,
+    ROW: tl.constexpr,
     STATES: tl.constexpr,
     REVERSE: tl.constexpr,
     SOFTPLUS: tl.constexpr,
@@ -80,7 +81,7 @@ def retrace(
         if SOFTPLUS:
             size = softplus(x, e)
             slopes = slopes + (sigmoid(x, e),)
-        project = load(B + t * STATES, state_mask)[None, :, None]
+        project = load(B + t * ROW, state_mask)[None, :, None]
         decay = tl.exp2(size[:, None, :] * rates)
         h = decay * h + (size * here)[:, None, :] * project
         states = states + (h,)
@@ -93,7 +94,7 @@ def retrace(
         if REVERSE:
             t = length - 1 - s - i
         at = t * strides.u.time + channel * strides.u.dim
-        weights = load(C + t * STATES, state_mask)[None, :, None]
+        weights = load(C + t * ROW, state_mask)[None, :, None]
         g = load(grad_out + at, channel_mask)
         if z is not None:
             gate = load(z + t * strides.z.time + channel * strides.z.dim, channel_mask)
@@ -140,6 +141,7 @@ def leave_states(
     LANES: tl.constexpr,
     CHANNELS: tl.constexpr,
     HISTORY: tl.constexpr,
+    ROW: tl.constexpr,
     STATES: tl.constexpr,
     PADDED: tl.constexpr,
     EVEN: tl.constexpr,
@@ -153,14 +155,14 @@ def leave_states(
     dim = groups * width
     u = inputs.u + entry * strides.u.batch
     delta = inputs.delta + entry * strides.u.batch
-    B = inputs.B + (entry * groups + group) * length * STATES + index
+    B = inputs.B + (entry * groups + group) * length * ROW + index
     h = load(checkpoint + kept_at, tile_mask)
     total = tl.zeros(channel.shape, tl.float32)
     for s in tl.range(first, stop, HISTORY):
         tl.store(scratch + (s - first) // HISTORY * dim * STATES + kept_at, h, mask=tile_mask)
         h, total = sweep(
             h, total, s, tl.minimum(s + HISTORY, stop), u, delta, None, None, B, None, None, bias, rates, channel_mask,
-            state_mask, channel, strides, length, HISTORY, 1, STATES, REVERSE, SOFTPLUS, 0,
+            state_mask, channel, strides, length, HISTORY, 1, ROW, REVERSE, SOFTPLUS, 0,
         )  # fmt: skip
 
 
@@ -193,6 +195,7 @@ def walk(
     FULL_LANES: tl.constexpr,
     CHUNK: tl.constexpr,
     HISTORY: tl.constexpr,
+    ROW: tl.constexpr,
     STATES: tl.constexpr,
     PADDED: tl.constexpr,
     EVEN: tl.constexpr,
@@ -219,7 +222,7 @@ def walk(
     if inputs.z is not None:
         z = inputs.z + entry * strides.z.batch
         grad_z = gradients.z + forth
-    projection = (entry * groups + group) * length * STATES + index
+    projection = (entry * groups + group) * length * ROW + index
     B = inputs.B + projection
     C = inputs.C + projection
     blocks = tl.cdiv(width, LANES * CHANNELS)
@@ -249,7 +252,8 @@ def walk(
             tl.debug_barrier()
             leave_states(
                 inputs, checkpoint, starts, first, stop, strides, length, one, A_dim, A_state, block, entry, width,
-                groups, FULL_LANES, LANES * CHANNELS // FULL_LANES, HISTORY, STATES, PADDED, EVEN, REVERSE, SOFTPLUS,
+                groups, FULL_LANES, LANES * CHANNELS // FULL_LANES, HISTORY, ROW, STATES, PADDED, EVEN, REVERSE,
+                SOFTPLUS,
             )  # fmt: skip
             tl.debug_barrier()
         whole = (stop - first) // HISTORY
@@ -260,12 +264,12 @@ def walk(
             for s in tl.range(rest, stop - 1 - over):
                 h, total = advance(
                     h, total, s, u, delta, None, None, B, None, None, bias, rates, channel_mask, state_mask, channel,
-                    strides, length, 1, STATES, REVERSE, SOFTPLUS, 0,
+                    strides, length, 1, ROW, REVERSE, SOFTPLUS, 0,
                 )  # fmt: skip
             reached, grad_A, grad_D, grad_bias = retrace(
                 reached, grad_A, grad_D, grad_bias, h, stop - 1 - over, u, delta, z, B, C, skip, bias, rates, g,
                 grad_u, grad_delta, grad_z, grad_B, grad_C, channel, channel_mask, state_mask, strides, length,
-                1, STATES, REVERSE, SOFTPLUS,
+                1, ROW, STATES, REVERSE, SOFTPLUS,
             )  # fmt: skip
         for over in tl.range(0, whole):
             turn = whole - 1 - over
@@ -273,7 +277,7 @@ def walk(
             reached, grad_A, grad_D, grad_bias = retrace(
                 reached, grad_A, grad_D, grad_bias, h, first + turn * HISTORY, u, delta, z, B, C, skip, bias, rates, g,
                 grad_u, grad_delta, grad_z, grad_B, grad_C, channel, channel_mask, state_mask, strides, length,
-                HISTORY, STATES, REVERSE, SOFTPLUS,
+                HISTORY, ROW, STATES, REVERSE, SOFTPLUS,
             )  # fmt: skip
     part = entry * segments + segment
     tl.store(gradients.A + part * dim * STATES + kept_at, grad_A, mask=tile_mask)
@@ -313,6 +317,7 @@ def scan(
     FULL_LANES: tl.constexpr,
     CHUNK: tl.constexpr,
     HISTORY: tl.constexpr,
+    ROW: tl.constexpr,
     STATES: tl.constexpr,
     PADDED: tl.constexpr,
     EVEN: tl.constexpr,
@@ -337,17 +342,17 @@ def scan(
         walk(
             first, first_gradients, grad_out, grad_last, checkpoints, scratch, ends, totals, strides, batch, length,
             steps, segments, one, A_dim, A_state, block, entry, row, segment, width, groups, LANES, CHANNELS,
-            FULL_LANES, CHUNK, HISTORY, STATES, PADDED, EVEN, REVERSE, SOFTPLUS,
+            FULL_LANES, CHUNK, HISTORY, ROW, STATES, PADDED, EVEN, REVERSE, SOFTPLUS,
         )  # fmt: skip
     elif direction == 0:
         walk(
             first, first_gradients, grad_out, grad_last, checkpoints, scratch, ends, totals, strides, batch, length,
             steps, segments, one, A_dim, A_state, block, entry, row, segment, width, groups, LANES, CHANNELS,
-            FULL_LANES, CHUNK, HISTORY, STATES, PADDED, EVEN, False, SOFTPLUS,
+            FULL_LANES, CHUNK, HISTORY, ROW, STATES, PADDED, EVEN, False, SOFTPLUS,
         )  # fmt: skip
     else:
         walk(
             second, second_gradients, grad_out, grad_last, checkpoints, scratch, ends, totals, strides, batch, length,
             steps, segments, one, A_dim, A_state, block, entry, row, segment, width, groups, LANES, CHANNELS,
-            FULL_LANES, CHUNK, HISTORY, STATES, PADDED, EVEN, True, SOFTPLUS,
+            FULL_LANES, CHUNK, HISTORY, ROW, STATES, PADDED, EVEN, True, SOFTPLUS,
         )  # fmt: skip

@@ -23,7 +23,7 @@ from triton.runtime.jit import create_function_from_signature
 
 from scanlab.kernels import triton_launch, triton_version
 from scanlab.kernels.triton_launch import Task, Tuning
-from scanlab.kernels.triton_tile import Launch
+from scanlab.kernels.triton_queue import Launch
 from scanlab.problem import DTYPES, ScanInputs, ScanProblem
 
 WARP = 32
@@ -193,7 +193,7 @@ def backward(problem: ScanProblem, tuning: Tuning, capability: int) -> tuple[Mac
     asked = task(problem, tuning)
     _, outputs = triton_launch.forward(asked, keep=True)
     assert outputs.checkpoints is not None
-    launches, _ = triton_launch.backward(asked, outputs.checkpoints, outputs.each[0], outputs.last_state)
+    launches, _ = triton_launch.backward(asked, outputs.checkpoints, asked.directions[0].u, outputs.last_state)
     turns = (tuning.unroll, tuning.history)[-len(launches) :]
     return tuple(
         compiled(launch, capability, updates_of(launch, steps)) for launch, steps in zip(launches, turns, strict=True)

@@ -48,7 +48,7 @@ def advance(
     strides,
     length,
     COUNT: tl.constexpr,
-    STATES: tl.constexpr,
+    ROW: tl.constexpr,
     REVERSE: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     BY_PRODUCTS: tl.constexpr,
@@ -57,6 +57,7 @@ def advance(
 
     All loads stand before all arithmetic, and all stores behind it, so that none waits for another. Without `out`
     only the states are wanted; the first `BY_PRODUCTS` steps compute their exponentials by multiply-adds.
+    ROW is how far B and C of one step are from those of the next.
     """
     inputs = ()
     sizes = ()
@@ -70,9 +71,9 @@ def advance(
         at = t * strides.u.time + channel * strides.u.dim
         inputs = inputs + (load(u + at, channel_mask),)
         sizes = sizes + (load(delta + at, channel_mask),)
-        ins = ins + (load(B + t * STATES, state_mask)[None, :, None],)
+        ins = ins + (load(B + t * ROW, state_mask)[None, :, None],)
         if out is not None:
-            outs = outs + (load(C + t * STATES, state_mask)[None, :, None],)
+            outs = outs + (load(C + t * ROW, state_mask)[None, :, None],)
             if z is not None:
                 gates = gates + (load(z + t * strides.z.time + channel * strides.z.dim, channel_mask),)
     results = ()
@@ -127,7 +128,7 @@ def sweep(
     length,
     UNROLL: tl.constexpr,
     STAGES: tl.constexpr,
-    STATES: tl.constexpr,
+    ROW: tl.constexpr,
     REVERSE: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     BY_PRODUCTS: tl.constexpr,
@@ -137,12 +138,12 @@ def sweep(
     for s in tl.range(start, whole, UNROLL, num_stages=STAGES):
         h, total = advance(
             h, total, s, u, delta, z, out, B, C, skip, bias, rates, channel_mask, state_mask, channel, strides, length,
-            UNROLL, STATES, REVERSE, SOFTPLUS, BY_PRODUCTS,
+            UNROLL, ROW, REVERSE, SOFTPLUS, BY_PRODUCTS,
         )  # fmt: skip
     for s in tl.range(whole, stop):
         h, total = advance(
             h, total, s, u, delta, z, out, B, C, skip, bias, rates, channel_mask, state_mask, channel, strides, length,
-            1, STATES, REVERSE, SOFTPLUS, 0,
+            1, ROW, REVERSE, SOFTPLUS, 0,
         )  # fmt: skip
     return h, total
 
@@ -174,6 +175,7 @@ def walk(
     UNROLL: tl.constexpr,
     STAGES: tl.constexpr,
     CHUNK: tl.constexpr,
+    ROW: tl.constexpr,
     STATES: tl.constexpr,
     PADDED: tl.constexpr,
     EVEN: tl.constexpr,
@@ -190,7 +192,7 @@ def walk(
     )
     dim = groups * width
     last_at = index[None, :, None] * one + channel[:, None, :] * STATES
-    projection = (entry * groups + group) * length * STATES + index
+    projection = (entry * groups + group) * length * ROW + index
     u = inputs.u + entry * strides.u.batch
     delta = inputs.delta + entry * strides.u.batch
     skip = None
@@ -211,7 +213,7 @@ def walk(
     if ENDS_ALONE:
         h, total = sweep(
             h, total, start, stop, u, delta, None, None, B, None, None, bias, rates, channel_mask, state_mask,
-            channel, strides, length, UNROLL, STAGES, STATES, REVERSE, SOFTPLUS, 0,
+            channel, strides, length, UNROLL, STAGES, ROW, REVERSE, SOFTPLUS, 0,
         )  # fmt: skip
         at = row * segments + segment
         leave_map(h, total, ends, totals, at, dim, channel, channel_mask, kept_at, tile_mask, STATES)
@@ -224,7 +226,7 @@ def walk(
         if checkpoints is None:
             h, total = sweep(
                 h, total, start, stop, u, delta, z, out_at, B, C, skip, bias, rates, channel_mask, state_mask,
-                channel, strides, length, UNROLL, STAGES, STATES, REVERSE, SOFTPLUS, BY_PRODUCTS,
+                channel, strides, length, UNROLL, STAGES, ROW, REVERSE, SOFTPLUS, BY_PRODUCTS,
             )  # fmt: skip
         else:
             chunks = tl.cdiv(length, CHUNK)
@@ -233,7 +235,7 @@ def walk(
                 tl.store(kept + kept_at, h, mask=tile_mask)
                 h, total = sweep(
                     h, total, first, tl.minimum(first + CHUNK, stop), u, delta, z, out_at, B, C, skip, bias, rates,
-                    channel_mask, state_mask, channel, strides, length, UNROLL, STAGES, STATES, REVERSE, SOFTPLUS,
+                    channel_mask, state_mask, channel, strides, length, UNROLL, STAGES, ROW, REVERSE, SOFTPLUS,
                     BY_PRODUCTS,
                 )  # fmt: skip
         if stop == length:
@@ -265,6 +267,7 @@ def scan(
     UNROLL: tl.constexpr,
     STAGES: tl.constexpr,
     CHUNK: tl.constexpr,
+    ROW: tl.constexpr,
     STATES: tl.constexpr,
     PADDED: tl.constexpr,
     EVEN: tl.constexpr,
@@ -287,19 +290,19 @@ def scan(
     if not BOTH:
         walk(
             first, out, last, checkpoints, ends, totals, strides, length, steps, one, A_dim, A_state, block, entry,
-            row, segment, segments, width, groups, ENDS_ALONE, LANES, CHANNELS, UNROLL, STAGES, CHUNK, STATES, PADDED,
-            EVEN, REVERSE, SOFTPLUS, BY_PRODUCTS,
+            row, segment, segments, width, groups, ENDS_ALONE, LANES, CHANNELS, UNROLL, STAGES, CHUNK, ROW, STATES,
+            PADDED, EVEN, REVERSE, SOFTPLUS, BY_PRODUCTS,
         )  # fmt: skip
     elif direction == 0:
         walk(
             first, out, last, checkpoints, ends, totals, strides, length, steps, one, A_dim, A_state, block, entry,
-            row, segment, segments, width, groups, ENDS_ALONE, LANES, CHANNELS, UNROLL, STAGES, CHUNK, STATES, PADDED,
-            EVEN, False, SOFTPLUS, BY_PRODUCTS,
+            row, segment, segments, width, groups, ENDS_ALONE, LANES, CHANNELS, UNROLL, STAGES, CHUNK, ROW, STATES,
+            PADDED, EVEN, False, SOFTPLUS, BY_PRODUCTS,
         )  # fmt: skip
     else:
         out += batch.to(tl.int64) * length * groups * width
         walk(
             second, out, last, checkpoints, ends, totals, strides, length, steps, one, A_dim, A_state, block, entry,
-            row, segment, segments, width, groups, ENDS_ALONE, LANES, CHANNELS, UNROLL, STAGES, CHUNK, STATES, PADDED,
-            EVEN, True, SOFTPLUS, BY_PRODUCTS,
+            row, segment, segments, width, groups, ENDS_ALONE, LANES, CHANNELS, UNROLL, STAGES, CHUNK, ROW, STATES,
+            PADDED, EVEN, True, SOFTPLUS, BY_PRODUCTS,
         )  # fmt: skip

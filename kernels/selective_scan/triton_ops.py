@@ -2,18 +2,24 @@
 
 `scanlab::triton_scan` computes, `scanlab::triton_scan_with_checkpoints` also keeps what its gradients need,
 and `scanlab::triton_scan_backward` returns them: of the inputs that are there, in their order.
+
+The first call of a kind finds out what has to be copied and what the kernels are launched with; those after it find
+room and launch. No call waits for the GPU, and all room comes from torch: what was called once can be captured in a
+CUDA graph.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from scanlab.kernels import triton_launch
+from scanlab.kernels import triton_launch, triton_rows
 from scanlab.kernels.scan_ops import TENSORS, directions
 from scanlab.kernels.triton_launch import Gradients, Outputs, Task, Tuning
+from scanlab.kernels.triton_queue import Known, Launch, kinds_of
 from scanlab.problem import ScanInputs
 
 FIRST = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C"
@@ -21,38 +27,86 @@ ABSENT = ", ".join(f"Tensor? {name}" for name in ScanInputs._fields[5:])
 SECOND = ", ".join(f"Tensor? {name}_back" for name in ScanInputs._fields)
 ARGUMENTS = f"{FIRST}, {ABSENT}, {SECOND}, bool delta_softplus, bool reverse, int[] tuning"
 
+library = torch.library.Library("scanlab", "FRAGMENT")
 
-def task(arguments: tuple[Any, ...]) -> Task:
-    """The scan that an op is called with."""
+
+class Prepared(NamedTuple):
+    """What calls of one kind share.
+
+    task      the scan, but for its tensors
+    copies    the names of the inputs to be copied first, for each direction, or None
+    gather    what brings B and C to where the kernels read them, given tensors, or None
+    launches  what queues each kernel, given its tensors
+    """
+
+    task: Task
+    copies: tuple[tuple[str, ...], ...] | None
+    gather: Callable[..., None] | None
+    launches: list[Callable[..., None]]
+
+
+_known: Known[Prepared] = Known()
+
+
+def run(
+    arguments: tuple[Any, ...],
+    asked: object,
+    launches_of: Callable[[Task], tuple[list[Launch], Any]],
+    room_of: Callable[[Task], tuple[list[dict[str, Any]], Any]],
+) -> Any:
+    """Queue the kernels of a scan, and return what they write.
+
+    asked  what tells its kind beside the arguments of the scan
+    """
+    given = directions(arguments)
     delta_softplus, reverse, tuning = arguments[TENSORS:]
-    return triton_launch.task(directions(arguments), delta_softplus, reverse, Tuning(*tuning))
+    u, _, A, B = given[0][:4]
+    settings = delta_softplus, reverse, tuple(tuning)
+    kind = asked, settings, u.shape, A.shape, B.shape, u.get_device(), kinds_of(arguments[:TENSORS])
+    known = _known.get(kind)
+    with torch.cuda.device_of(u):
+        if known is None:
+            scan = triton_launch.task(given, *settings)
+            gather = None if scan.gather is None else scan.gather.again()
+            first_time, written = launches_of(scan)
+            launches = [launch.again() for launch in first_time]
+            copies = triton_launch.to_copy(given)
+            template = scan._replace(directions=(), gather=None)
+            _known.learn(kind, Prepared(template, copies if any(copies) else None, gather, launches))
+            return written
+        ready = given if known.copies is None else triton_launch.copied(given, known.copies)
+        if known.gather is not None:
+            tensors, ready = triton_rows.room(ready)
+            known.gather(*tensors.values())
+        room, written = room_of(known.task._replace(directions=ready))
+        for launch, tensors in zip(known.launches, room, strict=True):
+            launch(*tensors.values())
+        return written
 
 
 def computed(arguments: tuple[Any, ...], keep: bool) -> Outputs:
     """What the forward kernels write."""
-    launches, outputs = triton_launch.forward(task(arguments), keep)
-    with torch.cuda.device_of(outputs.each):
-        for launch in launches:
-            launch.run()
-    return outputs
+    written: Outputs = run(
+        arguments,
+        keep,
+        lambda scan: triton_launch.forward(scan, keep),
+        lambda scan: triton_launch.forward_room(scan, keep),
+    )
+    return written
 
 
 def joined(outputs: Outputs) -> tuple[Tensor, Tensor]:
     """The output and the last state of a scan out of those of its directions."""
-    if len(outputs.each) == 1:
-        return outputs.each[0], outputs.last_state[0]
-    return outputs.each[0] + outputs.each[1], outputs.last_state
+    if outputs.each.dim() == 3:
+        return outputs.each, outputs.last_state
+    return torch.add(*outputs.each.unbind()), outputs.last_state
 
 
-@torch.library.custom_op("scanlab::triton_scan", mutates_args=(), schema=f"({ARGUMENTS}) -> (Tensor, Tensor)")
 def scan(*arguments: Any) -> tuple[Tensor, Tensor]:
     """The output and the last state."""
     return joined(computed(arguments, keep=False))
 
 
-@torch.library.custom_op(
-    "scanlab::triton_scan_with_checkpoints", mutates_args=(), schema=f"({ARGUMENTS}) -> (Tensor, Tensor, Tensor)"
-)
 def scan_with_checkpoints(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The output, the last state, and the states before every chunk."""
     outputs = computed(arguments, keep=True)
@@ -60,17 +114,15 @@ def scan_with_checkpoints(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     return (*joined(outputs), outputs.checkpoints)
 
 
-@torch.library.custom_op(
-    "scanlab::triton_scan_backward",
-    mutates_args=(),
-    schema=f"(Tensor grad_out, Tensor? grad_last, Tensor checkpoints, {ARGUMENTS}) -> Tensor[]",
-)
 def scan_backward(grad_out: Tensor, grad_last: Tensor | None, checkpoints: Tensor, *arguments: Any) -> list[Tensor]:
     """The gradients of the inputs that are there."""
-    launches, gradients = triton_launch.backward(task(arguments), checkpoints, grad_out, grad_last)
-    with torch.cuda.device_of(grad_out):
-        for launch in launches:
-            launch.run()
+    outer = checkpoints, grad_out, grad_last
+    gradients = run(
+        arguments,
+        kinds_of(outer),
+        lambda scan: triton_launch.backward(scan, *outer),
+        lambda scan: triton_launch.backward_room(scan, *outer),
+    )
     results = []
     for inputs, found in zip(directions(arguments), gradients, strict=True):
         results += list(_summed(found, inputs).tensors().values())
@@ -97,7 +149,6 @@ def _summed(gradients: Gradients, inputs: ScanInputs) -> ScanInputs:
     )
 
 
-@scan.register_fake
 def scan_shapes(*arguments: Any) -> tuple[Tensor, Tensor]:
     """Empty tensors like the outputs of `scan`."""
     inputs = directions(arguments)
@@ -106,7 +157,6 @@ def scan_shapes(*arguments: Any) -> tuple[Tensor, Tensor]:
     return triton_launch.empty_like(u), A.new_empty((2, *shape) if len(inputs) == 2 else shape)
 
 
-@scan_with_checkpoints.register_fake
 def scan_with_checkpoints_shapes(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Empty tensors like the outputs of `scan_with_checkpoints`."""
     inputs = directions(arguments)
@@ -116,7 +166,6 @@ def scan_with_checkpoints_shapes(*arguments: Any) -> tuple[Tensor, Tensor, Tenso
     return (*scan_shapes(*arguments), checkpoints)
 
 
-@scan_backward.register_fake
 def scan_backward_shapes(
     grad_out: Tensor, grad_last: Tensor | None, checkpoints: Tensor, *arguments: Any
 ) -> list[Tensor]:
@@ -147,8 +196,27 @@ def gradients_of(
     checkpoints, *tensors = ctx.saved_tensors
     if grad_out is None:
         grad_out = torch.zeros_like(tensors[0])
-    found = iter(scan_backward(grad_out, grad_last, checkpoints, *tensors, *ctx.settings))
+    found = iter(torch.ops.scanlab.triton_scan_backward(grad_out, grad_last, checkpoints, *tensors, *ctx.settings))
     return (*(None if tensor is None else next(found) for tensor in tensors), *(None for _ in ctx.settings))
 
 
-scan_with_checkpoints.register_autograd(gradients_of, setup_context=keep_for_backward)
+for schema, compute, shapes in (
+    (f"triton_scan({ARGUMENTS}) -> (Tensor, Tensor)", scan, scan_shapes),
+    (
+        f"triton_scan_with_checkpoints({ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
+        scan_with_checkpoints,
+        scan_with_checkpoints_shapes,
+    ),
+    (
+        f"triton_scan_backward(Tensor grad_out, Tensor? grad_last, Tensor checkpoints, {ARGUMENTS}) -> Tensor[]",
+        scan_backward,
+        scan_backward_shapes,
+    ),
+):
+    library.define(schema)
+    name = schema.partition("(")[0]
+    library.impl(name, compute, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"scanlab::{name}", shapes, lib=library)
+torch.library.register_autograd(
+    "scanlab::triton_scan_with_checkpoints", gradients_of, setup_context=keep_for_backward, lib=library
+)

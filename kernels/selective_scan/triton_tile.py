@@ -11,7 +11,7 @@ lanes], and nothing but `channels_of` and `over_channels` knows.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -35,19 +35,6 @@ class Strides(NamedTuple):
 
     u: Axes
     z: Axes
-
-
-class Launch(NamedTuple):
-    """One call of a kernel: how many programs, with what, compiled how."""
-
-    kernel: Any
-    programs: int
-    arguments: dict[str, Any]
-    options: dict[str, int]
-
-    def run(self) -> None:
-        """Queue the kernel on the current stream; in Triton's interpreter, compute."""
-        self.kernel[(self.programs,)](**self.arguments, **self.options)
 
 
 @triton.jit

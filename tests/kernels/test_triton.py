@@ -14,7 +14,7 @@ import torch
 from scanlab import registry
 from scanlab.errors import ConfigError, RejectedError, UnavailableError
 from scanlab.kernels import triton, triton_version
-from scanlab.problem import ScanProblem
+from scanlab.problem import ScanProblem, make_inputs
 
 PROBLEM = ScanProblem(batch=1, dim=4, length=8, device="cuda")
 
@@ -91,17 +91,37 @@ def test_a_gate_that_lies_too_far_apart_is_brought_together():
 
 def test_tensors_are_copied_only_where_their_strides_matter():
     pytest.importorskip("triton", reason="the package triton is not installed")
-    from scanlab.kernels.triton_launch import dense, dense_strides, rows
+    from scanlab.kernels.triton_launch import dense, dense_strides
 
     row = torch.arange(48.0).view(2, 4, 6)[:1]
     assert dense(row[:, :2], dense_strides(row[:, :2])).data_ptr() == row.data_ptr()
     copy = dense(row[..., :3], dense_strides(row[..., :3]))
     assert copy.is_contiguous()
     assert torch.equal(copy, row[..., :3])
-    for values in (row, row.to(torch.bfloat16), row.mT.contiguous().mT):
-        assert rows(values).is_contiguous()
-        assert torch.equal(rows(values), row.mT[:, None])
-    assert rows(row.mT.contiguous().mT).untyped_storage().nbytes() == 4 * 24
+
+
+@pytest.mark.parametrize(
+    ("batch", "width", "start", "dtype", "row"),
+    [
+        (2, 44, 12, torch.float32, 44),
+        (2, 32, 0, torch.float32, 32),
+        (2, 43, 12, torch.float32, None),  # rows that are not 16 bytes apart
+        (2, 44, 11, torch.float32, None),  # or do not begin so
+        (2, 44, 12, torch.bfloat16, None),
+        (None, 44, 12, torch.float32, None),  # batch entries that do not follow each other
+    ],
+)
+def test_projections_are_read_in_place_where_four_are_loaded_at_once(batch, width, start, dtype, row):
+    pytest.importorskip("triton", reason="the package triton is not installed")
+    from scanlab.kernels.triton_launch import row_in_place, task
+
+    rows = torch.randn(4, 5, width)[:: 2 if batch is None else 1].to(dtype)
+    (like,) = make_inputs(PROBLEM.replace(batch=len(rows), length=5, device="cpu"))
+    given = like._replace(B=rows[..., start : start + 16].mT, C=rows[..., start + 16 : start + 32].mT)
+    assert row_in_place((given,)) == row
+    assert row_in_place((given, given._replace(C=rows[..., :16].mT.contiguous()))) is None
+    asked = task((given,), True, False, tuned(PROBLEM))
+    assert (asked.gather is None, asked.row) == ((True, row) if row else (False, 16))
 
 
 def test_imports_nothing_of_the_package_triton():

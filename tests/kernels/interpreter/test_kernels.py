@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scanlab.kernels import triton, triton_launch, triton_ops
+from scanlab.kernels import triton, triton_launch
 from scanlab.kernels.triton_launch import Tuning
 from scanlab.lab.verify import expectation, relative_error, verify
 from scanlab.problem import ScanInputs, ScanProblem, make_inputs
@@ -81,12 +81,49 @@ def test_each_segment_of_the_way_back_has_a_program_of_its_own_and_none_is_empty
     tuning = Tuning(*triton.tuning(triton.backend.space.defaults | SPLIT | {"back_segments": 64}))
     asked = triton_launch.task(make_inputs(problem), True, False, tuning)
     _, outputs = triton_launch.forward(asked, keep=True)
-    launches, gradients = triton_launch.backward(asked, outputs.checkpoints, outputs.each[0], None)
+    launches, gradients = triton_launch.backward(asked, outputs.checkpoints, outputs.each, None)
     assert [launch.programs for launch in launches] == [5, 5]  # of two steps, and the last of one
     assert gradients[0].A.shape[0] == 5
     asked = asked._replace(tuning=tuning._replace(back_segments=1))
-    (whole,), _ = triton_launch.backward(asked, outputs.checkpoints, outputs.each[0], None)
+    (whole,), _ = triton_launch.backward(asked, outputs.checkpoints, outputs.each, None)
     assert (whole.programs, whole.arguments["ends"]) == (1, None)
+
+
+def lying(inputs: ScanInputs, how: str) -> ScanInputs:
+    """The same numbers with B and C elsewhere in memory."""
+    if how == "at once":
+        return inputs
+    width = {"slices": 12, "odd slices": 11}[how]
+    state = inputs.B.shape[1]
+    rows = torch.cat((torch.zeros(*inputs.B.mT.shape[:2], width), inputs.B.mT, inputs.C.mT), 2)
+    return inputs._replace(B=rows[..., width : width + state].mT, C=rows[..., width + state :].mT)
+
+
+@pytest.mark.parametrize("how", ["slices", "odd slices"])
+def test_projections_are_read_where_they_lie(how):
+    problem = SMALL.replace(state=4, direction="bidirectional", dim=3)
+    given = make_inputs(problem)
+    leaves = [tensor.requires_grad_() for each in given for tensor in each.tensors().values()]
+    run = triton.backend.build(problem, SPLIT)
+
+    def results(how):
+        out, last = run(*(lying(each, how) for each in given))
+        return out, last, *torch.autograd.grad(out.sum(), leaves)
+
+    assert all(map(torch.equal, results(how), results("at once")))
+
+
+def test_calls_of_one_kind_compute_with_their_own_tensors_and_others_are_told_apart():
+    problem = SMALL.replace(gradients=False, direction="bidirectional", layout="dim_last")
+    run = triton.backend.build(problem, {"unroll": 2})
+    for seed in range(2):
+        given = make_inputs(problem, seed)
+        transposed = tuple(
+            each._replace(A=each.A.T.contiguous().T, z=each.z.contiguous(), u=each.u.contiguous()) for each in given
+        )
+        truth = expectation(problem, given).tensors["out"]
+        for inputs in (given, transposed, (given[0], transposed[1])):
+            assert relative_error(run(*inputs).out, truth) < 2e-6
 
 
 @pytest.mark.parametrize(("ins", "outs"), [(slice(6, 8), slice(6, 8)), (slice(6, 8), slice(0, 4))])
@@ -161,9 +198,9 @@ def arguments(problem: ScanProblem) -> tuple[object, ...]:
 def test_the_ops_satisfy_torch(asked):
     problem = ScanProblem(batch=1, dim=4, length=2, state=2, gradients=True).replace(**asked)
     triton.backend.build(problem)
-    torch.library.opcheck(triton_ops.scan_with_checkpoints, arguments(problem))
+    torch.library.opcheck(torch.ops.scanlab.triton_scan_with_checkpoints.default, arguments(problem))
     if problem.directions == 1:
-        torch.library.opcheck(triton_ops.scan, arguments(problem.replace(gradients=False)))
+        torch.library.opcheck(torch.ops.scanlab.triton_scan.default, arguments(problem.replace(gradients=False)))
 
 
 def test_compiles_into_one_graph():
