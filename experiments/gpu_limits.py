@@ -5,15 +5,17 @@ at the rate of its special-function unit, both measured here; that of the convol
 Every configuration is held to the oracle before it is timed, and the ops around the scan to PyTorch's. Times are
 medians of CUDA events (`gpu_timing.py`). Official is mamba_ssm's CUDA scan, where it is installed, in the layout that
 it was written for and once in each direction. Vision Mamba computes with all of these kernels; where they cannot serve
-nothing is measured. The page is written anew after every shape: first the defaults of all of them, then the tuned ones
-for as long as the budget lasts. What fails gets a row that says how. Needs an NVIDIA GPU; without one nothing is
-measured and nothing is written.
+nothing is measured. The way back of a loop in PyTorch takes the square of the length: it is measured up to 512 steps.
+Models also run as a CUDA graph, whose launches take the host no time. The page is written anew after every row: first
+the defaults of all shapes, last the tuned ones for as long as the budget lasts. What fails gets a row that says how.
+Needs an NVIDIA GPU; without one nothing is measured and nothing is written.
 
     python experiments/gpu_limits.py --minutes 8
 """
 
 import functools
 import importlib.util
+import itertools
 import multiprocessing
 import os
 import time
@@ -29,7 +31,7 @@ import pandas as pd
 import torch
 import typer
 from gpu_timing import ROTATION, calls_of, inputs_of, times_s, way_back
-from gpu_tuning import proven, tuned
+from gpu_tuning import compile_defaults, proven, tuned
 
 from scanlab import mixer
 from scanlab.kernels import directions, reference, triton
@@ -51,6 +53,7 @@ SHAPES = {
 DEVICE = "cuda"
 Row = dict[str, object]
 Pair = Callable[[], tuple[torch.Tensor, torch.Tensor]]
+MOST_PLAIN_STEPS = 512  # of a way back: every step's gradient is as large as all states
 IMAGES = {224: 64, 1248: 4}  # side in pixels: batch
 IMAGE_MODELS = tuple(f"{kind}-{width}" for width in ("tiny", "small") for kind in ("Vim", "eager DeiT", "SDPA DeiT"))
 
@@ -140,15 +143,9 @@ def scan_row(
     return row | times_s(calls_of(problem, build(problem), drawn)).columns() | {"floor_s": floor}
 
 
-def rivals() -> dict[str, tuple[str, Callable[[ScanProblem], Callable[..., ScanOutput]]]]:
-    """What is timed beside the tuned scan: its layout, and how it is built."""
-    found = {
-        "triton, default": ("dim_last", lambda problem: proven(problem, triton.backend.space.defaults)),
-        "plain PyTorch": ("length_last", plain),
-    }
-    if importlib.util.find_spec("selective_scan_cuda") is not None:
-        found["official CUDA"] = ("length_last", official)
-    return found
+def default(problem: ScanProblem) -> Callable[..., ScanOutput]:
+    """The Triton scan as it is without a search."""
+    return proven(problem, triton.backend.space.defaults)
 
 
 def attempted(what: Row, measure: Callable[[], list[Row]]) -> list[Row]:
@@ -167,13 +164,25 @@ def attempted(what: Row, measure: Callable[[], list[Row]]) -> list[Row]:
     return rows
 
 
-def image_row(name: str, size: int, batch: int) -> Row:
-    """Images per second of a model in bfloat16 where torch sees fit."""
+def image_row(name: str, size: int, batch: int, graphed: bool) -> Row:
+    """Images per second of a model in bfloat16 where torch sees fit, called or as a CUDA graph."""
     import vim_vs_deit  # what it needs besides must not keep the scans from being measured
 
-    with torch.device(DEVICE), torch.autocast(DEVICE, torch.bfloat16):
-        taken = times_s([vim_vs_deit.ready(name, size, "triton", batch)])
-    return {"shape": f"{size} x {size}, batch {batch}", "run": name, **taken.columns(), "images": batch}
+    with torch.device(DEVICE):
+        call = vim_vs_deit.ready(name, size, "triton", batch)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        taken = times_s([captured(call) if graphed else call])
+    run = f"{name}, CUDA graph" if graphed else name
+    return {"shape": f"{size} x {size}, batch {batch}", "run": run, **taken.columns(), "images": batch}
+
+
+def captured(call: Callable[[], object]) -> Callable[[], None]:
+    """A call as a CUDA graph, which the host launches as one."""
+    call()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
 
 
 COLUMNS = ["shape", "way", "dtype", "run", "quartile1_s", "median_s", "quartile3_s", "host_s", "floor_s", "images"]
@@ -212,20 +221,31 @@ def measured(drawn: int, budget_s: float, compilers: Executor, ceilings: tuple[f
         for gradients in (False, True)
         for name, shape in SHAPES.items()
     ]
-    for name, problem in problems:
-        floor = floor_s(problem, *ceilings)
-        for kind, (layout, build) in rivals().items():
-            asked = problem.replace(layout=layout)
-            row = functools.partial(scan_row, name, asked, kind, build, floor)
+    attempted({"run": "compiled"}, lambda: compile_defaults([problem for _, problem in problems], compilers))
+
+    def of_all(
+        kind: str, layout: str, build: Callable[[ScanProblem], Callable[..., ScanOutput]]
+    ) -> Iterator[list[Row]]:
+        for name, problem in problems:
+            if build is plain and problem.gradients and problem.length > MOST_PLAIN_STEPS:
+                continue
+            row = functools.partial(
+                scan_row, name, problem.replace(layout=layout), kind, build, floor_s(problem, *ceilings)
+            )
             yield attempted({"shape": name, "run": kind}, lambda row=row: [row()])
+
+    yield from of_all("triton, default", "dim_last", default)
+    if importlib.util.find_spec("selective_scan_cuda") is not None:
+        yield from of_all("official CUDA", "length_last", official)
+    for size, batch in IMAGES.items():
+        for name, graphed in itertools.product(IMAGE_MODELS, (False, True)):
+            image = functools.partial(image_row, name, size, batch, graphed)
+            yield attempted({"shape": f"{size} x {size}, batch {batch}", "run": name}, lambda image=image: [image()])
     for name, problem in problems:
         if problem.direction == WAYS and not problem.gradients:
             rows = functools.partial(neighbour_rows, name, problem, ceilings[0])
             yield attempted({"shape": name, "run": "the ops around the scan"}, rows)
-    for size, batch in IMAGES.items():
-        for name in IMAGE_MODELS:
-            image = functools.partial(image_row, name, size, batch)
-            yield attempted({"shape": f"{size} x {size}, batch {batch}", "run": name}, lambda image=image: [image()])
+    yield from of_all("plain PyTorch", "length_last", plain)
     for number, (name, problem) in enumerate(problems):
         now = time.monotonic()
         until = now + (deadline - now) / (len(problems) - number)
@@ -266,6 +286,7 @@ def main(
         raise SystemExit(f"gpu_limits measures a GPU, and none can be used here: {reason}")
     import gpu_ceiling
 
+    torch.backends.cudnn.allow_tf32 = False  # the convolutions that ours are held to
     setting = common.setting()
     ceilings = gpu_ceiling.ceilings_s()
     limits = f"{1e-9 / ceilings[0]:.0f} GB/s copied, {1e-9 / ceilings[1]:.0f} G exponentials/s"

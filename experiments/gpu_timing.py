@@ -76,7 +76,14 @@ def inputs_of(problem: ScanProblem, seed: int) -> tuple[ScanInputs, ...]:
         tensors = inputs.tensors()
         return inputs.with_tensors(**{name: grown(each) for name, each in tensors.items() if each.dim() > 2})
 
-    return tuple(map(over_time, make_inputs(short, seed)))
+    drawn = tuple(map(over_time, make_inputs(short, seed)))
+    return tuple(map(in_rows, drawn)) if problem.layout == "dim_last" else drawn
+
+
+def in_rows(inputs: ScanInputs) -> ScanInputs:
+    """`inputs` with B and C as slices of one projection's output, as they are in a model."""
+    B, C = torch.cat((inputs.B.mT, inputs.C.mT), dim=-1).mT.split(inputs.B.shape[-2], -2)
+    return inputs._replace(B=B, C=C)
 
 
 def calls_of(

@@ -8,12 +8,12 @@ import functools
 import itertools
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 
 import numpy as np
 import torch
-from gpu_timing import ROTATION, calls_of, inputs_of, times_s
+from gpu_timing import ROTATION, calls_of, in_rows, inputs_of, times_s
 
 from scanlab.errors import RejectedError
 from scanlab.kernels import triton
@@ -21,22 +21,28 @@ from scanlab.lab.verify import Expectation, expectation, verify
 from scanlab.problem import ScanOutput, ScanProblem, make_inputs
 from scanlab.space import Config, config_key
 
+COMPILE_LIMIT_S = 90.0
+
 
 @functools.cache
 def oracle(problem: ScanProblem) -> Expectation:
     """What a scan is held to before it is timed: the oracle at a batch of 1 and few channels and steps."""
     small = problem.replace(batch=1, dim=min(problem.dim, 128), length=min(problem.length, 400))
-    return expectation(small, make_inputs(small))
+    inputs = make_inputs(small)
+    return expectation(small, tuple(map(in_rows, inputs)) if problem.layout == "dim_last" else inputs)
 
 
 def proven(problem: ScanProblem, config: Config) -> Callable[..., ScanOutput]:
-    """The scan under a configuration, after it agreed with the oracle; raises RejectedError where it does not."""
+    """The scan under a configuration, after it agreed with the oracle; raises RejectedError where it does not.
+
+    Its machine code is judged before, in another process.
+    """
     settled = triton.settled(config, problem)
-    expected = oracle(problem)
-    verdict = verify(triton.backend.build(expected.problem, settled), expected)
+    chosen, expected = triton.tuning(settled), oracle(problem)
+    verdict = verify(triton.scan_of(expected.problem, chosen), expected)
     if not verdict.passed:
         raise RejectedError(f"{config_key(settled)} is wrong: {verdict.reason}")
-    return triton.backend.build(problem, settled)
+    return triton.scan_of(problem, chosen)
 
 
 def candidates(problem: ScanProblem, count: int) -> list[Config]:
@@ -57,7 +63,23 @@ def judged(problem: ScanProblem, tuning: list[int], default: list[int], capabili
     from scanlab.kernels import triton_compile
     from scanlab.kernels.triton_launch import Tuning
 
-    return triton_compile.refusal(problem, Tuning(*tuning), Tuning(*default), capability)
+    reason = triton_compile.refusal(problem, Tuning(*tuning), Tuning(*default), capability)
+    if reason is None and problem.gradients:  # what is held to the oracle has the gradient of the last state too
+        triton_compile.backward(problem, Tuning(*tuning), capability, by_last_state=True)
+    return reason
+
+
+def compile_defaults(problems: Sequence[ScanProblem], compilers: Executor) -> list[dict[str, object]]:
+    """Have the default configurations compiled for these problems, all at once; a row for each that is poor code."""
+    drawn = [triton.tuning(triton.settled(triton.backend.space.defaults, problem)) for problem in problems]
+    reasons = compilers.map(judged, problems, drawn, drawn, itertools.repeat(capability()), timeout=COMPILE_LIMIT_S)
+    return [{"shape": each.key, "run": reason} for each, reason in zip(problems, reasons, strict=True) if reason]
+
+
+def capability() -> int:
+    """The compute capability of the GPU that torch has current: 90 for 9.0."""
+    major, minor = torch.cuda.get_device_capability()
+    return 10 * major + minor
 
 
 def worthy(problem: ScanProblem, count: int, until_s: float, compilers: Executor) -> Iterator[Config | None]:
@@ -67,8 +89,7 @@ def worthy(problem: ScanProblem, count: int, until_s: float, compilers: Executor
     """
     drawn = [triton.settled(config, problem) for config in candidates(problem, count)]
     default = triton.tuning(triton.settled(triton.backend.space.defaults, problem))
-    major, minor = torch.cuda.get_device_capability()
-    judge = functools.partial(judged, problem, default=default, capability=10 * major + minor)
+    judge = functools.partial(judged, problem, default=default, capability=capability())
     reasons = compilers.map(judge, map(triton.tuning, drawn), timeout=max(0.0, until_s - time.monotonic()))
     try:
         for config, reason in zip(drawn, reasons, strict=True):

@@ -102,7 +102,8 @@ def refuse_poor_code(problem: ScanProblem, chosen: list[int]) -> None:
     from scanlab.kernels.triton_launch import Tuning
 
     default = tuning(settled(backend.space.defaults, problem))
-    if chosen == default:
+    in_pieces = {name: getattr(Tuning(*chosen), name) for name in ("segments", "back_segments")}
+    if list(Tuning(*default)._replace(**in_pieces)) == chosen:
         return
     major, minor = torch.cuda.get_device_capability()
     reason = triton_compile.refusal(problem, Tuning(*chosen), Tuning(*default), 10 * major + minor)
@@ -128,10 +129,15 @@ def make(problem: ScanProblem, config: Config) -> ScanFn:
                 " entry; split the channels or the length."
             )
     chosen = tuning(settled(config, problem))
+    if not INTERPRETED:
+        refuse_poor_code(problem, chosen)
+    return scan_of(problem, chosen)
+
+
+def scan_of(problem: ScanProblem, chosen: list[int]) -> ScanFn:
+    """The scan under a tuning that is known to be worth a run."""
     if INTERPRETED:
         triton_version.prepare_interpreter()
-    else:
-        refuse_poor_code(problem, chosen)
     import scanlab.kernels.triton_ops  # noqa: F401 - defines the ops
 
     settings = (problem.delta_softplus, problem.direction == "reverse", chosen)

@@ -151,7 +151,7 @@ def _run(tool: str, *arguments: str) -> str:
 
 
 def task(problem: ScanProblem, tuning: Tuning) -> Task:
-    """The scan that `problem` poses, of tensors without data: B and C as slices of a projection's output."""
+    """The scan that `problem` poses, of tensors without data: B and C as slices of one projection's output."""
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -160,13 +160,14 @@ def task(problem: ScanProblem, tuning: Tuning) -> Task:
     batch, dim, length, state = problem.batch, problem.dim, problem.length, problem.state
     by_time = empty(batch, length, dim, dtype=dtype).mT
     u = by_time if problem.layout == "dim_last" else empty(batch, dim, length, dtype=dtype)
-    projection = empty(batch, problem.groups, length, state, dtype=dtype).mT
+    groups = () if problem.groups == 1 else (problem.groups,)
+    B, C = empty(batch, *groups, length, 2 * state, dtype=dtype).mT.split(state, -2)
     inputs = ScanInputs(
         u=u,
         delta=u,
         A=empty(dim, state),
-        B=projection,
-        C=projection,
+        B=B,
+        C=C,
         D=empty(dim) if problem.has_D else None,
         z=u if problem.has_z else None,
         delta_bias=empty(dim) if problem.has_delta_bias else None,
@@ -188,12 +189,18 @@ def forward(problem: ScanProblem, tuning: Tuning, capability: int) -> tuple[Mach
 
 
 @functools.lru_cache(maxsize=256)
-def backward(problem: ScanProblem, tuning: Tuning, capability: int) -> tuple[MachineCode, ...]:
-    """The machine code of the backward scan of a problem, of one kernel or two as of the forward scan."""
+def backward(
+    problem: ScanProblem, tuning: Tuning, capability: int, by_last_state: bool = False
+) -> tuple[MachineCode, ...]:
+    """The machine code of the backward scan of a problem, of one kernel or two as of the forward scan.
+
+    by_last_state  whether the last state has a gradient too
+    """
     asked = task(problem, tuning)
     _, outputs = triton_launch.forward(asked, keep=True)
     assert outputs.checkpoints is not None
-    launches, _ = triton_launch.backward(asked, outputs.checkpoints, asked.directions[0].u, outputs.last_state)
+    grad_last = outputs.last_state if by_last_state else None
+    launches, _ = triton_launch.backward(asked, outputs.checkpoints, asked.directions[0].u, grad_last)
     turns = (tuning.unroll, tuning.history)[-len(launches) :]
     return tuple(
         compiled(launch, capability, updates_of(launch, steps)) for launch, steps in zip(launches, turns, strict=True)

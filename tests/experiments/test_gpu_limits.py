@@ -1,6 +1,7 @@
 """The experiment on the limits of a GPU, where none is: what it refuses, and the arithmetic of its table."""
 
 import importlib
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,33 @@ class AtOnce:
     @staticmethod
     def map(function, *arguments, timeout):
         return map(function, *arguments)
+
+
+def test_defaults_are_compiled_at_once_and_poor_ones_are_named(tuning, clock, monkeypatch):
+    asked = []
+
+    def judged(problem, drawn, default, capability):
+        asked.append((problem, drawn, capability))
+        return "it spills" if problem.gradients else None
+
+    monkeypatch.setattr(tuning, "judged", judged)
+    problems = [PROBLEM, PROBLEM.replace(gradients=True)]
+    rows = tuning.compile_defaults(problems, AtOnce)
+    assert rows == [{"shape": problems[1].key, "run": "it spills"}]
+    assert asked == [
+        (each, triton.tuning(triton.settled(triton.backend.space.defaults, each)), 90) for each in problems
+    ]
+
+
+def test_no_way_back_of_a_long_loop_in_pytorch_is_begun(experiment, monkeypatch):
+    shapes = {"long": {"batch": 1, "dim": 2, "length": 513}, "short": {"batch": 1, "dim": 2, "length": 512}}
+    for name, value in {"SHAPES": shapes, "IMAGES": {}, "DEVICE": "cpu"}.items():
+        monkeypatch.setattr(experiment, name, value)
+    monkeypatch.setattr(experiment, "attempted", lambda what, measure: [what])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    found = [row for rows in experiment.measured(1, -1.0, None, (1.0, 1.0)) for row in rows]
+    assert [row["shape"] for row in found if row["run"] == "plain PyTorch"] == ["long", "short", "short"]
+    assert [row["shape"] for row in found if row["run"] == "triton, default"] == ["long", "short"] * 2
 
 
 @pytest.fixture
@@ -99,7 +127,8 @@ def test_inputs_are_of_the_problem_and_repeat_a_short_sequence(timing, layout):
         assert torch.equal(tensor[..., :8], tensor[..., 192:])
         assert torch.equal(tensor[0], tensor[1])
         assert tensor.data_ptr() != getattr(inputs[0], name).data_ptr()
-        assert tensor.untyped_storage().nbytes() == tensor.numel() * 4
+        both = 2 if name in ("B", "C") and layout == "dim_last" else 1  # slices of one projection's output
+        assert tensor.untyped_storage().nbytes() == both * tensor.numel() * 4
     assert not torch.equal(inputs[0].u, timing.inputs_of(problem, seed=2)[0].u)
 
 
