@@ -96,6 +96,17 @@ def tuning(config: Config) -> list[int]:
     return list(Tuning(**numbers, batch_first=ORDERS.index(str(config["order"]))))
 
 
+def refuse_absent(problem: ScanProblem) -> None:
+    """Raise RejectedError where the installed Triton cannot compile a scan without some of its inputs."""
+    there = {"D": problem.has_D, "z": problem.has_z, "delta_bias": problem.has_delta_bias}
+    absent = [name for name, present in there.items() if not present]
+    if absent and not triton_version.compiles_absent_members():
+        raise RejectedError(
+            f"triton rejects {problem.key}: before 3.6 Triton does not compile a scan without {', '.join(absent)};"
+            " install triton>=3.6."
+        )
+
+
 def refuse_poor_code(problem: ScanProblem, chosen: list[int]) -> None:
     """Raise RejectedError where the machine code of a configuration other than the default is not worth a run."""
     from scanlab.kernels import triton_compile
@@ -130,6 +141,7 @@ def make(problem: ScanProblem, config: Config) -> ScanFn:
             )
     chosen = tuning(settled(config, problem))
     if not INTERPRETED:
+        refuse_absent(problem)
         refuse_poor_code(problem, chosen)
     return scan_of(problem, chosen)
 

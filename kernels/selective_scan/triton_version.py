@@ -13,6 +13,7 @@ OLDEST = (3, 5)
 TRIED = "3.5.1, 3.6.0, 3.7.1 and 3.9.0"
 COUNTS_WITH_NEW_NUMPY = (3, 7)
 NEW_NUMPY = (2, 4)
+COMPILES_ABSENT_MEMBERS = (3, 6)
 LAYS_THREADS_ALONG_THE_LAST_AXIS = (3, 7)
 
 
@@ -45,6 +46,12 @@ def lanes_last() -> bool:
     """Whether Triton lays the threads of a warp along the last axis of a tile instead of the first."""
     version = installed()
     return version is not None and version >= LAYS_THREADS_ALONG_THE_LAST_AXIS
+
+
+def compiles_absent_members() -> bool:
+    """Whether Triton compiles a kernel of a tuple that has None between its members."""
+    version = installed()
+    return version is not None and version >= COMPILES_ABSENT_MEMBERS
 
 
 def inside(owner: object, name: str, cure: str) -> Any:

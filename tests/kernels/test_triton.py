@@ -77,6 +77,18 @@ def test_refuses_offsets_beyond_32_bits(shape, reason):
         triton.make(PROBLEM.replace(**shape), triton.backend.space.defaults)
 
 
+def test_refuses_what_an_old_triton_does_not_compile(monkeypatch):
+    monkeypatch.setattr(triton, "refuse_poor_code", lambda problem, chosen: None)
+    pytest.importorskip("triton", reason="the package triton is not installed")
+    bare = PROBLEM.replace(has_D=False, has_z=False)
+    monkeypatch.setattr(triton_version, "installed", lambda: (3, 5, 1))
+    with pytest.raises(RejectedError, match=r"before 3\.6 Triton does not compile a scan without D, z; install"):
+        triton.make(bare, triton.backend.space.defaults)
+    assert callable(triton.make(PROBLEM, triton.backend.space.defaults))
+    monkeypatch.setattr(triton_version, "installed", lambda: (3, 6, 0))
+    assert callable(triton.make(bare, triton.backend.space.defaults))
+
+
 def test_a_gate_that_lies_too_far_apart_is_brought_together():
     pytest.importorskip("triton", reason="the package triton is not installed")
     from scanlab.kernels import triton_compile, triton_launch
