@@ -115,11 +115,22 @@ SCANLAB_INLINE Vec<T> at_most(Vec<T> x, T high) {
 #else
 template <class T>
 SCANLAB_INLINE Vec<T> at_least(Vec<T> x, T low) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    // The compiler would compare and blend. The second operand is the result where one is no number.
+    if constexpr (sizeof(T) == 4) return _mm256_max_ps(broadcast(low), x);
+    else return _mm256_max_pd(broadcast(low), x);
+#else
     return x < low ? broadcast(low) : x;
+#endif
 }
 template <class T>
 SCANLAB_INLINE Vec<T> at_most(Vec<T> x, T high) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) return _mm256_min_ps(broadcast(high), x);
+    else return _mm256_min_pd(broadcast(high), x);
+#else
     return x > high ? broadcast(high) : x;
+#endif
 }
 #endif
 template <class T>
