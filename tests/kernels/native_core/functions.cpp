@@ -34,6 +34,10 @@ void softplus(const T* x, T* y, int count) {
     map(x, y, count, [](const auto& v) { return isa::softplus(v); });
 }
 template <class T>
+void softplus_slope(const T* x, T* y, int count) {
+    map(x, y, count, [](const auto& v) { return isa::softplus_slope(v, isa::exp_of_minus_size(v)); });
+}
+template <class T>
 void sigmoid(const T* x, T* y, int count) {
     map(x, y, count, [](const auto& v) { return isa::sigmoid(v); });
 }
@@ -63,11 +67,13 @@ const Functions SCANLAB_NAME(SCANLAB_ISA) = {
     exp2<Exp::fast, float>,
     exp2<Exp::exact, float>,
     softplus<float>,
+    softplus_slope<float>,
     sigmoid<float>,
     turn<float, true>,
     turn<float, false>,
     exp2<Exp::exact, double>,
     softplus<double>,
+    softplus_slope<double>,
     sigmoid<double>,
     turn<double, true>,
     turn<double, false>,
