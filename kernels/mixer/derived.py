@@ -7,6 +7,7 @@ from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from scanlab.mixer.serving import is_native
 
@@ -59,9 +60,13 @@ def _mark(weight: Tensor) -> tuple[object, ...]:
 
 
 def keeps(*weights: Tensor) -> bool:
-    """Whether what is made of these weights can be kept: no gradient is wanted, torch counts their
+    """Whether what is made of these weights can be kept: no derivative is wanted, torch counts their
     changes, and they lie where looking at them waits for nothing."""
-    if torch.compiler.is_compiling():
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()  # the weights of torch.func stand for others
+        or forward_ad._current_level >= 0
+    ):
         return False
     wanted = torch.is_grad_enabled()
     for weight in weights:

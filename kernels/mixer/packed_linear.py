@@ -68,13 +68,14 @@ def packed_linear(x: Tensor, packed: Packed, bias: Tensor | None = None) -> Tens
 
 def has_few_rows(x: Tensor) -> bool:
     """Whether x (..., in) has so few rows that no packed form is read, and keeping one costs more than it saves."""
-    return x.numel() < FEWEST_ROWS * x.shape[-1]
+    return x.numel() == 0 or x.numel() < FEWEST_ROWS * x.shape[-1]
 
 
 def packs(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     """Whether a product of these is worth a packed weight, and there is a kernel that takes it."""
     return (
         not has_few_rows(x)
+        and weight.numel() > 0
         and x.dtype in (torch.float32, torch.bfloat16)
         and x.dtype == weight.dtype
         and is_ours(x, weight, bias)
@@ -84,8 +85,8 @@ def packs(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
 
 def is_thin(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     """Whether a product of these has so few rows that it is for the native kernel."""
-    few = x.dtype == weight.dtype == torch.float32 and 0 < x.numel() <= MOST_THIN_ROWS * x.shape[-1]
-    return few and is_ours(x, weight, bias)
+    few = 0 < x.numel() <= MOST_THIN_ROWS * x.shape[-1]
+    return few and x.dtype == weight.dtype == torch.float32 and weight.numel() > 0 and is_ours(x, weight, bias)
 
 
 def multiplies(dtype: torch.dtype) -> bool:

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from scanlab.mixer import Derived, in_torch
 
@@ -65,6 +66,15 @@ def test_with_gradients_nothing_is_kept():
         derived(make, weight)
         derived(make, weight)
     assert make.calls == 3
+
+
+def test_of_a_tangent_nothing_is_lost():
+    derived, weight = Derived(), torch.ones(3)
+    derived(Maker(weight), weight)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(weight, torch.full((3,), 5.0))
+        tangent = forward_ad.unpack_dual(derived(Maker(dual), dual)[0]).tangent
+    assert torch.equal(tangent, torch.full((3,), 10.0))
 
 
 def test_what_was_made_in_inference_mode_serves_gradients_of_others():

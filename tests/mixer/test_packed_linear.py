@@ -98,3 +98,20 @@ def test_few_rows_other_dtypes_and_the_ops_in_torch_are_not_packed():
     with torch.autocast("cpu"):
         assert not packs(x, weight)
         assert packed_linear(x, Packed(weight)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("rows", [0, 3, 40])
+@pytest.mark.parametrize(("into", "out"), [(0, 5), (5, 0), (0, 0)])
+def test_nothing_to_multiply(rows: int, into: int, out: int) -> None:
+    x, weight, bias = torch.randn(rows, into), torch.randn(out, into), torch.randn(out)
+    assert torch.equal(packed_linear(x, Packed(weight), bias), F.linear(x, weight, bias))
+
+
+@pytest.mark.parametrize("rows", [3, 40])
+def test_derivatives_by_transforms(rows: int) -> None:
+    x, weight, tangent = torch.randn(rows, 20), torch.randn(30, 20), torch.randn(30, 20)
+    packed_linear(x, Packed(weight))
+    _, moved = torch.func.jvp(lambda weight: packed_linear(x, Packed(weight)), (weight,), (tangent,))
+    torch.testing.assert_close(moved, F.linear(x, tangent))
+    gradient = torch.func.grad(lambda weight: packed_linear(x, Packed(weight)).square().sum())(weight)
+    torch.testing.assert_close(gradient, 2 * F.linear(x, weight).T @ x)
