@@ -8,7 +8,7 @@ each kind of machine, after tuning the typical problems there, and commit what i
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +21,7 @@ from scanlab.space import Value
 
 ROOT = Path(__file__).parents[1]
 PHASES = ("search", "race", "holdout")  # a later one weighs more: it was measured longer, beside fewer others
+CLOSE = 0.95  # of the fastest one's speed-up
 # It compiles for every new shape, which a caller who tuned nothing did not ask for.
 LEFT_OUT = ("compiled",)
 
@@ -30,19 +31,33 @@ def standings_of(trials: Iterable[Trial]) -> tuple[Standing, ...]:
 
     Those beside another anchor than the reference loop are left out: their speed-ups are others.
     """
-    best: dict[str, Trial] = {}
     installed = set(registry.names()) - set(LEFT_OUT)
-
-    def rank(trial: Trial) -> tuple[int, float]:
-        assert trial.measurement is not None
-        return PHASES.index(trial.phase), trial.measurement.speedup
-
+    timed: dict[str, list[Trial]] = {}
     for trial in trials:
         anchor = trial.measurement.anchor if trial.measurement is not None else None
         if trial.state == "ok" and anchor == "reference" and trial.phase in PHASES and trial.backend in installed:
-            best[trial.backend] = max(trial, best.get(trial.backend, trial), key=rank)
-    made = [Standing(name, carried_over(trial), rank(trial)[1]) for name, trial in best.items()]
+            timed.setdefault(trial.backend, []).append(trial)
+    best = {name: best_of(each) for name, each in timed.items()}
+    made = [Standing(name, carried_over(trial), speedup(trial)) for name, trial in best.items()]
     return tuple(sorted(made, key=lambda standing: standing.speedup, reverse=True))
+
+
+def best_of(trials: Sequence[Trial]) -> Trial:
+    """The fastest trial of one backend in the last phase that it reached, or what departs less from the defaults and is
+    about as fast: elsewhere, noise would have chosen."""
+    phase = max((trial.phase for trial in trials), key=PHASES.index)
+    last = [trial for trial in trials if trial.phase == phase]
+    defaults = registry.get(last[0].backend).space.defaults
+    close = [trial for trial in last if speedup(trial) >= CLOSE * max(map(speedup, last))]
+    return min(
+        close, key=lambda trial: (sum(trial.config[name] != defaults[name] for name in defaults), -speedup(trial))
+    )
+
+
+def speedup(trial: Trial) -> float:
+    """How many times as fast as the reference loop on one thread."""
+    assert trial.measurement is not None
+    return trial.measurement.speedup
 
 
 def carried_over(trial: Trial) -> Mapping[str, Value]:
