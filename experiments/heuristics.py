@@ -8,6 +8,7 @@ each kind of machine, after tuning the typical problems there, and commit what i
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -16,12 +17,12 @@ import typer
 
 from scanlab import registry
 from scanlab.deploy.heuristics import SHIPPED, Measured, Standing, instruction_set, read
+from scanlab.lab.race import WORTH_FOR_SIMPLICITY
 from scanlab.lab.results import Results, Trial
 from scanlab.space import Value
 
 ROOT = Path(__file__).parents[1]
 PHASES = ("search", "race", "holdout")  # a later one weighs more: it was measured longer, beside fewer others
-CLOSE = 0.95  # of the fastest one's speed-up
 # It compiles for every new shape, which a caller who tuned nothing did not ask for.
 LEFT_OUT = ("compiled",)
 
@@ -47,11 +48,9 @@ def best_of(trials: Sequence[Trial]) -> Trial:
     about as fast: elsewhere, noise would have chosen."""
     phase = max((trial.phase for trial in trials), key=PHASES.index)
     last = [trial for trial in trials if trial.phase == phase]
-    defaults = registry.get(last[0].backend).space.defaults
-    close = [trial for trial in last if speedup(trial) >= CLOSE * max(map(speedup, last))]
-    return min(
-        close, key=lambda trial: (sum(trial.config[name] != defaults[name] for name in defaults), -speedup(trial))
-    )
+    close = [trial for trial in last if speedup(trial) >= math.exp(-WORTH_FOR_SIMPLICITY) * max(map(speedup, last))]
+    space = registry.get(last[0].backend).space
+    return min(close, key=lambda trial: (space.departures(trial.config), -speedup(trial)))
 
 
 def speedup(trial: Trial) -> float:

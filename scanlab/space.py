@@ -61,6 +61,10 @@ class Space:
         """Every tunable at its default."""
         return {choice.name: choice.default for choice in self.choices}
 
+    def departures(self, config: Config) -> int:
+        """How many tunables a full `config` has elsewhere than at their defaults."""
+        return sum(config[name] != default for name, default in self.defaults.items())
+
     def complete(self, config: Config, problem: ScanProblem, backend: str) -> dict[str, Value]:
         """`config` with the defaults filled in; raises ConfigError where it is not legal, never clamps.
 

@@ -355,8 +355,7 @@ def _standings(
 
 def _simplicity(entrant: Entrant | Proven, trial: Trial) -> tuple[int, int]:
     """The rung of an entrant, and how many of its tunables are not at their defaults."""
-    defaults = entrant.backend.space.defaults
-    return entrant.backend.rung, sum(trial.config[name] != default for name, default in defaults.items())
+    return entrant.backend.rung, entrant.backend.space.departures(trial.config)
 
 
 def _ties(median: float, interval: Interval, floor: float) -> bool:

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from scanlab import registry
 from scanlab.deploy import heuristics
 from scanlab.lab.results import Results
 from scanlab.problem import ScanProblem
@@ -64,3 +65,16 @@ def test_the_heuristics_are_the_best_of_each_backend_in_the_last_phase_it_reache
             ("chunked", {"chunk": 64}, 4.0),
             ("two_phase", {}, 2.0),
         ]
+
+
+def test_among_what_is_about_as_fast_the_heuristics_take_what_departs_least_from_the_defaults(script):  # noqa: F811
+    experiment = script("heuristics")
+    defaults = registry.get("native").space.defaults
+
+    def timed(taken_ns, **config):
+        reading = measurement(block([taken_ns] * 2, [4_000_000] * 2))
+        return trial(backend="native", config=defaults | config, phase="race", measurement=reading)
+
+    usual, slower, unusual = timed(1_030_000), timed(1_080_000), timed(1_000_000, exp="fast")
+    assert experiment.best_of([unusual, usual]) is usual
+    assert experiment.best_of([unusual, slower]) is unusual
