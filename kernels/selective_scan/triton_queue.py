@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
 
 from scanlab.kernels import triton_version
@@ -68,3 +69,46 @@ class Known(dict[object, T]):
         if len(self) >= MOST_KINDS:
             self.clear()
         self[kind] = what
+
+
+def run(launch: Launch, where: Tensor) -> None:
+    """Queue the kernel on the GPU that `where` is on; of nothing, nothing."""
+    if launch.programs:
+        with torch.cuda.device_of(where):
+            launch.run()
+
+
+_known: Known[Callable[..., None]] = Known()
+
+
+def queue(
+    launch_of: Callable[[], Launch], tensors: tuple[Any, ...], given: tuple[Tensor | None, ...], settings: object
+) -> None:
+    """Queue a kernel as `run` does; one of a kind that was seen before without asking for its launch.
+
+    tensors   of the launch, as they are where none of those given has to be copied; some in tuples
+    given     all of them
+    settings  what tells the kind beside the tensors
+    """
+    where = given[0]
+    assert where is not None, "what a kernel is queued for stands first"
+    shapes = tuple([None if each is None else each.shape for each in given])
+    kind = settings, shapes, kinds_of(given), where.get_device()
+    again = _known.get(kind)
+    if again is None:
+        launch = launch_of()
+        if launch.programs and addresses(launch.tensors.values()) == addresses(tensors):
+            with torch.cuda.device_of(where):
+                _known.learn(kind, launch.again())
+        else:
+            run(launch, where)
+        return
+    with torch.cuda.device_of(where):
+        again(*tensors)
+
+
+def addresses(values: Iterable[Any]) -> list[object]:
+    """Where the tensors of a launch lie."""
+    return [
+        addresses(each) if isinstance(each, tuple) else None if each is None else each.data_ptr() for each in values
+    ]
