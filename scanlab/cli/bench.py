@@ -78,14 +78,13 @@ def show_race(finished: Race) -> None:
         assert measurement is not None
         assert verdict is not None
         first, middle, third = measurement.quartiles_ms
-        low, high = measurement.speedup_interval
         memory = "" if measurement.peak_bytes is None else f"{measurement.peak_bytes / 2**20:.1f} MiB"
         table.add_row(
             "[green]*[/]" if place == 0 else "=" if standing.tied else "",
             standing.trial.label,
             f"{middle:.3g} ms ({first:.3g} to {third:.3g})",
             f"{measurement.speedup:.2f}x",
-            f"{low:.2f} to {high:.2f}",
+            measurement.speedup_interval.spelled(".2f"),
             f"{math.exp(standing.behind):.2f}x",
             f"{verdict.worst:.0e}",
             memory,
@@ -95,4 +94,5 @@ def show_race(finished: Race) -> None:
         out.print(f"[red]{trial.label} {trial.state}:[/] {escape(trial.reason or '')}")
     for notice in finished.notices:
         notes.print(f"[yellow]note:[/] {escape(notice)}")
-    out.print(f"{escape(finished.why)} Noise floor {math.expm1(finished.noise_floor):.1%}, {finished.rounds} rounds.")
+    floor = f"{math.expm1(finished.noise_floor):.1%}" if math.isfinite(finished.noise_floor) else "unknown"
+    out.print(f"{escape(finished.why)} Noise floor {floor}; rounds: {finished.rounds}.")

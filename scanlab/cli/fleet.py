@@ -72,13 +72,12 @@ def _show(found: Fleet) -> None:
     for each in found.best:
         measurement = each.trial.measurement
         assert measurement is not None
-        low, high = measurement.speedup_interval
         best.add_row(
             each.trial.problem.key,
             each.trial.machine.silicon_id,
             escape(each.trial.label),
             f"{measurement.median_ms:.3g} ms",
-            f"{measurement.speedup:.2f}x ({low:.2f} to {high:.2f})",
+            f"{measurement.speedup:.2f}x ({measurement.speedup_interval.spelled('.2f')})",
             _basis(each),
         )
     out.print(best)

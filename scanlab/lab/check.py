@@ -96,15 +96,15 @@ def _judged(chosen: Trial, held: Race) -> Checked:
         return Checked(False, f"{chosen.label} cannot be timed any more: {'; '.join(map(str, said))}", held)
     assert own.trial.measurement is not None
     assert chosen.measurement is not None
-    now, then = own.trial.measurement, chosen.measurement
-    spoken = (
-        f"{now.speedup:.3g} times as fast as {now.anchor} (95 %: {now.speedup_interval.low:.3g} to"
-        f" {now.speedup_interval.high:.3g}), and its evidence says {then.speedup:.3g}"
-        f" ({then.speedup_interval.low:.3g} to {then.speedup_interval.high:.3g})"
-    )
+    now, then = own.trial.measurement.speedup_interval, chosen.measurement.speedup_interval
+    spoken = f"{own.trial.speedup_spelled}, and its evidence says {chosen.measurement.speedup:.3g} ({then.spelled()})"
     if not own.tied and held.winner is not None and held.winner is not own:
         behind = math.exp(own.behind)
         return Checked(False, f"{chosen.label} takes {behind:.3g} times as long as {held.winner.trial.label} now", held)
-    if now.speedup_interval.high < TOLERATED_SHARE * then.speedup_interval.low:
+    if not now.known:
+        return Checked(
+            None, f"{chosen.label} was right, and too few rounds fitted to tell its speed: give it more time", held
+        )
+    if now.high < TOLERATED_SHARE * then.low:
         return Checked(False, f"{chosen.label} is slower than its evidence: it is {spoken}", held)
     return Checked(True, f"{chosen.label} holds: it is {spoken}", held)

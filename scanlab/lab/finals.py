@@ -185,7 +185,7 @@ def confirmed(held: Race, raced: Race) -> Race:
     found = [one for one in held.standings if (one.trial.backend, one.trial.config) == (chosen.backend, chosen.config)]
     if found and (found[0] is held.winner or found[0].tied):
         rest = (one for one in held.standings if one is not found[0])
-        return replace(held, standings=(found[0], *rest))
+        return replace(held, standings=(found[0], *rest), confirms=found[0] is not held.winner)
     reason = "is slower there" if found else "failed there"
     said = f"{chosen.label} won the race and {reason}: the hold-out run names {held.winner.trial.label} instead"
     return replace(held, notices=(*held.notices, said))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,6 +16,28 @@ class Interval(NamedTuple):
 
     low: float
     high: float
+
+    @property
+    def known(self) -> bool:
+        """Whether there were values enough for bounds."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+    def spelled(self, digits: str = ".3g") -> str:
+        """ "2.24 to 2.41", or "unknown"."""
+        return f"{self.low:{digits}} to {self.high:{digits}}" if self.known else "unknown"
+
+
+UNKNOWN = Interval(-math.inf, math.inf)
+
+
+def interval_of_median(values: Sequence[Sequence[float]], confidence: float = 0.95) -> Interval:
+    """The `bootstrap` interval, or UNKNOWN where there are too few values for the confidence.
+
+    All of n values lie on one side of the true median with a chance of 2 / 2**n, so that no interval within
+    their range can be surer than that; resampling alone would take two lucky ones for certainty.
+    """
+    count = sum(map(len, values))
+    return UNKNOWN if 2.0 ** (1 - count) > 1 - confidence else bootstrap(values, confidence)
 
 
 def bootstrap(values: Sequence[Sequence[float]], confidence: float = 0.95, seed: int = 0) -> Interval:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from scanlab.backend import ScanFn
 from scanlab.lab import surroundings
-from scanlab.lab.intervals import Interval, bootstrap
+from scanlab.lab.intervals import UNKNOWN, Interval, bootstrap, interval_of_median
 from scanlab.problem import ScanInputs, ScanProblem
 from scanlab.space import Config, Value
 from scanlab.threads import torch_threads, usable_threads
@@ -162,22 +162,22 @@ class Measurement:
 
     @cached_property
     def paced_interval(self) -> Interval:
-        """95 % bootstrap interval of `log_ratio` that takes a pacer's ratio to the anchor as exact.
+        """Bootstrap interval of `log_ratio` that takes a pacer's ratio to the anchor as exact.
 
-        For comparing measurements beside one pacer: they share what that ratio is off by.
+        For comparing measurements beside one pacer: they share what that ratio is off by. For a search, which has to
+        decide by a few blocks: it is as sure as those can be, which is less than 95 % where they are fewer than six.
         """
         low, high = bootstrap(by_process(self.used))
         return Interval(low + self.pace_log_ratio, high + self.pace_log_ratio)
 
     @cached_property
     def log_ratio_interval(self) -> Interval:
-        """95 % bootstrap interval of `log_ratio`, wider by that of a pacer's ratio to the anchor."""
+        """95 % interval of `log_ratio`, wider by that of a pacer's ratio to the anchor; see `interval_of_median`."""
+        own = interval_of_median(by_process(self.used))
         if not self.anchor_blocks:
-            return self.paced_interval
-        low, high = bootstrap(by_process(undisturbed(self.anchor_blocks)))
-        return Interval(
-            self.paced_interval.low - high - self.pace_log_ratio, self.paced_interval.high - low - self.pace_log_ratio
-        )
+            return own
+        anchors = interval_of_median(by_process(undisturbed(self.anchor_blocks)))
+        return Interval(own.low - anchors.high, own.high - anchors.low) if own.known and anchors.known else UNKNOWN
 
     @property
     def speedup(self) -> float:
@@ -186,7 +186,7 @@ class Measurement:
 
     @property
     def speedup_interval(self) -> Interval:
-        """95 % bootstrap interval of `speedup`."""
+        """95 % interval of `speedup`; from 0 to infinity where there are too few blocks for one."""
         return Interval(math.exp(-self.log_ratio_interval.high), math.exp(-self.log_ratio_interval.low))
 
     def to_json(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from scanlab.lab.heat import (
     run_fresh_heat,
     run_heat,
 )
-from scanlab.lab.intervals import Interval, bootstrap
+from scanlab.lab.intervals import Interval, interval_of_median
 from scanlab.lab.measure import Block, Measurement, undisturbed
 from scanlab.lab.pace import Pace
 from scanlab.lab.prove import Failure, Proven, Setting
@@ -70,7 +70,9 @@ class Standing:
 class Race:
     """The outcome of a race: the winner first, then by time; those that could not run are in `dropped`.
 
-    noise_floor  the log ratio by which two runs of one configuration may differ here, at 95 %
+    noise_floor  the log ratio by which two runs of one configuration may differ here, at 95 %; infinite where too
+                 few rounds tell
+    confirms     whether the winner was chosen by an earlier race, which this one does not contradict
     """
 
     standings: tuple[Standing, ...]
@@ -79,6 +81,7 @@ class Race:
     rounds: int
     processes: int
     notices: tuple[str, ...]
+    confirms: bool = False
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -102,11 +105,7 @@ class Race:
             return "No winner: no entrant could run."
         measurement = self.winner.trial.measurement
         assert measurement is not None
-        low, high = measurement.speedup_interval
-        said = (
-            f"{self.winner.trial.label}: {measurement.median_ms:.3g} ms, {measurement.speedup:.3g} times as fast as"
-            f" {measurement.anchor} (95 %: {low:.3g} to {high:.3g})"
-        )
+        said = f"{self.winner.trial.label}: {measurement.median_ms:.3g} ms, {self.winner.trial.speedup_spelled}"
         if self.winner.trial.phase == "holdout":
             said += ", by a hold-out run on fresh inputs"
         if self.winner.share is not None:
@@ -122,13 +121,14 @@ class Race:
 
     def _advantage(self) -> str:
         assert self.winner is not None
-        if any(standing.rung < self.winner.rung for standing in self.ties):
-            return "faster by median"
-        if any(standing.rung > self.winner.rung for standing in self.ties):
+        if self.confirms:
+            return "winner of the race before"
+        own, fastest = self.winner, all(standing.behind >= self.winner.behind for standing in self.ties)
+        if any((each.rung, each.departures) < (own.rung, own.departures) for each in self.ties):
+            return "faster by median" if fastest else "simplest of those about as fast as the fastest"
+        if any(standing.rung > own.rung for standing in self.ties):
             return "simplest"
-        if any(standing.departures < self.winner.departures for standing in self.ties):
-            return "faster by median"
-        if any(standing.departures > self.winner.departures for standing in self.ties):
+        if any(standing.departures > own.departures for standing in self.ties):
             return "nearest to its defaults"
         return "most exact, then smallest in memory, of its rung"
 
@@ -272,11 +272,11 @@ def paired(one: Sequence[Block], other: Sequence[Block]) -> list[list[float]]:
 
 
 def _noise_floor(heats: Sequence[Heat]) -> float:
-    """How far apart two runs of one configuration may lie, at 95 %; infinite where none ran twice."""
+    """How far apart two runs of one configuration may lie, at 95 %; infinite where too few rounds tell."""
     differences = [
         values for heat in heats if heat.doubled >= 0 for values in paired(heat.twin, heat.lanes[heat.doubled].blocks)
     ]
-    return max(abs(bound) for bound in bootstrap(differences)) if differences else math.inf
+    return max(abs(bound) for bound in interval_of_median(differences))
 
 
 def decided(heats: Sequence[Heat]) -> bool:
@@ -308,20 +308,8 @@ def _behind(everyone: Sequence[Sequence[Block]]) -> list[tuple[float, Interval]]
             continue
         differences = paired(blocks, everyone[leader])
         median = statistics.median(value for process in differences for value in process)
-        behind.append((median, _interval(differences, confidence)))
+        behind.append((median, interval_of_median(differences, confidence)))
     return behind
-
-
-def _interval(differences: Sequence[Sequence[float]], confidence: float) -> Interval:
-    """The interval of the median difference; without bounds where there are too few rounds for the confidence.
-
-    All of n rounds lie on one side of the true median with a chance of 2 / 2**n, so that no interval within
-    their range can be surer than that; resampling alone would take two lucky rounds for certainty.
-    """
-    rounds = sum(map(len, differences))
-    if 2.0 ** (1 - rounds) > 1 - confidence:
-        return Interval(-math.inf, math.inf)
-    return bootstrap(differences, confidence)
 
 
 def _standings(
@@ -401,5 +389,8 @@ def _notices(standings: Sequence[Standing], rounds: int) -> tuple[str, ...]:
             " too few were not, so that all count"
         )
     if standings and rounds < FEWEST_ROUNDS:
-        notices.append(f"only {rounds} rounds fitted into the time for the race: give it more for narrower intervals")
+        notices.append(
+            f"rounds that fitted into the time for the race: {rounds}, fewer than {FEWEST_ROUNDS}; give it more for"
+            " intervals"
+        )
     return tuple(notices)

@@ -87,6 +87,18 @@ class Trial:
         return label_of(self.backend, self.config)
 
     @property
+    def anchor_label(self) -> str:
+        """Backend and configuration that it was timed beside; empty where it was not timed."""
+        return label_of(self.measurement.anchor, self.measurement.anchor_config) if self.measurement else ""
+
+    @property
+    def speedup_spelled(self) -> str:
+        """How fast a trial that was measured was beside its anchor, and how sure that is, in words."""
+        assert self.measurement is not None
+        interval = self.measurement.speedup_interval.spelled()
+        return f"{self.measurement.speedup:.3g} times as fast as {self.anchor_label} (95 %: {interval})"
+
+    @property
     def identity(self) -> tuple[str, ...]:
         """What makes two trials repetitions of one another: silicon, libraries, problem, source, configuration."""
         return (

@@ -17,7 +17,6 @@ from scanlab.report import figures, page, tables
 from scanlab.report.evidence import (
     Contest,
     Placing,
-    anchor_of,
     contest_of,
     contests,
     families,
@@ -32,7 +31,8 @@ from scanlab.report.units import milliseconds, three_digits
 FAILURES = "Configurations without numbers"
 READING = (
     "Time is the median of one call, with the quartiles of all samples. The speed-up is the median over the blocks of"
-    " the ratio to the anchor, both taken within one block, with its 95 % bootstrap interval. The last column says"
+    " the ratio to the anchor, both taken within one block, with its 95 % bootstrap interval; fewer than six blocks"
+    " cannot be that sure, and have none. The last column says"
     " where the numbers come from: from a hold-out run on fresh inputs where there was one, else from the race between"
     " the finalists, else from the search, where the best of many is also the luckiest. State updates are"
     " batch x dim x length x state x directions of one forward pass. The error is the largest of any tensor against"
@@ -200,11 +200,11 @@ def _fastest(ranked: Sequence[Placing]) -> str:
         return "No backend has numbers; the reasons are below."
     measured = first.measured
     low, high = speedup_interval(measured)
-    spread = f"95 %: {three_digits(low)} to {three_digits(high)}" if low <= high else "a single block, spread unknown"
+    spread = f"95 %: {three_digits(low)} to {three_digits(high)}" if low <= high else "too few blocks for an interval"
     unconfirmed = "" if first.trial.phase != "search" else " In the search: no race has confirmed it."
     return (
         f"Fastest: {first.trial.label}, {milliseconds(measured.median_ms)} a call, {three_digits(measured.speedup)}"
-        f" times as fast as {anchor_of(first.trial)} ({spread}), which took"
+        f" times as fast as {first.trial.anchor_label} ({spread}), which took"
         f" {milliseconds(measured.anchor_median_ms)} in the same blocks.{unconfirmed}"
     )
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from scanlab.lab.intervals import Interval
 from scanlab.lab.machine import Machine
 from scanlab.lab.measure import Measurement
-from scanlab.lab.results import Trial, label_of
+from scanlab.lab.results import Trial
 from scanlab.problem import ScanProblem
 
 # A hold-out run times what a race has chosen on inputs that no choice has seen; a race times finalists side by
@@ -77,10 +77,10 @@ def select(trials: Iterable[Trial], machine: Machine) -> Selection:
     sources = {(contest_of(trial), trial.backend): trial.source_hash for trial in here}
     fresh = [trial for trial in here if sources[contest_of(trial), trial.backend] == trial.source_hash]
     anchors: dict[Contest, str] = {}
-    for trial in sorted(fresh, key=lambda trial: anchor_of(trial).startswith("reference")):
+    for trial in sorted(fresh, key=lambda trial: trial.anchor_label.startswith("reference")):
         if trial.measurement is not None:
-            anchors[contest_of(trial)] = anchor_of(trial)
-    comparable = [trial for trial in fresh if anchor_of(trial) in ("", anchors.get(contest_of(trial)))]
+            anchors[contest_of(trial)] = trial.anchor_label
+    comparable = [trial for trial in fresh if trial.anchor_label in ("", anchors.get(contest_of(trial)))]
     last = {(trial.phase, *trial.identity): trial.id for trial in comparable}
     kept = [trial for trial in comparable if last[trial.phase, *trial.identity] == trial.id]
     counts = (
@@ -93,18 +93,13 @@ def select(trials: Iterable[Trial], machine: Machine) -> Selection:
 
 
 def speedup_interval(measured: Measurement) -> Interval:
-    """The 95 % interval of the speed-up; not a number where a single block says nothing of its spread."""
-    return measured.speedup_interval if len(measured.used) > 1 else Interval(math.nan, math.nan)
+    """The 95 % interval of the speed-up; not a number where too few blocks say nothing that sure."""
+    return measured.speedup_interval if measured.speedup_interval.known else Interval(math.nan, math.nan)
 
 
 def oldest_first(trials: Iterable[Trial]) -> list[Trial]:
     """`trials` in one order, whatever the order they come in."""
     return sorted(trials, key=lambda trial: (trial.started_at, trial.id))
-
-
-def anchor_of(trial: Trial) -> str:
-    """Backend and configuration that `trial` was timed beside; empty where it was not timed."""
-    return label_of(trial.measurement.anchor, trial.measurement.anchor_config) if trial.measurement else ""
 
 
 def contest_of(trial: Trial) -> Contest:

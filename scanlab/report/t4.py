@@ -104,7 +104,7 @@ def _measurements(trial: Trial) -> list[tuple[str, float | str, str]]:
     measured = trial.measurement
     if measured is None:
         return about
-    about += [(OBJECTIVE, measured.median_ms, "ms"), ("speedup", measured.speedup, f"times {measured.anchor}")]
+    about += [(OBJECTIVE, measured.median_ms, "ms"), ("speedup", measured.speedup, f"times {trial.anchor_label}")]
     if measured.peak_bytes is not None:
         about.append(("peak_memory", float(measured.peak_bytes), "bytes"))
     return about

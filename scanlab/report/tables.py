@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import pandas as pd
 
 from scanlab.lab.results import Trial
-from scanlab.report.evidence import Contest, anchor_of, best, contest_of, contests, placings, speedup_interval
+from scanlab.report.evidence import Contest, best, contest_of, contests, placings, speedup_interval
 from scanlab.report.units import between, memory, milliseconds, per_second, scientific, three_digits, times
 from scanlab.space import Config
 
@@ -25,7 +25,7 @@ def speedup_table(trials: Iterable[Trial]) -> pd.DataFrame:
     trials  those that count, see `evidence.select`
     Columns: problem, inputs, backend, config, numbers_from (phase), anchor, NUMBERS, state, reason, tried and
     failed (configurations), source_hash. `speedup_low` and `_high` are the 95 % interval of the paired ratio to
-    the anchor, empty where there is a single block; `error` is the largest of any tensor against float64, a
+    the anchor, empty where there are too few blocks for one; `error` is the largest of any tensor against float64, a
     share of that tensor's largest value.
     """
     rows = []
@@ -188,4 +188,4 @@ def _numbers(trial: Trial) -> dict[str, float | str]:
     values = (first, third, measured.speedup, low, high, trial.problem.state_updates / middle * 1e3, error)
     peak = math.nan if measured.peak_bytes is None else measured.peak_bytes
     numbers = dict(zip(NUMBERS, (middle, *values, peak, measured.build_ms, measured.first_call_ms), strict=True))
-    return {"anchor": anchor_of(trial), **numbers}
+    return {"anchor": trial.anchor_label, **numbers}

@@ -27,7 +27,7 @@ def evidence(speedup=1.0, **changes):
         "backend": "two_phase",
         "source_hash": TWO_PHASE.source_hash,
         "config": {"threads": 1},
-        "measurement": measurement(*(block([MS], [int(speedup * MS)]) for _ in range(5))),
+        "measurement": measurement(*(block([MS], [int(speedup * MS)]) for _ in range(6))),
     }
     return trial(**(fields | changes))
 

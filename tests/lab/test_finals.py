@@ -17,16 +17,16 @@ MS = 1_000_000
 
 
 def outcome(*standings, phase="race"):
-    """A race whose standings are (backend, behind, tied)."""
+    """A race whose standings are (backend, behind, tied), or with a rung too, which else is 5."""
     made = [
         Standing(
             trial(backend=backend, phase=phase, measurement=measurement(block([MS], [2 * MS]))),
-            5,
+            *rung or (5,),
             behind,
             Interval(behind, behind),
             tied,
         )
-        for backend, behind, tied in standings
+        for backend, behind, tied, *rung in standings
     ]
     return Race(tuple(made), (), 0.01, 9, 2, ())
 
@@ -46,6 +46,25 @@ def test_a_winner_that_ties_in_the_hold_out_stays_the_winner():
     assert names(found) == ["chosen", "other", "slow"]
     assert found.notices == ()
     assert "tied with other" in found.why
+    assert found.why.endswith("chosen as the winner of the race before.")
+
+
+@pytest.mark.parametrize(
+    ("tie", "advantage"),
+    [
+        (("other", 0.02, True, 2), "faster by median"),
+        (("other", 0.02, True, 8), "simplest"),
+        (("other", -0.02, True, 8), "simplest"),
+        (("other", 0.02, True, 5), "most exact, then smallest in memory, of its rung"),
+    ],
+)
+def test_the_sentence_says_what_a_tie_was_decided_by(tie, advantage):
+    assert outcome(("chosen", 0.0, True), tie).why.endswith(f"and chosen as the {advantage}.")
+
+
+def test_a_winner_between_a_faster_and_a_simpler_one_is_not_called_the_faster():
+    found = outcome(("chosen", 0.01, True), ("fastest", 0.0, True, 8), ("simple", 0.3, True, 1))
+    assert found.why.endswith("chosen as the simplest of those about as fast as the fastest.")
 
 
 def test_a_winner_that_is_slower_in_the_hold_out_is_demoted_aloud():

@@ -28,9 +28,18 @@ def test_a_measurement_survives_json():
 
 def test_the_ratio_is_paired_within_blocks_so_that_drift_cancels():
     # The machine slows down threefold from block to block; the candidate always takes half as long.
-    drifting = measurement(*(block([MS * 3**step], [2 * MS * 3**step]) for step in range(5)))
+    drifting = measurement(*(block([MS * 3**step], [2 * MS * 3**step]) for step in range(6)))
     assert drifting.log_ratio == pytest.approx(math.log(0.5))
     assert drifting.speedup_interval == pytest.approx((2.0, 2.0))
+
+
+def test_five_blocks_cannot_be_sure_at_95_percent_however_alike_they_are():
+    alike = [block([MS], [2 * MS])] * 6
+    assert measurement(*alike).speedup_interval.known
+    few = measurement(*alike[1:])
+    assert few.speedup == pytest.approx(2.0)
+    assert few.speedup_interval == (0.0, math.inf)
+    assert few.speedup_interval.spelled() == "unknown"
 
 
 def test_medians_and_quartiles_are_over_all_samples():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 
 import pytest
 from lab_fakes import TINY, crashing, fake, sleepy
@@ -66,14 +67,15 @@ def test_an_anchor_that_cannot_run_is_refused_though_there_is_a_pacer(setting):
 
 def test_a_ratio_through_the_pacer_is_the_ratio_to_the_anchor(setting):
     pacer = prove(sleepy("quick", (0.0,)), {}, setting)
-    beside = measurement(*(block([2 * MS], [1 * MS]) for _ in range(4)))
-    pace = Pace(pacer, tuple(block([spread * MS], [1 * MS]) for spread in (7, 8, 9)))
+    beside = measurement(*(block([2 * MS], [1 * MS]) for _ in range(6)))
+    pace = Pace(pacer, tuple(block([spread * MS], [1 * MS]) for spread in (7, 7, 8, 8, 9, 9)))
     through = pace.applied(beside)
     assert through.speedup == pytest.approx(4.0)
-    assert through.log_ratios == pytest.approx([-math.log(4.0)] * 4)
+    assert through.log_ratios == pytest.approx([-math.log(4.0)] * 6)
     assert through.anchor_median_ms == 8.0
     assert through.pacer == "quick delay_ms=0.0"
     assert through.speedup_interval == pytest.approx((3.5, 4.5))
+    assert replace(through, anchor_blocks=pace.anchor_blocks[:3]).speedup_interval == (0.0, math.inf)
     assert through.paced_interval == pytest.approx((-math.log(4.0),) * 2)
     assert Measurement.from_json(through.to_json()) == through
 

@@ -95,7 +95,9 @@ def test_an_anchor_that_cannot_run_is_refused(setting, tmp_path):
 def test_every_entrant_runs_at_least_once_even_without_time(setting, tmp_path):
     outcome = run([Entrant(sleepy(), {})], setting, tmp_path, seconds=0.0)
     assert outcome.rounds == 1
-    assert any("only 1 rounds" in notice for notice in outcome.notices)
+    assert any("rounds that fitted into the time for the race: 1, fewer than 8" in each for each in outcome.notices)
+    assert "times as fast as reference threads=1 (95 %: unknown)" in outcome.why
+    assert outcome.noise_floor == math.inf
 
 
 def test_differences_are_paired_by_process_and_round():
