@@ -15,7 +15,7 @@ from scanlab.deploy.profile import Entry, load_profile
 from scanlab.errors import InputError
 from scanlab.lab.check import Checked
 from scanlab.lab.check import check as check_trial
-from scanlab.lab.results import Results, Trial
+from scanlab.lab.results import Results, Trial, label_of
 
 SPOKEN = {True: "[green]holds[/]", False: "[bold red]DEMOTED[/]", None: "[yellow]untold[/]"}
 
@@ -32,6 +32,7 @@ def check(
     Exits with 1 where one no longer holds, with 3 where the time did not suffice to tell.
     Example: `scanlab check --budget 20s`
     """
+    seconds = parse_duration(budget)
     profile = load_profile()
     if profile is None or not profile.entries:
         raise InputError("nothing was chosen on this machine yet. Run `scanlab tune`.")
@@ -40,7 +41,7 @@ def check(
     checked: list[tuple[Entry, Checked]] = []
     for entry in profile.entries:
         with notes.status(f"check: {entry.backend} on {entry.problem.key}"):
-            checked.append((entry, _check(entry, record, time.monotonic() + parse_duration(budget))))
+            checked.append((entry, _check(entry, record, time.monotonic() + seconds)))
         if not as_json:
             entry, outcome = checked[-1]
             out.print(f"{SPOKEN[outcome.holds]}  {entry.problem.key}\n  {escape(outcome.reason)}")
@@ -62,4 +63,11 @@ def _check(entry: Entry, record: Results, deadline: float) -> Checked:
     evidence = entry.evidence.get("trial")
     if evidence is None:
         return Checked(False, f"the choice of {entry.backend} carries no evidence")
-    return check_trial(Trial.from_json(evidence), record, deadline)
+    try:
+        trial = Trial.from_json(evidence)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        return Checked(False, f"the evidence for {entry.backend} is damaged: {type(error).__name__}: {error}")
+    if (trial.problem, trial.backend, trial.config) != (entry.problem, entry.backend, entry.config):
+        deployed = label_of(entry.backend, entry.config)
+        return Checked(False, f"{deployed} is deployed on the evidence of {trial.label} for {trial.problem.key}")
+    return check_trial(trial, record, deadline)

@@ -14,6 +14,7 @@ from scanlab.cli.budget import spell_duration
 from scanlab.cli.console import AsJson, Exit, notes, out, print_json
 from scanlab.deploy.dispatch import refuses
 from scanlab.deploy.profile import Entry, Profile, profile_path
+from scanlab.errors import InputError
 from scanlab.lab.fleet import Best, Fleet, Station, fleet_of
 from scanlab.lab.machine import this_machine
 from scanlab.lab.results import Trial
@@ -36,6 +37,8 @@ def fleet(
     machine as it is, and else from its nearest kin (by instruction sets, cores and caches), which is marked as
     such until `scanlab tune` chooses here. Example: `scanlab fleet --storage postgresql://scanlab@server/scanlab`
     """
+    if "://" not in storage and not Path(storage).exists():  # it would be made, and be empty
+        raise InputError(f"--storage {storage}: there is no such journal; name the one that the machines tune with.")
     opened, notices = open_storage(storage, Path())
     for notice in notices:
         notes.print(f"[yellow]note:[/] {escape(notice)}")

@@ -16,6 +16,7 @@ from scanlab import registry
 from scanlab.backend import Backend
 from scanlab.cli.console import AsJson, Exit, ImagePath, ProblemText, SuiteName, cases_of, notes, out, print_json
 from scanlab.lab.prove import Failure, Setting, prove
+from scanlab.lab.results import label_of
 from scanlab.problem import ScanProblem
 from scanlab.space import Config, Value, config_key
 from scanlab.suites import Case, drawn_case
@@ -77,22 +78,30 @@ def verify(
     Without a problem or a suite: two hard problems for every configuration, and the corners of the contract for
     the defaults. Of more than a thousand configurations each tunable is tried in turn. A problem that a backend
     rejects is listed with its reason and is no failure. Exits with 1 where a scan is wrong or crashes.
-    Example: `scanlab verify chunked native:threads=1`
+    Ctrl-C shows what was held against the oracle until then. Example: `scanlab verify chunked native:threads=1`
     """
     plan = list(_plan(selections or [], problem, suite, image, seed))
-    proofs = []
+    proofs: list[Proof] = []
+    stopped = False
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     settings: dict[ScanProblem, Setting] = {}
     with Progress(*columns, console=notes, transient=True, disable=as_json) as progress:
         task = progress.add_task("verify", total=len(plan))
         for backend, config, case in plan:
             progress.update(task, description=f"{backend.name} {config_key(config)}")
-            proofs.append(_prove(backend, config, case, seed, settings))
+            try:
+                proofs.append(_prove(backend, config, case, seed, settings))
+            except KeyboardInterrupt:
+                notes.print(f"interrupted at {label_of(backend.name, config)} on {case.problem.key}")
+                stopped = True
+                break
             progress.advance(task)
     if as_json:
         print_json([proof.to_json() for proof in proofs])
     else:
         _show(proofs)
+    if stopped:
+        raise typer.Exit(Exit.INTERRUPTED)
     if any(proof.state in ("wrong", "crashed") for proof in proofs):
         raise typer.Exit(Exit.CHECK_FAILED)
 
@@ -149,13 +158,15 @@ def _show(proofs: list[Proof]) -> None:
         mark = marks.get(proof.state, f"[bold red]{proof.state}[/]")
         settings = " ".join(f"{name}={value}" for name, value in proof.config.items())
         if proof.worst is None:
-            table.add_row(proof.backend, settings, proof.problem.key, mark, escape(proof.reason or ""))
+            why = proof.reason if proof.state == "rejected" else "see below"
+            table.add_row(proof.backend, settings, proof.problem.key, mark, escape(why or ""))
         else:
             errors = (f"{proof.worst:.1e}", f"{proof.allowed:.0e}", proof.tensor)
             table.add_row(proof.backend, settings, proof.problem.key, mark, *errors)
     out.print(table)
     for proof in proofs:
         if proof.state in ("wrong", "crashed"):
-            out.print(f"[bold red]{proof.backend}[/] on {proof.problem.key}: {escape(proof.reason or '')}")
+            label = escape(label_of(proof.backend, proof.config))
+            out.print(f"[bold red]{label}[/] on {proof.problem.key}: {escape(proof.reason or '')}")
     counts = {state: sum(proof.state == state for proof in proofs) for state in ("ok", "rejected", "wrong", "crashed")}
     out.print(", ".join(f"{count} {state}" for state, count in counts.items()))

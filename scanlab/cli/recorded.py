@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,10 +13,14 @@ from rich.markup import escape
 from scanlab.cli.console import AsJson, ImagePath, ProblemText, SuiteName, cases_of, notes, out, print_json
 from scanlab.deploy.dispatch import Decision, decide
 from scanlab.deploy.profile import Profile, load_profile
+from scanlab.errors import InputError
 from scanlab.lab.machine import this_machine
-from scanlab.lab.results import Results
+from scanlab.lab.results import Results, Trial
 from scanlab.problem import ScanProblem
 from scanlab.space import config_key
+
+# Where a report goes that nobody asked for elsewhere, in the folder of the records.
+REPORT = "report"
 
 
 def best(
@@ -56,22 +61,25 @@ def report(
 
     Example: `scanlab report runs`
     """
-    record = Results(results)
-    for notice in record.load().notices:
-        notes.print(f"[yellow]note:[/] {escape(notice)}")
-    for path in write(record, folder):
+    for path in write(read(results), folder or results / REPORT):
         out.print(f"wrote {path}")
 
 
-def write(record: Results, folder: Path | None = None) -> list[Path]:
-    """The report of what is recorded, written to `folder`, by default the `report` of its own folder.
+def read(folder: Path) -> tuple[Trial, ...]:
+    """The trials recorded in `folder`, what is wrong with them said; raises InputError where there are none."""
+    trials, notices = Results(folder).load()
+    for notice in notices:
+        notes.print(f"[yellow]note:[/] {escape(notice)}")
+    if not trials:
+        raise InputError(f"no trials are recorded in {folder}: name a folder that `scanlab tune` wrote to.")
+    return trials
 
-    Beside it are the same results in the T4 format.
-    """
+
+def write(trials: Sequence[Trial], folder: Path) -> list[Path]:
+    """The report of `trials` on this machine, written to `folder`, and beside it the same in the T4 format."""
     from scanlab.lab.importance import importances
     from scanlab.report.document import write_report
     from scanlab.report.t4 import write_t4
 
-    trials, here = record.load().trials, this_machine()
-    place = folder or record.folder / "report"
-    return [*write_report(trials, here, place, importances(trials)), *write_t4(trials, here, place / "t4")]
+    here = this_machine()
+    return [*write_report(trials, here, folder, importances(trials)), *write_t4(trials, here, folder / "t4")]

@@ -10,8 +10,8 @@ import typer
 from rich.table import Table
 
 from scanlab.cli.console import AsJson, notes, out, print_json
+from scanlab.cli.recorded import read
 from scanlab.errors import InputError
-from scanlab.lab.results import Results
 
 
 def replay(
@@ -28,9 +28,13 @@ def replay(
     from scanlab.lab.replay import most_tried, policies, record_of
     from scanlab.lab.replay import replay as replay_policy
 
-    most = most_tried(Results(results).load().trials, backend)
+    most = most_tried(read(results), backend)
     if len({trial.identity for trial in most}) < 2:
-        raise InputError("no backend has two timed configurations of one problem there. Run `scanlab tune` first.")
+        whose = backend or "no backend"
+        raise InputError(
+            f"{whose} has {'not ' if backend else ''}two timed configurations of one problem in {results}:"
+            " give `scanlab tune` more time, or name another backend or folder."
+        )
     record = record_of(most)
     size = len(record.bags)
     with notes.status("replay") as status:

@@ -21,15 +21,18 @@ from scanlab.backend import Backend, at_most
 from scanlab.cli.bench import show_race
 from scanlab.cli.budget import parse_duration, spell_duration
 from scanlab.cli.console import AsJson, Exit, ImagePath, ProblemText, SuiteName, cases_of, notes, out, print_json
+from scanlab.cli.recorded import REPORT, write
 from scanlab.deploy.profile import Entry, Profile, profile_path
 from scanlab.errors import InputError, ProfileError
 from scanlab.lab.budget import Budget
 from scanlab.lab.lengths import sweep
+from scanlab.lab.machine import this_machine
 from scanlab.lab.race import Entrant
 from scanlab.lab.results import Results, Trial
 from scanlab.lab.tune import Event, Tuned
 from scanlab.lab.tune import tune as tune_problem
 from scanlab.problem import ScanProblem
+from scanlab.report.evidence import select
 from scanlab.suites import CAPTURED, Case, load_suite
 
 DEFAULT_BUDGET = "4m"
@@ -57,7 +60,10 @@ def tune(
     trials: Annotated[int | None, typer.Option(min=1, help="Search this many configurations, however long.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Use at most so many threads.")] = None,
     max_error: Annotated[
-        float, typer.Option(help="Choose among those at most this far from float64, as a share of the largest value.")
+        float,
+        typer.Option(
+            min=0.0, help="Choose among those at most this far from float64, as a share of the largest value."
+        ),
     ] = math.inf,
     storage: Annotated[
         str | None,
@@ -228,10 +234,9 @@ def _show(found: Tuned) -> None:
 
 
 def _report(record: Results) -> list[Path]:
-    # Loading pandas and matplotlib takes a second, which only the end of a tuning needs.
-    from scanlab.cli.recorded import write
-
-    return write(record)
+    """The report of what is recorded; nothing where there is nothing yet of this machine, as after an early Ctrl-C."""
+    trials = record.load().trials
+    return write(trials, record.folder / REPORT) if select(trials, this_machine()).trials else []
 
 
 def _deploy(tuned: list[Tuned]) -> Path | None:

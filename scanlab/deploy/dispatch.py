@@ -62,28 +62,34 @@ class Decision:
 
 def decisions(problem: ScanProblem, profile: Profile | None) -> Iterator[Decision]:
     """The decisions for `problem` from best to last resort; those that would be refused are left out."""
-    if profile is not None:
-        exact = profile.exact(problem)
-        if exact is not None and refuses(exact.backend, exact.config, problem) is None:
-            basis: Literal["exact", "kin"] = "exact" if exact.kin is None else "kin"
-            yield Decision(exact.backend, exact.config, basis, f"tuned for exactly {problem.key}{_where(exact)}")
-        for entry in profile.nearest(problem):
-            if entry is not exact and refuses(entry.backend, entry.config, problem) is None:
-                reason = f"tuned for the nearest problem {entry.problem.key}{_where(entry)}"
-                yield Decision(entry.backend, entry.config, "nearest", reason)
-    yield from _measured_elsewhere(problem)
+    passed_over: list[str] = []
+    for entry in () if profile is None else profile.nearest(problem):
+        refusal = refuses(entry.backend, entry.config, problem)
+        if refusal is not None:
+            passed_over.append(f"what was tuned for {entry.problem.key} cannot serve: {refusal}")
+        elif entry.problem == problem:
+            basis: Literal["exact", "kin"] = "exact" if entry.kin is None else "kin"
+            yield Decision(entry.backend, entry.config, basis, f"tuned for exactly {problem.key}{_where(entry)}")
+        else:
+            reason = f"tuned for the nearest problem {entry.problem.key}{_where(entry)}"
+            yield Decision(entry.backend, entry.config, "nearest", "; ".join((reason, *passed_over)))
+    untuned = "; ".join(passed_over) or "nothing was tuned for this kind of problem here"
+    yield from _measured_elsewhere(problem, untuned)
     refused: list[str] = []
     for name in FALLBACKS:
         refusal = refuses(name, {}, problem)
         if refusal is None:
-            why = "nothing was tuned for this kind of problem here; run `scanlab tune`"
+            why = f"{untuned}; run `scanlab tune`"
             yield Decision(name, registry.get(name).space.defaults, "fallback", "; ".join((why, *refused)))
         else:
             refused.append(refusal)
 
 
-def _measured_elsewhere(problem: ScanProblem) -> Iterator[Decision]:
-    """The standings of the most alike problem that was measured anywhere; what would be refused is a reason."""
+def _measured_elsewhere(problem: ScanProblem, untuned: str) -> Iterator[Decision]:
+    """The standings of the most alike problem that was measured anywhere; what would be refused is a reason.
+
+    untuned  why nothing that was tuned here serves
+    """
     for alike in itertools.islice(most_alike(problem), 1):
         refused: list[str] = []
         for standing in alike.standings:
@@ -96,7 +102,7 @@ def _measured_elsewhere(problem: ScanProblem) -> Iterator[Decision]:
                 refused.append(str(refusals[config_key(defaults)]))
                 continue
             faster = f"it was {standing.speedup:.3g} times as fast as the reference loop on {alike.problem.key}"
-            why = f"nothing was tuned for this kind of problem here; {faster} on {alike.where}; run `scanlab tune`"
+            why = f"{untuned}; {faster} on {alike.where}; run `scanlab tune`"
             yield Decision(standing.backend, config, "heuristic", "; ".join((why, *refused)))
 
 

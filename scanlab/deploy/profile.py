@@ -68,11 +68,11 @@ class Profile:
         return replace(self, entries=(*others, entry))
 
     def exact(self, problem: ScanProblem) -> Entry | None:
-        """The entry for `problem`, or None."""
+        """The entry for `problem` itself, or None."""
         return next((entry for entry in self.entries if entry.problem == problem), None)
 
     def nearest(self, problem: ScanProblem) -> tuple[Entry, ...]:
-        """The entries of the same kind of problem, nearest first: all but the sizes agree."""
+        """The entries of the same kind of problem, the one for itself first: all but the sizes agree."""
         kin = [entry for entry in self.entries if kind_of(entry.problem) == kind_of(problem)]
         return tuple(sorted(kin, key=lambda entry: size_distance(entry.problem, problem)))
 
@@ -136,7 +136,7 @@ class Profile:
                 )
                 for entry in content["entries"]
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ProfileError(f"the profile {path} is damaged: {type(error).__name__}: {error}. {cure}") from error
         return cls(content["machine_id"], content["machine"], entries)
 

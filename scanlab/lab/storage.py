@@ -56,6 +56,8 @@ def open_storage(storage: str | None, folder: Path) -> tuple[BaseStorage, tuple[
             )
             notices = repair_journal(path, lock)
             return JournalStorage(JournalFileBackend(str(path), lock_obj=lock)), notices
+    except ResultsError:
+        raise
     except ImportError as error:
         raise ResultsError(
             f"--storage {place}: {error}. Install what reaches it: pip install 'scanlab[fleet]' for PostgreSQL,"

@@ -145,7 +145,9 @@ def verify(scan: ScanFn, expected: Expectation) -> Verdict:
             reasons.append(f"{name} is {tensor.dtype} {tuple(tensor.shape)}: must be {kind} {tuple(truth.shape)}")
             continue
         errors[name] = relative_error(tensor, truth)
-        if not errors[name] <= tolerances[name]:
+        if errors[name] == math.inf:
+            reasons.append(f"{name} is not finite where it should be, or finite where it should not")
+        elif not errors[name] <= tolerances[name]:
             reasons.append(
                 f"{name} is off by {errors[name]:.1e} of its largest value; {tolerances[name]:.1e} is allowed"
             )

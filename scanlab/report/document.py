@@ -96,7 +96,7 @@ def write_report(
     except OSError as error:
         raise ResultsError(
             f"{folder}: cannot write the report: {error.strerror}."
-            " Name a folder that you may write to and that has space, with --out."
+            " Name a folder that you may write to and that has space."
         ) from error
     return [*texts, *(path for paths in drawn.values() for path in paths)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -59,6 +60,23 @@ def test_a_choice_without_evidence_does_not_hold(run):
     outcome = run("check")
     assert outcome.code == 1
     assert "carries no evidence" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ({"measurement": {"unheard": 1}}, "the evidence for two_phase is damaged: TypeError"),
+        ({"problem": "batch=1"}, "the evidence for two_phase is damaged: ProblemError"),
+        ({"config": {"threads": 4}}, "two_phase threads=1 is deployed on the evidence of two_phase threads=4"),
+    ],
+)
+def test_a_choice_whose_evidence_is_damaged_or_another_does_not_hold(run, profile, damage, reason):
+    (entry,) = Profile.load(profile_path()).entries
+    trial = entry.evidence["trial"] | damage
+    Profile.empty().with_entry(replace(entry, evidence={"trial": trial})).save(profile_path())
+    outcome = run("check", "--budget", "1s")
+    assert outcome.code == 1
+    assert reason in outcome.out
 
 
 def test_without_a_profile_there_is_nothing_to_check(run):

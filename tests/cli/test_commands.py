@@ -7,6 +7,7 @@ import platform
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -15,7 +16,9 @@ from scanlab.cli.app import app
 from scanlab.cli.inspect import KEEP_FREED
 from scanlab.deploy.profile import Entry, Profile, profile_path
 from scanlab.errors import InputError
+from scanlab.lab.prove import prove
 from scanlab.problem import ScanProblem
+from scanlab.space import Choice, Space
 
 SMALL = "batch=1,dim=6,length=20,state=4"
 COMMANDS = sorted(str(command.name) for command in app.registered_commands)
@@ -131,6 +134,25 @@ def test_verify_holds_configurations_against_the_oracle(run):
     assert chunks == {16}
 
 
+def test_verify_interrupted_shows_what_it_has_and_where_it_was(run, monkeypatch):
+    def prove_until_ctrl_c(backend, config, setting):
+        if config["threads"] != backend.space.defaults["threads"]:
+            raise KeyboardInterrupt
+        return prove(backend, config, setting)
+
+    monkeypatch.setattr("scanlab.cli.prove.prove", prove_until_ctrl_c)
+    monkeypatch.setattr(registry, "parse_selection", lambda text: (with_threads(registry.get(text)), {}))
+    outcome = run("verify", "reference", "--problem", SMALL)
+    assert outcome.code == 130
+    assert "1 ok, 0 rejected, 0 wrong, 0 crashed" in outcome.out
+    assert f"interrupted at reference threads=7 on {ScanProblem.parse(SMALL).key}" in outcome.err
+
+
+def with_threads(backend):
+    """`backend` as on a machine where it may choose between two numbers of threads."""
+    return replace(backend, space=Space((Choice("threads", (1, 7), 1),)))
+
+
 def test_verify_lists_a_rejected_problem_with_its_reason(run):
     outcome = run("verify", "reference", "--problem", "batch=1,dim=2,length=3,state=300")
     assert outcome.code == 0
@@ -162,13 +184,19 @@ def test_bench_times_what_was_named_and_records_it(run, tmp_path):
         (["bench", "chunked", "--problem", SMALL, "--out", "/proc/nowhere"], "cannot write results"),
         (["validate", "--model", "vim-giant"], "--model vim-giant: must be one of vim-tiny"),
         (["validate", "missing.jpg"], "missing.jpg does not exist"),
+        (["report", "nowhere"], "no trials are recorded in nowhere: name a folder that `scanlab tune` wrote to"),
+        (["replay", "nowhere"], "no trials are recorded in nowhere"),
+        (["fleet", "--storage", "nowhere/studies.journal"], "there is no such journal; name the one"),
+        (["fleet", "--storage", "grpc://nowhere"], "error: --storage grpc://nowhere: a proxy is named as"),
+        (["tune", "--problem", SMALL, "--max-error", "-1"], "'--max-error'"),
     ],
 )
-def test_bad_input_is_refused_with_the_cure_and_no_traceback(run, arguments, complaint):
+def test_bad_input_is_refused_with_the_cure_and_no_traceback(run, tmp_path, arguments, complaint):
     outcome = run(*arguments)
     assert outcome.code == 2
     assert complaint in outcome.err
     assert "Traceback" not in outcome.err
+    assert not list(tmp_path.glob("nowhere*"))
 
 
 def test_durations():

@@ -37,4 +37,4 @@ def test_it_compares_ways_of_choosing(run, runs):
 def test_without_records_it_says_what_to_do(run):
     outcome = run("replay")
     assert outcome.code == 2
-    assert "Run `scanlab tune` first" in outcome.err
+    assert "no trials are recorded in runs: name a folder that `scanlab tune` wrote to" in outcome.err

@@ -30,6 +30,14 @@ def test_tune_chooses_reports_and_deploys_and_a_second_run_measures_nothing_agai
     assert (tmp_path / "elsewhere" / "index.html").exists()
 
 
+def test_tune_that_could_try_nothing_says_so_and_writes_no_report(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("scanlab.lab.tune._Run.search", lambda self: None)
+    outcome = run(*TUNE, "--trials", "1")
+    assert outcome.code == 3
+    assert "No winner" in outcome.out
+    assert not (tmp_path / "here" / "report").exists()
+
+
 def test_tune_refuses_what_it_cannot_do(run):
     assert "no backend is called 'nativ'" in run("tune", "--backends", "nativ").err
     refused = run(*TUNE, "--threads", "0")

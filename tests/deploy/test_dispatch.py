@@ -72,11 +72,19 @@ def test_a_changed_source_is_said(caplog):
     assert "the source of two_phase changed since it was tuned" in caplog.records[0].message
 
 
-def test_an_entry_that_is_no_longer_legal_or_known_is_passed_over():
-    gone = Profile.empty().with_entry(Entry(PROBLEM, "uninstalled", "0", {}))
-    assert decide(PROBLEM, gone).basis == "heuristic"
-    illegal = Profile.empty().with_entry(Entry(PROBLEM, "two_phase", "0", {"threads": 4096}))
-    assert decide(PROBLEM, illegal).basis == "heuristic"
+@pytest.mark.parametrize(
+    ("backend", "config", "reason"),
+    [("uninstalled", {}, "no backend is called 'uninstalled'"), ("two_phase", {"threads": 4096}, "threads=4096")],
+)
+def test_an_entry_that_is_no_longer_legal_or_known_is_passed_over_and_that_is_said(backend, config, reason):
+    profile = Profile.empty().with_entry(Entry(PROBLEM, backend, "0", config))
+    decision = decide(PROBLEM, profile)
+    assert decision.basis == "heuristic"
+    assert decision.reason.startswith(f"what was tuned for {PROBLEM.key} cannot serve: ")
+    assert reason in decision.reason
+    beside = profile.with_entry(Entry(PROBLEM.replace(length=25), "two_phase", "0", {"threads": 1}))
+    assert decide(PROBLEM, beside).basis == "nearest"
+    assert reason in decide(PROBLEM, beside).reason
 
 
 def test_every_problem_of_the_contract_has_a_fallback():

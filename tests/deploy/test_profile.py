@@ -67,6 +67,7 @@ def test_the_nearest_problem_is_of_the_same_kind_and_nearest_in_ratio():
         ({"machine_id": "another", "machine": "an abacus"}, r"from another machine \(an abacus\)"),
         ({"entries": [{"problem": "batch=1"}]}, "is damaged: "),
         ({"entries": 7}, "is damaged: "),
+        ({"entries": [{"problem": 5}]}, "is damaged: "),
     ],
 )
 def test_a_profile_that_does_not_hold_here_is_refused(saved, changes, complaint):
