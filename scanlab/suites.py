@@ -49,7 +49,8 @@ def load_suite(name: str, image: Path | None = None) -> tuple[Case, ...]:
     file, separator, own = name.rpartition(":")
     suites = read_suites(Path(file)) if separator else read_suites()
     if own not in suites:
-        raise InputError(f"no suite is called {own!r}: there are {', '.join(suites)}.")
+        known = ", ".join(suites)
+        raise InputError(f"no suite is called {own!r}: there are {known}; one in a file of yours is FILE.toml:NAME.")
     suite = suites[own]
     if "model" in suite:
         return (_capture(own, suite, image),)

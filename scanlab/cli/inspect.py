@@ -17,7 +17,7 @@ from rich.table import Table
 from scanlab import registry
 from scanlab.backend import Backend
 from scanlab.cli.console import AsJson, Exit, out, print_json
-from scanlab.deploy.profile import Profile, profile_path
+from scanlab.deploy.profile import load_profile, profile_path
 from scanlab.errors import ProfileError
 from scanlab.lab.machine import this_machine
 from scanlab.threads import affinity_cpus, cgroup_cpus, usable_threads
@@ -213,14 +213,13 @@ def _gpu() -> Finding:
 
 
 def _profile() -> Finding:
-    path = profile_path()
-    if not path.exists():
-        return Finding("profile", True, "nothing was tuned here yet", "run `scanlab tune`.")
     try:
-        profile = Profile.load(path)
+        profile = load_profile()
     except ProfileError as error:
-        return Finding("profile", False, str(error), f"run `scanlab tune`, or remove {path}.")
-    return Finding("profile", True, f"{len(profile.entries)} tuned problems in {path}")
+        return Finding("profile", False, str(error))
+    if profile is None:
+        return Finding("profile", True, "nothing was tuned here yet", "run `scanlab tune`.")
+    return Finding("profile", True, f"{len(profile.entries)} tuned problems in {profile_path()}")
 
 
 def _backends() -> list[Finding]:

@@ -34,6 +34,8 @@ def run(
     """
     if not module and not Path(target).exists():
         raise InputError(f"there is no script {target}; for a module: scanlab run -m {target}.")
+    if record is not None and not os.access(record.parent, os.W_OK):  # said before the script has run for hours
+        raise InputError(f"--record {record}: {record.parent} is no folder to write to; name a file in one that is.")
     mamba_ssm.install()
     with recording() as made:
         try:

@@ -110,7 +110,10 @@ class Profile:
         try:
             content = json.loads(path.read_text())
         except OSError as error:
-            raise ProfileError(f"cannot read the profile {path}: {error}.") from error
+            raise ProfileError(
+                f"cannot read the profile {path}: {error.strerror}."
+                f" Run `scanlab tune` to write one there, or name another place in {ENV_PATH}."
+            ) from error
         except ValueError as error:
             raise ProfileError(f"the profile {path} is damaged: not JSON ({error}). {cure}") from error
         if not isinstance(content, dict) or not content.keys() >= FIELDS:

@@ -124,6 +124,14 @@ def test_a_damaged_profile_is_refused_by_name(run):
     assert run("doctor").code == 1
 
 
+def test_doctor_complains_of_a_profile_that_is_named_and_not_there(run, monkeypatch):
+    assert next(each for each in run("doctor", "--json").json if each["subject"] == "profile")["fine"]
+    monkeypatch.setenv("SCANLAB_PROFILE", "nowhere.json")
+    finding = next(each for each in run("doctor", "--json").json if each["subject"] == "profile")
+    assert not finding["fine"]
+    assert "cannot read the profile nowhere.json: No such file or directory. Run `scanlab tune`" in finding["found"]
+
+
 def test_verify_holds_configurations_against_the_oracle(run):
     outcome = run("verify", "two_phase", "chunked:chunk=16", "--problem", SMALL, "--json")
     assert outcome.code == 0
@@ -186,6 +194,8 @@ def test_bench_times_what_was_named_and_records_it(run, tmp_path):
         (["validate", "missing.jpg"], "missing.jpg does not exist"),
         (["report", "nowhere"], "no trials are recorded in nowhere: name a folder that `scanlab tune` wrote to"),
         (["replay", "nowhere"], "no trials are recorded in nowhere"),
+        (["run", "--record", "nowhere/suite.toml", "-m", "this"], "nowhere is no folder to write to"),
+        (["best", "--suite", "mine.toml"], "one in a file of yours is FILE.toml:NAME"),
         (["fleet", "--storage", "nowhere/studies.journal"], "there is no such journal; name the one"),
         (["fleet", "--storage", "grpc://nowhere"], "error: --storage grpc://nowhere: a proxy is named as"),
         (["tune", "--problem", SMALL, "--max-error", "-1"], "'--max-error'"),
