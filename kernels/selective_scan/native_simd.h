@@ -98,48 +98,49 @@ SCANLAB_INLINE V multiply_add(V a, V b, V c) {
 }
 #endif
 
-// NaN in x comes through both.
-#if defined(SCANLAB_NEON)
+// The larger and the smaller of both, and b where one is no number: compilers do not find the instruction for it.
+#if defined(__AVX512F__)
+SCANLAB_INLINE Vec<float> maximum(Vec<float> a, Vec<float> b) { return _mm512_max_ps(a, b); }
+SCANLAB_INLINE Vec<double> maximum(Vec<double> a, Vec<double> b) { return _mm512_max_pd(a, b); }
+SCANLAB_INLINE Vec<float> minimum(Vec<float> a, Vec<float> b) { return _mm512_min_ps(a, b); }
+SCANLAB_INLINE Vec<double> minimum(Vec<double> a, Vec<double> b) { return _mm512_min_pd(a, b); }
+#elif defined(__AVX2__)
+SCANLAB_INLINE Vec<float> maximum(Vec<float> a, Vec<float> b) { return _mm256_max_ps(a, b); }
+SCANLAB_INLINE Vec<double> maximum(Vec<double> a, Vec<double> b) { return _mm256_max_pd(a, b); }
+SCANLAB_INLINE Vec<float> minimum(Vec<float> a, Vec<float> b) { return _mm256_min_ps(a, b); }
+SCANLAB_INLINE Vec<double> minimum(Vec<double> a, Vec<double> b) { return _mm256_min_pd(a, b); }
+#elif defined(SCANLAB_NEON)
 SCANLAB_INLINE Vec<float> maximum(Vec<float> a, Vec<float> b) { return vmaxq_f32(a, b); }
 SCANLAB_INLINE Vec<double> maximum(Vec<double> a, Vec<double> b) { return vmaxq_f64(a, b); }
 SCANLAB_INLINE Vec<float> minimum(Vec<float> a, Vec<float> b) { return vminq_f32(a, b); }
 SCANLAB_INLINE Vec<double> minimum(Vec<double> a, Vec<double> b) { return vminq_f64(a, b); }
+#else
+template <class V>
+SCANLAB_INLINE V maximum(V a, V b) {
+    return a > b ? a : b;
+}
+template <class V>
+SCANLAB_INLINE V minimum(V a, V b) {
+    return a < b ? a : b;
+}
+#endif
+// NaN in x comes through both.
 template <class T>
 SCANLAB_INLINE Vec<T> at_least(Vec<T> x, T low) {
-    return maximum(x, broadcast(low));
+    return maximum(broadcast(low), x);
 }
 template <class T>
 SCANLAB_INLINE Vec<T> at_most(Vec<T> x, T high) {
-    return minimum(x, broadcast(high));
+    return minimum(broadcast(high), x);
 }
-#else
-template <class T>
-SCANLAB_INLINE Vec<T> at_least(Vec<T> x, T low) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
-    // The compiler would compare and blend. The second operand is the result where one is no number.
-    if constexpr (sizeof(T) == 4) return _mm256_max_ps(broadcast(low), x);
-    else return _mm256_max_pd(broadcast(low), x);
-#else
-    return x < low ? broadcast(low) : x;
-#endif
-}
-template <class T>
-SCANLAB_INLINE Vec<T> at_most(Vec<T> x, T high) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
-    if constexpr (sizeof(T) == 4) return _mm256_min_ps(broadcast(high), x);
-    else return _mm256_min_pd(broadcast(high), x);
-#else
-    return x > high ? broadcast(high) : x;
-#endif
-}
-#endif
 template <class T>
 SCANLAB_INLINE Vec<T> absolute(Vec<T> x) {
     using I = typename Integer<T>::type;
     return bits_as<Vec<T>>(bits_as<IntVec<T>>(x) & ~(I(1) << (8 * sizeof(T) - 1)));
 }
 
-// Storage types: a vector of T from lanes<T> adjacent elements, and back, rounding to nearest even.
+// Storage types: a vector of T from lanes<T> adjacent elements, and back, rounding to nearest even. What is stored
+// comes from arithmetic, so that what is no number is a quiet one.
 template <class T>
 SCANLAB_INLINE Vec<T> load(const T* from) {
     return *reinterpret_cast<const typename VectorOf<T>::loose*>(from);
@@ -176,12 +177,14 @@ struct CountTo<0, lane...> {
     typedef Lanes<lane...> type;
 };
 
-// Halves as the high words of lanes, and back: a move of words where one instruction moves any word anywhere.
+// Halves as the high words of lanes, and back, in as few instructions as there are for it.
 template <int... word>
 SCANLAB_INLINE Word high_words(Half halves, Lanes<word...>) {
 #if defined(__AVX512F__)
     const __m512i at = __m512i(Words{(word / 2)...}), words = _mm512_castsi256_si512(__m256i(halves));
     return Word(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, at, words));
+#elif defined(__AVX2__)
+    return Word(_mm256_cvtepu16_epi32(__m128i(halves))) << 16;
 #else
     return __builtin_convertvector(halves, Word) << 16;
 #endif
@@ -191,6 +194,9 @@ SCANLAB_INLINE Half high_words(Word numbers, Lanes<word...>) {
 #if defined(__AVX512F__)
     const __m512i at = __m512i(Words{((2 * word + 1) % 32)...});
     return Half(_mm512_castsi512_si256(_mm512_permutexvar_epi16(at, __m512i(numbers))));
+#elif defined(__AVX2__)
+    const __m256i words = __m256i(numbers >> 16);
+    return Half(_mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
 #else
     return __builtin_convertvector(numbers >> 16, Half);
 #endif
@@ -204,8 +210,9 @@ SCANLAB_INLINE Vec<T> load(const bfloat16* from) {
 }
 template <class T>
 SCANLAB_INLINE void store(bfloat16* to, Vec<T> value) {
-    const Word bits = bits_as<Word>(value), rounded = bits + 0x7fff + ((bits >> 16) & 1);
-    const Half half = high_words(value == value ? rounded : bits | 0x400000, CountTo<SCANLAB_VECTOR_BYTES / 2>::type());
+    // An odd last bit makes a tie more than a tie. What is no number stays as it is: rounding up could pass its end.
+    const Word bits = bits_as<Word>(value), untied = bits | (bits >> 16 & 1);
+    const Half half = high_words(value == value ? untied + 0x7fff : untied, CountTo<SCANLAB_VECTOR_BYTES / 2>::type());
     memcpy(to, &half, sizeof(half));
 }
 
