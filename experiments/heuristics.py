@@ -17,8 +17,8 @@ import typer
 
 from scanlab import registry
 from scanlab.deploy.heuristics import SHIPPED, Measured, Standing, instruction_set, read
-from scanlab.lab.race import WORTH_FOR_SIMPLICITY
 from scanlab.lab.results import Results, Trial
+from scanlab.lab.standings import WORTH_FOR_SIMPLICITY
 from scanlab.space import Value
 
 ROOT = Path(__file__).parents[1]

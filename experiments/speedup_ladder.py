@@ -18,9 +18,10 @@ from original_study import CLAIMS
 
 from scanlab import registry
 from scanlab.backend import Backend
+from scanlab.lab.heat import Entrant
 from scanlab.lab.machine import this_machine
 from scanlab.lab.prove import Setting
-from scanlab.lab.race import Entrant, race
+from scanlab.lab.race import race
 from scanlab.lab.results import Results, Trial
 from scanlab.problem import ScanProblem, make_inputs
 from scanlab.report import figures, tables

@@ -34,10 +34,11 @@ from scanlab.lab import attempt
 from scanlab.lab.budget import Budget
 from scanlab.lab.heat import FEWEST_ROUNDS, MOST_ROUNDS, Entrant, Heat, Lane, run_heat
 from scanlab.lab.machine import this_machine
-from scanlab.lab.measure import Block
+from scanlab.lab.measurement import Block
 from scanlab.lab.prove import Setting
-from scanlab.lab.race import decided, race, told_apart
+from scanlab.lab.race import race
 from scanlab.lab.results import Results, Trial
+from scanlab.lab.standings import decided, told_apart
 from scanlab.lab.study import MOST_DEATHS
 from scanlab.lab.tune import Event, tune
 from scanlab.problem import ScanProblem, make_inputs

@@ -27,11 +27,13 @@ LAYERS = (
     ("scanlab.lab.ledger", "scanlab.lab.importance"),
     ("scanlab.lab.storage", "scanlab.lab.alike"),
     ("scanlab.lab.race",),
+    ("scanlab.lab.standings",),
     ("scanlab.lab.pace",),
     ("scanlab.lab.heat",),
     ("scanlab.lab.prove",),
     ("scanlab.lab.results",),
     ("scanlab.lab.measure", "scanlab.lab.verify"),
+    ("scanlab.lab.measurement",),
     ("scanlab.lab.kin",),
     (
         "scanlab.lab.machine",

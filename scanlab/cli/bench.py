@@ -15,9 +15,11 @@ from scanlab import registry
 from scanlab.backend import Backend
 from scanlab.cli.budget import parse_duration
 from scanlab.cli.console import AsJson, Exit, ImagePath, ProblemText, SuiteName, cases_of, notes, out, print_json
+from scanlab.lab.heat import Entrant
 from scanlab.lab.prove import Setting
-from scanlab.lab.race import Entrant, Race, race
+from scanlab.lab.race import race
 from scanlab.lab.results import Results
+from scanlab.lab.standings import Race
 from scanlab.problem import ScanProblem
 from scanlab.space import Config
 

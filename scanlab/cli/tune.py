@@ -25,9 +25,9 @@ from scanlab.cli.recorded import REPORT, write
 from scanlab.deploy.profile import Entry, Profile, profile_path
 from scanlab.errors import InputError, ProfileError
 from scanlab.lab.budget import Budget
+from scanlab.lab.heat import Entrant
 from scanlab.lab.lengths import sweep
 from scanlab.lab.machine import this_machine
-from scanlab.lab.race import Entrant
 from scanlab.lab.results import Results, Trial
 from scanlab.lab.tune import Event, Tuned
 from scanlab.lab.tune import tune as tune_problem

@@ -8,7 +8,8 @@ import time
 from dataclasses import replace
 
 from scanlab.backend import Backend
-from scanlab.lab.measure import Arm, Block, Measurement, peak_bytes, take_round
+from scanlab.lab.measure import Arm, peak_bytes, take_round
+from scanlab.lab.measurement import Block, Measurement
 from scanlab.lab.pace import Pace
 from scanlab.lab.prove import Failure, Proven, Setting, guarded, prove
 from scanlab.lab.results import Trial

@@ -11,8 +11,9 @@ from scanlab.errors import RejectedError, UnknownBackendError
 from scanlab.lab.heat import Entrant
 from scanlab.lab.machine import this_machine
 from scanlab.lab.prove import Setting
-from scanlab.lab.race import Race, race
+from scanlab.lab.race import race
 from scanlab.lab.results import Results, Trial
+from scanlab.lab.standings import Race
 from scanlab.problem import make_inputs
 
 # Machines have worse days: a choice is demoted for its speed only when it is certainly slower than this share

@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from scanlab.lab.heat import FEWEST_ROUNDS, Entrant, is_installed
 from scanlab.lab.pace import Pace, measured_again
 from scanlab.lab.prove import Proven, Setting
-from scanlab.lab.race import Race, race
+from scanlab.lab.race import race
 from scanlab.lab.results import Results, Trial, error_of, log_ratio
+from scanlab.lab.standings import Race
 from scanlab.lab.study import Search
 from scanlab.threads import usable_threads
 

@@ -11,8 +11,8 @@ from scanlab.lab.kin import distance
 from scanlab.lab.ledger import Ledger, Study, survey
 from scanlab.lab.machine import Machine
 from scanlab.lab.prove import Setting
-from scanlab.lab.race import Race
 from scanlab.lab.results import Trial, decoded, log_ratio
+from scanlab.lab.standings import Race
 from scanlab.problem import ScanProblem
 from scanlab.space import Config, config_key
 

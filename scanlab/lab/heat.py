@@ -25,7 +25,8 @@ import torch
 from scanlab import registry
 from scanlab.backend import Backend
 from scanlab.errors import RejectedError, UnknownBackendError
-from scanlab.lab.measure import Arm, Block, peak_bytes, take_round
+from scanlab.lab.measure import Arm, peak_bytes, take_round
+from scanlab.lab.measurement import Block
 from scanlab.lab.prove import Failure, Proven, Setting, guarded, prove
 from scanlab.lab.verify import Verdict
 from scanlab.space import Config

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from scanlab.lab.heat import Entrant
 from scanlab.lab.prove import Setting
-from scanlab.lab.race import Entrant, race
+from scanlab.lab.race import race
 from scanlab.lab.results import Results, Trial
 from scanlab.problem import ScanProblem, make_inputs
 

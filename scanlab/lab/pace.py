@@ -18,7 +18,8 @@ from scanlab.backend import Backend
 from scanlab.errors import RejectedError
 from scanlab.lab.deadline import OutOfTimeError, time_limit
 from scanlab.lab.heat import Entrant
-from scanlab.lab.measure import Arm, Block, Measurement, take_round
+from scanlab.lab.measure import Arm, take_round
+from scanlab.lab.measurement import Block, Measurement
 from scanlab.lab.prove import Failure, Proven, Setting, guarded, prove
 from scanlab.lab.results import label_of
 

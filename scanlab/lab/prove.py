@@ -11,7 +11,8 @@ from scanlab.backend import Backend
 from scanlab.errors import RejectedError, UnavailableError
 from scanlab.lab.ceilings import Ceilings, ceilings_here
 from scanlab.lab.machine import Machine, this_machine
-from scanlab.lab.measure import Arm, Block, Measurement, arm, call_of, rotation, shuffled
+from scanlab.lab.measure import Arm, arm, call_of, rotation, shuffled
+from scanlab.lab.measurement import Block, Measurement
 from scanlab.lab.results import Phase, State, Trial, label_of
 from scanlab.lab.verify import Expectation, Verdict, expectation, verify
 from scanlab.problem import ScanInputs, ScanProblem, make_inputs

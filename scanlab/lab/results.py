@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from scanlab.errors import ResultsError
 from scanlab.lab.machine import Machine
-from scanlab.lab.measure import Measurement
+from scanlab.lab.measurement import Measurement
 from scanlab.lab.verify import Verdict
 from scanlab.problem import ScanProblem
 from scanlab.space import Value, config_key

@@ -22,8 +22,9 @@ from scanlab.lab.heat import Entrant
 from scanlab.lab.ledger import survey
 from scanlab.lab.pace import Pace, anchor_and_pace
 from scanlab.lab.prove import Failure, Proven, Setting
-from scanlab.lab.race import Race, race
+from scanlab.lab.race import race
 from scanlab.lab.results import Results, Trial, label_of, log_ratio
+from scanlab.lab.standings import Race
 from scanlab.lab.storage import open_storage
 from scanlab.lab.study import Search
 from scanlab.lab.tuned import Event, EventKind, Tuned

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from scanlab.lab.race import Race
 from scanlab.lab.results import Trial
+from scanlab.lab.standings import Race
 
 EventKind = Literal["started", "finished", "skipped", "waiting", "round"]
 

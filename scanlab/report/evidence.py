@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from scanlab.lab.intervals import Interval
 from scanlab.lab.machine import Machine
-from scanlab.lab.measure import Measurement
+from scanlab.lab.measurement import Measurement
 from scanlab.lab.results import Trial
 from scanlab.problem import ScanProblem
 

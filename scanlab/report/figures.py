@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from scanlab.lab.measure import Measurement
+from scanlab.lab.measurement import Measurement
 from scanlab.lab.results import Trial
 from scanlab.report.evidence import Contest, Placing, best, speedup_interval
 from scanlab.report.style import FAINT, HALO, INK, Look, applied, framed_bar, label_ends, log_ticks, look, over, sheet

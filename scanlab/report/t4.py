@@ -14,7 +14,7 @@ from typing import Any
 
 from scanlab.errors import ResultsError
 from scanlab.lab.machine import Machine
-from scanlab.lab.measure import Measurement
+from scanlab.lab.measurement import Measurement
 from scanlab.lab.results import State, Trial
 from scanlab.report.evidence import contests, select, slugs
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from scanlab.lab.heat import Heat, Lane
-from scanlab.lab.measure import Block
+from scanlab.lab.measurement import Block
 from scanlab.lab.results import Results
 
 SCRIPTS = Path(__file__).parents[2] / "experiments"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from scanlab.lab.machine import this_machine
-from scanlab.lab.measure import Block, Measurement
+from scanlab.lab.measurement import Block, Measurement
 from scanlab.lab.results import Trial
 from scanlab.lab.verify import Verdict
 from scanlab.problem import ScanProblem

@@ -9,7 +9,7 @@ from lab_records import block, measurement, trial
 
 from scanlab.lab.finals import confirmed, fresh_processes, pareto
 from scanlab.lab.intervals import Interval
-from scanlab.lab.race import Race, Standing
+from scanlab.lab.standings import Race, Standing
 from scanlab.lab.verify import Verdict
 from scanlab.threads import usable_threads
 

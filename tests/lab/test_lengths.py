@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 from scanlab import registry
+from scanlab.lab.heat import Entrant
 from scanlab.lab.lengths import sweep
-from scanlab.lab.race import Entrant
 from scanlab.lab.results import Results
 from scanlab.problem import ScanProblem
 

@@ -14,7 +14,7 @@ from scanlab import registry
 from scanlab.errors import RejectedError
 from scanlab.lab.budget import Budget
 from scanlab.lab.heat import Entrant
-from scanlab.lab.measure import Measurement
+from scanlab.lab.measurement import Measurement
 from scanlab.lab.pace import Pace, anchor_and_pace
 from scanlab.lab.prove import Setting, prove
 from scanlab.lab.race import race

@@ -126,7 +126,7 @@ def test_without_trials_of_this_machine_it_says_what_to_do(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_named_with_the_cure(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ResultsError, match=r"file: cannot write the report: .*--out"):
+    with pytest.raises(ResultsError, match=r"file: cannot write the report: .*Name a folder"):
         write_report(TRIALS[:1], this_machine(), tmp_path / "file")
 
 
