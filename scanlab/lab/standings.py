@@ -90,27 +90,42 @@ class Race:
             said += ", by a hold-out run on fresh inputs"
         if self.winner.share is not None:
             said += f"; {self.winner.share:.0%} of what the arithmetic and the traffic of this problem allow here"
+        near = [standing for standing in self.ties if standing.behind <= margin(self.noise_floor)]
+        far = [standing for standing in self.ties if standing not in near]
+        if near:
+            said += f"; tied with {_labels(near)}, and chosen as the {self._advantage(near)}"
+        if far:
+            said += f"; not told apart from {_labels(far)}, by the rounds there were ({self.rounds})"
         if self.ties:
-            labels = ", ".join(standing.trial.label for standing in self.ties)
-            return f"{said}; tied with {labels}, and chosen as the {self._advantage()}."
-        slower = [standing for standing in self.standings[1:] if not standing.tied]
+            return f"{said}."
+        slower = self.standings[1:]
         if slower:
             nearest = min(slower, key=lambda standing: standing.behind)
             return f"{said}; the next, {nearest.trial.label}, takes {math.exp(nearest.behind):.3g} times as long."
         return f"{said}; nothing else ran."
 
-    def _advantage(self) -> str:
+    def _advantage(self, near: Sequence[Standing]) -> str:
+        """What the winner has before those that are about as fast."""
         assert self.winner is not None
         if self.confirms:
             return "winner of the race before"
-        own, fastest = self.winner, all(standing.behind >= self.winner.behind for standing in self.ties)
-        if any((each.rung, each.departures) < (own.rung, own.departures) for each in self.ties):
-            return "faster by median" if fastest else "simplest of those about as fast as the fastest"
-        if any(standing.rung > own.rung for standing in self.ties):
+        if any(standing.rung > self.winner.rung for standing in near):
             return "simplest"
-        if any(standing.departures > own.departures for standing in self.ties):
+        if any(standing.departures > self.winner.departures for standing in near):
             return "nearest to its defaults"
         return "most exact, then smallest in memory, of its rung"
+
+
+def margin(noise_floor: float) -> float:
+    """The log ratio by which a simpler entrant may be behind the fastest, and win.
+
+    Not shown to be slower is not enough to win: on a restless machine hardly anything is shown.
+    """
+    return min(max(noise_floor, WORTH_KNOWING), WORTH_FOR_SIMPLICITY)
+
+
+def _labels(standings: Sequence[Standing]) -> str:
+    return ", ".join(standing.trial.label for standing in standings)
 
 
 def paired(one: Sequence[Block], other: Sequence[Block]) -> list[list[float]]:
@@ -193,9 +208,7 @@ def ranked(
         )
         for trial, (median, interval) in zip(trials, behind, strict=True)
     ]
-    # Not shown to be slower is not enough to win: on a restless machine hardly anything is shown.
-    close = min(max(floor, WORTH_KNOWING), WORTH_FOR_SIMPLICITY)
-    winner = min((one for one in standings if one.tied and one.behind <= close), key=_preference)
+    winner = min((one for one in standings if one.tied and one.behind <= margin(floor)), key=_preference)
     rest = sorted((one for one in standings if one is not winner), key=lambda one: one.behind)
     return (winner, *rest)
 
