@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from scanlab.deploy.dispatch import Dispatcher
 from scanlab.lab.machine import this_machine
-from scanlab.lab.measure import Arm, peak_bytes
+from scanlab.lab.measure import peak_bytes
 from scanlab.report import figures, tables
 from scanlab.report.style import INK, applied, label_ends, log_ticks, looks, sheet
 from scanlab.report.units import shortest
@@ -88,7 +88,7 @@ def fresh_peak_bytes(ready: Callable[..., Call], *arguments: object) -> float | 
 def _peak_bytes(ready: Callable[..., Call], arguments: tuple[object, ...]) -> float:
     call = ready(*arguments)
     call()
-    peak = peak_bytes(Arm(call, "cpu", usable_threads(), calls=1, samples=1, cost_s=0.0))
+    peak = peak_bytes(call, "cpu", usable_threads())
     return math.nan if peak is None else max(peak, os.sysconf("SC_PAGE_SIZE"))
 
 

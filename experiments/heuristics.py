@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from scanlab import registry
-from scanlab.deploy.heuristics import SHIPPED, Measured, Standing, instruction_set, read
+from scanlab.deploy.heuristics import SHIPPED, Measured, Standing, read
 from scanlab.lab.results import Results, Trial
 from scanlab.lab.standings import WORTH_FOR_SIMPLICITY
 from scanlab.space import Value
@@ -76,7 +76,7 @@ def measured(folder: Path) -> list[Measured]:
         standings = standings_of(each for each in trials if each.problem == problem)
         source = folder.resolve().relative_to(ROOT).as_posix()
         if len(standings) > 1:  # a problem that one backend alone was tried on ranks nothing
-            vectors = instruction_set(silicon)
+            vectors = silicon.instruction_set
             found.append(Measured(problem, silicon.model_name, vectors, silicon.usable_cpus, source, standings))
         else:
             print(

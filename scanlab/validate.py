@@ -20,7 +20,7 @@ from torch import Tensor
 from scanlab.deploy.dispatch import Dispatcher
 from scanlab.deploy.profile import Profile
 from scanlab.errors import ConfigError, RejectedError
-from scanlab.lab.measure import Arm, peak_bytes
+from scanlab.lab.measure import peak_bytes
 from scanlab.lab.prove import Failure, guarded
 from scanlab.models.digits import digits_model, digits_test_set
 from scanlab.models.vision_mamba import VisionMamba
@@ -245,6 +245,6 @@ def _judge(selection: str, config: Config, logits: Tensor, exact: Tensor) -> Val
 
 
 def _timed(model: VisionMamba, images: Tensor, result: Validation, samples_ms: list[float]) -> Validation:
-    arm = Arm(lambda: model(images), images.device.type, torch.get_num_threads(), calls=1, samples=1, cost_s=0.0)
+    peak = peak_bytes(lambda: model(images), images.device.type, torch.get_num_threads())
     first, middle, third = statistics.quantiles(samples_ms, n=4, method="inclusive")
-    return Validation(**asdict(result) | {"latency_ms": (first, middle, third), "peak_bytes": peak_bytes(arm)})
+    return Validation(**asdict(result) | {"latency_ms": (first, middle, third), "peak_bytes": peak})

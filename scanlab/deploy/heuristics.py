@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from scanlab.lab.machine import Silicon, this_machine
-from scanlab.problem import SIZES, ScanProblem
+from scanlab.lab.alike import size_distance
+from scanlab.lab.machine import this_machine
+from scanlab.problem import ScanProblem
 from scanlab.space import Config
 
 SHIPPED = Path(__file__).with_name("heuristics.toml")
@@ -47,11 +48,6 @@ class Measured:
         return f"{self.machine} with {self.cpus} CPUs and {self.instruction_set} ({self.source})"
 
 
-def instruction_set(silicon: Silicon) -> str:
-    """The widest vectors of a processor."""
-    return next((name for name in ("avx512f", "avx2", "sve", "asimd") if name in silicon.flags), "none")
-
-
 def most_alike(problem: ScanProblem) -> Iterator[Measured]:
     """What was measured that is like `problem` on this machine, the most alike first; none for another device.
 
@@ -59,13 +55,11 @@ def most_alike(problem: ScanProblem) -> Iterator[Measured]:
     CPUs, as the sum of absolute log ratios.
     """
     silicon = this_machine().silicon
-    own_set = instruction_set(silicon)
 
     def unlikeness(each: Measured) -> tuple[int, bool, float]:
         traits = sum(getattr(each.problem, name) != getattr(problem, name) for name in TRAITS)
-        ratios = [getattr(each.problem, size) / getattr(problem, size) for size in SIZES]
-        ratios.append(each.cpus / silicon.usable_cpus)
-        return traits, each.instruction_set != own_set, sum(abs(math.log(ratio)) for ratio in ratios)
+        apart = size_distance(each.problem, problem) + abs(math.log(each.cpus / silicon.usable_cpus))
+        return traits, each.instruction_set != silicon.instruction_set, apart
 
     here = [each for each in read() if each.problem.device == problem.device]
     return iter(sorted(here, key=unlikeness))

@@ -59,7 +59,7 @@ def attempt(
             pruned = hopeless(measurement, best) if best is not None else None
             late = 2 * time.monotonic() - begun > deadline
             if pruned or late or enough(measurement):
-                return replace(measurement, peak_bytes=peak_bytes(arm))
+                return replace(measurement, peak_bytes=peak_bytes(arm.call, arm.device, arm.threads))
 
     outcome = guarded(measured)
     trial = setting.trial("search", backend, proven.config, started_at, outcome, proven.verdict, pruned)

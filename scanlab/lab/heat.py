@@ -163,7 +163,7 @@ class _Runner:
     def weigh(self) -> None:
         """Measure its memory, which is no part of any round."""
         if self.arm is not None:
-            peak = guarded(partial(peak_bytes, self.arm))
+            peak = guarded(partial(peak_bytes, self.arm.call, self.arm.device, self.arm.threads))
             if isinstance(peak, Failure):
                 self.fail(peak)
             else:

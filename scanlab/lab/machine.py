@@ -55,6 +55,11 @@ class Silicon:
     memory_bytes: int
     gpus: tuple[str, ...]
 
+    @property
+    def instruction_set(self) -> str:
+        """The widest vectors of the processor, or "none" where none are known."""
+        return next((name for name in ("avx512f", "avx2", "sve", "asimd") if name in self.flags), "none")
+
 
 @dataclass(frozen=True)
 class Software:
@@ -94,7 +99,7 @@ class Machine:
         silicon, software = self.silicon, self.software
         gpus = "".join(f", {name}" for name in silicon.gpus)
         cpus = f"{silicon.usable_cpus} usable CPU{'s' if silicon.usable_cpus > 1 else ''}"
-        vector = next((name for name in ("avx512f", "avx2", "sve", "asimd") if name in silicon.flags), "no SIMD known")
+        vector = "no SIMD known" if silicon.instruction_set == "none" else silicon.instruction_set
         runs = f"torch {software.torch}, Python {software.python}, {software.system}"
         return f"{silicon.model_name}, {cpus}, {vector}{gpus}; {runs}"
 

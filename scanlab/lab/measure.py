@@ -150,25 +150,25 @@ def take_round(
     )
 
 
-def peak_bytes(one: Arm) -> int | None:
-    """Memory that one call takes beyond what is in use before it; None where the system cannot tell.
+def peak_bytes(call: Callable[[], object], device: str, threads: int) -> int | None:
+    """Memory that one call on so many threads takes beyond what is in use before it; None where the system cannot tell.
 
     On CUDA the allocator's own count. On Linux the growth of the resident set, whatever allocates: memory
     that the allocators hold in reserve is handed back first, and the system's high-water mark is reset.
     """
-    with torch_threads(one.threads):
-        if one.device == "cuda":
+    with torch_threads(threads):
+        if device == "cuda":
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
-            one.call()
+            call()
             torch.cuda.synchronize()
             return torch.cuda.max_memory_allocated() - before
         try:
             _hand_back()
             Path("/proc/self/clear_refs").write_text("5")
             before = _resident_bytes("VmRSS")
-            one.call()
+            call()
             return max(0, _resident_bytes("VmHWM") - before)
         except (OSError, AttributeError, LookupError):
             return None

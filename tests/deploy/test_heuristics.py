@@ -9,7 +9,7 @@ import pytest
 
 from scanlab import registry
 from scanlab.deploy import dispatch, heuristics
-from scanlab.deploy.heuristics import Measured, Standing, instruction_set, most_alike, read
+from scanlab.deploy.heuristics import Measured, Standing, most_alike, read
 from scanlab.lab.machine import this_machine
 from scanlab.problem import ScanProblem
 
@@ -18,7 +18,7 @@ PROBLEM = ScanProblem(batch=1, dim=384, length=200)
 
 def measured(problem: ScanProblem, **facts: object) -> Measured:
     silicon = this_machine().silicon
-    here = {"machine": "here", "instruction_set": instruction_set(silicon), "cpus": silicon.usable_cpus}
+    here = {"machine": "here", "instruction_set": silicon.instruction_set, "cpus": silicon.usable_cpus}
     standings = (Standing("two_phase", {}, 3.0), Standing("reference", {}, 1.0))
     return Measured(problem=problem, source="results/x", standings=standings, **here | facts)
 

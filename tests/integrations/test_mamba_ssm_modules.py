@@ -156,6 +156,8 @@ def test_what_a_step_refuses():
         mamba(tokens(), inference_params=InferenceParams(9, 2))
     with pytest.raises(NotImplementedError, match="dt_init='ones'"):
         modules.Mamba(16, dt_init="ones")
+    with pytest.raises(ProblemError, match="bimamba_type=.v3.: must be one of v2, v1, none"):
+        modules.Mamba(16, bimamba_type="v3")
 
 
 def test_initial_values_and_the_marks_that_training_scripts_look_for():

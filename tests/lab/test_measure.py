@@ -63,7 +63,7 @@ def test_threads_are_those_of_the_configuration_and_restored():
     one = arm(lambda: seen.append(torch.get_num_threads()), TINY, {"threads": before + 1})
     other = arm(lambda: None, TINY, {"threads": 1})
     take_round([one], other, random.Random(0))
-    peak_bytes(one)
+    peak_bytes(one.call, one.device, one.threads)
     assert set(seen) == {before + 1}
     assert torch.get_num_threads() == before
 
@@ -135,7 +135,7 @@ def test_with_gradients_a_call_is_forward_and_backward(direction):
 
 def test_peak_memory_is_what_one_call_takes():
     size = 64 << 20
-    took = peak_bytes(arm(lambda: torch.ones(size // 4), TINY, {"threads": 1}))
+    took = peak_bytes(lambda: torch.ones(size // 4), "cpu", threads=1)
     if took is None:
         pytest.skip("this system does not tell the resident set")
     assert size <= took + (1 << 20)
@@ -145,7 +145,7 @@ def test_peak_memory_is_what_one_call_takes():
 def test_peak_memory_counts_what_was_kept_for_the_next_call():
     problem = TINY.replace(length=1 << 15, dim=256, state=1)
     scan, inputs = registry.get("native").build(problem), make_inputs(problem)[0]
-    took, size = peak_bytes(arm(lambda: scan(inputs), problem, {"threads": 1})), inputs.u.nbytes
+    took, size = peak_bytes(lambda: scan(inputs), "cpu", threads=1), inputs.u.nbytes
     if took is None:
         pytest.skip("this system does not tell the resident set")
     assert size <= took + (1 << 20)
@@ -157,4 +157,4 @@ def test_peak_memory_is_unknown_where_the_system_does_not_tell(monkeypatch):
         raise PermissionError
 
     monkeypatch.setattr(measure.Path, "write_text", refuse)
-    assert peak_bytes(slept(1e-4)) is None
+    assert peak_bytes(lambda: None, "cpu", threads=1) is None

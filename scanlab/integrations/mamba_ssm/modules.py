@@ -20,6 +20,7 @@ from scanlab.deploy import dispatch
 from scanlab.errors import ProblemError
 from scanlab.integrations.mamba_ssm import scan
 from scanlab.integrations.mamba_ssm.norms import RMSNorm, layer_norm_fn
+from scanlab.models.mixer import BIMAMBA_TYPES
 from scanlab.models.mixing import Mixing, taps
 
 log = logging.getLogger("scanlab")
@@ -65,6 +66,8 @@ class Mamba(Mixing):
         init_layer_scale: float | None = None,
     ) -> None:
         super().__init__()
+        if bimamba_type not in BIMAMBA_TYPES:
+            raise ProblemError(f"bimamba_type={bimamba_type!r}: must be one of {', '.join(BIMAMBA_TYPES)}.")
         self.d_model, self.d_state, self.d_conv, self.expand = d_model, d_state, d_conv, expand
         self.d_inner = inner = int(expand * d_model)
         self.dt_rank = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
