@@ -43,6 +43,12 @@ def test_a_choice_that_repeats_its_evidence_holds(tmp_path):
     assert {one.phase for one in Results(tmp_path).load().trials} == {"holdout"}
 
 
+def test_a_check_of_too_few_rounds_tells_nothing(tmp_path):
+    checked = run(evidence(speedup=0.1), tmp_path, seconds=0.0)
+    assert checked.holds is None
+    assert "too few rounds fitted to tell its speed" in checked.reason
+
+
 def test_a_choice_that_has_become_slower_than_its_evidence_is_demoted(tmp_path):
     checked = run(evidence(speedup=1e6), tmp_path)
     assert not checked.holds

@@ -1,17 +1,20 @@
-"""What the blocks of a race say: pairs within rounds, and no differences where there are none."""
+"""What the blocks of a race say: pairs within rounds, no differences where there are none, and who wins a tie."""
 
 from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
-from lab_records import block
+from lab_records import block, measurement, trial
 
 from scanlab.lab import standings as module
+from scanlab.lab.heat import Heat, Lane
 from scanlab.lab.intervals import bootstrap
 from scanlab.lab.measurement import Block
-from scanlab.lab.standings import paired
+from scanlab.lab.standings import decided, paired, ranked
+from scanlab.lab.verify import Verdict
 
 
 def test_differences_are_paired_by_process_and_round():
@@ -53,3 +56,46 @@ def test_the_same_configuration_is_seldom_told_apart_from_itself():
         floor = max(abs(bound) for bound in bootstrap(paired(rounds[2], rounds[0])))
         told_apart += interval.low > 0 and median > floor
     assert told_apart <= 10
+
+
+def rounds_of(*times_ns):
+    """Blocks of so many nanoseconds in rounds one after the other, beside an anchor that takes 1000."""
+    return tuple(Block((time,), (1_000,), "ca", round=number) for number, time in enumerate(times_ns))
+
+
+def entrant(backend, blocks, error=1e-7, peak_bytes=4096):
+    verdict = Verdict(passed=True, errors={"out": error}, tolerances={"out": 2e-5})
+    return trial(backend=backend, verdict=verdict, measurement=replace(measurement(*blocks), peak_bytes=peak_bytes))
+
+
+@pytest.mark.parametrize(
+    ("simple", "other"),
+    [
+        (((5, 0), (4, 3)), {}),
+        (((5, 2), (5, 1)), {}),
+        (((5, 1), (5, 1)), {"error": 1e-8}),
+        (((5, 1), (5, 1)), {"error": 1e-8, "peak_bytes": 1 << 20}),
+        (((5, 1), (5, 1)), {"peak_bytes": 2048}),
+    ],
+    ids=str,
+)
+def test_a_tie_goes_by_rung_then_departures_then_error_then_memory(simple, other):
+    trials = [entrant("one", rounds_of(*[500] * 8)), entrant("other", rounds_of(*[500] * 8), **other)]
+    by_trial = {each.id: simplicity for each, simplicity in zip(trials, simple, strict=True)}
+    winner, second = ranked(trials, by_trial, dict.fromkeys(by_trial), floor=0.0)
+    assert (winner.trial.backend, second.tied) == ("other", True)
+
+
+@pytest.mark.parametrize(("behind", "wins"), [(1.01, True), (1.04, True), (1.2, False)])
+def test_on_a_restless_machine_a_simpler_one_wins_only_where_it_is_about_as_fast(behind, wins):
+    trials = [entrant("fast", rounds_of(*[500] * 12)), entrant("simple", rounds_of(*[round(500 * behind)] * 12))]
+    by_trial = {trials[0].id: (5, 0), trials[1].id: (1, 0)}
+    standings = ranked(trials, by_trial, dict.fromkeys(by_trial), floor=0.5)
+    assert all(standing.tied for standing in standings)
+    assert (standings[0].trial.backend == "simple") == wins
+
+
+@pytest.mark.parametrize(("twin_ns", "over"), [(500, True), (550, False)])
+def test_a_race_is_not_over_while_one_configuration_differs_from_itself(twin_ns, over):
+    lanes = (Lane(rounds_of(*[500] * 12)), Lane(rounds_of(*[2_000] * 12)))
+    assert decided([Heat(lanes, doubled=0, twin=rounds_of(*[twin_ns] * 12), anchor_calls=1, rounds=12)]) == over

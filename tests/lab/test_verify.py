@@ -106,6 +106,20 @@ def test_an_output_that_was_never_written_fails():
     assert not verify(lazy, expectation(problem, make_inputs(problem))).passed
 
 
+def test_an_output_left_where_right_ones_lay_before_fails():
+    problem = PROBLEM.replace(gradients=False, dim=64, length=64)
+    (inputs,) = make_inputs(problem)
+    expected = expectation(problem, (inputs,))
+    last = right(problem)(inputs).last_state.clone()
+
+    def lazy(inputs: ScanInputs) -> ScanOutput:
+        return ScanOutput(torch.empty_like(inputs.u), last)
+
+    kept = [right(problem)(inputs).out.clone() for _ in range(16)]
+    del kept
+    assert not verify(lazy, expected).passed
+
+
 def test_a_scan_that_changes_its_inputs_fails():
     problem = PROBLEM.replace(gradients=False)
 
