@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from scanlab.kernels import triton
 from scanlab.problem import ScanInputs, ScanOutput, ScanProblem, make_inputs
 
 ROTATION = 3
@@ -82,7 +83,9 @@ def inputs_of(problem: ScanProblem, seed: int) -> tuple[ScanInputs, ...]:
 
 def in_rows(inputs: ScanInputs) -> ScanInputs:
     """`inputs` with B and C as slices of one projection's output, as they are in a model."""
-    B, C = torch.cat((inputs.B.mT, inputs.C.mT), dim=-1).mT.split(inputs.B.shape[-2], -2)
+    rows, (dim, state) = inputs.B.mT, inputs.A.shape
+    before = rows.new_empty((*rows.shape[:-1], triton.step_columns(dim)))
+    B, C = torch.cat((before, rows, inputs.C.mT), -1)[..., before.shape[-1] :].mT.split(state, -2)
     return inputs._replace(B=B, C=C)
 
 

@@ -88,6 +88,11 @@ def multiprocessors() -> int:
     return found
 
 
+def step_columns(dim: int) -> int:
+    """Columns of a projection's output before those of B and C, in a Mamba of so many channels: for its step sizes."""
+    return dim // 32
+
+
 def tuning(config: Config) -> list[int]:
     """A settled configuration as the ops take it."""
     from scanlab.kernels.triton_launch import Tuning

@@ -4,7 +4,7 @@
 
 With the names of `triton_backward`, R[t] = decay[t] (g[t] C[t] + R[t+1]) is a scan against time that needs no states:
 of step sizes, gates, C and the gradient of the output. Compiled for compute capability 9.0 at the defaults it issues
-6.9 instructions for a state update, 1.125 of them on the special-function unit, which binds at 9 clocks; the pass that
+6.3 instructions for a state update, 1.125 of them on the special-function unit, which binds at 9 clocks; the pass that
 follows issues 29, and about 6 in its sweeps over chunks. So two passes take 1.26 times the clocks of one.
 """
 
@@ -16,7 +16,7 @@ import triton.language as tl
 from scanlab.kernels.triton_forward import step_sizes
 from scanlab.kernels.triton_math import load, shrink, sigmoid
 from scanlab.kernels.triton_segments import leave_map
-from scanlab.kernels.triton_tile import held, place
+from scanlab.kernels.triton_tile import held, place, time_of
 
 
 @triton.jit
@@ -45,16 +45,20 @@ def retreat(
     outer = ()
     gates = ()
     weights = ()
+    t = time_of(s, length, REVERSE)
+    at = t * strides.u.time + channel * strides.u.dim
+    delta += at
+    grad_out += at
+    C += t * ROW
+    if z is not None:
+        z += t * strides.z.time + channel * strides.z.dim
     for i in tl.static_range(COUNT):
-        t = s + i
-        if REVERSE:
-            t = length - 1 - s - i
-        at = t * strides.u.time + channel * strides.u.dim
-        raw = raw + (load(delta + at, channel_mask),)
-        outer = outer + (load(grad_out + at, channel_mask),)
-        weights = weights + (load(C + t * ROW, state_mask)[None, :, None],)
+        ahead = -i if REVERSE else i
+        raw = raw + (load(delta + ahead * strides.u.time, channel_mask),)
+        outer = outer + (load(grad_out + ahead * strides.u.time, channel_mask),)
+        weights = weights + (load(C + ahead * ROW, state_mask)[None, :, None],)
         if z is not None:
-            gates = gates + (load(z + t * strides.z.time + channel * strides.z.dim, channel_mask),)
+            gates = gates + (load(z + ahead * strides.z.time, channel_mask),)
     for i in tl.static_range(COUNT - 1, -1, -1):
         size = step_sizes(raw[i], bias, SOFTPLUS)
         g = outer[i]

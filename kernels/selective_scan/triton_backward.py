@@ -26,7 +26,7 @@ import triton.language as tl
 from scanlab.kernels.triton_forward import advance, sweep
 from scanlab.kernels.triton_math import LN_2, load, shrink, sigmoid, softplus
 from scanlab.kernels.triton_segments import crossed
-from scanlab.kernels.triton_tile import held, over_channels, place
+from scanlab.kernels.triton_tile import held, over_channels, place, states_side_by_side, time_of
 
 
 @triton.jit
@@ -69,19 +69,30 @@ def retrace(
     sizes = ()
     slopes = ()
     ins = ()
+    t = time_of(s, length, REVERSE)
+    at = t * strides.u.time + channel * strides.u.dim
+    u += at
+    delta += at
+    grad_out += at
+    grad_u += at
+    grad_delta += at
+    if z is not None:
+        z += t * strides.z.time + channel * strides.z.dim
+        grad_z += at
+    B += t * ROW
+    C += t * ROW
+    grad_B += t * STATES
+    grad_C += t * STATES
     for i in tl.static_range(COUNT):
-        t = s + i
-        if REVERSE:
-            t = length - 1 - s - i
-        at = t * strides.u.time + channel * strides.u.dim
-        here = load(u + at, channel_mask)
-        x = load(delta + at, channel_mask) + bias
+        ahead = -i if REVERSE else i
+        here = load(u + ahead * strides.u.time, channel_mask)
+        x = load(delta + ahead * strides.u.time, channel_mask) + bias
         e = shrink(x)
         size = x
         if SOFTPLUS:
             size = softplus(x, e)
             slopes = slopes + (sigmoid(x, e),)
-        project = load(B + t * ROW, state_mask)[None, :, None]
+        project = load(B + ahead * ROW, state_mask)[None, :, None]
         decay = tl.exp2(size[:, None, :] * rates)
         h = decay * h + (size * here)[:, None, :] * project
         states = states + (h,)
@@ -90,14 +101,12 @@ def retrace(
         sizes = sizes + (size,)
         ins = ins + (project,)
     for i in tl.static_range(COUNT - 1, -1, -1):
-        t = s + i
-        if REVERSE:
-            t = length - 1 - s - i
-        at = t * strides.u.time + channel * strides.u.dim
-        weights = load(C + t * ROW, state_mask)[None, :, None]
+        ahead = -i if REVERSE else i
+        at = ahead * strides.u.time
+        weights = load(C + ahead * ROW, state_mask)[None, :, None]
         g = load(grad_out + at, channel_mask)
         if z is not None:
-            gate = load(z + t * strides.z.time + channel * strides.z.dim, channel_mask)
+            gate = load(z + ahead * strides.z.time, channel_mask)
             open = sigmoid(gate, shrink(gate))
             y = tl.sum(states[i + 1] * weights, axis=1) + skip * inputs[i]
             slope = open * (1.0 + gate * (1.0 - open))
@@ -106,8 +115,8 @@ def retrace(
         whole = g[:, None, :] * weights + reached
         by_C = over_channels(g[:, None, :] * states[i + 1])
         by_B = over_channels(whole * (sizes[i] * inputs[i])[:, None, :])
-        tl.store(grad_C + t * STATES, by_C, mask=state_mask)
-        tl.store(grad_B + t * STATES, by_B, mask=state_mask)
+        tl.store(grad_C + ahead * STATES, by_C, mask=state_mask)
+        tl.store(grad_B + ahead * STATES, by_B, mask=state_mask)
         by_drive = tl.sum(whole * ins[i], axis=1)
         reached = whole * decays[i]
         w = reached * states[i]
@@ -207,7 +216,6 @@ def walk(
         inputs, one, A_dim, A_state, block, width, groups, LANES, CHANNELS, STATES, PADDED, EVEN
     )
     dim = groups * width
-    last_at = index[None, :, None] * one + channel[:, None, :] * STATES
     skip = 0.0
     if inputs.D is not None:
         skip = load(inputs.D + channel, channel_mask)
@@ -231,6 +239,7 @@ def walk(
     grad_C = gradients.C + partial
     reached = tl.zeros(rates.shape, tl.float32)
     if grad_last is not None:
+        last_at = states_side_by_side(channel, index, one, STATES)
         reached = load(grad_last + row * dim * STATES + last_at, tile_mask)
     if ends is not None:
         for over in tl.range(0, segments - 1 - segment):
@@ -287,6 +296,7 @@ def walk(
         tl.store(gradients.delta_bias + part * dim + channel, grad_bias, mask=channel_mask)
     if inputs.initial_state is not None:
         if segment == 0:
+            last_at = states_side_by_side(channel, index, one, STATES)
             tl.store(gradients.initial_state + entry * dim * STATES + last_at, reached, mask=tile_mask)
 
 

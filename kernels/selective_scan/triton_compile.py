@@ -22,6 +22,7 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from scanlab.kernels import triton_launch, triton_version
+from scanlab.kernels.triton import step_columns
 from scanlab.kernels.triton_launch import Task, Tuning
 from scanlab.kernels.triton_queue import Launch
 from scanlab.problem import DTYPES, ScanInputs, ScanProblem
@@ -151,7 +152,7 @@ def _run(tool: str, *arguments: str) -> str:
 
 
 def task(problem: ScanProblem, tuning: Tuning) -> Task:
-    """The scan that `problem` poses, of tensors without data: B and C as slices of one projection's output."""
+    """The scan that `problem` poses, of tensors without data: B and C as a model has them."""
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -161,7 +162,8 @@ def task(problem: ScanProblem, tuning: Tuning) -> Task:
     by_time = empty(batch, length, dim, dtype=dtype).mT
     u = by_time if problem.layout == "dim_last" else empty(batch, dim, length, dtype=dtype)
     groups = () if problem.groups == 1 else (problem.groups,)
-    B, C = empty(batch, *groups, length, 2 * state, dtype=dtype).mT.split(state, -2)
+    before = step_columns(dim)
+    B, C = empty(batch, *groups, length, before + 2 * state, dtype=dtype)[..., before:].mT.split(state, -2)
     inputs = ScanInputs(
         u=u,
         delta=u,

@@ -16,7 +16,7 @@ import triton.language as tl
 
 from scanlab.kernels.triton_math import exp2_by_products, load, shrink, sigmoid, softplus
 from scanlab.kernels.triton_segments import crossed, leave_map
-from scanlab.kernels.triton_tile import held, place
+from scanlab.kernels.triton_tile import held, place, states_side_by_side, time_of
 
 
 @triton.jit
@@ -64,18 +64,25 @@ def advance(
     gates = ()
     ins = ()
     outs = ()
+    t = time_of(s, length, REVERSE)
+    at = t * strides.u.time + channel * strides.u.dim
+    u += at
+    delta += at
+    B += t * ROW
+    if out is not None:
+        out += at
+        C += t * ROW
+        if z is not None:
+            z += t * strides.z.time + channel * strides.z.dim
     for i in tl.static_range(COUNT):
-        t = s + i
-        if REVERSE:
-            t = length - 1 - s - i
-        at = t * strides.u.time + channel * strides.u.dim
-        inputs = inputs + (load(u + at, channel_mask),)
-        sizes = sizes + (load(delta + at, channel_mask),)
-        ins = ins + (load(B + t * ROW, state_mask)[None, :, None],)
+        ahead = -i if REVERSE else i
+        inputs = inputs + (load(u + ahead * strides.u.time, channel_mask),)
+        sizes = sizes + (load(delta + ahead * strides.u.time, channel_mask),)
+        ins = ins + (load(B + ahead * ROW, state_mask)[None, :, None],)
         if out is not None:
-            outs = outs + (load(C + t * ROW, state_mask)[None, :, None],)
+            outs = outs + (load(C + ahead * ROW, state_mask)[None, :, None],)
             if z is not None:
-                gates = gates + (load(z + t * strides.z.time + channel * strides.z.dim, channel_mask),)
+                gates = gates + (load(z + ahead * strides.z.time, channel_mask),)
     results = ()
     for i in tl.static_range(COUNT):
         size = step_sizes(sizes[i], bias, SOFTPLUS)
@@ -95,14 +102,8 @@ def advance(
             results = results + (y,)
     if out is not None:
         for i in tl.static_range(COUNT):
-            t = s + i
-            if REVERSE:
-                t = length - 1 - s - i
-            tl.store(
-                out + t * strides.u.time + channel * strides.u.dim,
-                results[i].to(out.dtype.element_ty),
-                mask=channel_mask,
-            )
+            ahead = -i if REVERSE else i
+            tl.store(out + ahead * strides.u.time, results[i].to(out.dtype.element_ty), mask=channel_mask)
     return h, total
 
 
@@ -191,7 +192,6 @@ def walk(
         inputs, one, A_dim, A_state, block, width, groups, LANES, CHANNELS, STATES, PADDED, EVEN
     )
     dim = groups * width
-    last_at = index[None, :, None] * one + channel[:, None, :] * STATES
     projection = (entry * groups + group) * length * ROW + index
     u = inputs.u + entry * strides.u.batch
     delta = inputs.delta + entry * strides.u.batch
@@ -207,6 +207,7 @@ def walk(
     total = tl.zeros(channel.shape, tl.float32)
     if inputs.initial_state is not None:
         if segment == 0:
+            last_at = states_side_by_side(channel, index, one, STATES)
             h = load(inputs.initial_state + entry * dim * STATES + last_at, tile_mask)
     B = inputs.B + projection
     C = inputs.C + projection
@@ -239,6 +240,7 @@ def walk(
                     BY_PRODUCTS,
                 )  # fmt: skip
         if stop == length:
+            last_at = states_side_by_side(channel, index, one, STATES)
             tl.store(last + row * dim * STATES + last_at, h, mask=tile_mask)
 
 

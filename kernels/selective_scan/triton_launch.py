@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from triton.language import constexpr
 
 from scanlab.kernels import triton_adjoint, triton_backward, triton_forward, triton_rows, triton_segments
 from scanlab.kernels.triton_queue import ALIGNED_BYTES, Launch
@@ -354,10 +355,9 @@ def shared(scan: Task, segments: int, multiple: int) -> dict[str, Any]:
     batch, dim, length = first.u.shape
     state = first.A.shape[1]
     steps, parts = triton_segments.cut(length, segments, multiple)
+    axes = [dense_strides(first.u), (0, 0, 0) if first.z is None else first.z.stride()]
     return {
-        "strides": Strides(
-            Axes(*dense_strides(first.u)), Axes(0, 0, 0) if first.z is None else Axes(*first.z.stride())
-        ),
+        "strides": Strides(*(Axes(batch, dim, constexpr(time)) for batch, dim, time in axes)),
         "batch": batch,
         "length": length,
         "steps": steps,

@@ -23,15 +23,19 @@ LANES_LAST = tl.constexpr(triton_version.lanes_last())
 
 
 class Axes(NamedTuple):
-    """The strides of a (batch, dim, length) tensor, in elements."""
+    """The strides of a (batch, dim, length) tensor, in elements; a constant of the code where it says so."""
 
     batch: int
     dim: int
-    time: int
+    time: int | tl.constexpr
 
 
 class Strides(NamedTuple):
-    """The strides of z, and those that u, delta, out and every gradient like them share."""
+    """The strides of z, and those that u, delta, out and every gradient like them share.
+
+    Those of time are constants of the code, as is how far B and C of one step are from those of the next: then an
+    access needs no arithmetic of its own beside the first one of its tensor in a turn of a loop.
+    """
 
     u: Axes
     z: Axes
@@ -52,6 +56,15 @@ def place(blocks, batch, segments, BATCH_FIRST: tl.constexpr):
         entry = rest % batch
         rest = rest // batch
     return block, entry.to(tl.int64), rest % segments, rest // segments
+
+
+@triton.jit
+def time_of(s, length, REVERSE: tl.constexpr):
+    """The time of step number `s`."""
+    t = s
+    if REVERSE:
+        t = length - 1 - s
+    return t
 
 
 @triton.jit
@@ -115,6 +128,12 @@ def held(
     if inputs.delta_bias is not None:
         bias = load(inputs.delta_bias + channel, channel_mask)
     return group, channel, channel_mask, index, state_mask, kept_at, tile_mask, rates, bias
+
+
+@triton.jit
+def states_side_by_side(channel, index, one, STATES: tl.constexpr):
+    """The places of a tile in (dim, state): found where they are used, since held throughout they fill registers."""
+    return index[None, :, None] * one + channel[:, None, :] * STATES
 
 
 @triton.jit

@@ -159,7 +159,10 @@ def test_agrees_with_the_oracle_in_the_interpreter():
 GPU = ScanProblem(batch=64, dim=768, length=197, direction="bidirectional", layout="dim_last", device="cuda")
 HOPPER = 90
 # Instructions of a state update at most, by version; the special-function unit binds below 9.0 in all of them.
-COUNTED = {(3, 5): 8.9, (3, 6): 8.5, (3, 7): 8.5, (3, 9): 9.0}
+PINNED = (3, 6)
+COUNTED = {(3, 5): 8.8, (3, 6): 8.0, (3, 7): 8.0, (3, 9): 8.5}
+OTHER = {"channels": 2, "unroll": 2}  # as a search may find
+IN_ROWS = {44: 384, 56: 768, 80: 1536}  # numbers of a projection's output in Vim-tiny, Vim-small and Mamba-130m: dim
 
 
 @pytest.fixture
@@ -179,33 +182,52 @@ def tuned(problem=GPU, **config):
     return Tuning(*triton.tuning(triton.settled(triton.backend.space.defaults | config, problem)))
 
 
+@pytest.mark.parametrize("config", [{}, OTHER], ids=str)
+@pytest.mark.parametrize("row", IN_ROWS)
+@pytest.mark.parametrize("gradients", [False, True])
+def test_the_forward_loop_issues_less_than_the_special_unit_takes(code, row, gradients, config):
+    problem = GPU.replace(dim=IN_ROWS[row], gradients=gradients)
+    assert code.task(problem, tuned(problem, **config)).row == row
+    made = code.forward(problem, tuned(problem, **config), HOPPER)[-1]
+    binds(made, spills=16 if gradients else 0)  # of what a program needs once
+    assert made.registers <= (138 if not config else 255 if gradients else 168)
+
+
 @pytest.mark.parametrize(
     ("asked", "config"),
     [
-        ({}, {}),
+        ({"direction": "forward"}, {}),
         ({"direction": "reverse"}, {}),
         ({"layout": "length_last"}, {}),
-        ({}, {"channels": 2, "unroll": 2}),
-        ({"dtype": "bfloat16"}, {"channels": 2, "unroll": 2}),
-        ({"dtype": "float16"}, {"channels": 2, "unroll": 2}),
-        ({"gradients": True}, {"channels": 2, "unroll": 2}),
+        ({"dtype": "bfloat16"}, OTHER),
+        ({"dtype": "float16"}, OTHER),
     ],
     ids=str,
 )
-def test_the_forward_loop_issues_less_than_the_special_unit_takes(code, asked, config):
+def test_so_do_those_of_other_directions_layouts_and_dtypes(code, asked, config):
     (made,) = code.forward(GPU.replace(**asked), tuned(**config), HOPPER)
-    assert made.spills == 0
-    assert made.instructions <= COUNTED[triton_version.installed()[:2]]
-    assert made.loop["SHFL"] == 0
+    binds(made, spills=0)
+
+
+def binds(made, spills):
+    """The special-function unit is all that a forward loop waits for, and no thread for another; spills beside it."""
+    version = triton_version.installed()[:2]
+    assert made.instructions <= COUNTED[version]
+    assert made.loop_spills == 0
+    assert made.spills <= spills or version != PINNED
+    assert made.loop["SHFL"] == 0 or version < PINNED
     assert made.special == pytest.approx(18 / 16)  # one for each of 16 states, one for softplus, one for the gate
     assert made.clocks == pytest.approx(9.0)
 
 
-def test_the_loops_of_the_way_back_do_not_spill(code):
-    problem = GPU.replace(gradients=True)
-    (made,) = code.backward(problem, tuned(problem), HOPPER)
+@pytest.mark.parametrize(("config", "instructions"), [({}, 30), ({"history": 1}, 33.5)], ids=str)
+@pytest.mark.parametrize("row", IN_ROWS)
+def test_the_loops_of_the_way_back_do_not_spill(code, row, config, instructions):
+    problem = GPU.replace(dim=IN_ROWS[row], gradients=True)
+    (made,) = code.backward(problem, tuned(problem, **config), HOPPER)
     assert made.loop_spills == 0
-    assert made.instructions <= 31
+    assert made.spills <= 16
+    assert made.instructions <= instructions
 
 
 def test_the_first_passes_of_segments_cost_little_and_do_not_spill(code):
@@ -218,7 +240,7 @@ def test_the_first_passes_of_segments_cost_little_and_do_not_spill(code):
     adjoint, back = code.backward(problem, config, HOPPER)
     assert adjoint.spills == back.loop_spills == 0
     assert adjoint.loop["SHFL"] == 0
-    assert adjoint.instructions <= 7.5 < back.instructions / 3
+    assert adjoint.instructions <= 6.5 < back.instructions / 3
     assert adjoint.clocks == pytest.approx(9.0)
 
 
