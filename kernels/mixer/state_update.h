@@ -97,25 +97,23 @@ void update_states(const StateUpdate& update, int64_t begin, int64_t end, void* 
             S* const h = static_cast<S*>(update.h.data) + row * update.h.batch + head * update.h.head;
             for (int c = 0; c < channels; c += lanes<T>) {
                 const int count = int(smaller(lanes<T>, channels - c));
-                Vec<T> sums[lanes<T>] = {};
+                Vec<T> terms[lanes<T>] = {};
                 for (int i = 0; i < count; i++) {
                     const int64_t k = channel + c + i;
                     S* const own = h + k * update.h.channel;
                     if constexpr (vectors<T, S>) {
                         if (whole && dense_A && update.h.state == 1) {
-                            sums[i] = step_of<T, S, true>(own, A + k * update.A.channel, B, C, dt[c + i], x[c + i], states, update.log_A);
+                            terms[i] = step_of<T, S, true>(own, A + k * update.A.channel, B, C, dt[c + i], x[c + i], states, update.log_A);
                             continue;
                         }
                     }
                     read_states(A_buffer, update.A, 0, head, k, states);
                     read_run(h_buffer, own, update.h.state, states);
-                    sums[i] = step_of<T, T, false>(h_buffer, A_buffer, B, C, dt[c + i], x[c + i], states, update.log_A);
+                    terms[i] = step_of<T, T, false>(h_buffer, A_buffer, B, C, dt[c + i], x[c + i], states, update.log_A);
                     write_run(own, h_buffer, update.h.state, states);
                 }
-                transpose<T>(sums);
-                Vec<T> sum{};
-                if (update.D.data) sum = load<T>(D + c) * load<T>(x + c);
-                for (int i = 0; i < lanes<T>; i++) sum += sums[i];
+                Vec<T> sum = sums<T, lanes<T>>(terms);
+                if (update.D.data) sum += load<T>(D + c) * load<T>(x + c);
                 store<T>(y + c, sum);
             }
         });

@@ -116,6 +116,12 @@ SCANLAB_INLINE V every_other(V a, V b, Lanes<lane...>) {
     return __builtin_shufflevector(a, b, (2 * lane + odd)...);
 }
 
+template <int from, class V, int... lane>
+SCANLAB_INLINE V interleaved(V a, V b, Lanes<lane...>) {
+    constexpr int width = sizeof...(lane);
+    return __builtin_shufflevector(a, b, (lane % 2 * width + from + lane / 2)...);
+}
+
 // Four adjacent steps of a whole vector of channels, as a state or weights of width 4 have them, and back.
 template <class T, class S>
 SCANLAB_INLINE void read_fours(T* to, const S* from) {

@@ -58,6 +58,23 @@ SCANLAB_INLINE void put(S* to, Vec<T> value, int count, bool add) {
     store_some<T>(to, value, count);
 }
 
+// The columns of one square as the rows of another, or added to them. Not inline: a loop around it would keep the
+// addresses of all rows, for which there are no registers.
+template <class T, class From, class To>
+__attribute__((noinline)) void turn(const From* from, int64_t from_step, To* to, int64_t to_step, bool add) {
+    constexpr int width = lanes<T>;
+    Vec<T> columns[width];
+    if constexpr (sizeof(From) == sizeof(T)) {
+        load_columns<T>(from, from_step, columns);
+    } else {
+        T square[width * width];
+        for (int i = 0; i < width; i++) store<T>(square + i * width, load<T>(from + i * from_step));
+        load_columns<T>(square, width, columns);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < width; i++) put<T>(to + i * to_step, columns[i], width, add);
+}
+
 // Copies a block to rows of T that are `to_step` apart. Where times are adjacent instead of columns, whole
 // squares are read along time and turned in registers.
 template <class T, class S>
@@ -79,14 +96,7 @@ void read_rows(const S* from, int64_t time, int64_t column, int steps, int colum
         // Backwards in time a run of adjacent elements starts at the last of its steps.
         const S* corner = from + (time > 0 ? i : -(i + width - 1));
         T* const row = to + (time > 0 ? i : i + width - 1) * to_step;
-        for (int j = 0; j < turned_columns; j += width) {
-            Vec<T> square[width];
-#pragma GCC unroll 16
-            for (int k = 0; k < width; k++) square[k] = load<T>(corner + (j + k) * column);
-            transpose<T>(square);
-#pragma GCC unroll 16
-            for (int k = 0; k < width; k++) store<T>(row + k * time * to_step + j, square[k]);
-        }
+        for (int j = 0; j < turned_columns; j += width) turn<T>(corner + j * column, column, row + j, time * to_step, false);
     }
     for (int i = 0; i < steps; i++)
         for (int j = i < turned_steps ? turned_columns : 0; j < columns; j++)
@@ -106,12 +116,7 @@ void write_rows(S* to, int64_t time, int64_t column, int steps, int columns, con
     for (int i = 0; i < turned_steps; i += width) {
         S* corner = to + (time > 0 ? i : -(i + width - 1));
         const T* const row = from + (time > 0 ? i : i + width - 1) * from_step;
-        Vec<T> square[width];
-#pragma GCC unroll 16
-        for (int k = 0; k < width; k++) square[k] = load(row + k * time * from_step);
-        transpose<T>(square);
-#pragma GCC unroll 16
-        for (int k = 0; k < width; k++) put<T>(corner + k * column, square[k], width, add);
+        turn<T>(row, time * from_step, corner, column, add);
     }
     for (int i = turned_steps; i < steps; i++)
         for (int j = 0; j < columns; j++) put_scalar<T>(to[i * time + j * column], from[i * from_step + j], add);

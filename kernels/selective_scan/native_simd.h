@@ -269,30 +269,6 @@ SCANLAB_INLINE void store_some(S* to, Vec<T> value, int count) {
     memcpy(to, some, count * sizeof(S));
 }
 
-template <int from, class V, int... lane>
-SCANLAB_INLINE V interleaved(V a, V b, Lanes<lane...>) {
-    constexpr int width = sizeof...(lane);
-    return __builtin_shufflevector(a, b, (lane % 2 * width + from + lane / 2)...);
-}
-
-// Rows of a square become its columns: log2(lanes) rounds of interleaving a row with the one half a square below.
-template <class T>
-SCANLAB_INLINE void transpose(Vec<T> (&rows)[lanes<T>]) {
-    constexpr int width = lanes<T>;
-    typename CountTo<width>::type all;
-#pragma GCC unroll 4
-    for (int round = 1; round < width; round *= 2) {
-        Vec<T> next[width];
-#pragma GCC unroll 16
-        for (int i = 0; i < width / 2; i++) {
-            next[2 * i] = interleaved<0>(rows[i], rows[i + width / 2], all);
-            next[2 * i + 1] = interleaved<width / 2>(rows[i], rows[i + width / 2], all);
-        }
-#pragma GCC unroll 16
-        for (int i = 0; i < width; i++) rows[i] = next[i];
-    }
-}
-
 // Elements of the parts of a register between which moving costs more than within them.
 template <class T>
 inline constexpr int part = 16 / sizeof(T);
@@ -302,6 +278,49 @@ template <class T, int from, int... lane>
 SCANLAB_INLINE Vec<T> interleaved_parts(Vec<T> a, Vec<T> b, Lanes<lane...>) {
     constexpr int size = part<T>, width = sizeof...(lane);
     return __builtin_shufflevector(a, b, (lane / size * size + lane % size / 2 + from + lane % 2 * width)...);
+}
+
+// One part from each of the places that lie `step` apart.
+template <class T>
+SCANLAB_INLINE Vec<T> load_parts(const T* from, int64_t step) {
+#if SCANLAB_VECTOR_BYTES == 16
+    return load<T>(from);
+#else
+    const auto at = [&](int i) SCANLAB_ALWAYS_INLINE { return _mm_loadu_ps(reinterpret_cast<const float*>(from + i * step)); };
+#if defined(__AVX512F__)
+    const __m512 first = _mm512_insertf32x4(_mm512_castps128_ps512(at(0)), at(1), 1);
+    return bits_as<Vec<T>>(_mm512_insertf32x4(_mm512_insertf32x4(first, at(2), 2), at(3), 3));
+#else
+    return bits_as<Vec<T>>(_mm256_insertf128_ps(_mm256_castps128_ps256(at(0)), at(1), 1));
+#endif
+#endif
+}
+
+// The columns of a square whose rows lie `step` apart in memory. Parts come to their places as they are loaded, which
+// spares half of the moves between registers.
+template <class T>
+SCANLAB_INLINE void load_columns(const T* from, int64_t step, Vec<T> (&columns)[lanes<T>]) {
+    constexpr int width = lanes<T>, size = part<T>;
+    typename CountTo<width>::type all;
+#pragma GCC unroll 8
+    for (int first = 0; first < width; first += size) {
+        Vec<T> some[size];
+#pragma GCC unroll 4
+        for (int i = 0; i < size; i++) some[i] = load_parts<T>(from + i * step + first, size * step);
+#pragma GCC unroll 2
+        for (int round = 1; round < size; round *= 2) {
+            Vec<T> next[size];
+#pragma GCC unroll 2
+            for (int i = 0; i < size / 2; i++) {
+                next[2 * i] = interleaved_parts<T, 0>(some[i], some[i + size / 2], all);
+                next[2 * i + 1] = interleaved_parts<T, size / 2>(some[i], some[i + size / 2], all);
+            }
+#pragma GCC unroll 4
+            for (int i = 0; i < size; i++) some[i] = next[i];
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < size; i++) columns[first + i] = some[i];
+    }
 }
 
 // Every second part of a and b in a row, the first or the second of each pair.
