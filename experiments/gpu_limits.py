@@ -4,7 +4,8 @@ The floor of a scan is the larger of two times: its bytes at the speed at which 
 at the rate of its special-function unit, both measured here; that of the convolution and of the norm is their bytes.
 Every configuration is held to the oracle before it is timed, and the ops around the scan to PyTorch's. Times are
 medians of CUDA events (`gpu_timing.py`). Official is mamba_ssm's CUDA scan, where it is installed, in the layout that
-it was written for and once in each direction. Vision Mamba computes with all of these kernels; where they cannot serve
+it was written for and once in each direction; scans are compared with it, models with DeiT of the same width with eager
+attention. Vision Mamba computes with all of these kernels; where they cannot serve
 nothing is measured. The way back of a loop in PyTorch takes the square of the length: it is measured up to 512 steps.
 Models also run as a CUDA graph, whose launches take the host no time. The page is written anew after every row: first
 the defaults of all shapes, last the tuned ones for as long as the budget lasts. What fails gets a row that says how.
@@ -185,14 +186,23 @@ def captured(call: Callable[[], object]) -> Callable[[], None]:
     return graph.replay
 
 
+def beside(run: str, scans: bool) -> str:
+    """The run that another of the same shape and way is compared with."""
+    return "official CUDA" if scans else f"eager DeiT-{run.partition(',')[0].rpartition('-')[2]}"
+
+
 COLUMNS = ["shape", "way", "dtype", "run", "quartile1_s", "median_s", "quartile3_s", "host_s", "floor_s", "images"]
 
 
 def table(rows: list[Row]) -> pd.DataFrame:
-    """The rows with shares of the floor and images per second, where these mean anything."""
+    """The rows with shares of the floor, images per second and speed-ups, where these mean anything."""
     frame = pd.DataFrame(rows).reindex(columns=COLUMNS)
     frame["share_of_floor"] = frame.floor_s / frame.median_s
     frame["images_per_s"] = frame.images / frame.median_s
+    places = list(zip(frame["shape"], frame.way.fillna(""), frame.run, strict=True))
+    medians = dict(zip(places, frame.median_s, strict=True))
+    others = [(shape, way, beside(run, scans=bool(way))) for shape, way, run in places]
+    frame["times_as_fast"] = [medians.get(other, np.nan) for other in others] / frame.median_s
     return frame
 
 
@@ -208,6 +218,7 @@ def spelled(frame: pd.DataFrame) -> pd.DataFrame:
             "of the host": in_ms.host_s.map(milliseconds),
             "floor": in_ms.floor_s.map(milliseconds),
             "share of the floor": [("" if np.isnan(share) else f"{share:.0%}") for share in frame.share_of_floor],
+            "times as fast": [("" if np.isnan(times) else f"{times:.2f}") for times in frame.times_as_fast],
             "images": frame.images_per_s.astype(float).map(per_second),
         }
     )
@@ -221,7 +232,7 @@ def measured(drawn: int, budget_s: float, compilers: Executor, ceilings: tuple[f
         for gradients in (False, True)
         for name, shape in SHAPES.items()
     ]
-    attempted({"run": "compiled"}, lambda: compile_defaults([problem for _, problem in problems], compilers))
+    yield attempted({"run": "compiled"}, lambda: compile_defaults([problem for _, problem in problems], compilers))
 
     def of_all(
         kind: str, layout: str, build: Callable[[ScanProblem], Callable[..., ScanOutput]]

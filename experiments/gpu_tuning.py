@@ -73,7 +73,11 @@ def compile_defaults(problems: Sequence[ScanProblem], compilers: Executor) -> li
     """Have the default configurations compiled for these problems, all at once; a row for each that is poor code."""
     drawn = [triton.tuning(triton.settled(triton.backend.space.defaults, problem)) for problem in problems]
     reasons = compilers.map(judged, problems, drawn, drawn, itertools.repeat(capability()), timeout=COMPILE_LIMIT_S)
-    return [{"shape": each.key, "run": reason} for each, reason in zip(problems, reasons, strict=True) if reason]
+    return [
+        {"shape": each.key, "run": f"triton, default: {reason}"}
+        for each, reason in zip(problems, reasons, strict=True)
+        if reason
+    ]
 
 
 def capability() -> int:

@@ -75,7 +75,16 @@ KERNELS = modules("kernels/selective_scan", "scanlab.kernels")
 # run where its scan does, on the same arithmetic.
 SHARED_WITH_MIXER = {
     f"scanlab.kernels.{name}"
-    for name in ("extension", "native", "triton", "triton_math", "triton_queue", "triton_tile", "triton_version")
+    for name in (
+        "extension",
+        "native",
+        "triton",
+        "triton_math",
+        "triton_queue",
+        "triton_tile",
+        "triton_version",
+        "once",
+    )
 }
 
 

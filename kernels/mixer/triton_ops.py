@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from scanlab.kernels import triton_version
+from scanlab.kernels.once import refusing
 from scanlab.kernels.triton_queue import Launch, queue, run
 from scanlab.mixer import (
     triton_add_norm,
@@ -311,15 +312,7 @@ def mixer_step(*arguments: Any) -> Tensor:
     )
 
 
-def keep_nothing(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    """Keep nothing."""
-
-
-def not_twice(ctx: Any, *grads: Tensor) -> None:
-    """Raise NotImplementedError: the gradients of these ops have none themselves."""
-    raise NotImplementedError("the mixer's GPU ops have no second derivatives; call inside scanlab.mixer.in_torch().")
-
-
+NOT_TWICE = refusing("the mixer's GPU ops have no second derivatives; call inside scanlab.mixer.in_torch().")
 CONV = (
     "Tensor x, Tensor? weight, Tensor? bias, Tensor? weight_back, Tensor? bias_back, Tensor? seq_idx,"
     " Tensor? initial_states, bool silu"
@@ -336,7 +329,7 @@ define(
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     conv_backward,
     conv_gradients,
-    (keep_nothing, not_twice),
+    NOT_TWICE,
 )
 define(
     "add_norm(Tensor hidden, Tensor? residual, Tensor weight, Tensor? bias, float eps, bool centred, bool wide_total)"
@@ -350,7 +343,7 @@ define(
     " -> (Tensor, Tensor, Tensor)",
     norm_backward,
     norm_gradients,
-    (keep_nothing, not_twice),
+    NOT_TWICE,
 )
 define(
     "causal_conv1d_update(Tensor x, Tensor(a!) conv_state, Tensor weight, Tensor? bias, Tensor? cache_seqlens,"

@@ -12,6 +12,11 @@ from typing import Any, NoReturn, cast
 import torch
 from torch import Tensor
 
+NOT_TWICE = (
+    "this scan has no second derivatives: take the backend that has all of them, `reference`, by its name"
+    " or with SCANLAB_BACKEND=reference."
+)
+
 
 class _Once(torch.autograd.Function):
     @staticmethod
@@ -20,12 +25,24 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> NoReturn:
-        raise NotImplementedError(
-            "this scan has no second derivatives: take the backend that has all of them, `reference`, by its name"
-            " or with SCANLAB_BACKEND=reference."
-        )
+        raise NotImplementedError(NOT_TWICE)
 
 
 def once(compute: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
     """`compute(*tensors)`, whose derivative raises NotImplementedError."""
     return cast("tuple[Tensor, ...]", _Once.apply(compute, *tensors))  # type: ignore[no-untyped-call]
+
+
+def refusing(message: str) -> tuple[Callable[..., None], Callable[..., NoReturn]]:
+    """What an op that computes gradients keeps for its own, nothing, and these, which raise NotImplementedError.
+
+    In the order of `torch.library.register_autograd`'s arguments `setup_context` and `backward`.
+    """
+
+    def keep_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    def refuse(ctx: Any, *gradients: Tensor | None) -> NoReturn:
+        raise NotImplementedError(message)
+
+    return keep_nothing, refuse

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from scanlab.kernels import triton_launch, triton_rows
+from scanlab.kernels.once import NOT_TWICE, refusing
 from scanlab.kernels.scan_ops import TENSORS, directions
 from scanlab.kernels.triton_launch import Gradients, Outputs, Task, Tuning
 from scanlab.kernels.triton_queue import Known, Launch, kinds_of
@@ -200,17 +201,6 @@ def gradients_of(
     return (*(None if tensor is None else next(found) for tensor in tensors), *(None for _ in ctx.settings))
 
 
-def keep_nothing(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    """Keep nothing."""
-
-
-def not_twice(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-    """Raise NotImplementedError: the gradients have none themselves."""
-    raise NotImplementedError(
-        "this scan has no second derivatives: take the backend that has all of them, `reference`, by its name."
-    )
-
-
 for schema, compute, shapes in (
     (f"triton_scan({ARGUMENTS}) -> (Tensor, Tensor)", scan, scan_shapes),
     (
@@ -231,4 +221,5 @@ for schema, compute, shapes in (
 torch.library.register_autograd(
     "scanlab::triton_scan_with_checkpoints", gradients_of, setup_context=keep_for_backward, lib=library
 )
-torch.library.register_autograd("scanlab::triton_scan_backward", not_twice, setup_context=keep_nothing, lib=library)
+keep_nothing, refuse = refusing(NOT_TWICE)
+torch.library.register_autograd("scanlab::triton_scan_backward", refuse, setup_context=keep_nothing, lib=library)

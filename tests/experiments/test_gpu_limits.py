@@ -55,7 +55,7 @@ def test_defaults_are_compiled_at_once_and_poor_ones_are_named(tuning, clock, mo
     monkeypatch.setattr(tuning, "judged", judged)
     problems = [PROBLEM, PROBLEM.replace(gradients=True)]
     rows = tuning.compile_defaults(problems, AtOnce)
-    assert rows == [{"shape": problems[1].key, "run": "it spills"}]
+    assert rows == [{"shape": problems[1].key, "run": "triton, default: it spills"}]
     assert asked == [
         (each, triton.tuning(triton.settled(triton.backend.space.defaults, each)), 90) for each in problems
     ]
@@ -140,6 +140,20 @@ def test_the_table_holds_shares_of_the_floor_and_images_per_second(experiment):
     assert frame.images_per_s[1] == 128.0
     assert frame.share_of_floor.isna()[1]
     assert frame.images_per_s.isna()[0]
+
+
+def test_scans_are_compared_with_the_official_one_and_models_with_eager_deit(experiment):
+    rows = [
+        {"shape": "a", "way": "forward", "run": "triton, default", "median_s": 2.0},
+        {"shape": "a", "way": "forward", "run": "official CUDA", "median_s": 3.0},
+        {"shape": "a", "way": "backward", "run": "triton, default", "median_s": 2.0},
+        {"shape": "b", "run": "Vim-small, CUDA graph", "median_s": 0.5, "images": 4},
+        {"shape": "b", "run": "Vim-tiny", "median_s": 0.5, "images": 4},
+        {"shape": "b", "run": "eager DeiT-small", "median_s": 2.0, "images": 4},
+    ]
+    frame = experiment.table(rows)
+    np.testing.assert_equal(frame.times_as_fast.to_numpy(), [1.5, 1.0, np.nan, 4.0, np.nan, 1.0])
+    assert list(experiment.spelled(frame)["times as fast"]) == ["1.50", "1.00", "", "4.00", "", "1.00"]
 
 
 @pytest.mark.parametrize("gradients", [False, True])

@@ -74,6 +74,9 @@ def test_it_measures_every_shape_and_writes_the_page(experiment, tmp_path, capsy
     experiment.main(drawn=1, minutes=2.0, out=tmp_path / "page")
     said = capsys.readouterr().out
     frame = pd.read_csv(tmp_path / "page" / "page.csv")
+    refused = frame[frame.run == "triton, default: slow"]["shape"]
+    assert [("dim=2" in shape, "gradients" in shape) for shape in refused] == [(True, False), (True, True)]
+    frame = frame.drop(refused.index)
     assert set(frame["shape"]) == {"both", "16 x 16, batch 1"}
     runs = frame.run.str.partition(":")[0]
     assert runs.value_counts().to_dict() == {
@@ -102,4 +105,5 @@ def test_without_time_nothing_is_tuned(experiment, monkeypatch, tmp_path, capsys
     monkeypatch.setattr(experiment, "IMAGES", {})
     experiment.main(drawn=2, minutes=1e-5, out=tmp_path / "page")
     assert "no time is left to tune one" in capsys.readouterr().out
-    assert len(pd.read_csv(tmp_path / "page" / "page.csv")) == 4
+    runs = pd.read_csv(tmp_path / "page" / "page.csv").run
+    assert runs.str.partition(":")[0].value_counts().to_dict() == {"triton, default": 4, "plain PyTorch": 2}
