@@ -5,7 +5,7 @@ Triton that give the same values. The public function picks: see `serving`.
 """
 
 from scanlab.mixer.add_norm import add_norm, add_norm_reference
-from scanlab.mixer.before_scan import Direction, Selected, before_scan
+from scanlab.mixer.before_scan import Direction, Projections, Selected, before_scan
 from scanlab.mixer.causal_conv1d import (
     causal_conv1d,
     causal_conv1d_bidirectional,
@@ -24,6 +24,7 @@ __all__ = [
     "Derived",
     "Direction",
     "Packed",
+    "Projections",
     "Selected",
     "add_norm",
     "add_norm_reference",

@@ -1,5 +1,6 @@
-"""What a mixer computes between its projection in and its scan, in one direction or both at once.
+"""What a mixer computes between its input and its scan, in one direction or both at once.
 
+    x, z       = the projections of hidden
     u          = silu(the convolution of x)
     low, B, C  = x_weight u
     delta      = dt_weight low
@@ -52,27 +53,60 @@ class Selected(NamedTuple):
     C: Tensor
 
 
-def before_scan(x: Tensor, ahead: Direction, back: Direction | None = None) -> tuple[Selected, ...]:
-    """What each direction scans, in natural order of time, of x (batch, length, dim).
+class Projections:
+    """The weights of what is projected of a mixer's input: x, which is convolved, and the gate z.
 
+    x, z            (dim, model)
+    x_bias, z_bias  (dim,)
+    Raises ProblemError where their shapes, dtypes or devices do not fit together.
+    """
+
+    def __init__(self, x: Packed, z: Packed, x_bias: Tensor | None = None, z_bias: Tensor | None = None) -> None:
+        dim, model = x.weight.shape
+        for name, weight, bias in (("x", x.weight, x_bias), ("z", z.weight, z_bias)):
+            expect(name, weight, (dim, model), x.weight)
+            if bias is not None:
+                expect(f"the bias of {name}", bias, (dim,), x.weight)
+        self.x, self.z, self.x_bias, self.z_bias = x, z, x_bias, z_bias
+
+    def convolved(self, hidden: Tensor) -> Tensor:
+        """x (..., dim) of hidden (..., model)."""
+        return packed_linear(hidden, self.x, self.x_bias)
+
+    def gate(self, hidden: Tensor) -> Tensor:
+        """z (..., dim) of hidden (..., model)."""
+        return packed_linear(hidden, self.z, self.z_bias)
+
+
+def before_scan(
+    hidden: Tensor, into: Projections, ahead: Direction, back: Direction | None = None
+) -> tuple[Tensor, tuple[Selected, ...]]:
+    """The gate z (batch, length, dim), and what each direction scans in natural order of time.
+
+    hidden  (batch, length, model)
     In one native op where no gradient is wanted on a CPU, in float32 or, where the machine multiplies it, bfloat16;
     else composed of its parts, which are differentiable. delta lacks its bias and softplus, which are the scan's.
     Raises ProblemError, before anything is computed, where shapes, dtypes or devices do not fit.
     """
     directions = (ahead,) if back is None else (ahead, back)
+    dim, model = into.x.weight.shape
+    if hidden.dim() != 3 or hidden.shape[2] != model:
+        raise ProblemError(f"hidden is {tuple(hidden.shape)}: must be (batch, length, {model}).")
+    expect("hidden", hidden, hidden.shape, into.x.weight)
     for direction in directions:
-        if x.dim() != 3 or x.shape[2] != direction.conv_weight.shape[0]:
-            raise ProblemError(f"x is {tuple(x.shape)}: must be (batch, length, {direction.conv_weight.shape[0]}).")
-        expect("x", x, x.shape, direction.conv_weight)
-    if _fuses(x, directions):
-        return _fused(x, ahead, back)
+        if direction.conv_weight.shape[0] != dim:
+            raise ProblemError(f"a direction is for {direction.conv_weight.shape[0]} channels: x has {dim}.")
+    if _fuses(hidden, into, directions):
+        return _fused(hidden, into, ahead, back)
+    x = into.convolved(hidden).mT
     if back is None:
-        us: tuple[Tensor, ...] = (causal_conv1d(x.mT, ahead.conv_weight, ahead.conv_bias, activation="silu"),)
+        us: tuple[Tensor, ...] = (causal_conv1d(x, ahead.conv_weight, ahead.conv_bias, activation="silu"),)
     else:
         us = causal_conv1d_bidirectional(
-            x.mT, ahead.conv_weight, ahead.conv_bias, back.conv_weight, back.conv_bias, activation="silu"
+            x, ahead.conv_weight, ahead.conv_bias, back.conv_weight, back.conv_bias, activation="silu"
         )
-    return tuple(_of(u.mT, direction) for u, direction in zip(us, directions, strict=True))
+    selected = tuple(_of(u.mT, direction) for u, direction in zip(us, directions, strict=True))
+    return into.gate(hidden), selected
 
 
 def _of(u: Tensor, direction: Direction) -> Selected:
@@ -80,26 +114,35 @@ def _of(u: Tensor, direction: Direction) -> Selected:
     return Selected(u, packed_linear(low_rank, direction.dt), B, C)
 
 
-def _fuses(x: Tensor, directions: tuple[Direction, ...]) -> bool:
+def _fuses(hidden: Tensor, into: Projections, directions: tuple[Direction, ...]) -> bool:
+    weights = [into.x.weight, into.z.weight]
+    others = [into.x_bias, into.z_bias]
     for each in directions:
-        if not (
-            x.dtype == each.x.weight.dtype == each.dt.weight.dtype
-            and is_ours(x, each.conv_weight, each.conv_bias, each.x.weight, each.dt.weight)
-        ):
-            return False
-    return not has_few_rows(x) and multiplies(x.dtype) and directions[0].sizes == directions[-1].sizes
+        weights += each.x.weight, each.dt.weight
+        others += each.conv_weight, each.conv_bias
+    return (
+        not has_few_rows(hidden)
+        and all(weight.dtype == hidden.dtype for weight in weights)
+        and is_ours(hidden, *weights, *others)
+        and multiplies(hidden.dtype)
+        and directions[0].sizes == directions[-1].sizes
+    )
 
 
-def _fused(x: Tensor, ahead: Direction, back: Direction | None) -> tuple[Selected, ...]:
-    weights = (*_as_read(ahead), *((None, None, None, None) if back is None else _as_read(back)))
+def _fused(
+    hidden: Tensor, into: Projections, ahead: Direction, back: Direction | None
+) -> tuple[Tensor, tuple[Selected, ...]]:
     rank, state, _ = ahead.sizes
-    outs = torch.ops.scanlab_mixer.before_scan(x, *weights, rank, rank + 2 * state)
+    weights = (*_as_read(ahead), *((None, None, None, None) if back is None else _as_read(back)))
+    z, *outs = torch.ops.scanlab_mixer.before_scan(
+        hidden, into.x.native, into.x_bias, into.z.native, into.z_bias, *weights, rank, rank + 2 * state
+    )
     directions = (outs[:3],) if back is None else (outs[:3], outs[3:])
     found = []
     for u, selected, delta in directions:
         _, B, C = selected.split_with_sizes(ahead.sizes, 2)
         found.append(Selected(u, delta, B, C))
-    return tuple(found)
+    return z, tuple(found)
 
 
 def _as_read(of: Direction) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:

@@ -6,7 +6,8 @@ namespace scanlab::mixer {
 extern const Products products_avx512_bfloat16;
 const Products products_avx512_bfloat16 = {
     SCANLAB_ISA::multiply_packed<SCANLAB_ISA::bfloat16>,
-    SCANLAB_ISA::prepare_scan<SCANLAB_ISA::bfloat16>,
+    SCANLAB_ISA::convolve_group<SCANLAB_ISA::bfloat16>,
+    SCANLAB_ISA::add_shares<SCANLAB_ISA::bfloat16>,
 };
 
 }  // namespace scanlab::mixer

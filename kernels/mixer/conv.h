@@ -27,10 +27,11 @@ struct Cut {
 
     explicit Cut(const Conv& conv) {
         along_time = conv.x.column == 1 && conv.x.row != 1 && !conv.ids;
-        columns = along_time ? 1 : int(smaller(most_columns, whole_vectors<T>(conv.dim) / lanes<T>));
+        const int64_t vectors = whole_vectors<T>(conv.dim) / lanes<T>, fewest = (vectors + most_columns - 1) / most_columns;
+        columns = along_time || !vectors ? 1 : int((vectors + fewest - 1) / fewest);
         channels = along_time ? 1 : columns * lanes<T>;
         pitch = channels;
-        blocks = conv.dim ? (conv.dim + channels - 1) / channels : 0;
+        blocks = (conv.dim + channels - 1) / channels;
         steps = along_time ? 64 * lanes<T> : 32;
         chunk = 8 * steps;
         chunks = (conv.length + chunk - 1) / chunk;

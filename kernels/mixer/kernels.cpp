@@ -93,7 +93,7 @@ const Kernels SCANLAB_TABLE(SCANLAB_ISA) = {
     .state_update = state_update,
     .thin_linear_tasks = thin_linear_tasks,
     .thin_linear = thin_linear,
-    .float32 = {isa::multiply_packed<float>, isa::prepare_scan<float>},
+    .float32 = {isa::multiply_packed<float>, isa::convolve_group<float>, isa::add_shares<float>},
 #if defined(__AVX512F__)
     .bfloat16 = &products_avx512_bfloat16,
 #else

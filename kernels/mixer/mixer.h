@@ -95,24 +95,37 @@ struct PackedLinear {
     const void* x = nullptr;  // (rows, depth), the depth dense
     int64_t x_row = 0;
     const void* packed = nullptr;
-    const float* bias = nullptr;  // (features,), dense
-    void* out = nullptr;          // (rows, features), the features dense
+    int64_t packed_depth = 0, from = 0;  // the depth of the packed weight, and where in it that of x begins; both even
+    const float* bias = nullptr;         // (features,), dense
+    void* out = nullptr;                 // (rows, features), the features dense
     int64_t out_row = 0;
 };
 inline constexpr int64_t panel_features = 48;
 inline constexpr int64_t row_step = 8;  // rows that are multiplied together, or a multiple of that
 
-// The convolution of (batch, length, dim), and of what it gives in each direction two products one after the other:
-// of u what is selected, (batch, length, selected), and of the first part of that the step sizes, (batch, length, dim).
+// Of hidden, (batch, length, model), the gate, (batch, length, dim), and the convolution of another product, which
+// stays with the thread that makes it; of u, which that gives in each direction, what is selected, (batch, length,
+// selected), and of the first part of that the step sizes, (batch, length, dim).
+//
+// A thread works on a group of channels in a piece of time, and the scan after it on channels. What is selected sums
+// over all of them: each group gives its share, in shares[direction][group][row from first_row on][selected].
 struct BeforeScan {
-    Conv conv;
-    PackedLinear select[2], step[2];
+    Conv conv;                                    // x has no data
+    PackedLinear into, gate, select[2], step[2];  // into has no out
+    int64_t groups = 0, panels_each = 0;          // a group is panels_each panels of channels
+    float* shares = nullptr;
+    int64_t first_row = 0, share_rows = 0, share_row = 0;
 };
+struct Piece {
+    int64_t batch, first, stop;  // steps [first, stop), most_steps at most
+};
+inline constexpr int64_t most_steps = 256;
 
 // The products of one storage type.
 struct Products {
     void (*packed_linear)(const PackedLinear&, int64_t row, int64_t rows, int64_t first_panel, int64_t last_panel);
-    void (*before_scan)(const BeforeScan&, int64_t begin, int64_t end);  // a task is row_step steps of a sequence
+    void (*convolve_group)(const BeforeScan&, const Piece&, int64_t group);
+    void (*add_shares)(const BeforeScan&, int64_t row, int64_t rows);
 };
 
 // What one instruction set offers. A task is one piece of work that a thread does alone.

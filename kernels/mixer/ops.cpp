@@ -246,9 +246,10 @@ TORCH_LIBRARY(scanlab_mixer, library) {
     library.def("thin_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
     library.def("pack_linear(Tensor weight) -> Tensor");
     library.def("packed_linear(Tensor x, Tensor packed, Tensor? bias, SymInt features) -> Tensor");
-    library.def("before_scan(Tensor x, Tensor weight, Tensor? bias, Tensor select, Tensor step, Tensor? weight_back,"
-                " Tensor? bias_back, Tensor? select_back, Tensor? step_back, SymInt rank, SymInt selected)"
-                " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+    library.def("before_scan(Tensor hidden, Tensor into, Tensor? into_bias, Tensor gate, Tensor? gate_bias, Tensor weight,"
+                " Tensor? bias, Tensor select, Tensor step, Tensor? weight_back, Tensor? bias_back, Tensor? select_back,"
+                " Tensor? step_back, SymInt rank, SymInt selected)"
+                " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
     library.def("mixer_step(Tensor projected, Tensor(a!) conv_state, Tensor(b!) state, Tensor conv_weight, Tensor? conv_bias,"
                 " Tensor x_weight, Tensor dt_weight, Tensor? dt_bias, Tensor A_log, Tensor D) -> Tensor");
 }

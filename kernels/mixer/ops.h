@@ -24,6 +24,7 @@ using Maybe = std::optional<Tensor>;
 using Two = std::tuple<Tensor, Tensor>;
 using Three = std::tuple<Tensor, Tensor, Tensor>;
 using Six = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Seven = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // What each op computes on CPU tensors, and what it returns, which is all that meta tensors need.
 Two conv(const Tensor& x, const Maybe& weight, const Maybe& bias, const Maybe& weight_back, const Maybe& bias_back,
@@ -58,12 +59,14 @@ Tensor pack_linear(const Tensor& weight);
 Tensor pack_linear_output(const Tensor& weight);
 Tensor packed_linear(const Tensor& x, const Tensor& packed, const Maybe& bias, c10::SymInt features);
 Tensor packed_linear_output(const Tensor& x, const Tensor& packed, const Maybe& bias, c10::SymInt features);
-Six before_scan(const Tensor& x, const Tensor& weight, const Maybe& bias, const Tensor& select, const Tensor& step,
-                const Maybe& weight_back, const Maybe& bias_back, const Maybe& select_back, const Maybe& step_back,
-                c10::SymInt rank, c10::SymInt selected);
-Six before_scan_outputs(const Tensor& x, const Tensor& weight, const Maybe& bias, const Tensor& select, const Tensor& step,
-                const Maybe& weight_back, const Maybe& bias_back, const Maybe& select_back, const Maybe& step_back,
-                c10::SymInt rank, c10::SymInt selected);
+Seven before_scan(const Tensor& hidden, const Tensor& into, const Maybe& into_bias, const Tensor& gate, const Maybe& gate_bias,
+                  const Tensor& weight, const Maybe& bias, const Tensor& select, const Tensor& step, const Maybe& weight_back,
+                  const Maybe& bias_back, const Maybe& select_back, const Maybe& step_back, c10::SymInt rank,
+                  c10::SymInt selected);
+Seven before_scan_outputs(const Tensor& hidden, const Tensor& into, const Maybe& into_bias, const Tensor& gate,
+                          const Maybe& gate_bias, const Tensor& weight, const Maybe& bias, const Tensor& select,
+                          const Tensor& step, const Maybe& weight_back, const Maybe& bias_back, const Maybe& select_back,
+                          const Maybe& step_back, c10::SymInt rank, c10::SymInt selected);
 Tensor mixer_step(const Tensor& projected, const Tensor& conv_state, const Tensor& state, const Tensor& conv_weight,
                   const Maybe& conv_bias, const Tensor& x_weight, const Tensor& dt_weight, const Maybe& dt_bias,
                   const Tensor& A_log, const Tensor& D);

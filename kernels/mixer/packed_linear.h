@@ -40,13 +40,8 @@ struct Multiplying<bfloat16> {
 };
 #endif
 
-template <class S>
-SCANLAB_INLINE int64_t whole_depth(const PackedLinear& linear) {
-    return (linear.depth + Multiplying<S>::depth - 1) / Multiplying<S>::depth * Multiplying<S>::depth;
-}
-
 // Rows [row, row + tile_rows) and `vectors` vectors of features; past the last row stands the last one again.
-template <class S, int vectors>
+template <class S, class Out, int vectors>
 SCANLAB_INLINE void multiply_tile(const PackedLinear& linear, int64_t row, int64_t rows, int64_t feature, const S* weights, int64_t pitch) {
     using As = Multiplying<S>;
     constexpr int width = lanes<float>;
@@ -75,7 +70,7 @@ SCANLAB_INLINE void multiply_tile(const PackedLinear& linear, int64_t row, int64
     int64_t k = 0;
     for (; k + As::depth <= linear.depth; k += As::depth) add(k, As::depth);
     if (k < linear.depth) add(k, int(linear.depth - k));
-    S* const out = static_cast<S*>(linear.out) + row * linear.out_row + feature;
+    Out* const out = static_cast<Out*>(linear.out) + row * linear.out_row + feature;
     for (int r = 0; r < tile_rows && row + r < rows; r++)
         for (int v = 0; v < vectors; v++) store_some<float>(out + r * linear.out_row + v * width, sum[r][v], left(v));
 }
@@ -84,9 +79,9 @@ SCANLAB_INLINE int64_t panels_of(const PackedLinear& linear) {
     return (linear.features + panel_features - 1) / panel_features;
 }
 
-// Rows [row, rows) of panels [first, last), a block of rows at a time: the panels of a block come out of the caches,
-// and what it writes lies on few pages.
-template <class S>
+// Rows [row, rows) of panels [first, last), stored as Out, a block of rows at a time: the panels of a block come out of
+// the caches, and what it writes lies on few pages.
+template <class S, class Out = S>
 void multiply_packed(const PackedLinear& linear, int64_t row, int64_t rows, int64_t first, int64_t last) {
     constexpr int width = lanes<float>;
     for (int64_t block = row; block < rows; block += block_rows) {
@@ -95,13 +90,13 @@ void multiply_packed(const PackedLinear& linear, int64_t row, int64_t rows, int6
             const int64_t begin = panel * panel_features;
             const int64_t pitch = smaller(panel_features, (linear.features - begin + 15) / 16 * 16);
             for (int64_t column = 0; column < pitch; column += tile_vectors * width) {
-                const S* packed = static_cast<const S*>(linear.packed) + begin * whole_depth<S>(linear);
+                const S* packed = static_cast<const S*>(linear.packed) + begin * linear.packed_depth + linear.from * pitch;
                 const S* weights = packed + column * Multiplying<S>::depth;
                 const int64_t vectors = smaller(tile_vectors, (pitch - column) / width);
                 for (int64_t at = block; at < end; at += tile_rows) {
-                    if (vectors == 3) multiply_tile<S, 3>(linear, at, end, begin + column, weights, pitch);
-                    else if (vectors == 2) multiply_tile<S, 2>(linear, at, end, begin + column, weights, pitch);
-                    else multiply_tile<S, 1>(linear, at, end, begin + column, weights, pitch);
+                    if (vectors == 3) multiply_tile<S, Out, 3>(linear, at, end, begin + column, weights, pitch);
+                    else if (vectors == 2) multiply_tile<S, Out, 2>(linear, at, end, begin + column, weights, pitch);
+                    else multiply_tile<S, Out, 1>(linear, at, end, begin + column, weights, pitch);
                 }
             }
         }

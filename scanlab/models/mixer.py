@@ -138,9 +138,8 @@ class Mixer(Mixing):
     def forward(self, hidden: Tensor, scan: Scan) -> Tensor:
         """hidden (batch, length, dim) -> (batch, length, dim), the recurrence computed by `scan`."""
         weights = self.weights()
-        x, z = weights.projected(hidden)
         if self.bimamba_type == "none":
-            y = scan(weights.scanned_ahead(x, z)).out
+            y = scan(weights.scanned_ahead(hidden)).out
         else:
-            y = scan(*weights.scanned_both_ways(x, z), direction="bidirectional").out
+            y = scan(*weights.scanned_both_ways(hidden), direction="bidirectional").out
         return weights.mixed(y, halves=self.halves)

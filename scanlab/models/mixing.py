@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from scanlab.errors import ProblemError
-from scanlab.mixer import Derived, Direction, Packed, Selected, before_scan, packed_linear
+from scanlab.mixer import Derived, Direction, Packed, Projections, Selected, before_scan, packed_linear
 from scanlab.problem import ScanInputs
 
 # How layers compute whose weights are read here; a parametrized layer is one of them.
@@ -49,16 +49,13 @@ class ScanWeights(NamedTuple):
 class Weights(NamedTuple):
     """The weights of a mixer as it computes with them.
 
-    into  the projection in, and its parts that give what is convolved and the gate
-    back  the weights of the direction back (bimamba_type v2)
-    out   the projection out, and the same halved
+    into   the projection in, and as its parts that give what is convolved and the gate
+    back   the weights of the direction back (bimamba_type v2)
+    out    the projection out, and the same halved
     """
 
     into: Packed
-    x: Packed
-    x_bias: Tensor | None
-    z: Packed
-    z_bias: Tensor | None
+    parts: Projections
     ahead: Direction
     back: Direction | None
     scan_ahead: ScanWeights
@@ -68,20 +65,15 @@ class Weights(NamedTuple):
     out_bias: Tensor | None
     gamma: Tensor | None
 
-    def projected(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """What is convolved and the gate, each (batch, length, inner), of hidden (batch, length, dim)."""
-        # two matrix products instead of one that is split: x and z come out dense, and need no copy
-        return packed_linear(hidden, self.x, self.x_bias), packed_linear(hidden, self.z, self.z_bias)
-
-    def scanned_ahead(self, x: Tensor, z: Tensor) -> ScanInputs:
-        """What is scanned ahead."""
-        (selected,) = before_scan(x, self.ahead)
+    def scanned_ahead(self, hidden: Tensor) -> ScanInputs:
+        """What is scanned ahead, of hidden (batch, length, dim)."""
+        z, (selected,) = before_scan(hidden, self.parts, self.ahead)
         return self.scan_ahead.inputs(selected, z)
 
-    def scanned_both_ways(self, x: Tensor, z: Tensor) -> tuple[ScanInputs, ScanInputs]:
+    def scanned_both_ways(self, hidden: Tensor) -> tuple[ScanInputs, ScanInputs]:
         """What is scanned ahead, and what back, both in natural order of time."""
         assert self.scan_back is not None
-        selected = before_scan(x, self.ahead, self.back)
+        z, selected = before_scan(hidden, self.parts, self.ahead, self.back)
         return self.scan_ahead.inputs(selected[0], z), self.scan_back.inputs(selected[-1], z)
 
     def mixed(self, y: Tensor, *, halves: bool) -> Tensor:
@@ -144,15 +136,21 @@ class Mixing(nn.Module):
         inner, bias = len(self.A_log), self.in_proj.bias
         x, z = self.in_proj.weight.split(inner)
         x_bias, z_bias = (None, None) if bias is None else bias.split(inner)
-        back: tuple[Direction | None, ScanWeights | None] = None, None
+        back, scan_back = None, None
         if self.bimamba_type == "v2":
-            back = self._direction("_b"), self._scan_weights("_b")
+            back, scan_back = self._direction("_b"), self._scan_weights("_b")
         elif self.bimamba_type == "v1":
-            back = None, self._scan_weights("", "A_b_log")
+            scan_back = self._scan_weights("", "A_b_log")
         return Weights(
-            *(Packed(self.in_proj.weight), Packed(x), x_bias, Packed(z), z_bias),
-            *(self._direction(""), back[0], self._scan_weights(""), back[1]),
-            *(Packed(self.out_proj.weight), Packed(0.5 * self.out_proj.weight), self.out_proj.bias),
+            into=Packed(self.in_proj.weight),
+            parts=Projections(Packed(x), Packed(z), x_bias, z_bias),
+            ahead=self._direction(""),
+            back=back,
+            scan_ahead=self._scan_weights(""),
+            scan_back=scan_back,
+            out=Packed(self.out_proj.weight),
+            out_halved=Packed(0.5 * self.out_proj.weight),
+            out_bias=self.out_proj.bias,
             gamma=self.gamma,
         )
 

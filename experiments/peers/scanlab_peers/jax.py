@@ -50,7 +50,7 @@ def make(problem: ScanProblem, config: Config) -> Callable[[ScanInputs], ScanOut
         return (y if z is None else y * jax.nn.silu(z)), h
 
     def array(values: torch.Tensor | None) -> Any:
-        return None if values is None else jax.dlpack.from_dlpack(values.contiguous())
+        return None if values is None else jax.dlpack.from_dlpack(values.detach().contiguous())
 
     def scan(inputs: ScanInputs) -> ScanOutput:
         u, delta, A, B, C, D, z, bias, _ = inputs

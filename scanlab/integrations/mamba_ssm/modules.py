@@ -141,12 +141,12 @@ class Mamba(Mixing):
             _say_one_way_only()
             both_ways = False
         weights = self.weights()
-        x, z = weights.projected(hidden_states)
-        inputs = weights.scanned_both_ways(x, z) if both_ways else (weights.scanned_ahead(x, z),)
+        inputs = weights.scanned_both_ways(hidden_states) if both_ways else (weights.scanned_ahead(hidden_states),)
         y, last_state = dispatch.scan(*inputs, direction="bidirectional" if both_ways else "forward")
         scan.say_who_serves()
         if states is not None:
-            states[0].copy_(F.pad(x.mT, (self.d_conv - x.shape[1], 0)))
+            last = weights.parts.convolved(hidden_states[:, -self.d_conv :])
+            states[0].copy_(F.pad(last.mT, (self.d_conv - last.shape[1], 0)))
             states[1].copy_(last_state)
         return weights.mixed(y, halves=both_ways and self.bimamba_type == "v2" and self.if_divide_out)
 
