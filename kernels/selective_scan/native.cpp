@@ -123,14 +123,21 @@ Tile tile_at(const Scan& scan, int64_t number) {
     return {number / each_group / scan.groups, group, group * channels + first, index, int(std::min(tile, channels - first))};
 }
 
-// Calls work(piece, memory) for `pieces` pieces on the scan's threads: each takes the next piece when it has
-// finished one, so that a thread that is held up holds up no other.
+// Calls work(piece, memory) for `pieces` pieces on the scan's threads. Each begins with a share of its own, the
+// channels that it had before the scan too, and then takes from the others' shares, so that a thread that is held up
+// holds up no other.
 template <class Work>
 void for_pieces(const Scan& scan, int64_t pieces, size_t workspace_bytes, const Work& work) {
-    std::atomic<int64_t> next{0};
-    on_threads(int(std::min<int64_t>(scan.threads, pieces)), [&](int) {
+    const int64_t threads = std::min<int64_t>(scan.threads, pieces);
+    const auto begin = [&](int64_t share) { return share * pieces / threads; };
+    std::vector<std::atomic<int64_t>> next(threads);
+    for (int64_t share = 0; share < threads; share++) next[share] = begin(share);
+    on_threads(int(threads), [&](int thread) {
         char* const memory = workspace(workspace_bytes);
-        for (int64_t piece; (piece = next.fetch_add(1, std::memory_order_relaxed)) < pieces;) work(piece, memory);
+        for (int64_t turn = 0; turn < threads; turn++) {
+            const int64_t share = (thread + turn) % threads;
+            for (int64_t piece; (piece = next[share].fetch_add(1, std::memory_order_relaxed)) < begin(share + 1);) work(piece, memory);
+        }
     });
 }
 
