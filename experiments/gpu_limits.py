@@ -5,10 +5,10 @@ at the rate of its special-function unit, both measured here; that of the convol
 Every configuration is held to the oracle before it is timed, and the ops around the scan to PyTorch's. Times are
 medians of CUDA events (`gpu_timing.py`). Official is mamba_ssm's CUDA scan, where it is installed, in the layout that
 it was written for and once in each direction; scans are compared with it, models with DeiT of the same width with eager
-attention. Vision Mamba computes with all of these kernels; where they cannot serve
-nothing is measured. The way back of a loop in PyTorch takes the square of the length: it is measured up to 512 steps.
-Models also run as a CUDA graph, whose launches take the host no time. The page is written anew after every row: first
-the defaults of all shapes, last the tuned ones for as long as the budget lasts. What fails gets a row that says how.
+attention. Vision Mamba computes with all of these kernels; where they cannot serve nothing is measured. The way back of
+a loop in PyTorch takes the square of the length: it is measured up to 512 steps. Models also run as a CUDA graph, whose
+launches take the host no time. The page is written anew after every row: first the defaults of all shapes, last the
+tuned ones for as long as the budget lasts. What fails gets a row that says how.
 Needs an NVIDIA GPU; without one nothing is measured and nothing is written.
 
     python experiments/gpu_limits.py --minutes 8

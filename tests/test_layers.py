@@ -78,12 +78,12 @@ SHARED_WITH_MIXER = {
     for name in (
         "extension",
         "native",
+        "once",
         "triton",
         "triton_math",
         "triton_queue",
         "triton_tile",
         "triton_version",
-        "once",
     )
 }
 

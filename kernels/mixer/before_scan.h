@@ -1,4 +1,4 @@
-// From what enters a mixer to what it scans: x and the gate, u, what is selected from it, and the step sizes.
+// From what enters a mixer to what it scans, but for the step sizes: the gate, u, and what is selected from it.
 #pragma once
 
 #include "conv.h"

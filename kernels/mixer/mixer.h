@@ -105,14 +105,14 @@ inline constexpr int64_t row_step = 8;  // rows that are multiplied together, or
 
 // Of hidden, (batch, length, model), the gate, (batch, length, dim), and the convolution of another product, which
 // stays with the thread that makes it; of u, which that gives in each direction, what is selected, (batch, length,
-// selected), and of the first part of that the step sizes, (batch, length, dim).
+// selected).
 //
 // A thread works on a group of channels in a piece of time, and the scan after it on channels. What is selected sums
 // over all of them: each group gives its share, in shares[direction][group][row from first_row on][selected].
 struct BeforeScan {
-    Conv conv;                                    // x has no data
-    PackedLinear into, gate, select[2], step[2];  // into has no out
-    int64_t groups = 0, panels_each = 0;          // a group is panels_each panels of channels
+    Conv conv;                            // x has no data
+    PackedLinear into, gate, select[2];   // into has no out
+    int64_t groups = 0, panels_each = 0;  // a group is panels_each panels of channels
     float* shares = nullptr;
     int64_t first_row = 0, share_rows = 0, share_row = 0;
 };

@@ -158,13 +158,14 @@ Seven before_scan(const Tensor& hidden, const Tensor& into, const Maybe& into_bi
     const Tensor flat = hidden.reshape({-1, hidden.size(2)}), rows = flat.stride(1) == 1 ? flat : flat.contiguous();
     const Maybe into_biases = as_read(into_bias), gate_biases = as_read(gate_bias);
     BeforeScan before;
+    PackedLinear step_sizes[2];
     before.conv = call.conv;
     before.into = product(rows, into, into_biases, dim, Tensor());
     before.gate = product(rows, gate, gate_biases, dim, rows_of(z));
     const auto direction = [&](int d, const Tensor& u, const Tensor& all, const Tensor& delta, const Tensor& to_all, const Tensor& to_delta) {
         before.conv.direction[d].out = matrix(u.mT());
         before.select[d] = product(rows_of(u), to_all, std::nullopt, selected, rows_of(all));
-        before.step[d] = product(rows_of(all).narrow(1, 0, rank), to_delta, std::nullopt, dim, rows_of(delta));
+        step_sizes[d] = product(rows_of(all).narrow(1, 0, rank), to_delta, std::nullopt, dim, rows_of(delta));
     };
     direction(0, u, all, delta, select, step);
     if (weight_back) {
@@ -198,7 +199,7 @@ Seven before_scan(const Tensor& hidden, const Tensor& into, const Maybe& into_bi
             for (int64_t task = first; task < last; task++) {
                 const int64_t piece = begin + task % some, panel = task / some * before.panels_each;
                 for (int d = 0; d < before.conv.directions; d++)
-                    products.packed_linear(before.step[d], row(piece), row(piece + 1), panel,
+                    products.packed_linear(step_sizes[d], row(piece), row(piece + 1), panel,
                                            std::min(panel + before.panels_each, panels(dim)));
             }
         });
