@@ -23,13 +23,8 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# The kernels live beside the package, imported as scanlab.kernels and scanlab.mixer; the checker needs one tree.
 types: $(VENV)/.ready
-	rm -rf build/types && mkdir -p build/types
-	cp -rs $(CURDIR)/scanlab build/types/scanlab
-	cp -rs $(CURDIR)/kernels/selective_scan build/types/scanlab/kernels
-	cp -rs $(CURDIR)/kernels/mixer build/types/scanlab/mixer
-	$(BIN)/mypy build/types/scanlab
+	$(BIN)/mypy scanlab kernels/scanlab_kernels
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

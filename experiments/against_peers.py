@@ -17,16 +17,16 @@ import pandas as pd
 import typer
 from speedup_ladder import pooled
 
-from scanlab import registry
-from scanlab.backend import Backend
-from scanlab.lab.heat import Entrant
-from scanlab.lab.prove import Setting
-from scanlab.lab.race import race
-from scanlab.lab.results import Results, Trial
-from scanlab.problem import ScanProblem, make_inputs
+from scanlab.bench.compare import race
+from scanlab.bench.prove import Setting
+from scanlab.bench.records import Results, Trial
+from scanlab.bench.worker import Entrant
+from scanlab.contract import registry
+from scanlab.contract.backend import Backend
+from scanlab.contract.problem import ScanProblem, make_inputs
 from scanlab.report import tables
-from scanlab.report.evidence import placings
-from scanlab.report.units import milliseconds, scientific, times
+from scanlab.report.formatting import milliseconds, scientific, times
+from scanlab.report.select import placings
 
 PEERS = ("mambapy", "transformers", "numba", "jax", "onnxruntime")
 PROBLEMS = (

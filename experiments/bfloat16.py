@@ -20,12 +20,12 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor
 
-from scanlab.deploy.dispatch import dispatcher
 from scanlab.models.capture import trained_like_
 from scanlab.models.digits import digits_model, digits_test_set
 from scanlab.models.images import IMAGENET_MEAN, IMAGENET_STD, SAMPLES, sample_photograph
 from scanlab.models.vision_mamba import RELEASED, VisionMamba
-from scanlab.report.units import scientific, times
+from scanlab.report.formatting import scientific, times
+from scanlab.runtime.dispatch import dispatcher
 
 SIZE = 224
 BATCH = 8

@@ -15,13 +15,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from scanlab.deploy.dispatch import Dispatcher
-from scanlab.lab.machine import this_machine
-from scanlab.lab.measure import peak_bytes
+from scanlab.bench.timing import peak_bytes
+from scanlab.contract.cpu import usable_threads
+from scanlab.contract.machine import this_machine
 from scanlab.report import figures, tables
+from scanlab.report.formatting import shortest
 from scanlab.report.style import INK, applied, label_ends, log_ticks, looks, sheet
-from scanlab.report.units import shortest
-from scanlab.threads import usable_threads
+from scanlab.runtime.dispatch import Dispatcher
 
 T = TypeVar("T")
 Call = Callable[[], object]

@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 import typer
 
-from scanlab.deploy.dispatch import dispatcher
 from scanlab.integrations import mamba_ssm
-from scanlab.report.units import milliseconds, times
+from scanlab.report.formatting import milliseconds, times
+from scanlab.runtime.dispatch import dispatcher
 
 REFERENCE = "reference"
 MIXERS = {REFERENCE: "PlainMamba", "drop-in, its own mixer": "Mamba", "drop-in, official mixer": "OfficialMamba"}

@@ -34,11 +34,13 @@ import typer
 from gpu_timing import ROTATION, calls_of, inputs_of, times_s, way_back
 from gpu_tuning import compile_defaults, proven, tuned
 
-from scanlab import mixer
-from scanlab.kernels import directions, reference, triton
-from scanlab.problem import DTYPES, ScanInputs, ScanOutput, ScanProblem
+from scanlab.contract.problem import DTYPES, ScanInputs, ScanOutput, ScanProblem
+from scanlab.report.formatting import between, milliseconds, per_second
 from scanlab.report.tables import config_text
-from scanlab.report.units import between, milliseconds, per_second
+from scanlab.runtime import ops as mixer
+from scanlab_kernels.selective_scan import _bidirectional as directions
+from scanlab_kernels.selective_scan import reference
+from scanlab_kernels.selective_scan.triton import backend as triton
 
 WAYS = "bidirectional"
 SHAPES = {

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from scanlab.kernels import triton
-from scanlab.problem import ScanInputs, ScanOutput, ScanProblem, make_inputs
+from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem, make_inputs
+from scanlab_kernels.selective_scan.triton import backend as triton
 
 ROTATION = 3
 FEWEST, MOST, LIMIT_S = 3, 30, 0.7

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from gpu_timing import ROTATION, calls_of, in_rows, inputs_of, times_s
 
+from scanlab.contract.problem import ScanOutput, ScanProblem, make_inputs
+from scanlab.contract.space import Config, config_key
+from scanlab.contract.verify import Expectation, expectation, verify
 from scanlab.errors import RejectedError
-from scanlab.kernels import triton
-from scanlab.lab.verify import Expectation, expectation, verify
-from scanlab.problem import ScanOutput, ScanProblem, make_inputs
-from scanlab.space import Config, config_key
+from scanlab_kernels.selective_scan.triton import backend as triton
 
 COMPILE_LIMIT_S = 90.0
 
@@ -60,8 +60,8 @@ def candidates(problem: ScanProblem, count: int) -> list[Config]:
 
 def judged(problem: ScanProblem, tuning: list[int], default: list[int], capability: int) -> str | None:
     """Why a configuration is not worth a run, or None; leaves its machine code where Triton finds it again."""
-    from scanlab.kernels import triton_compile
-    from scanlab.kernels.triton_launch import Tuning
+    from scanlab_kernels.selective_scan.triton import machine_code as triton_compile
+    from scanlab_kernels.selective_scan.triton.launch import Tuning
 
     reason = triton_compile.refusal(problem, Tuning(*tuning), Tuning(*default), capability)
     if reason is None and problem.gradients:  # what is held to the oracle has the gradient of the last state too

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from scanlab.kernels.extension import Extension, Unit
+from scanlab_kernels.build import Extension, Unit
 
 TRIES = 3
 NEAR_NS = 80.0  # of CPUs that share a cache

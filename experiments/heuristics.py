@@ -1,6 +1,6 @@
 """What serves where nothing was tuned rests on measurements: standings of typical problems, shipped with the package.
 
-Takes the best of each backend out of recorded trials and writes scanlab/deploy/heuristics.toml from them. Run it on
+Takes the best of each backend out of recorded trials and writes scanlab/runtime/defaults.toml from them. Run it on
 each kind of machine, after tuning the typical problems there, and commit what it writes:
 
     scanlab tune --suite experiments/heuristics.toml:typical --budget 15m --out results/heuristics
@@ -15,11 +15,11 @@ from typing import Annotated
 
 import typer
 
-from scanlab import registry
-from scanlab.deploy.heuristics import SHIPPED, Measured, Standing, read
-from scanlab.lab.results import Results, Trial
-from scanlab.lab.standings import WORTH_FOR_SIMPLICITY
-from scanlab.space import Value
+from scanlab.bench.ranking import WORTH_FOR_SIMPLICITY
+from scanlab.bench.records import Results, Trial
+from scanlab.contract import registry
+from scanlab.contract.space import Value
+from scanlab.runtime.defaults import SHIPPED, Measured, Standing, read
 
 ROOT = Path(__file__).parents[1]
 PHASES = ("search", "race", "holdout")  # a later one weighs more: it was measured longer, beside fewer others

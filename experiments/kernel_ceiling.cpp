@@ -2,7 +2,7 @@
 #include <ATen/core/Tensor.h>
 #include <torch/library.h>
 
-#include "native_math.h"
+#include "cpu/math.h"
 
 namespace {
 using namespace scanlab::SCANLAB_ISA;

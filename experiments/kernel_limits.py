@@ -22,11 +22,11 @@ import torch
 import typer
 from handover import handover
 
-from scanlab import registry
-from scanlab.kernels import native
-from scanlab.kernels.extension import Extension, Unit
-from scanlab.problem import ScanInputs, ScanProblem, make_inputs
-from scanlab.space import Config
+from scanlab.contract import registry
+from scanlab.contract.problem import ScanInputs, ScanProblem, make_inputs
+from scanlab.contract.space import Config
+from scanlab_kernels.build import Extension, Unit
+from scanlab_kernels.selective_scan.native import backend as native
 
 HERE = Path(__file__).parent
 SHAPES = ((1, 384, 197), (8, 384, 197), (1, 1536, 2048))
@@ -38,9 +38,7 @@ ROUND_S = 0.02
 ISA = native.chosen_isa()
 ceiling = Extension(
     name="kernel_ceiling",
-    units=(
-        Unit(HERE / "kernel_ceiling.cpp", ("-I", str(native.FOLDER), f"-DSCANLAB_ISA={ISA}", *native.ISA_FLAGS[ISA])),
-    ),
+    units=(Unit(HERE / "kernel_ceiling.cpp", (f"-DSCANLAB_ISA={ISA}", *native.ISA_FLAGS[ISA])),),
     headers=native.HEADERS,
     flags=("-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
 )

@@ -17,9 +17,9 @@ import torch
 import typer
 from torch import Tensor
 
-from scanlab.deploy.dispatch import Dispatcher, dispatcher
-from scanlab.problem import ScanInputs
-from scanlab.report.units import milliseconds, scientific
+from scanlab.contract.problem import ScanInputs
+from scanlab.report.formatting import milliseconds, scientific
+from scanlab.runtime.dispatch import Dispatcher, dispatcher
 
 LENGTHS = tuple(2**power for power in range(7, 15))
 DIM, STATE = 768, 16

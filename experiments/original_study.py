@@ -10,11 +10,14 @@ from pathlib import Path
 
 import torch
 
-from scanlab.backend import WHOLE_CONTRACT, Backend, ScanFn
-from scanlab.kernels import cpp_torch, directions, pointwise, recurrence
-from scanlab.problem import ScanInputs, ScanOutput, ScanProblem
-from scanlab.space import Config, Space
-from scanlab.threads import pinned, threads_choice
+from scanlab.contract.backend import WHOLE_CONTRACT, Backend, ScanFn
+from scanlab.contract.cpu import pinned, threads_choice
+from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
+from scanlab.contract.space import Config, Space
+from scanlab_kernels.selective_scan import _bidirectional as directions
+from scanlab_kernels.selective_scan import _discretize as pointwise
+from scanlab_kernels.selective_scan import _recurrence as recurrence
+from scanlab_kernels.selective_scan import cpp_torch
 
 
 def two_phases(name: str, solve: recurrence.Solver) -> Backend:

@@ -16,15 +16,15 @@ import common
 import pandas as pd
 import typer
 
-from scanlab import registry
-from scanlab.backend import Backend
+from scanlab.bench.compare import race
+from scanlab.bench.prove import Setting
+from scanlab.bench.records import Results
+from scanlab.bench.worker import Entrant
 from scanlab.cli.budget import parse_duration
-from scanlab.lab.heat import Entrant
-from scanlab.lab.prove import Setting
-from scanlab.lab.race import race
-from scanlab.lab.replay import Policy, most_tried, policies, record_of, replay
-from scanlab.lab.results import Results
+from scanlab.contract import registry
+from scanlab.contract.backend import Backend
 from scanlab.suites import load_suite
+from scanlab.tuning.replay import Policy, most_tried, policies, record_of, replay
 
 BLOCKS = (1, 3, 10)
 

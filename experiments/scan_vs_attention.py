@@ -19,9 +19,9 @@ import typer
 from torch import Tensor, nn
 
 from scanlab.cli.budget import parse_duration
-from scanlab.deploy.dispatch import dispatcher
-from scanlab.models.mixer import Mixer, MixerOptions
-from scanlab.report.units import memory, milliseconds
+from scanlab.models.mamba_block import Mixer, MixerOptions
+from scanlab.report.formatting import memory, milliseconds
+from scanlab.runtime.dispatch import dispatcher
 
 LENGTHS = tuple(2**power for power in range(9, 18))
 DIM, HEADS = 384, 6

@@ -21,15 +21,15 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scanlab.deploy.dispatch import scan
+from scanlab.contract.problem import Direction, ScanInputs, ScanOutput
 from scanlab.models.capture import trained_like_
 from scanlab.models.checkpoints import open_model
 from scanlab.models.digits import digits_model, digits_test_set
 from scanlab.models.images import IMAGENET_MEAN, IMAGENET_STD, SAMPLES, prepare, sample_photograph
 from scanlab.models.vision_mamba import VisionMamba, vim_tiny
-from scanlab.problem import Direction, ScanInputs, ScanOutput
+from scanlab.report.formatting import three_digits
 from scanlab.report.style import applied, sheet
-from scanlab.report.units import three_digits
+from scanlab.runtime.dispatch import scan
 
 DIRECTIONS = ("forward", "backward")
 LAYERS = (0, 7, 15, 23)  # of Vim-tiny

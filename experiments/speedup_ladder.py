@@ -16,17 +16,17 @@ from pathlib import Path
 
 from original_study import CLAIMS
 
-from scanlab import registry
-from scanlab.backend import Backend
-from scanlab.lab.heat import Entrant
-from scanlab.lab.machine import this_machine
-from scanlab.lab.prove import Setting
-from scanlab.lab.race import race
-from scanlab.lab.results import Results, Trial
-from scanlab.problem import ScanProblem, make_inputs
+from scanlab.bench.compare import race
+from scanlab.bench.prove import Setting
+from scanlab.bench.records import Results, Trial
+from scanlab.bench.worker import Entrant
+from scanlab.contract import registry
+from scanlab.contract.backend import Backend
+from scanlab.contract.machine import this_machine
+from scanlab.contract.problem import ScanProblem, make_inputs
 from scanlab.report import figures, tables
-from scanlab.report.evidence import placings
-from scanlab.report.units import times
+from scanlab.report.formatting import times
+from scanlab.report.select import placings
 
 PROBLEM = ScanProblem(batch=1, dim=384, length=197, direction="bidirectional", layout="dim_last")
 OUT = Path(__file__).parents[1] / "results" / "speedup_ladder"

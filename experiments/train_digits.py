@@ -18,11 +18,11 @@ import typer
 from rich.progress import Progress
 from torch import Tensor
 
-from scanlab.deploy.dispatch import dispatcher
 from scanlab.models.checkpoints import save_weights
 from scanlab.models.digits import WEIGHTS, Digits, digits_split, untrained_digits_model
 from scanlab.models.vision_mamba import VisionMamba
-from scanlab.report.units import three_digits
+from scanlab.report.formatting import three_digits
+from scanlab.runtime.dispatch import dispatcher
 
 CLAIMED_ACCURACY = 0.97
 BATCH = 32

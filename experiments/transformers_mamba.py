@@ -18,9 +18,9 @@ import pandas as pd
 import torch
 import typer
 
-from scanlab.deploy.dispatch import dispatcher
 from scanlab.integrations.transformers import patch
-from scanlab.report.units import milliseconds, times
+from scanlab.report.formatting import milliseconds, times
+from scanlab.runtime.dispatch import dispatcher
 
 SIZES = {"hidden_size": 768, "num_hidden_layers": 24, "state_size": 16, "vocab_size": 50280}
 LENGTHS = (512, 2048)

@@ -27,23 +27,23 @@ import common
 import pandas as pd
 import typer
 
-from scanlab import registry
-from scanlab.backend import Backend, at_most
+from scanlab.bench.compare import race
+from scanlab.bench.prove import Setting
+from scanlab.bench.ranking import decided, told_apart
+from scanlab.bench.records import Results, Trial
+from scanlab.bench.samples import Block
+from scanlab.bench.worker import FEWEST_ROUNDS, MOST_ROUNDS, Entrant, Heat, Lane, run_heat
 from scanlab.cli.budget import parse_duration
-from scanlab.lab import attempt
-from scanlab.lab.budget import Budget
-from scanlab.lab.heat import FEWEST_ROUNDS, MOST_ROUNDS, Entrant, Heat, Lane, run_heat
-from scanlab.lab.machine import this_machine
-from scanlab.lab.measurement import Block
-from scanlab.lab.prove import Setting
-from scanlab.lab.race import race
-from scanlab.lab.results import Results, Trial
-from scanlab.lab.standings import decided, told_apart
-from scanlab.lab.study import MOST_DEATHS
-from scanlab.lab.tune import Event, tune
-from scanlab.problem import ScanProblem, make_inputs
-from scanlab.space import config_key
+from scanlab.contract import registry
+from scanlab.contract.backend import Backend, at_most
+from scanlab.contract.machine import this_machine
+from scanlab.contract.problem import ScanProblem, make_inputs
+from scanlab.contract.space import config_key
 from scanlab.suites import load_suite
+from scanlab.tuning import attempt
+from scanlab.tuning.budget import Budget
+from scanlab.tuning.search import MOST_DEATHS
+from scanlab.tuning.tune import Event, tune
 
 SMALL = ScanProblem(batch=1, dim=64, length=64)
 ANCHOR = Entrant(registry.get("reference"), {"threads": 1})
@@ -108,7 +108,7 @@ def tune_and_say(folder: Path, note: Path) -> None:
 def killed(work: Callable[..., None], folder: Path, note: Path, lives_s: float, *given: object) -> list[str]:
     """Whole lines that `work` wrote down before it was killed, `lives_s` after it began or once its search was over."""
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["scanlab.lab.tune", "trust"])
+    server.set_forkserver_preload(["scanlab.tuning.tune", "trust"])
     victim = server.Process(target=work, args=(folder, *given, note))
     victim.start()
     while victim.is_alive() and not note.exists():

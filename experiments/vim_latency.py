@@ -27,11 +27,11 @@ from handover import NEAR_NS, handover_ns
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import scanlab
-from scanlab import mixer
-from scanlab.deploy.dispatch import dispatcher
 from scanlab.integrations import mamba_ssm
-from scanlab.mixer.packed_linear import takes_blocks
-from scanlab.report.units import three_digits, times
+from scanlab.report.formatting import three_digits, times
+from scanlab.runtime import ops as mixer
+from scanlab.runtime.dispatch import dispatcher
+from scanlab_kernels.linear.packed_linear import takes_blocks
 
 LAYERS = ("addmm", "mm", "linear")
 PRODUCTS = (*LAYERS, "bmm", "convolution", "conv2d")

@@ -24,7 +24,7 @@ import torch
 import typer
 
 from scanlab.models.vision_mamba import RELEASED
-from scanlab.report.units import memory, three_digits, times
+from scanlab.report.formatting import memory, three_digits, times
 
 SIZES = (224, 384, 512, 768, 1024, 1248)
 WIDTHS = {"tiny": 192, "small": 384}

@@ -11,8 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scanlab.deploy.dispatch import selective_scan_fn
-    from scanlab.explanation import explain
+    from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
     from scanlab.models.vision_mamba import (
         VisionMamba,
         vim_base,
@@ -21,7 +20,8 @@ if TYPE_CHECKING:
         vim_tiny,
         vim_tiny_stride8,
     )
-    from scanlab.problem import ScanInputs, ScanOutput, ScanProblem
+    from scanlab.runtime.dispatch import selective_scan_fn
+    from scanlab.runtime.explanation import explain
 
 __version__ = "0.1.0"
 
@@ -40,9 +40,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "scanlab.problem": ("ScanInputs", "ScanOutput", "ScanProblem"),
-    "scanlab.deploy.dispatch": ("selective_scan_fn",),
-    "scanlab.explanation": ("explain",),
+    "scanlab.contract.problem": ("ScanInputs", "ScanOutput", "ScanProblem"),
+    "scanlab.runtime.dispatch": ("selective_scan_fn",),
+    "scanlab.runtime.explanation": ("explain",),
 }
 
 

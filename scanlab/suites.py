@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scanlab.deploy.record import Usage
+from scanlab.contract.problem import ScanInputs, ScanProblem, make_inputs
 from scanlab.errors import InputError
-from scanlab.problem import ScanInputs, ScanProblem, make_inputs
+from scanlab.runtime.usage import Usage
 
 SHIPPED = Path(__file__).with_name("suites.toml")
 CAPTURED = "captured"
@@ -77,8 +77,8 @@ def recorded_suite(script: str, usage: Mapping[ScanProblem, Usage]) -> str:
 
 
 def _capture(name: str, suite: Mapping[str, Any], image: Path | None) -> Case:
-    from scanlab.mixer import in_torch
     from scanlab.models import capture, images, vision_mamba
+    from scanlab.runtime.ops import in_torch
 
     size = suite.get("image_size")
     build = getattr(vision_mamba, str(suite["model"]), None)

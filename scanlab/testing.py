@@ -23,13 +23,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from scanlab import registry
-from scanlab.backend import Backend, ScanFn
+from scanlab.contract import registry
+from scanlab.contract.backend import Backend, ScanFn
+from scanlab.contract.cpu import torch_threads
+from scanlab.contract.problem import DIRECTIONS, DTYPES, ScanInputs, ScanProblem, make_inputs
+from scanlab.contract.space import Config, config_key
+from scanlab.contract.verify import expectation, relative_error, verify
 from scanlab.errors import ConfigError, RejectedError, UnavailableError
-from scanlab.lab.verify import expectation, relative_error, verify
-from scanlab.problem import DIRECTIONS, DTYPES, ScanInputs, ScanProblem, make_inputs
-from scanlab.space import Config, config_key
-from scanlab.threads import torch_threads
 
 # What a problem may ask for beyond its sizes, dtype and direction.
 OPTIONS: tuple[dict[str, object], ...] = (

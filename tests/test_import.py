@@ -25,7 +25,7 @@ def loaded_after(statement: str) -> set[str]:
         "import scanlab",
         "import scanlab; scanlab.selective_scan_fn; scanlab.explain()",
         "import scanlab; scanlab.VisionMamba",
-        "from scanlab import registry; registry.get('reference')",
+        "from scanlab.contract import registry; registry.get('reference')",
     ],
 )
 def test_importing_what_people_use_loads_nothing_heavy(statement):

@@ -5,11 +5,12 @@ import dataclasses
 import pytest
 import torch
 
-from scanlab.backend import Capabilities
-from scanlab.kernels import directions, reference
-from scanlab.problem import ScanOutput
-from scanlab.space import Choice, Space
+from scanlab.contract.backend import Capabilities
+from scanlab.contract.problem import ScanOutput
+from scanlab.contract.space import Choice, Space
 from scanlab.testing import BackendContract
+from scanlab_kernels.selective_scan import _bidirectional as directions
+from scanlab_kernels.selective_scan import reference
 
 
 def contract(make, **changes):

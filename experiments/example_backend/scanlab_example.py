@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from scanlab.backend import Backend, Capabilities, ScanFn
-from scanlab.problem import ScanInputs, ScanOutput, ScanProblem
-from scanlab.space import Config, Space
-from scanlab.threads import pinned, threads_choice
+from scanlab.contract.backend import Backend, Capabilities, ScanFn
+from scanlab.contract.cpu import pinned, threads_choice
+from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
+from scanlab.contract.space import Config, Space
 
 
 def make(problem: ScanProblem, config: Config) -> ScanFn:

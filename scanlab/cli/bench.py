@@ -11,17 +11,17 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from scanlab import registry
-from scanlab.backend import Backend
+from scanlab.bench.compare import race
+from scanlab.bench.prove import Setting
+from scanlab.bench.ranking import Race
+from scanlab.bench.records import Results
+from scanlab.bench.worker import Entrant
 from scanlab.cli.budget import parse_duration
 from scanlab.cli.console import AsJson, Exit, ImagePath, ProblemText, SuiteName, cases_of, notes, out, print_json
-from scanlab.lab.heat import Entrant
-from scanlab.lab.prove import Setting
-from scanlab.lab.race import race
-from scanlab.lab.results import Results
-from scanlab.lab.standings import Race
-from scanlab.problem import ScanProblem
-from scanlab.space import Config
+from scanlab.contract import registry
+from scanlab.contract.backend import Backend
+from scanlab.contract.problem import ScanProblem
+from scanlab.contract.space import Config
 
 
 def bench(

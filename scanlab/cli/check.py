@@ -9,13 +9,13 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from scanlab.bench.records import Results, Trial, label_of
 from scanlab.cli.budget import parse_duration
 from scanlab.cli.console import AsJson, Exit, notes, out, print_json
-from scanlab.deploy.profile import Entry, load_profile
 from scanlab.errors import InputError
-from scanlab.lab.check import Checked
-from scanlab.lab.check import check as check_trial
-from scanlab.lab.results import Results, Trial, label_of
+from scanlab.runtime.profile import Entry, load_profile
+from scanlab.tuning.recheck import Checked
+from scanlab.tuning.recheck import check as check_trial
 
 SPOKEN = {True: "[green]holds[/]", False: "[bold red]DEMOTED[/]", None: "[yellow]untold[/]"}
 

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from scanlab.contract.problem import ScanProblem
 from scanlab.errors import InputError
-from scanlab.problem import ScanProblem
 from scanlab.suites import Case, drawn_case, load_suite
 
 # Results go to standard output, for people and for pipes; progress, notices and errors to standard error.

@@ -13,12 +13,12 @@ import typer
 from rich.markup import escape
 
 from scanlab.cli.console import AsJson, Exit, notes, out, print_json
+from scanlab.contract.space import config_key
 from scanlab.errors import InputError
 from scanlab.export.bundle import Exported, Format
 from scanlab.export.bundle import export as write_folder
 from scanlab.models.checkpoints import open_model
 from scanlab.models.vision_mamba import RELEASED
-from scanlab.space import config_key
 
 
 class Target(StrEnum):

@@ -10,16 +10,16 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from scanlab.bench.records import Trial
 from scanlab.cli.budget import spell_duration
 from scanlab.cli.console import AsJson, Exit, notes, out, print_json
-from scanlab.deploy.dispatch import refuses
-from scanlab.deploy.profile import Entry, Profile, profile_path
+from scanlab.contract.machine import this_machine
+from scanlab.contract.problem import ScanProblem
 from scanlab.errors import InputError
-from scanlab.lab.fleet import Best, Fleet, Station, fleet_of
-from scanlab.lab.machine import this_machine
-from scanlab.lab.results import Trial
-from scanlab.lab.storage import open_storage
-from scanlab.problem import ScanProblem
+from scanlab.runtime.dispatch import refuses
+from scanlab.runtime.profile import Entry, Profile, profile_path
+from scanlab.tuning.fleet.overview import Best, Fleet, Station, fleet_of
+from scanlab.tuning.fleet.storage import open_storage
 
 
 def fleet(

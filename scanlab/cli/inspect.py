@@ -14,13 +14,13 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from scanlab import registry
-from scanlab.backend import Backend
 from scanlab.cli.console import AsJson, Exit, out, print_json
-from scanlab.deploy.profile import load_profile, profile_path
+from scanlab.contract import registry
+from scanlab.contract.backend import Backend
+from scanlab.contract.cpu import affinity_cpus, cgroup_cpus, usable_threads
+from scanlab.contract.machine import this_machine
 from scanlab.errors import ProfileError
-from scanlab.lab.machine import this_machine
-from scanlab.threads import affinity_cpus, cgroup_cpus, usable_threads
+from scanlab.runtime.profile import load_profile, profile_path
 
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 # glibc keeps blocks of up to the first (its own upper bound), and all that is free up to the second.

@@ -12,13 +12,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from scanlab import registry
-from scanlab.backend import Backend
+from scanlab.bench.prove import Failure, Setting, prove
+from scanlab.bench.records import label_of
 from scanlab.cli.console import AsJson, Exit, ImagePath, ProblemText, SuiteName, cases_of, notes, out, print_json
-from scanlab.lab.prove import Failure, Setting, prove
-from scanlab.lab.results import label_of
-from scanlab.problem import ScanProblem
-from scanlab.space import Config, Value, config_key
+from scanlab.contract import registry
+from scanlab.contract.backend import Backend
+from scanlab.contract.problem import ScanProblem
+from scanlab.contract.space import Config, Value, config_key
 from scanlab.suites import Case, drawn_case
 
 MOST_CONFIGURATIONS = 1000

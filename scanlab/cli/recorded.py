@@ -10,14 +10,14 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from scanlab.bench.records import Results, Trial
 from scanlab.cli.console import AsJson, ImagePath, ProblemText, SuiteName, cases_of, notes, out, print_json
-from scanlab.deploy.dispatch import Decision, decide
-from scanlab.deploy.profile import Profile, load_profile
+from scanlab.contract.machine import this_machine
+from scanlab.contract.problem import ScanProblem
+from scanlab.contract.space import config_key
 from scanlab.errors import InputError
-from scanlab.lab.machine import this_machine
-from scanlab.lab.results import Results, Trial
-from scanlab.problem import ScanProblem
-from scanlab.space import config_key
+from scanlab.runtime.dispatch import Decision, decide
+from scanlab.runtime.profile import Profile, load_profile
 
 # Where a report goes that nobody asked for elsewhere, in the folder of the records.
 REPORT = "report"
@@ -77,9 +77,9 @@ def read(folder: Path) -> tuple[Trial, ...]:
 
 def write(trials: Sequence[Trial], folder: Path) -> list[Path]:
     """The report of `trials` on this machine, written to `folder`, and beside it the same in the T4 format."""
-    from scanlab.lab.importance import importances
     from scanlab.report.document import write_report
     from scanlab.report.t4 import write_t4
+    from scanlab.tuning.importance import importances
 
     here = this_machine()
     return [*write_report(trials, here, folder, importances(trials)), *write_t4(trials, here, folder / "t4")]

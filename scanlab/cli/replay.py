@@ -25,8 +25,8 @@ def replay(
     Example: `scanlab replay runs --backend native`
     """
     # Loading optuna takes a second, which no other command that only reads should pay.
-    from scanlab.lab.replay import most_tried, policies, record_of
-    from scanlab.lab.replay import replay as replay_policy
+    from scanlab.tuning.replay import most_tried, policies, record_of
+    from scanlab.tuning.replay import replay as replay_policy
 
     most = most_tried(read(results), backend)
     if len({trial.identity for trial in most}) < 2:

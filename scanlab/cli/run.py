@@ -11,9 +11,9 @@ from typing import Annotated
 import typer
 
 from scanlab.cli.console import Exit, notes
-from scanlab.deploy.record import recording
 from scanlab.errors import InputError
 from scanlab.integrations import mamba_ssm
+from scanlab.runtime.usage import recording
 from scanlab.suites import CAPTURED, recorded_suite
 
 # Options after the script are the script's.

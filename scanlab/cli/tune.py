@@ -16,24 +16,24 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
-from scanlab import registry
-from scanlab.backend import Backend, at_most
+from scanlab.bench.lengths import sweep
+from scanlab.bench.records import Results, Trial
+from scanlab.bench.worker import Entrant
 from scanlab.cli.bench import show_race
 from scanlab.cli.budget import parse_duration, spell_duration
 from scanlab.cli.console import AsJson, Exit, ImagePath, ProblemText, SuiteName, cases_of, notes, out, print_json
 from scanlab.cli.recorded import REPORT, write
-from scanlab.deploy.profile import Entry, Profile, profile_path
+from scanlab.contract import registry
+from scanlab.contract.backend import Backend, at_most
+from scanlab.contract.machine import this_machine
+from scanlab.contract.problem import ScanProblem
 from scanlab.errors import InputError, ProfileError
-from scanlab.lab.budget import Budget
-from scanlab.lab.heat import Entrant
-from scanlab.lab.lengths import sweep
-from scanlab.lab.machine import this_machine
-from scanlab.lab.results import Results, Trial
-from scanlab.lab.tune import Event, Tuned
-from scanlab.lab.tune import tune as tune_problem
-from scanlab.problem import ScanProblem
-from scanlab.report.evidence import select
+from scanlab.report.select import select
+from scanlab.runtime.profile import Entry, Profile, profile_path
 from scanlab.suites import CAPTURED, Case, load_suite
+from scanlab.tuning.budget import Budget
+from scanlab.tuning.tune import Event, Tuned
+from scanlab.tuning.tune import tune as tune_problem
 
 DEFAULT_BUDGET = "4m"
 # What is kept of the budget for the time against the length, and for drawing the report.

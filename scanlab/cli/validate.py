@@ -11,15 +11,15 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from scanlab import registry
 from scanlab.cli.console import AsJson, Exit, notes, out, print_json
-from scanlab.deploy.profile import load_profile
+from scanlab.contract import registry
 from scanlab.errors import InputError
 from scanlab.models.capture import trained_like_
 from scanlab.models.images import open_image, prepare, sample_photograph
+from scanlab.models.validation import TASK_BUDGETS, TaskValidation, Validation, profiled_selections, validate_task
+from scanlab.models.validation import validate as validate_model
 from scanlab.models.vision_mamba import RELEASED
-from scanlab.validate import TASK_BUDGETS, TaskValidation, Validation, profiled_selections, validate_task
-from scanlab.validate import validate as validate_model
+from scanlab.runtime.profile import load_profile
 
 DIGITS = "digits"
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from scanlab import registry
-from scanlab.deploy.dispatch import Decision, decisions, refuses
-from scanlab.deploy.profile import Profile
+from scanlab.contract import registry
+from scanlab.contract.problem import Direction, ScanInputs, ScanOutput, ScanProblem
 from scanlab.errors import UnavailableError
 from scanlab.models.vision_mamba import VisionMamba
-from scanlab.problem import Direction, ScanInputs, ScanOutput, ScanProblem
+from scanlab.runtime.dispatch import Decision, decisions, refuses
+from scanlab.runtime.profile import Profile
 
 BACKEND = "native"  # whose scan is a torch op that a library registers without Python
 LIBRARIES: Mapping[str, str] = {"scanlab": "native", "scanlab_mixer": "mixer"}  # what defines the ops of a namespace

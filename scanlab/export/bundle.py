@@ -26,16 +26,16 @@ import torch
 from torch import Tensor
 
 import scanlab
-from scanlab import registry
-from scanlab.deploy.dispatch import Decision
-from scanlab.deploy.profile import Entry, Profile, load_profile
+from scanlab.contract import registry
+from scanlab.contract.machine import this_machine
+from scanlab.contract.problem import ScanProblem
 from scanlab.errors import InputError
 from scanlab.export.aoti import FrozenScan, write_package
 from scanlab.export.onnx_graph import write_graph
-from scanlab.lab.machine import this_machine
 from scanlab.models.classify import class_names
 from scanlab.models.vision_mamba import VisionMamba
-from scanlab.problem import ScanProblem
+from scanlab.runtime.dispatch import Decision
+from scanlab.runtime.profile import Entry, Profile, load_profile
 
 Format = Literal["aoti", "onnx"]
 FILES: Mapping[Format, str] = {"aoti": "model.pt2", "onnx": "model.onnx"}

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from scanlab.contract.problem import Direction, ScanInputs, ScanOutput
 from scanlab.errors import UnavailableError
-from scanlab.mixer import in_torch
 from scanlab.models.vision_mamba import VisionMamba
-from scanlab.problem import Direction, ScanInputs, ScanOutput
+from scanlab.runtime.ops import in_torch
 
 INPUT, OUTPUT = "images", "logits"
 NEEDED = ("onnx", "onnxscript", "onnxruntime")  # what writes it, what torch translates with, what it is checked with

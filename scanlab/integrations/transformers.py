@@ -2,7 +2,7 @@
 
 Mamba, FalconMamba, Jamba and Zamba share one mixer: a gated projection, a short convolution, a selection of
 step sizes, B and C, and the selective scan. Their PyTorch code walks through time in Python. Patched, a
-sequence goes through the scan that `scanlab.deploy.dispatch` decides on, and a single token through the
+sequence goes through the scan that `scanlab.runtime.dispatch` decides on, and a single token through the
 mixer's step in C++; weights, caches, masks and gradients stay theirs.
 
 Source: huggingface/transformers, models/{mamba, falcon_mamba, jamba, zamba}, the forward of the mixers, 4.48 to 5.23.
@@ -26,10 +26,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scanlab.deploy.dispatch import ENV_STRICT, scan
+from scanlab.contract.problem import ScanInputs
 from scanlab.errors import ProblemError, UnavailableError
 from scanlab.integrations.transformers_cache import Memory, memory_of
-from scanlab.mixer import (
+from scanlab.models.mamba_weights import as_scanned, rates
+from scanlab.runtime.dispatch import ENV_STRICT, scan
+from scanlab.runtime.ops import (
     Derived,
     Packed,
     causal_conv1d,
@@ -39,8 +41,6 @@ from scanlab.mixer import (
     packed_linear,
     selective_state_update,
 )
-from scanlab.models.mixing import as_scanned, rates
-from scanlab.problem import ScanInputs
 
 log = logging.getLogger("scanlab")
 

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scanlab.mixer import add_norm as fused_add_norm
-from scanlab.models.mixer import Mixer
-from scanlab.models.mixing import widen
+from scanlab.models.mamba_block import Mixer
+from scanlab.models.mamba_weights import widen
+from scanlab.runtime.ops import add_norm as fused_add_norm
 
 if TYPE_CHECKING:
-    from scanlab.deploy.dispatch import Scan
+    from scanlab.runtime.dispatch import Scan
 
 
 class RMSNorm(nn.Module):

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from scanlab.contract.problem import Direction, ScanInputs, ScanProblem
 from scanlab.errors import ProblemError
 from scanlab.models.vision_mamba import VisionMamba
-from scanlab.problem import Direction, ScanInputs, ScanProblem
 
 EMBEDDINGS = ("pos_embed", "cls_token", "cls_token_head", "cls_token_tail")
 

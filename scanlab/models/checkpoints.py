@@ -27,7 +27,7 @@ from scanlab.errors import InputError
 from scanlab.models.vision_mamba import RELEASED, VisionMamba
 
 if TYPE_CHECKING:
-    from scanlab.deploy.dispatch import Scan
+    from scanlab.runtime.dispatch import Scan
 
 HEAD = ("head.weight", "head.bias")
 # what the unpickler and the archive reader raise on damaged files, found by damaging some

@@ -16,7 +16,7 @@ from scanlab.models.checkpoints import load_weights, read_weights
 from scanlab.models.vision_mamba import VisionMamba
 
 if TYPE_CHECKING:
-    from scanlab.deploy.dispatch import Scan
+    from scanlab.runtime.dispatch import Scan
 
 WEIGHTS = Path(__file__).with_name("digits.safetensors")
 HELD_OUT = 0.2  # share of the digits, of every class alike

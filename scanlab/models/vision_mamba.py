@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from scanlab.errors import ProblemError
 from scanlab.models.block import Block, DropPath, LayerNorm, RMSNorm, add_norm
-from scanlab.models.mixer import BIMAMBA_TYPES, RECURRENCE, Mixer, MixerOptions
+from scanlab.models.mamba_block import BIMAMBA_TYPES, RECURRENCE, Mixer, MixerOptions
 from scanlab.models.patch_embed import PatchEmbed
 from scanlab.models.rope import Rope
 
 if TYPE_CHECKING:
-    from scanlab.deploy.dispatch import Scan
+    from scanlab.runtime.dispatch import Scan
 
 POOL_TYPES = ("none", "mean", "max", "all")
 
@@ -317,7 +317,7 @@ def resolve_scan(scan: Scan | str | None) -> Scan:
     """The scan that `scan` means: this machine's choice, the backend of that name, or itself."""
     if scan is not None and not isinstance(scan, str):
         return scan
-    from scanlab.deploy import dispatch
+    from scanlab.runtime import dispatch
 
     return dispatch.scan if scan is None else dispatch.dispatcher(scan)
 

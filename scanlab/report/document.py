@@ -10,11 +10,12 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from scanlab.bench.records import Trial
+from scanlab.contract.machine import Machine
 from scanlab.errors import ResultsError
-from scanlab.lab.machine import Machine
-from scanlab.lab.results import Trial
 from scanlab.report import figures, page, tables
-from scanlab.report.evidence import (
+from scanlab.report.formatting import milliseconds, three_digits
+from scanlab.report.select import (
     Contest,
     Placing,
     contest_of,
@@ -26,7 +27,6 @@ from scanlab.report.evidence import (
     slugs,
     speedup_interval,
 )
-from scanlab.report.units import milliseconds, three_digits
 
 FAILURES = "Configurations without numbers"
 READING = (

@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from scanlab.lab.measurement import Measurement
-from scanlab.lab.results import Trial
-from scanlab.report.evidence import Contest, Placing, best, speedup_interval
+from scanlab.bench.records import Trial
+from scanlab.bench.samples import Measurement
+from scanlab.contract.space import Value
+from scanlab.report.formatting import TO, between, milliseconds, shortest, three_digits, times
+from scanlab.report.select import Contest, Placing, best, speedup_interval
 from scanlab.report.style import FAINT, HALO, INK, Look, applied, framed_bar, label_ends, log_ticks, look, over, sheet
-from scanlab.report.units import TO, between, milliseconds, shortest, three_digits, times
-from scanlab.space import Value
 
 
 class Bar(NamedTuple):

@@ -22,7 +22,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from scanlab.report.units import shortest
+from scanlab.report.formatting import shortest
 
 INK = "#1F2328"
 FAINT = "#6A737D"

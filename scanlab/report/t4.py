@@ -12,11 +12,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from scanlab.bench.records import State, Trial
+from scanlab.bench.samples import Measurement
+from scanlab.contract.machine import Machine
 from scanlab.errors import ResultsError
-from scanlab.lab.machine import Machine
-from scanlab.lab.measurement import Measurement
-from scanlab.lab.results import State, Trial
-from scanlab.report.evidence import contests, select, slugs
+from scanlab.report.select import contests, select, slugs
 
 SCHEMA_VERSION = "1.0.0"
 # The format has one word for what was measured to the end and for what was given up as too slow: "phase" and

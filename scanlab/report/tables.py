@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 
 import pandas as pd
 
-from scanlab.lab.results import Trial
-from scanlab.report.evidence import Contest, best, contest_of, contests, placings, speedup_interval
-from scanlab.report.units import between, memory, milliseconds, per_second, scientific, three_digits, times
-from scanlab.space import Config
+from scanlab.bench.records import Trial
+from scanlab.contract.space import Config
+from scanlab.report.formatting import between, memory, milliseconds, per_second, scientific, three_digits, times
+from scanlab.report.select import Contest, best, contest_of, contests, placings, speedup_interval
 
 NUMBERS = (
     *("median_ms", "quartile1_ms", "quartile3_ms", "speedup", "speedup_low", "speedup_high"),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from scanlab.cli import main
-from scanlab.deploy import dispatch
+from scanlab.runtime import dispatch
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,15 @@ from dataclasses import replace
 
 import pytest
 
-from scanlab import registry
+from scanlab.bench.compare import race
+from scanlab.bench.prove import Setting
+from scanlab.bench.records import Results
+from scanlab.bench.worker import Entrant
 from scanlab.cli import check as command
-from scanlab.deploy.profile import Entry, Profile, profile_path
-from scanlab.lab.check import Checked
-from scanlab.lab.heat import Entrant
-from scanlab.lab.prove import Setting
-from scanlab.lab.race import race
-from scanlab.lab.results import Results
-from scanlab.problem import ScanProblem, make_inputs
+from scanlab.contract import registry
+from scanlab.contract.problem import ScanProblem, make_inputs
+from scanlab.runtime.profile import Entry, Profile, profile_path
+from scanlab.tuning.recheck import Checked
 
 PROBLEM = ScanProblem(batch=1, dim=6, length=20, state=4)
 

@@ -11,14 +11,14 @@ from dataclasses import replace
 
 import pytest
 
-from scanlab import registry
+from scanlab.bench.prove import prove
 from scanlab.cli.app import app
 from scanlab.cli.inspect import KEEP_FREED
-from scanlab.deploy.profile import Entry, Profile, profile_path
+from scanlab.contract import registry
+from scanlab.contract.problem import ScanProblem
+from scanlab.contract.space import Choice, Space
 from scanlab.errors import InputError
-from scanlab.lab.prove import prove
-from scanlab.problem import ScanProblem
-from scanlab.space import Choice, Space
+from scanlab.runtime.profile import Entry, Profile, profile_path
 
 SMALL = "batch=1,dim=6,length=20,state=4"
 COMMANDS = sorted(str(command.name) for command in app.registered_commands)

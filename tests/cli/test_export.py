@@ -6,10 +6,9 @@ import json
 
 import pytest
 
+from helpers import tiny_vim
 from scanlab.export import bundle
 from scanlab.models import checkpoints, vision_mamba
-
-from ..export import tiny_vim
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from scanlab.deploy.profile import Profile, profile_path
-from scanlab.lab import machine as machine_module
+from scanlab.contract import machine as machine_module
+from scanlab.runtime.profile import Profile, profile_path
 
 PROBLEM = "batch=1,dim=6,length=20,state=4"
 URL = "sqlite:///studies.db"
@@ -22,7 +22,7 @@ def elsewhere(monkeypatch):
 
     def become(model=None):
         other = here if model is None else replace(here, silicon=replace(here.silicon, model_name=model))
-        for module in ("cli.fleet", "cli.recorded", "deploy.profile", "lab.prove"):
+        for module in ("cli.fleet", "cli.recorded", "runtime.profile", "bench.prove"):
             monkeypatch.setattr(f"scanlab.{module}.this_machine", lambda: other)
         return other
 
@@ -31,7 +31,7 @@ def elsewhere(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def brief(monkeypatch):
-    monkeypatch.setattr("scanlab.lab.tune.RACE_S", 0.1)
+    monkeypatch.setattr("scanlab.tuning.tune.RACE_S", 0.1)
     monkeypatch.setattr("scanlab.cli.tune.SWEEP_S", 0.1)
     monkeypatch.setattr("scanlab.cli.tune._report", lambda record: [])
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from scanlab import registry
-from scanlab.lab.budget import Budget
-from scanlab.lab.heat import Entrant
-from scanlab.lab.results import Results
-from scanlab.lab.tune import tune
-from scanlab.problem import ScanProblem, make_inputs
+from scanlab.bench.records import Results
+from scanlab.bench.worker import Entrant
+from scanlab.contract import registry
+from scanlab.contract.problem import ScanProblem, make_inputs
+from scanlab.tuning.budget import Budget
+from scanlab.tuning.tune import tune
 
 PROBLEM = ScanProblem(batch=1, dim=6, length=20, state=4)
 
@@ -17,7 +17,7 @@ PROBLEM = ScanProblem(batch=1, dim=6, length=20, state=4)
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
     """A folder with a short search of one backend."""
-    monkeypatch.setattr("scanlab.lab.tune.RACE_S", 0.1)
+    monkeypatch.setattr("scanlab.tuning.tune.RACE_S", 0.1)
     anchor = Entrant(registry.get("reference"), {"threads": 1})
     budget = Budget(trials=5)
     tune(PROBLEM, make_inputs(PROBLEM), [registry.get("chunked")], budget, Results(tmp_path / "runs"), anchor=anchor)

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
+from scanlab.contract.problem import ScanProblem
 from scanlab.integrations import mamba_ssm as drop_in
-from scanlab.problem import ScanProblem
 from scanlab.suites import load_suite
 
 SEES = """

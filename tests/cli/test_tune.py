@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scanlab.deploy.profile import Profile, profile_path
+from scanlab.runtime.profile import Profile, profile_path
 
 TUNE = ("tune", "--problem", "batch=1,dim=6,length=20,state=4", "--backends", "reference two_phase", "--out", "here")
 
@@ -31,7 +31,7 @@ def test_tune_chooses_reports_and_deploys_and_a_second_run_measures_nothing_agai
 
 
 def test_tune_that_could_try_nothing_says_so_and_writes_no_report(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("scanlab.lab.tune._Run.search", lambda self: None)
+    monkeypatch.setattr("scanlab.tuning.tune._Run.search", lambda self: None)
     outcome = run(*TUNE, "--trials", "1")
     assert outcome.code == 3
     assert "No winner" in outcome.out

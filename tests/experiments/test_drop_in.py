@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from scanlab import registry
-from scanlab.deploy import heuristics
-from scanlab.lab.results import Results
-from scanlab.problem import ScanProblem
+from helpers.official_names import untouched
+from helpers.records import block, measurement, trial
+from scanlab.bench.records import Results
+from scanlab.contract import registry
+from scanlab.contract.problem import ScanProblem
+from scanlab.runtime import defaults as heuristics
 
-from ..integrations.official_names import untouched
-from ..lab.lab_records import block, measurement, trial
 from .test_experiments import page_of, script  # noqa: F401  # a fixture is used by its name
 
 

@@ -32,8 +32,8 @@ def run(environment, *command, **options):
 def test_the_registry_finds_it_and_it_scans(installed):
     code = """
 import json, torch
-from scanlab import registry
-from scanlab.problem import ScanProblem, make_inputs
+from scanlab.contract import registry
+from scanlab.contract.problem import ScanProblem, make_inputs
 problem = ScanProblem(batch=1, dim=4, length=9)
 ours, theirs = (registry.get(name).build(problem)(*make_inputs(problem)) for name in ("reference", "example"))
 print(json.dumps([registry.names(), (ours.out - theirs.out).abs().max().item(), registry.get("example").rejects(
@@ -54,5 +54,5 @@ def test_it_passes_the_contract(installed, tmp_path):
 
 
 def test_it_is_not_installed_here():
-    code = "from scanlab import registry; print('example' in registry.names())"
+    code = "from scanlab.contract import registry; print('example' in registry.names())"
     assert run({**os.environ, "PYTHONPATH": ""}, "-c", code).strip() == "False"

@@ -12,13 +12,12 @@ import pandas as pd
 import pytest
 import torch
 
-from scanlab.deploy import dispatch
-from scanlab.mixer.packed_linear import takes_blocks
+from helpers.official_names import untouched
+from scanlab.contract.cpu import torch_threads
 from scanlab.models.digits import Digits, digits_test_set
 from scanlab.models.vision_mamba import VisionMamba
-from scanlab.threads import torch_threads
-
-from ..integrations.official_names import untouched
+from scanlab.runtime import dispatch
+from scanlab_kernels.linear.packed_linear import takes_blocks
 
 SCRIPTS = Path(__file__).parents[2] / "experiments"
 

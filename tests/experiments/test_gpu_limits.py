@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from scanlab.contract.problem import ScanProblem
 from scanlab.errors import RejectedError
-from scanlab.kernels import triton
-from scanlab.problem import ScanProblem
+from scanlab_kernels.selective_scan.triton import backend as triton
 
 SCRIPT = Path(__file__).parents[2] / "experiments" / "gpu_limits.py"
 PROBLEM = ScanProblem(batch=2, dim=8, length=10, state=16)

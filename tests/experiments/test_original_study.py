@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from scanlab.kernels import cpp_torch
-from scanlab.lab.prove import Proven, Setting, prove
-from scanlab.problem import ScanProblem, make_inputs
+from scanlab.bench.prove import Proven, Setting, prove
+from scanlab.contract.problem import ScanProblem, make_inputs
+from scanlab_kernels.selective_scan import cpp_torch
 
 SCRIPT = Path(__file__).parents[2] / "experiments" / "original_study.py"
 PROBLEM = ScanProblem(batch=2, dim=10, length=37, state=5, direction="bidirectional", layout="dim_last")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from scanlab.lab.verify import expectation, verify
-from scanlab.problem import ScanProblem, make_inputs
+from scanlab.contract.problem import ScanProblem, make_inputs
+from scanlab.contract.verify import expectation, verify
 
 PEERS = Path(__file__).parents[2] / "experiments" / "peers"
 PLAIN = ScanProblem(batch=2, dim=6, length=37, state=3)

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 import torch
 
-from scanlab.deploy import dispatch
-from scanlab.threads import torch_threads
+from scanlab.contract.cpu import torch_threads
+from scanlab.runtime import dispatch
 
 from .test_experiments import SCRIPTS
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from scanlab.lab.heat import Heat, Lane
-from scanlab.lab.measurement import Block
-from scanlab.lab.results import Results
+from scanlab.bench.records import Results
+from scanlab.bench.samples import Block
+from scanlab.bench.worker import Heat, Lane
 
 SCRIPTS = Path(__file__).parents[2] / "experiments"
 

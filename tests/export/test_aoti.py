@@ -7,13 +7,12 @@ import copy
 import pytest
 import torch
 
-from scanlab import registry
-from scanlab.deploy.profile import Entry, Profile
+from helpers.tiny_vim import trained_tiny_vim
+from scanlab.contract import registry
+from scanlab.contract.problem import ScanProblem, make_inputs
 from scanlab.errors import UnavailableError
 from scanlab.export.aoti import FrozenScan, write_package
-from scanlab.problem import ScanProblem, make_inputs
-
-from .tiny_vim import trained_tiny_vim
+from scanlab.runtime.profile import Entry, Profile
 
 IMAGES = torch.zeros(1, 3, 32, 32)
 PROBLEM = ScanProblem(batch=1, dim=64, length=17, direction="bidirectional", layout="dim_last")

@@ -14,15 +14,14 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from scanlab import registry
+from helpers.tiny_vim import trained_tiny_vim
+from scanlab.contract import registry
+from scanlab.contract.problem import ScanProblem
 from scanlab.errors import InputError
 from scanlab.export import bundle
 from scanlab.export.bundle import SCRIPTS, Exported, export
 from scanlab.models.classify import classify
 from scanlab.models.images import sample_photograph
-from scanlab.problem import ScanProblem
-
-from .tiny_vim import trained_tiny_vim
 
 for library in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(library, reason=f"the extra `onnx` is not installed: {library}")

@@ -7,12 +7,11 @@ import importlib.util
 import pytest
 import torch
 
-from scanlab import registry
+from helpers.tiny_vim import trained_tiny_vim
+from scanlab.contract import registry
+from scanlab.contract.problem import DIRECTIONS, ScanProblem, make_inputs
 from scanlab.errors import UnavailableError
 from scanlab.export.onnx_graph import scan_operator, write_graph
-from scanlab.problem import DIRECTIONS, ScanProblem, make_inputs
-
-from .tiny_vim import trained_tiny_vim
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)

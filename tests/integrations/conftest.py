@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from scanlab.deploy import dispatch
+from scanlab.runtime import dispatch
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from helpers.closeness import close
+from helpers.golden_cases import STORED, golden_cases
 from scanlab.errors import ProblemError
-from scanlab.integrations.mamba_ssm import conv, extensions
-
-from ..mixer.golden_cases import STORED, golden_cases
-from .closeness import close
+from scanlab.integrations.mamba_ssm import conv
+from scanlab.integrations.mamba_ssm import cuda_extensions as extensions
 
 
 @pytest.mark.parametrize("case", golden_cases("conv"), ids=lambda case: case.name)

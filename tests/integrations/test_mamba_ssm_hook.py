@@ -12,12 +12,12 @@ from types import ModuleType
 import pytest
 import torch
 
+from helpers.official_names import loaded, untouched
+from scanlab.contract.problem import ScanProblem, make_inputs
 from scanlab.errors import UnavailableError
 from scanlab.integrations import mamba_ssm as drop_in
-from scanlab.integrations.mamba_ssm import scan, surface
-from scanlab.problem import ScanProblem, make_inputs
-
-from .official_names import loaded, untouched
+from scanlab.integrations.mamba_ssm import manifest as surface
+from scanlab.integrations.mamba_ssm import scan
 
 INPUTS = make_inputs(ScanProblem(batch=2, dim=4, length=6, state=3))[0][:-1]
 
@@ -230,7 +230,7 @@ def test_one_line_says_who_serves(tmp_path):
 
 
 def test_strict_is_honoured(monkeypatch, tmp_path):
-    from scanlab.deploy import dispatch
+    from scanlab.runtime import dispatch
 
     monkeypatch.setenv("SCANLAB_STRICT", "1")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))

@@ -7,10 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from helpers.closeness import close
+from scanlab.contract.verify import relative_error
 from scanlab.integrations.mamba_ssm import scan
-from scanlab.lab.verify import relative_error
-
-from .closeness import close
 
 pytestmark = pytest.mark.usefixtures("two_phase_scan")
 

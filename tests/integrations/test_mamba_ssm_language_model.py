@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from scanlab.deploy import dispatch
 from scanlab.errors import ProblemError, UnavailableError
 from scanlab.integrations.mamba_ssm.generation import GenerationMixin, decode, sample
 from scanlab.integrations.mamba_ssm.language_model import MambaConfig, MambaLMHeadModel
+from scanlab.runtime import dispatch
 
 SMALL = {"d_model": 16, "n_layer": 2, "vocab_size": 29, "ssm_cfg": {"d_state": 4}}
 PROMPT = torch.tensor([[3, 1, 4], [1, 5, 9]])

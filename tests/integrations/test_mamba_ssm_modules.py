@@ -12,15 +12,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scanlab.deploy import dispatch
+from helpers.official import RECIPE, Official
+from helpers.official_names import untouched
+from scanlab.contract.verify import relative_error
 from scanlab.errors import ProblemError
 from scanlab.integrations import mamba_ssm as drop_in
 from scanlab.integrations.mamba_ssm import modules, norms
 from scanlab.integrations.mamba_ssm.generation import InferenceParams
-from scanlab.lab.verify import relative_error
-
-from ..models.official import RECIPE, Official
-from .official_names import untouched
+from scanlab.runtime import dispatch
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 TOLERANCE = 2e-5

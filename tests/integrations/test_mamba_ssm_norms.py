@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from helpers.closeness import close
 from scanlab.errors import ProblemError
 from scanlab.integrations.mamba_ssm import gated_norms, norms
-
-from .closeness import close
 
 
 def plain_norm(total: Tensor, weight: Tensor, bias: Tensor | None, eps: float, rms: bool) -> Tensor:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scanlab import registry
-from scanlab.deploy import dispatch
-from scanlab.integrations.mamba_ssm import extensions, scan
-from scanlab.mixer import selective_state_update
-from scanlab.problem import ScanInputs, ScanProblem, make_inputs
-
-from ..kernels import golden_ops
-from .closeness import close
+from helpers import golden_ops
+from helpers.closeness import close
+from scanlab.contract import registry
+from scanlab.contract.problem import ScanInputs, ScanProblem, make_inputs
+from scanlab.integrations.mamba_ssm import cuda_extensions as extensions
+from scanlab.integrations.mamba_ssm import scan
+from scanlab.runtime import dispatch
+from scanlab.runtime.ops import selective_state_update
 
 pytestmark = pytest.mark.usefixtures("two_phase_scan")
 

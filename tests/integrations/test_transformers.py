@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 import scanlab
+from scanlab.contract.cpu import torch_threads
 from scanlab.errors import ProblemError, UnavailableError
 from scanlab.integrations import transformers as integration
 from scanlab.integrations.transformers import patch, unpatch
-from scanlab.threads import torch_threads
 
 transformers = pytest.importorskip("transformers")
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from scanlab.threads import torch_threads
+from scanlab.contract.cpu import torch_threads
 
 
 @pytest.fixture(autouse=True)

@@ -3,12 +3,11 @@
 import pytest
 import torch
 
+from helpers.official import REFERENCE, Official
 from scanlab.errors import ProblemError
 from scanlab.models.capture import capture_scan_inputs, trained_like_
 from scanlab.models.images import prepare, sample_photograph
 from scanlab.models.vision_mamba import VisionMamba, vim_tiny
-
-from .official import REFERENCE, Official
 
 SMALL = {"img_size": 16, "patch_size": 8, "stride": 8, "embed_dim": 16, "depth": 3, "num_classes": 5, "d_state": 4}
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))

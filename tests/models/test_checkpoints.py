@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers.official import EXTRA
 from scanlab.errors import InputError
 from scanlab.models import checkpoints
 from scanlab.models.vision_mamba import VisionMamba, vim_tiny
-
-from .official import EXTRA
 
 SMALL = {"img_size": 32, "patch_size": 8, "stride": 8, "embed_dim": 16, "depth": 2, "num_classes": 5, "d_state": 4}
 

@@ -4,14 +4,13 @@ import pytest
 import torch
 from PIL import Image
 
+from helpers.official import REFERENCE
 from scanlab.errors import InputError
 from scanlab.models.capture import trained_like_
 from scanlab.models.classify import classify, find_pictures
 from scanlab.models.imagenet import CLASSES
 from scanlab.models.images import prepare, sample_photograph
 from scanlab.models.vision_mamba import VisionMamba
-
-from .official import REFERENCE
 
 
 def small(num_classes):

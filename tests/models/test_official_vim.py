@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from scanlab import registry
+from helpers.official import INDEX, RECIPE, TOLERANCE, Official, manifest
+from scanlab.contract import registry
 from scanlab.models.vision_mamba import RELEASED
-
-from .official import INDEX, RECIPE, TOLERANCE, Official, manifest
 
 
 @pytest.mark.parametrize("name", ["tiny", "small", "base", "tiny_stride8", "small_stride8"])

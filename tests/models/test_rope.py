@@ -3,9 +3,8 @@
 import pytest
 import torch
 
+from helpers.official import EXTRA
 from scanlab.models.rope import Rope
-
-from .official import EXTRA
 
 
 @pytest.mark.parametrize(("case", "grid", "every"), [("ft4_pt14_dim24", 4, 1), ("ft14_pt14_dim96", 14, 9)])

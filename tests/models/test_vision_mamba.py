@@ -9,14 +9,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from helpers import plain_vim
+from helpers.official import GOLDEN, REFERENCE, TOLERANCE
+from scanlab.contract.problem import ScanOutput
 from scanlab.errors import ProblemError, UnknownBackendError
 from scanlab.models.block import DropPath
 from scanlab.models.capture import trained_like_
 from scanlab.models.vision_mamba import RELEASED, VisionMamba
-from scanlab.problem import ScanOutput
-
-from . import plain_vim
-from .official import GOLDEN, REFERENCE, TOLERANCE
 
 SMALL = {"img_size": 16, "patch_size": 8, "stride": 8, "embed_dim": 16, "depth": 3, "num_classes": 5, "d_state": 4}
 OPTIONS = [
@@ -166,7 +165,7 @@ def test_images_of_another_shape_are_refused(shape):
 
 
 def test_the_scan_is_this_machines_choice_a_name_or_a_callable():
-    from scanlab.deploy import dispatch
+    from scanlab.runtime import dispatch
 
     assert VisionMamba(**SMALL).scan is dispatch.scan
     assert VisionMamba(**SMALL, scan="reference").scan is dispatch.dispatcher("reference")

@@ -10,11 +10,11 @@ import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
 import pytest
-from lab_records import block, measurement, trial
 
+from helpers.records import block, measurement, trial
+from scanlab.contract.machine import this_machine
+from scanlab.contract.problem import ScanProblem
 from scanlab.errors import ResultsError
-from scanlab.lab.machine import this_machine
-from scanlab.problem import ScanProblem
 from scanlab.report.document import write_report
 
 MS = 1_000_000

@@ -6,16 +6,16 @@ import itertools
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from lab_records import block, measurement, trial
 from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 from PIL import Image
 
-from scanlab.problem import ScanProblem
+from helpers.records import block, measurement, trial
+from scanlab.contract.problem import ScanProblem
 from scanlab.report import figures
-from scanlab.report.evidence import contest_of, placings
+from scanlab.report.formatting import TIMES
+from scanlab.report.select import contest_of, placings
 from scanlab.report.style import LOOKS, apart, look, over
-from scanlab.report.units import TIMES
 
 MS = 1_000_000
 CAPTION = "some machine, 2 usable CPUs; measured on 1970-01-01"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
-from lab_records import trial
 
+from helpers.records import trial
+from scanlab.contract.machine import this_machine
+from scanlab.contract.problem import ScanProblem
+from scanlab.contract.verify import Verdict
 from scanlab.errors import ResultsError
-from scanlab.lab.machine import this_machine
-from scanlab.lab.verify import Verdict
-from scanlab.problem import ScanProblem
 from scanlab.report.t4 import write_t4
 
 FAILED = {"measurement": None, "verdict": None}

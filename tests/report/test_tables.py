@@ -8,12 +8,12 @@ import io
 import math
 
 import pytest
-from lab_records import block, measurement, trial
 
-from scanlab.lab.verify import Verdict
-from scanlab.problem import ScanProblem
+from helpers.records import block, measurement, trial
+from scanlab.contract.problem import ScanProblem
+from scanlab.contract.verify import Verdict
 from scanlab.report import tables
-from scanlab.report.units import TIMES, TO
+from scanlab.report.formatting import TIMES, TO
 
 MS = 1_000_000
 PROVED = Verdict(passed=True, errors={"out": 3e-7, "last_state": 1e-7}, tolerances={"out": 2e-5, "last_state": 2e-5})

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from scanlab.problem import ScanInputs, ScanOutput, ScanProblem
-from scanlab.space import Choice, Config
+from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
+from scanlab.contract.space import Choice, Config
 from scanlab_peers.peer import peer, without_groups
 
 

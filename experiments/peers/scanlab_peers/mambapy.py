@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from scanlab.problem import ScanInputs, ScanOutput, ScanProblem
-from scanlab.space import Config
-from scanlab.threads import pinned, threads_choice
+from scanlab.contract.cpu import pinned, threads_choice
+from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
+from scanlab.contract.space import Config
 from scanlab_peers.peer import peer, without_groups
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from scanlab.problem import ScanInputs, ScanOutput, ScanProblem
-from scanlab.space import Config
-from scanlab.threads import threads_choice
+from scanlab.contract.cpu import threads_choice
+from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
+from scanlab.contract.space import Config
 from scanlab_peers.peer import peer, without_groups
 
 

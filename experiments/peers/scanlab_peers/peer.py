@@ -6,10 +6,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from scanlab.backend import EVERY_DIRECTION, Backend, Capabilities, ScanFn
-from scanlab.kernels import directions
-from scanlab.problem import ScanInputs, ScanOutput, ScanProblem
-from scanlab.space import Choice, Config, Space
+from scanlab.contract.backend import EVERY_DIRECTION, Backend, Capabilities, ScanFn
+from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
+from scanlab.contract.space import Choice, Config, Space
+from scanlab_kernels.selective_scan import _bidirectional as directions
 
 Make = Callable[[ScanProblem, Config], Callable[[ScanInputs], ScanOutput]]
 

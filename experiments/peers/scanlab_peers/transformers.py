@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
+from scanlab.contract.cpu import pinned, threads_choice
+from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
+from scanlab.contract.space import Config
 from scanlab.errors import UnavailableError
-from scanlab.problem import ScanInputs, ScanOutput, ScanProblem
-from scanlab.space import Config
-from scanlab.threads import pinned, threads_choice
 from scanlab_peers.peer import peer, without_groups
 
 

@@ -12,6 +12,6 @@ it is used, and can be imported. `python -m scanlab run script.py` does all this
 Source: state-spaces/mamba@e9594ce, Dao-AILab/causal-conv1d@0d2252d, hustvl/Vim@dd0358a with its forks of both.
 """
 
-from scanlab.integrations.mamba_ssm.hook import install, uninstall
+from scanlab.integrations.mamba_ssm.import_hook import install, uninstall
 
 __all__ = ["install", "uninstall"]

@@ -1,4 +1,4 @@
-"""The functions of `causal_conv1d`, with its signatures, on the ops of scanlab.mixer.
+"""The functions of `causal_conv1d`, with its signatures, on the ops of scanlab.runtime.ops.
 
 Source: Dao-AILab/causal-conv1d@0d2252d, causal_conv1d/causal_conv1d_interface.py, causal_conv1d_varlen.py,
 cpp_functions.py.
@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scanlab import mixer
-from scanlab.integrations.mamba_ssm import extensions
-from scanlab.mixer.causal_conv1d import Activation
+from scanlab.integrations.mamba_ssm import cuda_extensions as extensions
+from scanlab.runtime import ops as mixer
+from scanlab_kernels.causal_conv1d.op import Activation
 
 
 def activation_of(name: str | None) -> Activation:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scanlab.mixer import add_norm
+from scanlab.runtime.ops import add_norm
 
 
 def layernorm_fn(

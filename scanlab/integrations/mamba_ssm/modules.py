@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scanlab import mixer
-from scanlab.deploy import dispatch
 from scanlab.errors import ProblemError
 from scanlab.integrations.mamba_ssm import scan
 from scanlab.integrations.mamba_ssm.norms import RMSNorm, layer_norm_fn
-from scanlab.models.mixer import BIMAMBA_TYPES
-from scanlab.models.mixing import Mixing, taps
+from scanlab.models.mamba_block import BIMAMBA_TYPES
+from scanlab.models.mamba_weights import Mixing, taps
+from scanlab.runtime import dispatch
+from scanlab.runtime import ops as mixer
 
 log = logging.getLogger("scanlab")
 

@@ -1,4 +1,4 @@
-"""The fused norms of `mamba_ssm.ops.triton.layer_norm`, with their signatures, on scanlab.mixer.add_norm.
+"""The fused norms of `mamba_ssm.ops.triton.layer_norm`, with their signatures, on scanlab_kernels.add_norm.op.
 
 Source: state-spaces/mamba@e9594ce, mamba_ssm/ops/triton/layer_norm.py; the semantics of the Triton kernel.
 """
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scanlab.errors import ProblemError
-from scanlab.mixer import add_norm
+from scanlab.runtime.ops import add_norm
 
 
 def layer_norm_fn(

@@ -15,10 +15,10 @@ import logging
 import torch.nn.functional as F
 from torch import Tensor
 
-from scanlab import mixer
-from scanlab.deploy import dispatch
-from scanlab.problem import ScanInputs
-from scanlab.space import config_key
+from scanlab.contract.problem import ScanInputs
+from scanlab.contract.space import config_key
+from scanlab.runtime import dispatch
+from scanlab.runtime import ops as mixer
 
 log = logging.getLogger("scanlab")
 

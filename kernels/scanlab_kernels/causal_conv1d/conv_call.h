@@ -1,0 +1,56 @@
+// What the kernels see of a convolution of torch's tensors.
+#pragma once
+
+#include "cpu/ops.h"
+
+namespace scanlab::mixer {
+
+// The call, and the tensors that keep it alive.
+struct ConvCall {
+    Conv conv;
+    Tensor ids, weights[2], biases[2];
+
+    ConvCall(const Tensor& x, const Maybe& weight, const Maybe& bias, const Maybe& weight_back, const Maybe& bias_back,
+             const Maybe& seq_idx, const Maybe& initial, bool silu) {
+        TORCH_CHECK_VALUE(x.dim() == 3 && x.device().is_cpu(), "x: must be (batch, dim, length) on the CPU");
+        TORCH_CHECK_VALUE(weight || weight_back, "a convolution needs a weight");
+        const int64_t batch = x.size(0), dim = x.size(1), length = x.size(2), width = (weight ? *weight : *weight_back).size(-1);
+        TORCH_CHECK_VALUE(width >= 1 && width <= max_width, "width ", width, ": must be 1..", max_width);
+        conv.batch = batch, conv.dim = dim, conv.length = length, conv.width = int(width);
+        conv.silu = silu;
+        conv.wide = is_wide({&x});
+        conv.directions = 0;
+        add(weight, bias, false);
+        add(weight_back, bias_back, true);
+        conv.x = matrix(x);
+        if (seq_idx) {
+            expect("seq_idx", *seq_idx, {batch, length});
+            TORCH_CHECK_TYPE(seq_idx->scalar_type() == at::kInt, "seq_idx: must be int32");
+            ids = seq_idx->contiguous();
+            conv.ids = ids.const_data_ptr<int32_t>();
+        }
+        if (initial) {
+            expect("initial_states", *initial, {batch, dim, width - 1});
+            TORCH_CHECK_VALUE(conv.directions == 1 && !seq_idx, "initial_states: for one direction without seq_idx only");
+            conv.initial = matrix(*initial);
+        }
+    }
+
+    void add(const Maybe& weight, const Maybe& bias, bool reverse) {
+        if (!weight) return;
+        const int d = conv.directions++;
+        expect("weight", *weight, {conv.dim, conv.width});
+        weights[d] = dense(*weight, arithmetic(conv.wide));
+        if (bias) {
+            expect("bias", *bias, {conv.dim});
+            biases[d] = dense(*bias, arithmetic(conv.wide));
+        }
+        conv.direction[d].reverse = reverse;
+        conv.direction[d].weight = pointer(weights[d]);
+        conv.direction[d].bias = pointer(biases[d]);
+    }
+
+    int64_t elements() const { return conv.batch * conv.dim * conv.length * conv.directions; }
+};
+
+}  // namespace scanlab::mixer

@@ -1,0 +1,163 @@
+// The ops on torch's tensors, and what they share.
+//
+// The Python functions check what users pass and say what is wrong with it; here only what would touch foreign
+// memory is refused.
+#pragma once
+
+#include <ATen/MemoryOverlap.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/zeros.h>
+
+#include <memory>
+
+#include "cpu/mixer.h"
+#include "cpu/allocator.h"
+
+namespace scanlab::mixer {
+
+using at::Tensor;
+using Maybe = std::optional<Tensor>;
+using Two = std::tuple<Tensor, Tensor>;
+using Three = std::tuple<Tensor, Tensor, Tensor>;
+using Six = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Seven = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+// What each op computes on CPU tensors, and what it returns, which is all that meta tensors need.
+Two conv(const Tensor& x, const Maybe& weight, const Maybe& bias, const Maybe& weight_back, const Maybe& bias_back,
+         const Maybe& seq_idx, const Maybe& initial, bool silu);
+Two conv_outputs(const Tensor& x, const Maybe& weight, const Maybe& bias, const Maybe& weight_back, const Maybe& bias_back,
+                 const Maybe& seq_idx, const Maybe& initial, bool silu);
+Six conv_backward(const Maybe& grad, const Maybe& grad_back, const Tensor& x, const Maybe& weight, const Maybe& bias,
+                  const Maybe& weight_back, const Maybe& bias_back, const Maybe& seq_idx, const Maybe& initial, bool silu);
+Six conv_gradients(const Maybe& grad, const Maybe& grad_back, const Tensor& x, const Maybe& weight, const Maybe& bias,
+                   const Maybe& weight_back, const Maybe& bias_back, const Maybe& seq_idx, const Maybe& initial, bool silu);
+Tensor conv_update(const Tensor& x, const Tensor& state, const Tensor& weight, const Maybe& bias, const Maybe& positions,
+                   const Maybe& rows, bool silu);
+Tensor conv_update_output(const Tensor& x, const Tensor& state, const Tensor& weight, const Maybe& bias,
+                          const Maybe& positions, const Maybe& rows, bool silu);
+Two add_norm(const Tensor& hidden, const Maybe& residual, const Tensor& weight, const Maybe& bias, double eps, bool centred,
+             bool wide_total);
+Two norm_outputs(const Tensor& hidden, const Maybe& residual, const Tensor& weight, const Maybe& bias, double eps,
+                 bool centred, bool wide_total);
+Three add_norm_backward(const Tensor& grad_out, const Maybe& grad_total, const Tensor& total, const Tensor& weight,
+                        double eps, bool centred);
+Three norm_gradients(const Tensor& grad_out, const Maybe& grad_total, const Tensor& total, const Tensor& weight, double eps,
+                     bool centred);
+Tensor state_update(const Tensor& state, const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B,
+                    const Tensor& C, const Maybe& D, const Maybe& z, const Maybe& dt_bias, bool softplus, const Maybe& rows,
+                    bool log_A);
+Tensor state_update_output(const Tensor& state, const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B,
+                           const Tensor& C, const Maybe& D, const Maybe& z, const Maybe& dt_bias, bool softplus,
+                           const Maybe& rows, bool log_A);
+Tensor thin_linear(const Tensor& x, const Tensor& weight, const Maybe& bias);
+Tensor thin_linear_output(const Tensor& x, const Tensor& weight, const Maybe& bias);
+Tensor pack_linear(const Tensor& weight);
+Tensor pack_linear_output(const Tensor& weight);
+Tensor packed_linear(const Tensor& x, const Tensor& packed, const Maybe& bias, c10::SymInt features);
+Tensor packed_linear_output(const Tensor& x, const Tensor& packed, const Maybe& bias, c10::SymInt features);
+Seven before_scan(const Tensor& hidden, const Tensor& into, const Maybe& into_bias, const Tensor& gate, const Maybe& gate_bias,
+                  const Tensor& weight, const Maybe& bias, const Tensor& select, const Tensor& step, const Maybe& weight_back,
+                  const Maybe& bias_back, const Maybe& select_back, const Maybe& step_back, c10::SymInt rank,
+                  c10::SymInt selected);
+Seven before_scan_outputs(const Tensor& hidden, const Tensor& into, const Maybe& into_bias, const Tensor& gate,
+                          const Maybe& gate_bias, const Tensor& weight, const Maybe& bias, const Tensor& select,
+                          const Tensor& step, const Maybe& weight_back, const Maybe& bias_back, const Maybe& select_back,
+                          const Maybe& step_back, c10::SymInt rank, c10::SymInt selected);
+Tensor mixer_step(const Tensor& projected, const Tensor& conv_state, const Tensor& state, const Tensor& conv_weight,
+                  const Maybe& conv_bias, const Tensor& x_weight, const Tensor& dt_weight, const Maybe& dt_bias,
+                  const Tensor& A_log, const Tensor& D);
+Tensor mixer_step_output(const Tensor& projected, const Tensor& conv_state, const Tensor& state, const Tensor& conv_weight,
+                         const Maybe& conv_bias, const Tensor& x_weight, const Tensor& dt_weight, const Maybe& dt_bias,
+                         const Tensor& A_log, const Tensor& D);
+
+// Of float32; beyond, at::linear is as fast.
+inline constexpr int64_t most_thin_rows = 8;
+
+// The kernels of the instruction set in use, and its products of a storage type; none where this machine has none.
+const Kernels& kernels_in_use();
+const Products* products_in_use(at::ScalarType type);
+
+inline bool is_wide(std::initializer_list<const Tensor*> tensors) {
+    for (const Tensor* tensor : tensors)
+        if (tensor->defined() && tensor->scalar_type() == at::kDouble) return true;
+    return false;
+}
+inline at::ScalarType arithmetic(bool wide) { return wide ? at::kDouble : at::kFloat; }
+
+inline Type type_of(const Tensor& tensor) {
+    switch (tensor.scalar_type()) {
+        case at::kFloat: return Type::float32;
+        case at::kDouble: return Type::float64;
+        case at::kBFloat16: return Type::bfloat16;
+        case at::kHalf: return Type::float16;
+        default: TORCH_CHECK_TYPE(false, tensor.scalar_type(), ": must be float32, float64, bfloat16 or float16");
+    }
+}
+
+inline void expect(const char* name, const Tensor& tensor, at::IntArrayRef shape) {
+    TORCH_CHECK_VALUE(tensor.sizes() == shape, name, " ", tensor.sizes(), ": must be ", shape);
+    TORCH_CHECK_VALUE(tensor.device().is_cpu(), name, " is on ", tensor.device(), ": must be on the CPU");
+}
+
+inline Tensor value_of(const Maybe& tensor) { return tensor.has_value() ? *tensor : Tensor(); }
+
+inline Tensor dense(const Tensor& tensor, at::ScalarType type) { return tensor.to(type).contiguous(); }
+inline const void* pointer(const Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr() : nullptr; }
+
+// The kernels write through the pointers of outputs only.
+inline Matrix matrix(const Tensor& tensor) {
+    if (!tensor.defined()) return {};
+    const int64_t time = tensor.dim() == 3 ? tensor.stride(2) : 0;  // a single step may lack its axis
+    return {const_cast<void*>(tensor.const_data_ptr()), type_of(tensor), tensor.stride(0), tensor.stride(1), time};
+}
+
+// Outputs, of tensors with data and of those without. What is traced says that it is on the CPU, its storage does not.
+inline bool has_data(const Tensor& tensor) { return tensor.has_storage() && tensor.storage().device_type() == at::kCPU; }
+inline Tensor output(c10::SymIntArrayRef sizes, const Tensor& like, at::ScalarType type) {
+    if (has_data(like)) return unwritten(C10_AS_INTARRAYREF_SLOW(sizes), type);
+    return at::empty_symint(sizes, like.options().dtype(type));
+}
+inline Tensor output(c10::SymIntArrayRef sizes, const Tensor& like) { return output(sizes, like, like.scalar_type()); }
+inline Tensor output_like(const Tensor& like) { return has_data(like) ? unwritten_like(like) : at::empty_like(like); }
+
+inline Tensor nothing(const Tensor& like) { return at::empty({0}, like.options()); }
+
+inline const int32_t* indices(const char* name, const Tensor& tensor, int64_t count) {
+    if (!tensor.defined()) return nullptr;
+    expect(name, tensor, {count});
+    TORCH_CHECK_TYPE(tensor.scalar_type() == at::kInt && tensor.is_contiguous(), name, ": must be int32 and contiguous");
+    return tensor.const_data_ptr<int32_t>();
+}
+inline void expect_rows(const char* name, const int32_t* rows, int64_t count, int64_t limit) {
+    for (int64_t i = 0; rows && i < count; i++)
+        TORCH_CHECK_INDEX(rows[i] < limit, name, "[", i, "]=", rows[i], ": the state has ", limit, " rows");
+}
+
+// A state is about to be written in place: no element of it may be another one of it, or of a tensor that is read.
+inline void claim(const Tensor& state, std::initializer_list<Tensor> read) {
+    at::assert_no_internal_overlap(state);
+    for (const Tensor& tensor : read)
+        if (tensor.defined()) at::assert_no_overlap(state, tensor);
+    state.unsafeGetTensorImpl()->bump_version();
+}
+
+// Runs tasks on torch's threads, none of them for less than about 20 us of work.
+template <class Run>
+void spread(int64_t tasks, int64_t elements, const Run& run) {
+    constexpr int64_t worth_a_thread = 32768;
+    const int64_t grain = std::max<int64_t>(1, tasks * worth_a_thread / std::max<int64_t>(1, elements));
+    at::parallel_for(0, tasks, grain, run);
+}
+
+// The sum of a list of rows, in its order.
+inline Tensor sum_rows(const Tensor& rows) {
+    Tensor sum = rows[0].clone();
+    for (int64_t i = 1; i < rows.size(0); i++) sum.add_(rows[i]);
+    return sum;
+}
+
+}  // namespace scanlab::mixer

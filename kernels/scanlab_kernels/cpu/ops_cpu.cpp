@@ -1,0 +1,264 @@
+// The ops on torch's CPU tensors: outputs made, tensors described to the kernels, tasks spread over the threads.
+#include "causal_conv1d/conv_call.h"
+
+namespace scanlab::mixer {
+
+Two conv_outputs(const Tensor& x, const Maybe& weight, const Maybe&, const Maybe& weight_back, const Maybe&,
+                 const Maybe&, const Maybe&, bool) {
+    return {weight ? output_like(x) : nothing(x), weight_back ? output_like(x) : nothing(x)};
+}
+
+Six conv_gradients(const Maybe&, const Maybe&, const Tensor& x, const Maybe& weight, const Maybe& bias,
+                   const Maybe& weight_back, const Maybe& bias_back, const Maybe&, const Maybe& initial, bool) {
+    const auto like = [&](const Maybe& tensor) { return tensor ? at::empty_like(*tensor) : nothing(x); };
+    return {output_like(x), like(weight), like(bias), like(weight_back), like(bias_back), like(initial)};
+}
+
+Two conv(const Tensor& x, const Maybe& weight, const Maybe& bias, const Maybe& weight_back, const Maybe& bias_back,
+         const Maybe& seq_idx, const Maybe& initial, bool silu) {
+    ConvCall call(x, weight, bias, weight_back, bias_back, seq_idx, initial, silu);
+    Two outputs = conv_outputs(x, weight, bias, weight_back, bias_back, seq_idx, initial, silu);
+    for (int d = 0; d < call.conv.directions; d++)
+        call.conv.direction[d].out = matrix(call.conv.direction[d].reverse ? std::get<1>(outputs) : std::get<0>(outputs));
+    const Kernels& kernels = kernels_in_use();
+    spread(kernels.conv_tasks(call.conv), call.elements(), [&](int64_t begin, int64_t end) { kernels.conv(call.conv, begin, end); });
+    return outputs;
+}
+
+Six conv_backward(const Maybe& grad, const Maybe& grad_back, const Tensor& x, const Maybe& weight, const Maybe& bias,
+                  const Maybe& weight_back, const Maybe& bias_back, const Maybe& seq_idx, const Maybe& initial, bool silu) {
+    ConvCall call(x, weight, bias, weight_back, bias_back, seq_idx, initial, silu);
+    Conv& conv = call.conv;
+    Six gradients = conv_gradients(grad, grad_back, x, weight, bias, weight_back, bias_back, seq_idx, initial, silu);
+    auto& [grad_x, grad_weight, grad_bias, grad_weight_back, grad_bias_back, grad_initial] = gradients;
+    const Kernels& kernels = kernels_in_use();
+    const int64_t shares = conv.batch * kernels.conv_chunks(conv);
+    Tensor partials[2];
+    for (int d = 0; d < conv.directions; d++) {
+        const Maybe& of = conv.direction[d].reverse ? grad_back : grad;
+        TORCH_CHECK_VALUE(of, "a direction lacks its gradient");
+        expect("grad", *of, x.sizes());
+        conv.direction[d].out = matrix(*of);
+        partials[d] = at::empty({std::max<int64_t>(1, shares), conv.dim, conv.width + 1}, x.options().dtype(arithmetic(conv.wide)));
+        if (shares == 0) partials[d].zero_();
+        conv.direction[d].partials = partials[d].data_ptr();
+    }
+    conv.grad_x = matrix(grad_x);
+    if (initial) {
+        if (conv.length == 0) grad_initial.zero_();
+        conv.grad_initial = matrix(grad_initial);
+    }
+    spread(kernels.conv_tasks(conv), 3 * call.elements(), [&](int64_t begin, int64_t end) { kernels.conv_backward(conv, begin, end); });
+    for (int d = 0; d < conv.directions; d++) {
+        const Tensor sum = sum_rows(partials[d]);
+        const bool reverse = conv.direction[d].reverse;
+        (reverse ? grad_weight_back : grad_weight).copy_(sum.narrow(1, 0, conv.width));
+        if (reverse ? bias_back.has_value() : bias.has_value())
+            (reverse ? grad_bias_back : grad_bias).copy_(sum.select(1, conv.width));
+    }
+    return gradients;
+}
+
+Tensor conv_update_output(const Tensor& x, const Tensor&, const Tensor&, const Maybe&, const Maybe&, const Maybe&, bool) {
+    return at::empty_like(x);
+}
+
+Tensor conv_update(const Tensor& x, const Tensor& state, const Tensor& weight, const Maybe& bias, const Maybe& positions,
+                   const Maybe& rows, bool silu) {
+    TORCH_CHECK_VALUE((x.dim() == 2 || x.dim() == 3) && state.dim() == 3 && x.device().is_cpu(),
+                      "x (batch, dim) or (batch, dim, steps) and conv_state (rows, dim, slots) on the CPU");
+    const int64_t batch = x.size(0), dim = x.size(1), length = x.dim() == 3 ? x.size(2) : 1;
+    const int64_t slots = state.size(2), width = weight.size(-1);
+    TORCH_CHECK_VALUE(width >= 1 && width <= max_width && slots >= width - 1, "width ", width, ": must be 1..", max_width,
+                      " and at most one more than the ", slots, " slots of the state");
+    TORCH_CHECK_VALUE(slots > 0 || !positions, "a circular state needs slots");
+    expect("weight", weight, {dim, width});
+    expect("conv_state", state, {rows ? state.size(0) : batch, dim, slots});
+    ConvUpdate update;
+    update.batch = batch, update.dim = dim, update.length = length, update.slots = slots, update.width = int(width);
+    update.wide = is_wide({&x}), update.silu = silu;
+    const Tensor weights = dense(weight, arithmetic(update.wide));
+    Tensor biases;
+    if (bias) {
+        expect("bias", *bias, {dim});
+        biases = dense(*bias, arithmetic(update.wide));
+    }
+    update.weight = pointer(weights), update.bias = pointer(biases);
+    update.positions = indices("cache_seqlens", value_of(positions), batch);
+    update.rows = indices("conv_state_indices", value_of(rows), batch);
+    expect_rows("conv_state_indices", update.rows, batch, state.size(0));
+    const Tensor out = conv_update_output(x, state, weight, bias, positions, rows, silu);
+    update.x = matrix(x), update.state = matrix(state), update.out = matrix(out);
+    claim(state, {x});
+    const Kernels& kernels = kernels_in_use();
+    spread(kernels.conv_update_tasks(update), batch * dim * (slots + 2 * length), [&](int64_t begin, int64_t end) {
+        const auto workspace = std::make_unique_for_overwrite<char[]>(kernels.conv_update_workspace_bytes(update));
+        kernels.conv_update(update, begin, end, workspace.get());
+    });
+    return out;
+}
+
+namespace {
+Matrix rows_of(const Tensor& tensor) {
+    if (!tensor.defined()) return {};
+    return {const_cast<void*>(tensor.const_data_ptr()), type_of(tensor), 0, tensor.stride(0), tensor.stride(1)};
+}
+
+Tensor flat(const Tensor& tensor) {
+    const Tensor rows = tensor.reshape({-1, tensor.size(-1)});
+    return rows.stride(1) == 1 ? rows : rows.contiguous();
+}
+
+Norm norm_call(const Tensor& like, const Tensor& weight, double eps, bool centred) {
+    Norm norm;
+    norm.dim = like.size(-1);
+    norm.rows = norm.dim ? like.numel() / norm.dim : 0;
+    norm.wide = is_wide({&like}), norm.centred = centred, norm.eps = eps;
+    expect("weight", weight, {norm.dim});
+    return norm;
+}
+}  // namespace
+
+Two norm_outputs(const Tensor& hidden, const Maybe&, const Tensor&, const Maybe&, double, bool, bool wide_total) {
+    const at::ScalarType type = wide_total && hidden.scalar_type() != at::kDouble ? at::kFloat : hidden.scalar_type();
+    return {output(hidden.sym_sizes(), hidden), output(hidden.sym_sizes(), hidden, type)};
+}
+Three norm_gradients(const Tensor&, const Maybe&, const Tensor& total, const Tensor& weight,
+                                                  double, bool) {
+    return {output(total.sym_sizes(), total), at::empty_like(weight), at::empty_like(weight)};
+}
+
+Two add_norm(const Tensor& hidden, const Maybe& residual, const Tensor& weight, const Maybe& bias, double eps,
+             bool centred, bool wide_total) {
+    TORCH_CHECK_VALUE(hidden.dim() >= 1 && hidden.device().is_cpu(), "hidden: must be (..., dim) on the CPU");
+    Norm norm = norm_call(hidden, weight, eps, centred);
+    const Tensor weights = dense(weight, arithmetic(norm.wide));
+    Tensor biases, other;
+    if (bias) {
+        expect("bias", *bias, {norm.dim});
+        biases = dense(*bias, arithmetic(norm.wide));
+    }
+    if (residual) {
+        expect("residual", *residual, hidden.sizes());
+        other = flat(*residual);
+    }
+    Two outputs = norm_outputs(hidden, residual, weight, bias, eps, centred, wide_total);
+    if (norm.rows == 0) return outputs;
+    const Tensor rows = flat(hidden);
+    norm.weight = pointer(weights), norm.bias = pointer(biases);
+    norm.hidden = rows_of(rows), norm.residual = rows_of(other);
+    norm.out = rows_of(flat(std::get<0>(outputs))), norm.total = rows_of(flat(std::get<1>(outputs)));
+    const Kernels& kernels = kernels_in_use();
+    spread((norm.rows + norm_rows - 1) / norm_rows, 2 * norm.rows * norm.dim, [&](int64_t begin, int64_t end) {
+        const auto workspace = std::make_unique_for_overwrite<char[]>(kernels.norm_workspace_bytes(norm));
+        kernels.norm(norm, begin, end, workspace.get());
+    });
+    return outputs;
+}
+
+Three add_norm_backward(const Tensor& grad_out, const Maybe& grad_total, const Tensor& total,
+                                                     const Tensor& weight, double eps, bool centred) {
+    Norm norm = norm_call(total, weight, eps, centred);
+    expect("grad_out", grad_out, total.sizes());
+    auto gradients = norm_gradients(grad_out, grad_total, total, weight, eps, centred);
+    auto& [grad, grad_weight, grad_bias] = gradients;
+    if (norm.rows == 0) {
+        grad_weight.zero_(), grad_bias.zero_();
+        return gradients;
+    }
+    const Tensor weights = dense(weight, arithmetic(norm.wide)), outer = flat(grad_out), sums = flat(total);
+    Tensor direct;
+    if (grad_total) {
+        expect("grad_total", *grad_total, total.sizes());
+        direct = flat(*grad_total);
+    }
+    const int64_t tasks = (norm.rows + norm_rows - 1) / norm_rows;
+    const Tensor partials = at::empty({tasks, 2, norm.dim}, weights.options());
+    norm.weight = pointer(weights), norm.partials = partials.data_ptr();
+    norm.total = rows_of(sums), norm.grad_out = rows_of(outer), norm.grad_total = rows_of(direct), norm.grad = rows_of(flat(grad));
+    const Kernels& kernels = kernels_in_use();
+    spread(tasks, 4 * norm.rows * norm.dim, [&](int64_t begin, int64_t end) {
+        const auto workspace = std::make_unique_for_overwrite<char[]>(kernels.norm_workspace_bytes(norm));
+        kernels.norm_backward(norm, begin, end, workspace.get());
+    });
+    const Tensor sum = sum_rows(partials);
+    grad_weight.copy_(sum[0]), grad_bias.copy_(sum[1]);
+    return gradients;
+}
+
+Tensor state_update_output(const Tensor&, const Tensor& x, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                           const Maybe&, const Maybe&, const Maybe&, bool, const Maybe&, bool) {
+    return at::empty_like(x);
+}
+
+namespace {
+// Tensors without heads stand for tensors with one head.
+struct Heads {
+    bool given;
+
+    int64_t stride(const Tensor& tensor, int64_t axis) const { return given ? tensor.stride(axis) : 0; }
+    // (batch, [heads,] dim), or ([heads,] dim) for weights
+    StateUpdate::PerBatch channels(const char* name, const Tensor& tensor, at::IntArrayRef shape, bool weights = false) const {
+        if (!tensor.defined()) return {};
+        expect(name, tensor, shape);
+        return {const_cast<void*>(tensor.const_data_ptr()), type_of(tensor), weights ? 0 : tensor.stride(0),
+                stride(tensor, weights ? 0 : 1), tensor.stride(-1)};
+    }
+    // (rows, [heads,] dim, state)
+    StateUpdate::PerState states(const char* name, const Tensor& tensor, at::IntArrayRef shape) const {
+        expect(name, tensor, shape);
+        return {const_cast<void*>(tensor.const_data_ptr()), type_of(tensor), tensor.stride(0), stride(tensor, 1), tensor.stride(-2),
+                tensor.stride(-1)};
+    }
+    // ([heads,] dim, state)
+    StateUpdate::PerState rates(const Tensor& tensor, at::IntArrayRef shape) const {
+        expect("A", tensor, shape);
+        return {const_cast<void*>(tensor.const_data_ptr()), type_of(tensor), 0, stride(tensor, 0), tensor.stride(-2), tensor.stride(-1)};
+    }
+    // (batch, [groups,] state)
+    StateUpdate::PerState projection(const char* name, const Tensor& tensor, at::IntArrayRef shape) const {
+        expect(name, tensor, shape);
+        return {const_cast<void*>(tensor.const_data_ptr()), type_of(tensor), tensor.stride(0), stride(tensor, 1), 0, tensor.stride(-1)};
+    }
+};
+}  // namespace
+
+Tensor state_update(const Tensor& state, const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B, const Tensor& C,
+                    const Maybe& D, const Maybe& z, const Maybe& dt_bias, bool softplus, const Maybe& rows, bool log_A) {
+    TORCH_CHECK_VALUE((state.dim() == 3 || state.dim() == 4) && x.dim() == state.dim() - 1 && B.dim() == x.dim() && x.device().is_cpu(),
+                      "state (rows, [heads,] dim, state), x (batch, [heads,] dim) and B (batch, [groups,] state) on the CPU");
+    const Heads heads{x.dim() == 3};
+    StateUpdate update;
+    update.batch = x.size(0), update.dim = x.size(-1), update.state = state.size(-1);
+    if (heads.given) update.heads = x.size(1), update.groups = B.size(1);
+    TORCH_CHECK_VALUE(update.groups > 0 && update.heads % update.groups == 0, update.groups, " groups do not divide ", update.heads, " heads");
+    const at::DimVector own(x.sizes().begin() + 1, x.sizes().end());
+    at::DimVector rates = own, all = own;
+    rates.push_back(update.state), all.push_back(update.state);
+    all.insert(all.begin(), rows ? state.size(0) : update.batch);
+    at::DimVector projection = {update.batch, update.state};
+    if (heads.given) projection.insert(projection.begin() + 1, update.groups);
+    const Tensor out = state_update_output(state, x, dt, A, B, C, D, z, dt_bias, softplus, rows, log_A);
+    update.wide = is_wide({&state, &x, &A}), update.softplus = softplus, update.log_A = log_A;
+    update.x = heads.channels("x", x, x.sizes());
+    update.dt = heads.channels("dt", dt, x.sizes());
+    update.z = heads.channels("z", value_of(z), x.sizes());
+    update.out = heads.channels("out", out, x.sizes());
+    update.D = heads.channels("D", value_of(D), own, true);
+    update.dt_bias = heads.channels("dt_bias", value_of(dt_bias), own, true);
+    update.h = heads.states("state", state, all);
+    update.A = heads.rates(A, rates);
+    update.B = heads.projection("B", B, projection);
+    update.C = heads.projection("C", C, projection);
+    update.rows = indices("state_batch_indices", value_of(rows), update.batch);
+    expect_rows("state_batch_indices", update.rows, update.batch, state.size(0));
+    claim(state, {x, dt, value_of(z), B, C});
+    const Kernels& kernels = kernels_in_use();
+    spread(kernels.state_update_tasks(update), x.numel() * update.state, [&](int64_t begin, int64_t end) {
+        const auto workspace = std::make_unique_for_overwrite<char[]>(kernels.state_update_workspace_bytes(update));
+        kernels.state_update(update, begin, end, workspace.get());
+    });
+    return out;
+}
+
+}  // namespace scanlab::mixer

@@ -1,0 +1,13 @@
+// The unit for the products that AVX-512 has for bfloat16, which not every machine with AVX-512 has.
+#include "mamba_front/before_scan.h"
+
+namespace scanlab::mixer {
+
+extern const Products products_avx512_bfloat16;
+const Products products_avx512_bfloat16 = {
+    SCANLAB_ISA::multiply_packed<SCANLAB_ISA::bfloat16>,
+    SCANLAB_ISA::convolve_group<SCANLAB_ISA::bfloat16>,
+    SCANLAB_ISA::add_shares<SCANLAB_ISA::bfloat16>,
+};
+
+}  // namespace scanlab::mixer

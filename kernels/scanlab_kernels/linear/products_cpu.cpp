@@ -1,0 +1,232 @@
+// The ops on torch's CPU tensors that multiply by weights, and those that are made of several.
+#include "causal_conv1d/conv_call.h"
+
+namespace scanlab::mixer {
+
+Tensor thin_linear_output(const Tensor& x, const Tensor& weight, const Maybe&) {
+    return at::empty_symint({x.sym_size(0), weight.sym_size(0)}, x.options());
+}
+
+Tensor thin_linear(const Tensor& x, const Tensor& weight, const Maybe& bias) {
+    TORCH_CHECK_VALUE(x.dim() == 2 && weight.dim() == 2 && x.device().is_cpu(), "x (rows, in) and weight (out, in) on the CPU");
+    ThinLinear linear;
+    linear.rows = x.size(0), linear.features = weight.size(0), linear.depth = x.size(1);
+    expect("weight", weight, {linear.features, linear.depth});
+    const Tensor rows = x.contiguous(), weights = weight.stride(1) == 1 ? weight : weight.contiguous();
+    Tensor biases;
+    if (bias) {
+        expect("bias", *bias, {linear.features});
+        biases = bias->contiguous();
+        linear.bias = biases.const_data_ptr<float>();
+    }
+    const Tensor out = at::empty({linear.rows, linear.features}, x.options());
+    linear.x = rows.const_data_ptr<float>(), linear.out = out.data_ptr<float>();
+    linear.weight = weights.const_data_ptr<float>(), linear.weight_row = weights.stride(0);
+    const Kernels& kernels = kernels_in_use();
+    spread(kernels.thin_linear_tasks(linear), linear.features * linear.depth,
+           [&](int64_t begin, int64_t end) { kernels.thin_linear(linear, begin, end); });
+    return out;
+}
+
+namespace {
+inline int64_t padded(int64_t features) { return (features + 15) / 16 * 16; }
+inline int64_t panels(int64_t features) { return (features + panel_features - 1) / panel_features; }
+// The elements of the depth that are multiplied at once, and to a multiple of which it is padded.
+int64_t depth_step(at::ScalarType type) { return type == at::kBFloat16 ? 2 : 1; }
+}  // namespace
+
+Tensor pack_linear_output(const Tensor& weight) {
+    const int64_t step = depth_step(weight.scalar_type());
+    return at::empty_symint({(weight.sym_size(0) + 15) / 16 * 16 * ((weight.sym_size(1) + step - 1) / step * step)}, weight.options());
+}
+
+Tensor pack_linear(const Tensor& weight) {
+    TORCH_CHECK_VALUE(weight.dim() == 2 && weight.device().is_cpu(), "weight (out, in) on the CPU");
+    const int64_t features = weight.size(0), depth = weight.size(1), step = depth_step(weight.scalar_type());
+    const int64_t steps = (depth + step - 1) / step, whole = steps * step, all = padded(features);
+    const Tensor full = all == features && whole == depth ? weight : at::constant_pad_nd(weight, {0, whole - depth, 0, all - features});
+    const Tensor packed = at::empty({all * whole}, weight.options());
+    const auto pack = [&](int64_t first, int64_t count, int64_t pitch) {
+        if (!count) return;
+        const Tensor rows = full.narrow(0, first, count).view({count / pitch, pitch, steps, step});
+        packed.narrow(0, first * whole, count * whole).view({count / pitch, steps, pitch, step}).copy_(rows.transpose(1, 2));
+    };
+    const int64_t rest = all % panel_features;
+    pack(0, all - rest, panel_features);
+    pack(all - rest, rest, rest);
+    return packed;
+}
+
+namespace {
+Maybe as_read(const Maybe& bias) { return bias ? Maybe(dense(*bias, at::kFloat)) : std::nullopt; }
+
+// What the kernel sees of a product whose x has rows.
+PackedLinear product(const Tensor& x, const Tensor& packed, const Maybe& bias, int64_t features, const Tensor& out) {
+    TORCH_CHECK_VALUE(x.size(-1) <= 1 || x.stride(-1) == 1, "the rows of x must be dense");
+    TORCH_CHECK_TYPE(packed.scalar_type() == x.scalar_type(), "packed is ", packed.scalar_type(), ": must be ", x.scalar_type());
+    const int64_t step = depth_step(x.scalar_type());
+    PackedLinear linear;
+    linear.depth = x.size(-1), linear.features = features;
+    linear.x = x.const_data_ptr(), linear.x_row = x.stride(-2);
+    linear.packed = packed.const_data_ptr(), linear.packed_depth = (linear.depth + step - 1) / step * step;
+    expect("packed", packed, {padded(features) * linear.packed_depth});
+    if (bias) {
+        expect("bias", *bias, {features});
+        linear.bias = bias->const_data_ptr<float>();
+    }
+    if (out.defined()) linear.out = out.data_ptr(), linear.out_row = out.stride(-2);
+    return linear;
+}
+
+const Products& products_of(const Tensor& x) {
+    const Products* products = products_in_use(x.scalar_type());
+    TORCH_CHECK_TYPE(products, x.scalar_type(), ": this machine has no packed products of it");
+    return *products;
+}
+}  // namespace
+
+Tensor packed_linear_output(const Tensor& x, const Tensor&, const Maybe&, c10::SymInt features) {
+    c10::SymDimVector shape(x.sym_sizes().begin(), x.sym_sizes().end());
+    shape.back() = features;
+    return output(shape, x);
+}
+
+Tensor packed_linear(const Tensor& x, const Tensor& packed, const Maybe& bias, c10::SymInt sym_features) {
+    const int64_t features = sym_features.expect_int();
+    TORCH_CHECK_VALUE(x.dim() >= 1 && x.device().is_cpu(), "x (..., in) on the CPU");
+    const Tensor flat = x.reshape({-1, x.size(-1)}), rows = flat.stride(1) == 1 ? flat : flat.contiguous();
+    const Maybe biases = as_read(bias);
+    const Tensor out = packed_linear_output(x, packed, bias, features);
+    const PackedLinear linear = product(rows, packed, biases, features, out.view({-1, features}));
+    const int64_t count = rows.size(0), steps = (count + row_step - 1) / row_step, columns = panels(features);
+    const Products& products = products_of(x);
+    const auto work = count * features * linear.depth / 16;
+    if (steps >= 4 * at::get_num_threads())
+        spread(steps, work, [&](int64_t begin, int64_t end) {
+            products.packed_linear(linear, begin * row_step, std::min(end * row_step, count), 0, columns);
+        });
+    else
+        spread(columns, work, [&](int64_t begin, int64_t end) { products.packed_linear(linear, 0, count, begin, end); });
+    return out;
+}
+
+Seven before_scan_outputs(const Tensor& hidden, const Tensor&, const Maybe&, const Tensor&, const Maybe&, const Tensor& weight,
+                          const Maybe&, const Tensor&, const Tensor&, const Maybe& weight_back, const Maybe&, const Maybe&,
+                          const Maybe&, c10::SymInt, c10::SymInt selected) {
+    const c10::SymInt dim = weight.sym_size(0);
+    const auto like = [&](const c10::SymInt& features) {
+        return output({hidden.sym_size(0), hidden.sym_size(1), features}, hidden);
+    };
+    if (weight_back) return {like(dim), like(dim), like(selected), like(dim), like(dim), like(selected), like(dim)};
+    return {like(dim), like(dim), like(selected), like(dim), nothing(hidden), nothing(hidden), nothing(hidden)};
+}
+
+namespace {
+// Every sequence in pieces of `steps`.
+std::vector<Piece> pieces_of(const Conv& conv, int64_t steps) {
+    std::vector<Piece> pieces;
+    for (int64_t batch = 0; batch < conv.batch; batch++)
+        for (int64_t first = 0; first < conv.length; first += steps)
+            pieces.push_back({batch, first, std::min(first + steps, conv.length)});
+    return pieces;
+}
+
+// Groups of channels, whose number is that of the terms of a sum and so must not depend on the threads, and pieces of
+// time enough to occupy those.
+std::vector<Piece> cut(BeforeScan& before, int64_t threads) {
+    constexpr int64_t most_groups = 4;
+    const int64_t columns = panels(before.conv.dim);
+    before.panels_each = (columns + most_groups - 1) / most_groups;
+    before.groups = (columns + before.panels_each - 1) / before.panels_each;
+    std::vector<Piece> pieces = pieces_of(before.conv, most_steps);
+    const int64_t tasks = before.groups * int64_t(pieces.size());
+    return tasks % threads == 0 || tasks >= 4 * threads ? pieces : pieces_of(before.conv, most_steps / 4);
+}
+}  // namespace
+
+Seven before_scan(const Tensor& hidden, const Tensor& into, const Maybe& into_bias, const Tensor& gate, const Maybe& gate_bias,
+                  const Tensor& weight, const Maybe& bias, const Tensor& select, const Tensor& step, const Maybe& weight_back,
+                  const Maybe& bias_back, const Maybe& select_back, const Maybe& step_back, c10::SymInt sym_rank,
+                  c10::SymInt sym_selected) {
+    TORCH_CHECK_VALUE(hidden.dim() == 3, "hidden: must be (batch, length, model)");
+    const Seven outputs = before_scan_outputs(hidden, into, into_bias, gate, gate_bias, weight, bias, select, step, weight_back,
+                                              bias_back, select_back, step_back, sym_rank, sym_selected);
+    const auto& [z, u, all, delta, u_back, all_back, delta_back] = outputs;
+    const ConvCall call(u.mT(), weight, bias, weight_back, bias_back, std::nullopt, std::nullopt, true);
+    const int64_t dim = weight.size(0), rank = sym_rank.expect_int(), selected = sym_selected.expect_int();
+    const auto rows_of = [](const Tensor& tensor) { return tensor.view({-1, tensor.size(2)}); };
+    const Tensor flat = hidden.reshape({-1, hidden.size(2)}), rows = flat.stride(1) == 1 ? flat : flat.contiguous();
+    const Maybe into_biases = as_read(into_bias), gate_biases = as_read(gate_bias);
+    BeforeScan before;
+    PackedLinear step_sizes[2];
+    before.conv = call.conv;
+    before.into = product(rows, into, into_biases, dim, Tensor());
+    before.gate = product(rows, gate, gate_biases, dim, rows_of(z));
+    const auto direction = [&](int d, const Tensor& u, const Tensor& all, const Tensor& delta, const Tensor& to_all, const Tensor& to_delta) {
+        before.conv.direction[d].out = matrix(u.mT());
+        before.select[d] = product(rows_of(u), to_all, std::nullopt, selected, rows_of(all));
+        step_sizes[d] = product(rows_of(all).narrow(1, 0, rank), to_delta, std::nullopt, dim, rows_of(delta));
+    };
+    direction(0, u, all, delta, select, step);
+    if (weight_back) {
+        TORCH_CHECK_VALUE(select_back && step_back, "the direction back lacks its weights");
+        direction(1, u_back, all_back, delta_back, *select_back, *step_back);
+    }
+    const int64_t threads = at::get_num_threads(), length = before.conv.length, model = hidden.size(2);
+    const std::vector<Piece> pieces = cut(before, threads);
+    const int64_t count = int64_t(pieces.size()), at_once = std::min(count, std::max<int64_t>(4, threads));
+    before.share_row = padded(selected);
+    before.share_rows = std::min(at_once * most_steps, before.conv.batch * length);
+    const Tensor shares = at::empty({before.conv.directions * before.groups * before.share_rows * before.share_row}, at::kFloat);
+    before.shares = shares.data_ptr<float>();
+    const Products& products = products_of(hidden);
+    for (int64_t begin = 0; begin < count; begin += at_once) {
+        const int64_t end = std::min(begin + at_once, count), some = end - begin, tasks = before.groups * some;
+        const auto row = [&](int64_t piece) {
+            return piece < count ? pieces[piece].batch * length + pieces[piece].first : before.conv.batch * length;
+        };
+        before.first_row = row(begin);
+        const int64_t stop = row(end), all_rows = stop - before.first_row;
+        // Groups first, so that a thread keeps its channels from here to the scan.
+        spread(tasks, all_rows * dim * model / 8, [&](int64_t first, int64_t last) {
+            for (int64_t task = first; task < last; task++)
+                products.convolve_group(before, pieces[begin + task % some], task / some);
+        });
+        spread(all_rows, all_rows * selected * before.groups, [&](int64_t first, int64_t last) {
+            products.add_shares(before, before.first_row + first, before.first_row + last);
+        });
+        spread(tasks, all_rows * dim * (rank / 16 + 1), [&](int64_t first, int64_t last) {
+            for (int64_t task = first; task < last; task++) {
+                const int64_t piece = begin + task % some, panel = task / some * before.panels_each;
+                for (int d = 0; d < before.conv.directions; d++)
+                    products.packed_linear(step_sizes[d], row(piece), row(piece + 1), panel,
+                                           std::min(panel + before.panels_each, panels(dim)));
+            }
+        });
+    }
+    return outputs;
+}
+
+Tensor mixer_step_output(const Tensor& projected, const Tensor&, const Tensor&, const Tensor&, const Maybe&, const Tensor&,
+                         const Tensor&, const Maybe&, const Tensor&, const Tensor& D) {
+    return at::empty_symint({projected.sym_size(0), D.sym_size(0)}, projected.options());
+}
+
+Tensor mixer_step(const Tensor& projected, const Tensor& conv_state, const Tensor& state, const Tensor& conv_weight,
+                  const Maybe& conv_bias, const Tensor& x_weight, const Tensor& dt_weight, const Maybe& dt_bias,
+                  const Tensor& A_log, const Tensor& D) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    const int64_t dim = D.numel(), rank = dt_weight.size(1), states = A_log.size(1);
+    const Tensor x = projected.narrow(1, 0, dim), z = projected.narrow(1, dim, dim);
+    const Tensor u = conv_update(x, conv_state, conv_weight, conv_bias, std::nullopt, std::nullopt, true);
+    const auto product = [](const Tensor& left, const Tensor& weight) {
+        const bool thin = left.size(0) <= most_thin_rows && left.scalar_type() == at::kFloat;
+        return thin ? thin_linear(left, weight, std::nullopt) : at::linear(left, weight);
+    };
+    const Tensor selected = product(u, x_weight);
+    const Tensor dt = product(selected.narrow(1, 0, rank), dt_weight);
+    const Tensor B = selected.narrow(1, rank, states), C = selected.narrow(1, rank + states, states);
+    return state_update(state, u, dt, A_log, B, C, D, z, dt_bias, true, std::nullopt, true);
+}
+
+}  // namespace scanlab::mixer

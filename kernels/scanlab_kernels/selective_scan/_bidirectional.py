@@ -1,0 +1,43 @@
+"""Reverse and bidirectional scans out of a forward scan, by reversing tensors along time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from scanlab.contract.backend import ScanFn
+from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
+
+
+def flip_time(inputs: ScanInputs) -> ScanInputs:
+    """The same inputs with time reversed; constants, and the state before the first step, stay."""
+
+    def projection(values: Tensor) -> Tensor:
+        if values.dim() == 2:
+            return values
+        if inputs.A.is_complex():  # interleaved (real, imaginary) pairs stay pairs
+            pairs: Tensor = values.unflatten(-1, (-1, 2))
+            return pairs.flip(-2).flatten(-2)
+        return values.flip(-1)
+
+    flipped = {
+        name: getattr(inputs, name).flip(-1) for name in ("u", "delta", "z") if getattr(inputs, name) is not None
+    }
+    return inputs.with_tensors(B=projection(inputs.B), C=projection(inputs.C), **flipped)
+
+
+def directed(forward: Callable[[ScanInputs], ScanOutput], problem: ScanProblem) -> ScanFn:
+    """The scan in the problem's direction, out of the forward scan of one direction."""
+
+    def reverse(inputs: ScanInputs) -> ScanOutput:
+        result = forward(flip_time(inputs))
+        return ScanOutput(result.out.flip(-1), result.last_state)
+
+    def bidirectional(ahead: ScanInputs, back: ScanInputs) -> ScanOutput:
+        one, other = forward(ahead), reverse(back)
+        return ScanOutput(one.out + other.out, torch.stack((one.last_state, other.last_state)))
+
+    scans: dict[str, ScanFn] = {"forward": forward, "reverse": reverse, "bidirectional": bidirectional}
+    return scans[problem.direction]

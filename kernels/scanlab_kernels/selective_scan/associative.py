@@ -1,0 +1,46 @@
+"""The parallel scan: within a chunk the recurrence is solved in 2 log2(chunk) wide steps instead of chunk narrow ones.
+
+Twice the arithmetic of the loop for a fraction of its steps: it pays where a step is narrow (few channels)
+and where calls are dear, and is the form that massively parallel machines want.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from scanlab.contract.backend import WHOLE_CONTRACT, Backend, ScanFn
+from scanlab.contract.cpu import pinned, threads_choice
+from scanlab.contract.problem import ScanProblem
+from scanlab.contract.space import Choice, Config, Space
+from scanlab_kernels import autograd as once
+from scanlab_kernels.selective_scan import _bidirectional as directions
+from scanlab_kernels.selective_scan import _chunked_scan as chunks
+from scanlab_kernels.selective_scan import _discretize as pointwise
+from scanlab_kernels.selective_scan import _recurrence as recurrence
+
+
+def make(problem: ScanProblem, config: Config) -> ScanFn:
+    """The associative scan with config["chunk"] time steps at once, held to config["threads"]."""
+    chunk = int(config["chunk"])
+    scan = directions.directed(
+        lambda inputs: chunks.scan(inputs, problem, chunk, chunks.eager(recurrence.logarithmic)), problem
+    )
+    return pinned(scan, int(config["threads"]))
+
+
+backend = Backend(
+    name="associative",
+    summary="the log-depth parallel scan within chunks, the state carried between them",
+    rung=4,
+    sources=tuple(
+        map(
+            Path,
+            (__file__, chunks.__file__, once.__file__, recurrence.__file__, pointwise.__file__, directions.__file__),
+        )
+    ),
+    space=Space(
+        (Choice("chunk", (16, 32, 64, 128, 256, 512), default=64, summary="time steps at once"), threads_choice())
+    ),
+    capabilities=WHOLE_CONTRACT,
+    make=make,
+)

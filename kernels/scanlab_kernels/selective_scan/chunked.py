@@ -1,0 +1,46 @@
+"""Chunk by chunk in a cache-friendly layout, one step of Python for each time step within a chunk.
+
+A chunk's decays and states stay in the cache from the exponential to the contraction, and every operation
+runs over adjacent channels. Memory is bounded by the chunk, in the backward pass too.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from scanlab.contract.backend import WHOLE_CONTRACT, Backend, ScanFn
+from scanlab.contract.cpu import pinned, threads_choice
+from scanlab.contract.problem import ScanProblem
+from scanlab.contract.space import Choice, Config, Space
+from scanlab_kernels import autograd as once
+from scanlab_kernels.selective_scan import _bidirectional as directions
+from scanlab_kernels.selective_scan import _chunked_scan as chunks
+from scanlab_kernels.selective_scan import _discretize as pointwise
+from scanlab_kernels.selective_scan import _recurrence as recurrence
+
+
+def make(problem: ScanProblem, config: Config) -> ScanFn:
+    """The chunked scan with config["chunk"] time steps at once, held to config["threads"]."""
+    chunk = int(config["chunk"])
+    scan = directions.directed(
+        lambda inputs: chunks.scan(inputs, problem, chunk, chunks.eager(recurrence.sequential)), problem
+    )
+    return pinned(scan, int(config["threads"]))
+
+
+backend = Backend(
+    name="chunked",
+    summary="time-major chunks that fit the cache, the state carried between them",
+    rung=3,
+    sources=tuple(
+        map(
+            Path,
+            (__file__, chunks.__file__, once.__file__, recurrence.__file__, pointwise.__file__, directions.__file__),
+        )
+    ),
+    space=Space(
+        (Choice("chunk", (8, 16, 32, 64, 128, 256), default=32, summary="time steps at once"), threads_choice())
+    ),
+    capabilities=WHOLE_CONTRACT,
+    make=make,
+)

@@ -1,0 +1,56 @@
+"""The two-phase scan with its loop in a C++ extension that uses the torch C++ API.
+
+The same operations in the same order as `two_phase`; only the interpreter has left the loop, in the backward
+pass too. What is gained is Python's share of a step and nothing else.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from scanlab.contract.backend import WHOLE_CONTRACT, Backend, ScanFn
+from scanlab.contract.cpu import pinned, threads_choice
+from scanlab.contract.problem import ScanProblem
+from scanlab.contract.space import Config, Space
+from scanlab_kernels import autograd as once
+from scanlab_kernels import build as extension
+from scanlab_kernels.selective_scan import _bidirectional as directions
+from scanlab_kernels.selective_scan import _discretize as pointwise
+from scanlab_kernels.selective_scan import _recurrence as recurrence
+from scanlab_kernels.selective_scan import two_phase
+
+SOURCE = Path(__file__).with_suffix(".cpp")
+LIBRARY = extension.Extension("cpp_torch", (extension.Unit(SOURCE),), flags=("-O2",))
+
+
+def solve(decay: Tensor, states: Tensor) -> None:
+    """The solver of `recurrence` whose steps run in C++."""
+    torch.ops.scanlab_cpp_torch.solve(decay, states)
+
+
+def make(problem: ScanProblem, config: Config) -> ScanFn:
+    """The two-phase scan with its loop in C++, held to config["threads"]; compiles it where this was not done yet."""
+    LIBRARY.load()
+    scan = directions.directed(lambda inputs: two_phase.scan(inputs, problem, solve), problem)
+    return pinned(scan, int(config["threads"]))
+
+
+backend = Backend(
+    name="cpp_torch",
+    summary="the two-phase loop in C++, one ATen call for each time step",
+    rung=2,
+    sources=(
+        SOURCE,
+        *map(
+            Path,
+            (__file__, two_phase.__file__, recurrence.__file__, once.__file__, pointwise.__file__, directions.__file__),
+        ),
+    ),
+    space=Space((threads_choice(),)),
+    capabilities=WHOLE_CONTRACT,
+    make=make,
+    unavailable=LIBRARY.unavailable,
+)

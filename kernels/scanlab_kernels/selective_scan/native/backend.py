@@ -1,0 +1,153 @@
+"""The C++ kernel: channels in the SIMD lanes, states in registers, time in blocks, both directions in one call.
+
+One build holds the kernel for every instruction set of the processor family and picks at run time. The
+environment variable SCANLAB_ISA (plain, avx2, avx512, neon) forces one. `plain` leaves the choice of
+instructions to the compiler, which takes what every machine of the family has: SSE2 on x86, NEON on Arm.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from pathlib import Path
+
+import torch
+
+from scanlab.contract.backend import WHOLE_CONTRACT, Backend, ScanFn
+from scanlab.contract.cpu import threads_choice
+from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
+from scanlab.contract.space import Choice, Config, Space
+from scanlab.errors import ConfigError
+from scanlab_kernels.build import PACKAGE, Extension, Unit, headers
+from scanlab_kernels.selective_scan import arguments as scan_ops
+from scanlab_kernels.selective_scan.native import ops as native_ops
+
+FOLDER = Path(__file__).parent
+HEADERS = (*headers(FOLDER), *headers(PACKAGE / "cpu"))
+# The exponentials of the decays, in the order of `enum class Exp`, and their largest relative errors: those of
+# 2^x over every float32 x with -126 <= x < 127.5, on the instruction set that is worst.
+EXP_ERRORS = {"fast": 2.5e-7, "exact": 1.8e-7}
+EXP_VARIANTS = tuple(EXP_ERRORS)
+
+# The instruction sets of each family of processors, in the order of `enum class Isa`, and what the compiler needs.
+AVX2 = ("-mavx2", "-mfma", "-mf16c")
+AVX512 = (*AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl")
+FAMILIES: dict[str, dict[str, tuple[str, ...]]] = {
+    "x86_64": {"plain": (), "avx2": AVX2, "avx512": AVX512},
+    "aarch64": {"plain": (), "neon": ("-DSCANLAB_NEON",)},
+}
+ALSO_CALLED = {"AMD64": "x86_64", "arm64": "aarch64"}
+ISA_FLAGS = FAMILIES.get(ALSO_CALLED.get(platform.machine(), platform.machine()), {"plain": ()})
+
+# What the arithmetic of the kernel asks of the compiler.
+ARITHMETIC = ("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
+THREADING = ("-fopenmp",) if sys.platform == "linux" else ("-pthread",)
+
+extension = Extension(
+    name="native",
+    units=(
+        *(
+            Unit(FOLDER / "kernels.cpp", (f"-DSCANLAB_ISA={isa}", f"-DSCANLAB_TYPE={number}", *flags))
+            for number in ("float", "double")
+            for isa, flags in reversed(ISA_FLAGS.items())
+        ),
+        Unit(FOLDER / "torch_ops.cpp", ("-O1",)),
+        Unit(FOLDER / "autograd.cpp", ("-O1",)),
+        Unit(FOLDER / "scan.cpp"),
+    ),
+    flags=("-O3", *ARITHMETIC, "-fvisibility=hidden", *THREADING),
+    link_flags=THREADING,
+)
+
+
+def best_isa() -> str:
+    """The fastest instruction set of this machine that the build has, as torch sees it."""
+    if "neon" in ISA_FLAGS:
+        return "neon"  # part of the architecture
+    best = {"AVX512": "avx512", "AVX2": "avx2"}.get(torch.backends.cpu.get_cpu_capability(), "plain")
+    return best if best in ISA_FLAGS else "plain"
+
+
+def chosen_isa() -> str:
+    """The instruction set $SCANLAB_ISA forces, or the best; raises ConfigError where this machine lacks it."""
+    has = tuple(ISA_FLAGS)[: tuple(ISA_FLAGS).index(best_isa()) + 1]
+    chosen = os.environ.get("SCANLAB_ISA", best_isa())
+    if chosen not in has:
+        raise ConfigError(f"SCANLAB_ISA={chosen!r}: must be one of {has} on this machine; unset it for the best.")
+    return chosen
+
+
+def forbids(config: Config, problem: ScanProblem) -> str | None:
+    """Why this configuration is not legal for the problem, or None."""
+    for special, noun in (
+        (problem.dtype == "float64", "float64"),
+        (problem.complex_A, "a complex A"),
+        (problem.constant_B or problem.constant_C, "a constant B or C"),
+    ):
+        if config["exp"] == "fast" and special:
+            return f"exp=fast is not there for {noun}"
+    if config["time_chunks"] != 1 and problem.direction == "bidirectional":
+        return "two directions meet in one output, which chunks of time may write twice"
+    return None
+
+
+def make(problem: ScanProblem, config: Config) -> ScanFn:
+    """The compiled scan; compiles on the first use on a machine."""
+    native_ops.load(extension)
+    settings = (
+        problem.delta_softplus,
+        problem.direction == "reverse",
+        config["threads"],
+        config["time_block"],
+        config["channel_tile"],
+        config["time_chunks"],
+        EXP_VARIANTS.index(str(config["exp"])),
+        tuple(ISA_FLAGS).index(chosen_isa()),
+    )
+    absent = (None,) * len(ScanInputs._fields)
+    op = torch.ops.scanlab.scan_with_checkpoints.default if problem.gradients else torch.ops.scanlab.scan.default
+
+    def scan(*inputs: ScanInputs) -> ScanOutput:
+        ahead, back = inputs if len(inputs) == 2 else (inputs[0], absent)
+        results = op(*ahead, *back, *settings)
+        return ScanOutput(results[0], results[1])
+
+    return scan
+
+
+backend = Backend(
+    name="native",
+    summary="C++: channels in SIMD lanes, states in registers, time in blocks",
+    rung=6,
+    sources=(
+        Path(__file__),
+        Path(native_ops.__file__),
+        Path(scan_ops.__file__),
+        *HEADERS,
+        *dict.fromkeys(unit.source for unit in extension.units),
+    ),
+    space=Space(
+        (
+            threads_choice(),
+            Choice("time_block", (16, 32, 64, 128), default=64, summary="steps whose step sizes are computed at once"),
+            Choice(
+                "channel_tile", (16, 32, 64, 128, 384, 1536), default=64, summary="channels one thread takes at a time"
+            ),
+            Choice(
+                "time_chunks", (1, 2, 4, 8, 16), default=1, summary="chunks of time scanned at once, for few channels"
+            ),
+            Choice(
+                "exp",
+                EXP_VARIANTS,
+                default="exact",
+                summary="the exponential of the decays; relative errors up to "
+                + ", ".join(f"{error:.1e} ({name})" for name, error in EXP_ERRORS.items()),
+            ),
+        ),
+        forbids,
+    ),
+    capabilities=WHOLE_CONTRACT,
+    make=make,
+    unavailable=extension.unavailable,
+)

@@ -1,0 +1,294 @@
+// The recurrence: the states of one vector of channels over one block of time, forwards and for gradients back.
+#pragma once
+
+#include "cpu/strided.h"
+
+namespace scanlab::SCANLAB_ISA {
+
+// A vector of real numbers (one part) or of complex ones (two).
+template <class T, int parts>
+struct Number {
+    Vec<T> part[parts];
+};
+
+template <class T, int parts>
+SCANLAB_INLINE Number<T, parts> load_number(const T* from) {
+    if constexpr (parts == 1) return {load(from)};
+    else return {load(from), load(from + lanes<T>)};
+}
+template <class T, int parts>
+SCANLAB_INLINE void store_number(T* to, const Number<T, parts>& x) {
+#pragma GCC unroll 2
+    for (int p = 0; p < parts; p++) store<T>(to + p * lanes<T>, x.part[p]);
+}
+
+// x + a b, x + a conj(b), x + s b, and the real part of a b and of a conj(b) added to x.
+template <class T, int parts>
+SCANLAB_INLINE Number<T, parts> plus_product(const Number<T, parts>& x, const Number<T, parts>& a, const Number<T, parts>& b) {
+    if constexpr (parts == 1) return {multiply_add(a.part[0], b.part[0], x.part[0])};
+    else
+        return {x.part[0] + a.part[0] * b.part[0] - a.part[1] * b.part[1],
+                x.part[1] + a.part[0] * b.part[1] + a.part[1] * b.part[0]};
+}
+template <class T, int parts>
+SCANLAB_INLINE Number<T, parts> conjugate(const Number<T, parts>& x) {
+    if constexpr (parts == 1) return x;
+    else return {x.part[0], -x.part[1]};
+}
+template <class T, int parts>
+SCANLAB_INLINE Number<T, parts> times(const Number<T, parts>& a, const Number<T, parts>& b) {
+    if constexpr (parts == 1) return {a.part[0] * b.part[0]};
+    else
+        return {a.part[0] * b.part[0] - a.part[1] * b.part[1], a.part[0] * b.part[1] + a.part[1] * b.part[0]};
+}
+template <class T, int parts>
+SCANLAB_INLINE Number<T, parts> scale(Vec<T> s, const Number<T, parts>& a) {
+    if constexpr (parts == 1) return {s * a.part[0]};
+    else return {s * a.part[0], s * a.part[1]};
+}
+template <class T, int parts>
+SCANLAB_INLINE Number<T, parts> plus_scaled(const Number<T, parts>& x, Vec<T> s, const Number<T, parts>& a) {
+    if constexpr (parts == 1) return {x.part[0] + s * a.part[0]};
+    else return {x.part[0] + s * a.part[0], x.part[1] + s * a.part[1]};
+}
+template <class T, int parts>
+SCANLAB_INLINE Vec<T> plus_real_product(Vec<T> x, const Number<T, parts>& a, const Number<T, parts>& b) {
+    if constexpr (parts == 1) return x + a.part[0] * b.part[0];
+    else return x + a.part[0] * b.part[0] - a.part[1] * b.part[1];
+}
+
+// The memory of a block of a strided tensor, a cache line at a time, so that loops can ask for it long before it
+// is used: a burst of requests would stall where one request in each step costs nothing.
+struct Lines {
+    const char* first = nullptr;
+    int64_t near = 0, far = 0;  // bytes between lines 16 k + i and 16 k + i + 1, and between lines k and k + 16
+    SCANLAB_INLINE void request(int line) const { __builtin_prefetch(first + (line & 15) * near + (line >> 4) * far, 1, 2); }
+};
+
+inline Lines lines_of(const Strided& block) {
+    const int64_t time = block.time * size_of(block.type), column = block.column * size_of(block.type);
+    if (block.column == 1) return {block.data, time, 16 * time};
+    return {block.data, column, time > 0 ? 64 : -64};
+}
+
+// One vector of channels over one block of time. Numbers have `parts` parts, each a vector of channels where
+// it says [lanes]; rows of B and C have [state][parts], or [state][parts][lanes] and step 0 where constant.
+template <class T>
+struct Block {
+    int steps, state;
+    bool constant_B, constant_C;
+    const T* delta;    // [steps][lanes], after bias and softplus
+    Rows<T> u;         // [steps][lanes]
+    T* y;              // [steps][lanes]: <C, h>
+    const T* A;        // [state][parts][lanes]; the real part times log2(e)
+    T* h;              // [state][parts][lanes]: before the first step, and after the last one
+    Rows<T> B, C;
+    Lines next[10];    // what the next block reads and writes
+    int nexts;
+    T* decays;         // [steps][state][parts][lanes], kept for the way back; or none
+    T* states;         // [steps][state][parts][lanes]: h after each step
+};
+
+// What the way back reads and adds to.
+template <class T>
+struct BlockGradient {
+    const T* y;        // [steps][lanes]: the gradient of <C, h>
+    T* drive;          // [steps][lanes]: of delta' u
+    T* delta;          // [steps][lanes]: of delta' in the decays, times log2(e)
+    T* h;              // [state][parts][lanes]: of h after the last step, and before the first one
+    T* A;              // [state][parts][lanes]
+    T *B, *C;          // [state][parts][lanes], where constant
+    const T* before;   // [state][parts][lanes]: h before the first step
+    int channels;      // lanes that have one; all, where several vectors go back together
+};
+
+// B or C of one state: broadcast where it varies over time, a vector of channels where it is constant.
+template <class T, int parts, bool constant>
+SCANLAB_INLINE Number<T, parts> coefficient(const T* row, int state) {
+    if constexpr (constant) return load_number<T, parts>(row + state * parts * lanes<T>);
+    else if constexpr (parts == 1) return {broadcast(row[state])};
+    else return {broadcast(row[2 * state]), broadcast(row[2 * state + 1])};
+}
+
+template <Exp exp, class T, int parts>
+SCANLAB_INLINE Number<T, parts> decay(Vec<T> delta, const T* A) {
+    const Vec<T> size = exp2<exp>(Pack<T, 1>{delta * load(A)}).of[0];
+    if constexpr (parts == 1) {
+        return {size};
+    } else {
+        Pack<T, 1> sine, cosine;
+        sine_and_cosine(Pack<T, 1>{delta * load(A + lanes<T>)}, sine, cosine);
+        return {size * cosine.of[0], size * sine.of[0]};
+    }
+}
+
+template <class T, int parts, Exp exp, int count, bool constant_B, bool constant_C, bool keep>
+void some_states(const Block<T>& block, int first) {
+    constexpr int width = lanes<T>, number = parts * width;
+    const T *__restrict A = block.A + first * number, *__restrict deltas = block.delta, *__restrict u = block.u.first;
+    const T* __restrict B = block.B.first + first * parts * (constant_B ? width : 1);
+    const T* __restrict C = block.C.first + first * parts * (constant_C ? width : 1);
+    T *__restrict y = block.y, *__restrict state = block.h + first * number;
+    T *__restrict decays = nullptr, *__restrict states = nullptr;
+    if constexpr (keep) decays = block.decays + first * number, states = block.states + first * number;
+    const int64_t u_step = block.u.step, B_step = block.B.step, C_step = block.C.step, kept = block.state * number;
+    Number<T, parts> h[count];
+#pragma GCC unroll 16
+    for (int n = 0; n < count; n++) h[n] = load_number<T, parts>(state + n * number);
+    for (int t = 0; t < block.steps; t++) {
+        if (first == 0)
+            for (int i = 0; i < block.nexts; i++) block.next[i].request(t);
+        const Vec<T> delta = load(deltas), drive = delta * load(u);
+        Vec<T> sum[2] = {first == 0 ? Vec<T>{} : load(y) * T(1.0 / parts), Vec<T>{}};
+#pragma GCC unroll 16
+        for (int n = 0; n < count; n++) {
+            const auto a = decay<exp, T, parts>(delta, A + n * number);
+            h[n] = plus_product(scale(drive, coefficient<T, parts, constant_B>(B, n)), a, h[n]);
+            sum[n % 2] = plus_real_product(sum[n % 2], h[n], coefficient<T, parts, constant_C>(C, n));
+            if constexpr (keep) {
+                store_number(decays + n * number, a);
+                store_number(states + n * number, h[n]);
+            }
+        }
+        store<T>(y, (sum[0] + sum[1]) * T(parts));
+        deltas += width, u += u_step, y += width, B += B_step, C += C_step;
+        if constexpr (keep) decays += kept, states += kept;
+    }
+#pragma GCC unroll 16
+    for (int n = 0; n < count; n++) store_number(state + n * number, h[n]);
+}
+
+// All states of a block, as many at a time as the registers hold.
+template <class T, int parts, Exp exp, bool constant_B, bool constant_C, bool keep>
+void all_states(const Block<T>& block) {
+    constexpr int most = SCANLAB_REGISTERS / 2 / parts;
+    int n = 0;
+    for (; n + most <= block.state; n += most) some_states<T, parts, exp, most, constant_B, constant_C, keep>(block, n);
+    if constexpr (most > 4 && !constant_B && !constant_C)
+        for (; n + 4 <= block.state; n += 4) some_states<T, parts, exp, 4, constant_B, constant_C, keep>(block, n);
+    for (; n < block.state; n++) some_states<T, parts, exp, 1, constant_B, constant_C, keep>(block, n);
+}
+
+template <class T, int parts, bool keep>
+void states(const Block<T>& block, Exp exp) {
+    constexpr Exp exact = Exp::exact;
+    if (block.constant_B)
+        return (block.constant_C ? all_states<T, parts, exact, true, true, keep> : all_states<T, parts, exact, true, false, keep>)(block);
+    if (block.constant_C) return all_states<T, parts, exact, false, true, keep>(block);
+    if constexpr (sizeof(T) == 4 && parts == 1)
+        if (exp == Exp::fast) return all_states<T, parts, Exp::fast, false, false, keep>(block);
+    all_states<T, parts, exact, false, false, keep>(block);
+}
+
+// From the last step of a block to the first. With g the gradient of h after step t and a its decay: g grows by
+// conj(C) dy; B gets drive g; C gets dy conj(h); A and delta' get e = g conj(a) conj(h before); and what is
+// left for the step before is g conj(a).
+// States that go back together; the others go one by one.
+template <int parts>
+inline constexpr int together = SCANLAB_REGISTERS / 8 / parts;
+
+// Elements that the sums over lanes of `count` states take: those of C, then of B, [count][parts] each.
+template <class T, int parts, int count>
+inline constexpr int sums_size = 2 * count * parts > lanes<T> ? 2 * count * parts : lanes<T>;
+
+// The same for all states of a step, in groups that go back together.
+template <class T, int parts>
+inline int64_t sums_step(int64_t state) {
+    constexpr int most = together<parts>;
+    return state / most * sums_size<T, parts, most> + state % most * sums_size<T, parts, 1>;
+}
+
+// Vectors of channels that go back together share the sums over lanes, which for one alone cost a quarter of the rest.
+template <class T, int parts, int count, bool constant_B, bool constant_C, int vectors>
+void some_states_back(const Block<T>* blocks, const BlockGradient<T>* gradients, int first, T* sums, int64_t step, bool add) {
+    constexpr int width = lanes<T>, number = parts * width;
+    const int64_t kept = blocks[0].state * number;
+    Block<T> own[vectors];  // copies: what is stored below could otherwise change them
+    BlockGradient<T> to[vectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; v++) own[v] = blocks[v], to[v] = gradients[v];
+    Number<T, parts> g[vectors][count], grad_A[vectors][count];
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; v++)
+#pragma GCC unroll 16
+        for (int n = 0; n < count; n++) {
+            g[v][n] = load_number<T, parts>(gradients[v].h + (first + n) * number);
+            grad_A[v][n] = load_number<T, parts>(gradients[v].A + (first + n) * number);
+        }
+    const IntVec<T> live = first_lanes<T>(to[0].channels);
+    for (int t = own[0].steps - 1; t >= 0; t--) {
+        Vec<T> rows[2 * count * parts];
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; v++) {
+            const Block<T>& block = own[v];
+            const BlockGradient<T>& gradient = to[v];
+            const T* __restrict a = block.decays + t * kept + first * number;
+            const T* __restrict h = block.states + t * kept + first * number;
+            const T* __restrict h_before = t > 0 ? h - kept : gradient.before + first * number;
+            const T* __restrict B = block.B.first + first * parts * (constant_B ? width : 1) + t * block.B.step;
+            const T* __restrict C = block.C.first + first * parts * (constant_C ? width : 1) + t * block.C.step;
+            const T* A = block.A + first * number;
+            const Vec<T> delta = load(block.delta + t * width), drive = delta * load(block.u[t]);
+            const Vec<T> grad_y = load(gradient.y + t * width) * T(parts);
+            Vec<T> grad_drive[2] = {}, grad_delta[2] = {};
+#pragma GCC unroll 16
+            for (int n = 0; n < count; n++) {
+                const auto c = coefficient<T, parts, constant_C>(C, n);
+                g[v][n] = plus_scaled(g[v][n], grad_y, conjugate(c));
+                const auto grad_C = scale(grad_y, conjugate(load_number<T, parts>(h + n * number))), grad_B = scale(drive, g[v][n]);
+#pragma GCC unroll 2
+                for (int p = 0; p < parts; p++) {
+                    Vec<T>&row_C = rows[n * parts + p], &row_B = rows[(count + n) * parts + p];
+                    row_C = v == 0 ? grad_C.part[p] : row_C + grad_C.part[p];
+                    row_B = v == 0 ? grad_B.part[p] : row_B + grad_B.part[p];
+                    T *const C_sum = gradient.C + (first + n) * number + p * width, *const B_sum = gradient.B + (first + n) * number + p * width;
+                    if constexpr (constant_C) store<T>(C_sum, load(C_sum) + grad_C.part[p]);
+                    if constexpr (constant_B) store<T>(B_sum, load(B_sum) + grad_B.part[p]);
+                }
+                const auto b = coefficient<T, parts, constant_B>(B, n);
+                grad_drive[n % 2] = plus_real_product(grad_drive[n % 2], g[v][n], conjugate(b));
+                g[v][n] = times(g[v][n], conjugate(load_number<T, parts>(a + n * number)));
+                const auto e = times(g[v][n], conjugate(load_number<T, parts>(h_before + n * number)));
+                grad_A[v][n] = plus_scaled(grad_A[v][n], delta, e);
+                Number<T, parts> rate = load_number<T, parts>(A + n * number);
+                if constexpr (parts == 2) rate.part[1] *= log2_e<T>;
+                grad_delta[n % 2] = plus_real_product(grad_delta[n % 2], e, conjugate(rate));
+            }
+            const Vec<T> from_drive = grad_drive[0] + grad_drive[1], from_decay = grad_delta[0] + grad_delta[1];
+            store<T>(gradient.drive + t * width, first == 0 ? from_drive : load(gradient.drive + t * width) + from_drive);
+            store<T>(gradient.delta + t * width, first == 0 ? from_decay : load(gradient.delta + t * width) + from_decay);
+        }
+        if constexpr (vectors == 1)  // a lane without a channel may hold 0 times infinity
+#pragma GCC unroll 16
+            for (Vec<T>& row : rows) row = masked<T>(row, live);
+        if constexpr (!constant_B || !constant_C) sum_rows<T>(rows, sums + t * step, add);
+    }
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; v++)
+#pragma GCC unroll 16
+        for (int n = 0; n < count; n++) {
+            store_number(gradients[v].h + (first + n) * number, g[v][n]);
+            store_number(gradients[v].A + (first + n) * number, grad_A[v][n]);
+        }
+}
+
+template <class T, int parts, bool constant_B, bool constant_C, int vectors>
+void all_states_back(const Block<T>* blocks, const BlockGradient<T>* gradients, T* sums, bool add) {
+    constexpr int most = together<parts>;
+    const int state = blocks[0].state;
+    const int64_t step = sums_step<T, parts>(state);
+    int n = 0;
+    for (; n + most <= state; n += most, sums += sums_size<T, parts, most>)
+        some_states_back<T, parts, most, constant_B, constant_C, vectors>(blocks, gradients, n, sums, step, add);
+    for (; n < state; n++, sums += sums_size<T, parts, 1>)
+        some_states_back<T, parts, 1, constant_B, constant_C, vectors>(blocks, gradients, n, sums, step, add);
+}
+
+template <class T, int parts, int vectors>
+void states_back(const Block<T>* blocks, const BlockGradient<T>* gradients, T* sums, bool add) {
+    if (blocks[0].constant_B)
+        return (blocks[0].constant_C ? all_states_back<T, parts, true, true, vectors> : all_states_back<T, parts, true, false, vectors>)(blocks, gradients, sums, add);
+    (blocks[0].constant_C ? all_states_back<T, parts, false, true, vectors> : all_states_back<T, parts, false, false, vectors>)(blocks, gradients, sums, add);
+}
+
+}  // namespace scanlab::SCANLAB_ISA

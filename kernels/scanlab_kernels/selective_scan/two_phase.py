@@ -1,0 +1,48 @@
+"""Two phases: all states first, in place, then one batched contraction for all outputs.
+
+The loop over time keeps only the recurrence, one multiply-add a step over adjacent memory; the outputs leave
+the loop. It still keeps (length, batch, dim, state) tensors.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from scanlab.contract.backend import WHOLE_CONTRACT, Backend, ScanFn
+from scanlab.contract.cpu import pinned, threads_choice
+from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
+from scanlab.contract.space import Config, Space
+from scanlab_kernels import autograd as once
+from scanlab_kernels.selective_scan import _bidirectional as directions
+from scanlab_kernels.selective_scan import _discretize as pointwise
+from scanlab_kernels.selective_scan import _recurrence as recurrence
+from scanlab_kernels.selective_scan._recurrence import Solver
+
+
+def scan(inputs: ScanInputs, problem: ScanProblem, solve: Solver = recurrence.sequential) -> ScanOutput:
+    """The forward scan of one direction, its recurrence by `solve`."""
+    u, delta, A, B, C, h = pointwise.operands(inputs, problem)
+    u, delta = (values.movedim(-1, 0).contiguous() for values in (u, delta))
+    decay = (delta[..., None] * A).exp_()
+    drive = (delta * u)[..., None] * B.movedim(-1, 0)
+    states = recurrence.solved(decay, drive, h, solve)
+    y = torch.einsum("lbgcn,bgcnl->bgcl", states, C)
+    return pointwise.finish(y, states[-1].clone(), inputs)
+
+
+def make(problem: ScanProblem, config: Config) -> ScanFn:
+    """The two-phase scan, held to config["threads"]."""
+    return pinned(directions.directed(lambda inputs: scan(inputs, problem), problem), int(config["threads"]))
+
+
+backend = Backend(
+    name="two_phase",
+    summary="all states in place, then one contraction for the outputs",
+    rung=1,
+    sources=tuple(map(Path, (__file__, recurrence.__file__, once.__file__, pointwise.__file__, directions.__file__))),
+    space=Space((threads_choice(),)),
+    capabilities=WHOLE_CONTRACT,
+    make=make,
+)

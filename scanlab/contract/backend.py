@@ -1,0 +1,140 @@
+"""What a scan implementation is: its facts as data, and one function that builds the scan."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from scanlab.contract.problem import ScanOutput, ScanProblem
+from scanlab.contract.space import Config, Space
+from scanlab.errors import ConfigError, RejectedError, UnavailableError
+
+# A scan built for one problem and one configuration: called with one ScanInputs, or with two (forward, reverse)
+# where the problem is bidirectional.
+ScanFn = Callable[..., ScanOutput]
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a backend can solve. Every field is a fact that `rejects` turns into a reason."""
+
+    devices: tuple[str, ...] = ("cpu",)
+    dtypes: tuple[str, ...] = ("float32",)
+    directions: tuple[str, ...] = ("forward",)
+    gradients: bool = False
+    groups: bool = False
+    constant_BC: bool = False
+    complex_A: bool = False
+    initial_state: bool = False
+    max_state: int = 256
+
+    def rejects(self, problem: ScanProblem) -> str | None:
+        """Why a backend with these capabilities cannot solve `problem`, or None."""
+        for noun, asked, offered in (
+            ("device", problem.device, self.devices),
+            ("dtype", problem.dtype, self.dtypes),
+            ("direction", problem.direction, self.directions),
+        ):
+            if asked not in offered:
+                return f"{noun} {asked}: it has {', '.join(offered)}"
+        for asked_for, has, noun in (
+            (problem.gradients, self.gradients, "gradients"),
+            (problem.groups > 1, self.groups, f"{problem.groups} groups"),
+            (problem.constant_B or problem.constant_C, self.constant_BC, "constant B or C"),
+            (problem.complex_A, self.complex_A, "complex A"),
+            (problem.has_initial_state, self.initial_state, "initial state"),
+        ):
+            if asked_for and not has:
+                return f"it has no {noun}"
+        if problem.state > self.max_state:
+            return f"state {problem.state}: it takes at most {self.max_state}"
+        return None
+
+
+EVERY_DIRECTION = ("forward", "reverse", "bidirectional")
+WHOLE_CONTRACT = Capabilities(
+    dtypes=("float32", "float64", "bfloat16", "float16"),
+    directions=EVERY_DIRECTION,
+    gradients=True,
+    groups=True,
+    constant_BC=True,
+    complex_A=True,
+    initial_state=True,
+)
+
+
+def always_available() -> str | None:
+    """The availability of a backend that needs nothing beyond torch."""
+    return None
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A scan implementation: a value with one function.
+
+    name          one word; also the name of its file and of its entry point
+    summary       one line: what it does differently
+    rung          its place on the ladder, simplest first; a tie between backends goes to the lower one
+    sources       the files whose content decides what it computes and how fast
+    space         its tunables and which combinations are legal
+    capabilities  the problems that it solves
+    make          (problem, complete legal config) -> ScanFn; compiling and allocating belong here
+    unavailable   why it cannot run on this machine, with the cure, or None
+    only_by_name  it serves only who asks for it: it runs here to be proven, far too slowly for anything besides
+    """
+
+    name: str
+    summary: str
+    rung: int
+    sources: tuple[Path, ...]
+    space: Space
+    capabilities: Capabilities
+    make: Callable[[ScanProblem, Config], ScanFn]
+    unavailable: Callable[[], str | None] = always_available
+    only_by_name: bool = False
+
+    def rejects(self, problem: ScanProblem) -> str | None:
+        """Why this backend cannot solve `problem`, or None."""
+        return self.capabilities.rejects(problem)
+
+    def build(self, problem: ScanProblem, config: Config | None = None) -> ScanFn:
+        """The scan for `problem` under `config` (missing tunables take their defaults).
+
+        Raises UnavailableError, RejectedError or ConfigError, each with its reason; then nothing was built.
+        """
+        reason = self.unavailable()
+        if reason is not None:
+            raise UnavailableError(f"{self.name} cannot run here: {reason}")
+        reason = self.rejects(problem)
+        if reason is not None:
+            raise RejectedError(f"{self.name} rejects {problem.key}: {reason}.")
+        return self.make(problem, self.space.complete(config or {}, problem, self.name))
+
+    @property
+    def source_hash(self) -> str:
+        """SHA-256 (first 16 hex digits) over the content of `sources`: when it changes, results are stale."""
+        digest = hashlib.sha256()
+        for path in self.sources:
+            digest.update(path.name.encode())
+            digest.update(path.read_bytes())
+        return digest.hexdigest()[:16]
+
+
+def at_most(backend: Backend, threads: int) -> Backend:
+    """`backend` with its tunable `threads`, where it has one, held to at most so many.
+
+    Raises ConfigError where none of its values is that small.
+    """
+    choices = []
+    for choice in backend.space.choices:
+        if choice.name == "threads":
+            values = tuple(value for value in choice.values if int(value) <= threads)
+            if not values:
+                raise ConfigError(
+                    f"{backend.name}: threads={threads}: it runs on {min(map(int, choice.values))} or more."
+                )
+            choice = replace(choice, values=values, default=min(choice.default, max(values)))
+        choices.append(choice)
+    return replace(backend, space=replace(backend.space, choices=tuple(choices)))

@@ -1,0 +1,108 @@
+"""The legal configurations of a backend: choices, their defaults, and what forbids a combination."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from scanlab.contract.problem import ScanProblem
+from scanlab.errors import ConfigError
+
+Value = int | float | str | bool
+Config = Mapping[str, Value]
+
+
+def config_key(config: Config) -> str:
+    """One canonical spelling of a configuration, for records and for comparing."""
+    return json.dumps(dict(sorted(config.items())), separators=(",", ":"))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One tunable: its name, the values it may take in a natural order, and its default."""
+
+    name: str
+    values: tuple[Value, ...]
+    default: Value
+    summary: str = ""
+
+    def __post_init__(self) -> None:
+        if self.default not in self.values:
+            raise ConfigError(f"{self.name}: default {self.default!r} is not one of its values {self.values}.")
+        if len(set(self.values)) != len(self.values):
+            raise ConfigError(f"{self.name}: values {self.values} repeat; each may stand once.")
+
+
+def everything_allowed(config: Config, problem: ScanProblem) -> str | None:
+    """The rule of a space in which every combination of values is legal."""
+    return None
+
+
+@dataclass(frozen=True)
+class Space:
+    """The configurations of a backend.
+
+    `forbids(config, problem)` returns None where the complete configuration is legal for the problem,
+    and otherwise the reason why it is not. The defaults must be legal for every problem.
+    """
+
+    choices: tuple[Choice, ...] = ()
+    forbids: Callable[[Config, ScanProblem], str | None] = field(default=everything_allowed)
+
+    def __post_init__(self) -> None:
+        names = [choice.name for choice in self.choices]
+        if len(set(names)) != len(names):
+            raise ConfigError(f"tunables {names} repeat a name; each may stand once.")
+
+    @property
+    def defaults(self) -> dict[str, Value]:
+        """Every tunable at its default."""
+        return {choice.name: choice.default for choice in self.choices}
+
+    def departures(self, config: Config) -> int:
+        """How many tunables a full `config` has elsewhere than at their defaults."""
+        return sum(config[name] != default for name, default in self.defaults.items())
+
+    def complete(self, config: Config, problem: ScanProblem, backend: str) -> dict[str, Value]:
+        """`config` with the defaults filled in; raises ConfigError where it is not legal, never clamps.
+
+        `backend` is only named in the error.
+        """
+        cure = f"see `scanlab list {backend}`"
+        known = {choice.name: choice for choice in self.choices}
+        for name, value in config.items():
+            if name not in known:
+                takes = ", ".join(known) or "no tunables"
+                raise ConfigError(f"{backend}: no tunable {name!r}: it takes {takes}; {cure}.")
+            values = known[name].values
+            if not any(value == legal and type(value) is type(legal) for legal in values):
+                raise ConfigError(f"{backend}: {name}={value!r}: must be one of {values}; {cure}.")
+        full = self.defaults | dict(config)
+        reason = self.forbids(full, problem)
+        if reason is not None:
+            raise ConfigError(f"{backend}: {config_key(full)} is not legal for {problem.key}: {reason}; {cure}.")
+        return full
+
+    def configs(self, problem: ScanProblem) -> Iterator[dict[str, Value]]:
+        """Every legal configuration, the defaults first, then in the order of the values."""
+        yield self.defaults
+        for values in itertools.product(*(choice.values for choice in self.choices)):
+            config = dict(zip((choice.name for choice in self.choices), values, strict=True))
+            if config != self.defaults and self.forbids(config, problem) is None:
+                yield config
+
+    def in_turn(self, problem: ScanProblem, around: Config | None = None) -> Iterator[dict[str, Value]]:
+        """The configuration `around`, by default the defaults, then each of its tunables in turn at each other value.
+
+        Those that are not legal for `problem` are left out.
+        """
+        middle = self.defaults | dict(around or {})
+        if self.forbids(middle, problem) is None:
+            yield middle
+        for choice in self.choices:
+            for value in choice.values:
+                config = middle | {choice.name: value}
+                if value != middle[choice.name] and self.forbids(config, problem) is None:
+                    yield config

@@ -1,0 +1,138 @@
+"""Which module of `mamba_ssm` and `causal_conv1d` holds what, and where in scanlab each of it is.
+
+SERVED is what scanlab provides. UNPROVIDED can be imported and raises when it is used: Mamba-2 and 3, what
+surrounds them, and what runs on several machines.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, NoReturn
+
+from scanlab.errors import UnavailableError
+
+HERE = "scanlab.integrations.mamba_ssm"
+VERSIONS = {"mamba_ssm": "2.3.2+scanlab", "causal_conv1d": "1.6.1+scanlab"}
+PACKAGES = (
+    "mamba_ssm",
+    "mamba_ssm.ops",
+    "mamba_ssm.ops.triton",
+    "mamba_ssm.modules",
+    "mamba_ssm.models",
+    "mamba_ssm.utils",
+    "mamba_ssm.distributed",
+    "causal_conv1d",
+)
+
+SCAN = (
+    *("selective_scan_fn", "selective_scan_ref", "mamba_inner_fn", "mamba_inner_ref"),
+    *("mamba_inner_fn_no_out_proj", "bimamba_inner_fn", "bimamba_inner_ref"),
+)
+NORMS = ("layer_norm_fn", "rms_norm_fn", "layer_norm_linear_fn", "RMSNorm")
+CONV = ("causal_conv1d_fn", "causal_conv1d_update")
+GENERATION = ("InferenceParams", "GenerationMixin", "decode", "sample")
+LANGUAGE_MODEL = ("MambaLMHeadModel", "MixerModel")
+
+# module -> {module of scanlab: names}
+SERVED: dict[str, dict[str, tuple[str, ...]]] = {
+    "mamba_ssm": {
+        f"{HERE}.scan": ("selective_scan_fn", "mamba_inner_fn"),
+        f"{HERE}.modules": ("Mamba",),
+        f"{HERE}.language_model": ("MambaLMHeadModel",),
+    },
+    "mamba_ssm.ops": {},
+    "mamba_ssm.ops.selective_scan_interface": {f"{HERE}.scan": SCAN},
+    "mamba_ssm.ops.triton": {},
+    "mamba_ssm.ops.triton.layer_norm": {f"{HERE}.norms": NORMS},
+    "mamba_ssm.ops.triton.layernorm": {f"{HERE}.norms": NORMS},
+    "mamba_ssm.ops.triton.layernorm_gated": {
+        f"{HERE}.gated_norms": ("layernorm_fn", "rmsnorm_fn", "LayerNorm", "RMSNorm")
+    },
+    "mamba_ssm.ops.triton.selective_state_update": {
+        "scanlab.runtime.ops": ("selective_state_update",),
+        f"{HERE}.scan": ("selective_state_update_ref",),
+    },
+    "mamba_ssm.modules": {},
+    "mamba_ssm.modules.mamba_simple": {f"{HERE}.modules": ("Mamba", "Block")},
+    "mamba_ssm.models": {},
+    "mamba_ssm.models.config_mamba": {f"{HERE}.language_model": ("MambaConfig",)},
+    "mamba_ssm.models.mixer_seq_simple": {f"{HERE}.language_model": LANGUAGE_MODEL},
+    "mamba_ssm.utils": {},
+    "mamba_ssm.distributed": {},
+    "mamba_ssm.utils.generation": {f"{HERE}.generation": GENERATION},
+    "mamba_ssm.utils.hf": {f"{HERE}.hub": ("load_config_hf", "load_state_dict_hf")},
+    "causal_conv1d": {f"{HERE}.conv": CONV},
+    "causal_conv1d.causal_conv1d_interface": {f"{HERE}.conv": (*CONV, "causal_conv1d_ref", "causal_conv1d_update_ref")},
+    "causal_conv1d.causal_conv1d_varlen": {
+        f"{HERE}.conv": ("causal_conv1d_varlen_states", "causal_conv1d_varlen_states_ref")
+    },
+    "causal_conv1d.cpp_functions": {
+        f"{HERE}.conv": ("causal_conv1d_fwd_function", "causal_conv1d_bwd_function", "causal_conv1d_update_function")
+    },
+    "selective_scan_cuda": {f"{HERE}.cuda_extensions": ("fwd", "bwd")},
+    "causal_conv1d_cuda": {
+        f"{HERE}.cuda_extensions": ("causal_conv1d_fwd", "causal_conv1d_bwd", "causal_conv1d_update")
+    },
+}
+
+NEWER = "scanlab has Mamba-1; for this one install mamba_ssm, on a machine with CUDA"
+GRAPHS = "captured graphs are a matter of GPUs; decode without them"
+MACHINES = "scanlab runs on one machine; for several install mamba_ssm"
+
+# (module, what to do instead, names)
+UNPROVIDED = (
+    ("mamba_ssm", NEWER, ("Mamba2", "Mamba3")),
+    (
+        "mamba_ssm.ops.triton.ssd_combined",
+        NEWER,
+        ("mamba_chunk_scan", "mamba_chunk_scan_combined", "mamba_split_conv1d_scan_combined", "ssd_selective_scan"),
+    ),
+    ("mamba_ssm.ops.triton.ssd_chunk_state", NEWER, ("chunk_state", "chunk_state_varlen")),
+    ("mamba_ssm.ops.triton.ssd_chunk_scan", NEWER, ("chunk_scan",)),
+    ("mamba_ssm.ops.triton.ssd_state_passing", NEWER, ("state_passing",)),
+    ("mamba_ssm.ops.triton.ssd_bmm", NEWER, ("bmm_chunk_fwd", "bmm_chunk_bwd")),
+    ("mamba_ssm.ops.triton.k_activations", NEWER, ("SwiGLU", "swiglu")),
+    ("mamba_ssm.modules.mamba2", NEWER, ("Mamba2",)),
+    ("mamba_ssm.modules.mamba2_simple", NEWER, ("Mamba2Simple",)),
+    ("mamba_ssm.modules.mamba3", NEWER, ("Mamba3",)),
+    ("mamba_ssm.modules.block", NEWER, ("Block",)),
+    ("mamba_ssm.modules.mha", NEWER, ("MHA",)),
+    ("mamba_ssm.modules.mlp", NEWER, ("GatedMLP",)),
+    ("mamba_ssm.models.mixer_seq_simple", NEWER, ("create_block",)),
+    ("mamba_ssm.utils.generation", GRAPHS, ("update_graph_cache", "capture_graph")),
+    (
+        "mamba_ssm.distributed.distributed_utils",
+        MACHINES,
+        ("all_gather", "all_reduce", "reduce_scatter", "sync_shared_params", "get_dim_for_local_rank"),
+    ),
+    (
+        "mamba_ssm.distributed.tensor_parallel",
+        MACHINES,
+        ("ColumnParallelLinear", "RowParallelLinear", "VocabParallelEmbedding", "ParallelEmbeddings"),
+    ),
+)
+
+MODULES = SERVED.keys() | {module for module, _, _ in UNPROVIDED}
+
+
+def served(module: str) -> dict[str, Any]:
+    """What scanlab has in the place of the names of `module`."""
+    return {
+        name: getattr(importlib.import_module(home), name)
+        for home, names in SERVED.get(module, {}).items()
+        for name in names
+    }
+
+
+def unprovided(module: str) -> dict[str, type]:
+    """The names of `module` that raise when they are used: called, as a function or to make an instance."""
+    return {
+        name: _placeholder(module, name, cure) for home, cure, names in UNPROVIDED if home == module for name in names
+    }
+
+
+def _placeholder(module: str, name: str, cure: str) -> type:
+    def refuse(cls: type, *args: object, **kwargs: object) -> NoReturn:
+        raise UnavailableError(f"{module}.{name} is not provided by scanlab, which stands in for {module}: {cure}.")
+
+    return type(name, (), {"__module__": module, "__new__": refuse})

@@ -1,0 +1,196 @@
+"""What a mixer computes around its scan, out of weights that have the official names, whoever made them.
+
+Everything is kept dim-last, (batch, length, dim): that is how matrix products leave it, and the scan gets
+transposed views of it, so nothing is copied on the way. The backward direction is not computed by reversing
+sequences: its convolution looks ahead instead of back, and its scan walks from the last time step to the first.
+
+Source: hustvl/Vim@dd0358a, mamba-1p1p1/mamba_ssm/modules/mamba_simple.py, Mamba.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from scanlab.contract.problem import ScanInputs
+from scanlab.errors import ProblemError
+from scanlab.runtime.ops import Derived, Direction, Packed, Projections, Selected, before_scan, packed_linear
+
+# How layers compute whose weights are read here; a parametrized layer is one of them.
+PLAIN = (nn.Linear.forward, nn.Conv1d.forward)
+
+# What holds the weights of a mixer, by bimamba_type: its layers, and parameters of its own.
+SHARED = ("in_proj", "out_proj")
+AHEAD, BACK = ("conv1d", "x_proj", "dt_proj"), ("conv1d_b", "x_proj_b", "dt_proj_b")
+LAYERS = {"none": (*SHARED, *AHEAD), "v1": (*SHARED, *AHEAD), "v2": (*SHARED, *AHEAD, *BACK)}
+OWN = {
+    "none": ("A_log", "D", "gamma"),
+    "v1": ("A_log", "D", "A_b_log", "gamma"),
+    "v2": ("A_log", "D", "A_b_log", "D_b", "gamma"),
+}
+
+
+class ScanWeights(NamedTuple):
+    """What one direction scans with: A (dim, state), D and delta_bias (dim,)."""
+
+    A: Tensor
+    D: Tensor
+    delta_bias: Tensor
+
+    def inputs(self, selected: Selected, z: Tensor) -> ScanInputs:
+        """The inputs of the scan in natural time order, views of what is dim-last, gate z included."""
+        u, delta, B, C = selected
+        return ScanInputs(u.mT, delta.mT, self.A, B.mT, C.mT, self.D, z.mT, self.delta_bias)
+
+
+class Weights(NamedTuple):
+    """The weights of a mixer as it computes with them.
+
+    into   the projection in, and as its parts that give what is convolved and the gate
+    back   the weights of the direction back (bimamba_type v2)
+    out    the projection out, and the same halved
+    """
+
+    into: Packed
+    parts: Projections
+    ahead: Direction
+    back: Direction | None
+    scan_ahead: ScanWeights
+    scan_back: ScanWeights | None
+    out: Packed
+    out_halved: Packed
+    out_bias: Tensor | None
+    gamma: Tensor | None
+
+    def scanned_ahead(self, hidden: Tensor) -> ScanInputs:
+        """What is scanned ahead, of hidden (batch, length, dim)."""
+        z, (selected,) = before_scan(hidden, self.parts, self.ahead)
+        return self.scan_ahead.inputs(selected, z)
+
+    def scanned_both_ways(self, hidden: Tensor) -> tuple[ScanInputs, ScanInputs]:
+        """What is scanned ahead, and what back, both in natural order of time."""
+        assert self.scan_back is not None
+        z, selected = before_scan(hidden, self.parts, self.ahead, self.back)
+        return self.scan_ahead.inputs(selected[0], z), self.scan_back.inputs(selected[-1], z)
+
+    def mixed(self, y: Tensor, *, halves: bool) -> Tensor:
+        """The output (batch, length, dim) for what was scanned, (batch, inner, length), or for half of it."""
+        # halving the weight is halving the sum, on the smaller tensor; a bias is not halved
+        out = packed_linear(y.mT, self.out_halved if halves else self.out, self.out_bias)
+        return out if self.gamma is None else out * self.gamma
+
+
+class Mixing(nn.Module):
+    """The weights of a mixer under their official names; inference keeps what it derives from them.
+
+    Who inherits makes the weights, and gamma where the output is scaled. A backward direction has all of those
+    with `_b` (bimamba_type v2), or A_b_log alone and shares the others (v1).
+    """
+
+    bimamba_type: str
+    in_proj: nn.Linear
+    conv1d: nn.Conv1d
+    x_proj: nn.Linear
+    dt_proj: nn.Linear
+    out_proj: nn.Linear
+    A_log: nn.Parameter
+    D: nn.Parameter
+    gamma: nn.Parameter | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_parameter("gamma", None)
+        self._derived = Derived[Weights]()
+
+    def train(self, mode: bool = True) -> Self:
+        """As in torch; what inference derived from the weights is dropped, for `.data` may change them unseen."""
+        self._derived.forget()
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """As in torch: the weights are cast or moved, and nothing of the old ones is kept."""
+        self._derived.forget()
+        applied: Self = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return applied
+
+    def weights(self) -> Weights:
+        """The weights as the mixer computes with them.
+
+        Raises ProblemError where a layer computes anything else than with its weight: it would be passed over.
+        """
+        layers: list[Any] = [self._modules[name] for name in LAYERS[self.bimamba_type]]
+        for layer in layers:
+            if type(layer).forward not in PLAIN:
+                raise ProblemError(
+                    f"a layer of the mixer is a {type(layer).__module__}.{type(layer).__name__}: must compute as"
+                    " torch.nn.Linear or Conv1d does, for the mixer multiplies with its weight itself; merge an adapter"
+                    " into the weight, or parametrize the weight."
+                )
+        own = [held(self, name) for name in OWN[self.bimamba_type]]
+        return self._derived(self._make, *own, *(held(layer, name) for layer in layers for name in ("weight", "bias")))
+
+    def _make(self) -> Weights:
+        inner, bias = len(self.A_log), self.in_proj.bias
+        x, z = self.in_proj.weight.split(inner)
+        x_bias, z_bias = (None, None) if bias is None else bias.split(inner)
+        back, scan_back = None, None
+        if self.bimamba_type == "v2":
+            back, scan_back = self._direction("_b"), self._scan_weights("_b")
+        elif self.bimamba_type == "v1":
+            scan_back = self._scan_weights("", "A_b_log")
+        return Weights(
+            into=Packed(self.in_proj.weight),
+            parts=Projections(Packed(x), Packed(z), x_bias, z_bias),
+            ahead=self._direction(""),
+            back=back,
+            scan_ahead=self._scan_weights(""),
+            scan_back=scan_back,
+            out=Packed(self.out_proj.weight),
+            out_halved=Packed(0.5 * self.out_proj.weight),
+            out_bias=self.out_proj.bias,
+            gamma=self.gamma,
+        )
+
+    def _direction(self, suffix: Literal["", "_b"]) -> Direction:
+        conv, x, dt = (getattr(self, f"{name}{suffix}") for name in ("conv1d", "x_proj", "dt_proj"))
+        weight, bias = taps(conv)
+        return Direction(widen(weight), None if bias is None else widen(bias), Packed(x.weight), Packed(dt.weight))
+
+    def _scan_weights(self, suffix: Literal["", "_b"], A_log: str = "") -> ScanWeights:
+        dtype = self.in_proj.weight.dtype
+        return ScanWeights(
+            A=rates(getattr(self, A_log or f"A{suffix}_log"), dtype),
+            D=as_scanned(getattr(self, f"D{suffix}"), dtype),
+            # the bias goes into the scan, before the softplus
+            delta_bias=as_scanned(getattr(self, f"dt_proj{suffix}").bias, dtype),
+        )
+
+
+def held(module: nn.Module, name: str) -> Tensor | None:
+    """`module.name`, a parameter or what stands for it, without the search that nn.Module makes for a parameter."""
+    own = module._parameters
+    found: Tensor | None = own[name] if name in own else getattr(module, name)
+    return found
+
+
+def widen(values: Tensor) -> Tensor:
+    """`values` in at least float32."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def as_scanned(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """`values` in the dtype that a scan of inputs in `dtype` computes in."""
+    return values.to(torch.promote_types(dtype, torch.float32))
+
+
+def rates(A_log: Tensor, dtype: torch.dtype) -> Tensor:
+    """A of a scan of inputs in `dtype`."""
+    return -torch.exp(as_scanned(A_log, dtype))
+
+
+def taps(convolution: nn.Conv1d) -> tuple[Tensor, Tensor | None]:
+    """Weight (dim, width) and bias (dim,) of a depthwise convolution."""
+    return convolution.weight[:, 0], convolution.bias

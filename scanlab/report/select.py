@@ -1,0 +1,178 @@
+"""Which trials count: of one machine, of the newest sources, and of each backend the one its numbers come from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from scanlab.bench.records import Trial
+from scanlab.bench.samples import Measurement
+from scanlab.bench.stats import Interval
+from scanlab.contract.machine import Machine
+from scanlab.contract.problem import ScanProblem
+
+# A hold-out run times what a race has chosen on inputs that no choice has seen; a race times finalists side by
+# side and is taken after the search, so that its numbers are not the luckiest of many; a backend that reached
+# neither is shown with the numbers of its search, and marked.
+AUTHORITY = ("holdout", "race", "search")
+
+
+class Contest(NamedTuple):
+    """A problem and where its inputs came from: what backends are compared on."""
+
+    problem: ScanProblem
+    inputs_label: str
+
+    @property
+    def title(self) -> str:
+        """The problem in words, its sizes and what differs from the defaults, and its inputs."""
+        (batch, dim, length, state), options = _spelled(self.problem)
+        problem = ", ".join((f"batch {batch}, dim {dim}, length {length}, state {state}", *options))
+        return f"{problem}; inputs {self.inputs_label}"
+
+
+@dataclass(frozen=True)
+class Placing:
+    """How one backend stands on one contest.
+
+    trial   what its numbers, or the reason why it has none, come from
+    tried   configurations tried
+    failed  configurations that were wrong, rejected or crashed
+    """
+
+    trial: Trial
+    tried: int
+    failed: int
+
+    @property
+    def backend(self) -> str:
+        """The name of the backend."""
+        return self.trial.backend
+
+    @property
+    def measured(self) -> Measurement | None:
+        """The measurement, or None where the backend has no proved one."""
+        return self.trial.measurement
+
+
+class Selection(NamedTuple):
+    """The trials that count, and a sentence for each kind of trial that was left out."""
+
+    trials: tuple[Trial, ...]
+    left_out: tuple[str, ...]
+
+
+def select(trials: Iterable[Trial], machine: Machine) -> Selection:
+    """The trials of `machine` that are not stale and can be compared, oldest first.
+
+    A trial is stale where the same backend was tried later in the same contest with other sources, and where the
+    same configuration was tried later in the same phase: the last try counts, not the luckiest. Ratios to
+    different anchors cannot be compared: those to the reference loop count, or else to the anchor used last.
+    """
+    ordered = oldest_first(trials)
+    ids = (machine.silicon_id, machine.software_id)
+    here = [trial for trial in ordered if (trial.machine.silicon_id, trial.machine.software_id) == ids]
+    sources = {(contest_of(trial), trial.backend): trial.source_hash for trial in here}
+    fresh = [trial for trial in here if sources[contest_of(trial), trial.backend] == trial.source_hash]
+    anchors: dict[Contest, str] = {}
+    for trial in sorted(fresh, key=lambda trial: trial.anchor_label.startswith("reference")):
+        if trial.measurement is not None:
+            anchors[contest_of(trial)] = trial.anchor_label
+    comparable = [trial for trial in fresh if trial.anchor_label in ("", anchors.get(contest_of(trial)))]
+    last = {(trial.phase, *trial.identity): trial.id for trial in comparable}
+    kept = [trial for trial in comparable if last[trial.phase, *trial.identity] == trial.id]
+    counts = (
+        (len(ordered) - len(here), "from another machine or with other software"),
+        (len(here) - len(fresh), "of sources that have changed since"),
+        (len(fresh) - len(comparable), "beside another anchor"),
+        (len(comparable) - len(kept), "repeated later"),
+    )
+    return Selection(tuple(kept), tuple(f"{count} {why}" for count, why in counts if count))
+
+
+def speedup_interval(measured: Measurement) -> Interval:
+    """The 95 % interval of the speed-up; not a number where too few blocks say nothing that sure."""
+    return measured.speedup_interval if measured.speedup_interval.known else Interval(math.nan, math.nan)
+
+
+def oldest_first(trials: Iterable[Trial]) -> list[Trial]:
+    """`trials` in one order, whatever the order they come in."""
+    return sorted(trials, key=lambda trial: (trial.started_at, trial.id))
+
+
+def contest_of(trial: Trial) -> Contest:
+    """The contest that `trial` was about."""
+    return Contest(trial.problem, trial.inputs_label)
+
+
+def slugs(found: Iterable[Contest]) -> dict[Contest, str]:
+    """A name for the files of each contest, such as "1x384x197x16-bidirectional-dim_last"; numbered where two agree."""
+    names: dict[Contest, str] = {}
+    for contest in found:
+        sizes, options = _spelled(contest.problem)
+        name = "-".join(("x".join(sizes), *options)).replace(" ", "_")
+        taken = sum(other.problem == contest.problem for other in names)
+        names[contest] = f"{name}-{taken + 1}" if taken else name
+    return names
+
+
+def contests(trials: Iterable[Trial]) -> dict[Contest, tuple[Trial, ...]]:
+    """The trials that compare backends, by contest, in the order in which the contests were first tried."""
+    found: dict[Contest, list[Trial]] = {}
+    for trial in trials:
+        if trial.phase in AUTHORITY:
+            found.setdefault(contest_of(trial), []).append(trial)
+    return {contest: tuple(members) for contest, members in found.items()}
+
+
+def families(trials: Iterable[Trial]) -> list[tuple[Trial, ...]]:
+    """The trials of time against length, those whose problems differ in nothing else together.
+
+    A family whose measured trials have fewer than two lengths is left out: it shows nothing.
+    """
+    found: dict[ScanProblem, list[Trial]] = {}
+    for trial in trials:
+        if trial.phase == "lengths":
+            found.setdefault(trial.problem.replace(length=1), []).append(trial)
+    measured = {problem: [trial for trial in members if trial.measurement] for problem, members in found.items()}
+    return [
+        tuple(members)
+        for problem, members in found.items()
+        if len({trial.problem.length for trial in measured[problem]}) > 1
+    ]
+
+
+def placings(trials: Sequence[Trial]) -> list[Placing]:
+    """Every backend among the trials of one contest: the fastest first, then those without numbers by name."""
+    found = []
+    for backend in {trial.backend for trial in trials}:
+        mine = [trial for trial in trials if trial.backend == backend]
+        failed = {trial.identity for trial in mine if trial.measurement is None}
+        found.append(Placing(best(mine), len({trial.identity for trial in mine}), len(failed)))
+    return sorted(found, key=lambda placing: (*_rank(placing.trial)[-1:], placing.backend))
+
+
+def best(trials: Sequence[Trial]) -> Trial:
+    """The trial that a backend's numbers come from; where none was measured, the last one tried."""
+    measured = [trial for trial in trials if trial.measurement is not None]
+    return min(measured, key=_rank) if measured else max(trials, key=lambda trial: trial.started_at)
+
+
+def _rank(trial: Trial) -> tuple[int, bool, float]:
+    authority = AUTHORITY.index(trial.phase) if trial.phase in AUTHORITY else len(AUTHORITY)
+    ratio = float("inf") if trial.measurement is None else trial.measurement.log_ratio
+    return authority, trial.state != "ok", ratio
+
+
+def _spelled(problem: ScanProblem) -> tuple[list[str], list[str]]:
+    """The four sizes, and the words for what differs from the defaults."""
+    settings = dict(part.split("=") for part in problem.key.split(","))
+    sizes = [settings.pop(name) for name in ("batch", "dim", "length", "state")]
+    words = {"true": "{name}", "false": "no {name}"}
+    options = []
+    for name, value in settings.items():
+        bare = f"{name} {value}" if name == "groups" else value
+        options.append(words.get(value, bare).format(name=name.removeprefix("has_")))
+    return sizes, options

@@ -1,0 +1,258 @@
+"""Records on disk: nothing is lost but what was in flight, and whatever is wrong is said."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from helpers.records import trial
+from scanlab.bench import records as module
+from scanlab.bench.records import Results, decode, encode
+from scanlab.contract.verify import Verdict
+from scanlab.errors import ResultsError
+
+FAILED = Verdict(False, {"out": 1.0}, {"out": 1e-5}, "out is off")
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        trial(),
+        trial(state="pruned", reason="takes 3 times as long"),
+        trial(state="wrong", measurement=None, verdict=FAILED, reason="out is off"),
+        trial(state="crashed", measurement=None, verdict=None, reason="RuntimeError: boom"),
+        trial(config={"exp": "fast", "flag": True, "share": 0.5}, phase="race"),
+    ],
+    ids=lambda one: one.state,
+)
+def test_a_trial_survives_its_line(one):
+    assert decode(encode(one).rstrip(b"\n")) == one
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"verdict": None}, "without a passed verdict"),
+        ({"verdict": FAILED}, "without a passed verdict"),
+        ({"measurement": None}, "exactly when it is ok or pruned"),
+        ({"state": "wrong", "reason": "off"}, "exactly when it is ok or pruned"),
+        ({"state": "pruned"}, "a reason exactly when"),
+        ({"state": "fine"}, "state='fine': must be one of ok, wrong"),
+        ({"phase": "sprint"}, "phase='sprint': must be one of search"),
+    ],
+)
+def test_a_trial_that_contradicts_itself_is_refused(changes, complaint):
+    with pytest.raises(ValueError, match=re.escape(complaint)):
+        trial(**changes)
+
+
+def test_what_is_appended_is_loaded_in_the_order_it_was_started(tmp_path):
+    results = Results(tmp_path / "new" / "folder")
+    trials = [trial(started_at=float(second)) for second in (3, 1, 2)]
+    for one in trials:
+        results.append(one)
+    loaded = Results(results.folder).load()
+    assert loaded.trials == tuple(sorted(trials, key=lambda one: one.started_at))
+    assert loaded.notices == ()
+
+
+def test_an_empty_or_missing_folder_holds_nothing(tmp_path):
+    assert Results(tmp_path / "missing").load() == ((), ())
+
+
+def test_each_writer_has_a_file_of_its_own(tmp_path):
+    for _ in range(2):
+        Results(tmp_path).append(trial())
+    assert len(list((tmp_path / "trials").iterdir())) == 2
+    assert len(Results(tmp_path).load().trials) == 2
+
+
+def test_a_forked_child_writes_to_a_file_of_its_own(tmp_path):
+    results = Results(tmp_path)
+    results.append(trial())
+    child = os.fork()
+    if child == 0:
+        results.append(trial())
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    results.append(trial())
+    assert sorted(len(path.read_bytes().splitlines()) for path in (tmp_path / "trials").iterdir()) == [1, 2]
+
+
+def test_a_record_cut_off_at_any_byte_is_skipped_and_said(tmp_path):
+    results = Results(tmp_path)
+    first, second = trial(), trial()
+    results.append(first)
+    (path,) = (tmp_path / "trials").iterdir()
+    whole = path.read_bytes()
+    line = encode(second)
+    for size in (1, 19, 20, 21, len(line) // 2, len(line) - 2):
+        path.write_bytes(whole + line[:size])
+        loaded = Results(tmp_path).load()
+        assert loaded.trials == (first,)
+        (notice,) = loaded.notices
+        assert "unfinished record at the end" in notice
+        assert path.name in notice
+
+
+def test_a_record_that_lost_only_its_line_end_is_whole(tmp_path):
+    results = Results(tmp_path)
+    results.append(trial())
+    (path,) = (tmp_path / "trials").iterdir()
+    path.write_bytes(path.read_bytes()[:-1])
+    assert len(Results(tmp_path).load().trials) == 1
+    assert Results(tmp_path).load().notices == ()
+
+
+def test_every_flipped_bit_is_noticed(tmp_path):
+    line = encode(trial()).rstrip(b"\n")
+    rng = random.Random(4)
+    for position in rng.sample(range(len(line)), 60):
+        damaged = bytearray(line)
+        damaged[position] ^= 1 << rng.randrange(7)
+        with pytest.raises(module._DamagedError):
+            decode(bytes(damaged))
+
+
+def test_a_damaged_line_costs_only_itself(tmp_path):
+    results = Results(tmp_path)
+    trials = [trial(started_at=float(number)) for number in range(3)]
+    for one in trials:
+        results.append(one)
+    (path,) = (tmp_path / "trials").iterdir()
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + lines[1].replace(b'"chunk":32', b'"chunk":64') + lines[2])
+    loaded = Results(tmp_path).load()
+    assert loaded.trials == (trials[0], trials[2])
+    (notice,) = loaded.notices
+    assert "line 2" in notice
+
+
+def test_records_of_a_newer_schema_are_kept_and_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "SCHEMA", 99)
+    future = encode(trial())
+    monkeypatch.undo()
+    results = Results(tmp_path)
+    own = trial()
+    results.append(own)
+    (path,) = (tmp_path / "trials").iterdir()
+    path.write_bytes(future + path.read_bytes())
+    loaded = Results(tmp_path).load()
+    assert loaded.trials == (own,)
+    (notice,) = loaded.notices
+    assert "1 records of a newer scanlab" in notice
+    assert future in path.read_bytes()
+
+
+def test_a_trial_that_is_recorded_twice_counts_once(tmp_path):
+    one = trial()
+    for _ in range(2):
+        Results(tmp_path).append(one)
+    assert Results(tmp_path).load().trials == (one,)
+
+
+def test_a_folder_that_cannot_be_written_is_said_with_the_cure(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    for action in (Results(blocked).prepare, lambda: Results(blocked).append(trial())):
+        with pytest.raises(ResultsError, match="cannot write results: .*--out"):
+            action()
+
+
+def test_a_full_disk_is_said_and_the_next_record_is_not_glued_to_the_torn_one(tmp_path, monkeypatch):
+    results = Results(tmp_path)
+    first, torn, last = trial(started_at=1.0), trial(started_at=2.0), trial(started_at=3.0)
+    results.append(first)
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, line: write(descriptor, line[:100]))
+    with pytest.raises(ResultsError, match="only 100 of .* bytes"):
+        results.append(torn)
+
+    def full(descriptor: int, line: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(ResultsError, match="No space left on device"):
+        results.append(torn)
+    monkeypatch.undo()
+    results.append(last)
+    loaded = Results(tmp_path).load()
+    assert loaded.trials == (first, last)
+    assert len(loaded.notices) == 1
+
+
+WRITER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from helpers.records import trial
+from scanlab.bench.records import Results
+results = Results(sys.argv[2])
+print("ready", flush=True)
+while True:
+    one = trial()
+    results.append(one)
+    print(one.id, flush=True)
+"""
+
+
+def test_sigkill_at_any_moment_loses_no_record_that_was_appended(tmp_path):
+    rng = random.Random(5)
+    said: set[str] = set()
+    writers = []
+    for number in range(3):
+        log = (tmp_path / f"log{number}").open("w+")
+        command = [sys.executable, "-c", WRITER, str(Path(__file__).parents[1]), str(tmp_path / "results")]
+        writers.append((subprocess.Popen(command, stdout=log), log))
+    for writer, log in writers:
+        while "ready" not in Path(log.name).read_text():
+            assert writer.poll() is None
+            time.sleep(0.05)
+    for writer, log in writers:
+        time.sleep(rng.uniform(0.02, 0.3))
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+        said |= {line for line in Path(log.name).read_text().split("\n")[1:-1] if line}
+        log.close()
+    loaded = Results(tmp_path / "results").load()
+    assert said
+    assert said <= {one.id for one in loaded.trials}
+    assert len(loaded.notices) <= len(writers)
+
+
+def test_the_identity_is_the_silicon_the_libraries_the_source_and_the_configuration():
+    one = trial()
+    same = trial(seed=9, started_at=5.0, phase="race")
+    assert same.identity == one.identity
+    silicon = replace(one.machine, silicon=replace(one.machine.silicon, usable_cpus=999))
+    torch = replace(one.machine, software=replace(one.machine.software, torch="0.1"))
+    for change in (
+        {"machine": silicon},
+        {"machine": torch},
+        {"source_hash": "0"},
+        {"config": {"chunk": 64, "threads": 1}},
+        {"problem": one.problem.replace(length=9)},
+        {"inputs_label": "photograph"},
+    ):
+        assert trial(**change).identity != one.identity
+
+
+def test_the_order_of_tunables_is_no_part_of_the_identity():
+    assert trial(config={"threads": 1, "chunk": 32}).identity == trial().identity
+
+
+def test_lines_are_json_for_other_programs():
+    record = json.loads(encode(trial()))
+    assert record["schema"] == module.SCHEMA
+    assert record["trial"]["measurement"]["blocks"][0]["candidate_ns"] == [1_000_000, 1_100_000]

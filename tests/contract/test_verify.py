@@ -1,0 +1,146 @@
+"""The gate: right scans pass it, and every way of being wrong that we know of fails it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from scanlab.contract import registry
+from scanlab.contract import verify as verify_module
+from scanlab.contract.backend import ScanFn
+from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem, make_inputs
+from scanlab.contract.verify import Verdict, expectation, relative_error, verify
+
+PROBLEM = ScanProblem(batch=2, dim=6, length=13, state=5, gradients=True)
+
+
+def right(problem: ScanProblem) -> ScanFn:
+    return registry.get("reference").build(problem)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+def test_the_reference_passes_in_every_dtype_and_direction(dtype, direction):
+    problem = PROBLEM.replace(dtype=dtype, direction=direction, has_initial_state=True)
+    verdict = verify(right(problem), expectation(problem, make_inputs(problem)))
+    assert verdict.passed, verdict.reason
+    both = direction == "bidirectional"
+    assert {"out", "last_state", "grad_A", "grad_z", "grad_initial_state"} <= verdict.errors.keys()
+    assert ("grad_u_back" in verdict.errors) == both
+    if dtype != "float64":
+        assert 0 < verdict.worst < max(verdict.tolerances.values())
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"complex_A": True, "has_initial_state": True}, {"groups": 2, "constant_C": True}, {"has_z": False}],
+    ids=str,
+)
+def test_the_oracle_in_pieces_says_what_it_says_whole(direction, options, monkeypatch):
+    problem = PROBLEM.replace(dtype="float64", gradients=False, direction=direction, **options)
+    inputs = make_inputs(problem)
+    monkeypatch.setattr(verify_module, "PIECE", 5)
+    pieces = expectation(problem, inputs).tensors
+    whole = registry.get("reference").build(problem, {"threads": 1})(*inputs)
+    # Vectors end elsewhere, and what is left over at their end is rounded by another function.
+    assert all(relative_error(pieces[name], tensor) < 1e-15 for name, tensor in whole._asdict().items())
+
+
+def scaled(inputs: ScanInputs) -> ScanOutput:
+    out, last = right(PROBLEM)(inputs)
+    return ScanOutput(out * 1.0001, last)
+
+
+def gradient_lost(inputs: ScanInputs) -> ScanOutput:
+    return right(PROBLEM)(inputs.with_tensors(B=inputs.B.detach()))
+
+
+def wrong_state(inputs: ScanInputs) -> ScanOutput:
+    out, last = right(PROBLEM)(inputs)
+    return ScanOutput(out, last.flip(-1))
+
+
+def wrong_dtype(inputs: ScanInputs) -> ScanOutput:
+    out, last = right(PROBLEM)(inputs)
+    return ScanOutput(out.double(), last)
+
+
+def wrong_shape(inputs: ScanInputs) -> ScanOutput:
+    out, last = right(PROBLEM)(inputs)
+    return ScanOutput(out.mT, last)
+
+
+def one_nan(inputs: ScanInputs) -> ScanOutput:
+    out, last = right(PROBLEM)(inputs)
+    holed = torch.where(torch.arange(out.shape[-1]) == 3, math.nan, out)
+    return ScanOutput(holed, last)
+
+
+@pytest.mark.parametrize(
+    ("scan", "complaint"),
+    [
+        (scaled, "out is off by"),
+        (gradient_lost, "grad_B is off by"),
+        (wrong_state, "last_state is off by"),
+        (wrong_dtype, "out is torch.float64"),
+        (wrong_shape, r"out is torch.float32 \(2, 13, 6\)"),
+        (one_nan, "^out is not finite where it should be, or"),
+    ],
+)
+def test_a_wrong_scan_fails_with_its_reason(scan, complaint):
+    verdict = verify(scan, expectation(PROBLEM, make_inputs(PROBLEM)))
+    assert not verdict.passed
+    with pytest.raises(AssertionError, match=complaint):
+        assert verdict.passed, verdict.reason
+
+
+def test_an_output_that_was_never_written_fails():
+    problem = PROBLEM.replace(gradients=False, dim=64, length=64)
+
+    def lazy(inputs: ScanInputs) -> ScanOutput:
+        return ScanOutput(torch.empty_like(inputs.u), right(problem)(inputs).last_state)
+
+    assert not verify(lazy, expectation(problem, make_inputs(problem))).passed
+
+
+def test_an_output_left_where_right_ones_lay_before_fails():
+    problem = PROBLEM.replace(gradients=False, dim=64, length=64)
+    (inputs,) = make_inputs(problem)
+    expected = expectation(problem, (inputs,))
+    last = right(problem)(inputs).last_state.clone()
+
+    def lazy(inputs: ScanInputs) -> ScanOutput:
+        return ScanOutput(torch.empty_like(inputs.u), last)
+
+    kept = [right(problem)(inputs).out.clone() for _ in range(16)]
+    del kept
+    assert not verify(lazy, expected).passed
+
+
+def test_a_scan_that_changes_its_inputs_fails():
+    problem = PROBLEM.replace(gradients=False)
+
+    def scribbling(inputs: ScanInputs) -> ScanOutput:
+        result = right(problem)(inputs)
+        inputs.delta.add_(1.0)
+        return result
+
+    verdict = verify(scribbling, expectation(problem, make_inputs(problem)))
+    assert verdict.reason == "the scan changed its input delta"
+
+
+def test_relative_error_knows_infinities_and_nothing():
+    inf = math.inf
+    assert relative_error(torch.tensor([1.0, inf]), torch.tensor([1.0, inf])) == 0.0
+    assert relative_error(torch.tensor([1.0, -inf]), torch.tensor([1.0, inf])) == inf
+    assert relative_error(torch.tensor([1.0, math.nan]), torch.tensor([1.0, inf])) == inf
+    assert relative_error(torch.tensor([0.5]), torch.tensor([0.0])) == 0.5
+    assert relative_error(torch.tensor([math.nan]), torch.tensor([math.nan])) == 0.0
+
+
+def test_a_verdict_survives_json():
+    verdict = Verdict(False, {"out": 1e-3}, {"out": 2e-5}, "out is off")
+    assert Verdict.from_json(verdict.to_json()) == verdict

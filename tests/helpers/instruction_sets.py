@@ -1,0 +1,57 @@
+"""The instruction sets of this machine, and what the mixer's tests compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from scanlab_kernels.selective_scan.native.backend import ISA_FLAGS, best_isa
+
+INSTRUCTION_SETS = tuple(ISA_FLAGS)[: tuple(ISA_FLAGS).index(best_isa()) + 1]
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+# largest error as a share of the largest value: a few roundings of the arithmetic, one of the storage
+TOLERANCES = {torch.float32: 1e-6, torch.float64: 1e-13, torch.bfloat16: 6e-3, torch.float16: 1e-3}
+
+
+@contextmanager
+def instruction_set(name: str) -> Iterator[None]:
+    """Hold the native ops to one instruction set."""
+    torch.ops.scanlab_mixer.use_instruction_set(name)
+    try:
+        yield
+    finally:
+        torch.ops.scanlab_mixer.use_instruction_set(best_isa())
+
+
+def error(got: Tensor, want: Tensor) -> float:
+    """The largest error as a share of the largest value; of shapes that differ, infinity."""
+    if got.shape != want.shape:
+        return float("inf")
+    if got.numel() == 0:
+        return 0.0
+    got, want = got.detach().double(), want.detach().double()
+    largest = float(want.abs().max())
+    return float((got - want).abs().max()) / (largest if largest > 0 else 1.0)
+
+
+def assert_close(got: Sequence[Tensor], want: Sequence[Tensor], names: Sequence[str], tolerance: float) -> None:
+    """Each of `got` is as `want` within the tolerance, or that of its own storage; NaN is not."""
+    for name, one, other in zip(names, got, want, strict=True):
+        assert error(one, other) <= max(tolerance, TOLERANCES[one.dtype]), f"{name} is off by {error(one, other):.1e}"
+
+
+def wide(tensor: Tensor | None) -> Tensor | None:
+    """The same numbers in float64, as a leaf; integers and None as they are."""
+    if tensor is None or not tensor.is_floating_point():
+        return tensor
+    return tensor.detach().double().requires_grad_(tensor.requires_grad)
+
+
+def gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor], seeds: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients of the inputs, the gradients of the outputs being `seeds`."""
+    return list(
+        torch.autograd.grad(outputs, inputs, [seed.to(out.dtype) for seed, out in zip(seeds, outputs, strict=True)])
+    )

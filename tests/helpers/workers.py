@@ -1,0 +1,60 @@
+"""Processes that tune a made-up backend and say what they do, for the tests that kill them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+DELAYS_MS = tuple(float(step) for step in range(12))
+# Under this many deaths a configuration is tried again.
+MOST_DEATHS = 2
+
+WORKER = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from helpers.fakes import TINY, lethal, sleepy
+from helpers.workers import DELAYS_MS, MOST_DEATHS
+from scanlab.tuning import attempt, search as study, tune as module
+from scanlab.tuning.budget import Budget
+from scanlab.bench.records import Results
+from scanlab.tuning.tune import tune
+from scanlab.contract.problem import make_inputs
+module.RACE_S, attempt.MOST_BLOCKS, study.MOST_DEATHS = 0.1, 2, MOST_DEATHS
+backends = {"sleepy": sleepy(delays_ms=DELAYS_MS), "lethal": lethal()}
+folder, backend, storage, stalls_at = sys.argv[2:]
+started = 0
+def say(event):
+    global started
+    if event.kind in ("started", "waiting"):
+        print(event.kind, event.label, flush=True)
+    if event.kind == "started":
+        started += 1
+        if started == int(stalls_at):
+            time.sleep(600)
+    if event.kind == "finished":
+        print("finished", event.trial.id, flush=True)
+results, chosen = Results(folder), [backends[backend]]
+tune(TINY, make_inputs(TINY), chosen, Budget(trials=100), results, storage=storage or None, on_event=say)
+print("done", flush=True)
+"""
+
+
+def start(folder: Path, backend: str, storage: str = "", stalls_at: int = 0) -> subprocess.Popen[str]:
+    """A process that tunes the backend of lab_fakes called `backend`, with its records in `folder`.
+
+    At the start of trial number `stalls_at`, counted from 1, it waits to be killed.
+    """
+    here = str(Path(__file__).parents[1])
+    command = [sys.executable, "-c", WORKER, here, str(folder), backend, storage, str(stalls_at)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def said(worker: subprocess.Popen[str], kind: str) -> Iterator[str]:
+    """What follows `kind` in the lines of `worker`, as they come."""
+    assert worker.stdout is not None
+    for line in worker.stdout:
+        word, _, rest = line.strip().partition(" ")
+        if word == kind:
+            yield rest

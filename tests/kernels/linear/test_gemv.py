@@ -1,0 +1,75 @@
+"""A product of a few rows is the product, whatever their number, the weight's shape and its strides."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from helpers.instruction_sets import assert_close
+from scanlab.runtime.ops import Packed, in_torch, packed_linear
+from scanlab_kernels.linear.packed_linear import MOST_THIN_ROWS, is_thin
+
+pytestmark = pytest.mark.usefixtures("native")
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, MOST_THIN_ROWS])
+@pytest.mark.parametrize(("out", "depth"), [(1, 1), (7, 16), (8, 31), (19, 100), (1000, 40)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_it_is_the_product(isa, rows, out, depth, biased) -> None:
+    generator = torch.Generator().manual_seed(out)
+    x, weight, bias = (torch.randn(shape, generator=generator) for shape in ((rows, depth), (out, depth), (out,)))
+    given = bias if biased else None
+    got = torch.ops.scanlab_mixer.thin_linear(x, weight, given)
+    want = F.linear(x.double(), weight.double(), bias.double() if biased else None)
+    assert_close([got], [want], ["product"], 2e-6)
+
+
+def test_rows_and_weights_that_lie_apart() -> None:
+    x, weight, bias = torch.randn(3, 24), torch.randn(40, 48), torch.randn(80)
+    product = torch.ops.scanlab_mixer.thin_linear
+    for other in (weight[:, :24], weight[:, ::2], weight[::2, 24:], weight.T[:40, :24]):
+        strided = bias[: 2 * len(other) : 2]
+        torch.testing.assert_close(product(x[:, ::1], other, strided), F.linear(x, other, strided))
+    torch.testing.assert_close(product(x.T[:3, :3], weight[:, :3], None), F.linear(x.T[:3, :3], weight[:, :3]))
+
+
+def test_a_row_does_not_depend_on_the_others() -> None:
+    x, weight = torch.randn(4, 100), torch.randn(19, 100)
+    product = torch.ops.scanlab_mixer.thin_linear
+    assert torch.equal(product(x, weight, None)[2:3], product(x[2:3], weight, None))
+
+
+def test_a_packed_linear_of_few_rows() -> None:
+    x, weight, bias = torch.randn(2, 3, 24), torch.randn(40, 24), torch.randn(40)
+    assert is_thin(x, weight)
+    got = packed_linear(x, Packed(weight), bias)
+    torch.testing.assert_close(got, F.linear(x, weight, bias))
+
+
+def test_who_wants_more_than_a_product_gets_it_from_torch() -> None:
+    x, weight = torch.randn(2, 24), torch.randn(40, 24)
+    assert not is_thin(torch.randn(MOST_THIN_ROWS + 1, 24), weight)
+    assert not is_thin(x[:0], weight)
+    assert not is_thin(x.double(), weight.double())
+    assert not is_thin(x.requires_grad_(), weight)
+    with in_torch():
+        assert not is_thin(x.detach(), weight)
+
+
+def test_torchs_own_checks_of_the_op() -> None:
+    torch.library.opcheck(torch.ops.scanlab_mixer.thin_linear.default, (torch.randn(2, 24), torch.randn(40, 24), None))
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "bias", "error"),
+    [
+        (torch.zeros(2, 3), torch.zeros(4, 5), None, ValueError),
+        (torch.zeros(3), torch.zeros(4, 3), None, ValueError),
+        (torch.zeros(2, 3), torch.zeros(4, 3), torch.zeros(3), ValueError),
+        (torch.zeros(2, 3).double(), torch.zeros(4, 3).double(), None, RuntimeError),
+    ],
+)
+def test_what_does_not_fit_is_refused(x, weight, bias, error) -> None:
+    with pytest.raises(error):
+        torch.ops.scanlab_mixer.thin_linear(x, weight, bias)

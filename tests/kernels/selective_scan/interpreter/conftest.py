@@ -1,0 +1,28 @@
+"""Tests of the GPU kernels in Triton's interpreter; collected only in a process that has it switched on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from scanlab_kernels.gpu import version as triton_version
+
+collect_ignore_glob = [] if triton_version.interpreted() else ["test_*.py"]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def patched_once() -> Iterator[None]:
+    """A kernel's functions see the language that the interpreter patched for the kernel: not again for each call."""
+    from triton.runtime.interpreter import InterpretedFunction
+
+    patch_and_call = InterpretedFunction.__call__
+
+    def call(function: InterpretedFunction, *args: Any, **named: Any) -> Any:
+        ours = function.fn.__module__.startswith("scanlab.")
+        return function.rewrite()(*args, **named) if ours else patch_and_call(function, *args, **named)
+
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(InterpretedFunction, "__call__", call)
+        yield

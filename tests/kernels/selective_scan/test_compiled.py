@@ -1,0 +1,95 @@
+"""The contract of `compiled`, and what its compiling must hold to."""
+
+import sysconfig
+
+import pytest
+
+from scanlab.contract import registry
+from scanlab.contract.problem import ScanProblem, make_inputs
+from scanlab.errors import RejectedError, UnavailableError
+from scanlab.testing import BackendContract
+from scanlab_kernels.selective_scan import _bidirectional as directions
+from scanlab_kernels.selective_scan import _chunked_scan as chunks
+from scanlab_kernels.selective_scan import compiled
+
+
+class TestContract(BackendContract):
+    backend = compiled.backend
+    # Each shape is compiled for some seconds: the shortest body, and one size that fills whole vectors.
+    config = {"chunk": 4}  # noqa: RUF012
+    sizes = ((2, 32, 64, 16),)
+
+
+PROBLEM = ScanProblem(batch=2, dim=6, length=11, state=3)
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """Bodies run as they are traced, so that what surrounds them can be tested in no time."""
+    built = []
+
+    def without_compiling(function, examples, threads):
+        built.append([tuple(example.shape) for example in examples])
+        return function
+
+    for cache in (compiled.forward_kernel, compiled.backward_kernel):
+        cache.cache_clear()
+    monkeypatch.setattr(compiled, "_compile", without_compiling)
+    yield built
+    for cache in (compiled.forward_kernel, compiled.backward_kernel):
+        cache.cache_clear()
+
+
+def test_problems_that_differ_in_length_or_direction_share_a_body(interpreted):
+    for problem in (
+        PROBLEM,
+        PROBLEM.replace(length=300),
+        PROBLEM.replace(direction="reverse"),
+        PROBLEM.replace(has_D=False),
+    ):
+        compiled.backend.build(problem)
+    assert len(interpreted) == 1
+    compiled.backend.build(PROBLEM.replace(gradients=True))
+    assert len(interpreted) == 2
+    compiled.backend.build(PROBLEM.replace(dim=8))
+    assert len(interpreted) == 3
+
+
+@pytest.mark.parametrize("options", [{}, {"groups": 2}, {"constant_B": True}, {"constant_C": True}])
+def test_examples_have_the_layout_of_the_operands(interpreted, options):
+    problem = PROBLEM.replace(layout="dim_last", **options)
+    compiled.backend.build(problem, {"chunk": 4})
+    (expected,) = interpreted
+    seen = []
+
+    def forward(*part):
+        assert all(tensor.is_contiguous() for tensor in part)
+        seen.append([tuple(tensor.shape) for tensor in part])
+        return compiled.unrolled(*part)
+
+    step = chunks.Step(forward, backward=None)
+    directions.directed(lambda inputs: chunks.scan(inputs, problem, 4, step, whole=True), problem)(
+        *make_inputs(problem)
+    )
+    assert seen == [expected] * 3
+
+
+def test_rejects_complex_decays():
+    with pytest.raises(RejectedError, match="complex A"):
+        compiled.backend.build(PROBLEM.replace(complex_A=True))
+
+
+def test_says_what_is_missing(monkeypatch, tmp_path):
+    monkeypatch.setattr(compiled.extension, "find_compiler", lambda: None)
+    with pytest.raises(UnavailableError, match="no C\\+\\+ compiler.*install"):
+        compiled.backend.build(PROBLEM)
+    monkeypatch.undo()
+    if compiled.extension.find_compiler() is None:
+        pytest.skip("there is no C++ compiler")
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    with pytest.raises(UnavailableError, match=r"Python\.h is missing.*install"):
+        compiled.backend.build(PROBLEM)
+
+
+def test_is_registered():
+    assert registry.get("compiled") is compiled.backend

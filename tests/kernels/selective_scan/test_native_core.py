@@ -1,0 +1,29 @@
+"""The C++ core of the native scan by itself: under sanitizers, and its functions within their bounds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scanlab_kernels.selective_scan.native import backend as native
+
+PROVE = Path(__file__).parent / "native_core" / "prove.py"
+MISSING = 3
+
+
+def prove(*words: str) -> subprocess.CompletedProcess[str]:
+    """What the proof ends with; skips the test where something that it needs is missing."""
+    result = subprocess.run([sys.executable, str(PROVE), *words], capture_output=True, text=True)
+    if result.returncode == MISSING:
+        pytest.skip(result.stderr.strip().splitlines()[0])
+    return result
+
+
+@pytest.mark.parametrize("mode", ["address", "thread"])
+def test_sanitizers_find_nothing(mode: str) -> None:
+    result = prove(mode, "--only", native.best_isa(), "--cases", "60", "--step", "9973")
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
+    assert "60 cases" in result.stdout

@@ -1,0 +1,182 @@
+"""Which backend serves, what is said about it, and that the drop-in has the upstream semantics."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import pytest
+import torch
+
+import scanlab
+from scanlab.contract import registry
+from scanlab.contract.problem import ScanInputs, ScanProblem, make_inputs
+from scanlab.errors import ConfigError, ProblemError, UnavailableError, UnknownBackendError
+from scanlab.runtime import dispatch
+from scanlab.runtime.dispatch import Dispatcher, decide, decisions, selective_scan_fn
+from scanlab.runtime.profile import Entry, Profile
+
+PROBLEM = ScanProblem(batch=2, dim=6, length=20, state=4)
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch, tmp_path):
+    """No profile, no environment, and no dispatcher left over from another test."""
+    for name in ("SCANLAB_BACKEND", "SCANLAB_STRICT", "SCANLAB_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    dispatch.forget_dispatchers()
+    yield
+    dispatch.forget_dispatchers()
+
+
+def profile_with(problem: ScanProblem, backend: str = "two_phase", source_hash: str | None = None) -> Profile:
+    found = source_hash or registry.get(backend).source_hash
+    return Profile.empty().with_entry(Entry(problem, backend, found, {"threads": 1}))
+
+
+def test_the_exact_entry_serves_in_silence(caplog):
+    serve = Dispatcher(profile=profile_with(PROBLEM))
+    serve(*make_inputs(PROBLEM))
+    (decision,) = serve.decided.values()
+    assert (decision.backend, decision.config, decision.basis) == ("two_phase", {"threads": 1}, "exact")
+    assert not caplog.records
+
+
+def test_the_nearest_entry_serves_and_says_so_once(caplog):
+    serve = Dispatcher(profile=profile_with(PROBLEM.replace(length=25)))
+    for _ in range(3):
+        serve(*make_inputs(PROBLEM))
+    assert serve.decided[PROBLEM].basis == "nearest"
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "two_phase" in record.message
+    assert "length=25" in record.message
+
+
+def test_without_a_profile_what_was_measured_elsewhere_serves_and_says_why(caplog):
+    serve = Dispatcher()
+    serve(*make_inputs(PROBLEM))
+    assert serve.decided[PROBLEM].basis == "heuristic"
+    assert "times as fast as the reference loop on batch=" in caplog.records[0].message
+    assert "run `scanlab tune`" in caplog.records[0].message
+
+
+def test_where_nothing_alike_was_measured_the_fallback_serves(monkeypatch):
+    monkeypatch.setattr(dispatch, "most_alike", lambda problem: iter(()))
+    assert decide(PROBLEM, None).basis == "fallback"
+
+
+def test_a_changed_source_is_said(caplog):
+    Dispatcher(profile=profile_with(PROBLEM, source_hash="0" * 16))(*make_inputs(PROBLEM))
+    assert "the source of two_phase changed since it was tuned" in caplog.records[0].message
+
+
+@pytest.mark.parametrize(
+    ("backend", "config", "reason"),
+    [("uninstalled", {}, "no backend is called 'uninstalled'"), ("two_phase", {"threads": 4096}, "threads=4096")],
+)
+def test_an_entry_that_is_no_longer_legal_or_known_is_passed_over_and_that_is_said(backend, config, reason):
+    profile = Profile.empty().with_entry(Entry(PROBLEM, backend, "0", config))
+    decision = decide(PROBLEM, profile)
+    assert decision.basis == "heuristic"
+    assert decision.reason.startswith(f"what was tuned for {PROBLEM.key} cannot serve: ")
+    assert reason in decision.reason
+    beside = profile.with_entry(Entry(PROBLEM.replace(length=25), "two_phase", "0", {"threads": 1}))
+    assert decide(PROBLEM, beside).basis == "nearest"
+    assert reason in decide(PROBLEM, beside).reason
+
+
+def test_every_problem_of_the_contract_has_a_fallback():
+    hard = PROBLEM.replace(complex_A=True, groups=2, dtype="float64", gradients=True, direction="bidirectional")
+    assert "reference" in [decision.backend for decision in decisions(hard, None)]
+
+
+def test_where_nothing_serves_every_reason_is_given():
+    with pytest.raises(UnavailableError, match="reference: state 300: it takes at most 256"):
+        decide(PROBLEM.replace(state=300), None)
+
+
+def test_strict_makes_a_fallback_an_error(monkeypatch):
+    monkeypatch.setenv("SCANLAB_STRICT", "1")
+    with pytest.raises(UnavailableError, match="SCANLAB_STRICT=1 makes this an error"):
+        Dispatcher()(*make_inputs(PROBLEM))
+    Dispatcher(profile=profile_with(PROBLEM))(*make_inputs(PROBLEM))
+
+
+def test_the_environment_and_the_argument_name_a_backend(monkeypatch):
+    inputs = make_inputs(PROBLEM)[0]
+    monkeypatch.setenv("SCANLAB_BACKEND", "two_phase:threads=1")
+    selective_scan_fn(*inputs[:-1], delta_softplus=True)
+    assert "two_phase" in scanlab.explain()
+    selective_scan_fn(*inputs[:-1], delta_softplus=True, backend="reference")
+    assert dispatch.dispatcher("reference").decided[PROBLEM].backend == "reference"
+    with pytest.raises(UnknownBackendError, match="no backend is called 'nativ'"):
+        selective_scan_fn(*inputs[:-1], backend="nativ")
+    with pytest.raises(ConfigError, match="threads=999"):
+        selective_scan_fn(*inputs[:-1], backend="reference:threads=999")
+
+
+def test_explain_before_anything_was_served():
+    assert "not served" in scanlab.explain()
+
+
+def upstream_arguments(problem: ScanProblem) -> dict:
+    return {name: tensor for name, tensor in make_inputs(problem)[0].tensors().items()}
+
+
+@pytest.mark.parametrize("softplus", [False, True])
+def test_the_drop_in_has_the_upstream_signature(softplus):
+    problem = PROBLEM.replace(delta_softplus=softplus)
+    inputs = make_inputs(problem)[0]
+    out = selective_scan_fn(*inputs[:-1], softplus)
+    same, last = selective_scan_fn(*inputs[:-1], delta_softplus=softplus, return_last_state=True)
+    expected = registry.get("reference").build(problem)(inputs)
+    torch.testing.assert_close(out, expected.out, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(same, expected.out, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(last, expected.last_state, rtol=1e-5, atol=1e-5)
+
+
+def test_the_drop_in_differentiates_what_requires_it():
+    inputs = make_inputs(PROBLEM)[0]
+    u = inputs.u.clone().requires_grad_()
+    selective_scan_fn(u, *inputs[1:-1], delta_softplus=True).sum().backward()
+    assert u.grad is not None
+    assert u.grad.abs().sum() > 0
+    with torch.no_grad():
+        assert not selective_scan_fn(u, *inputs[1:-1], delta_softplus=True).requires_grad
+
+
+def test_mixed_dtypes_are_promoted_and_the_output_has_the_dtype_of_u():
+    arguments = upstream_arguments(PROBLEM)
+    half = arguments | {name: arguments[name].bfloat16() for name in ("u", "B", "C")}
+    out, last = selective_scan_fn(**half, delta_softplus=True, return_last_state=True)
+    assert (out.dtype, last.dtype) == (torch.bfloat16, torch.float32)
+    exact = {name: tensor.double() for name, tensor in half.items()}
+    expected = selective_scan_fn(**exact, delta_softplus=True)
+    torch.testing.assert_close(out.double(), expected, rtol=2e-2, atol=2e-2)
+    single_A = exact | {"A": exact["A"].float()}
+    torch.testing.assert_close(selective_scan_fn(**single_A, delta_softplus=True), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_tensors_that_do_not_fit_raise_before_anything_is_built():
+    arguments = upstream_arguments(PROBLEM)
+    with pytest.raises(ProblemError, match=r"delta is float32 \(2, 6, 19\)"):
+        selective_scan_fn(**arguments | {"delta": arguments["delta"][..., 1:]}, delta_softplus=True)
+
+
+def test_one_dispatcher_serves_many_threads():
+    serve = Dispatcher("two_phase")
+    inputs = [make_inputs(PROBLEM.replace(length=length)) for length in (5, 6, 7, 5, 6, 7)]
+    results: dict[int, torch.Tensor] = {}
+
+    def work(index: int, given: tuple[ScanInputs, ...]) -> None:
+        results[index] = serve(*given).out
+
+    threads = [threading.Thread(target=work, args=pair) for pair in enumerate(inputs)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index in range(3):
+        assert torch.equal(results[index], results[index + 3])

@@ -1,0 +1,248 @@
+"""Many workers on one storage: no trial is lost or tried twice, and each kind of machine learns from the others."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import signal
+import sys
+from dataclasses import replace
+
+import pytest
+
+from helpers import postgres as lab_postgres
+from helpers.fakes import TINY, sleepy
+from helpers.records import trial
+from helpers.workers import DELAYS_MS, start
+from scanlab.bench.prove import Setting, prove
+from scanlab.bench.records import Results
+from scanlab.contract import registry
+from scanlab.contract.machine import this_machine
+from scanlab.contract.problem import make_inputs
+from scanlab.errors import ResultsError
+from scanlab.tuning import attempt as attempt_module
+from scanlab.tuning import tune as tune_module
+from scanlab.tuning.budget import Budget
+from scanlab.tuning.fleet import ledger, owner
+from scanlab.tuning.fleet.ledger import survey
+from scanlab.tuning.fleet.overview import fleet_of
+from scanlab.tuning.fleet.storage import open_storage
+from scanlab.tuning.search import Search
+from scanlab.tuning.tune import tune
+
+INPUTS = make_inputs(TINY)
+
+
+@pytest.fixture(autouse=True)
+def brief(monkeypatch):
+    monkeypatch.setattr(tune_module, "RACE_S", 0.1)
+    monkeypatch.setattr(attempt_module, "MOST_BLOCKS", 2)
+
+
+@pytest.fixture
+def url(tmp_path):
+    return f"sqlite:///{tmp_path}/studies.db"
+
+
+def machine(flags=("avx2", "fma"), cpus=2, model="1"):
+    """This machine with other silicon."""
+    here = this_machine()
+    return replace(here, silicon=replace(here.silicon, flags=flags, usable_cpus=cpus, model=model))
+
+
+def on(monkeypatch, elsewhere):
+    monkeypatch.setattr("scanlab.bench.prove.this_machine", lambda: elsewhere)
+
+
+def run(folder, url, backends=None, **options):
+    chosen = backends or [sleepy()]
+    return tune(TINY, INPUTS, chosen, Budget(trials=50), Results(folder), storage=url, **options)
+
+
+def searched(folder):
+    return [each for each in Results(folder).load().trials if each.phase == "search"]
+
+
+@pytest.mark.skipif(lab_postgres.missing() is not None, reason=str(lab_postgres.missing()))
+def test_four_workers_on_postgresql_two_of_them_killed_lose_nothing_and_try_everything(tmp_path):
+    pytest.importorskip("psycopg")
+    folders = [tmp_path / f"worker{number}" for number in range(4)]
+    with lab_postgres.server() as url:
+        doomed = [start(folder, "sleepy", url, stalls_at=2) for folder in folders[:2]]
+        interrupted, finished = [], []
+        for worker in doomed:
+            _, done, begun = (line.split(maxsplit=1)[1].strip() for line in itertools.islice(worker.stdout, 3))
+            finished.append(done)
+            interrupted.append(begun)
+        living = [start(folder, "sleepy", url) for folder in folders[2:]]
+        # All four have joined before two of them are killed, each in the middle of a trial.
+        took_part = len(doomed)
+        outputs = [worker.stdout.readline() for worker in living]
+        for worker in doomed:
+            worker.kill()
+        for worker, first in zip(living, outputs, strict=True):
+            # Not communicate(), which would lose what readline() has read ahead.
+            output = first + worker.stdout.read()
+            worker.stdout.close()
+            assert worker.wait() == 0
+            assert output.endswith("done\n"), output
+            finished += [line.split()[1] for line in output.splitlines() if line.startswith("finished")]
+            took_part += "started" in output
+        for worker in doomed:
+            assert worker.wait() == -signal.SIGKILL
+            worker.stdout.close()
+        storage, _ = open_storage(url, tmp_path)
+        fleet = fleet_of(storage)
+        entries = [entry for study in storage.get_all_studies() for entry in storage.get_all_trials(study._study_id)]
+    tried = [each for each in fleet.trials if each.phase == "search"]
+    assert sorted(each.config["delay_ms"] for each in tried) == list(DELAYS_MS)
+    died = [entry.params["delay_ms"] for entry in entries if entry.user_attrs.get("ended") == "died"]
+    assert sorted(f"sleepy delay_ms={delay}" for delay in died) == sorted(interrupted)
+    assert set(finished) == {each.id for each in tried}
+    for folder in folders[2:]:
+        # The living have everything, so that the loss of the server would cost nothing.
+        assert {each.id for each in searched(folder)} == {each.id for each in tried}
+    (station,) = fleet.stations
+    assert (station.workers, station.working) == (took_part, 0)
+    assert (station.tried, station.configurations) == (len(DELAYS_MS), len(DELAYS_MS))
+    (best,) = fleet.best
+    assert best.trial.phase == "race"
+    assert best.why is not None
+
+
+def test_a_worker_that_joins_has_what_others_measured_and_measures_the_rest(tmp_path, url):
+    first = run(tmp_path / "one", url)
+    joined = run(tmp_path / "two", url)
+    assert joined.new == 0
+    assert {each.id for each in joined.trials} == {each.id for each in first.trials}
+    assert {each.id for each in searched(tmp_path / "two")} == {each.id for each in first.trials}
+
+
+def test_a_lost_database_is_filled_again_from_any_worker_s_records(tmp_path, url):
+    first = run(tmp_path / "one", url)
+    (tmp_path / "studies.db").unlink()
+    assert run(tmp_path / "one", url).new == 0
+    assert {each.id for each in first.trials} <= {each.id for each in fleet_of(open_storage(url, tmp_path)[0]).trials}
+
+
+def test_a_damaged_record_in_the_database_is_measured_again(tmp_path, url):
+    run(tmp_path / "one", url)
+    storage, _ = open_storage(url, tmp_path)
+    engine = storage._backend.engine
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "UPDATE trial_user_attributes SET value_json = replace(value_json, 'sleepy', 'drowsy') WHERE key = 'line'"
+        )
+    assert run(tmp_path / "two", url).new == 3
+
+
+def test_a_machine_of_another_kind_measures_anew_and_starts_with_the_winner_of_its_nearest_kin(
+    tmp_path, url, monkeypatch
+):
+    delays = (*(float(step) for step in range(6)), 40.0)
+    near, far = machine(cpus=2, model="1"), machine(flags=("asimd",), cpus=64, model="2")
+    for elsewhere, legal in ((near, (0.0, 40.0)), (far, (5.0, 40.0))):
+        on(monkeypatch, elsewhere)
+        run(tmp_path / elsewhere.silicon.model, url, [sleepy(delays_ms=legal)])
+    on(monkeypatch, machine(cpus=4, model="3"))
+    labels = []
+    found = run(
+        tmp_path / "new",
+        url,
+        [sleepy(delays_ms=delays)],
+        on_event=lambda event: labels.append(event.label) if event.kind == "started" else None,
+    )
+    assert found.new == len(delays)
+    assert labels[:3] == ["sleepy delay_ms=40.0", "sleepy delay_ms=0.0", "sleepy delay_ms=5.0"]
+    fleet = fleet_of(open_storage(url, tmp_path)[0])
+    assert len(fleet.stations) == 3
+    assert [each.trial.machine.silicon.model for each in fleet.best] == ["1", "2", "3"]
+
+
+def search_on(url, folder, delays_ms=(0.0, 1.0)):
+    setting = Setting.of(TINY, INPUTS, "made", seed=0)
+    proven = prove(registry.get("reference"), {"threads": 1}, setting)
+    storage, _ = open_storage(url, folder)
+    return Search(sleepy(delays_ms=delays_ms), setting, proven, [], storage, Results(folder), carries=True)
+
+
+def test_a_silent_worker_on_another_host_loses_its_claim_and_its_late_record_still_counts(tmp_path, url, monkeypatch):
+    late = search_on(url, tmp_path / "late")
+    other = search_on(url, tmp_path / "other")
+    monkeypatch.setattr(owner, "_host", lambda: "elsewhere")
+    held = late.ask(60.0)
+    monkeypatch.undo()
+    assert other.ask(60.0) != held
+    assert other.ask(60.0) is None
+    assert other.waiting
+    monkeypatch.setattr(owner, "LEASE_S", 0.0)
+    assert other.ask(60.0) == held
+    record = trial(backend="sleepy", config=held, state="crashed", measurement=None, verdict=None, reason="boom")
+    late.tell(record, None)
+    (study,) = survey(late._ledger._storage, lambda facts: facts["kind"] == "search")
+    assert [json.loads(line[line.index('"trial":') + 8 : -1])["id"] for line, _ in study.lines] == [record.id]
+
+
+def test_a_claim_gives_signs_of_life(tmp_path, url, monkeypatch):
+    monkeypatch.setattr(ledger, "BEAT_S", 0.01)
+    search = search_on(url, tmp_path)
+    asked = search.ask(60.0)
+    storage = search._ledger._storage
+
+    def beat():
+        (entry,) = storage.get_all_trials(search._ledger._id)
+        return entry.user_attrs["beat"]
+
+    first = beat()
+    for _ in range(200):
+        if beat() > first:
+            break
+    assert beat() > first
+    search.give_back(asked)
+
+
+def test_the_nearest_kin_serves_a_machine_that_nobody_tuned_with_what_fits_there(tmp_path, url, monkeypatch):
+    near, far = machine(cpus=2, model="1"), machine(flags=("asimd",), cpus=64, model="2")
+    for elsewhere in (near, far):
+        on(monkeypatch, elsewhere)
+        run(tmp_path / elsewhere.silicon.model, url)
+    fleet = fleet_of(open_storage(url, tmp_path)[0])
+    stranger = machine(cpus=4, model="3")
+    chosen = fleet.choice_for(stranger, TINY, fits=lambda one: True)
+    assert (chosen.trial.machine, chosen.why) == (near, fleet.best[0].why)
+    second = fleet.choice_for(stranger, TINY, fits=lambda one: one.config != chosen.trial.config)
+    assert second.trial.machine == near
+    assert second.trial.config != chosen.trial.config
+    assert fleet.choice_for(far, TINY, fits=lambda one: True).trial.machine == far
+    assert fleet.choice_for(stranger, TINY, fits=lambda one: False) is None
+    assert fleet.choice_for(stranger, TINY.replace(dim=99), fits=lambda one: True) is None
+
+
+def test_a_storage_that_is_lost_while_tuning_is_said_and_what_was_measured_is_kept(tmp_path, url):
+    def lose(event):
+        if event.kind == "finished":
+            (tmp_path / "studies.db").write_bytes(b"no database any more" * 1000)
+
+    with pytest.raises(ResultsError, match="the storage of the studies was lost: .*Everything measured is in"):
+        run(tmp_path / "one", url, on_event=lose)
+    assert len(searched(tmp_path / "one")) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("postgresql+nosuchdriver://someone:secret@localhost/name", r"someone:\*\*\*@localhost"),
+        ("postgresql://scanlab:secret@127.0.0.1:1/name", "whose server answers"),
+        ("grpc://localhost", "a proxy is named as grpc://HOST:PORT"),
+    ],
+)
+def test_a_storage_that_cannot_be_reached_is_said_with_the_cure_and_without_the_password(tmp_path, text, complaint):
+    with pytest.raises(ResultsError, match=complaint) as refused:
+        open_storage(text, tmp_path)
+    assert "secret" not in str(refused.value)
+
+
+def test_a_missing_driver_is_named_with_what_installs_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(ResultsError, match=r"pip install 'scanlab\[fleet\]'"):
+        open_storage("postgresql://someone@localhost/name", tmp_path)
