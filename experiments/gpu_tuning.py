@@ -50,7 +50,7 @@ def candidates(problem: ScanProblem, count: int) -> list[Config]:
     drawn: list[Config] = []
     random.seed(0)
     space = triton.backend.space
-    free = [choice for choice in space.choices if (choice.name in triton.FOR_GRADIENTS) == problem.gradients]
+    free = [choice for choice in space.tunables if (choice.name in triton.FOR_GRADIENTS) == problem.gradients]
     while len(drawn) < count:
         config = space.defaults | {choice.name: random.choice(choice.values) for choice in free}
         if space.forbids(config, problem) is None and config not in drawn:

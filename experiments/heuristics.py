@@ -50,7 +50,7 @@ def best_of(trials: Sequence[Trial]) -> Trial:
     last = [trial for trial in trials if trial.phase == phase]
     close = [trial for trial in last if speedup(trial) >= math.exp(-WORTH_FOR_SIMPLICITY) * max(map(speedup, last))]
     space = registry.get(last[0].backend).space
-    return min(close, key=lambda trial: (space.departures(trial.config), -speedup(trial)))
+    return min(close, key=lambda trial: (space.num_nondefault(trial.config), -speedup(trial)))
 
 
 def speedup(trial: Trial) -> float:

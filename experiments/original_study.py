@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from scanlab.contract.backend import WHOLE_CONTRACT, Backend, ScanFn
-from scanlab.contract.cpu import pinned, threads_choice
+from scanlab.contract.cpu import pinned, threads_tunable
 from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
 from scanlab.contract.space import Config, Space
 from scanlab_kernels.selective_scan import _bidirectional as directions
@@ -36,7 +36,7 @@ def two_phases(name: str, solve: recurrence.Solver) -> Backend:
         return pinned(directions.directed(lambda inputs: scan(inputs, problem), problem), int(config["threads"]))
 
     sources = (Path(__file__), *cpp_torch.backend.sources)
-    return Backend(name, "two phases, not rearranged", 1, sources, Space((threads_choice(),)), WHOLE_CONTRACT, make)
+    return Backend(name, "two phases, not rearranged", 1, sources, Space((threads_tunable(),)), WHOLE_CONTRACT, make)
 
 
 def in_parallel(name: str, backend: Backend) -> Backend:

@@ -46,7 +46,7 @@ def pooled(trials: Sequence[Trial]) -> Trial:
 
 def entrants_of(backend: Backend) -> list[Entrant]:
     """`backend` at its defaults, with each number of threads that it takes."""
-    threads = next((choice.values for choice in backend.space.choices if choice.name == "threads"), None)
+    threads = next((choice.values for choice in backend.space.tunables if choice.name == "threads"), None)
     configs = [{"threads": count} for count in threads] if threads else [{}]
     return [Entrant(backend, backend.space.defaults | config) for config in configs]
 

@@ -7,7 +7,7 @@ import torch
 
 from scanlab.contract.backend import Capabilities
 from scanlab.contract.problem import ScanOutput
-from scanlab.contract.space import Choice, Space
+from scanlab.contract.space import Space, Tunable
 from scanlab.testing import BackendContract
 from scanlab_kernels.selective_scan import _bidirectional as directions
 from scanlab_kernels.selective_scan import reference
@@ -118,7 +118,7 @@ def test_the_oracle_catches(change, gradients, says):
 
 
 def test_a_wrong_value_of_a_tunable_is_caught():
-    broken = contract(wrong_in_tiles_of_two, space=Space((Choice("tile", (1, 2), default=1),)))
+    broken = contract(wrong_in_tiles_of_two, space=Space((Tunable("tile", (1, 2), default=1),)))
     assert list(broken.configs()) == [{"tile": 1}, {"tile": 2}]
     broken.test_every_value_of_every_tunable_agrees({"tile": 1})
     with pytest.raises(AssertionError, match="out is off by"):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from scanlab.contract.backend import Backend, Capabilities, ScanFn
-from scanlab.contract.cpu import pinned, threads_choice
+from scanlab.contract.cpu import pinned, threads_tunable
 from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
 from scanlab.contract.space import Config, Space
 
@@ -38,9 +38,9 @@ def make(problem: ScanProblem, config: Config) -> ScanFn:
 backend = Backend(
     name="example",
     summary="the recurrence written out, for a start of your own",
-    rung=100,
+    rank=100,
     sources=(Path(__file__),),
-    space=Space((threads_choice(),)),
+    space=Space((threads_tunable(),)),
     capabilities=Capabilities(),
     make=make,
 )

@@ -16,7 +16,7 @@ SAMPLED = 4  # values of a weight that are looked at
 Made = TypeVar("Made")
 
 
-class Derived(Generic[Made]):
+class WeightCache(Generic[Made]):
     """What `make()` makes of weights, made anew when one of them is another one or was changed in place.
 
     torch does not count changes through `.data`, which optimisers and averages of weights make: a few of the
@@ -45,11 +45,11 @@ class Derived(Generic[Made]):
                 kept = self._kept = mark, make(), given
         return kept[1]
 
-    def __deepcopy__(self, memo: dict[int, object]) -> Derived[Made]:
-        return Derived()
+    def __deepcopy__(self, memo: dict[int, object]) -> WeightCache[Made]:
+        return WeightCache()
 
-    def __reduce__(self) -> tuple[type[Derived[Made]], tuple[()]]:
-        return Derived, ()
+    def __reduce__(self) -> tuple[type[WeightCache[Made]], tuple[()]]:
+        return WeightCache, ()
 
 
 def _mark(weight: Tensor) -> tuple[object, ...]:

@@ -83,7 +83,7 @@ def race(
     for trial in trials:
         results.append(trial)
     simple = {
-        trial.id: (entrant.backend.rung, entrant.backend.space.departures(trial.config))
+        trial.id: (entrant.backend.rank, entrant.backend.space.num_nondefault(trial.config))
         for trial, entrant in zip(trials, entrants, strict=True)
     }
     floor = noise_floor(heats)

@@ -52,7 +52,7 @@ def anchor_and_pace(
 ) -> tuple[Proven, Pace | None, tuple[str, ...]]:
     """What is timed against, what is timed in its stead where that is much faster, and what is to be said of it.
 
-    The pacer has the defaults of the highest rung that runs. Which backend that is does not depend on times, so that
+    The pacer has the defaults of the highest rank that runs. Which backend that is does not depend on times, so that
     two searches side by side, and one that goes on where another ended, have the same. Where an anchor has not been
     proved and timed by `deadline`, the pacer is the anchor. Raises RejectedError where the anchor cannot run.
     """
@@ -74,7 +74,7 @@ def _highest_that_runs(backends: Sequence[Backend], setting: Setting, deadline: 
     able = [each for each in backends if each.unavailable() is None and each.rejects(setting.problem) is None]
     try:
         with time_limit(deadline):
-            for backend in sorted(able, key=lambda each: each.rung, reverse=True):
+            for backend in sorted(able, key=lambda each: each.rank, reverse=True):
                 proven = prove(backend, backend.space.defaults, setting)
                 if isinstance(proven, Proven):
                     return proven

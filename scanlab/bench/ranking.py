@@ -1,7 +1,7 @@
 """What a race says: who leads, who ties, how sure that is, and which differences mean nothing.
 
 One finalist runs twice, under another number: what that pair differs by is noise, and a difference no larger
-than that is a tie. A tie goes to the simplest: the lower rung of the ladder, then what departs least from its
+than that is a tie. A tie goes to the simplest: the lower rank of the ladder, then what departs least from its
 defaults; then to the smaller error, then to the smaller memory.
 """
 
@@ -34,16 +34,16 @@ class Standing:
     interval   of `behind`, at 95 % corrected for the number of entrants and for looking after every round
     tied       not shown to be slower than the leader, or behind it by no more than the noise floor
     share      of what the machine could attain: the time that wastes nothing over the time taken; None if unknown
-    departures how many tunables are not at their defaults
+    num_nondefault how many tunables are not at their defaults
     """
 
     trial: Trial
-    rung: int
+    rank: int
     behind: float
     interval: Interval
     tied: bool
     share: float | None = None
-    departures: int = 0
+    num_nondefault: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,11 +109,11 @@ class Race:
         assert self.winner is not None
         if self.confirms:
             return "winner of the race before"
-        if any(standing.rung > self.winner.rung for standing in near):
+        if any(standing.rank > self.winner.rank for standing in near):
             return "simplest"
-        if any(standing.departures > self.winner.departures for standing in near):
+        if any(standing.num_nondefault > self.winner.num_nondefault for standing in near):
             return "nearest to its defaults"
-        return "most exact, then smallest in memory, of its rung"
+        return "most exact, then smallest in memory, of its rank"
 
 
 def margin(noise_floor: float) -> float:
@@ -190,7 +190,7 @@ def ranked(
 ) -> tuple[Standing, ...]:
     """How everyone did: the winner first, then by time.
 
-    simple      by trial: the rung of its backend, and how many of its tunables are not at their defaults
+    simple      by trial: the rank of its backend, and how many of its tunables are not at their defaults
     attainable  by trial: milliseconds of one call that wastes nothing; None if unknown
     """
     if not trials:
@@ -204,7 +204,7 @@ def ranked(
             interval,
             tied=_ties(median, interval, floor),
             share=_share(trial, attainable[trial.id]),
-            departures=simple[trial.id][1],
+            num_nondefault=simple[trial.id][1],
         )
         for trial, (median, interval) in zip(trials, behind, strict=True)
     ]
@@ -236,13 +236,13 @@ def _share(trial: Trial, attainable_ms: float | None) -> float | None:
 
 
 def _preference(standing: Standing) -> tuple[float, ...]:
-    """What a tie is decided by, smallest first: rung, departures, error, memory in steps of a tenth, time."""
+    """What a tie is decided by, smallest first: rank, num_nondefault, error, memory in steps of a tenth, time."""
     trial = standing.trial
     assert trial.verdict is not None
     assert trial.measurement is not None
     memory = trial.measurement.peak_bytes
     step = math.inf if memory is None else round(math.log(max(memory, 1)) / math.log(1.1))
-    return (standing.rung, standing.departures, trial.verdict.worst, step, standing.behind)
+    return (standing.rank, standing.num_nondefault, trial.verdict.worst, step, standing.behind)
 
 
 def notices_of(standings: Sequence[Standing], rounds: int) -> tuple[str, ...]:

@@ -46,7 +46,7 @@ def list_backends(
     table = Table("backend", "runs here", "what it does", "dtypes", "tunables (default)", box=None, pad_edge=False)
     for each in loaded:
         reason = each.unavailable()
-        tunables = ", ".join(f"{choice.name}={choice.default}" for choice in each.space.choices)
+        tunables = ", ".join(f"{choice.name}={choice.default}" for choice in each.space.tunables)
         dtypes = " ".join(each.capabilities.dtypes)
         table.add_row(
             f"[bold]{each.name}[/]", "[green]yes[/]" if reason is None else "[red]no[/]", each.summary, dtypes, tunables
@@ -64,10 +64,10 @@ def _facts(backend: Backend) -> dict[str, Any]:
     return {
         "name": backend.name,
         "summary": backend.summary,
-        "rung": backend.rung,
+        "rank": backend.rank,
         "unavailable": backend.unavailable(),
         "capabilities": asdict(backend.capabilities),
-        "tunables": [asdict(choice) for choice in backend.space.choices],
+        "tunables": [asdict(choice) for choice in backend.space.tunables],
         "source_hash": backend.source_hash,
     }
 
@@ -83,7 +83,7 @@ def _show_one(backend: Backend) -> None:
         abilities.add_row(name, " ".join(shown) if isinstance(shown, tuple) else str(shown))
     out.print(abilities)
     tunables = Table("tunable", "default", "values", "meaning", box=None, pad_edge=False)
-    for choice in backend.space.choices:
+    for choice in backend.space.tunables:
         tunables.add_row(choice.name, str(choice.default), " ".join(map(str, choice.values)), choice.summary)
     out.print(tunables)
     out.print("sources: " + ", ".join(path.name for path in backend.sources) + f"  (hash {backend.source_hash})")

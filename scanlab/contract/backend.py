@@ -76,24 +76,24 @@ class Backend:
 
     name          one word; also the name of its file and of its entry point
     summary       one line: what it does differently
-    rung          its place on the ladder, simplest first; a tie between backends goes to the lower one
+    rank          its place on the ladder, simplest first; a tie between backends goes to the lower one
     sources       the files whose content decides what it computes and how fast
     space         its tunables and which combinations are legal
     capabilities  the problems that it solves
     make          (problem, complete legal config) -> ScanFn; compiling and allocating belong here
     unavailable   why it cannot run on this machine, with the cure, or None
-    only_by_name  it serves only who asks for it: it runs here to be proven, far too slowly for anything besides
+    explicit_only  it serves only who asks for it: it runs here to be proven, far too slowly for anything besides
     """
 
     name: str
     summary: str
-    rung: int
+    rank: int
     sources: tuple[Path, ...]
     space: Space
     capabilities: Capabilities
     make: Callable[[ScanProblem, Config], ScanFn]
     unavailable: Callable[[], str | None] = always_available
-    only_by_name: bool = False
+    explicit_only: bool = False
 
     def rejects(self, problem: ScanProblem) -> str | None:
         """Why this backend cannot solve `problem`, or None."""
@@ -127,8 +127,8 @@ def at_most(backend: Backend, threads: int) -> Backend:
 
     Raises ConfigError where none of its values is that small.
     """
-    choices = []
-    for choice in backend.space.choices:
+    tunables = []
+    for choice in backend.space.tunables:
         if choice.name == "threads":
             values = tuple(value for value in choice.values if int(value) <= threads)
             if not values:
@@ -136,5 +136,5 @@ def at_most(backend: Backend, threads: int) -> Backend:
                     f"{backend.name}: threads={threads}: it runs on {min(map(int, choice.values))} or more."
                 )
             choice = replace(choice, values=values, default=min(choice.default, max(values)))
-        choices.append(choice)
-    return replace(backend, space=replace(backend.space, choices=tuple(choices)))
+        tunables.append(choice)
+    return replace(backend, space=replace(backend.space, tunables=tuple(tunables)))

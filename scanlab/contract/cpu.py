@@ -11,7 +11,7 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-from scanlab.contract.space import Choice
+from scanlab.contract.space import Tunable
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -75,11 +75,11 @@ def usable_threads() -> int:
     return max(1, usable)
 
 
-def threads_choice() -> Choice:
+def threads_tunable() -> Tunable:
     """The tunable `threads`: powers of two up to the usable threads, and all of them (the default)."""
     usable = usable_threads()
     counts = {1 << exponent for exponent in range(usable.bit_length()) if 1 << exponent <= usable} | {usable}
-    return Choice("threads", tuple(sorted(counts)), default=usable, summary="CPU threads the scan may use")
+    return Tunable("threads", tuple(sorted(counts)), default=usable, summary="CPU threads the scan may use")
 
 
 @contextmanager

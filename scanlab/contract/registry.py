@@ -61,14 +61,14 @@ def load_all() -> tuple[tuple[Backend, ...], dict[str, str]]:
             loaded.append(get(name))
         except UnknownBackendError as error:
             failures[name] = str(error)
-    return tuple(sorted(loaded, key=lambda backend: (backend.rung, backend.name))), failures
+    return tuple(sorted(loaded, key=lambda backend: (backend.rank, backend.name))), failures
 
 
 def parse_selection(text: str) -> tuple[Backend, dict[str, Value]]:
     """The backend and the (partial) configuration that `text` names, such as "chunked:chunk=32,threads=1"."""
     name, _, settings = text.partition(":")
     backend = get(name.strip())
-    choices = {choice.name: choice for choice in backend.space.choices}
+    choices = {choice.name: choice for choice in backend.space.tunables}
     see = f"see `scanlab list {backend.name}`"
     config: dict[str, Value] = {}
     for part in filter(None, (part.strip() for part in settings.split(","))):

@@ -1,4 +1,4 @@
-"""The legal configurations of a backend: choices, their defaults, and what forbids a combination."""
+"""The legal configurations of a backend: tunables, their defaults, and what forbids a combination."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def config_key(config: Config) -> str:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Tunable:
     """One tunable: its name, the values it may take in a natural order, and its default."""
 
     name: str
@@ -48,20 +48,20 @@ class Space:
     and otherwise the reason why it is not. The defaults must be legal for every problem.
     """
 
-    choices: tuple[Choice, ...] = ()
+    tunables: tuple[Tunable, ...] = ()
     forbids: Callable[[Config, ScanProblem], str | None] = field(default=everything_allowed)
 
     def __post_init__(self) -> None:
-        names = [choice.name for choice in self.choices]
+        names = [choice.name for choice in self.tunables]
         if len(set(names)) != len(names):
             raise ConfigError(f"tunables {names} repeat a name; each may stand once.")
 
     @property
     def defaults(self) -> dict[str, Value]:
         """Every tunable at its default."""
-        return {choice.name: choice.default for choice in self.choices}
+        return {choice.name: choice.default for choice in self.tunables}
 
-    def departures(self, config: Config) -> int:
+    def num_nondefault(self, config: Config) -> int:
         """How many tunables a full `config` has elsewhere than at their defaults."""
         return sum(config[name] != default for name, default in self.defaults.items())
 
@@ -71,7 +71,7 @@ class Space:
         `backend` is only named in the error.
         """
         cure = f"see `scanlab list {backend}`"
-        known = {choice.name: choice for choice in self.choices}
+        known = {choice.name: choice for choice in self.tunables}
         for name, value in config.items():
             if name not in known:
                 takes = ", ".join(known) or "no tunables"
@@ -88,8 +88,8 @@ class Space:
     def configs(self, problem: ScanProblem) -> Iterator[dict[str, Value]]:
         """Every legal configuration, the defaults first, then in the order of the values."""
         yield self.defaults
-        for values in itertools.product(*(choice.values for choice in self.choices)):
-            config = dict(zip((choice.name for choice in self.choices), values, strict=True))
+        for values in itertools.product(*(choice.values for choice in self.tunables)):
+            config = dict(zip((choice.name for choice in self.tunables), values, strict=True))
             if config != self.defaults and self.forbids(config, problem) is None:
                 yield config
 
@@ -101,7 +101,7 @@ class Space:
         middle = self.defaults | dict(around or {})
         if self.forbids(middle, problem) is None:
             yield middle
-        for choice in self.choices:
+        for choice in self.tunables:
             for value in choice.values:
                 config = middle | {choice.name: value}
                 if value != middle[choice.name] and self.forbids(config, problem) is None:

@@ -32,8 +32,8 @@ from scanlab.integrations.transformers_cache import Memory, memory_of
 from scanlab.models.mamba_weights import as_scanned, rates
 from scanlab.runtime.dispatch import ENV_STRICT, scan
 from scanlab.runtime.ops import (
-    Derived,
-    Packed,
+    PrepackedWeight,
+    WeightCache,
     causal_conv1d,
     causal_conv1d_update,
     has_few_rows,
@@ -242,18 +242,18 @@ def _masked(values: Tensor, mask: Tensor | None) -> Tensor:
 
 
 # What inference keeps of the weights of each mixer, so that an unpatched mixer is as it was.
-_derived: WeakKeyDictionary[nn.Module, defaultdict[str, Derived[Any]]] = WeakKeyDictionary()
+_derived: WeakKeyDictionary[nn.Module, defaultdict[str, WeightCache[Any]]] = WeakKeyDictionary()
 
 
-def _kept(mixer: nn.Module, name: str) -> Derived[Any]:
-    return _derived.setdefault(mixer, defaultdict(Derived[Any]))[name]
+def _kept(mixer: nn.Module, name: str) -> WeightCache[Any]:
+    return _derived.setdefault(mixer, defaultdict(WeightCache[Any]))[name]
 
 
-def _packed(mixer: nn.Module, name: str, weight: Tensor, x: Tensor) -> Packed:
+def _packed(mixer: nn.Module, name: str, weight: Tensor, x: Tensor) -> PrepackedWeight:
     """A weight of `mixer` as a product with x reads it."""
     if has_few_rows(x):
-        return Packed(weight)
-    made: Packed = _kept(mixer, name)(lambda: Packed(weight), weight)
+        return PrepackedWeight(weight)
+    made: PrepackedWeight = _kept(mixer, name)(lambda: PrepackedWeight(weight), weight)
     return made
 
 

@@ -17,7 +17,15 @@ from torch import Tensor, nn
 
 from scanlab.contract.problem import ScanInputs
 from scanlab.errors import ProblemError
-from scanlab.runtime.ops import Derived, Direction, Packed, Projections, Selected, before_scan, packed_linear
+from scanlab.runtime.ops import (
+    DirectionWeights,
+    PrepackedWeight,
+    Projections,
+    ScanArguments,
+    WeightCache,
+    before_scan,
+    packed_linear,
+)
 
 # How layers compute whose weights are read here; a parametrized layer is one of them.
 PLAIN = (nn.Linear.forward, nn.Conv1d.forward)
@@ -40,7 +48,7 @@ class ScanWeights(NamedTuple):
     D: Tensor
     delta_bias: Tensor
 
-    def inputs(self, selected: Selected, z: Tensor) -> ScanInputs:
+    def inputs(self, selected: ScanArguments, z: Tensor) -> ScanInputs:
         """The inputs of the scan in natural time order, views of what is dim-last, gate z included."""
         u, delta, B, C = selected
         return ScanInputs(u.mT, delta.mT, self.A, B.mT, C.mT, self.D, z.mT, self.delta_bias)
@@ -54,14 +62,14 @@ class Weights(NamedTuple):
     out    the projection out, and the same halved
     """
 
-    into: Packed
+    into: PrepackedWeight
     parts: Projections
-    ahead: Direction
-    back: Direction | None
+    ahead: DirectionWeights
+    back: DirectionWeights | None
     scan_ahead: ScanWeights
     scan_back: ScanWeights | None
-    out: Packed
-    out_halved: Packed
+    out: PrepackedWeight
+    out_halved: PrepackedWeight
     out_bias: Tensor | None
     gamma: Tensor | None
 
@@ -103,7 +111,7 @@ class Mixing(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.register_parameter("gamma", None)
-        self._derived = Derived[Weights]()
+        self._derived = WeightCache[Weights]()
 
     def train(self, mode: bool = True) -> Self:
         """As in torch; what inference derived from the weights is dropped, for `.data` may change them unseen."""
@@ -142,22 +150,24 @@ class Mixing(nn.Module):
         elif self.bimamba_type == "v1":
             scan_back = self._scan_weights("", "A_b_log")
         return Weights(
-            into=Packed(self.in_proj.weight),
-            parts=Projections(Packed(x), Packed(z), x_bias, z_bias),
+            into=PrepackedWeight(self.in_proj.weight),
+            parts=Projections(PrepackedWeight(x), PrepackedWeight(z), x_bias, z_bias),
             ahead=self._direction(""),
             back=back,
             scan_ahead=self._scan_weights(""),
             scan_back=scan_back,
-            out=Packed(self.out_proj.weight),
-            out_halved=Packed(0.5 * self.out_proj.weight),
+            out=PrepackedWeight(self.out_proj.weight),
+            out_halved=PrepackedWeight(0.5 * self.out_proj.weight),
             out_bias=self.out_proj.bias,
             gamma=self.gamma,
         )
 
-    def _direction(self, suffix: Literal["", "_b"]) -> Direction:
+    def _direction(self, suffix: Literal["", "_b"]) -> DirectionWeights:
         conv, x, dt = (getattr(self, f"{name}{suffix}") for name in ("conv1d", "x_proj", "dt_proj"))
         weight, bias = taps(conv)
-        return Direction(widen(weight), None if bias is None else widen(bias), Packed(x.weight), Packed(dt.weight))
+        return DirectionWeights(
+            widen(weight), None if bias is None else widen(bias), PrepackedWeight(x.weight), PrepackedWeight(dt.weight)
+        )
 
     def _scan_weights(self, suffix: Literal["", "_b"], A_log: str = "") -> ScanWeights:
         dtype = self.in_proj.weight.dtype

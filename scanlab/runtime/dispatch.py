@@ -127,7 +127,7 @@ def refuses(name: str, config: Config, problem: ScanProblem) -> str | None:
     except (UnknownBackendError, ConfigError) as error:
         return str(error)
     reason = backend.rejects(problem) or backend.unavailable()
-    if backend.only_by_name:
+    if backend.explicit_only:
         reason = reason or "here it serves only who asks for it by name"
     return None if reason is None else f"{name}: {reason}"
 

@@ -14,18 +14,18 @@ from scanlab_kernels.causal_conv1d.op import (
     causal_conv1d_update_reference,
     final_states,
 )
-from scanlab_kernels.linear.packed_linear import Packed, has_few_rows, packed_linear
-from scanlab_kernels.mamba_front.op import Direction, Projections, Selected, before_scan
+from scanlab_kernels.linear.packed_linear import PrepackedWeight, has_few_rows, packed_linear
+from scanlab_kernels.mamba_front.op import DirectionWeights, Projections, ScanArguments, before_scan
 from scanlab_kernels.state_update.mixer_step import mixer_step, mixer_step_reference
 from scanlab_kernels.state_update.op import selective_state_update, selective_state_update_reference
-from scanlab_kernels.weight_cache import Derived
+from scanlab_kernels.weight_cache import WeightCache
 
 __all__ = [
-    "Derived",
-    "Direction",
-    "Packed",
+    "DirectionWeights",
+    "PrepackedWeight",
     "Projections",
-    "Selected",
+    "ScanArguments",
+    "WeightCache",
     "add_norm",
     "add_norm_reference",
     "before_scan",

@@ -30,14 +30,14 @@ ENV_STRICT = "SCANLAB_STRICT"
 Implementation = Literal["native", "triton", "torch"]
 
 
-class Choice(NamedTuple):
+class Decision(NamedTuple):
     """What serves the tensors of a kind of device, and why."""
 
     implementation: Implementation
     reason: str
 
 
-_chosen: dict[tuple[str, bool], Choice] = {}
+_chosen: dict[tuple[str, bool], Decision] = {}
 _only_torch = ContextVar("_only_torch", default=False)
 
 
@@ -71,7 +71,7 @@ def implementation(device: str = "cpu", double: bool = False) -> Implementation:
     return chosen.implementation
 
 
-def _choose(device: str, double: bool) -> Choice:
+def _choose(device: str, double: bool) -> Decision:
     asked = os.environ.get(ENV_MIXER)
     if asked not in (None, "torch", *LOADERS):
         raise ConfigError(
@@ -84,7 +84,7 @@ def _choose(device: str, double: bool) -> Choice:
     if asked == "torch" or own is None:
         why = f"{ENV_MIXER}=torch" if asked == "torch" else "no other implementation is for this device"
         log.info("%s run in PyTorch: %s", noun, why)
-        return Choice("torch", f"PyTorch: {why}")
+        return Decision("torch", f"PyTorch: {why}")
     try:
         if device == "cuda" and triton.INTERPRETED:
             raise UnavailableError("triton runs its kernels in its interpreter, on the CPU; unset TRITON_INTERPRET.")
@@ -95,9 +95,9 @@ def _choose(device: str, double: bool) -> Choice:
         if asked == own or os.environ.get(ENV_STRICT) == "1":
             raise
         log.warning("%s run in PyTorch, several times slower: %s", noun, error)
-        return Choice("torch", f"PyTorch: {error}")
+        return Decision("torch", f"PyTorch: {error}")
     log.info("%s run in %s", noun, what)
-    return Choice(own, what)
+    return Decision(own, what)
 
 
 def explain() -> str:

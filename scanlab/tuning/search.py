@@ -89,7 +89,7 @@ class Search:
             "configurations": None if self._legal is None else len(self._legal),
         }
         name = study_name(backend, setting, anchor)
-        self._ledger = Ledger(storage, name, facts, backend.space.choices, carries)
+        self._ledger = Ledger(storage, name, facts, backend.space.tunables, carries)
         self._absorb(recorded)
         self._learn()
         for trial in self.trials:
@@ -249,7 +249,7 @@ def _is_of(backend: Backend, setting: Setting, anchor: Proven, trial: Trial) -> 
 
 def study_name(backend: Backend, setting: Setting, anchor: Proven) -> str:
     """One study for each machine, software, problem, inputs, anchor, backend source and space."""
-    space = json.dumps([[choice.name, choice.values] for choice in backend.space.choices])
+    space = json.dumps([[choice.name, choice.values] for choice in backend.space.tunables])
     sources = f"{anchor.backend.source_hash} {config_key(anchor.config)} {backend.source_hash} {space}"
     digest = hashlib.sha256(sources.encode()).hexdigest()[:12]
     machine = f"{setting.machine.silicon_id}-{setting.machine.software_id}"

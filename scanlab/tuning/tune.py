@@ -282,7 +282,7 @@ class _Run:
         return min((search.best for search in self.searches if search.best), key=log_ratio, default=None)
 
     def _most_promising(self) -> Search | None:
-        """Whose turn it is: defaults first, those of the highest rung, then a few of everybody's that has the time
+        """Whose turn it is: defaults first, those of the highest rank, then a few of everybody's that has the time
         for a few, then shares of time by speed.
         """
         if self.clock.budget.trials is not None and self.new >= self.clock.budget.trials:
@@ -302,7 +302,7 @@ class _Run:
             behind = [each for each in running if len(each.trials) < count and not self.cut_off[each.backend.name]]
             behind = [each for each in behind if FEWEST_TRIALS * self._expected_s(each) <= self._fair_s]
             if behind:
-                return max(behind, key=lambda each: each.backend.rung)
+                return max(behind, key=lambda each: each.backend.rank)
         return min(running, key=self._dearness, default=None)
 
     def _dearness(self, search: Search) -> float:

@@ -51,7 +51,7 @@ def test_every_entrant_is_recorded_with_samples_that_the_anchor_shared(setting, 
 
 
 def test_two_of_a_kind_tie_and_the_lower_rung_wins(setting, tmp_path):
-    high, low = sleepy("high", (2.0,), rung=9), sleepy("low", (2.0,), rung=1)
+    high, low = sleepy("high", (2.0,), rank=9), sleepy("low", (2.0,), rank=1)
     outcome = run([Entrant(high, {}), Entrant(low, {})], setting, tmp_path, seconds=4.0)
     assert outcome.winner.trial.backend == "low"
     assert [standing.trial.backend for standing in outcome.ties] == ["high"]

@@ -36,8 +36,8 @@ def soon(seconds: float = 20.0) -> float:
 
 
 def test_the_highest_rung_that_runs_is_timed_in_the_stead_of_a_slow_anchor(setting):
-    quick = sleepy("quick", (0.0,), rung=3)
-    low, higher = sleepy("low", (0.0,), rung=1), crashing()
+    quick = sleepy("quick", (0.0,), rank=3)
+    low, higher = sleepy("low", (0.0,), rank=1), crashing()
     anchor, pace, said = anchor_and_pace(SLOW, [low, quick, higher], setting, soon())
     assert anchor.backend is SLOW.backend
     assert pace.pacer.backend is quick

@@ -16,7 +16,7 @@ from scanlab.cli.app import app
 from scanlab.cli.inspect import KEEP_FREED
 from scanlab.contract import registry
 from scanlab.contract.problem import ScanProblem
-from scanlab.contract.space import Choice, Space
+from scanlab.contract.space import Space, Tunable
 from scanlab.errors import InputError
 from scanlab.runtime.profile import Entry, Profile, profile_path
 
@@ -158,7 +158,7 @@ def test_verify_interrupted_shows_what_it_has_and_where_it_was(run, monkeypatch)
 
 def with_threads(backend):
     """`backend` as on a machine where it may choose between two numbers of threads."""
-    return replace(backend, space=Space((Choice("threads", (1, 7), 1),)))
+    return replace(backend, space=Space((Tunable("threads", (1, 7), 1),)))
 
 
 def test_verify_lists_a_rejected_problem_with_its_reason(run):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from scanlab.contract.problem import ScanProblem
-from scanlab.contract.space import Choice, Space, config_key
+from scanlab.contract.space import Space, Tunable, config_key
 from scanlab.errors import ConfigError
 
 PROBLEM = ScanProblem(batch=1, dim=4, length=20)
@@ -18,7 +18,7 @@ def no_longer_than_the_sequence(config, problem):
 
 
 SPACE = Space(
-    (Choice("chunk", (16, 32, 64), default=16), Choice("fast", (False, True), default=True)),
+    (Tunable("chunk", (16, 32, 64), default=16), Tunable("fast", (False, True), default=True)),
     forbids=no_longer_than_the_sequence,
 )
 
@@ -55,11 +55,11 @@ def test_an_illegal_configuration_raises_and_is_never_clamped(config, complaint)
 
 def test_a_space_is_refused_when_it_contradicts_itself():
     with pytest.raises(ConfigError, match="default 8 is not one of its values"):
-        Choice("chunk", (16,), default=8)
+        Tunable("chunk", (16,), default=8)
     with pytest.raises(ConfigError, match="repeat"):
-        Choice("chunk", (16, 16), default=16)
+        Tunable("chunk", (16, 16), default=16)
     with pytest.raises(ConfigError, match="repeat a name"):
-        Space((Choice("a", (1,), 1), Choice("a", (2,), 2)))
+        Space((Tunable("a", (1,), 1), Tunable("a", (2,), 2)))
 
 
 def test_one_spelling_for_one_configuration():

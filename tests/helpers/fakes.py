@@ -11,7 +11,7 @@ from pathlib import Path
 from scanlab.contract import registry
 from scanlab.contract.backend import Backend, ScanFn
 from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
-from scanlab.contract.space import Choice, Config, Space
+from scanlab.contract.space import Config, Space, Tunable
 
 TINY = ScanProblem(batch=1, dim=4, length=6, state=2)
 
@@ -19,8 +19,8 @@ TINY = ScanProblem(batch=1, dim=4, length=6, state=2)
 def fake(
     name: str,
     around: Callable[[ScanFn, Config], ScanFn],
-    choices: tuple[Choice, ...] = (),
-    rung: int = 5,
+    choices: tuple[Tunable, ...] = (),
+    rank: int = 5,
     source: Path = Path(__file__),
     forbids: Callable[[Config, ScanProblem], str | None] = lambda config, problem: None,
 ) -> Backend:
@@ -31,10 +31,10 @@ def fake(
         return around(reference.build(problem, {"threads": 1}), config)
 
     space = Space(choices, forbids)
-    return Backend(name, "made up", rung, (source,), space, reference.capabilities, make)
+    return Backend(name, "made up", rank, (source,), space, reference.capabilities, make)
 
 
-def sleepy(name: str = "sleepy", delays_ms: tuple[float, ...] = (0.0, 1.0, 3.0), rung: int = 5) -> Backend:
+def sleepy(name: str = "sleepy", delays_ms: tuple[float, ...] = (0.0, 1.0, 3.0), rank: int = 5) -> Backend:
     """Right, and slower by its tunable `delay_ms`; the default is the slowest."""
 
     def around(scan: ScanFn, config: Config) -> ScanFn:
@@ -44,7 +44,7 @@ def sleepy(name: str = "sleepy", delays_ms: tuple[float, ...] = (0.0, 1.0, 3.0),
 
         return slow
 
-    return fake(name, around, (Choice("delay_ms", delays_ms, delays_ms[-1]),), rung)
+    return fake(name, around, (Tunable("delay_ms", delays_ms, delays_ms[-1]),), rank)
 
 
 def wrong(when: float = 2.0) -> Backend:
@@ -57,7 +57,7 @@ def wrong(when: float = 2.0) -> Backend:
 
         return scaled
 
-    return fake("wrong", around, (Choice("scale", (1.0, when), 1.0),))
+    return fake("wrong", around, (Tunable("scale", (1.0, when), 1.0),))
 
 
 def crashing(at_call: int = 0) -> Backend:
@@ -84,4 +84,4 @@ def lethal() -> Backend:
             os.kill(os.getpid(), signal.SIGKILL)
         return scan
 
-    return fake("lethal", around, (Choice("kill", (False, True), False),))
+    return fake("lethal", around, (Tunable("kill", (False, True), False),))

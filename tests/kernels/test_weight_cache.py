@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 
-from scanlab.runtime.ops import Derived, in_torch
+from scanlab.runtime.ops import WeightCache, in_torch
 
 
 class Maker:
@@ -33,7 +33,7 @@ def ops(request, native):
 
 
 def test_it_is_made_once_and_anew_when_a_weight_changes_in_place():
-    derived, one, other = Derived(), torch.ones(3), torch.zeros(3)
+    derived, one, other = WeightCache(), torch.ones(3), torch.zeros(3)
     make = Maker(one, other)
     assert derived(make, one, None, other) is derived(make, one, None, other)
     assert make.calls == 1
@@ -42,7 +42,7 @@ def test_it_is_made_once_and_anew_when_a_weight_changes_in_place():
 
 
 def test_other_weights_make_it_anew():
-    derived = Derived()
+    derived = WeightCache()
     for value in (1.0, 2.0, 3.0):  # each likely where the one before it lay
         other = torch.full((3,), value)
         assert torch.equal(derived(Maker(other), other)[0], 2.0 * other)
@@ -50,13 +50,13 @@ def test_other_weights_make_it_anew():
 
 
 def test_another_view_of_the_same_memory_makes_it_anew():
-    derived, weight = Derived(), torch.arange(12.0).view(3, 4)
+    derived, weight = WeightCache(), torch.arange(12.0).view(3, 4)
     for view in (weight, weight.view(4, 3), weight.view(4, 3).mT, weight[:2], weight[:, :2]):
         assert torch.equal(derived(Maker(view), view)[0], 2.0 * view)
 
 
 def test_with_gradients_nothing_is_kept():
-    derived, weight = Derived(), torch.ones(3, requires_grad=True)
+    derived, weight = WeightCache(), torch.ones(3, requires_grad=True)
     make = Maker(weight)
     derived(make, weight)
     (gradient,) = torch.autograd.grad(derived(make, weight)[0].sum(), weight)
@@ -69,7 +69,7 @@ def test_with_gradients_nothing_is_kept():
 
 
 def test_of_a_tangent_nothing_is_lost():
-    derived, weight = Derived(), torch.ones(3)
+    derived, weight = WeightCache(), torch.ones(3)
     derived(Maker(weight), weight)
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(weight, torch.full((3,), 5.0))
@@ -78,7 +78,7 @@ def test_of_a_tangent_nothing_is_lost():
 
 
 def test_what_was_made_in_inference_mode_serves_gradients_of_others():
-    derived, weight, x = Derived(), torch.ones(3), torch.ones(3, requires_grad=True)
+    derived, weight, x = WeightCache(), torch.ones(3), torch.ones(3, requires_grad=True)
     make = Maker(weight)
     with torch.inference_mode():
         derived(make, weight)
@@ -90,7 +90,7 @@ def test_what_was_made_in_inference_mode_serves_gradients_of_others():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.complex64])
 @pytest.mark.parametrize("shape", [(40, 50), (3,), (5, 1, 4), ()])
 def test_weights_that_change_through_data_are_seen(dtype, shape):
-    derived, weight = Derived(), torch.ones(shape, dtype=dtype)
+    derived, weight = WeightCache(), torch.ones(shape, dtype=dtype)
     make = Maker(weight)
     derived(make, weight)
     weight.data.add_(1.0)
@@ -102,7 +102,7 @@ def test_weights_that_change_through_data_are_seen(dtype, shape):
     "part", ["all but the first column", "all but the first row", "the latter half", "every other"]
 )
 def test_changes_of_a_part_through_data_are_seen(shape, part):
-    derived, weight = Derived(), torch.ones(shape)
+    derived, weight = WeightCache(), torch.ones(shape)
     make = Maker(weight)
     derived(make, weight)
     changed = {
@@ -116,7 +116,7 @@ def test_changes_of_a_part_through_data_are_seen(shape, part):
 
 
 def test_a_single_value_that_changes_through_data_is_seen_after_forget():
-    derived, weight = Derived(), torch.ones(40, 50)
+    derived, weight = WeightCache(), torch.ones(40, 50)
     make = Maker(weight)
     derived(make, weight)
     weight.data[0, 1] = 2.0
@@ -125,7 +125,7 @@ def test_a_single_value_that_changes_through_data_is_seen_after_forget():
 
 
 def test_another_thread_may_forget_meanwhile(monkeypatch):
-    derived, weight = Derived(), torch.ones(3)
+    derived, weight = WeightCache(), torch.ones(3)
 
     class ForgottenMeanwhile:
         def __eq__(self, other):
@@ -141,13 +141,13 @@ def test_another_thread_may_forget_meanwhile(monkeypatch):
 
 
 def test_an_empty_weight_is_kept():
-    derived, weight = Derived(), torch.ones(0, 3)
+    derived, weight = WeightCache(), torch.ones(0, 3)
     make = Maker(weight)
     assert derived(make, weight) is derived(make, weight)
 
 
 def test_copies_start_empty():
-    derived, weight = Derived(), torch.ones(3)
+    derived, weight = WeightCache(), torch.ones(3)
     make = Maker(weight)
     derived(make, weight)
     for other in (copy.deepcopy(derived), pickle.loads(pickle.dumps(derived))):

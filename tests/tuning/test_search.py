@@ -15,7 +15,7 @@ from scanlab.bench.prove import Setting, prove
 from scanlab.bench.records import Results
 from scanlab.contract import registry
 from scanlab.contract.problem import make_inputs
-from scanlab.contract.space import Choice
+from scanlab.contract.space import Tunable
 from scanlab.errors import ResultsError
 from scanlab.tuning.fleet.storage import open_storage
 from scanlab.tuning.search import Search
@@ -95,7 +95,7 @@ def test_a_storage_that_cannot_be_opened_is_said_with_the_cure(tmp_path, text):
 def test_a_search_on_a_database_takes_up_from_the_records(tmp_path):
     setting = Setting.of(TINY, make_inputs(TINY), "made", seed=0)
     anchor = prove(registry.get("reference"), {"threads": 1}, setting)
-    backend = fake("pair", lambda scan, config: scan, (Choice("a", (0, 1), 1), Choice("b", ("x", "y"), "y")))
+    backend = fake("pair", lambda scan, config: scan, (Tunable("a", (0, 1), 1), Tunable("b", ("x", "y"), "y")))
     url = f"sqlite:///{tmp_path}/studies.db"
     asked = []
     search = Search(backend, setting, anchor, [], open_storage(url, tmp_path)[0], Results(tmp_path))
@@ -111,7 +111,7 @@ def test_a_search_on_a_database_takes_up_from_the_records(tmp_path):
 def test_asking_and_giving_back_asks_for_the_same_again(tmp_path):
     setting = Setting.of(TINY, make_inputs(TINY), "made", seed=0)
     anchor = prove(registry.get("reference"), {"threads": 1}, setting)
-    backend = fake("one", lambda scan, config: scan, (Choice("a", tuple(range(6)), 3),))
+    backend = fake("one", lambda scan, config: scan, (Tunable("a", tuple(range(6)), 3),))
     search = Search(backend, setting, anchor, [], open_storage(None, tmp_path)[0], Results(tmp_path))
     first = search.ask(60.0)
     search.give_back(first)

@@ -17,16 +17,16 @@ MS = 1_000_000
 
 
 def outcome(*standings, phase="race"):
-    """A race whose standings are (backend, behind, tied), or with a rung too, which else is 5."""
+    """A race whose standings are (backend, behind, tied), or with a rank too, which else is 5."""
     made = [
         Standing(
             trial(backend=backend, phase=phase, measurement=measurement(block([MS], [2 * MS]))),
-            *rung or (5,),
+            *rank or (5,),
             behind,
             Interval(behind, behind),
             tied,
         )
-        for backend, behind, tied, *rung in standings
+        for backend, behind, tied, *rank in standings
     ]
     return Race(tuple(made), (), 0.01, 9, 2, ())
 
@@ -54,7 +54,7 @@ def test_a_winner_that_ties_in_the_hold_out_stays_the_winner():
     [
         (("other", 0.01, True, 8), "simplest"),
         (("other", -0.02, True, 8), "simplest"),
-        (("other", 0.01, True, 5), "most exact, then smallest in memory, of its rung"),
+        (("other", 0.01, True, 5), "most exact, then smallest in memory, of its rank"),
     ],
 )
 def test_the_sentence_says_what_a_tie_was_decided_by(tie, advantage):

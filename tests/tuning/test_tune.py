@@ -21,7 +21,7 @@ from scanlab.bench.worker import Entrant
 from scanlab.contract import registry
 from scanlab.contract.backend import Capabilities, at_most
 from scanlab.contract.problem import ScanOutput, make_inputs
-from scanlab.contract.space import Choice
+from scanlab.contract.space import Tunable
 from scanlab.errors import RejectedError, ResultsError, ScanlabError
 from scanlab.tuning import attempt as attempt_module
 from scanlab.tuning import search as study_module
@@ -160,7 +160,7 @@ def test_a_backend_that_takes_no_part_is_recorded_once_with_its_reason(tmp_path)
 
 def test_illegal_combinations_are_never_tried(tmp_path):
     numbers = (1, 2, 3)
-    choices = tuple(Choice(name, numbers, 1) for name in ("left", "right"))
+    choices = tuple(Tunable(name, numbers, 1) for name in ("left", "right"))
     odd = fake(
         "odd",
         lambda scan, config: scan,
@@ -175,7 +175,9 @@ def test_illegal_combinations_are_never_tried(tmp_path):
 
 def test_a_space_too_large_for_the_trials_is_searched_by_tpe(tmp_path, monkeypatch):
     monkeypatch.setattr(study_module, "EXHAUSTIVE_SIZE", 8)
-    wide = fake("wide", lambda scan, config: scan, (Choice("a", tuple(range(10)), 0), Choice("b", tuple(range(10)), 0)))
+    wide = fake(
+        "wide", lambda scan, config: scan, (Tunable("a", tuple(range(10)), 0), Tunable("b", tuple(range(10)), 0))
+    )
     found = run([wide], tmp_path, Budget(trials=12))
     assert found.new == 12
     assert len({tuple(trial.config.items()) for trial in found.trials}) == 12
@@ -214,7 +216,7 @@ def test_a_winner_is_as_exact_as_asked_and_the_rest_is_recorded(tmp_path):
 
         return rounded
 
-    choosy = fake("choosy", around, (Choice("exact", (False, True), False),))
+    choosy = fake("choosy", around, (Tunable("exact", (False, True), False),))
     assert run([choosy], tmp_path).winner.config == {"exact": False}
     strict = run([choosy], tmp_path, max_error=1e-6)
     assert strict.winner.config == {"exact": True}
@@ -345,7 +347,7 @@ def test_sigkill_loses_no_finished_trial_and_the_next_run_takes_up_from_there(tm
 
 @pytest.mark.parametrize("suggested", [0, 1], ids=["before its first parameter", "between two parameters"])
 def test_a_process_that_died_while_asking_leaves_a_search_that_goes_on(tmp_path, suggested):
-    choices = (Choice("a", (0, 1), 0), Choice("b", (0, 1), 0))
+    choices = (Tunable("a", (0, 1), 0), Tunable("b", (0, 1), 0))
     pair = fake("pair", lambda scan, config: scan, choices)
     run([pair], tmp_path, Budget(trials=1))
     storage, _ = open_storage(None, tmp_path)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
-from scanlab.contract.space import Choice, Config
+from scanlab.contract.space import Config, Tunable
 from scanlab_peers.peer import peer, without_groups
 
 
@@ -75,6 +75,6 @@ backend = peer(
     __file__,
     ("jax", "jaxlib"),
     make,
-    Choice("method", ("scan", "associative"), default="scan", summary="over time, or in a tree"),
-    Choice("unroll", (1, 4, 16), default=1, summary="steps of the scan over time that are compiled as one"),
+    Tunable("method", ("scan", "associative"), default="scan", summary="over time, or in a tree"),
+    Tunable("unroll", (1, 4, 16), default=1, summary="steps of the scan over time that are compiled as one"),
 )

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from scanlab.contract.cpu import pinned, threads_choice
+from scanlab.contract.cpu import pinned, threads_tunable
 from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
 from scanlab.contract.space import Config
 from scanlab_peers.peer import peer, without_groups
@@ -35,4 +35,4 @@ def make(problem: ScanProblem, config: Config) -> Callable[[ScanInputs], ScanOut
     return pinned(scan, int(config["threads"]))
 
 
-backend = peer("mambapy", "mambapy: Blelloch's scan in PyTorch", 101, __file__, ("mambapy",), make, threads_choice())
+backend = peer("mambapy", "mambapy: Blelloch's scan in PyTorch", 101, __file__, ("mambapy",), make, threads_tunable())

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from scanlab.contract.cpu import threads_choice
+from scanlab.contract.cpu import threads_tunable
 from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
 from scanlab.contract.space import Config
 from scanlab_peers.peer import peer, without_groups
@@ -62,4 +62,4 @@ def make(problem: ScanProblem, config: Config) -> Callable[[ScanInputs], ScanOut
     return scan
 
 
-backend = peer("numba", "Numba: nested loops, compiled", 103, __file__, ("numba",), make, threads_choice())
+backend = peer("numba", "Numba: nested loops, compiled", 103, __file__, ("numba",), make, threads_tunable())

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from scanlab.contract.cpu import threads_choice
+from scanlab.contract.cpu import threads_tunable
 from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
 from scanlab.contract.space import Config
 from scanlab_peers.peer import peer, without_groups
@@ -76,5 +76,5 @@ def make(problem: ScanProblem, config: Config) -> Callable[[ScanInputs], ScanOut
 
 
 backend = peer(
-    "onnxruntime", "ONNX Runtime: its Scan operator", 105, __file__, ("onnx", "onnxruntime"), make, threads_choice()
+    "onnxruntime", "ONNX Runtime: its Scan operator", 105, __file__, ("onnx", "onnxruntime"), make, threads_tunable()
 )

@@ -8,14 +8,14 @@ from torch import Tensor
 
 from scanlab.contract.backend import EVERY_DIRECTION, Backend, Capabilities, ScanFn
 from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
-from scanlab.contract.space import Choice, Config, Space
+from scanlab.contract.space import Config, Space, Tunable
 from scanlab_kernels.selective_scan import _bidirectional as directions
 
 Make = Callable[[ScanProblem, Config], Callable[[ScanInputs], ScanOutput]]
 
 
 def peer(
-    name: str, summary: str, rung: int, file: str, packages: tuple[str, ...], make: Make, *choices: Choice
+    name: str, summary: str, rank: int, file: str, packages: tuple[str, ...], make: Make, *choices: Tunable
 ) -> Backend:
     """The backend whose forward scan `make` builds; it is there where all of `packages` are."""
 
@@ -29,7 +29,7 @@ def peer(
     return Backend(
         name=name,
         summary=summary,
-        rung=rung,
+        rank=rank,
         sources=(Path(file), Path(__file__)),
         space=Space(choices),
         capabilities=Capabilities(directions=EVERY_DIRECTION),

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from scanlab.contract.cpu import pinned, threads_choice
+from scanlab.contract.cpu import pinned, threads_tunable
 from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
 from scanlab.contract.space import Config
 from scanlab.errors import UnavailableError
@@ -26,4 +26,4 @@ def make(problem: ScanProblem, config: Config) -> Callable[[ScanInputs], ScanOut
     return pinned(scan, int(config["threads"]))
 
 
-backend = peer("transformers", "transformers: its slow path", 102, __file__, ("transformers",), make, threads_choice())
+backend = peer("transformers", "transformers: its slow path", 102, __file__, ("transformers",), make, threads_tunable())

@@ -24,7 +24,7 @@ MOST_THIN_ROWS = 8  # of a product whose weight is read once; beyond, MKL is as 
 X86 = platform.machine() in ("x86_64", "AMD64")
 
 
-class Packed:
+class PrepackedWeight:
     """The weight of a linear layer, (out, in), and the forms of it that kernels read.
 
     A form is made when it is first asked for, and then the weight is in memory twice.
@@ -46,7 +46,7 @@ class Packed:
         return packed
 
 
-def packed_linear(x: Tensor, packed: Packed, bias: Tensor | None = None) -> Tensor:
+def packed_linear(x: Tensor, packed: PrepackedWeight, bias: Tensor | None = None) -> Tensor:
     """x (..., in) -> x weight^T + bias, (..., out).
 
     bias (out,). Where no gradient is wanted on a CPU: packed for at least 32 rows of float32, or of bfloat16 on x86;

@@ -21,10 +21,10 @@ from torch import Tensor
 from scanlab.errors import ProblemError
 from scanlab_kernels.causal_conv1d.op import causal_conv1d, causal_conv1d_bidirectional, check_weights
 from scanlab_kernels.checks import expect
-from scanlab_kernels.linear.packed_linear import Packed, has_few_rows, is_ours, multiplies, packed_linear
+from scanlab_kernels.linear.packed_linear import PrepackedWeight, has_few_rows, is_ours, multiplies, packed_linear
 
 
-class Direction:
+class DirectionWeights:
     """The weights of one direction.
 
     conv_weight, conv_bias  (dim, width) and (dim,)
@@ -33,7 +33,7 @@ class Direction:
     Raises ProblemError where their shapes, dtypes or devices do not fit together.
     """
 
-    def __init__(self, conv_weight: Tensor, conv_bias: Tensor | None, x: Packed, dt: Packed) -> None:
+    def __init__(self, conv_weight: Tensor, conv_bias: Tensor | None, x: PrepackedWeight, dt: PrepackedWeight) -> None:
         dim, selected, rank = conv_weight.shape[0], x.weight.shape[0], dt.weight.shape[-1]
         check_weights(dim, conv_weight, conv_bias, conv_weight)
         if selected < rank or (selected - rank) % 2:
@@ -44,7 +44,7 @@ class Direction:
         self.sizes = rank, (selected - rank) // 2, (selected - rank) // 2
 
 
-class Selected(NamedTuple):
+class ScanArguments(NamedTuple):
     """What one direction scans: u and delta (batch, length, dim), B and C (batch, length, state)."""
 
     u: Tensor
@@ -61,7 +61,9 @@ class Projections:
     Raises ProblemError where their shapes, dtypes or devices do not fit together.
     """
 
-    def __init__(self, x: Packed, z: Packed, x_bias: Tensor | None = None, z_bias: Tensor | None = None) -> None:
+    def __init__(
+        self, x: PrepackedWeight, z: PrepackedWeight, x_bias: Tensor | None = None, z_bias: Tensor | None = None
+    ) -> None:
         dim, model = x.weight.shape
         for name, weight, bias in (("x", x.weight, x_bias), ("z", z.weight, z_bias)):
             expect(name, weight, (dim, model), x.weight)
@@ -79,8 +81,8 @@ class Projections:
 
 
 def before_scan(
-    hidden: Tensor, into: Projections, ahead: Direction, back: Direction | None = None
-) -> tuple[Tensor, tuple[Selected, ...]]:
+    hidden: Tensor, into: Projections, ahead: DirectionWeights, back: DirectionWeights | None = None
+) -> tuple[Tensor, tuple[ScanArguments, ...]]:
     """The gate z (batch, length, dim), and what each direction scans in natural order of time.
 
     hidden  (batch, length, model)
@@ -109,12 +111,12 @@ def before_scan(
     return into.gate(hidden), selected
 
 
-def _of(u: Tensor, direction: Direction) -> Selected:
+def _of(u: Tensor, direction: DirectionWeights) -> ScanArguments:
     low_rank, B, C = packed_linear(u, direction.x).split_with_sizes(direction.sizes, 2)
-    return Selected(u, packed_linear(low_rank, direction.dt), B, C)
+    return ScanArguments(u, packed_linear(low_rank, direction.dt), B, C)
 
 
-def _fuses(hidden: Tensor, into: Projections, directions: tuple[Direction, ...]) -> bool:
+def _fuses(hidden: Tensor, into: Projections, directions: tuple[DirectionWeights, ...]) -> bool:
     weights = [into.x.weight, into.z.weight]
     others = [into.x_bias, into.z_bias]
     for each in directions:
@@ -130,8 +132,8 @@ def _fuses(hidden: Tensor, into: Projections, directions: tuple[Direction, ...])
 
 
 def _fused(
-    hidden: Tensor, into: Projections, ahead: Direction, back: Direction | None
-) -> tuple[Tensor, tuple[Selected, ...]]:
+    hidden: Tensor, into: Projections, ahead: DirectionWeights, back: DirectionWeights | None
+) -> tuple[Tensor, tuple[ScanArguments, ...]]:
     rank, state, _ = ahead.sizes
     weights = (*_as_read(ahead), *((None, None, None, None) if back is None else _as_read(back)))
     z, *outs = torch.ops.scanlab_mixer.before_scan(
@@ -141,9 +143,9 @@ def _fused(
     found = []
     for u, selected, delta in directions:
         _, B, C = selected.split_with_sizes(ahead.sizes, 2)
-        found.append(Selected(u, delta, B, C))
+        found.append(ScanArguments(u, delta, B, C))
     return z, tuple(found)
 
 
-def _as_read(of: Direction) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+def _as_read(of: DirectionWeights) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     return of.conv_weight, of.conv_bias, of.x.native, of.dt.native

@@ -1,6 +1,6 @@
 """Implementations of the selective scan, one file each, simplest first.
 
-    rung  backend      what it does that the one before does not
+    rank  backend      what it does that the one before does not
     0     reference    every decay and drive up front, then a Python loop over time; in float64 it is the oracle
     1     two_phase    the loop keeps only the recurrence, in place; one contraction makes all the outputs
     2     cpp_torch    the same loop in C++, one ATen call for each time step
@@ -13,5 +13,5 @@
 Shared by the rungs written in PyTorch: `pointwise` (what happens before and after the recurrence), `directions`
 (reverse and bidirectional scans out of a forward one), `recurrence` (solvers, and the gradient they share) and
 `chunks` (the scan chunk by chunk); by those in C++: `extension` (compiling and loading).
-README.md holds the mathematics, the derivations and what each rung costs.
+README.md holds the mathematics, the derivations and what each rank costs.
 """

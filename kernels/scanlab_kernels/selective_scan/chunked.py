@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from scanlab.contract.backend import WHOLE_CONTRACT, Backend, ScanFn
-from scanlab.contract.cpu import pinned, threads_choice
+from scanlab.contract.cpu import pinned, threads_tunable
 from scanlab.contract.problem import ScanProblem
-from scanlab.contract.space import Choice, Config, Space
+from scanlab.contract.space import Config, Space, Tunable
 from scanlab_kernels import autograd as once
 from scanlab_kernels.selective_scan import _bidirectional as directions
 from scanlab_kernels.selective_scan import _chunked_scan as chunks
@@ -31,7 +31,7 @@ def make(problem: ScanProblem, config: Config) -> ScanFn:
 backend = Backend(
     name="chunked",
     summary="time-major chunks that fit the cache, the state carried between them",
-    rung=3,
+    rank=3,
     sources=tuple(
         map(
             Path,
@@ -39,7 +39,7 @@ backend = Backend(
         )
     ),
     space=Space(
-        (Choice("chunk", (8, 16, 32, 64, 128, 256), default=32, summary="time steps at once"), threads_choice())
+        (Tunable("chunk", (8, 16, 32, 64, 128, 256), default=32, summary="time steps at once"), threads_tunable())
     ),
     capabilities=WHOLE_CONTRACT,
     make=make,

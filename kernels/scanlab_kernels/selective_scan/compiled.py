@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from scanlab.contract.backend import EVERY_DIRECTION, Backend, Capabilities, ScanFn
-from scanlab.contract.cpu import pinned, threads_choice, torch_threads
+from scanlab.contract.cpu import pinned, threads_tunable, torch_threads
 from scanlab.contract.problem import ScanProblem
-from scanlab.contract.space import Choice, Config, Space
+from scanlab.contract.space import Config, Space, Tunable
 from scanlab_kernels import autograd as once
 from scanlab_kernels import build as extension
 from scanlab_kernels.selective_scan import _bidirectional as directions
@@ -143,10 +143,10 @@ def make(problem: ScanProblem, config: Config) -> ScanFn:
 backend = Backend(
     name="compiled",
     summary="an unrolled chunk compiled by torch into C++, the state carried between chunks",
-    rung=5,
+    rank=5,
     sources=tuple(map(Path, (__file__, chunks.__file__, once.__file__, pointwise.__file__, directions.__file__))),
     space=Space(
-        (Choice("chunk", (4, 8, 16, 32), default=8, summary="time steps in the compiled body"), threads_choice())
+        (Tunable("chunk", (4, 8, 16, 32), default=8, summary="time steps in the compiled body"), threads_tunable())
     ),
     capabilities=Capabilities(
         dtypes=("float32", "float64", "bfloat16", "float16"),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from scanlab.contract.backend import WHOLE_CONTRACT, Backend, ScanFn
-from scanlab.contract.cpu import pinned, threads_choice
+from scanlab.contract.cpu import pinned, threads_tunable
 from scanlab.contract.problem import ScanProblem
 from scanlab.contract.space import Config, Space
 from scanlab_kernels import autograd as once
@@ -41,7 +41,7 @@ def make(problem: ScanProblem, config: Config) -> ScanFn:
 backend = Backend(
     name="cpp_torch",
     summary="the two-phase loop in C++, one ATen call for each time step",
-    rung=2,
+    rank=2,
     sources=(
         SOURCE,
         *map(
@@ -49,7 +49,7 @@ backend = Backend(
             (__file__, two_phase.__file__, recurrence.__file__, once.__file__, pointwise.__file__, directions.__file__),
         ),
     ),
-    space=Space((threads_choice(),)),
+    space=Space((threads_tunable(),)),
     capabilities=WHOLE_CONTRACT,
     make=make,
     unavailable=LIBRARY.unavailable,

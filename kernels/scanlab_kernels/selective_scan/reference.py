@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from scanlab.contract.backend import WHOLE_CONTRACT, Backend, ScanFn
-from scanlab.contract.cpu import pinned, threads_choice
+from scanlab.contract.cpu import pinned, threads_tunable
 from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
 from scanlab.contract.space import Config, Space
 from scanlab_kernels.selective_scan import _bidirectional as directions
@@ -39,9 +39,9 @@ def make(problem: ScanProblem, config: Config) -> ScanFn:
 backend = Backend(
     name="reference",
     summary="the official loop in Python: one step for each time step",
-    rung=0,
+    rank=0,
     sources=tuple(map(Path, (__file__, pointwise.__file__, directions.__file__))),
-    space=Space((threads_choice(),)),
+    space=Space((threads_tunable(),)),
     capabilities=WHOLE_CONTRACT,
     make=make,
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from scanlab.contract.backend import WHOLE_CONTRACT, Backend, ScanFn
-from scanlab.contract.cpu import pinned, threads_choice
+from scanlab.contract.cpu import pinned, threads_tunable
 from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
 from scanlab.contract.space import Config, Space
 from scanlab_kernels import autograd as once
@@ -40,9 +40,9 @@ def make(problem: ScanProblem, config: Config) -> ScanFn:
 backend = Backend(
     name="two_phase",
     summary="all states in place, then one contraction for the outputs",
-    rung=1,
+    rank=1,
     sources=tuple(map(Path, (__file__, recurrence.__file__, once.__file__, pointwise.__file__, directions.__file__))),
-    space=Space((threads_choice(),)),
+    space=Space((threads_tunable(),)),
     capabilities=WHOLE_CONTRACT,
     make=make,
 )

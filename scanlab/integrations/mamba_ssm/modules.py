@@ -159,7 +159,7 @@ class Mamba(Mixing):
             raise ProblemError(f"hidden_states has {hidden_states.shape[1]} tokens: a step takes one; step in a loop.")
         hidden = hidden_states[:, 0]
         if mixer.has_few_rows(hidden):
-            into, out = mixer.Packed(self.in_proj.weight), mixer.Packed(self.out_proj.weight)
+            into, out = mixer.PrepackedWeight(self.in_proj.weight), mixer.PrepackedWeight(self.out_proj.weight)
         else:
             into, out = self.weights().into, self.weights().out
         y = mixer.mixer_step(

@@ -23,7 +23,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from scanlab.bench.records import Trial, encode, log_ratio
-from scanlab.contract.space import Choice, Config, config_key
+from scanlab.contract.space import Config, Tunable, config_key
 from scanlab.tuning.fleet import owner
 from scanlab.tuning.fleet.storage import quiet, reached
 
@@ -59,7 +59,7 @@ class Ledger:
     """
 
     def __init__(
-        self, storage: BaseStorage, name: str, facts: Mapping[str, Any], choices: Iterable[Choice], carries: bool
+        self, storage: BaseStorage, name: str, facts: Mapping[str, Any], choices: Iterable[Tunable], carries: bool
     ) -> None:
         self._storage = storage
         self._carries = carries

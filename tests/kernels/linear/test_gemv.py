@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from helpers.instruction_sets import assert_close
-from scanlab.runtime.ops import Packed, in_torch, packed_linear
+from scanlab.runtime.ops import PrepackedWeight, in_torch, packed_linear
 from scanlab_kernels.linear.packed_linear import MOST_THIN_ROWS, is_thin
 
 pytestmark = pytest.mark.usefixtures("native")
@@ -43,7 +43,7 @@ def test_a_row_does_not_depend_on_the_others() -> None:
 def test_a_packed_linear_of_few_rows() -> None:
     x, weight, bias = torch.randn(2, 3, 24), torch.randn(40, 24), torch.randn(40)
     assert is_thin(x, weight)
-    got = packed_linear(x, Packed(weight), bias)
+    got = packed_linear(x, PrepackedWeight(weight), bias)
     torch.testing.assert_close(got, F.linear(x, weight, bias))
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from helpers.instruction_sets import INSTRUCTION_SETS, instruction_set
 from scanlab.contract.cpu import torch_threads
-from scanlab.runtime.ops import Packed, in_torch, packed_linear
+from scanlab.runtime.ops import PrepackedWeight, in_torch, packed_linear
 from scanlab_kernels.linear.packed_linear import FEWEST_ROWS, multiplies, packs
 
 pytestmark = pytest.mark.usefixtures("native")
@@ -21,7 +21,7 @@ def tensors(dtype=torch.float32, rows=FEWEST_ROWS):
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_it_is_the_product(dtype, bound, with_bias):
     x, weight, bias = tensors(dtype)
-    out = packed_linear(x, Packed(weight), bias if with_bias else None)
+    out = packed_linear(x, PrepackedWeight(weight), bias if with_bias else None)
     right = F.linear(x.double(), weight.double(), bias.double() if with_bias else None)
     assert out.dtype == dtype
     assert (out.double() - right).abs().max() <= bound * right.abs().max()
@@ -35,7 +35,7 @@ def test_every_shape_on_every_instruction_set(isa, dtype, features, rows, depth)
     x, weight, bias = (torch.randn(shape).to(dtype) for shape in ((rows, depth), (features, depth), (features,)))
     with instruction_set(isa):
         assert packs(x, weight) or not multiplies(dtype)
-        out = packed_linear(x, Packed(weight), bias)
+        out = packed_linear(x, PrepackedWeight(weight), bias)
     right = F.linear(x.double(), weight.double(), bias.double())
     assert (out - right).abs().max() <= (3e-6 if dtype == torch.float32 else 4e-3) * right.abs().max()
 
@@ -45,28 +45,32 @@ def test_the_bits_do_not_depend_on_the_threads():
     outs = []
     for threads in (1, 2, 3, 8):
         with torch_threads(threads):
-            outs.append(packed_linear(x, Packed(weight), bias))
+            outs.append(packed_linear(x, PrepackedWeight(weight), bias))
     assert all(torch.equal(outs[0], out) for out in outs)
 
 
 def test_a_slice_of_rows_and_a_slice_of_the_weight():
     x, weight, _ = tensors()
     half = weight[20:]
-    torch.testing.assert_close(packed_linear(x[..., ::2], Packed(half[:, ::2])), F.linear(x[..., ::2], half[:, ::2]))
-    torch.testing.assert_close(packed_linear(x[..., :7], Packed(half[:, :7])), F.linear(x[..., :7], half[:, :7]))
+    torch.testing.assert_close(
+        packed_linear(x[..., ::2], PrepackedWeight(half[:, ::2])), F.linear(x[..., ::2], half[:, ::2])
+    )
+    torch.testing.assert_close(
+        packed_linear(x[..., :7], PrepackedWeight(half[:, :7])), F.linear(x[..., :7], half[:, :7])
+    )
 
 
 def test_a_form_of_another_weight_is_refused():
     x, weight, _ = tensors()
     with pytest.raises(ValueError, match="packed"):
-        torch.ops.scanlab_mixer.packed_linear(x, Packed(weight[:10]).native, None, len(weight))
+        torch.ops.scanlab_mixer.packed_linear(x, PrepackedWeight(weight[:10]).native, None, len(weight))
 
 
 def test_gradients_flow_where_they_are_wanted():
     x, weight, _ = tensors()
     weight.requires_grad_()
     assert not packs(x, weight)
-    (gradient,) = torch.autograd.grad(packed_linear(x, Packed(weight)).sum(), weight)
+    (gradient,) = torch.autograd.grad(packed_linear(x, PrepackedWeight(weight)).sum(), weight)
     torch.testing.assert_close(gradient, x.sum((0, 1)).expand(40, 24))
 
 
@@ -75,7 +79,7 @@ def test_gradients_flow_where_they_are_wanted():
 def test_a_gradient_of_the_bias_alone(rows, dtype):
     x, weight, bias = tensors(dtype, rows)
     bias.requires_grad_()
-    (gradient,) = torch.autograd.grad(packed_linear(x, Packed(weight), bias).sum(), bias)
+    (gradient,) = torch.autograd.grad(packed_linear(x, PrepackedWeight(weight), bias).sum(), bias)
     torch.testing.assert_close(gradient, torch.full_like(bias, x[..., 0].numel()))
 
 
@@ -83,7 +87,7 @@ def test_torch_knows_their_shapes():
     x, weight, bias = tensors()
     for op, arguments in (
         (torch.ops.scanlab_mixer.pack_linear, (weight,)),
-        (torch.ops.scanlab_mixer.packed_linear, (x, Packed(weight).native, bias, len(weight))),
+        (torch.ops.scanlab_mixer.packed_linear, (x, PrepackedWeight(weight).native, bias, len(weight))),
     ):
         torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))
 
@@ -96,21 +100,21 @@ def test_few_rows_other_dtypes_and_the_ops_in_torch_are_not_packed():
         assert not packs(x, weight)
     with torch.autocast("cpu"):
         assert not packs(x, weight)
-        assert packed_linear(x, Packed(weight)).dtype == torch.bfloat16
+        assert packed_linear(x, PrepackedWeight(weight)).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("rows", [0, 3, 40])
 @pytest.mark.parametrize(("into", "out"), [(0, 5), (5, 0), (0, 0)])
 def test_nothing_to_multiply(rows: int, into: int, out: int) -> None:
     x, weight, bias = torch.randn(rows, into), torch.randn(out, into), torch.randn(out)
-    assert torch.equal(packed_linear(x, Packed(weight), bias), F.linear(x, weight, bias))
+    assert torch.equal(packed_linear(x, PrepackedWeight(weight), bias), F.linear(x, weight, bias))
 
 
 @pytest.mark.parametrize("rows", [3, 40])
 def test_derivatives_by_transforms(rows: int) -> None:
     x, weight, tangent = torch.randn(rows, 20), torch.randn(30, 20), torch.randn(30, 20)
-    packed_linear(x, Packed(weight))
-    _, moved = torch.func.jvp(lambda weight: packed_linear(x, Packed(weight)), (weight,), (tangent,))
+    packed_linear(x, PrepackedWeight(weight))
+    _, moved = torch.func.jvp(lambda weight: packed_linear(x, PrepackedWeight(weight)), (weight,), (tangent,))
     torch.testing.assert_close(moved, F.linear(x, tangent))
-    gradient = torch.func.grad(lambda weight: packed_linear(x, Packed(weight)).square().sum())(weight)
+    gradient = torch.func.grad(lambda weight: packed_linear(x, PrepackedWeight(weight)).square().sum())(weight)
     torch.testing.assert_close(gradient, 2 * F.linear(x, weight).T @ x)

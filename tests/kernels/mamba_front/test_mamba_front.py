@@ -10,7 +10,7 @@ from helpers.instruction_sets import INSTRUCTION_SETS, assert_close, instruction
 from scanlab.contract.cpu import torch_threads
 from scanlab.errors import ProblemError
 from scanlab.runtime import ops as mixer
-from scanlab.runtime.ops import Direction, Packed, Projections
+from scanlab.runtime.ops import DirectionWeights, PrepackedWeight, Projections
 from scanlab_kernels.linear.packed_linear import multiplies
 from scanlab_kernels.mamba_front.op import _fuses
 
@@ -21,37 +21,37 @@ NAMES = ("u", "delta", "B", "C")
 
 def weights(
     dim: int, *, width: int = 4, rank: int = 3, state: int = 5, dtype: torch.dtype = torch.float32, bias: bool = True
-) -> Direction:
+) -> DirectionWeights:
     """Random weights of one direction."""
-    return Direction(
+    return DirectionWeights(
         torch.randn(dim, width).to(dtype),
         torch.randn(dim).to(dtype) if bias else None,
-        Packed((torch.randn(rank + 2 * state, dim) / dim**0.5).to(dtype)),
-        Packed((torch.randn(dim, rank) / rank**0.5).to(dtype)),
+        PrepackedWeight((torch.randn(rank + 2 * state, dim) / dim**0.5).to(dtype)),
+        PrepackedWeight((torch.randn(dim, rank) / rank**0.5).to(dtype)),
     )
 
 
 def projections(dim: int, model: int = 20, *, dtype: torch.dtype = torch.float32, bias: bool = True) -> Projections:
     """Random weights of what is projected."""
-    x, z = (Packed((torch.randn(dim, model) / model**0.5).to(dtype)) for _ in range(2))
+    x, z = (PrepackedWeight((torch.randn(dim, model) / model**0.5).to(dtype)) for _ in range(2))
     x_bias, z_bias = (torch.randn(dim).to(dtype) if bias else None for _ in range(2))
     return Projections(x, z, x_bias, z_bias)
 
 
-def wide(direction: Direction) -> Direction:
+def wide(direction: DirectionWeights) -> DirectionWeights:
     """The same in float64, which no native op fuses."""
     bias = None if direction.conv_bias is None else direction.conv_bias.double()
-    x, dt = (Packed(packed.weight.double()) for packed in (direction.x, direction.dt))
-    return Direction(direction.conv_weight.double(), bias, x, dt)
+    x, dt = (PrepackedWeight(packed.weight.double()) for packed in (direction.x, direction.dt))
+    return DirectionWeights(direction.conv_weight.double(), bias, x, dt)
 
 
 def wide_projections(into: Projections) -> Projections:
     """The same in float64."""
     x_bias, z_bias = (None if bias is None else bias.double() for bias in (into.x_bias, into.z_bias))
-    return Projections(Packed(into.x.weight.double()), Packed(into.z.weight.double()), x_bias, z_bias)
+    return Projections(PrepackedWeight(into.x.weight.double()), PrepackedWeight(into.z.weight.double()), x_bias, z_bias)
 
 
-def assert_right(hidden: Tensor, into: Projections, *directions: Direction, tolerance: float = 2e-6) -> None:
+def assert_right(hidden: Tensor, into: Projections, *directions: DirectionWeights, tolerance: float = 2e-6) -> None:
     got_z, got = mixer.before_scan(hidden, into, *directions)
     want_z, want = mixer.before_scan(hidden.double(), wide_projections(into), *map(wide, directions))
     assert len(got) == len(want) == len(directions)
@@ -146,7 +146,7 @@ def test_gradients_flow_to_every_weight_that_wants_one(wanted: int) -> None:
 def test_torch_knows_its_shapes() -> None:
     hidden, into, (ahead, back) = torch.randn(2, 20, 20), projections(16), (weights(16), weights(16))
 
-    def read(of: Direction) -> tuple[Tensor | None, ...]:
+    def read(of: DirectionWeights) -> tuple[Tensor | None, ...]:
         return of.conv_weight, of.conv_bias, of.x.native, of.dt.native
 
     projected = into.x.native, into.x_bias, into.z.native, None
@@ -180,7 +180,7 @@ def test_weights_that_do_not_fit_are_refused(wrong: dict[str, Tensor]) -> None:
     given = {"conv_weight": right.conv_weight, "conv_bias": right.conv_bias, "x": right.x.weight, "dt": right.dt.weight}
     conv_weight, conv_bias, x, dt = (given | wrong).values()
     with pytest.raises(ProblemError):
-        Direction(conv_weight, conv_bias, Packed(x), Packed(dt))
+        DirectionWeights(conv_weight, conv_bias, PrepackedWeight(x), PrepackedWeight(dt))
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_projections_that_do_not_fit_are_refused(wrong: dict[str, Tensor]) -> No
     given = {"x": torch.randn(16, 20), "z": torch.randn(16, 20), "x_bias": None, "z_bias": None}
     x, z, x_bias, z_bias = (given | wrong).values()
     with pytest.raises(ProblemError):
-        Projections(Packed(x), Packed(z), x_bias, z_bias)
+        Projections(PrepackedWeight(x), PrepackedWeight(z), x_bias, z_bias)
 
 
 @pytest.mark.parametrize(

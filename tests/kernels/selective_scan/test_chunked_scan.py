@@ -34,7 +34,7 @@ class LiveBytes(TorchDispatchMode):
 def peak_bytes(backend, problem):
     (inputs,) = make_inputs(problem)
     leaves = ScanInputs(**{name: each.requires_grad_(problem.gradients) for name, each in inputs.tensors().items()})
-    scan = backend.build(problem, {"chunk": 16} if backend.space.choices[0].name == "chunk" else {})
+    scan = backend.build(problem, {"chunk": 16} if backend.space.tunables[0].name == "chunk" else {})
     with LiveBytes() as live:
         out = scan(leaves).out
         if problem.gradients:

@@ -137,7 +137,7 @@ def test_gradients_are_the_same_bits_whatever_the_threads(layout: str) -> None:
     tensors = leaves(inputs)
     runs = [
         gradients(native.backend.build(problem, {"threads": count})(*inputs), tensors)
-        for count in (1, native.threads_choice().default)
+        for count in (1, native.threads_tunable().default)
     ]
     assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
 
@@ -220,7 +220,7 @@ def test_the_number_of_threads_changes_no_bit() -> None:
     problem = ScanProblem(batch=2, dim=200, length=70, direction="bidirectional")
     inputs = make_inputs(problem)
     results = [
-        native.backend.build(problem, {"threads": count})(*inputs) for count in (1, native.threads_choice().default)
+        native.backend.build(problem, {"threads": count})(*inputs) for count in (1, native.threads_tunable().default)
     ]
     assert torch.equal(results[0].out, results[1].out)
     assert torch.equal(results[0].last_state, results[1].last_state)

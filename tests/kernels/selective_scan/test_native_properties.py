@@ -50,7 +50,7 @@ def problems(draw: st.DrawFn) -> ScanProblem:
 @st.composite
 def configs(draw: st.DrawFn, problem: ScanProblem) -> Config:
     """A configuration that is legal for the problem."""
-    config = {choice.name: draw(st.sampled_from(choice.values)) for choice in native.backend.space.choices}
+    config = {choice.name: draw(st.sampled_from(choice.values)) for choice in native.backend.space.tunables}
     return config if native.forbids(config, problem) is None else config | {"exp": "exact", "time_chunks": 1}
 
 

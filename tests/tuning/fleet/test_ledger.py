@@ -13,13 +13,13 @@ from wsgiref.util import setup_testing_defaults
 import pytest
 
 from helpers.records import trial
-from scanlab.contract.space import Choice
+from scanlab.contract.space import Tunable
 from scanlab.tuning.fleet import ledger as module
 from scanlab.tuning.fleet.ledger import Ledger, survey
 from scanlab.tuning.fleet.owner import this_process
 from scanlab.tuning.fleet.storage import open_storage
 
-CHOICES = (Choice("a", tuple(range(3)), 0), Choice("b", ("x", "y", "z"), "x"))
+CHOICES = (Tunable("a", tuple(range(3)), 0), Tunable("b", ("x", "y", "z"), "x"))
 CONFIGS = [{"a": a, "b": b} for a in range(3) for b in "xyz"]
 
 # Everybody wants the same configurations in the same order, from the same moment on.

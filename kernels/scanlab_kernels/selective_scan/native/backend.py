@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 from scanlab.contract.backend import WHOLE_CONTRACT, Backend, ScanFn
-from scanlab.contract.cpu import threads_choice
+from scanlab.contract.cpu import threads_tunable
 from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
-from scanlab.contract.space import Choice, Config, Space
+from scanlab.contract.space import Config, Space, Tunable
 from scanlab.errors import ConfigError
 from scanlab_kernels.build import PACKAGE, Extension, Unit, headers
 from scanlab_kernels.selective_scan import arguments as scan_ops
@@ -119,7 +119,7 @@ def make(problem: ScanProblem, config: Config) -> ScanFn:
 backend = Backend(
     name="native",
     summary="C++: channels in SIMD lanes, states in registers, time in blocks",
-    rung=6,
+    rank=6,
     sources=(
         Path(__file__),
         Path(native_ops.__file__),
@@ -129,15 +129,15 @@ backend = Backend(
     ),
     space=Space(
         (
-            threads_choice(),
-            Choice("time_block", (16, 32, 64, 128), default=64, summary="steps whose step sizes are computed at once"),
-            Choice(
+            threads_tunable(),
+            Tunable("time_block", (16, 32, 64, 128), default=64, summary="steps whose step sizes are computed at once"),
+            Tunable(
                 "channel_tile", (16, 32, 64, 128, 384, 1536), default=64, summary="channels one thread takes at a time"
             ),
-            Choice(
+            Tunable(
                 "time_chunks", (1, 2, 4, 8, 16), default=1, summary="chunks of time scanned at once, for few channels"
             ),
-            Choice(
+            Tunable(
                 "exp",
                 EXP_VARIANTS,
                 default="exact",

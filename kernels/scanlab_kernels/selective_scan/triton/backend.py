@@ -19,7 +19,7 @@ import torch
 
 from scanlab.contract.backend import EVERY_DIRECTION, Backend, Capabilities, ScanFn
 from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
-from scanlab.contract.space import Choice, Config, Space, Value, config_key
+from scanlab.contract.space import Config, Space, Tunable, Value, config_key
 from scanlab.errors import RejectedError
 from scanlab_kernels.build import PACKAGE
 from scanlab_kernels.gpu import version as triton_version
@@ -174,28 +174,28 @@ def scan_of(problem: ScanProblem, chosen: list[int]) -> ScanFn:
 backend = Backend(
     name="triton",
     summary="GPU kernels in Triton" + (", interpreted on the CPU" if INTERPRETED else ""),
-    rung=7,
+    rank=7,
     sources=(*sorted(FOLDER.glob("*.py")), *sorted((PACKAGE / "gpu").glob("*.py")), FOLDER.parent / "arguments.py"),
     space=Space(
         (
-            Choice("lanes", (8, 16, 32), default=32, summary="threads of a warp side by side along dim"),
-            Choice("channels", (1, 2, 4), default=1, summary="channels of one thread"),
-            Choice("unroll", (1, 2, 4, 8), default=4, summary="steps of one turn of the loop"),
-            Choice("warps", (1, 2, 4), default=1, summary="warps of one program, side by side along dim"),
-            Choice("stages", (1, 2, 3), default=1, summary="turns of the loop whose loads are under way at once"),
-            Choice(
+            Tunable("lanes", (8, 16, 32), default=32, summary="threads of a warp side by side along dim"),
+            Tunable("channels", (1, 2, 4), default=1, summary="channels of one thread"),
+            Tunable("unroll", (1, 2, 4, 8), default=4, summary="steps of one turn of the loop"),
+            Tunable("warps", (1, 2, 4), default=1, summary="warps of one program, side by side along dim"),
+            Tunable("stages", (1, 2, 3), default=1, summary="turns of the loop whose loads are under way at once"),
+            Tunable(
                 "segments", SEGMENTS, default=0, summary="parts of the length scanned at once; 0: enough for the GPU"
             ),
-            Choice("registers", (0, 96, 128, 168), default=0, summary="registers of a thread at most; 0: no limit"),
-            Choice("polynomial", (0, 1, 2), default=0, summary="steps of a turn whose exponentials are multiply-adds"),
-            Choice("order", ORDERS, default="channels", summary="along what neighbouring programs differ"),
-            Choice(
+            Tunable("registers", (0, 96, 128, 168), default=0, summary="registers of a thread at most; 0: no limit"),
+            Tunable("polynomial", (0, 1, 2), default=0, summary="steps of a turn whose exponentials are multiply-adds"),
+            Tunable("order", ORDERS, default="channels", summary="along what neighbouring programs differ"),
+            Tunable(
                 "chunk", (2, 4, 8, 16, 32, 64, 128), default=32, summary="steps between two states kept for gradients"
             ),
-            Choice("history", (1, 2, 4), default=2, summary="steps of the way back held in registers"),
-            Choice("back_lanes", (4, 8, 16, 32), default=8, summary="like lanes, on the way back"),
-            Choice("back_channels", (1, 2, 4, 8), default=4, summary="like channels, on the way back"),
-            Choice("back_segments", SEGMENTS, default=0, summary="like segments, on the way back"),
+            Tunable("history", (1, 2, 4), default=2, summary="steps of the way back held in registers"),
+            Tunable("back_lanes", (4, 8, 16, 32), default=8, summary="like lanes, on the way back"),
+            Tunable("back_channels", (1, 2, 4, 8), default=4, summary="like channels, on the way back"),
+            Tunable("back_segments", SEGMENTS, default=0, summary="like segments, on the way back"),
         ),
         forbids,
     ),
@@ -210,5 +210,5 @@ backend = Backend(
     ),
     make=make,
     unavailable=unavailable,
-    only_by_name=INTERPRETED,
+    explicit_only=INTERPRETED,
 )
