@@ -52,12 +52,9 @@ def test_the_bits_do_not_depend_on_the_threads():
 def test_a_slice_of_rows_and_a_slice_of_the_weight():
     x, weight, _ = tensors()
     half = weight[20:]
-    torch.testing.assert_close(
-        packed_linear(x[..., ::2], PrepackedWeight(half[:, ::2])), F.linear(x[..., ::2], half[:, ::2])
-    )
-    torch.testing.assert_close(
-        packed_linear(x[..., :7], PrepackedWeight(half[:, :7])), F.linear(x[..., :7], half[:, :7])
-    )
+    strided, first = half[:, ::2], half[:, :7]
+    torch.testing.assert_close(packed_linear(x[..., ::2], PrepackedWeight(strided)), F.linear(x[..., ::2], strided))
+    torch.testing.assert_close(packed_linear(x[..., :7], PrepackedWeight(first)), F.linear(x[..., :7], first))
 
 
 def test_a_form_of_another_weight_is_refused():
