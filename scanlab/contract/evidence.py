@@ -1,0 +1,32 @@
+"""Strength of the evidence that a choice rests on, from none to a hold-out comparison."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class EvidenceRank(IntEnum):
+    """Order of evidence, weakest first; a choice is never replaced on weaker evidence than its own.
+
+    Attributes:
+        NONE: Nothing was timed, or what was timed is another source or another machine.
+        DISTURBED: Timed, but too few blocks were free of interference from other processes.
+        SEARCH: Clean blocks of the search, beside the baseline alone.
+        COMPARISON: Interleaved clean rounds beside its rivals and the defaults.
+        HOLDOUT: A comparison on fresh inputs in fresh processes, after the choice was made.
+    """
+
+    NONE = 0
+    DISTURBED = 1
+    SEARCH = 2
+    COMPARISON = 3
+    HOLDOUT = 4
+
+    @property
+    def label(self) -> str:
+        """Name of the rank in lower case: "hold-out", "comparison", "search", "disturbed" or "none"."""
+        return "hold-out" if self is EvidenceRank.HOLDOUT else self.name.lower()
+
+    def may_replace(self, other: EvidenceRank) -> bool:
+        """Return whether a choice with this evidence may replace one with `other`; needs clean blocks at least."""
+        return self >= max(other, EvidenceRank.SEARCH)
