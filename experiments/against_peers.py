@@ -19,7 +19,8 @@ from speedup_ladder import pooled
 
 from scanlab.bench.compare import race
 from scanlab.bench.prove import Setting
-from scanlab.bench.records import Results, Trial
+from scanlab.bench.records import Trial
+from scanlab.bench.store import TrialStore
 from scanlab.bench.worker import Entrant
 from scanlab.contract import registry
 from scanlab.contract.backend import Backend
@@ -49,7 +50,7 @@ def measured(problem: ScanProblem, names: tuple[str, ...], race_s: float, folder
     taken: dict[str, list[Trial]] = {}
     for seed in range(RACES):
         setting = Setting.of(problem, make_inputs(problem), "drawn, seed 0", seed)
-        for trial in race(entrants, anchor, setting, Results(folder), time.monotonic() + race_s).trials:
+        for trial in race(entrants, anchor, setting, TrialStore(folder), time.monotonic() + race_s).trials:
             taken.setdefault(trial.label, []).append(trial)
     rows = []
     for placing in placings([pooled(mine) for mine in taken.values()]):

@@ -16,7 +16,8 @@ from typing import Annotated
 import typer
 
 from scanlab.bench.ranking import WORTH_FOR_SIMPLICITY
-from scanlab.bench.records import Results, Trial
+from scanlab.bench.records import Trial
+from scanlab.bench.store import TrialStore
 from scanlab.contract import registry
 from scanlab.contract.space import Value
 from scanlab.runtime.defaults import SHIPPED, Measured, Standing, read
@@ -68,7 +69,7 @@ def carried_over(trial: Trial) -> Mapping[str, Value]:
 def measured(folder: Path) -> list[Measured]:
     """One for each machine and problem in a folder of results."""
     groups: dict[tuple[str, str], list[Trial]] = {}
-    for trial in Results(folder).load().trials:
+    for trial in TrialStore(folder).load().trials:
         groups.setdefault((trial.machine.silicon_id, trial.problem.key), []).append(trial)
     found = []
     for trials in groups.values():

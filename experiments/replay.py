@@ -18,7 +18,7 @@ import typer
 
 from scanlab.bench.compare import race
 from scanlab.bench.prove import Setting
-from scanlab.bench.records import Results
+from scanlab.bench.store import TrialStore
 from scanlab.bench.worker import Entrant
 from scanlab.cli.budget import parse_duration
 from scanlab.contract import registry
@@ -34,7 +34,7 @@ def record_study(backend: Backend, seconds: float, folder: Path) -> None:
     (case,) = load_suite("vim-tiny")
     setting = Setting.of(case.problem, case.inputs, case.label, seed=0)
     entrants = [Entrant(backend, config) for config in backend.space.configs(case.problem)]
-    race(entrants, Entrant(backend, {}), setting, Results(folder), time.monotonic() + seconds)
+    race(entrants, Entrant(backend, {}), setting, TrialStore(folder), time.monotonic() + seconds)
 
 
 def row_of(policy: Policy, size: int) -> dict[str, object]:
@@ -83,7 +83,7 @@ def main(
     """Replay, and write the page."""
     if record is not None:
         record_study(registry.get(backend), parse_duration(record), out)
-    trials = most_tried(Results(results or out).load().trials, backend)
+    trials = most_tried(TrialStore(results or out).load().trials, backend)
     if not trials:
         raise SystemExit(f"no study of {backend} in {results or out}: record one with --record 2m.")
     study = record_of(trials)

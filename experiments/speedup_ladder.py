@@ -18,7 +18,8 @@ from original_study import CLAIMS
 
 from scanlab.bench.compare import race
 from scanlab.bench.prove import Setting
-from scanlab.bench.records import Results, Trial
+from scanlab.bench.records import Trial
+from scanlab.bench.store import TrialStore
 from scanlab.bench.worker import Entrant
 from scanlab.contract import registry
 from scanlab.contract.backend import Backend
@@ -62,7 +63,7 @@ def main() -> None:
     inputs = make_inputs(PROBLEM)
     for seed in range(RACES):
         setting = Setting.of(PROBLEM, inputs, "drawn, seed 0", seed)
-        for trial in race(entrants, anchor, setting, Results(OUT), time.monotonic() + RACE_S).trials:
+        for trial in race(entrants, anchor, setting, TrialStore(OUT), time.monotonic() + RACE_S).trials:
             taken.setdefault(trial.label, []).append(trial)
     trials = [pooled(mine) for mine in taken.values()]
 

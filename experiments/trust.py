@@ -30,8 +30,9 @@ import typer
 from scanlab.bench.compare import race
 from scanlab.bench.prove import Setting
 from scanlab.bench.ranking import decided, told_apart
-from scanlab.bench.records import Results, Trial
+from scanlab.bench.records import Trial
 from scanlab.bench.samples import Block
+from scanlab.bench.store import TrialStore
 from scanlab.bench.worker import FEWEST_ROUNDS, MOST_ROUNDS, Entrant, Heat, Lane, run_heat
 from scanlab.cli.budget import parse_duration
 from scanlab.contract import registry
@@ -76,7 +77,7 @@ class Claim(NamedTuple):
 
 def append_forever(folder: Path, trial: Trial, note: Path) -> None:
     """Append copies of `trial`, and write down the name of each once it is on disk."""
-    results = Results(folder)
+    results = TrialStore(folder)
     with note.open("w") as file:
         while True:
             copy = Trial.from_json({**trial.to_json(), "id": os.urandom(8).hex()})
@@ -102,7 +103,7 @@ def tune_and_say(folder: Path, note: Path) -> None:
             if event.kind == "round":
                 time.sleep(LAST_TUNER_S)
 
-        tune(SMALL, make_inputs(SMALL), victims(), Budget(trials=10_000), Results(folder), on_event=say)
+        tune(SMALL, make_inputs(SMALL), victims(), Budget(trials=10_000), TrialStore(folder), on_event=say)
 
 
 def killed(work: Callable[..., None], folder: Path, note: Path, lives_s: float, *given: object) -> list[str]:
@@ -127,11 +128,11 @@ def kills_of_a_writer(kills: int, folder: Path) -> Claim:
     """Kill a writer at random moments; what it said was on disk must be there."""
     started, said = time.monotonic(), set[str]()
     setting = Setting.of(SMALL, make_inputs(SMALL), "made", seed=0)
-    (trial,) = race([ANCHOR], ANCHOR, setting, Results(folder), time.monotonic() + 0.5).trials
+    (trial,) = race([ANCHOR], ANCHOR, setting, TrialStore(folder), time.monotonic() + 0.5).trials
     for number in range(kills):
         note = folder / f"said-{number}"
         said.update(killed(append_forever, folder, note, random.uniform(0.0, WRITER_LIVES_S), trial))
-    loaded = Results(folder).load()
+    loaded = TrialStore(folder).load()
     lost = said - {each.id for each in loaded.trials}
     about = f"{len(said)} records were said to be on disk; {len(loaded.notices)} files had a torn end"
     if not said:
@@ -154,7 +155,7 @@ def kills_of_a_tuner(kills: int, folder: Path) -> Claim:
             over = any(line.startswith("round ") for line in lines)
             begun.update(line.removeprefix("started ") for line in lines if line.startswith("started "))
             said.update(line for line in lines if " " not in line)
-        searched = [trial for trial in Results(own).load().trials if trial.phase == "search"]
+        searched = [trial for trial in TrialStore(own).load().trials if trial.phase == "search"]
         lost = said - {trial.id for trial in searched}
         timed = {(trial.backend, config_key(trial.config)) for trial in searched if trial.state in ("ok", "pruned")}
         # What processes died of too often is given up: a promise too, but only after so many deaths.
@@ -179,7 +180,7 @@ def races_run(races: int, folder: Path) -> Claim:
     setting = Setting.of(SMALL, make_inputs(SMALL), "made", seed=0)
     for number in range(races):
         twins = [Entrant(registry.get(TWINS[number % len(TWINS)]), {"threads": 1})] * 2
-        outcome = race(twins, ANCHOR, setting, Results(folder), time.monotonic() + RACE_S)
+        outcome = race(twins, ANCHOR, setting, TrialStore(folder), time.monotonic() + RACE_S)
         invented += any(not standing.tied for standing in outcome.standings)
         rounds += outcome.rounds
     about = f"{rounds / max(1, races):.0f} rounds each on average"
@@ -254,7 +255,7 @@ def tunings_beside_a_neighbour(tunings: int, seconds: float, folder: Path) -> It
     backends, _ = registry.load_all()
     with neighbour():
         for number in range(tunings):
-            place = Results(folder / str(number))
+            place = TrialStore(folder / str(number))
             found = tune(
                 case.problem, case.inputs, backends, Budget(seconds), place, inputs_label=case.label, seed=number
             )

@@ -11,8 +11,9 @@ from functools import partial
 from scanlab.bench.pace import Pace
 from scanlab.bench.prove import Failure, Proven, Setting
 from scanlab.bench.ranking import Race, decided, noise_floor, notices_of, ranked
-from scanlab.bench.records import Phase, Results
+from scanlab.bench.records import Phase
 from scanlab.bench.samples import Measurement
+from scanlab.bench.store import TrialStore
 from scanlab.bench.worker import (
     FEWEST_ROUNDS,
     MOST_ROUNDS,
@@ -35,7 +36,7 @@ def race(
     entrants: Sequence[Entrant | Proven],
     anchor: Entrant | Proven,
     setting: Setting,
-    results: Results,
+    results: TrialStore,
     deadline: float,
     phase: Phase = "race",
     processes: int = 0,

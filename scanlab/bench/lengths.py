@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 
 from scanlab.bench.compare import race
 from scanlab.bench.prove import Setting
-from scanlab.bench.records import Results, Trial
+from scanlab.bench.records import Trial
+from scanlab.bench.store import TrialStore
 from scanlab.bench.worker import Entrant
 from scanlab.contract.problem import ScanProblem, make_inputs
 
@@ -21,7 +22,7 @@ def sweep(
     problem: ScanProblem,
     entrants: Sequence[Entrant],
     anchor: Entrant,
-    results: Results,
+    results: TrialStore,
     deadline: float,
     seed: int = 0,
     lengths: Sequence[int] = LENGTHS,

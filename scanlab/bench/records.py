@@ -1,28 +1,23 @@
-"""Trial records on disk: append-only, checksummed, one file for each process; a crash loses only what was in flight.
+"""A trial, and its record: one line of JSON with a checksum.
 
-A line is {"crc32":"xxxxxxxx",...}: the checksum is over every byte between its own comma and the end of
-the line, so that a damaged line shows without parsing it. Lines are written by one write() and synced.
+A line is {"crc32":"xxxxxxxx",...}: the checksum covers every byte between its own comma and the end of the line, so
+that damage is found without parsing.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import secrets
-import tempfile
-import time
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 from scanlab.bench.samples import Measurement
 from scanlab.contract.machine import Machine
 from scanlab.contract.problem import ScanProblem
 from scanlab.contract.space import Value, config_key
 from scanlab.contract.verify import Verdict
-from scanlab.errors import ResultsError
 
 Phase = Literal["search", "race", "holdout", "lengths"]
 State = Literal["ok", "wrong", "rejected", "crashed", "pruned"]
@@ -163,130 +158,36 @@ def error_of(trial: Trial) -> float:
     return trial.verdict.worst
 
 
-class Loaded(NamedTuple):
-    """The trials of a results folder in the order they were started, and what was found wrong with it."""
-
-    trials: tuple[Trial, ...]
-    notices: tuple[str, ...]
+class RecordError(Exception):
+    """A line cannot be read as a record; the message says why."""
 
 
-class Results:
-    """The trials of one results folder, in `trials/*.jsonl`.
-
-    Any number of processes may append at once: each writes to a file of its own. Nothing is ever rewritten.
-    """
-
-    def __init__(self, folder: Path | str) -> None:
-        self.folder = Path(folder)
-        self._descriptor: int | None = None
-        self._owner = 0
-
-    def prepare(self) -> None:
-        """Create the folder; raises ResultsError where nothing can be written to it."""
-        try:
-            self._records.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self._records):
-                pass
-        except OSError as error:
-            raise self._unwritable(error) from error
-
-    def append(self, trial: Trial) -> None:
-        """Write `trial` to disk; when this returns it survives a crash. Raises ResultsError where it cannot."""
-        line = encode(trial)
-        try:
-            descriptor = self._open()
-            written = os.write(descriptor, line)
-            os.fsync(descriptor)
-        except OSError as error:
-            self._abandon_file()
-            raise self._unwritable(error) from error
-        if written != len(line):
-            self._abandon_file()
-            raise ResultsError(
-                f"{self.folder}: only {written} of {len(line)} bytes of a record could be written. Free some space."
-            )
-
-    def load(self) -> Loaded:
-        """Every trial that can be read; what cannot be read is left in place and said in the notices."""
-        trials: dict[str, Trial] = {}
-        notices: list[str] = []
-        for path in sorted(self._records.glob("*.jsonl")):
-            try:
-                lines = path.read_bytes().split(b"\n")
-            except OSError as error:
-                raise ResultsError(f"{path}: {error.strerror}. Make it readable, or name another folder.") from error
-            newer = 0
-            for number, line in enumerate(lines, start=1):
-                if not line:
-                    continue
-                try:
-                    trial = decode(line)
-                except _NewerSchemaError:
-                    newer += 1
-                except _DamagedError as damage:
-                    where = "unfinished record at the end" if number == len(lines) else f"line {number}"
-                    notices.append(f"{path}: {where} ({len(line)} bytes) skipped: {damage}")
-                else:
-                    trials.setdefault(trial.id, trial)
-            if newer:
-                notices.append(f"{path}: {newer} records of a newer scanlab kept but not read; upgrade to use them")
-        ordered = sorted(trials.values(), key=lambda trial: trial.started_at)
-        return Loaded(tuple(ordered), tuple(notices))
-
-    @property
-    def _records(self) -> Path:
-        return self.folder / "trials"
-
-    def _open(self) -> int:
-        # A forked child must not share its parent's file: two writers could interleave on some file systems.
-        if self._descriptor is None or self._owner != os.getpid():
-            self._records.mkdir(parents=True, exist_ok=True)
-            self._owner = os.getpid()
-            name = f"{time.strftime('%Y%m%d-%H%M%S')}-{self._owner}-{secrets.token_hex(3)}.jsonl"
-            self._descriptor = os.open(self._records / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
-        return self._descriptor
-
-    def _abandon_file(self) -> None:
-        """Leave a file whose end is in doubt alone: the next record starts a new one."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-    def _unwritable(self, error: OSError) -> ResultsError:
-        return ResultsError(
-            f"{self.folder}: cannot write results: {error.strerror}."
-            " Name a folder that you may write to and that has space, with --out."
-        )
-
-
-class _DamagedError(Exception):
-    """A line that is not a whole record."""
-
-
-class _NewerSchemaError(Exception):
-    """A whole record, written by a newer scanlab."""
+class NewerSchemaError(RecordError):
+    """The record was written by a newer scanlab."""
 
 
 def encode(trial: Trial) -> bytes:
-    """`trial` as one line with its checksum."""
+    """Return `trial` as one line with its checksum and its line end."""
     body = json.dumps({"schema": SCHEMA, "trial": trial.to_json()}, separators=(",", ":")).encode()[1:]
     return b'{"crc32":"%08x",%s\n' % (zlib.crc32(body), body)
 
 
-def decoded(line: bytes) -> Trial | None:
-    """The trial of one line, or None where it is damaged or of a newer scanlab."""
-    try:
-        return decode(line)
-    except (_DamagedError, _NewerSchemaError):
-        return None
-
-
 def decode(line: bytes) -> Trial:
-    """The trial of one line without its line end."""
+    """Return the trial of one line that `encode` wrote, without its line end.
+
+    Raises:
+        NewerSchemaError: If a newer scanlab wrote it.
+        RecordError: If it is damaged, or holds what this version does not understand.
+    """
     head, body = line[:20], line[20:]
     if head != b'{"crc32":"%08x",' % zlib.crc32(body):
-        raise _DamagedError("its checksum does not match")
-    record = json.loads(b"{" + body)
-    if record["schema"] > SCHEMA:
-        raise _NewerSchemaError
-    return Trial.from_json(record["trial"])
+        raise RecordError("its checksum does not match")
+    try:
+        record = json.loads(b"{" + body)
+        schema = record["schema"]
+        if schema > SCHEMA:
+            raise NewerSchemaError(f"it has schema {schema}; this scanlab reads up to {SCHEMA}")
+        return Trial.from_json(record["trial"])
+    # Behind a right checksum anything may stand: a record of another branch, or of another program.
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise RecordError(f"its content is not understood: {type(error).__name__}: {error}") from error

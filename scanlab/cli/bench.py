@@ -14,7 +14,7 @@ from rich.table import Table
 from scanlab.bench.compare import race
 from scanlab.bench.prove import Setting
 from scanlab.bench.ranking import Race
-from scanlab.bench.records import Results
+from scanlab.bench.store import TrialStore
 from scanlab.bench.worker import Entrant
 from scanlab.cli.budget import parse_duration
 from scanlab.cli.console import AsJson, Exit, ImagePath, ProblemText, SuiteName, cases_of, notes, out, print_json
@@ -41,7 +41,7 @@ def bench(
 
     Exits with 1 where one was wrong or crashed. Example: `scanlab bench native:threads=1 native:threads=2 chunked`
     """
-    record = Results(results)
+    record = TrialStore(results)
     record.prepare()
     chosen = [registry.parse_selection(text) for text in selections]
     yardstick = registry.parse_selection(anchor)

@@ -9,11 +9,12 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from scanlab.bench.records import Results, Trial, label_of
+from scanlab.bench.records import Trial, label_of
+from scanlab.bench.store import TrialStore
 from scanlab.cli.budget import parse_duration
 from scanlab.cli.console import AsJson, Exit, notes, out, print_json
 from scanlab.errors import InputError
-from scanlab.runtime.profile import Entry, load_profile
+from scanlab.runtime.profile import ProfileEntry, load_profile
 from scanlab.tuning.recheck import Checked
 from scanlab.tuning.recheck import check as check_trial
 
@@ -36,9 +37,9 @@ def check(
     profile = load_profile()
     if profile is None or not profile.entries:
         raise InputError("nothing was chosen on this machine yet. Run `scanlab tune`.")
-    record = Results(results)
+    record = TrialStore(results)
     record.prepare()
-    checked: list[tuple[Entry, Checked]] = []
+    checked: list[tuple[ProfileEntry, Checked]] = []
     for entry in profile.entries:
         with notes.status(f"check: {entry.backend} on {entry.problem.key}"):
             checked.append((entry, _check(entry, record, time.monotonic() + seconds)))
@@ -59,7 +60,7 @@ def check(
         raise typer.Exit(Exit.CANNOT_RUN)
 
 
-def _check(entry: Entry, record: Results, deadline: float) -> Checked:
+def _check(entry: ProfileEntry, record: TrialStore, deadline: float) -> Checked:
     evidence = entry.evidence.get("trial")
     if evidence is None:
         return Checked(False, f"the choice of {entry.backend} carries no evidence")

@@ -17,8 +17,8 @@ from scanlab.contract.machine import this_machine
 from scanlab.contract.problem import ScanProblem
 from scanlab.errors import InputError
 from scanlab.runtime.dispatch import refuses
-from scanlab.runtime.profile import Entry, Profile, profile_path
-from scanlab.tuning.fleet.overview import Best, Fleet, Station, fleet_of
+from scanlab.runtime.profile import Profile, ProfileEntry, profile_path
+from scanlab.tuning.fleet.overview import BestTrial, FleetOverview, MachineSummary, fleet_overview
 from scanlab.tuning.fleet.storage import open_storage
 
 
@@ -34,7 +34,7 @@ def fleet(
     """The machines that tune with one storage, how far they are, the best of each, and which backend wins where.
 
     With --adopt this machine's profile takes over what is tuned elsewhere and not here: from its own kind of
-    machine as it is, and else from its nearest kin (by instruction sets, cores and caches), which is marked as
+    machine as it is, and else from its nearest machine (by instruction sets, cores and caches), which is marked as
     such until `scanlab tune` chooses here. Example: `scanlab fleet --storage postgresql://scanlab@server/scanlab`
     """
     if "://" not in storage and not Path(storage).exists():  # it would be made, and be empty
@@ -42,7 +42,7 @@ def fleet(
     opened, notices = open_storage(storage, Path())
     for notice in notices:
         notes.print(f"[yellow]note:[/] {escape(notice)}")
-    found = fleet_of(opened)
+    found = fleet_overview(opened)
     entries = _adopt(found) if adopt else ()
     if as_json:
         print_json(_as_json(found, entries))
@@ -52,20 +52,20 @@ def fleet(
             out.print(f"adopted for {entry.problem.key}: {escape(_told(entry))}")
         if entries:
             out.print(f"wrote {profile_path()}, which scanlab.selective_scan_fn and the models follow from now on")
-    if not found.stations:
+    if not found.machines:
         notes.print("nobody has tuned with this storage yet: run `scanlab tune --storage ...` on the machines.")
         raise typer.Exit(Exit.CANNOT_RUN)
 
 
-def _show(found: Fleet) -> None:
+def _show(found: FleetOverview) -> None:
     machines = Table("machine", "what it is", "workers", "tried", "last heard of", box=None, pad_edge=False)
-    for station in found.stations:
+    for kind in found.machines:
         machines.add_row(
-            station.machine.silicon_id,
-            escape(station.machine.describe()),
-            _workers(station),
-            _tried(station),
-            _heard(station),
+            kind.machine.silicon_id,
+            escape(kind.machine.describe()),
+            _workers(kind),
+            _tried(kind),
+            _heard(kind),
         )
     out.print(machines)
     if not found.trials:
@@ -84,36 +84,36 @@ def _show(found: Fleet) -> None:
             _basis(each),
         )
     out.print(best)
-    wins = Table("problem", *(station.machine.silicon_id for station in found.stations), box=None, pad_edge=False)
+    wins = Table("problem", *(each.machine.silicon_id for each in found.machines), box=None, pad_edge=False)
     for problem in found.problems:
         wins.add_row(problem.key, *(name or "" for name in _winners(found, problem).values()))
     out.print("which backend wins where:")
     out.print(wins)
 
 
-def _workers(station: Station) -> str:
-    return f"{station.working} at work, {station.workers} in all"
+def _workers(each: MachineSummary) -> str:
+    return f"{each.num_working} at work, {each.num_workers} in all"
 
 
-def _tried(station: Station) -> str:
-    return str(station.tried) if station.configurations is None else f"{station.tried} of {station.configurations}"
+def _tried(each: MachineSummary) -> str:
+    return str(each.num_tried) if each.num_configurations is None else f"{each.num_tried} of {each.num_configurations}"
 
 
-def _heard(station: Station) -> str:
-    return "" if station.heard_at is None else f"{spell_duration(max(0.0, time.time() - station.heard_at))} ago"
+def _heard(each: MachineSummary) -> str:
+    return "" if each.heard_at is None else f"{spell_duration(max(0.0, time.time() - each.heard_at))} ago"
 
 
-def _basis(best: Best) -> str:
+def _basis(best: BestTrial) -> str:
     return {"holdout": "hold-out run", "race": "race"}.get(best.trial.phase, "search, not raced")
 
 
-def _winners(found: Fleet, problem: ScanProblem) -> dict[str, str | None]:
+def _winners(found: FleetOverview, problem: ScanProblem) -> dict[str, str | None]:
     """By kind of machine: the backend that wins there."""
-    bests = {each.machine.silicon_id: found.best_on(each.machine.silicon_id, problem) for each in found.stations}
+    bests = {each.machine.silicon_id: found.best_on(each.machine.silicon_id, problem) for each in found.machines}
     return {silicon_id: None if best is None else best.trial.backend for silicon_id, best in bests.items()}
 
 
-def _adopt(found: Fleet) -> tuple[Entry, ...]:
+def _adopt(found: FleetOverview) -> tuple[ProfileEntry, ...]:
     """Write what this machine can take over from the fleet into its profile; returns what is new there."""
     path = profile_path()
     profile = Profile.load(path) if path.exists() else Profile.empty()
@@ -121,13 +121,13 @@ def _adopt(found: Fleet) -> tuple[Entry, ...]:
     entries = []
     for problem in found.problems:
         own = profile.exact(problem)
-        best = found.choice_for(here, problem, fits=_fits)
-        if best is None or (own is not None and own.kin is None):
+        best = found.best_for(here, problem, fits=_fits)
+        if best is None or (own is not None and own.adopted_from is None):
             continue
         trial = best.trial
-        kin = None if trial.machine.silicon_id == here.silicon_id else trial.machine.describe()
+        adopted_from = None if trial.machine.silicon_id == here.silicon_id else trial.machine.describe()
         evidence = {"why": best.why or f"{trial.label}: by the search alone", "trial": trial.to_json()}
-        entries.append(Entry(problem, trial.backend, trial.source_hash, trial.config, evidence, kin))
+        entries.append(ProfileEntry(problem, trial.backend, trial.source_hash, trial.config, evidence, adopted_from))
         profile = profile.with_entry(entries[-1])
     if entries:
         profile.save(path)
@@ -138,24 +138,24 @@ def _fits(trial: Trial) -> bool:
     return refuses(trial.backend, trial.config, trial.problem) is None
 
 
-def _told(entry: Entry) -> str:
-    source = "this kind of machine" if entry.kin is None else f"its nearest kin, {entry.kin}"
+def _told(entry: ProfileEntry) -> str:
+    source = "this kind of machine" if entry.adopted_from is None else f"its nearest machine, {entry.adopted_from}"
     return f"the choice of {source}: {entry.evidence['why']}"
 
 
-def _as_json(found: Fleet, adopted: tuple[Entry, ...]) -> dict[str, Any]:
+def _as_json(found: FleetOverview, adopted: tuple[ProfileEntry, ...]) -> dict[str, Any]:
     return {
         "machines": [
             {
-                "silicon_id": station.machine.silicon_id,
-                "machine": station.machine.to_json(),
-                "workers": station.workers,
-                "working": station.working,
-                "tried": station.tried,
-                "configurations": station.configurations,
-                "heard_at": station.heard_at,
+                "silicon_id": each.machine.silicon_id,
+                "machine": each.machine.to_json(),
+                "workers": each.num_workers,
+                "working": each.num_working,
+                "tried": each.num_tried,
+                "configurations": each.num_configurations,
+                "heard_at": each.heard_at,
             }
-            for station in found.stations
+            for each in found.machines
         ],
         "best": [{"trial": each.trial.to_json(), "why": each.why, "by": _basis(each)} for each in found.best],
         "wins": {problem.key: _winners(found, problem) for problem in found.problems},

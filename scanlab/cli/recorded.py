@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from scanlab.bench.records import Results, Trial
+from scanlab.bench.records import Trial
+from scanlab.bench.store import TrialStore
 from scanlab.cli.console import AsJson, ImagePath, ProblemText, SuiteName, cases_of, notes, out, print_json
 from scanlab.contract.machine import this_machine
 from scanlab.contract.problem import ScanProblem
@@ -67,7 +68,7 @@ def report(
 
 def read(folder: Path) -> tuple[Trial, ...]:
     """The trials recorded in `folder`, what is wrong with them said; raises InputError where there are none."""
-    trials, notices = Results(folder).load()
+    trials, notices = TrialStore(folder).load()
     for notice in notices:
         notes.print(f"[yellow]note:[/] {escape(notice)}")
     if not trials:

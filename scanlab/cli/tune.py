@@ -17,7 +17,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
 from scanlab.bench.lengths import sweep
-from scanlab.bench.records import Results, Trial
+from scanlab.bench.records import Trial
+from scanlab.bench.store import TrialStore
 from scanlab.bench.worker import Entrant
 from scanlab.cli.bench import show_race
 from scanlab.cli.budget import parse_duration, spell_duration
@@ -29,7 +30,7 @@ from scanlab.contract.machine import this_machine
 from scanlab.contract.problem import ScanProblem
 from scanlab.errors import InputError, ProfileError
 from scanlab.report.select import select
-from scanlab.runtime.profile import Entry, Profile, profile_path
+from scanlab.runtime.profile import Profile, ProfileEntry, profile_path
 from scanlab.suites import CAPTURED, Case, load_suite
 from scanlab.tuning.budget import Budget
 from scanlab.tuning.tune import Event, Tuned
@@ -83,7 +84,7 @@ def tune(
     """
     clock = _Clock(time.monotonic(), parse_duration(budget or DEFAULT_BUDGET) if budget or trials is None else None)
     chosen = _chosen(backends, threads)
-    record = Results(results)
+    record = TrialStore(results)
     record.prepare()
     cases = _captured(capture, script_arguments or [], results, problem or suite or image)
     cases = cases or cases_of(problem, suite, image)
@@ -160,7 +161,7 @@ class _Clock:
 
 
 def _sweep(
-    found: Tuned, problem: ScanProblem, backends: list[Backend], record: Results, seconds: float | None, seed: int
+    found: Tuned, problem: ScanProblem, backends: list[Backend], record: TrialStore, seconds: float | None, seed: int
 ) -> None:
     """Time the best configuration of every backend over the sequence length, for the plot."""
     if found.race is None or found.winner is None:
@@ -233,7 +234,7 @@ def _show(found: Tuned) -> None:
         notes.print(f"[yellow]note:[/] {escape(notice)}")
 
 
-def _report(record: Results) -> list[Path]:
+def _report(record: TrialStore) -> list[Path]:
     """The report of what is recorded; nothing where there is nothing yet of this machine, as after an early Ctrl-C."""
     trials = record.load().trials
     return write(trials, record.folder / REPORT) if select(trials, this_machine()).trials else []
@@ -256,7 +257,9 @@ def _deploy(tuned: list[Tuned]) -> Path | None:
         winner = found.winner
         assert winner is not None
         evidence = {"why": found.why, "trial": winner.to_json()}
-        profile = profile.with_entry(Entry(winner.problem, winner.backend, winner.source_hash, winner.config, evidence))
+        profile = profile.with_entry(
+            ProfileEntry(winner.problem, winner.backend, winner.source_hash, winner.config, evidence)
+        )
     profile.save(path)
     return path
 

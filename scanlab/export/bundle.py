@@ -35,7 +35,7 @@ from scanlab.export.onnx_graph import write_graph
 from scanlab.models.classify import class_names
 from scanlab.models.vision_mamba import VisionMamba
 from scanlab.runtime.dispatch import Decision
-from scanlab.runtime.profile import Entry, Profile, load_profile
+from scanlab.runtime.profile import Profile, ProfileEntry, load_profile
 
 Format = Literal["aoti", "onnx"]
 FILES: Mapping[Format, str] = {"aoti": "model.pt2", "onnx": "model.onnx"}
@@ -149,7 +149,7 @@ def _write_aoti(model: VisionMamba, images: Tensor, scan: FrozenScan, folder: Pa
     for problem, decision in scan.decided.items():
         evidence = {"basis": decision.basis, "reason": decision.reason}
         source_hash = registry.get(decision.backend).source_hash
-        profile = profile.with_entry(Entry(problem, decision.backend, source_hash, decision.config, evidence))
+        profile = profile.with_entry(ProfileEntry(problem, decision.backend, source_hash, decision.config, evidence))
     profile.save(folder / "profile.json")
 
 

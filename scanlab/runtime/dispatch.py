@@ -30,7 +30,7 @@ from scanlab.contract.space import Config, config_key
 from scanlab.errors import ConfigError, RejectedError, UnavailableError, UnknownBackendError
 from scanlab.runtime import usage as record
 from scanlab.runtime.defaults import most_alike
-from scanlab.runtime.profile import Entry, Profile, load_profile
+from scanlab.runtime.profile import Profile, ProfileEntry, load_profile
 
 log = logging.getLogger("scanlab")
 
@@ -68,7 +68,7 @@ def decisions(problem: ScanProblem, profile: Profile | None) -> Iterator[Decisio
         if refusal is not None:
             passed_over.append(f"what was tuned for {entry.problem.key} cannot serve: {refusal}")
         elif entry.problem == problem:
-            basis: Literal["exact", "kin"] = "exact" if entry.kin is None else "kin"
+            basis: Literal["exact", "kin"] = "exact" if entry.adopted_from is None else "kin"
             yield Decision(entry.backend, entry.config, basis, f"tuned for exactly {problem.key}{_where(entry)}")
         else:
             reason = f"tuned for the nearest problem {entry.problem.key}{_where(entry)}"
@@ -114,9 +114,13 @@ def decide(problem: ScanProblem, profile: Profile | None) -> Decision:
     raise UnavailableError(f"no backend serves {problem.key}: {reasons}. See `scanlab list`.")
 
 
-def _where(entry: Entry) -> str:
+def _where(entry: ProfileEntry) -> str:
     """Where a choice was made that was not made on this kind of machine."""
-    return "" if entry.kin is None else f" on its nearest kin, {entry.kin}; run `scanlab tune` to choose here"
+    return (
+        ""
+        if entry.adopted_from is None
+        else f" on its nearest machine, {entry.adopted_from}; run `scanlab tune` to choose here"
+    )
 
 
 def refuses(name: str, config: Config, problem: ScanProblem) -> str | None:

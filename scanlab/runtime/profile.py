@@ -23,10 +23,10 @@ FIELDS = {"schema_version", "machine", "machine_id", "entries"}
 
 
 @dataclass(frozen=True)
-class Entry:
+class ProfileEntry:
     """One choice: the winner for one problem, of which source, and what was measured.
 
-    kin  the machine that chose, where that is of another kind than this one
+    adopted_from  the machine that chose, where that is of another kind than this one
     """
 
     problem: ScanProblem
@@ -34,7 +34,7 @@ class Entry:
     source_hash: str
     config: Config
     evidence: Mapping[str, Any] = field(default_factory=dict)
-    kin: str | None = None
+    adopted_from: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """This entry as JSON values."""
@@ -44,7 +44,7 @@ class Entry:
             "source_hash": self.source_hash,
             "config": dict(self.config),
             "evidence": dict(self.evidence),
-            "kin": self.kin,
+            "adopted_from": self.adopted_from,
         }
 
 
@@ -54,7 +54,7 @@ class Profile:
 
     machine_id: str
     machine: str
-    entries: tuple[Entry, ...] = ()
+    entries: tuple[ProfileEntry, ...] = ()
 
     @classmethod
     def empty(cls) -> Profile:
@@ -62,19 +62,19 @@ class Profile:
         machine = this_machine()
         return cls(machine.silicon_id, machine.describe())
 
-    def with_entry(self, entry: Entry) -> Profile:
+    def with_entry(self, entry: ProfileEntry) -> Profile:
         """This profile with `entry` in the place of any earlier one for the same problem."""
         others = tuple(each for each in self.entries if each.problem != entry.problem)
         return replace(self, entries=(*others, entry))
 
-    def exact(self, problem: ScanProblem) -> Entry | None:
+    def exact(self, problem: ScanProblem) -> ProfileEntry | None:
         """The entry for `problem` itself, or None."""
         return next((entry for entry in self.entries if entry.problem == problem), None)
 
-    def nearest(self, problem: ScanProblem) -> tuple[Entry, ...]:
+    def nearest(self, problem: ScanProblem) -> tuple[ProfileEntry, ...]:
         """The entries of the same kind of problem, the one for itself first: all but the sizes agree."""
-        kin = [entry for entry in self.entries if kind_of(entry.problem) == kind_of(problem)]
-        return tuple(sorted(kin, key=lambda entry: size_distance(entry.problem, problem)))
+        family = [entry for entry in self.entries if kind_of(entry.problem) == kind_of(problem)]
+        return tuple(sorted(family, key=lambda entry: size_distance(entry.problem, problem)))
 
     def save(self, path: Path) -> None:
         """Write this profile to `path` atomically: a reader sees the old file or the new one, whole."""
@@ -129,13 +129,13 @@ class Profile:
             )
         try:
             entries = tuple(
-                Entry(
+                ProfileEntry(
                     problem=ScanProblem.parse(entry["problem"]),
                     backend=str(entry["backend"]),
                     source_hash=str(entry["source_hash"]),
                     config=dict(entry["config"]),
                     evidence=dict(entry["evidence"]),
-                    kin=entry.get("kin"),
+                    adopted_from=entry.get("adopted_from", entry.get("kin")),
                 )
                 for entry in content["entries"]
             )

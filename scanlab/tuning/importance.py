@@ -9,7 +9,7 @@ from optuna.distributions import CategoricalDistribution
 
 from scanlab.bench.records import Trial, log_ratio
 from scanlab.contract.space import config_key
-from scanlab.tuning.fleet.storage import quiet
+from scanlab.tuning.fleet.storage import quiet_optuna
 
 # Fewer timed configurations than this say nothing about which tunable matters.
 FEWEST_FOR_IMPORTANCE = 6
@@ -38,7 +38,7 @@ def importances(trials: Iterable[Trial]) -> dict[str, dict[str, float]]:
         varied = {name: CategoricalDistribution(found) for name, found in values.items() if len(found) > 1}
         if len(best) < FEWEST_FOR_IMPORTANCE or len(varied) < 2:
             continue
-        with quiet():
+        with quiet_optuna():
             study = optuna.create_study()
             for trial in best:
                 params = {name: trial.config[name] for name in varied}

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from scanlab.bench.compare import race
 from scanlab.bench.prove import Setting
 from scanlab.bench.ranking import Race
-from scanlab.bench.records import Results, Trial
+from scanlab.bench.records import Trial
+from scanlab.bench.store import TrialStore
 from scanlab.bench.worker import Entrant
 from scanlab.contract import registry
 from scanlab.contract.machine import this_machine
@@ -35,7 +36,7 @@ class Checked:
 
 def check(
     chosen: Trial,
-    results: Results,
+    results: TrialStore,
     deadline: float,
     rivals: Sequence[Entrant] = (),
     processes: int = 2,

@@ -1,6 +1,6 @@
 """The search of one backend's space: what to try next, by what is recorded.
 
-The records are the truth. The ledger says who works on what, and holds nothing that could not be told to it
+The records are the truth. The queue says who works on what, and holds nothing that could not be told to it
 again, so that a storage that is lost or damaged costs nothing but its history of attempts that a crash cut short.
 """
 
@@ -23,12 +23,13 @@ from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from scanlab.bench.prove import Proven, Setting
-from scanlab.bench.records import Results, Trial, decoded, error_of, log_ratio
+from scanlab.bench.records import RecordError, Trial, decode, error_of, log_ratio
+from scanlab.bench.store import TrialStore
 from scanlab.contract.backend import Backend
 from scanlab.contract.space import Config, Value, config_key
 from scanlab.errors import ConfigError
-from scanlab.tuning.fleet.ledger import Claim, Ledger
-from scanlab.tuning.fleet.storage import quiet
+from scanlab.tuning.fleet.storage import quiet_optuna
+from scanlab.tuning.fleet.trial_queue import Lease, TrialQueue
 
 # Up to this many legal configurations a search may try every one of them, where there is time for that.
 EXHAUSTIVE_SIZE = 256
@@ -54,12 +55,12 @@ class Search:
         anchor: Proven,
         recorded: Sequence[Trial],
         storage: BaseStorage,
-        results: Results,
+        results: TrialStore,
         max_error: float = math.inf,
         carries: bool = False,
         hints: Iterable[Config] = (),
     ) -> None:
-        """`carries`: see Ledger; `hints`: what is worth trying first, the winners of other machines and sizes."""
+        """`carries`: see TrialQueue; `hints`: what is worth trying first, the winners of other machines and sizes."""
         self.backend = backend
         self.problem = setting.problem
         self.max_error = max_error
@@ -69,8 +70,8 @@ class Search:
         self.waiting = False
         self._results = results
         self._records: dict[str, Trial] = {}
-        self._claims: dict[str, Claim] = {}
-        self._claimed: frozenset[str] = frozenset()
+        self._leases: dict[str, Lease] = {}
+        self._leased: frozenset[str] = frozenset()
         self._known: set[str] = set()
         self._is_ours = partial(_is_of, backend, setting, anchor)
         self._durations_s = [trial.duration_s for trial in recorded if self._is_ours(trial)]
@@ -78,7 +79,7 @@ class Search:
         self._legal = {config_key(each): each for each in legal} if len(legal) <= EXHAUSTIVE_SIZE else None
         self._first = [backend.space.defaults, *filter(self._is_legal, hints)]
         self._random = random.Random(setting.seed)
-        with quiet():
+        with quiet_optuna():
             self._sampler = TPESampler(seed=setting.seed, group=True)
         facts = {
             "kind": "search",
@@ -89,12 +90,12 @@ class Search:
             "configurations": None if self._legal is None else len(self._legal),
         }
         name = study_name(backend, setting, anchor)
-        self._ledger = Ledger(storage, name, facts, backend.space.tunables, carries)
+        self._queue = TrialQueue(storage, name, facts, backend.space.tunables, carries)
         self._absorb(recorded)
         self._learn()
         for trial in self.trials:
             if trial.id not in self._known:
-                self._ledger.add(trial)
+                self._queue.add(trial)
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -133,12 +134,12 @@ class Search:
         for _ in range(MOST_REPEATS):
             self._learn()
             config = self._next(available_s)
-            self.waiting = config is None and bool(self._claimed)
+            self.waiting = config is None and bool(self._leased)
             if config is None:
                 return None
-            claim = self._ledger.claim(config)
-            if claim is not None:
-                self._claims[config_key(config)] = claim
+            lease = self._queue.lease(config)
+            if lease is not None:
+                self._leases[config_key(config)] = lease
                 return config
         return None
 
@@ -148,25 +149,25 @@ class Search:
         self._keep(trial)
         if self.best is trial:
             self.best_scan = scan
-        self._claims.pop(config_key(trial.config)).finish(trial)
+        self._leases.pop(config_key(trial.config)).finish(trial)
 
     def learn(self, trial: Trial) -> None:
         """Take in the record of a configuration that was not asked for."""
         self._keep(trial)
-        self._ledger.add(trial)
+        self._queue.add(trial)
 
     def give_back(self, config: Config) -> None:
         """A configuration that was asked for and not tried to the end may be asked for again."""
-        self._claims.pop(config_key(config)).give_back()
+        self._leases.pop(config_key(config)).release()
 
     def close(self) -> None:
         """Give back whatever was asked for and never told."""
-        while self._claims:
-            _, claim = self._claims.popitem()
-            claim.give_back()
+        while self._leases:
+            _, lease = self._leases.popitem()
+            lease.release()
 
     def _next(self, available_s: float) -> dict[str, Value] | None:
-        taken = {*self._records, *self._claimed, *map(config_key, self.lethal)}
+        taken = {*self._records, *self._leased, *map(config_key, self.lethal)}
         for config in self._first:
             if config_key(config) not in taken:
                 return dict(config)
@@ -179,11 +180,11 @@ class Search:
 
     def _proposed(self, taken: set[str]) -> dict[str, Value] | None:
         """What TPE makes of the records, in a study of its own that asking for what is taken may not clutter."""
-        with quiet():
+        with quiet_optuna():
             study = optuna.create_study(sampler=self._sampler)
-            study.add_trials([self._ledger.entry(trial) for trial in self.trials])
+            study.add_trials([self._queue.to_optuna(trial) for trial in self.trials])
             for _ in range(MOST_REPEATS):
-                asked = study.ask(self._ledger.distributions)
+                asked = study.ask(self._queue.distributions)
                 if config_key(asked.params) not in taken and self._is_legal(asked.params):
                     return dict(asked.params)
                 study.tell(asked, state=TrialState.FAIL)
@@ -196,24 +197,28 @@ class Search:
             return False
 
     def _learn(self) -> None:
-        """Take in what other processes have done since the last look."""
-        look = self._ledger.look()
-        if look.told.keys() - self._known - {trial.id for trial in self.trials}:
+        """Take in what other processes have done since the last snapshot."""
+        snapshot = self._queue.snapshot()
+        if snapshot.recorded.keys() - self._known - {trial.id for trial in self.trials}:
             loaded = self._results.load().trials
             self._absorb(loaded)
-            for id_ in look.told.keys() - self._known - {trial.id for trial in loaded}:
-                self._adopt(look.told[id_])
-        self._known |= look.told.keys()
-        self._claimed = look.claimed
-        dead = [json.loads(key) for key, deaths in look.deaths.items() if deaths >= MOST_DEATHS]
+            for id_ in snapshot.recorded.keys() - self._known - {trial.id for trial in loaded}:
+                self._adopt(snapshot.recorded[id_])
+        self._known |= snapshot.recorded.keys()
+        self._leased = snapshot.leased
+        dead = [json.loads(key) for key, deaths in snapshot.deaths.items() if deaths >= MOST_DEATHS]
         self.lethal = [config for config in dead if config_key(config) not in self._records and self._is_legal(config)]
 
     def _adopt(self, line: str | None) -> None:
         """Keep a record that travelled with the study among one's own."""
-        trial = None if line is None else decoded(line.encode())
-        if trial is not None:
-            self._results.append(trial)
-            self._absorb([trial])
+        if line is None:
+            return
+        try:
+            trial = decode(line.encode())
+        except RecordError:  # measured again here
+            return
+        self._results.append(trial)
+        self._absorb([trial])
 
     def _absorb(self, recorded: Iterable[Trial]) -> None:
         for trial in recorded:
@@ -274,7 +279,7 @@ def simulate(
         name: CategoricalDistribution(list(choices)) for name, choices in values.items()
     }
     told: dict[str, float | None] = {}
-    with quiet():
+    with quiet_optuna():
         chosen = RandomSampler(seed=seed) if sampler == "random" else TPESampler(seed=seed, group=True)
         study = optuna.create_study(sampler=chosen)
         for _ in range(20 * trials + MOST_REPEATS):

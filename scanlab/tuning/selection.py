@@ -16,7 +16,8 @@ from scanlab.bench.compare import race
 from scanlab.bench.pace import Pace, measured_again
 from scanlab.bench.prove import Proven, Setting
 from scanlab.bench.ranking import Race
-from scanlab.bench.records import Results, Trial, error_of, log_ratio
+from scanlab.bench.records import Trial, error_of, log_ratio
+from scanlab.bench.store import TrialStore
 from scanlab.bench.worker import FEWEST_ROUNDS, Entrant, is_installed
 from scanlab.contract.cpu import usable_threads
 from scanlab.tuning.search import Search
@@ -122,7 +123,7 @@ def hold_out(
     anchor: Proven,
     pace: Pace | None,
     setting: Setting,
-    results: Results,
+    results: TrialStore,
     deadline: float,
     on_round: Callable[[int], None],
 ) -> Race | str:

@@ -15,7 +15,8 @@ from scanlab.bench.deadline import OutOfTimeError, time_limit
 from scanlab.bench.pace import Pace, anchor_and_pace
 from scanlab.bench.prove import Failure, Proven, Setting
 from scanlab.bench.ranking import Race
-from scanlab.bench.records import Results, Trial, label_of, log_ratio
+from scanlab.bench.records import Trial, label_of, log_ratio
+from scanlab.bench.store import TrialStore
 from scanlab.bench.worker import Entrant
 from scanlab.contract import registry
 from scanlab.contract.backend import Backend
@@ -23,13 +24,13 @@ from scanlab.contract.problem import ScanInputs, ScanProblem
 from scanlab.contract.space import Config
 from scanlab.tuning.attempt import attempt
 from scanlab.tuning.budget import Budget, Clock
-from scanlab.tuning.fleet.ledger import survey
-from scanlab.tuning.fleet.overview import publish, winners_of
+from scanlab.tuning.fleet.overview import publish, winners_on_nearest_machines
 from scanlab.tuning.fleet.storage import open_storage
+from scanlab.tuning.fleet.study_summary import summarize_studies
 from scanlab.tuning.search import Search
 from scanlab.tuning.selection import finalists, fresh_processes, hold_out
 from scanlab.tuning.tuned import Event, EventKind, Tuned
-from scanlab.tuning.warm_start import winners_on_alike
+from scanlab.tuning.warm_start import winners_on_similar_problems
 
 __all__ = ["Event", "Tuned", "tune"]
 
@@ -67,7 +68,7 @@ def tune(
     inputs: tuple[ScanInputs, ...],
     backends: Sequence[Backend],
     budget: Budget,
-    results: Results,
+    results: TrialStore,
     *,
     inputs_label: str = "made",
     storage: str | None = None,
@@ -90,7 +91,7 @@ def tune(
     loaded = results.load()
     opened, repaired = open_storage(storage, results.folder)
     shared = storage is not None
-    searched = survey(opened, lambda facts: (facts["kind"], facts["problem"]) == ("search", problem.key))
+    searched = summarize_studies(opened, lambda facts: (facts["kind"], facts["problem"]) == ("search", problem.key))
     setting = Setting.of(problem, inputs, inputs_label, seed)
     wanted = anchor or Entrant(registry.get("reference"), STEADY)
     yardstick, pace, too_slow = anchor_and_pace(wanted, backends, setting, clock.at(PACE_SHARE))
@@ -103,8 +104,8 @@ def tune(
         recorded = [trial for trial in loaded.trials if trial.backend == backend.name]
         refusal = backend.unavailable() or backend.rejects(problem)
         if refusal is None:
-            kin = winners_of(searched, backend.name, setting.machine)
-            hints = (*kin, *winners_on_alike(loaded.trials, backend, problem, setting.machine))
+            elsewhere = winners_on_nearest_machines(searched, backend.name, setting.machine)
+            hints = (*elsewhere, *winners_on_similar_problems(loaded.trials, backend, problem, setting.machine))
             search = Search(backend, setting, yardstick, recorded, opened, results, max_error, shared, hints)
             run.searches.append(search)
         else:
@@ -140,7 +141,7 @@ class _Run:
     setting: Setting
     anchor: Proven
     pace: Pace | None
-    results: Results
+    results: TrialStore
     clock: Clock
     on_event: Callable[[Event], None]
     notices: list[str]

@@ -1,4 +1,4 @@
-"""What was best on problems like the one at hand: a search of another size begins with it."""
+"""Warm start: configurations that won on similar problems, for a search to begin with."""
 
 from __future__ import annotations
 
@@ -11,37 +11,48 @@ from scanlab.contract.machine import Machine
 from scanlab.contract.problem import SIZES, ScanProblem
 from scanlab.contract.space import Config, config_key
 
-# So many are tried first, those of the nearest problems.
-MOST_HINTS = 3
+# Number of winners that are tried first.
+MAX_HINTS = 3
 
 
-def winners_on_alike(
+def winners_on_similar_problems(
     trials: Iterable[Trial], backend: Backend, problem: ScanProblem, here: Machine
 ) -> tuple[Config, ...]:
-    """The fastest recorded configurations of `backend` here on problems that differ in nothing but sizes.
+    """Return the fastest recorded configurations of `backend` on problems that differ from `problem` in sizes only.
 
-    Those on the nearest problem first.
+    Args:
+        trials: Records; those of other machines and of other sources of `backend` are left out.
+        backend: Its winners are wanted.
+        problem: Left out itself.
+        here: The machine that is tuned.
+
+    Returns:
+        At most MAX_HINTS configurations, those of the nearest problem first.
     """
     best: dict[ScanProblem, Trial] = {}
     for trial in trials:
-        same = (trial.backend, trial.source_hash, trial.machine.silicon_id) == (
+        is_same = (trial.backend, trial.source_hash, trial.machine.silicon_id) == (
             backend.name,
             backend.source_hash,
             here.silicon_id,
         )
-        kin = kind_of(trial.problem) == kind_of(problem) and trial.problem != problem
-        if same and kin and trial.state == "ok" and trial.phase == "search":
+        is_similar = kind_of(trial.problem) == kind_of(problem) and trial.problem != problem
+        if is_same and is_similar and trial.state == "ok" and trial.phase == "search":
             best[trial.problem] = min(trial, best.get(trial.problem, trial), key=log_ratio)
     nearest = sorted(best, key=lambda other: size_distance(other, problem))
-    winners = {config_key(best[other].config): best[other].config for other in nearest}
-    return tuple(winners.values())[:MOST_HINTS]
+    return first_distinct(best[other].config for other in nearest)
 
 
 def kind_of(problem: ScanProblem) -> ScanProblem:
-    """What all problems that differ in nothing but sizes have in common."""
+    """Return what all problems that differ from `problem` in sizes only have in common."""
     return problem.replace(**dict.fromkeys(SIZES, 1))
 
 
 def size_distance(one: ScanProblem, other: ScanProblem) -> float:
-    """The sum over the sizes of the absolute log ratio, so that twice and half are as far."""
+    """Return the sum over the sizes of the absolute log ratio, so that twice and half are equally far."""
     return sum(abs(math.log(getattr(one, size) / getattr(other, size))) for size in SIZES)
+
+
+def first_distinct(configs: Iterable[Config]) -> tuple[Config, ...]:
+    """Return the first MAX_HINTS different configurations."""
+    return tuple({config_key(config): config for config in configs}.values())[:MAX_HINTS]

@@ -10,7 +10,7 @@ import pytest
 from helpers.fakes import TINY, crashing, fake, sleepy, wrong
 from scanlab.bench.compare import race
 from scanlab.bench.prove import Failure, Proven, Setting, prove
-from scanlab.bench.records import Results
+from scanlab.bench.store import TrialStore
 from scanlab.bench.worker import Entrant
 from scanlab.contract import registry
 from scanlab.contract.problem import make_inputs
@@ -25,7 +25,7 @@ def setting():
 
 
 def run(entrants, setting, tmp_path, seconds=2.0, **options):
-    return race(entrants, REFERENCE, setting, Results(tmp_path), time.monotonic() + seconds, **options)
+    return race(entrants, REFERENCE, setting, TrialStore(tmp_path), time.monotonic() + seconds, **options)
 
 
 def test_the_faster_wins_and_the_sentence_says_by_how_much(setting, tmp_path):
@@ -41,7 +41,7 @@ def test_the_faster_wins_and_the_sentence_says_by_how_much(setting, tmp_path):
 def test_every_entrant_is_recorded_with_samples_that_the_anchor_shared(setting, tmp_path):
     entrants = [Entrant(sleepy("one"), {"delay_ms": 1.0}), Entrant(sleepy("two"), {"delay_ms": 3.0})]
     outcome = run(entrants, setting, tmp_path)
-    recorded = Results(tmp_path).load().trials
+    recorded = TrialStore(tmp_path).load().trials
     assert {trial.id for trial in recorded} == {trial.id for trial in outcome.trials}
     assert {trial.phase for trial in recorded} == {"race"}
     one, two = (standing.trial.measurement for standing in outcome.standings)
@@ -84,7 +84,7 @@ def test_nobody_wins_where_nobody_runs(setting, tmp_path):
 
 def test_an_anchor_that_cannot_run_is_refused(setting, tmp_path):
     with pytest.raises(RejectedError, match="the kernel fell over"):
-        race([REFERENCE], Entrant(crashing(), {}), setting, Results(tmp_path), time.monotonic() + 1)
+        race([REFERENCE], Entrant(crashing(), {}), setting, TrialStore(tmp_path), time.monotonic() + 1)
 
 
 def test_every_entrant_runs_at_least_once_even_without_time(setting, tmp_path):

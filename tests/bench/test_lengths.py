@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from scanlab.bench.lengths import sweep
-from scanlab.bench.records import Results
+from scanlab.bench.store import TrialStore
 from scanlab.bench.worker import Entrant
 from scanlab.contract import registry
 from scanlab.contract.problem import ScanProblem
@@ -20,7 +20,7 @@ def entrant(name: str) -> Entrant:
 
 def run(tmp_path, seconds: float, lengths=(4, 8, 16)):
     entrants = [entrant("reference"), entrant("two_phase")]
-    results = Results(tmp_path)
+    results = TrialStore(tmp_path)
     trials = sweep(TINY, entrants, entrants[1], results, time.monotonic() + seconds, lengths=lengths)
     return trials, results.load().trials
 

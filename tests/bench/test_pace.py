@@ -13,8 +13,8 @@ from helpers.records import block, measurement
 from scanlab.bench.compare import race
 from scanlab.bench.pace import Pace, anchor_and_pace
 from scanlab.bench.prove import Setting, prove
-from scanlab.bench.records import Results
 from scanlab.bench.samples import Measurement
+from scanlab.bench.store import TrialStore
 from scanlab.bench.worker import Entrant
 from scanlab.contract import registry
 from scanlab.contract.problem import make_inputs
@@ -104,7 +104,7 @@ def test_a_race_beside_a_pacer_never_calls_the_anchor(setting, tmp_path):
     slow = prove(fake("counted", counted), {}, setting)
     pace = Pace(prove(sleepy("quick", (0.0,)), {}, setting), (block([80 * MS], [1 * MS]),) * 3)
     before = len(calls)
-    outcome = race([Entrant(sleepy("one", (1.0,)), {})], slow, setting, Results(tmp_path), soon(0.5), pace=pace)
+    outcome = race([Entrant(sleepy("one", (1.0,)), {})], slow, setting, TrialStore(tmp_path), soon(0.5), pace=pace)
     assert len(calls) == before
     (trial,) = outcome.trials
     assert (trial.measurement.anchor, trial.measurement.pacer) == ("counted", "quick delay_ms=0.0")
@@ -113,7 +113,7 @@ def test_a_race_beside_a_pacer_never_calls_the_anchor(setting, tmp_path):
 
 def test_a_search_with_a_slow_anchor_pays_for_it_a_few_times(tmp_path, monkeypatch):
     monkeypatch.setattr("scanlab.tuning.tune.RACE_S", 0.1)
-    found = tune(TINY, make_inputs(TINY), [sleepy()], Budget(trials=3), Results(tmp_path), anchor=SLOW)
+    found = tune(TINY, make_inputs(TINY), [sleepy()], Budget(trials=3), TrialStore(tmp_path), anchor=SLOW)
     searched = [trial.measurement for trial in found.trials]
     assert {each.pacer for each in searched} == {"sleepy delay_ms=3.0"}
     assert len({each.anchor_blocks for each in searched}) == 1
@@ -121,4 +121,4 @@ def test_a_search_with_a_slow_anchor_pays_for_it_a_few_times(tmp_path, monkeypat
     assert found.winner.measurement.speedup > 5
     # What is recorded beside the pacer is known to a search that has none: both are ratios to the anchor.
     monkeypatch.setattr("scanlab.bench.pace.WORTHWHILE", math.inf)
-    assert tune(TINY, make_inputs(TINY), [sleepy()], Budget(trials=3), Results(tmp_path), anchor=SLOW).new == 0
+    assert tune(TINY, make_inputs(TINY), [sleepy()], Budget(trials=3), TrialStore(tmp_path), anchor=SLOW).new == 0

@@ -12,7 +12,7 @@ from helpers.fakes import TINY, sleepy
 from scanlab.bench import worker as module
 from scanlab.bench.compare import race
 from scanlab.bench.prove import Setting
-from scanlab.bench.records import Results
+from scanlab.bench.store import TrialStore
 from scanlab.bench.timing import Arm
 from scanlab.bench.worker import Entrant, Heat, is_installed, run_fresh_heat, run_heat
 from scanlab.contract import registry
@@ -60,7 +60,7 @@ def test_a_race_in_fresh_processes_pairs_within_each(setting, tmp_path, monkeypa
         [REFERENCE, TWO_PHASE],
         REFERENCE,
         setting,
-        Results(tmp_path),
+        TrialStore(tmp_path),
         time.monotonic() + 90,
         processes=2,
         on_round=rounds.append,
@@ -70,15 +70,15 @@ def test_a_race_in_fresh_processes_pairs_within_each(setting, tmp_path, monkeypa
     for standing in outcome.standings:
         assert {block.process for block in standing.trial.measurement.blocks} == {0, 1}
         assert standing.trial.verdict.passed
-    assert Results(tmp_path).load().trials
+    assert TrialStore(tmp_path).load().trials
 
 
 def test_a_process_that_dies_is_reported_and_decides_nothing(setting, tmp_path, monkeypatch):
     monkeypatch.setattr(module.sys, "executable", "/bin/false")
-    outcome = race([TWO_PHASE], REFERENCE, setting, Results(tmp_path), time.monotonic() + 5, processes=2)
+    outcome = race([TWO_PHASE], REFERENCE, setting, TrialStore(tmp_path), time.monotonic() + 5, processes=2)
     assert outcome.winner is None
     assert len([notice for notice in outcome.notices if "of the race gave nothing: exit status 1" in notice]) == 2
-    assert Results(tmp_path).load().trials == ()
+    assert TrialStore(tmp_path).load().trials == ()
 
 
 def test_a_process_that_hangs_is_killed(setting):
@@ -90,7 +90,7 @@ def test_a_process_that_hangs_is_killed(setting):
 
 
 def test_backends_that_a_fresh_process_cannot_find_race_here_and_it_is_said(setting, tmp_path):
-    outcome = race([Entrant(sleepy(), {})], REFERENCE, setting, Results(tmp_path), time.monotonic() + 1, processes=3)
+    outcome = race([Entrant(sleepy(), {})], REFERENCE, setting, TrialStore(tmp_path), time.monotonic() + 1, processes=3)
     assert outcome.processes == 1
     assert any("sleepy cannot be found by name" in notice for notice in outcome.notices)
     assert outcome.winner is not None

@@ -9,12 +9,12 @@ import pytest
 
 from scanlab.bench.compare import race
 from scanlab.bench.prove import Setting
-from scanlab.bench.records import Results
+from scanlab.bench.store import TrialStore
 from scanlab.bench.worker import Entrant
 from scanlab.cli import check as command
 from scanlab.contract import registry
 from scanlab.contract.problem import ScanProblem, make_inputs
-from scanlab.runtime.profile import Entry, Profile, profile_path
+from scanlab.runtime.profile import Profile, ProfileEntry, profile_path
 from scanlab.tuning.recheck import Checked
 
 PROBLEM = ScanProblem(batch=1, dim=6, length=20, state=4)
@@ -27,11 +27,11 @@ def profile(run, tmp_path):
     setting = Setting.of(PROBLEM, make_inputs(PROBLEM), "made", seed=0)
     reference = Entrant(registry.get("reference"), {"threads": 1})
     entrant = Entrant(two_phase, {"threads": 1})
-    raced = race([entrant], reference, setting, Results(tmp_path / "runs"), time.monotonic() + 1)
+    raced = race([entrant], reference, setting, TrialStore(tmp_path / "runs"), time.monotonic() + 1)
     evidence = {"trial": raced.winner.trial.to_json()}
-    Profile.empty().with_entry(Entry(PROBLEM, "two_phase", two_phase.source_hash, {"threads": 1}, evidence)).save(
-        profile_path()
-    )
+    Profile.empty().with_entry(
+        ProfileEntry(PROBLEM, "two_phase", two_phase.source_hash, {"threads": 1}, evidence)
+    ).save(profile_path())
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_the_exit_code_says_whether_every_choice_holds(run, profile, monkeypatch
 
 
 def test_a_choice_without_evidence_does_not_hold(run):
-    Profile.empty().with_entry(Entry(PROBLEM, "two_phase", "0" * 16, {"threads": 1})).save(profile_path())
+    Profile.empty().with_entry(ProfileEntry(PROBLEM, "two_phase", "0" * 16, {"threads": 1})).save(profile_path())
     outcome = run("check")
     assert outcome.code == 1
     assert "carries no evidence" in outcome.out

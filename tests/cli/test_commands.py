@@ -18,7 +18,7 @@ from scanlab.contract import registry
 from scanlab.contract.problem import ScanProblem
 from scanlab.contract.space import Space, Tunable
 from scanlab.errors import InputError
-from scanlab.runtime.profile import Entry, Profile, profile_path
+from scanlab.runtime.profile import Profile, ProfileEntry, profile_path
 
 SMALL = "batch=1,dim=6,length=20,state=4"
 COMMANDS = sorted(str(command.name) for command in app.registered_commands)
@@ -106,7 +106,7 @@ def test_best_follows_the_profile_and_says_on_what_basis(run):
     assert run("best", "--problem", SMALL, "--json").json[0]["basis"] == "heuristic"
     problem = ScanProblem.parse(SMALL)
     chunked = registry.get("chunked")
-    entry = Entry(problem, "chunked", chunked.source_hash, {"chunk": 16, "threads": 1}, {"why": "it won"})
+    entry = ProfileEntry(problem, "chunked", chunked.source_hash, {"chunk": 16, "threads": 1}, {"why": "it won"})
     Profile.empty().with_entry(entry).save(profile_path())
     exact = run("best", "--problem", SMALL, "--json").json[0]
     assert (exact["backend"], exact["config"]["chunk"], exact["basis"]) == ("chunked", 16, "exact")

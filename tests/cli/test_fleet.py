@@ -48,11 +48,11 @@ def test_a_machine_that_nobody_tuned_takes_over_the_choice_of_its_kin_which_is_m
     assert (station["workers"], station["working"]) == (1, 0)
     assert found["wins"] == {found["best"][0]["trial"]["problem"]: {abacus.silicon_id: "two_phase"}}
     (entry,) = Profile.load(profile_path()).entries
-    assert entry.kin == abacus.describe()
+    assert entry.adopted_from == abacus.describe()
     assert entry.evidence["trial"] == found["best"][0]["trial"]
     best = run("best", "--problem", PROBLEM, "--json").json[0]
     assert (best["backend"], best["config"], best["basis"]) == ("two_phase", dict(entry.config), "kin")
-    assert "nearest kin, an abacus" in best["reason"]
+    assert "nearest machine, an abacus" in best["reason"]
     assert run(*TUNE, "--out", "here").code == 0
     assert run("best", "--problem", PROBLEM, "--json").json[0]["basis"] == "exact"
     again = run("fleet", "--storage", URL, "--adopt", "--json").json

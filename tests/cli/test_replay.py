@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scanlab.bench.records import Results
+from scanlab.bench.store import TrialStore
 from scanlab.bench.worker import Entrant
 from scanlab.contract import registry
 from scanlab.contract.problem import ScanProblem, make_inputs
@@ -20,7 +20,7 @@ def runs(tmp_path, monkeypatch):
     monkeypatch.setattr("scanlab.tuning.tune.RACE_S", 0.1)
     anchor = Entrant(registry.get("reference"), {"threads": 1})
     budget = Budget(trials=5)
-    tune(PROBLEM, make_inputs(PROBLEM), [registry.get("chunked")], budget, Results(tmp_path / "runs"), anchor=anchor)
+    tune(PROBLEM, make_inputs(PROBLEM), [registry.get("chunked")], budget, TrialStore(tmp_path / "runs"), anchor=anchor)
     return tmp_path / "runs"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from scanlab.contract.problem import ScanProblem
 from scanlab.models import validation as validate
-from scanlab.runtime.profile import Entry, Profile, profile_path
+from scanlab.runtime.profile import Profile, ProfileEntry, profile_path
 
 CHUNKED = "chunked:threads=1"
 ONLY_DIGITS = ("validate", "--model", "digits", "--dtypes", "float32")
@@ -19,7 +19,7 @@ def test_a_broken_budget_fails_the_command_with_the_reason(run, monkeypatch):
 
 
 def test_what_the_profile_deploys_is_judged(run, monkeypatch):
-    entry = Entry(ScanProblem(batch=1, dim=8, length=8), "chunked", "", {"chunk": 16, "threads": 1})
+    entry = ProfileEntry(ScanProblem(batch=1, dim=8, length=8), "chunked", "", {"chunk": 16, "threads": 1})
     Profile.empty().with_entry(entry).save(profile_path())
     monkeypatch.setattr("scanlab.contract.registry.load_all", lambda: ((), {}))
     (judged,) = run(*ONLY_DIGITS, "--json").json["digits"]

@@ -8,7 +8,7 @@ import pytest
 
 from helpers.official_names import untouched
 from helpers.records import block, measurement, trial
-from scanlab.bench.records import Results
+from scanlab.bench.store import TrialStore
 from scanlab.contract import registry
 from scanlab.contract.problem import ScanProblem
 from scanlab.runtime import defaults as heuristics
@@ -41,7 +41,7 @@ def test_models_that_disagree_are_not_timed(script, tmp_path, monkeypatch):  # n
 def test_the_heuristics_are_the_best_of_each_backend_in_the_last_phase_it_reached(script, tmp_path, monkeypatch):  # noqa: F811
     experiment = script("heuristics")
     monkeypatch.setattr(experiment, "ROOT", tmp_path)
-    record = Results(tmp_path / "seen")
+    record = TrialStore(tmp_path / "seen")
     record.prepare()
     cpus = trial().machine.silicon.usable_cpus
     fast, slow = (measurement(block([taken] * 2, [4_000_000] * 2)) for taken in (1_000_000, 2_000_000))

@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from scanlab.bench.records import Results
 from scanlab.bench.samples import Block
+from scanlab.bench.store import TrialStore
 from scanlab.bench.worker import Heat, Lane
 
 SCRIPTS = Path(__file__).parents[2] / "experiments"
@@ -32,8 +32,8 @@ def test_a_writer_and_a_tuner_are_killed_and_lose_nothing(trust, tmp_path):
 
 
 def test_a_record_that_is_not_there_is_a_broken_promise(trust, tmp_path, monkeypatch):
-    load = Results.load
-    monkeypatch.setattr(Results, "load", lambda self: load(self)._replace(trials=()))
+    load = TrialStore.load
+    monkeypatch.setattr(TrialStore, "load", lambda self: load(self)._replace(trials=()))
     monkeypatch.setattr(trust, "killed", lambda *given: ["0123456789abcdef"])
     claim = trust.kills_of_a_writer(1, tmp_path)
     assert (claim.wrong, claim.holds) == (1, False)

@@ -12,7 +12,7 @@ from scanlab.contract import registry
 from scanlab.contract.problem import ScanProblem, make_inputs
 from scanlab.errors import UnavailableError
 from scanlab.export.aoti import FrozenScan, write_package
-from scanlab.runtime.profile import Entry, Profile
+from scanlab.runtime.profile import Profile, ProfileEntry
 
 IMAGES = torch.zeros(1, 3, 32, 32)
 PROBLEM = ScanProblem(batch=1, dim=64, length=17, direction="bidirectional", layout="dim_last")
@@ -28,7 +28,7 @@ def native():
 
 
 def test_the_profile_is_frozen_into_the_graph(native):
-    profile = Profile.empty().with_entry(Entry(PROBLEM, "native", native.source_hash, CONFIG))
+    profile = Profile.empty().with_entry(ProfileEntry(PROBLEM, "native", native.source_hash, CONFIG))
     scan = FrozenScan(profile)
     model = copy.copy(trained_tiny_vim())
     model.scan = scan
@@ -42,7 +42,9 @@ def test_the_profile_is_frozen_into_the_graph(native):
 
 def test_a_profile_that_prefers_another_backend_still_gives_the_native_scan(native):
     reference = registry.get("reference")
-    profile = Profile.empty().with_entry(Entry(PROBLEM, "reference", reference.source_hash, reference.space.defaults))
+    profile = Profile.empty().with_entry(
+        ProfileEntry(PROBLEM, "reference", reference.source_hash, reference.space.defaults)
+    )
     scan = FrozenScan(profile)
     inputs = make_inputs(PROBLEM)
     out = scan(*inputs, direction="bidirectional").out

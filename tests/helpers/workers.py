@@ -18,7 +18,7 @@ from helpers.fakes import TINY, lethal, sleepy
 from helpers.workers import DELAYS_MS, MOST_DEATHS
 from scanlab.tuning import attempt, search as study, tune as module
 from scanlab.tuning.budget import Budget
-from scanlab.bench.records import Results
+from scanlab.bench.store import TrialStore
 from scanlab.tuning.tune import tune
 from scanlab.contract.problem import make_inputs
 module.RACE_S, attempt.MOST_BLOCKS, study.MOST_DEATHS = 0.1, 2, MOST_DEATHS
@@ -35,7 +35,7 @@ def say(event):
             time.sleep(600)
     if event.kind == "finished":
         print("finished", event.trial.id, flush=True)
-results, chosen = Results(folder), [backends[backend]]
+results, chosen = TrialStore(folder), [backends[backend]]
 tune(TINY, make_inputs(TINY), chosen, Budget(trials=100), results, storage=storage or None, on_event=say)
 print("done", flush=True)
 """

@@ -9,7 +9,7 @@ import pytest
 from scanlab.contract import registry
 from scanlab.contract.problem import ScanProblem
 from scanlab.models.validation import TASK_BUDGETS, profiled_selections, validate_task
-from scanlab.runtime.profile import Entry, Profile
+from scanlab.runtime.profile import Profile, ProfileEntry
 
 RIGHT = "chunked:threads=1"
 
@@ -72,6 +72,6 @@ def test_a_crash_fails_and_what_cannot_run_does_not(monkeypatch):
 def test_what_a_profile_deploys_is_validated_once():
     problem = ScanProblem(batch=1, dim=8, length=8)
     config = {"chunk": 32, "threads": 1}
-    entries = tuple(Entry(problem.replace(dim=dim), "chunked", "", config) for dim in (8, 16))
+    entries = tuple(ProfileEntry(problem.replace(dim=dim), "chunked", "", config) for dim in (8, 16))
     assert profiled_selections(Profile("", "", entries)) == ["chunked:chunk=32,threads=1"]
     assert profiled_selections(None) == []

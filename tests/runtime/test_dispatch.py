@@ -14,7 +14,7 @@ from scanlab.contract.problem import ScanInputs, ScanProblem, make_inputs
 from scanlab.errors import ConfigError, ProblemError, UnavailableError, UnknownBackendError
 from scanlab.runtime import dispatch
 from scanlab.runtime.dispatch import Dispatcher, decide, decisions, selective_scan_fn
-from scanlab.runtime.profile import Entry, Profile
+from scanlab.runtime.profile import Profile, ProfileEntry
 
 PROBLEM = ScanProblem(batch=2, dim=6, length=20, state=4)
 
@@ -32,7 +32,7 @@ def fresh(monkeypatch, tmp_path):
 
 def profile_with(problem: ScanProblem, backend: str = "two_phase", source_hash: str | None = None) -> Profile:
     found = source_hash or registry.get(backend).source_hash
-    return Profile.empty().with_entry(Entry(problem, backend, found, {"threads": 1}))
+    return Profile.empty().with_entry(ProfileEntry(problem, backend, found, {"threads": 1}))
 
 
 def test_the_exact_entry_serves_in_silence(caplog):
@@ -77,12 +77,12 @@ def test_a_changed_source_is_said(caplog):
     [("uninstalled", {}, "no backend is called 'uninstalled'"), ("two_phase", {"threads": 4096}, "threads=4096")],
 )
 def test_an_entry_that_is_no_longer_legal_or_known_is_passed_over_and_that_is_said(backend, config, reason):
-    profile = Profile.empty().with_entry(Entry(PROBLEM, backend, "0", config))
+    profile = Profile.empty().with_entry(ProfileEntry(PROBLEM, backend, "0", config))
     decision = decide(PROBLEM, profile)
     assert decision.basis == "heuristic"
     assert decision.reason.startswith(f"what was tuned for {PROBLEM.key} cannot serve: ")
     assert reason in decision.reason
-    beside = profile.with_entry(Entry(PROBLEM.replace(length=25), "two_phase", "0", {"threads": 1}))
+    beside = profile.with_entry(ProfileEntry(PROBLEM.replace(length=25), "two_phase", "0", {"threads": 1}))
     assert decide(PROBLEM, beside).basis == "nearest"
     assert reason in decide(PROBLEM, beside).reason
 

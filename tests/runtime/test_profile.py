@@ -10,13 +10,13 @@ import pytest
 
 from scanlab.contract.problem import ScanProblem
 from scanlab.errors import ProfileError
-from scanlab.runtime.profile import Entry, Profile, load_profile, profile_path
+from scanlab.runtime.profile import Profile, ProfileEntry, load_profile, profile_path
 
 PROBLEM = ScanProblem(batch=1, dim=384, length=197)
 
 
-def entry(problem: ScanProblem = PROBLEM, backend: str = "reference") -> Entry:
-    return Entry(problem, backend, "0123456789abcdef", {"threads": 1}, {"speedup": 3.5})
+def entry(problem: ScanProblem = PROBLEM, backend: str = "reference") -> ProfileEntry:
+    return ProfileEntry(problem, backend, "0123456789abcdef", {"threads": 1}, {"speedup": 3.5})
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The nearest kin is who shares instruction sets, then cores and caches."""
+"""The nearest machine shares instruction sets, then cores and caches."""
 
 from __future__ import annotations
 

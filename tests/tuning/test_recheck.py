@@ -10,7 +10,7 @@ import pytest
 from helpers.fakes import TINY, sleepy
 from helpers.records import block, measurement, trial
 from scanlab.bench import worker as heat
-from scanlab.bench.records import Results
+from scanlab.bench.store import TrialStore
 from scanlab.bench.worker import Entrant
 from scanlab.contract import registry
 from scanlab.tuning import recheck as module
@@ -33,14 +33,14 @@ def evidence(speedup=1.0, **changes):
 
 
 def run(chosen, tmp_path, seconds=1.5, **options):
-    return check(chosen, Results(tmp_path), time.monotonic() + seconds, processes=0, **options)
+    return check(chosen, TrialStore(tmp_path), time.monotonic() + seconds, processes=0, **options)
 
 
 def test_a_choice_that_repeats_its_evidence_holds(tmp_path):
     checked = run(evidence(speedup=0.1), tmp_path)
     assert checked.holds
     assert "two_phase threads=1 holds: it is" in checked.reason
-    assert {one.phase for one in Results(tmp_path).load().trials} == {"holdout"}
+    assert {one.phase for one in TrialStore(tmp_path).load().trials} == {"holdout"}
 
 
 def test_a_check_of_too_few_rounds_tells_nothing(tmp_path):
@@ -103,6 +103,6 @@ def test_a_scan_that_has_become_wrong_is_demoted(tmp_path):
 
 def test_a_check_whose_processes_die_tells_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(heat.sys, "executable", "/bin/false")
-    checked = check(evidence(), Results(tmp_path), time.monotonic() + 1.5, processes=1)
+    checked = check(evidence(), TrialStore(tmp_path), time.monotonic() + 1.5, processes=1)
     assert checked.holds is None
     assert "could not be checked in the time" in checked.reason

@@ -12,7 +12,7 @@ import pytest
 from helpers.fakes import TINY, fake
 from helpers.records import trial
 from scanlab.bench.prove import Setting, prove
-from scanlab.bench.records import Results
+from scanlab.bench.store import TrialStore
 from scanlab.contract import registry
 from scanlab.contract.problem import make_inputs
 from scanlab.contract.space import Tunable
@@ -98,7 +98,7 @@ def test_a_search_on_a_database_takes_up_from_the_records(tmp_path):
     backend = fake("pair", lambda scan, config: scan, (Tunable("a", (0, 1), 1), Tunable("b", ("x", "y"), "y")))
     url = f"sqlite:///{tmp_path}/studies.db"
     asked = []
-    search = Search(backend, setting, anchor, [], open_storage(url, tmp_path)[0], Results(tmp_path))
+    search = Search(backend, setting, anchor, [], open_storage(url, tmp_path)[0], TrialStore(tmp_path))
     while (config := search.ask(available_s=60.0)) is not None:
         asked.append(config)
         failure = trial(backend="pair", config=config, state="crashed", measurement=None, verdict=None, reason="boom")
@@ -112,7 +112,7 @@ def test_asking_and_giving_back_asks_for_the_same_again(tmp_path):
     setting = Setting.of(TINY, make_inputs(TINY), "made", seed=0)
     anchor = prove(registry.get("reference"), {"threads": 1}, setting)
     backend = fake("one", lambda scan, config: scan, (Tunable("a", tuple(range(6)), 3),))
-    search = Search(backend, setting, anchor, [], open_storage(None, tmp_path)[0], Results(tmp_path))
+    search = Search(backend, setting, anchor, [], open_storage(None, tmp_path)[0], TrialStore(tmp_path))
     first = search.ask(60.0)
     search.give_back(first)
     assert search.ask(60.0) == first == {"a": 3}

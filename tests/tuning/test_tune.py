@@ -16,7 +16,7 @@ import pytest
 from helpers.fakes import TINY, crashing, fake, sleepy, wrong
 from helpers.workers import DELAYS_MS, said, start
 from scanlab.bench.deadline import OutOfTimeError, time_limit
-from scanlab.bench.records import Results
+from scanlab.bench.store import TrialStore
 from scanlab.bench.worker import Entrant
 from scanlab.contract import registry
 from scanlab.contract.backend import Capabilities, at_most
@@ -28,7 +28,7 @@ from scanlab.tuning import search as study_module
 from scanlab.tuning import selection as finals
 from scanlab.tuning import tune as module
 from scanlab.tuning.budget import Budget
-from scanlab.tuning.fleet.owner import this_process
+from scanlab.tuning.fleet.process_identity import this_process
 from scanlab.tuning.fleet.storage import open_storage
 from scanlab.tuning.selection import pareto
 from scanlab.tuning.tune import tune
@@ -47,12 +47,12 @@ def brief(monkeypatch):
 
 
 def run(backends, folder, budget=ENOUGH, **options):
-    return tune(TINY, INPUTS, backends, budget, Results(folder), **options)
+    return tune(TINY, INPUTS, backends, budget, TrialStore(folder), **options)
 
 
 def test_the_fastest_configuration_wins_and_everything_is_on_disk(tmp_path):
     found = run([registry.get("reference"), sleepy()], tmp_path)
-    recorded = Results(tmp_path).load().trials
+    recorded = TrialStore(tmp_path).load().trials
     searched = [trial for trial in recorded if trial.phase == "search"]
     assert {trial.id for trial in found.trials} == {trial.id for trial in searched}
     assert found.new == len(searched)
@@ -87,7 +87,7 @@ def test_another_size_begins_with_what_was_best_on_the_nearest(tmp_path):
     backend = sleepy(delays_ms=(0.0, 20.0, 30.0, 40.0))
     run([backend], tmp_path)
     longer = TINY.replace(length=2 * TINY.length)
-    found = tune(longer, make_inputs(longer), [backend], Budget(trials=2), Results(tmp_path))
+    found = tune(longer, make_inputs(longer), [backend], Budget(trials=2), TrialStore(tmp_path))
     tried = [trial.config["delay_ms"] for trial in sorted(found.trials, key=lambda trial: trial.started_at)]
     assert tried == [40.0, 0.0]
 
@@ -103,7 +103,9 @@ def test_another_source_is_measured_again_and_nothing_else(tmp_path):
     source.write_text("version 2")
     again = run([changing(), sleepy()], tmp_path / "results")
     assert again.new == 1
-    hashes = [trial.source_hash for trial in Results(tmp_path / "results").load().trials if trial.backend == "changing"]
+    hashes = [
+        trial.source_hash for trial in TrialStore(tmp_path / "results").load().trials if trial.backend == "changing"
+    ]
     assert len(set(hashes)) == 2
 
 
@@ -150,7 +152,7 @@ def test_a_backend_that_takes_no_part_is_recorded_once_with_its_reason(tmp_path)
     absent = replace(sleepy("absent"), unavailable=lambda: "no compiler; install one")
     for _ in range(2):
         found = run([narrow, absent, sleepy()], tmp_path)
-    rejected = [trial for trial in Results(tmp_path).load().trials if trial.state == "rejected"]
+    rejected = [trial for trial in TrialStore(tmp_path).load().trials if trial.state == "rejected"]
     assert sorted((trial.backend, trial.reason) for trial in rejected) == [
         ("absent", "no compiler; install one"),
         ("narrow", "dtype float32: it has float64"),
@@ -247,7 +249,7 @@ def test_an_attempt_that_would_break_the_promise_is_cut_off_and_does_not_take_th
     assert any(re.search("stuck:? was cut off", notice) for notice in found.notices)
     assert {trial.backend for trial in found.trials} == {"sleepy"}
     assert found.winner is not None
-    assert not [trial for trial in Results(tmp_path).load().trials if trial.backend == "stuck"]
+    assert not [trial for trial in TrialStore(tmp_path).load().trials if trial.backend == "stuck"]
 
 
 def test_a_budget_without_a_bound_is_refused():
@@ -290,7 +292,7 @@ def test_the_numbers_come_from_a_hold_out_run_in_fresh_processes(tmp_path, monke
     monkeypatch.setattr("scanlab.bench.compare.MOST_ROUNDS", 10)
     backends = [at_most(registry.get(name), threads=1) for name in ("reference", "two_phase")]
     found = run(backends, tmp_path, Budget(trials=2))
-    recorded = Results(tmp_path).load().trials
+    recorded = TrialStore(tmp_path).load().trials
     held = [trial for trial in recorded if trial.phase == "holdout"]
     assert {trial.backend for trial in held} == {"reference", "two_phase"}
     assert found.winner.phase == "holdout"
@@ -337,9 +339,11 @@ def test_sigkill_loses_no_finished_trial_and_the_next_run_takes_up_from_there(tm
             worker.send_signal(signal.SIGKILL)
             # What it said before it died was said after it was on disk.
             finished |= set(saying)
-    assert finished <= {trial.id for trial in Results(tmp_path).load().trials}
+    assert finished <= {trial.id for trial in TrialStore(tmp_path).load().trials}
     found = run([sleepy(delays_ms=DELAYS_MS)], tmp_path)
-    configs = [json.dumps(dict(trial.config)) for trial in Results(tmp_path).load().trials if trial.phase == "search"]
+    configs = [
+        json.dumps(dict(trial.config)) for trial in TrialStore(tmp_path).load().trials if trial.phase == "search"
+    ]
     assert len(configs) == len(set(configs)) == len(DELAYS_MS)
     assert finished <= {trial.id for trial in found.trials}
     assert found.exhausted == ("sleepy",)
@@ -368,7 +372,7 @@ def test_two_tuners_at_once_share_the_work(tmp_path):
     with start(tmp_path, "sleepy") as one, start(tmp_path, "sleepy") as other:
         outputs = [worker.communicate()[0].split() for worker in (one, other)]
     assert all(output[-1] == "done" for output in outputs)
-    searched = [trial for trial in Results(tmp_path).load().trials if trial.phase == "search"]
+    searched = [trial for trial in TrialStore(tmp_path).load().trials if trial.phase == "search"]
     assert sorted(trial.config["delay_ms"] for trial in searched) == list(DELAYS_MS)
 
 
@@ -380,6 +384,6 @@ def test_a_configuration_that_kills_its_process_is_tried_a_few_times_and_then_re
     with start(tmp_path, "lethal") as worker:
         output, _ = worker.communicate()
     assert output.strip().endswith("done")
-    (killer,) = [trial for trial in Results(tmp_path).load().trials if trial.config == {"kill": True}]
+    (killer,) = [trial for trial in TrialStore(tmp_path).load().trials if trial.config == {"kill": True}]
     assert killer.state == "crashed"
     assert "died" in killer.reason

@@ -1,4 +1,4 @@
-"""Many machines that share a storage: what each kind of machine has found, and what that says to the others."""
+"""Overview of the machines that share a storage: what each kind has found, and what that says to the others."""
 
 from __future__ import annotations
 
@@ -9,101 +9,119 @@ from optuna.storages import BaseStorage
 
 from scanlab.bench.prove import Setting
 from scanlab.bench.ranking import Race
-from scanlab.bench.records import Trial, decoded, log_ratio
+from scanlab.bench.records import RecordError, Trial, decode, log_ratio
 from scanlab.contract.machine import Machine
 from scanlab.contract.problem import ScanProblem
-from scanlab.contract.space import Config, config_key
-from scanlab.tuning.fleet.ledger import Ledger, Study, survey
+from scanlab.contract.space import Config
+from scanlab.tuning.fleet.study_summary import StudySummary, machine_of, summarize_studies
+from scanlab.tuning.fleet.trial_queue import TrialQueue
 from scanlab.tuning.nearest_machine import distance
-
-# So many winners of other machines are tried first: those of the nearest kin.
-MOST_HINTS = 3
+from scanlab.tuning.warm_start import first_distinct
 
 
 @dataclass(frozen=True)
-class Station:
-    """One kind of machine: the machines that have the same silicon, as one of them described itself.
+class MachineSummary:
+    """One kind of machine: all machines with the same silicon.
 
-    workers         processes that took part, and those that work on something now
-    tried           configurations with a record, over all problems and backends, and how many there are; None where
-                    a space is too large to tell
-    heard_at        the last sign of life, in seconds since the epoch
+    Attributes:
+        machine: As one of them described itself.
+        num_workers: Number of processes that took part.
+        num_working: Number of processes that evaluate something now.
+        num_tried: Number of configurations with a record, over all problems and backends.
+        num_configurations: Number of legal configurations; None if a space is too large to tell.
+        heard_at: Time of the last heartbeat in seconds since the epoch.
     """
 
     machine: Machine
-    workers: int
-    working: int
-    tried: int
-    configurations: int | None
+    num_workers: int
+    num_working: int
+    num_tried: int
+    num_configurations: int | None
     heard_at: float | None
 
 
 @dataclass(frozen=True)
-class Best:
-    """The best that one kind of machine knows for one problem; `why` is None where it was searched and not raced."""
+class BestTrial:
+    """The best trial of one kind of machine for one problem; `why` is None if it was searched and not compared."""
 
     trial: Trial
     why: str | None
 
 
 @dataclass(frozen=True)
-class Fleet:
-    """What a shared storage says.
+class FleetOverview:
+    """Content of a shared storage.
 
-    best    for every problem and kind of machine; problems and machines in the order they came
-    trials  every record that travels with the studies
+    Attributes:
+        machines: Kinds of machines, in the order in which they came.
+        best: One for each problem and kind of machine, in the order in which they came.
+        trials: Every record that travels with the studies.
+        notices: What could not be read.
     """
 
-    stations: tuple[Station, ...]
-    best: tuple[Best, ...]
+    machines: tuple[MachineSummary, ...]
+    best: tuple[BestTrial, ...]
     trials: tuple[Trial, ...]
+    notices: tuple[str, ...] = ()
 
     @property
     def problems(self) -> tuple[ScanProblem, ...]:
-        """What has been tuned somewhere."""
+        """Problems that were tuned on any machine."""
         return tuple(dict.fromkeys(each.trial.problem for each in self.best))
 
-    def best_on(self, silicon_id: str, problem: ScanProblem) -> Best | None:
-        """What that kind of machine knows for `problem`."""
+    def best_on(self, silicon_id: str, problem: ScanProblem) -> BestTrial | None:
+        """Return the best trial of one kind of machine for `problem`, if any."""
         for each in self.best:
             if (each.trial.machine.silicon_id, each.trial.problem) == (silicon_id, problem):
                 return each
         return None
 
-    def choice_for(self, here: Machine, problem: ScanProblem, fits: Callable[[Trial], bool]) -> Best | None:
-        """What to run on `here`: its own kind's best for `problem`, or else that of its nearest kin.
+    def best_for(self, here: Machine, problem: ScanProblem, fits: Callable[[Trial], bool]) -> BestTrial | None:
+        """Return what to run for `problem` on `here`: the best of its own kind, or else of the nearest machine.
 
-        `fits` says whether a configuration can run here. Where the best of the nearest kin cannot, the fastest of
-        its other configurations that can is taken, and where none can, the next kin's.
+        Args:
+            here: The machine that asks.
+            problem: The problem that it has.
+            fits: Whether a configuration can run on `here`. If the best of the nearest machine cannot, the fastest of
+                its other configurations that can is taken; if none can, the next machine's.
         """
-        machines = sorted(
-            (station.machine for station in self.stations), key=lambda one: distance(one.silicon, here.silicon)
-        )
+        machines = sorted((each.machine for each in self.machines), key=lambda one: distance(one.silicon, here.silicon))
         for silicon_id in dict.fromkeys(machine.silicon_id for machine in machines):
             best = self.best_on(silicon_id, problem)
             if best is None:
                 continue
             others = [trial for trial in self.trials if _is_timed(trial, silicon_id, problem)]
-            for one in (best, *(Best(trial, None) for trial in sorted(others, key=log_ratio))):
+            for one in (best, *(BestTrial(trial, None) for trial in sorted(others, key=log_ratio))):
                 if fits(one.trial):
                     return one
         return None
 
 
-def fleet_of(storage: BaseStorage) -> Fleet:
-    """What `storage` says of every machine that used it."""
-    studies = survey(storage, lambda facts: True)
-    lines = [line for study in studies for line in study.lines]
-    found = [(trial, why) for line, why in lines if (trial := decoded(line.encode())) is not None]
-    trials = sorted({trial.id: trial for trial, _ in found}.values(), key=lambda trial: trial.started_at)
-    raced = {trial.id: why for trial, why in found if why is not None}
+def fleet_overview(storage: BaseStorage) -> FleetOverview:
+    """Return what `storage` says of every machine that used it."""
+    studies = summarize_studies(storage)
+    found: dict[str, Trial] = {}
+    reasons: dict[str, str] = {}
+    notices = []
+    for line, why in (each for study in studies for each in study.lines):
+        try:
+            trial = decode(line.encode())
+        except RecordError as error:
+            notices.append(f"a record in the storage was skipped: {error}")
+            continue
+        found[trial.id] = trial
+        if why is not None:
+            reasons[trial.id] = why
+    trials = sorted(found.values(), key=lambda trial: trial.started_at)
     kinds = dict.fromkeys((trial.problem, trial.machine.silicon_id) for trial in trials)
-    bests = (_best([trial for trial in trials if _is_timed(trial, id_, problem)], raced) for problem, id_ in kinds)
-    return Fleet(_stations(studies), tuple(best for best in bests if best is not None), tuple(trials))
+    best = (_best([trial for trial in trials if _is_timed(trial, id_, problem)], reasons) for problem, id_ in kinds)
+    return FleetOverview(
+        _machine_summaries(studies), tuple(each for each in best if each is not None), tuple(trials), tuple(notices)
+    )
 
 
 def publish(outcome: Race, setting: Setting, storage: BaseStorage) -> None:
-    """Write the outcome of a race into the study of this kind of machine and this problem."""
+    """Write the outcome of a comparison into the study of this kind of machine and this problem."""
     machine, problem = setting.machine, setting.problem
     facts = {
         "kind": "finals",
@@ -113,50 +131,52 @@ def publish(outcome: Race, setting: Setting, storage: BaseStorage) -> None:
     }
     name = f"finals {problem.key} {setting.inputs_label} {machine.silicon_id}-{machine.software_id}"
     trials = [standing.trial for standing in outcome.standings]
-    Ledger(storage, name, facts, (), carries=True).publish(trials, outcome.why)
+    TrialQueue(storage, name, facts, (), carries_records=True).publish(trials, outcome.why)
 
 
-def winners_of(searched: Iterable[Study], backend: str, here: Machine) -> tuple[Config, ...]:
-    """The winners of `backend` in other studies of a problem, those of the nearest kin first."""
-    of_backend = [study for study in searched if study.facts["backend"] == backend and study.best is not None]
-    nearest = sorted(of_backend, key=lambda study: distance(_machine(study).silicon, here.silicon))
-    winners = {config_key(study.best): study.best for study in nearest if study.best is not None}
-    return tuple(winners.values())[:MOST_HINTS]
+def winners_on_nearest_machines(studies: Iterable[StudySummary], backend: str, here: Machine) -> tuple[Config, ...]:
+    """Return the winners of `backend` on other machines, those of the nearest machine first.
+
+    Args:
+        studies: Searches of one problem.
+        backend: Name of the backend whose winners are wanted.
+        here: The machine that is tuned.
+    """
+    nearest = sorted(
+        (study for study in studies if study.facts["backend"] == backend),
+        key=lambda study: distance(machine_of(study).silicon, here.silicon),
+    )
+    return first_distinct(study.best for study in nearest if study.best is not None)
 
 
 def _is_timed(trial: Trial, silicon_id: str, problem: ScanProblem) -> bool:
     return trial.state == "ok" and (trial.machine.silicon_id, trial.problem) == (silicon_id, problem)
 
 
-def _best(timed: Sequence[Trial], raced: dict[str, str]) -> Best | None:
-    """The winner of the newest race, or without a race the fastest of the search."""
-    winners = [trial for trial in timed if trial.id in raced]
+def _best(timed: Sequence[Trial], reasons: dict[str, str]) -> BestTrial | None:
+    """Return the winner of the newest comparison, or else the fastest of the search."""
+    winners = [trial for trial in timed if trial.id in reasons]
     if winners:
         newest = max(winners, key=lambda trial: trial.started_at)
-        return Best(newest, raced[newest.id])
-    return Best(min(timed, key=log_ratio), None) if timed else None
+        return BestTrial(newest, reasons[newest.id])
+    return BestTrial(min(timed, key=log_ratio), None) if timed else None
 
 
-def _stations(studies: Iterable[Study]) -> tuple[Station, ...]:
-    kinds: dict[str, list[Study]] = {}
+def _machine_summaries(studies: Iterable[StudySummary]) -> tuple[MachineSummary, ...]:
+    kinds: dict[str, list[StudySummary]] = {}
     for study in studies:
-        kinds.setdefault(_machine(study).silicon_id, []).append(study)
-    return tuple(_station(own) for own in kinds.values())
+        kinds.setdefault(machine_of(study).silicon_id, []).append(study)
+    return tuple(_machine_summary(own) for own in kinds.values())
 
 
-def _station(studies: Sequence[Study]) -> Station:
+def _machine_summary(studies: Sequence[StudySummary]) -> MachineSummary:
     searches = [study for study in studies if study.facts["kind"] == "search"]
     sizes = [study.facts["configurations"] for study in searches]
-    heard = [study.heard_at for study in studies if study.heard_at is not None]
-    return Station(
-        machine=_machine(studies[0]),
-        workers=len(frozenset[str]().union(*(study.workers for study in studies))),
-        working=len(frozenset[str]().union(*(study.working for study in studies))),
-        tried=sum(study.tried for study in searches),
-        configurations=None if None in sizes else sum(sizes),
-        heard_at=max(heard, default=None),
+    return MachineSummary(
+        machine=machine_of(studies[0]),
+        num_workers=len(frozenset[str]().union(*(study.workers for study in studies))),
+        num_working=len(frozenset[str]().union(*(study.working for study in studies))),
+        num_tried=sum(study.num_tried for study in searches),
+        num_configurations=None if None in sizes else sum(sizes),
+        heard_at=max((study.heard_at for study in studies if study.heard_at is not None), default=None),
     )
-
-
-def _machine(study: Study) -> Machine:
-    return Machine.from_json(study.facts["machine"])

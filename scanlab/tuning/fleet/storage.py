@@ -42,9 +42,9 @@ def open_storage(storage: str | None, folder: Path) -> tuple[BaseStorage, tuple[
              postgresql://user@host/name); or grpc://host:port, optuna's proxy of a database
     Raises ResultsError where it cannot be opened.
     """
-    place = str(folder) if storage is None else spoken(storage)
+    place = str(folder) if storage is None else mask_password(storage)
     try:
-        with quiet():
+        with quiet_optuna():
             if storage is not None and storage.startswith("grpc://"):
                 return _proxy(storage), ()
             if storage is not None and "://" in storage:
@@ -70,14 +70,14 @@ def open_storage(storage: str | None, folder: Path) -> tuple[BaseStorage, tuple[
         ) from error
 
 
-def spoken(storage: str) -> str:
+def mask_password(storage: str) -> str:
     """`storage` as it may be printed: without the password that a URL may hold."""
     password = urlsplit(storage).password if "://" in storage else None
     return storage if password is None else storage.replace(f":{password}@", ":***@", 1)
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet_optuna() -> Iterator[None]:
     """Keep optuna from announcing studies, and from warning that what is used here is young."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
@@ -86,7 +86,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def reached() -> Iterator[None]:
+def storage_errors() -> Iterator[None]:
     """Turn the loss of a storage within the block into a ResultsError."""
     proxy = sys.modules.get("grpc")
     lost = (optuna.exceptions.StorageInternalError, *((proxy.RpcError,) if proxy is not None else ()))

@@ -15,7 +15,7 @@ from helpers.fakes import TINY, sleepy
 from helpers.records import trial
 from helpers.workers import DELAYS_MS, start
 from scanlab.bench.prove import Setting, prove
-from scanlab.bench.records import Results
+from scanlab.bench.store import TrialStore
 from scanlab.contract import registry
 from scanlab.contract.machine import this_machine
 from scanlab.contract.problem import make_inputs
@@ -23,10 +23,10 @@ from scanlab.errors import ResultsError
 from scanlab.tuning import attempt as attempt_module
 from scanlab.tuning import tune as tune_module
 from scanlab.tuning.budget import Budget
-from scanlab.tuning.fleet import ledger, owner
-from scanlab.tuning.fleet.ledger import survey
-from scanlab.tuning.fleet.overview import fleet_of
+from scanlab.tuning.fleet import heartbeat, process_identity
+from scanlab.tuning.fleet.overview import fleet_overview
 from scanlab.tuning.fleet.storage import open_storage
+from scanlab.tuning.fleet.study_summary import summarize_studies
 from scanlab.tuning.search import Search
 from scanlab.tuning.tune import tune
 
@@ -56,11 +56,11 @@ def on(monkeypatch, elsewhere):
 
 def run(folder, url, backends=None, **options):
     chosen = backends or [sleepy()]
-    return tune(TINY, INPUTS, chosen, Budget(trials=50), Results(folder), storage=url, **options)
+    return tune(TINY, INPUTS, chosen, Budget(trials=50), TrialStore(folder), storage=url, **options)
 
 
 def searched(folder):
-    return [each for each in Results(folder).load().trials if each.phase == "search"]
+    return [each for each in TrialStore(folder).load().trials if each.phase == "search"]
 
 
 @pytest.mark.skipif(lab_postgres.missing() is not None, reason=str(lab_postgres.missing()))
@@ -92,7 +92,7 @@ def test_four_workers_on_postgresql_two_of_them_killed_lose_nothing_and_try_ever
             assert worker.wait() == -signal.SIGKILL
             worker.stdout.close()
         storage, _ = open_storage(url, tmp_path)
-        fleet = fleet_of(storage)
+        fleet = fleet_overview(storage)
         entries = [entry for study in storage.get_all_studies() for entry in storage.get_all_trials(study._study_id)]
     tried = [each for each in fleet.trials if each.phase == "search"]
     assert sorted(each.config["delay_ms"] for each in tried) == list(DELAYS_MS)
@@ -102,9 +102,9 @@ def test_four_workers_on_postgresql_two_of_them_killed_lose_nothing_and_try_ever
     for folder in folders[2:]:
         # The living have everything, so that the loss of the server would cost nothing.
         assert {each.id for each in searched(folder)} == {each.id for each in tried}
-    (station,) = fleet.stations
-    assert (station.workers, station.working) == (took_part, 0)
-    assert (station.tried, station.configurations) == (len(DELAYS_MS), len(DELAYS_MS))
+    (summary,) = fleet.machines
+    assert (summary.num_workers, summary.num_working) == (took_part, 0)
+    assert (summary.num_tried, summary.num_configurations) == (len(DELAYS_MS), len(DELAYS_MS))
     (best,) = fleet.best
     assert best.trial.phase == "race"
     assert best.why is not None
@@ -122,7 +122,9 @@ def test_a_lost_database_is_filled_again_from_any_worker_s_records(tmp_path, url
     first = run(tmp_path / "one", url)
     (tmp_path / "studies.db").unlink()
     assert run(tmp_path / "one", url).new == 0
-    assert {each.id for each in first.trials} <= {each.id for each in fleet_of(open_storage(url, tmp_path)[0]).trials}
+    assert {each.id for each in first.trials} <= {
+        each.id for each in fleet_overview(open_storage(url, tmp_path)[0]).trials
+    }
 
 
 def test_a_damaged_record_in_the_database_is_measured_again(tmp_path, url):
@@ -136,7 +138,7 @@ def test_a_damaged_record_in_the_database_is_measured_again(tmp_path, url):
     assert run(tmp_path / "two", url).new == 3
 
 
-def test_a_machine_of_another_kind_measures_anew_and_starts_with_the_winner_of_its_nearest_kin(
+def test_a_machine_of_another_kind_measures_anew_and_starts_with_the_winner_of_the_nearest_machine(
     tmp_path, url, monkeypatch
 ):
     delays = (*(float(step) for step in range(6)), 40.0)
@@ -154,8 +156,8 @@ def test_a_machine_of_another_kind_measures_anew_and_starts_with_the_winner_of_i
     )
     assert found.new == len(delays)
     assert labels[:3] == ["sleepy delay_ms=40.0", "sleepy delay_ms=0.0", "sleepy delay_ms=5.0"]
-    fleet = fleet_of(open_storage(url, tmp_path)[0])
-    assert len(fleet.stations) == 3
+    fleet = fleet_overview(open_storage(url, tmp_path)[0])
+    assert len(fleet.machines) == 3
     assert [each.trial.machine.silicon.model for each in fleet.best] == ["1", "2", "3"]
 
 
@@ -163,34 +165,34 @@ def search_on(url, folder, delays_ms=(0.0, 1.0)):
     setting = Setting.of(TINY, INPUTS, "made", seed=0)
     proven = prove(registry.get("reference"), {"threads": 1}, setting)
     storage, _ = open_storage(url, folder)
-    return Search(sleepy(delays_ms=delays_ms), setting, proven, [], storage, Results(folder), carries=True)
+    return Search(sleepy(delays_ms=delays_ms), setting, proven, [], storage, TrialStore(folder), carries=True)
 
 
-def test_a_silent_worker_on_another_host_loses_its_claim_and_its_late_record_still_counts(tmp_path, url, monkeypatch):
+def test_a_silent_worker_on_another_host_loses_its_lease_and_its_late_record_still_counts(tmp_path, url, monkeypatch):
     late = search_on(url, tmp_path / "late")
     other = search_on(url, tmp_path / "other")
-    monkeypatch.setattr(owner, "_host", lambda: "elsewhere")
+    monkeypatch.setattr(process_identity, "_host", lambda: "elsewhere")
     held = late.ask(60.0)
     monkeypatch.undo()
     assert other.ask(60.0) != held
     assert other.ask(60.0) is None
     assert other.waiting
-    monkeypatch.setattr(owner, "LEASE_S", 0.0)
+    monkeypatch.setattr(process_identity, "LEASE_S", 0.0)
     assert other.ask(60.0) == held
     record = trial(backend="sleepy", config=held, state="crashed", measurement=None, verdict=None, reason="boom")
     late.tell(record, None)
-    (study,) = survey(late._ledger._storage, lambda facts: facts["kind"] == "search")
+    (study,) = summarize_studies(late._queue._storage, lambda facts: facts["kind"] == "search")
     assert [json.loads(line[line.index('"trial":') + 8 : -1])["id"] for line, _ in study.lines] == [record.id]
 
 
-def test_a_claim_gives_signs_of_life(tmp_path, url, monkeypatch):
-    monkeypatch.setattr(ledger, "BEAT_S", 0.01)
+def test_a_lease_gives_signs_of_life(tmp_path, url, monkeypatch):
+    monkeypatch.setattr(heartbeat, "BEAT_S", 0.01)
     search = search_on(url, tmp_path)
     asked = search.ask(60.0)
-    storage = search._ledger._storage
+    storage = search._queue._storage
 
     def beat():
-        (entry,) = storage.get_all_trials(search._ledger._id)
+        (entry,) = storage.get_all_trials(search._queue._study)
         return entry.user_attrs["beat"]
 
     first = beat()
@@ -201,21 +203,21 @@ def test_a_claim_gives_signs_of_life(tmp_path, url, monkeypatch):
     search.give_back(asked)
 
 
-def test_the_nearest_kin_serves_a_machine_that_nobody_tuned_with_what_fits_there(tmp_path, url, monkeypatch):
+def test_the_nearest_machine_serves_a_machine_that_nobody_tuned_with_what_fits_there(tmp_path, url, monkeypatch):
     near, far = machine(cpus=2, model="1"), machine(flags=("asimd",), cpus=64, model="2")
     for elsewhere in (near, far):
         on(monkeypatch, elsewhere)
         run(tmp_path / elsewhere.silicon.model, url)
-    fleet = fleet_of(open_storage(url, tmp_path)[0])
+    fleet = fleet_overview(open_storage(url, tmp_path)[0])
     stranger = machine(cpus=4, model="3")
-    chosen = fleet.choice_for(stranger, TINY, fits=lambda one: True)
+    chosen = fleet.best_for(stranger, TINY, fits=lambda one: True)
     assert (chosen.trial.machine, chosen.why) == (near, fleet.best[0].why)
-    second = fleet.choice_for(stranger, TINY, fits=lambda one: one.config != chosen.trial.config)
+    second = fleet.best_for(stranger, TINY, fits=lambda one: one.config != chosen.trial.config)
     assert second.trial.machine == near
     assert second.trial.config != chosen.trial.config
-    assert fleet.choice_for(far, TINY, fits=lambda one: True).trial.machine == far
-    assert fleet.choice_for(stranger, TINY, fits=lambda one: False) is None
-    assert fleet.choice_for(stranger, TINY.replace(dim=99), fits=lambda one: True) is None
+    assert fleet.best_for(far, TINY, fits=lambda one: True).trial.machine == far
+    assert fleet.best_for(stranger, TINY, fits=lambda one: False) is None
+    assert fleet.best_for(stranger, TINY.replace(dim=99), fits=lambda one: True) is None
 
 
 def test_a_storage_that_is_lost_while_tuning_is_said_and_what_was_measured_is_kept(tmp_path, url):

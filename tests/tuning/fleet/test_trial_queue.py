@@ -14,10 +14,11 @@ import pytest
 
 from helpers.records import trial
 from scanlab.contract.space import Tunable
-from scanlab.tuning.fleet import ledger as module
-from scanlab.tuning.fleet.ledger import Ledger, survey
-from scanlab.tuning.fleet.owner import this_process
+from scanlab.tuning.fleet import process_identity
+from scanlab.tuning.fleet.process_identity import this_process
 from scanlab.tuning.fleet.storage import open_storage
+from scanlab.tuning.fleet.study_summary import summarize_studies
+from scanlab.tuning.fleet.trial_queue import TrialQueue
 
 CHOICES = (Tunable("a", tuple(range(3)), 0), Tunable("b", ("x", "y", "z"), "x"))
 CONFIGS = [{"a": a, "b": b} for a in range(3) for b in "xyz"]
@@ -27,21 +28,21 @@ GREEDY = """
 import sys, time
 from pathlib import Path
 sys.path[:0] = sys.argv[1].split(":")
-from test_ledger import CHOICES, CONFIGS
-from scanlab.tuning.fleet.ledger import Ledger
+from test_trial_queue import CHOICES, CONFIGS
+from scanlab.tuning.fleet.trial_queue import TrialQueue
 from scanlab.tuning.fleet.storage import open_storage
 storage, _ = open_storage(sys.argv[2], Path())
-ledger = Ledger(storage, "greedy", {}, CHOICES, carries=False)
+queue = TrialQueue(storage, "greedy", {}, CHOICES, carries_records=False)
 print("ready", flush=True)
 sys.stdin.readline()
-claims = [(config, ledger.claim(config)) for config in CONFIGS]
-print([config for config, claim in claims if claim is not None], flush=True)
+leases = [(config, queue.lease(config)) for config in CONFIGS]
+print([config for config, lease in leases if lease is not None], flush=True)
 sys.stdin.readline()
 """
 
 
-def ledger(url, folder, **facts):
-    return Ledger(open_storage(url, folder)[0], "s", facts, CHOICES, carries=True)
+def queue(url, folder, **facts):
+    return TrialQueue(open_storage(url, folder)[0], "s", facts, CHOICES, carries_records=True)
 
 
 @pytest.fixture(params=["journal", "sqlite"])
@@ -49,7 +50,7 @@ def place(request, tmp_path):
     return str(tmp_path / "my.journal") if request.param == "journal" else f"sqlite:///{tmp_path}/studies.db"
 
 
-def test_of_many_that_claim_the_same_at_once_exactly_one_gets_it(place, tmp_path):
+def test_of_many_that_lease_the_same_at_once_exactly_one_gets_it(place, tmp_path):
     command = [sys.executable, "-c", GREEDY, f"{Path(__file__).parent}:{Path(__file__).parents[2]}", place]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     workers = [subprocess.Popen(command, **pipes) for _ in range(3)]
@@ -66,59 +67,59 @@ def test_of_many_that_claim_the_same_at_once_exactly_one_gets_it(place, tmp_path
     assert owners == {json.dumps(config): 1 for config in CONFIGS}
 
 
-def test_a_claim_is_seen_by_others_until_it_ends(place, tmp_path):
-    one, other = ledger(place, tmp_path), ledger(place, tmp_path)
-    claim = one.claim(CONFIGS[0])
-    assert other.look().claimed == {'{"a":0,"b":"x"}'}
-    assert other.claim(CONFIGS[0]) is None
-    claim.give_back()
-    assert other.look().claimed == frozenset()
-    assert other.look().deaths == {}
-    other.claim(CONFIGS[0]).finish(trial(config=CONFIGS[0], id="a record"))
-    assert list(one.look().told) == ["a record"]
+def test_a_lease_is_seen_by_others_until_it_ends(place, tmp_path):
+    one, other = queue(place, tmp_path), queue(place, tmp_path)
+    lease = one.lease(CONFIGS[0])
+    assert other.snapshot().leased == {'{"a":0,"b":"x"}'}
+    assert other.lease(CONFIGS[0]) is None
+    lease.release()
+    assert other.snapshot().leased == frozenset()
+    assert other.snapshot().deaths == {}
+    other.lease(CONFIGS[0]).finish(trial(config=CONFIGS[0], id="a record"))
+    assert list(one.snapshot().recorded) == ["a record"]
 
 
-def test_what_was_finished_since_the_last_look_is_not_claimed_again(place, tmp_path):
-    one, other = ledger(place, tmp_path), ledger(place, tmp_path)
-    one.look()
-    other.claim(CONFIGS[0]).finish(trial(config=CONFIGS[0]))
-    assert one.claim(CONFIGS[0]) is None
-    # Who has looked may have a reason to try it once more.
-    one.look()
-    assert one.claim(CONFIGS[0]) is not None
+def test_what_was_finished_since_the_last_snapshot_is_not_leased_again(place, tmp_path):
+    one, other = queue(place, tmp_path), queue(place, tmp_path)
+    one.snapshot()
+    other.lease(CONFIGS[0]).finish(trial(config=CONFIGS[0]))
+    assert one.lease(CONFIGS[0]) is None
+    # A process that has seen the record may have a reason to try it once more.
+    one.snapshot()
+    assert one.lease(CONFIGS[0]) is not None
 
 
 def test_the_dead_are_counted_and_what_they_held_is_free(place, tmp_path, monkeypatch):
-    one, other = ledger(place, tmp_path), ledger(place, tmp_path)
+    one, other = queue(place, tmp_path), queue(place, tmp_path)
     for deaths in (1, 2):
-        monkeypatch.setattr(module.owner, "this_process", lambda: this_process() | {"pid": 2**22 + 1})
-        one.claim(CONFIGS[0])
+        monkeypatch.setattr(process_identity, "this_process", lambda: this_process() | {"pid": 2**22 + 1})
+        one.lease(CONFIGS[0])
         monkeypatch.undo()
-        look = other.look()
-        assert (look.claimed, look.deaths) == (frozenset(), {'{"a":0,"b":"x"}': deaths})
-    assert other.claim(CONFIGS[0]) is not None
+        snapshot = other.snapshot()
+        assert (snapshot.leased, snapshot.deaths) == (frozenset(), {'{"a":0,"b":"x"}': deaths})
+    assert other.lease(CONFIGS[0]) is not None
 
 
-def test_a_survey_says_what_a_study_is_about_and_how_far_it_is(place, tmp_path):
-    own = ledger(place, tmp_path, kind="search", problem="p")
+def test_a_summary_says_what_a_study_is_about_and_how_far_it_is(place, tmp_path):
+    own = queue(place, tmp_path, kind="search", problem="p")
     before = time.time()
-    own.claim(CONFIGS[0]).finish(trial(config=CONFIGS[0]))
+    own.lease(CONFIGS[0]).finish(trial(config=CONFIGS[0]))
     own.add(trial(config=CONFIGS[1], state="crashed", measurement=None, verdict=None, reason="boom"))
-    own.claim(CONFIGS[2])
+    own.lease(CONFIGS[2])
     storage, _ = open_storage(place, tmp_path)
-    (study,) = survey(storage, lambda facts: facts["problem"] == "p")
+    (study,) = summarize_studies(storage, lambda facts: facts["problem"] == "p")
     assert study.facts == {"kind": "search", "problem": "p"}
-    assert (study.best, study.tried) == (CONFIGS[0], 2)
+    assert (study.best, study.num_tried) == (CONFIGS[0], 2)
     assert len(study.workers) == len(study.working) == 1
     assert before <= study.heard_at <= time.time()
     assert len(study.lines) == 2
-    assert survey(storage, lambda facts: facts["problem"] == "q") == ()
+    assert summarize_studies(storage, lambda facts: facts["problem"] == "q") == ()
 
 
 def test_the_dashboard_of_optuna_shows_the_study(place, tmp_path):
     dashboard = pytest.importorskip("optuna_dashboard")
-    own = ledger(place, tmp_path)
-    own.claim(CONFIGS[0]).finish(trial(config=CONFIGS[0]))
+    own = queue(place, tmp_path)
+    own.lease(CONFIGS[0]).finish(trial(config=CONFIGS[0]))
     app = dashboard.wsgi(open_storage(place, tmp_path)[0])
     request = {"PATH_INFO": "/api/studies"}
     setup_testing_defaults(request)

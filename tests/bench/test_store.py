@@ -18,7 +18,8 @@ import pytest
 
 from helpers.records import trial
 from scanlab.bench import records as module
-from scanlab.bench.records import Results, decode, encode
+from scanlab.bench.records import decode, encode
+from scanlab.bench.store import TrialStore
 from scanlab.contract.verify import Verdict
 from scanlab.errors import ResultsError
 
@@ -58,28 +59,28 @@ def test_a_trial_that_contradicts_itself_is_refused(changes, complaint):
 
 
 def test_what_is_appended_is_loaded_in_the_order_it_was_started(tmp_path):
-    results = Results(tmp_path / "new" / "folder")
+    results = TrialStore(tmp_path / "new" / "folder")
     trials = [trial(started_at=float(second)) for second in (3, 1, 2)]
     for one in trials:
         results.append(one)
-    loaded = Results(results.folder).load()
+    loaded = TrialStore(results.folder).load()
     assert loaded.trials == tuple(sorted(trials, key=lambda one: one.started_at))
     assert loaded.notices == ()
 
 
 def test_an_empty_or_missing_folder_holds_nothing(tmp_path):
-    assert Results(tmp_path / "missing").load() == ((), ())
+    assert TrialStore(tmp_path / "missing").load() == ((), ())
 
 
 def test_each_writer_has_a_file_of_its_own(tmp_path):
     for _ in range(2):
-        Results(tmp_path).append(trial())
+        TrialStore(tmp_path).append(trial())
     assert len(list((tmp_path / "trials").iterdir())) == 2
-    assert len(Results(tmp_path).load().trials) == 2
+    assert len(TrialStore(tmp_path).load().trials) == 2
 
 
 def test_a_forked_child_writes_to_a_file_of_its_own(tmp_path):
-    results = Results(tmp_path)
+    results = TrialStore(tmp_path)
     results.append(trial())
     child = os.fork()
     if child == 0:
@@ -91,7 +92,7 @@ def test_a_forked_child_writes_to_a_file_of_its_own(tmp_path):
 
 
 def test_a_record_cut_off_at_any_byte_is_skipped_and_said(tmp_path):
-    results = Results(tmp_path)
+    results = TrialStore(tmp_path)
     first, second = trial(), trial()
     results.append(first)
     (path,) = (tmp_path / "trials").iterdir()
@@ -99,7 +100,7 @@ def test_a_record_cut_off_at_any_byte_is_skipped_and_said(tmp_path):
     line = encode(second)
     for size in (1, 19, 20, 21, len(line) // 2, len(line) - 2):
         path.write_bytes(whole + line[:size])
-        loaded = Results(tmp_path).load()
+        loaded = TrialStore(tmp_path).load()
         assert loaded.trials == (first,)
         (notice,) = loaded.notices
         assert "unfinished record at the end" in notice
@@ -107,12 +108,12 @@ def test_a_record_cut_off_at_any_byte_is_skipped_and_said(tmp_path):
 
 
 def test_a_record_that_lost_only_its_line_end_is_whole(tmp_path):
-    results = Results(tmp_path)
+    results = TrialStore(tmp_path)
     results.append(trial())
     (path,) = (tmp_path / "trials").iterdir()
     path.write_bytes(path.read_bytes()[:-1])
-    assert len(Results(tmp_path).load().trials) == 1
-    assert Results(tmp_path).load().notices == ()
+    assert len(TrialStore(tmp_path).load().trials) == 1
+    assert TrialStore(tmp_path).load().notices == ()
 
 
 def test_every_flipped_bit_is_noticed(tmp_path):
@@ -121,19 +122,19 @@ def test_every_flipped_bit_is_noticed(tmp_path):
     for position in rng.sample(range(len(line)), 60):
         damaged = bytearray(line)
         damaged[position] ^= 1 << rng.randrange(7)
-        with pytest.raises(module._DamagedError):
+        with pytest.raises(module.RecordError):
             decode(bytes(damaged))
 
 
 def test_a_damaged_line_costs_only_itself(tmp_path):
-    results = Results(tmp_path)
+    results = TrialStore(tmp_path)
     trials = [trial(started_at=float(number)) for number in range(3)]
     for one in trials:
         results.append(one)
     (path,) = (tmp_path / "trials").iterdir()
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(lines[0] + lines[1].replace(b'"chunk":32', b'"chunk":64') + lines[2])
-    loaded = Results(tmp_path).load()
+    loaded = TrialStore(tmp_path).load()
     assert loaded.trials == (trials[0], trials[2])
     (notice,) = loaded.notices
     assert "line 2" in notice
@@ -143,12 +144,12 @@ def test_records_of_a_newer_schema_are_kept_and_said(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "SCHEMA", 99)
     future = encode(trial())
     monkeypatch.undo()
-    results = Results(tmp_path)
+    results = TrialStore(tmp_path)
     own = trial()
     results.append(own)
     (path,) = (tmp_path / "trials").iterdir()
     path.write_bytes(future + path.read_bytes())
-    loaded = Results(tmp_path).load()
+    loaded = TrialStore(tmp_path).load()
     assert loaded.trials == (own,)
     (notice,) = loaded.notices
     assert "1 records of a newer scanlab" in notice
@@ -158,20 +159,20 @@ def test_records_of_a_newer_schema_are_kept_and_said(tmp_path, monkeypatch):
 def test_a_trial_that_is_recorded_twice_counts_once(tmp_path):
     one = trial()
     for _ in range(2):
-        Results(tmp_path).append(one)
-    assert Results(tmp_path).load().trials == (one,)
+        TrialStore(tmp_path).append(one)
+    assert TrialStore(tmp_path).load().trials == (one,)
 
 
 def test_a_folder_that_cannot_be_written_is_said_with_the_cure(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
-    for action in (Results(blocked).prepare, lambda: Results(blocked).append(trial())):
+    for action in (TrialStore(blocked).prepare, lambda: TrialStore(blocked).append(trial())):
         with pytest.raises(ResultsError, match="cannot write results: .*--out"):
             action()
 
 
 def test_a_full_disk_is_said_and_the_next_record_is_not_glued_to_the_torn_one(tmp_path, monkeypatch):
-    results = Results(tmp_path)
+    results = TrialStore(tmp_path)
     first, torn, last = trial(started_at=1.0), trial(started_at=2.0), trial(started_at=3.0)
     results.append(first)
     write = os.write
@@ -187,7 +188,7 @@ def test_a_full_disk_is_said_and_the_next_record_is_not_glued_to_the_torn_one(tm
         results.append(torn)
     monkeypatch.undo()
     results.append(last)
-    loaded = Results(tmp_path).load()
+    loaded = TrialStore(tmp_path).load()
     assert loaded.trials == (first, last)
     assert len(loaded.notices) == 1
 
@@ -197,8 +198,8 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from helpers.records import trial
-from scanlab.bench.records import Results
-results = Results(sys.argv[2])
+from scanlab.bench.store import TrialStore
+results = TrialStore(sys.argv[2])
 print("ready", flush=True)
 while True:
     one = trial()
@@ -225,7 +226,7 @@ def test_sigkill_at_any_moment_loses_no_record_that_was_appended(tmp_path):
         writer.wait()
         said |= {line for line in Path(log.name).read_text().split("\n")[1:-1] if line}
         log.close()
-    loaded = Results(tmp_path / "results").load()
+    loaded = TrialStore(tmp_path / "results").load()
     assert said
     assert said <= {one.id for one in loaded.trials}
     assert len(loaded.notices) <= len(writers)

@@ -1,0 +1,211 @@
+"""Queue of the configurations of one study: which process evaluates which, and what came of it.
+
+A lease is first written whole, with its configuration and its owner, and then looked for: of two processes that lease
+the same configuration at the same moment both see both leases, and the earlier one is valid. Nothing is locked, on any
+storage, while a process thinks or measures. The lease of a process that died is found by its owner and ended.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from scanlab.bench.records import Trial, encode, log_ratio
+from scanlab.contract.space import Config, Tunable, config_key
+from scanlab.tuning.fleet import attributes, process_identity
+from scanlab.tuning.fleet.heartbeat import Heartbeat
+from scanlab.tuning.fleet.storage import quiet_optuna, storage_errors
+
+
+@dataclass(frozen=True)
+class QueueSnapshot:
+    """State of a queue at one moment.
+
+    Attributes:
+        leased: Keys of the configurations that living processes evaluate.
+        deaths: Number of processes that died while they evaluated a configuration, by its key.
+        recorded: Line of every record by its id; None where records do not travel with the study.
+    """
+
+    leased: frozenset[str]
+    deaths: Mapping[str, int]
+    recorded: Mapping[str, str | None]
+
+
+class TrialQueue:
+    """The study called `name` in `storage`, created if there is none.
+
+    Args:
+        facts: What the study is about, as JSON values, for whoever knows the storage alone.
+        tunables: Of the space that is searched; none for a study that nothing is leased from.
+        carries_records: Whether records travel with the study, because workers share it and no results folder.
+    """
+
+    def __init__(
+        self,
+        storage: BaseStorage,
+        name: str,
+        facts: Mapping[str, Any],
+        tunables: Iterable[Tunable],
+        carries_records: bool,
+    ) -> None:
+        self._storage = storage
+        self._carries_records = carries_records
+        self._recorded: frozenset[str] = frozenset()
+        self.distributions: dict[str, BaseDistribution] = {
+            tunable.name: CategoricalDistribution(tunable.values) for tunable in tunables
+        }
+        with quiet_optuna(), storage_errors():
+            optuna.create_study(study_name=name, storage=storage, load_if_exists=True)
+            self._study = storage.get_study_id_from_name(name)
+            if attributes.FACTS not in storage.get_study_user_attrs(self._study):
+                storage.set_study_user_attr(self._study, attributes.FACTS, dict(facts))
+
+    def snapshot(self) -> QueueSnapshot:
+        """Return the state of the queue, after ending the leases of dead processes."""
+        leased, recorded = set[str](), dict[str, str | None]()
+        deaths = Counter[str]()
+        with storage_errors():
+            for entry in self._entries():
+                attrs = entry.user_attrs
+                if is_leased(entry):
+                    leased.add(config_key(entry.params))
+                elif attributes.RECORD in attrs and entry.state.is_finished():
+                    recorded[str(attrs[attributes.RECORD])] = attrs.get(attributes.LINE)
+                elif entry.state == TrialState.RUNNING:
+                    self._end(entry._trial_id, attributes.DIED)
+                    deaths[config_key(entry.params)] += 1
+                elif attrs.get(attributes.ENDED) == attributes.DIED:
+                    deaths[config_key(entry.params)] += 1
+        self._recorded = frozenset(recorded)
+        return QueueSnapshot(frozenset(leased), deaths, recorded)
+
+    def lease(self, config: Config) -> Lease | None:
+        """Return a lease of this process on `config`; None if another process was faster, since the last snapshot."""
+        attrs = {attributes.OWNER: process_identity.this_process(), attributes.BEAT: time.time()}
+        with storage_errors():
+            entry = optuna.trial.create_trial(
+                state=TrialState.RUNNING, params=dict(config), distributions=self.distributions, user_attrs=attrs
+            )
+            own = self._storage.create_new_trial(self._study, entry)
+            number = self._storage.get_trial(own).number
+            for entry in self._entries():
+                earlier = entry.number < number and is_leased(entry)
+                record = entry.user_attrs.get(attributes.RECORD)
+                finished = entry.state.is_finished() and record is not None and record not in self._recorded
+                if (earlier or finished) and entry.params == config:
+                    self._end(own, attributes.GIVEN_BACK)
+                    return None
+        return Lease(self, own)
+
+    def add(self, trial: Trial) -> None:
+        """Add the record of a configuration that was not leased."""
+        with storage_errors():
+            self._storage.create_new_trial(self._study, self.to_optuna(trial, self._attrs(trial)))
+
+    def publish(self, trials: Iterable[Trial], why: str) -> None:
+        """Add the outcome of a comparison: its trials, the winner first, and the sentence that names the winner."""
+        with storage_errors():
+            for place, trial in enumerate(trials):
+                attrs = {attributes.PLACE: place, attributes.LABEL: trial.label, **self._attrs(trial)}
+                if place == 0:
+                    attrs[attributes.WHY] = why
+                entry = optuna.trial.create_trial(state=_state(trial), value=_value(trial), user_attrs=attrs)
+                self._storage.create_new_trial(self._study, entry)
+
+    def to_optuna(self, trial: Trial, attrs: Mapping[str, Any] | None = None) -> FrozenTrial:
+        """Return a record as a trial of optuna, for a sampler to learn from."""
+        steps = {len(trial.measurement.blocks): log_ratio(trial)} if trial.measurement else {}
+        return optuna.trial.create_trial(
+            state=_state(trial),
+            value=_value(trial),
+            params=dict(trial.config),
+            distributions=self.distributions,
+            user_attrs=dict(attrs or {}),
+            intermediate_values=steps,
+        )
+
+    def _finish(self, own: int, trial: Trial) -> None:
+        entry = self.to_optuna(trial, self._attrs(trial))
+        try:
+            with storage_errors():
+                for name, content in entry.user_attrs.items():
+                    self._storage.set_trial_user_attr(own, name, content)
+                for step, value in entry.intermediate_values.items():
+                    self._storage.set_trial_intermediate_value(own, step, value)
+                self._storage.set_trial_state_values(own, entry.state, entry.values)
+        except UpdateFinishedTrialError:  # this process was silent for so long that it was taken for dead
+            self.add(trial)
+
+    def _release(self, own: int) -> None:
+        with storage_errors():
+            self._end(own, attributes.GIVEN_BACK)
+
+    def _beat(self, own: int) -> None:
+        with storage_errors():
+            self._storage.set_trial_user_attr(own, attributes.BEAT, time.time())
+
+    def _entries(self) -> list[FrozenTrial]:
+        return self._storage.get_all_trials(self._study, deepcopy=False)
+
+    def _end(self, trial_id: int, how: str) -> None:
+        with suppress(UpdateFinishedTrialError):  # another process has ended it
+            self._storage.set_trial_user_attr(trial_id, attributes.ENDED, how)
+            self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
+
+    def _attrs(self, trial: Trial) -> dict[str, Any]:
+        attrs = {attributes.RECORD: trial.id}
+        if trial.reason is not None:
+            attrs[attributes.REASON] = trial.reason
+        if self._carries_records:
+            attrs[attributes.LINE] = encode(trial).decode().rstrip("\n")
+        return attrs
+
+
+class Lease:
+    """Right of this process to evaluate a configuration, renewed by heartbeats until it ends."""
+
+    def __init__(self, queue: TrialQueue, own: int) -> None:
+        self._queue = queue
+        self._own = own
+        self._heartbeat = Heartbeat(lambda: queue._beat(own))
+        self._heartbeat.start()
+
+    def finish(self, trial: Trial) -> None:
+        """End the lease with the record of its configuration."""
+        self._heartbeat.stop()
+        self._queue._finish(self._own, trial)
+
+    def release(self) -> None:
+        """End the lease without a record: any process may lease the configuration again."""
+        self._heartbeat.stop()
+        self._queue._release(self._own)
+
+
+def is_leased(entry: FrozenTrial) -> bool:
+    """Return whether a living process evaluates a trial."""
+    owner, beat = entry.user_attrs.get(attributes.OWNER), entry.user_attrs.get(attributes.BEAT)
+    return (
+        entry.state == TrialState.RUNNING
+        and isinstance(owner, Mapping)
+        and isinstance(beat, int | float)
+        and process_identity.is_alive(owner, time.time() - beat)
+    )
+
+
+def _state(trial: Trial) -> TrialState:
+    return {"ok": TrialState.COMPLETE, "pruned": TrialState.PRUNED}.get(trial.state, TrialState.FAIL)
+
+
+def _value(trial: Trial) -> float | None:
+    return None if trial.measurement is None else log_ratio(trial)
