@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from scanlab.contract import forks as forks  # remembers forks from here on
+
 if TYPE_CHECKING:
     from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
     from scanlab.models.vision_mamba import (

@@ -49,14 +49,17 @@ struct Statistics {
             for (int64_t i = 0; i < dim; i += lanes<T>) sum += load<T>(row + i);
             mean = sum_of<T>(sum) / T(dim);
         }
+        const int64_t whole = dim / lanes<T> * lanes<T>;
         Vec<T> squares{};
-        for (int64_t i = 0; i < dim; i += lanes<T>) {
+        for (int64_t i = 0; i < whole; i += lanes<T>) {
             const Vec<T> x = load<T>(row + i) - mean;
             squares += x * x;
         }
-        // The zeros after the row are not part of it.
-        const T excess = T(whole_vectors<T>(dim) - dim) * mean * mean;
-        scale = T(1) / T(__builtin_sqrt((sum_of<T>(squares) - excess) / T(dim) + T(norm.eps)));
+        if (whole < dim) {  // the zeros after the row are not part of it
+            const Vec<T> x = masked<T>(load<T>(row + whole) - mean, first_lanes<T>(int(dim - whole)));
+            squares += x * x;
+        }
+        scale = T(1) / T(__builtin_sqrt(sum_of<T>(squares) / T(dim) + T(norm.eps)));
     }
 };
 

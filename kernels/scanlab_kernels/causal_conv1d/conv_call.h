@@ -12,7 +12,8 @@ struct ConvCall {
 
     ConvCall(const Tensor& x, const Maybe& weight, const Maybe& bias, const Maybe& weight_back, const Maybe& bias_back,
              const Maybe& seq_idx, const Maybe& initial, bool silu) {
-        TORCH_CHECK_VALUE(x.dim() == 3 && x.device().is_cpu(), "x: must be (batch, dim, length) on the CPU");
+        TORCH_CHECK_VALUE(x.dim() == 3, "x: must be (batch, dim, length)");
+        expect("x", x, x.sizes());
         TORCH_CHECK_VALUE(weight || weight_back, "a convolution needs a weight");
         const int64_t batch = x.size(0), dim = x.size(1), length = x.size(2), width = (weight ? *weight : *weight_back).size(-1);
         TORCH_CHECK_VALUE(width >= 1 && width <= max_width, "width ", width, ": must be 1..", max_width);
@@ -24,8 +25,7 @@ struct ConvCall {
         add(weight_back, bias_back, true);
         conv.x = matrix(x);
         if (seq_idx) {
-            expect("seq_idx", *seq_idx, {batch, length});
-            TORCH_CHECK_TYPE(seq_idx->scalar_type() == at::kInt, "seq_idx: must be int32");
+            expect("seq_idx", *seq_idx, {batch, length}, at::kInt);
             ids = seq_idx->contiguous();
             conv.ids = ids.const_data_ptr<int32_t>();
         }

@@ -69,7 +69,7 @@ int64_t fingerprint(const std::vector<Tensor>& weights) {
         }
     };
     for (const Tensor& weight : weights) {
-        TORCH_CHECK_VALUE(weight.device().is_cpu(), "a weight is on ", weight.device(), ": must be on the CPU");
+        expect_memory("a weight", weight);
         each_sample(weight, [](const char* value) { __builtin_prefetch(value); });  // nothing else reads what was packed
     }
     uint64_t hash = 0;
@@ -269,17 +269,17 @@ TORCH_LIBRARY_IMPL(scanlab_mixer, CPU, library) {
 }
 
 TORCH_LIBRARY_IMPL(scanlab_mixer, Meta, library) {
-    library.impl("causal_conv1d", &conv_outputs);
-    library.impl("causal_conv1d_backward", &conv_gradients);
-    library.impl("causal_conv1d_update", &conv_update_output);
-    library.impl("add_norm", &norm_outputs);
-    library.impl("add_norm_backward", &norm_gradients);
-    library.impl("selective_state_update", &state_update_output);
-    library.impl("thin_linear", &thin_linear_output);
-    library.impl("pack_linear", &pack_linear_output);
-    library.impl("packed_linear", &packed_linear_output);
-    library.impl("before_scan", &before_scan_outputs);
-    library.impl("mixer_step", &mixer_step_output);
+    library.impl("causal_conv1d", &Meta<conv_outputs>::run);
+    library.impl("causal_conv1d_backward", &Meta<conv_gradients>::run);
+    library.impl("causal_conv1d_update", &Meta<conv_update_output>::run);
+    library.impl("add_norm", &Meta<norm_outputs>::run);
+    library.impl("add_norm_backward", &Meta<norm_gradients>::run);
+    library.impl("selective_state_update", &Meta<state_update_output>::run);
+    library.impl("thin_linear", &Meta<thin_linear_output>::run);
+    library.impl("pack_linear", &Meta<pack_linear_output>::run);
+    library.impl("packed_linear", &Meta<packed_linear_output>::run);
+    library.impl("before_scan", &Meta<before_scan_outputs>::run);
+    library.impl("mixer_step", &Meta<mixer_step_output>::run);
 }
 
 TORCH_LIBRARY_IMPL(scanlab_mixer, Autograd, library) {

@@ -4,9 +4,7 @@
 // memory is refused.
 #pragma once
 
-#include <ATen/MemoryOverlap.h>
 #include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/linear.h>
@@ -14,13 +12,14 @@
 
 #include <memory>
 
-#include "cpu/mixer.h"
 #include "cpu/allocator.h"
+#include "cpu/arguments.h"
+#include "cpu/denormals.h"
+#include "cpu/mixer.h"
 
 namespace scanlab::mixer {
 
-using at::Tensor;
-using Maybe = std::optional<Tensor>;
+using Maybe = OptionalTensor;
 using Two = std::tuple<Tensor, Tensor>;
 using Three = std::tuple<Tensor, Tensor, Tensor>;
 using Six = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
@@ -88,26 +87,6 @@ inline bool is_wide(std::initializer_list<const Tensor*> tensors) {
 }
 inline at::ScalarType arithmetic(bool wide) { return wide ? at::kDouble : at::kFloat; }
 
-inline Type type_of(const Tensor& tensor) {
-    switch (tensor.scalar_type()) {
-        case at::kFloat: return Type::float32;
-        case at::kDouble: return Type::float64;
-        case at::kBFloat16: return Type::bfloat16;
-        case at::kHalf: return Type::float16;
-        default: TORCH_CHECK_TYPE(false, tensor.scalar_type(), ": must be float32, float64, bfloat16 or float16");
-    }
-}
-
-inline void expect(const char* name, const Tensor& tensor, at::IntArrayRef shape) {
-    TORCH_CHECK_VALUE(tensor.sizes() == shape, name, " ", tensor.sizes(), ": must be ", shape);
-    TORCH_CHECK_VALUE(tensor.device().is_cpu(), name, " is on ", tensor.device(), ": must be on the CPU");
-}
-
-inline Tensor value_of(const Maybe& tensor) { return tensor.has_value() ? *tensor : Tensor(); }
-
-inline Tensor dense(const Tensor& tensor, at::ScalarType type) { return tensor.to(type).contiguous(); }
-inline const void* pointer(const Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr() : nullptr; }
-
 // The kernels write through the pointers of outputs only.
 inline Matrix matrix(const Tensor& tensor) {
     if (!tensor.defined()) return {};
@@ -115,8 +94,7 @@ inline Matrix matrix(const Tensor& tensor) {
     return {const_cast<void*>(tensor.const_data_ptr()), type_of(tensor), tensor.stride(0), tensor.stride(1), time};
 }
 
-// Outputs, of tensors with data and of those without. What is traced says that it is on the CPU, its storage does not.
-inline bool has_data(const Tensor& tensor) { return tensor.has_storage() && tensor.storage().device_type() == at::kCPU; }
+// Outputs, of tensors with data and of those without.
 inline Tensor output(c10::SymIntArrayRef sizes, const Tensor& like, at::ScalarType type) {
     if (has_data(like)) return unwritten(C10_AS_INTARRAYREF_SLOW(sizes), type);
     return at::empty_symint(sizes, like.options().dtype(type));
@@ -126,31 +104,38 @@ inline Tensor output_like(const Tensor& like) { return has_data(like) ? unwritte
 
 inline Tensor nothing(const Tensor& like) { return at::empty({0}, like.options()); }
 
-inline const int32_t* indices(const char* name, const Tensor& tensor, int64_t count) {
-    if (!tensor.defined()) return nullptr;
-    expect(name, tensor, {count});
-    TORCH_CHECK_TYPE(tensor.scalar_type() == at::kInt && tensor.is_contiguous(), name, ": must be int32 and contiguous");
-    return tensor.const_data_ptr<int32_t>();
-}
-inline void expect_rows(const char* name, const int32_t* rows, int64_t count, int64_t limit) {
-    for (int64_t i = 0; rows && i < count; i++)
-        TORCH_CHECK_INDEX(rows[i] < limit, name, "[", i, "]=", rows[i], ": the state has ", limit, " rows");
-}
+// A decoding step whose arguments were checked. The constructor raises before anything is written; `run` writes the
+// state and `out`. What is read and lies in the memory of the state was copied before.
+struct ConvUpdateCall {
+    ConvUpdateCall(const Tensor& x, const Tensor& state, const Tensor& weight, const Maybe& bias, const Maybe& positions,
+                   const Maybe& rows, const Tensor& out, bool silu);
+    void run();
 
-// A state is about to be written in place: no element of it may be another one of it, or of a tensor that is read.
-inline void claim(const Tensor& state, std::initializer_list<Tensor> read) {
-    at::assert_no_internal_overlap(state);
-    for (const Tensor& tensor : read)
-        if (tensor.defined()) at::assert_no_overlap(state, tensor);
-    state.unsafeGetTensorImpl()->bump_version();
-}
+private:
+    ConvUpdate update;
+    Tensor state, x, weights, biases, positions, rows;
+};
+struct StateUpdateCall {
+    StateUpdateCall(const Tensor& state, const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B, const Tensor& C,
+                    const Maybe& D, const Maybe& z, const Maybe& dt_bias, const Tensor& out, bool softplus, const Maybe& rows,
+                    bool log_A);
+    void run();
+
+private:
+    StateUpdate update;
+    Tensor state;
+    std::vector<Tensor> kept;
+};
 
 // Runs tasks on torch's threads, none of them for less than about 20 us of work.
 template <class Run>
 void spread(int64_t tasks, int64_t elements, const Run& run) {
     constexpr int64_t worth_a_thread = 32768;
     const int64_t grain = std::max<int64_t>(1, tasks * worth_a_thread / std::max<int64_t>(1, elements));
-    at::parallel_for(0, tasks, grain, run);
+    at::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
+        const FlushDenormals flush;
+        run(begin, end);
+    });
 }
 
 // The sum of a list of rows, in its order.

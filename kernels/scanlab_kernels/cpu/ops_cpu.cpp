@@ -63,38 +63,49 @@ Tensor conv_update_output(const Tensor& x, const Tensor&, const Tensor&, const M
     return at::empty_like(x);
 }
 
-Tensor conv_update(const Tensor& x, const Tensor& state, const Tensor& weight, const Maybe& bias, const Maybe& positions,
-                   const Maybe& rows, bool silu) {
-    TORCH_CHECK_VALUE((x.dim() == 2 || x.dim() == 3) && state.dim() == 3 && x.device().is_cpu(),
-                      "x (batch, dim) or (batch, dim, steps) and conv_state (rows, dim, slots) on the CPU");
-    const int64_t batch = x.size(0), dim = x.size(1), length = x.dim() == 3 ? x.size(2) : 1;
-    const int64_t slots = state.size(2), width = weight.size(-1);
+ConvUpdateCall::ConvUpdateCall(const Tensor& given_x, const Tensor& state, const Tensor& weight, const Maybe& bias,
+                               const Maybe& positions, const Maybe& rows, const Tensor& out, bool silu)
+    : state(state) {
+    const bool has_steps = given_x.dim() == 3;
+    TORCH_CHECK_VALUE((given_x.dim() == 2 || has_steps) && state.dim() == 3 && weight.dim() == 2,
+                      "x (batch, dim) or (batch, dim, steps), conv_state (rows, dim, slots) and weight (dim, width)");
+    const int64_t batch = given_x.size(0), dim = given_x.size(1), length = has_steps ? given_x.size(2) : 1;
+    const int64_t slots = state.size(2), width = weight.size(1);
     TORCH_CHECK_VALUE(width >= 1 && width <= max_width && slots >= width - 1, "width ", width, ": must be 1..", max_width,
                       " and at most one more than the ", slots, " slots of the state");
     TORCH_CHECK_VALUE(slots > 0 || !positions, "a circular state needs slots");
+    expect("x", given_x, given_x.sizes());
     expect("weight", weight, {dim, width});
     expect("conv_state", state, {rows ? state.size(0) : batch, dim, slots});
-    ConvUpdate update;
+    expect_no_internal_overlap("conv_state", state);
     update.batch = batch, update.dim = dim, update.length = length, update.slots = slots, update.width = int(width);
-    update.wide = is_wide({&x}), update.silu = silu;
-    const Tensor weights = dense(weight, arithmetic(update.wide));
-    Tensor biases;
-    if (bias) {
-        expect("bias", *bias, {dim});
-        biases = dense(*bias, arithmetic(update.wide));
-    }
+    update.wide = is_wide({&given_x}), update.silu = silu;
+    x = apart_from(state, given_x);
+    weights = apart_from(state, dense(weight, arithmetic(update.wide)));
+    biases = apart_from(state, dense("bias", bias, {dim}, arithmetic(update.wide)));
+    this->positions = value_of(positions), this->rows = value_of(rows);
     update.weight = pointer(weights), update.bias = pointer(biases);
-    update.positions = indices("cache_seqlens", value_of(positions), batch);
-    update.rows = indices("conv_state_indices", value_of(rows), batch);
+    update.positions = indices("cache_seqlens", this->positions, batch);
+    update.rows = indices("conv_state_indices", this->rows, batch);
     expect_rows("conv_state_indices", update.rows, batch, state.size(0));
-    const Tensor out = conv_update_output(x, state, weight, bias, positions, rows, silu);
     update.x = matrix(x), update.state = matrix(state), update.out = matrix(out);
-    claim(state, {x});
+}
+
+void ConvUpdateCall::run() {
+    state.unsafeGetTensorImpl()->bump_version();
     const Kernels& kernels = kernels_in_use();
-    spread(kernels.conv_update_tasks(update), batch * dim * (slots + 2 * length), [&](int64_t begin, int64_t end) {
+    const int64_t elements = update.batch * update.dim * (update.slots + 2 * update.length);
+    spread(kernels.conv_update_tasks(update), elements, [&](int64_t begin, int64_t end) {
         const auto workspace = std::make_unique_for_overwrite<char[]>(kernels.conv_update_workspace_bytes(update));
         kernels.conv_update(update, begin, end, workspace.get());
     });
+}
+
+Tensor conv_update(const Tensor& x, const Tensor& state, const Tensor& weight, const Maybe& bias, const Maybe& positions,
+                   const Maybe& rows, bool silu) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    const Tensor out = at::empty_like(x);
+    ConvUpdateCall(x, state, weight, bias, positions, rows, out, silu).run();
     return out;
 }
 
@@ -130,7 +141,8 @@ Three norm_gradients(const Tensor&, const Maybe&, const Tensor& total, const Ten
 
 Two add_norm(const Tensor& hidden, const Maybe& residual, const Tensor& weight, const Maybe& bias, double eps,
              bool centred, bool wide_total) {
-    TORCH_CHECK_VALUE(hidden.dim() >= 1 && hidden.device().is_cpu(), "hidden: must be (..., dim) on the CPU");
+    TORCH_CHECK_VALUE(hidden.dim() >= 1, "hidden: must be (..., dim)");
+    expect("hidden", hidden, hidden.sizes());
     Norm norm = norm_call(hidden, weight, eps, centred);
     const Tensor weights = dense(weight, arithmetic(norm.wide));
     Tensor biases, other;
@@ -158,6 +170,8 @@ Two add_norm(const Tensor& hidden, const Maybe& residual, const Tensor& weight, 
 
 Three add_norm_backward(const Tensor& grad_out, const Maybe& grad_total, const Tensor& total,
                                                      const Tensor& weight, double eps, bool centred) {
+    TORCH_CHECK_VALUE(total.dim() >= 1, "total: must be (..., dim)");
+    expect("total", total, total.sizes());
     Norm norm = norm_call(total, weight, eps, centred);
     expect("grad_out", grad_out, total.sizes());
     auto gradients = norm_gradients(grad_out, grad_total, total, weight, eps, centred);
@@ -223,41 +237,63 @@ struct Heads {
 };
 }  // namespace
 
-Tensor state_update(const Tensor& state, const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B, const Tensor& C,
-                    const Maybe& D, const Maybe& z, const Maybe& dt_bias, bool softplus, const Maybe& rows, bool log_A) {
-    TORCH_CHECK_VALUE((state.dim() == 3 || state.dim() == 4) && x.dim() == state.dim() - 1 && B.dim() == x.dim() && x.device().is_cpu(),
-                      "state (rows, [heads,] dim, state), x (batch, [heads,] dim) and B (batch, [groups,] state) on the CPU");
-    const Heads heads{x.dim() == 3};
-    StateUpdate update;
-    update.batch = x.size(0), update.dim = x.size(-1), update.state = state.size(-1);
-    if (heads.given) update.heads = x.size(1), update.groups = B.size(1);
+StateUpdateCall::StateUpdateCall(const Tensor& state, const Tensor& given_x, const Tensor& given_dt, const Tensor& given_A,
+                                 const Tensor& given_B, const Tensor& given_C, const Maybe& given_D, const Maybe& given_z,
+                                 const Maybe& given_dt_bias, const Tensor& out, bool softplus, const Maybe& given_rows, bool log_A)
+    : state(state) {
+    TORCH_CHECK_VALUE((state.dim() == 3 || state.dim() == 4) && given_x.dim() == state.dim() - 1 && given_B.dim() == given_x.dim(),
+                      "state (rows, [heads,] dim, state), x (batch, [heads,] dim) and B (batch, [groups,] state)");
+    const Heads heads{given_x.dim() == 3};
+    update.batch = given_x.size(0), update.dim = given_x.size(-1), update.state = state.size(-1);
+    if (heads.given) update.heads = given_x.size(1), update.groups = given_B.size(1);
     TORCH_CHECK_VALUE(update.groups > 0 && update.heads % update.groups == 0, update.groups, " groups do not divide ", update.heads, " heads");
-    const at::DimVector own(x.sizes().begin() + 1, x.sizes().end());
+    const at::DimVector own(given_x.sizes().begin() + 1, given_x.sizes().end());
     at::DimVector rates = own, all = own;
     rates.push_back(update.state), all.push_back(update.state);
-    all.insert(all.begin(), rows ? state.size(0) : update.batch);
+    all.insert(all.begin(), given_rows ? state.size(0) : update.batch);
     at::DimVector projection = {update.batch, update.state};
     if (heads.given) projection.insert(projection.begin() + 1, update.groups);
-    const Tensor out = state_update_output(state, x, dt, A, B, C, D, z, dt_bias, softplus, rows, log_A);
-    update.wide = is_wide({&state, &x, &A}), update.softplus = softplus, update.log_A = log_A;
-    update.x = heads.channels("x", x, x.sizes());
-    update.dt = heads.channels("dt", dt, x.sizes());
-    update.z = heads.channels("z", value_of(z), x.sizes());
-    update.out = heads.channels("out", out, x.sizes());
-    update.D = heads.channels("D", value_of(D), own, true);
-    update.dt_bias = heads.channels("dt_bias", value_of(dt_bias), own, true);
+    update.wide = is_wide({&state, &given_x, &given_A}), update.softplus = softplus, update.log_A = log_A;
     update.h = heads.states("state", state, all);
-    update.A = heads.rates(A, rates);
-    update.B = heads.projection("B", B, projection);
-    update.C = heads.projection("C", C, projection);
-    update.rows = indices("state_batch_indices", value_of(rows), update.batch);
+    expect_no_internal_overlap("state", state);
+    const auto read = [&](const Tensor& tensor) -> const Tensor& { return kept.emplace_back(apart_from(state, tensor)); };
+    const auto channels = [&](const char* name, const Tensor& tensor, at::IntArrayRef shape, bool weights = false) {
+        if (!tensor.defined()) return StateUpdate::PerBatch{};
+        expect(name, tensor, shape);
+        return heads.channels(name, read(tensor), shape, weights);
+    };
+    update.x = channels("x", given_x, given_x.sizes());
+    update.dt = channels("dt", given_dt, given_x.sizes());
+    update.z = channels("z", value_of(given_z), given_x.sizes());
+    update.out = heads.channels("out", out, given_x.sizes());
+    update.D = channels("D", value_of(given_D), own, true);
+    update.dt_bias = channels("dt_bias", value_of(given_dt_bias), own, true);
+    expect("A", given_A, rates);
+    expect("B", given_B, projection);
+    expect("C", given_C, projection);
+    update.A = heads.rates(read(given_A), rates);
+    update.B = heads.projection("B", read(given_B), projection);
+    update.C = heads.projection("C", read(given_C), projection);
+    kept.push_back(value_of(given_rows));
+    update.rows = indices("state_batch_indices", kept.back(), update.batch);
     expect_rows("state_batch_indices", update.rows, update.batch, state.size(0));
-    claim(state, {x, dt, value_of(z), B, C});
+}
+
+void StateUpdateCall::run() {
+    state.unsafeGetTensorImpl()->bump_version();
     const Kernels& kernels = kernels_in_use();
-    spread(kernels.state_update_tasks(update), x.numel() * update.state, [&](int64_t begin, int64_t end) {
+    const int64_t elements = update.batch * update.heads * update.dim * update.state;
+    spread(kernels.state_update_tasks(update), elements, [&](int64_t begin, int64_t end) {
         const auto workspace = std::make_unique_for_overwrite<char[]>(kernels.state_update_workspace_bytes(update));
         kernels.state_update(update, begin, end, workspace.get());
     });
+}
+
+Tensor state_update(const Tensor& state, const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B, const Tensor& C,
+                    const Maybe& D, const Maybe& z, const Maybe& dt_bias, bool softplus, const Maybe& rows, bool log_A) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    const Tensor out = at::empty_like(x);
+    StateUpdateCall(state, x, dt, A, B, C, D, z, dt_bias, out, softplus, rows, log_A).run();
     return out;
 }
 

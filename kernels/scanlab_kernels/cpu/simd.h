@@ -228,8 +228,10 @@ SCANLAB_INLINE Vec<T> load(const float16* from) {
     Half half;
     memcpy(&half, from, sizeof(half));
     Word word = __builtin_convertvector(half, Word), sign = (word & 0x8000) << 16, rest = (word & 0x7fff) << 13;
-    // Multiplying moves the exponent bias and makes subnormals normal; infinity and NaN lie above.
-    Word finite = bits_as<Word>(bits_as<Vec<float>>(rest) * 0x1p112f);
+    // Subnormals get the exponent of the smallest normal number, which is then taken away. They never are denormal
+    // floats: kernels flush those to zero.
+    Word subnormal = bits_as<Word>(bits_as<Vec<float>>(rest | 0x38800000) - 0x1p-14f);
+    Word finite = rest < 0x00800000 ? subnormal : rest + 0x38000000;
     return bits_as<Vec<float>>(sign | ((word & 0x7fff) >= 0x7c00 ? (rest | 0x7f800000) : finite));
 #endif
 }

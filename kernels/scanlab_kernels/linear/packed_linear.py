@@ -58,7 +58,8 @@ def packed_linear(x: Tensor, packed: PrepackedWeight, bias: Tensor | None = None
         if multiplies(x.dtype):
             out: Tensor = torch.ops.scanlab_mixer.packed_linear(x, packed.native, bias, weight.shape[0])
             return out
-        out = torch.ops.mkldnn._linear_pointwise(x, packed.blocks, bias, "none", [], "")
+        dense_bias = None if bias is None else bias.contiguous()  # oneDNN reads it as dense, whatever its strides
+        out = torch.ops.mkldnn._linear_pointwise(x, packed.blocks, dense_bias, "none", [], "")
         return out
     if is_thin(x, weight, bias):
         out = torch.ops.scanlab_mixer.thin_linear(x.reshape(-1, x.shape[-1]), weight, bias)

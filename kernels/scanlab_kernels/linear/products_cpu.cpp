@@ -7,24 +7,29 @@ Tensor thin_linear_output(const Tensor& x, const Tensor& weight, const Maybe&) {
     return at::empty_symint({x.sym_size(0), weight.sym_size(0)}, x.options());
 }
 
-Tensor thin_linear(const Tensor& x, const Tensor& weight, const Maybe& bias) {
-    TORCH_CHECK_VALUE(x.dim() == 2 && weight.dim() == 2 && x.device().is_cpu(), "x (rows, in) and weight (out, in) on the CPU");
+namespace {
+// Writes x weight^T + bias to `out`, which is dense.
+void multiply_thin(const Tensor& x, const Tensor& weight, const Maybe& bias, const Tensor& out) {
+    TORCH_CHECK_VALUE(x.dim() == 2 && weight.dim() == 2, "x (rows, in) and weight (out, in)");
     ThinLinear linear;
     linear.rows = x.size(0), linear.features = weight.size(0), linear.depth = x.size(1);
-    expect("weight", weight, {linear.features, linear.depth});
+    expect("x", x, x.sizes(), at::kFloat);
+    expect("weight", weight, {linear.features, linear.depth}, at::kFloat);
+    if (bias) expect("bias", *bias, {linear.features}, at::kFloat);
     const Tensor rows = x.contiguous(), weights = weight.stride(1) == 1 ? weight : weight.contiguous();
-    Tensor biases;
-    if (bias) {
-        expect("bias", *bias, {linear.features});
-        biases = bias->contiguous();
-        linear.bias = biases.const_data_ptr<float>();
-    }
-    const Tensor out = at::empty({linear.rows, linear.features}, x.options());
+    const Tensor biases = bias ? bias->contiguous() : Tensor();
+    linear.bias = static_cast<const float*>(pointer(biases));
     linear.x = rows.const_data_ptr<float>(), linear.out = out.data_ptr<float>();
     linear.weight = weights.const_data_ptr<float>(), linear.weight_row = weights.stride(0);
     const Kernels& kernels = kernels_in_use();
     spread(kernels.thin_linear_tasks(linear), linear.features * linear.depth,
            [&](int64_t begin, int64_t end) { kernels.thin_linear(linear, begin, end); });
+}
+}  // namespace
+
+Tensor thin_linear(const Tensor& x, const Tensor& weight, const Maybe& bias) {
+    const Tensor out = at::empty({x.size(0), weight.size(0)}, x.options());
+    multiply_thin(x, weight, bias, out);
     return out;
 }
 
@@ -41,7 +46,8 @@ Tensor pack_linear_output(const Tensor& weight) {
 }
 
 Tensor pack_linear(const Tensor& weight) {
-    TORCH_CHECK_VALUE(weight.dim() == 2 && weight.device().is_cpu(), "weight (out, in) on the CPU");
+    TORCH_CHECK_VALUE(weight.dim() == 2, "weight is ", weight.sizes(), ": must be (out, in)");
+    expect("weight", weight, weight.sizes());
     const int64_t features = weight.size(0), depth = weight.size(1), step = depth_step(weight.scalar_type());
     const int64_t steps = (depth + step - 1) / step, whole = steps * step, all = padded(features);
     const Tensor full = all == features && whole == depth ? weight : at::constant_pad_nd(weight, {0, whole - depth, 0, all - features});
@@ -62,16 +68,19 @@ Maybe as_read(const Maybe& bias) { return bias ? Maybe(dense(*bias, at::kFloat))
 
 // What the kernel sees of a product whose x has rows.
 PackedLinear product(const Tensor& x, const Tensor& packed, const Maybe& bias, int64_t features, const Tensor& out) {
+    expect("x", x, x.sizes());
     TORCH_CHECK_VALUE(x.size(-1) <= 1 || x.stride(-1) == 1, "the rows of x must be dense");
-    TORCH_CHECK_TYPE(packed.scalar_type() == x.scalar_type(), "packed is ", packed.scalar_type(), ": must be ", x.scalar_type());
     const int64_t step = depth_step(x.scalar_type());
     PackedLinear linear;
     linear.depth = x.size(-1), linear.features = features;
     linear.x = x.const_data_ptr(), linear.x_row = x.stride(-2);
-    linear.packed = packed.const_data_ptr(), linear.packed_depth = (linear.depth + step - 1) / step * step;
-    expect("packed", packed, {padded(features) * linear.packed_depth});
+    linear.packed_depth = (linear.depth + step - 1) / step * step;
+    expect("packed", packed, {padded(features) * linear.packed_depth}, x.scalar_type());
+    TORCH_CHECK_VALUE(packed.is_contiguous(), "packed has stride ", packed.strides(), ": must be contiguous");
+    linear.packed = packed.const_data_ptr();
     if (bias) {
-        expect("bias", *bias, {features});
+        expect("bias", *bias, {features}, at::kFloat);
+        TORCH_CHECK_VALUE(bias->is_contiguous(), "bias has stride ", bias->strides(), ": must be contiguous");
         linear.bias = bias->const_data_ptr<float>();
     }
     if (out.defined()) linear.out = out.data_ptr(), linear.out_row = out.stride(-2);
@@ -93,7 +102,7 @@ Tensor packed_linear_output(const Tensor& x, const Tensor&, const Maybe&, c10::S
 
 Tensor packed_linear(const Tensor& x, const Tensor& packed, const Maybe& bias, c10::SymInt sym_features) {
     const int64_t features = sym_features.expect_int();
-    TORCH_CHECK_VALUE(x.dim() >= 1 && x.device().is_cpu(), "x (..., in) on the CPU");
+    TORCH_CHECK_VALUE(x.dim() >= 1 && features >= 0, "x is ", x.sizes(), " and features ", features, ": must be (..., in) and at least 0");
     const Tensor flat = x.reshape({-1, x.size(-1)}), rows = flat.stride(1) == 1 ? flat : flat.contiguous();
     const Maybe biases = as_read(bias);
     const Tensor out = packed_linear_output(x, packed, bias, features);
@@ -148,12 +157,14 @@ Seven before_scan(const Tensor& hidden, const Tensor& into, const Maybe& into_bi
                   const Tensor& weight, const Maybe& bias, const Tensor& select, const Tensor& step, const Maybe& weight_back,
                   const Maybe& bias_back, const Maybe& select_back, const Maybe& step_back, c10::SymInt sym_rank,
                   c10::SymInt sym_selected) {
-    TORCH_CHECK_VALUE(hidden.dim() == 3, "hidden: must be (batch, length, model)");
+    TORCH_CHECK_VALUE(hidden.dim() == 3 && weight.dim() == 2, "hidden (batch, length, model) and weight (dim, width)");
+    expect("hidden", hidden, hidden.sizes());
     const Seven outputs = before_scan_outputs(hidden, into, into_bias, gate, gate_bias, weight, bias, select, step, weight_back,
                                               bias_back, select_back, step_back, sym_rank, sym_selected);
     const auto& [z, u, all, delta, u_back, all_back, delta_back] = outputs;
     const ConvCall call(u.mT(), weight, bias, weight_back, bias_back, std::nullopt, std::nullopt, true);
     const int64_t dim = weight.size(0), rank = sym_rank.expect_int(), selected = sym_selected.expect_int();
+    TORCH_CHECK_VALUE(0 <= rank && rank <= selected, "rank ", rank, ": must be 0..", selected);
     const auto rows_of = [](const Tensor& tensor) { return tensor.view({-1, tensor.size(2)}); };
     const Tensor flat = hidden.reshape({-1, hidden.size(2)}), rows = flat.stride(1) == 1 ? flat : flat.contiguous();
     const Maybe into_biases = as_read(into_bias), gate_biases = as_read(gate_bias);
@@ -212,21 +223,36 @@ Tensor mixer_step_output(const Tensor& projected, const Tensor&, const Tensor&, 
     return at::empty_symint({projected.sym_size(0), D.sym_size(0)}, projected.options());
 }
 
+// All parts are checked before the first of them runs: a call that raises leaves both states as they were.
 Tensor mixer_step(const Tensor& projected, const Tensor& conv_state, const Tensor& state, const Tensor& conv_weight,
                   const Maybe& conv_bias, const Tensor& x_weight, const Tensor& dt_weight, const Maybe& dt_bias,
                   const Tensor& A_log, const Tensor& D) {
-    at::AutoDispatchBelowADInplaceOrView below;
-    const int64_t dim = D.numel(), rank = dt_weight.size(1), states = A_log.size(1);
-    const Tensor x = projected.narrow(1, 0, dim), z = projected.narrow(1, dim, dim);
-    const Tensor u = conv_update(x, conv_state, conv_weight, conv_bias, std::nullopt, std::nullopt, true);
-    const auto product = [](const Tensor& left, const Tensor& weight) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    TORCH_CHECK_VALUE(dt_weight.dim() == 2 && A_log.dim() == 2, "dt_weight (dim, rank) and A_log (dim, state)");
+    const int64_t dim = D.numel(), rank = dt_weight.size(1), states = A_log.size(1), batch = projected.size(0);
+    expect("projected", projected, {batch, 2 * dim});
+    expect("x_weight", x_weight, {rank + 2 * states, dim}, projected.scalar_type());
+    expect("dt_weight", dt_weight, {dim, rank}, projected.scalar_type());
+    TORCH_CHECK_VALUE(!Span(conv_state).meets(Span(state)), "conv_state and state overlap: give each memory of its own");
+    // Both steps write a state, so each reads what lies in the other's from copies.
+    const auto copied = [&](const auto& tensor) { return apart_from(conv_state, apart_from(state, tensor)); };
+    const Tensor input = copied(projected), select = copied(x_weight), step = copied(dt_weight);
+    const Tensor u = at::empty({batch, dim}, projected.options()), selected = at::empty({batch, rank + 2 * states}, projected.options());
+    const Tensor dt = at::empty_like(u), out = at::empty_like(u);
+    ConvUpdateCall convolution(input.narrow(1, 0, dim), conv_state, copied(conv_weight), copied(conv_bias), std::nullopt,
+                               std::nullopt, u, true);
+    StateUpdateCall update(state, u, dt, copied(A_log), selected.narrow(1, rank, states), selected.narrow(1, rank + states, states),
+                           copied(D), input.narrow(1, dim, dim), copied(dt_bias), out, true, std::nullopt, true);
+    const auto multiply = [](const Tensor& left, const Tensor& weight, const Tensor& to) {
         const bool thin = left.size(0) <= most_thin_rows && left.scalar_type() == at::kFloat;
-        return thin ? thin_linear(left, weight, std::nullopt) : at::linear(left, weight);
+        if (thin) multiply_thin(left, weight, std::nullopt, to);
+        else at::mm_out(const_cast<Tensor&>(to), left, weight.t());
     };
-    const Tensor selected = product(u, x_weight);
-    const Tensor dt = product(selected.narrow(1, 0, rank), dt_weight);
-    const Tensor B = selected.narrow(1, rank, states), C = selected.narrow(1, rank + states, states);
-    return state_update(state, u, dt, A_log, B, C, D, z, dt_bias, true, std::nullopt, true);
+    convolution.run();
+    multiply(u, select, selected);
+    multiply(selected.narrow(1, 0, rank), step, dt);
+    update.run();
+    return out;
 }
 
 }  // namespace scanlab::mixer

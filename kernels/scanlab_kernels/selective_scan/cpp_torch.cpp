@@ -4,21 +4,17 @@
 
 namespace {
 
-// The contract of a solver in recurrence.py: time first, drives in `states`, which become the states.
+// The contract of a solver in _recurrence.py: time first, drives in `states`, which become the states.
 void solve(const at::Tensor& decay, at::Tensor states) {
-  const auto rates = decay.unbind();
-  auto steps = states.unbind();
-  for (size_t t = 1; t < steps.size(); ++t) {
-    steps[t].addcmul_(rates[t], steps[t - 1]);
-  }
+    TORCH_CHECK_VALUE(decay.dim() >= 1 && states.dim() >= 1 && decay.size(0) == states.size(0), "decay is ", decay.sizes(),
+                      " and states ", states.sizes(), ": must have as many time steps, along the first axis");
+    const auto rates = decay.unbind();
+    auto steps = states.unbind();
+    for (size_t t = 1; t < steps.size(); ++t) steps[t].addcmul_(rates[t], steps[t - 1]);
 }
 
 }  // namespace
 
-TORCH_LIBRARY(scanlab_cpp_torch, library) {
-  library.def("solve(Tensor decay, Tensor(a!) states) -> ()");
-}
+TORCH_LIBRARY(scanlab_cpp_torch, library) { library.def("solve(Tensor decay, Tensor(a!) states) -> ()"); }
 
-TORCH_LIBRARY_IMPL(scanlab_cpp_torch, CPU, library) {
-  library.impl("solve", &solve);
-}
+TORCH_LIBRARY_IMPL(scanlab_cpp_torch, CPU, library) { library.impl("solve", &solve); }

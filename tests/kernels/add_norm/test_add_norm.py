@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +13,7 @@ from helpers.instruction_sets import (
     INSTRUCTION_SETS,
     TOLERANCES,
     assert_close,
+    error,
     gradients,
     instruction_set,
     wide,
@@ -120,6 +122,23 @@ def test_same_bits_on_any_number_of_threads() -> None:
     with torch_threads(2):
         together = run()
     assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
+
+
+@pytest.mark.parametrize("dim", [2, 3, 8, 20, 100])
+@pytest.mark.parametrize("mean", [0.0, 10.0, 1e3])
+def test_rows_that_do_not_fill_vectors_are_as_exact_as_torchs(isa: str, dim: int, mean: float) -> None:
+    torch.manual_seed(0)
+    hidden, weight, seed = torch.randn(64, dim) + mean, torch.randn(dim), torch.randn(64, dim)
+
+    def normalised(hidden: torch.Tensor) -> list[torch.Tensor]:
+        leaf = hidden.clone().requires_grad_()
+        return [out := F.layer_norm(leaf, (dim,), weight.to(leaf), None, 1e-6), *gradients([out], [leaf], [seed])]
+
+    leaf = hidden.clone().requires_grad_()
+    out = mixer.add_norm(leaf, None, weight, None, kind="layer", eps=1e-6)[0]
+    got = [out, *gradients([out], [leaf], [seed])]
+    for one, other, want in zip(got, normalised(hidden), normalised(hidden.double()), strict=True):
+        assert error(one, want) <= 4 * error(other, want) + 1e-6
 
 
 def test_torchs_own_checks_of_the_op_and_of_compiled_code() -> None:

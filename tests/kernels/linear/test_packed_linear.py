@@ -63,6 +63,30 @@ def test_a_form_of_another_weight_is_refused():
         torch.ops.scanlab_mixer.packed_linear(x, PrepackedWeight(weight[:10]).native, None, len(weight))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_bias_of_any_strides(isa: str, dtype: torch.dtype) -> None:
+    x, weight, bias = tensors(dtype, FEWEST_ROWS)
+    strided = torch.full((3 * len(bias),), float("nan"), dtype=dtype)[::3]
+    strided.copy_(bias)
+    packed = PrepackedWeight(weight)
+    assert torch.equal(packed_linear(x, packed, strided), packed_linear(x, packed, bias))
+    one = bias[:1].expand(len(bias))
+    assert torch.equal(packed_linear(x, packed, one), packed_linear(x, packed, one.contiguous()))
+
+
+def test_a_view_of_a_packed_weight_is_refused() -> None:
+    x, weight, _ = tensors()
+    packed = PrepackedWeight(weight).native
+    with pytest.raises(ValueError, match="contiguous"):
+        torch.ops.scanlab_mixer.packed_linear(x, packed.repeat_interleave(2)[::2], None, len(weight))
+
+
+def test_a_tensor_without_data_among_others_is_refused() -> None:
+    x, weight, bias = tensors()
+    with pytest.raises(ValueError, match="on meta"):
+        torch.ops.scanlab_mixer.packed_linear(x, PrepackedWeight(weight).native, bias.to("meta"), len(weight))
+
+
 def test_gradients_flow_where_they_are_wanted():
     x, weight, _ = tensors()
     weight.requires_grad_()

@@ -313,7 +313,7 @@ def test_tensors_of_other_shapes_raise_before_anything_is_computed() -> None:
     inputs = make_inputs(problem)[0]
     run = native.backend.build(problem)
     for name, tensor in inputs.tensors().items():
-        with pytest.raises(RuntimeError, match=f"{name} is|must be"):
+        with pytest.raises((ValueError, TypeError), match=f"{name} is|must be"):
             run(inputs.with_tensors(**{name: tensor[:-1] if tensor.dim() == 1 else tensor[..., :-1]}))
-        with pytest.raises(RuntimeError, match="must be"):
+        with pytest.raises((ValueError, TypeError), match="must be"):
             run(inputs.with_tensors(**{name: tensor.to(torch.int32)}))

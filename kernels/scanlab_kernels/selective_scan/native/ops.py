@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scanlab.contract.forks import has_forked
 from scanlab.errors import ProblemError
 from scanlab_kernels.build import Extension
 from scanlab_kernels.selective_scan.arguments import TENSORS, directions
@@ -19,6 +20,8 @@ TIME_BLOCK = TENSORS + 3  # after softplus, reverse and threads
 def load(extension: Extension) -> None:
     """Load the compiled ops of `extension` and register their shapes; once in a process."""
     extension.load()
+    if has_forked():
+        torch.ops.scanlab.note_fork()
     torch.library.register_fake("scanlab::scan", scan_shapes)
     torch.library.register_fake("scanlab::scan_with_checkpoints", scan_with_checkpoints_shapes)
     torch.library.register_fake("scanlab::scan_backward", scan_backward_shapes)

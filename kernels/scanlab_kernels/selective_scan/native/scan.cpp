@@ -1,9 +1,12 @@
 // How a scan is cut into tiles and spread over threads.
 #include "selective_scan/native/scan.h"
 
+#include "cpu/denormals.h"
+
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <exception>
 #include <memory>
 #include <new>
 #include <thread>
@@ -33,6 +36,14 @@ Isa best_isa() {
 }
 
 namespace {
+// OpenMP's threads do not survive a fork: a child that asked for them would wait for ever.
+std::atomic<bool> forked{false};
+const int fork_watch = pthread_atfork(nullptr, nullptr, note_fork);
+}  // namespace
+
+void note_fork() { forked = true; }
+
+namespace {
 
 const Kernels& kernels_of(const Scan& scan) {
     const bool wide = scan.type == Type::float64;
@@ -60,25 +71,41 @@ int64_t channels_of_tile(const Scan& scan) {
     return (scan.channel_tile + lanes - 1) / lanes * lanes;
 }
 
-// OpenMP's threads do not survive a fork: a child that asked for them would wait for ever.
-std::atomic<bool> forked{false};
-const int watching_forks = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+struct JoinedThreads {
+    std::vector<std::thread> threads;
+    ~JoinedThreads() {
+        for (std::thread& thread : threads) thread.join();
+    }
+};
 
-// Calls work(thread) once on each of `threads` threads, the caller's among them.
+// Calls work(thread) once on each of `threads` threads, the caller's among them. Raises what the first of them raised.
 template <class Work>
 void on_threads(int threads, const Work& work) {
-    if (threads == 1) return work(0);
+    std::atomic_flag failed;
+    std::exception_ptr failure;
+    const auto guarded = [&](int thread) {
+        try {
+            const FlushDenormals flush;
+            work(thread);
+        } catch (...) {
+            if (!failed.test_and_set()) failure = std::current_exception();
+        }
+    };
+    const auto run_all = [&] {
+        if (threads == 1) return guarded(0);
 #if defined(_OPENMP)
-    if (!forked) {
+        if (!forked) {
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
-        for (int thread = 0; thread < threads; thread++) work(thread);
-        return;
-    }
+            for (int thread = 0; thread < threads; thread++) guarded(thread);
+            return;
+        }
 #endif
-    std::vector<std::thread> others;
-    for (int thread = 1; thread < threads; thread++) others.emplace_back(work, thread);
-    work(0);
-    for (auto& other : others) other.join();
+        JoinedThreads others;
+        for (int thread = 1; thread < threads; thread++) others.threads.emplace_back(guarded, thread);
+        guarded(0);
+    };
+    run_all();
+    if (failure) std::rethrow_exception(failure);
 }
 
 }  // namespace

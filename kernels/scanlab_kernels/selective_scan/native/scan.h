@@ -91,6 +91,9 @@ Isa best_isa();
 // Bytes of the gradients that tiles leave apart: those of parameters for each batch, those of B and C for each tile.
 size_t terms_bytes(const Scan& scan);
 
+// Says that this process is the child of a fork, for forks before this library was loaded: it notices later ones itself.
+void note_fork();
+
 // Runs `scan`, on its threads, to the end; the outputs overlap no input.
 void run(const Scan& scan);
 

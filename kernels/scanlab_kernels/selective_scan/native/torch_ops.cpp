@@ -1,6 +1,5 @@
 // The scan as torch ops: arguments checked, described to the kernel, outputs allocated.
-#include <ATen/TensorUtils.h>
-#include <ATen/core/Tensor.h>
+#include <ATen/Parallel.h>
 #include <ATen/core/stack.h>
 #include <ATen/ops/resolve_conj.h>
 #include <ATen/ops/resolve_neg.h>
@@ -9,11 +8,11 @@
 
 #include "selective_scan/native/scan.h"
 #include "cpu/allocator.h"
+#include "cpu/arguments.h"
 
 namespace scanlab {
 namespace {
 
-using at::Tensor;
 using c10::IValue;
 using c10::ScalarType;
 
@@ -23,21 +22,6 @@ constexpr const char* names[] = {"u", "delta", "A", "B", "C", "D", "z", "delta_b
 
 Tensor tensor_at(c10::ArrayRef<IValue> arguments, int index) {
     return arguments[index].isTensor() ? arguments[index].toTensor().resolve_conj().resolve_neg() : Tensor();
-}
-
-Type type_of(ScalarType type) {
-    switch (type) {
-        case ScalarType::Float: return Type::float32;
-        case ScalarType::Double: return Type::float64;
-        case ScalarType::BFloat16: return Type::bfloat16;
-        case ScalarType::Half: return Type::float16;
-        default: TORCH_CHECK(false, "u is ", type, ": must be float32, float64, bfloat16 or float16.");
-    }
-}
-
-void expect(const Tensor& tensor, const char* name, at::IntArrayRef shape, ScalarType type) {
-    TORCH_CHECK(tensor.sizes() == shape && tensor.scalar_type() == type && tensor.is_cpu(), name, " is ",
-                tensor.scalar_type(), " ", tensor.sizes(), " on ", tensor.device(), ": must be ", type, " ", shape, " on the CPU.");
 }
 
 Channels channels_of(const Tensor& tensor) {
@@ -55,6 +39,20 @@ States states_of(const Tensor& tensor) {
     return {tensor.data_ptr(), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
 }
 
+constexpr int64_t max_threads = 4096, max_setting = 1 << 20;
+
+int number(const char* name, const IValue& value, int64_t low, int64_t high) {
+    const int64_t given = value.toInt();
+    TORCH_CHECK_VALUE(given >= low && given <= high, name, "=", given, ": must be ", low, "..", high, ".");
+    return int(given);
+}
+
+// 0 asks for as many threads as torch's own ops would take here.
+int threads_of(int asked) {
+    if (asked) return asked;
+    return at::in_parallel_region() ? 1 : at::get_num_threads();
+}
+
 // A scan as the arguments of an op ask for it: twice nine tensors, then softplus, reverse, threads, time_block,
 // channel_tile, time_chunks, exp, isa. Holds on to the tensors that the scan points to.
 struct Request {
@@ -67,43 +65,41 @@ struct Request {
         for (int d = 0; d < 2; d++)
             for (int i = 0; i < tensors_per_direction; i++) inputs[d][i] = tensor_at(arguments, d * tensors_per_direction + i);
         const Tensor &u = inputs[0][u_], &A = inputs[0][A_];
-        TORCH_CHECK(u.dim() == 3 && u.numel() > 0, "u is ", u.sizes(), ": must be (batch, dim, length), none of them 0.");
-        TORCH_CHECK(A.dim() == 2 && A.size(1) >= 1, "A is ", A.sizes(), ": must be (dim, state).");
+        TORCH_CHECK_VALUE(u.dim() == 3 && u.numel() > 0, "u is ", u.sizes(), ": must be (batch, dim, length), none of them 0.");
+        TORCH_CHECK_VALUE(A.dim() == 2 && A.size(1) >= 1, "A is ", A.sizes(), ": must be (dim, state).");
         stored = u.scalar_type();
-        scan.type = type_of(stored);
+        scan.type = type_of(u);
         real = stored == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
         scan.complex = A.is_complex();
         weight = scan.complex ? c10::toComplexType(real) : real;
         scan.batch = u.size(0), scan.dim = u.size(1), scan.length = u.size(2), scan.state = A.size(1);
         scan.directions = inputs[1][u_].defined() ? 2 : 1;
         scan.softplus = settings[0].toBool();
-        scan.threads = int(settings[2].toInt());
-        scan.time_block = int(settings[3].toInt());
-        scan.channel_tile = int(settings[4].toInt());
-        scan.time_chunks = int(settings[5].toInt());
-        TORCH_CHECK(scan.threads >= 1 && scan.time_block >= 1 && scan.channel_tile >= 1 && scan.time_chunks >= 1,
-                    "threads, time_block, channel_tile and time_chunks must be at least 1.");
-        TORCH_CHECK(scan.time_chunks == 1 || scan.directions == 1, "time_chunks is ", scan.time_chunks, ": must be 1 with two directions.");
+        scan.threads = threads_of(number("threads", settings[2], 0, max_threads));
+        scan.time_block = number("time_block", settings[3], 1, max_setting);
+        scan.channel_tile = number("channel_tile", settings[4], 1, max_setting);
+        scan.time_chunks = number("time_chunks", settings[5], 1, max_setting);
+        TORCH_CHECK_VALUE(scan.time_chunks == 1 || scan.directions == 1, "time_chunks is ", scan.time_chunks, ": must be 1 with two directions.");
         const int64_t exp = settings[6].toInt();
-        TORCH_CHECK(exp == int64_t(Exp::fast) || exp == int64_t(Exp::exact), "exp is ", exp, ": must be 0 (fast) or 1 (exact).");
+        TORCH_CHECK_VALUE(exp == int64_t(Exp::fast) || exp == int64_t(Exp::exact), "exp is ", exp, ": must be 0 (fast) or 1 (exact).");
         scan.exp = Exp(exp);
         const int64_t isa = settings[7].toInt();
-        TORCH_CHECK(isa >= 0 && isa <= int64_t(best_isa()), "instruction set ", isa, ": this machine has up to ", int64_t(best_isa()), ".");
+        TORCH_CHECK_VALUE(isa >= 0 && isa <= int64_t(best_isa()), "instruction set ", isa, ": this machine has up to ", int64_t(best_isa()), ".");
         scan.isa = Isa(isa);
         for (int d = 0; d < scan.directions; d++) describe(d, settings[1].toBool());
     }
 
     void describe(int d, bool reverse) {
         const auto& tensors = inputs[d];
-        TORCH_CHECK(tensors[delta_].defined() && tensors[A_].defined() && tensors[B_].defined() && tensors[C_].defined(),
+        TORCH_CHECK_VALUE(tensors[delta_].defined() && tensors[A_].defined() && tensors[B_].defined() && tensors[C_].defined(),
                     "direction ", d, " lacks one of delta, A, B and C.");
         const std::vector<int64_t> channels = {scan.batch, scan.dim, scan.length}, states = {scan.batch, scan.dim, scan.state};
         for (int i : {u_, delta_, z_})
-            if (tensors[i].defined()) expect(tensors[i], names[i], channels, stored);
+            if (tensors[i].defined()) expect(names[i], tensors[i], channels, stored);
         for (int i : {D_, delta_bias_})
-            if (tensors[i].defined()) expect(tensors[i], names[i], {scan.dim}, real);
-        expect(tensors[A_], "A", {scan.dim, scan.state}, weight);
-        if (tensors[initial_state_].defined()) expect(tensors[initial_state_], "initial_state", states, weight);
+            if (tensors[i].defined()) expect(names[i], tensors[i], {scan.dim}, real);
+        expect("A", tensors[A_], {scan.dim, scan.state}, weight);
+        if (tensors[initial_state_].defined()) expect("initial_state", tensors[initial_state_], states, weight);
         Direction& direction = scan.direction[d];
         direction.reverse = d == 1 || reverse;
         direction.u = channels_of(tensors[u_]);
@@ -119,21 +115,21 @@ struct Request {
 
     Projection projection_of(const Tensor& tensor, const char* name) {
         if (tensor.dim() == 2) {
-            expect(tensor, name, {scan.dim, scan.state}, weight);
+            expect(name, tensor, {scan.dim, scan.state}, weight);
             return {tensor.data_ptr(), true, 0, 0, tensor.stride(0), tensor.stride(1), 0};
         }
         const int64_t columns = scan.length * parts();
         if (tensor.dim() == 3) {
-            TORCH_CHECK(scan.groups == 1, name, " has no groups: must have ", scan.groups, ".");
-            expect(tensor, name, {scan.batch, scan.state, columns}, stored);
+            TORCH_CHECK_VALUE(scan.groups == 1, name, " has no groups: must have ", scan.groups, ".");
+            expect(name, tensor, {scan.batch, scan.state, columns}, stored);
             return {tensor.data_ptr(), false, tensor.stride(0), 0, 0, tensor.stride(1), tensor.stride(2)};
         }
-        TORCH_CHECK(tensor.dim() == 4, name, " has ", tensor.dim(), " axes: must have 2, 3 or 4.");
+        TORCH_CHECK_VALUE(tensor.dim() == 4, name, " has ", tensor.dim(), " axes: must have 2, 3 or 4.");
         const int64_t groups = tensor.size(1);
-        TORCH_CHECK(groups > 0 && scan.dim % groups == 0 && (scan.groups == 1 || scan.groups == groups), name, " has ", groups,
+        TORCH_CHECK_VALUE(groups > 0 && scan.dim % groups == 0 && (scan.groups == 1 || scan.groups == groups), name, " has ", groups,
                     " groups: must divide dim ", scan.dim, " and be as many in B and in C.");
         scan.groups = groups;
-        expect(tensor, name, {scan.batch, groups, scan.state, columns}, stored);
+        expect(name, tensor, {scan.batch, groups, scan.state, columns}, stored);
         return {tensor.data_ptr(), false, tensor.stride(0), tensor.stride(1), 0, tensor.stride(2), tensor.stride(3)};
     }
 
@@ -171,10 +167,10 @@ std::vector<Tensor> backward(c10::ArrayRef<IValue> arguments) {
     Request request(arguments.slice(3));
     Scan& scan = request.scan;
     const Tensor grad_out = tensor_at(arguments, 0), grad_last = tensor_at(arguments, 1), checkpoints = tensor_at(arguments, 2);
-    expect(grad_out, "grad_out", {scan.batch, scan.dim, scan.length}, request.stored);
-    expect(checkpoints, "checkpoints", {scan.directions, scan.batch, blocks(scan), scan.state * request.parts(), scan.dim}, request.real);
-    TORCH_CHECK(checkpoints.is_contiguous(), "checkpoints must be as the scan left them.");
-    if (grad_last.defined()) expect(grad_last, "grad_last", unwritten_last_state(request).sizes(), request.weight);
+    expect("grad_out", grad_out, {scan.batch, scan.dim, scan.length}, request.stored);
+    expect("checkpoints", checkpoints, {scan.directions, scan.batch, blocks(scan), scan.state * request.parts(), scan.dim}, request.real);
+    TORCH_CHECK_VALUE(checkpoints.is_contiguous(), "checkpoints must be as the scan left them.");
+    if (grad_last.defined()) expect("grad_last", grad_last, unwritten_last_state(request).sizes(), request.weight);
     scan.checkpoints = checkpoints.data_ptr();
 
     Gradient gradient;
@@ -243,6 +239,7 @@ TORCH_LIBRARY(scanlab, m) {
     const auto& arguments = scanlab::arguments;
     m.def(("scan(" + arguments + " -> (Tensor out, Tensor last_state)").c_str());
     m.def(("scan_with_checkpoints(" + arguments + " -> (Tensor out, Tensor last_state, Tensor checkpoints)").c_str());
+    m.def("note_fork() -> ()", &scanlab::note_fork);
     m.def(("scan_backward(Tensor grad_out, Tensor? grad_last, Tensor checkpoints, " + arguments + " -> Tensor[]").c_str());
 }
 
