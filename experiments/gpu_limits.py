@@ -276,7 +276,7 @@ def tuned_rows(
 ) -> list[Row]:
     """The row of the fastest configuration that was found."""
     best, said = tuned(problem, count, until_s, compilers)
-    default = triton.settled(triton.backend.space.defaults, problem)
+    default = triton.with_segments(triton.backend.space.defaults, problem)
     changed = config_text({name: value for name, value in best.items() if value != default[name]}) or "as the default"
     return [scan_row(name, problem, f"triton, tuned: {changed}; {said}", lambda each: proven(each, best), floor)]
 

@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 
 from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem, make_inputs
-from scanlab_kernels.selective_scan.triton import backend as triton
 
 ROTATION = 3
 FEWEST, MOST, LIMIT_S = 3, 30, 0.7
@@ -84,7 +83,7 @@ def inputs_of(problem: ScanProblem, seed: int) -> tuple[ScanInputs, ...]:
 def in_rows(inputs: ScanInputs) -> ScanInputs:
     """`inputs` with B and C as slices of one projection's output, as they are in a model."""
     rows, (dim, state) = inputs.B.mT, inputs.A.shape
-    before = rows.new_empty((*rows.shape[:-1], triton.step_columns(dim)))
+    before = rows.new_empty((*rows.shape[:-1], dim // 32))  # those of delta, as in Mamba
     B, C = torch.cat((before, rows, inputs.C.mT), -1)[..., before.shape[-1] :].mT.split(state, -2)
     return inputs._replace(B=B, C=C)
 

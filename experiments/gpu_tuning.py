@@ -37,12 +37,11 @@ def proven(problem: ScanProblem, config: Config) -> Callable[..., ScanOutput]:
 
     Its machine code is judged before, in another process.
     """
-    settled = triton.settled(config, problem)
-    chosen, expected = triton.tuning(settled), oracle(problem)
-    verdict = verify(triton.scan_of(expected.problem, chosen), expected)
+    chosen, expected = triton.with_segments(config, problem), oracle(problem)
+    verdict = verify(triton.make(expected.problem, chosen), expected)
     if not verdict.passed:
-        raise RejectedError(f"{config_key(settled)} is wrong: {verdict.reason}")
-    return triton.scan_of(problem, chosen)
+        raise RejectedError(f"{config_key(chosen)} is wrong: {verdict.reason}")
+    return triton.make(problem, chosen)
 
 
 def candidates(problem: ScanProblem, count: int) -> list[Config]:
@@ -60,18 +59,19 @@ def candidates(problem: ScanProblem, count: int) -> list[Config]:
 
 def judged(problem: ScanProblem, tuning: list[int], default: list[int], capability: int) -> str | None:
     """Why a configuration is not worth a run, or None; leaves its machine code where Triton finds it again."""
-    from scanlab_kernels.selective_scan.triton import machine_code as triton_compile
+    import gpu_sass
+
     from scanlab_kernels.selective_scan.triton.launch import Tuning
 
-    reason = triton_compile.refusal(problem, Tuning(*tuning), Tuning(*default), capability)
+    reason = gpu_sass.refusal(problem, Tuning(*tuning), Tuning(*default), capability)
     if reason is None and problem.gradients:  # what is held to the oracle has the gradient of the last state too
-        triton_compile.backward(problem, Tuning(*tuning), capability, by_last_state=True)
+        gpu_sass.backward(problem, Tuning(*tuning), capability, with_grad_last=True)
     return reason
 
 
 def compile_defaults(problems: Sequence[ScanProblem], compilers: Executor) -> list[dict[str, object]]:
     """Have the default configurations compiled for these problems, all at once; a row for each that is poor code."""
-    drawn = [triton.tuning(triton.settled(triton.backend.space.defaults, problem)) for problem in problems]
+    drawn = [triton.tuning_of(triton.backend.space.defaults, problem) for problem in problems]
     reasons = compilers.map(judged, problems, drawn, drawn, itertools.repeat(capability()), timeout=COMPILE_LIMIT_S)
     return [
         {"shape": each.key, "run": f"triton, default: {reason}"}
@@ -91,10 +91,11 @@ def worthy(problem: ScanProblem, count: int, until_s: float, compilers: Executor
 
     Ends early where one is not compiled in time.
     """
-    drawn = [triton.settled(config, problem) for config in candidates(problem, count)]
-    default = triton.tuning(triton.settled(triton.backend.space.defaults, problem))
+    drawn = [triton.with_segments(config, problem) for config in candidates(problem, count)]
+    default = triton.tuning_of(triton.backend.space.defaults, problem)
     judge = functools.partial(judged, problem, default=default, capability=capability())
-    reasons = compilers.map(judge, map(triton.tuning, drawn), timeout=max(0.0, until_s - time.monotonic()))
+    tunings = [triton.tuning_of(config, problem) for config in drawn]
+    reasons = compilers.map(judge, tunings, timeout=max(0.0, until_s - time.monotonic()))
     try:
         for config, reason in zip(drawn, reasons, strict=True):
             if reason is not None:
@@ -110,7 +111,7 @@ def tuned(problem: ScanProblem, count: int, until_s: float, compilers: Executor)
     until_s  when to stop, by the monotonic clock
     """
     drawn = [inputs_of(problem, seed) for seed in range(ROTATION)]
-    best, best_s, run, refused = triton.settled(triton.backend.space.defaults, problem), np.inf, 0, 0
+    best, best_s, run, refused = triton.with_segments(triton.backend.space.defaults, problem), np.inf, 0, 0
     for config in itertools.chain((best,), worthy(problem, count, until_s, compilers)):
         if time.monotonic() > until_s:
             break

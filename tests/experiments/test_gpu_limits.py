@@ -56,9 +56,7 @@ def test_defaults_are_compiled_at_once_and_poor_ones_are_named(tuning, clock, mo
     problems = [PROBLEM, PROBLEM.replace(gradients=True)]
     rows = tuning.compile_defaults(problems, AtOnce)
     assert rows == [{"shape": problems[1].key, "run": "triton, default: it spills"}]
-    assert asked == [
-        (each, triton.tuning(triton.settled(triton.backend.space.defaults, each)), 90) for each in problems
-    ]
+    assert asked == [(each, triton.tuning_of(triton.backend.space.defaults, each), 90) for each in problems]
 
 
 def test_no_way_back_of_a_long_loop_in_pytorch_is_begun(experiment, monkeypatch):
@@ -159,7 +157,8 @@ def test_scans_are_compared_with_the_official_one_and_models_with_eager_deit(exp
 @pytest.mark.parametrize("gradients", [False, True])
 def test_the_fastest_is_found_and_what_is_refused_is_counted(experiment, tuning, clock, monkeypatch, gradients):
     wrong, refusing = ("back_channels", 10) if gradients else ("unroll", 8)  # history, or the order of programs
-    default = triton.tuning(triton.backend.space.defaults)[refusing]
+    problem = PROBLEM.replace(direction="bidirectional", gradients=gradients)
+    default = triton.tuning_of(triton.backend.space.defaults, problem)[refusing]
 
     def judged(problem, drawn, default, capability):
         assert capability == 90
@@ -173,9 +172,8 @@ def test_the_fastest_is_found_and_what_is_refused_is_counted(experiment, tuning,
     monkeypatch.setattr(tuning, "judged", judged)
     monkeypatch.setattr(tuning, "proven", proven)
     monkeypatch.setattr(experiment, "proven", proven)
-    problem = PROBLEM.replace(direction="bidirectional", gradients=gradients)
     drawn = tuning.candidates(problem, 6)
-    refused = sum(triton.tuning(each)[refusing] != default or each[wrong] == 8 for each in drawn)
+    refused = sum(triton.tuning_of(each, problem)[refusing] != default or each[wrong] == 8 for each in drawn)
     assert 0 < refused < 6
     (row,) = experiment.tuned_rows("tiny", problem, 6, np.inf, AtOnce, floor=0.5)
     assert str(row["run"]).endswith(f"; {7 - refused} run, {refused} refused")

@@ -1,11 +1,13 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment"
-"""Residual add with RMSNorm or LayerNorm on a GPU: a row in the registers of one program, read and written once.
+"""Triton kernels of the residual add with RMSNorm or LayerNorm: a program holds a row in registers.
 
-On the way back a program walks through a run of rows and keeps its share of the gradients of weight and bias; torch
-adds the shares up, always in the same order.
+A program of the backward kernel walks through a run of rows and keeps its share of the gradients of weight and bias;
+torch adds the shares, always in the same order.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
@@ -13,16 +15,17 @@ import triton.language as tl
 from torch import Tensor
 
 from scanlab.errors import ProblemError
-from scanlab_kernels.gpu.launch_cache import Launch
+from scanlab_kernels.gpu.launch_cache import Launch, launch
 from scanlab_kernels.gpu.math import load
+from scanlab_kernels.gpu.registration import NO_SECOND_DERIVATIVES, define
 
-LARGEST = 2**15  # numbers of a row, which has to fit into registers
-RUNS, FEWEST_ROWS = 2048, 8  # at most so many programs on the way back, of at least so many rows
+MAX_DIM = 2**15  # a row has to fit into the registers of a program
+MAX_RUNS, MIN_ROWS = 2048, 8  # programs of the backward kernel at most, and rows of one at least
 
 
 @triton.jit
-def normalised(total, mask, dim, eps, CENTRED: tl.constexpr):
-    """A row without its mean, where it is CENTRED, and the factor that makes its mean square 1."""
+def normalise(total, mask, dim, eps, CENTRED: tl.constexpr):
+    """Return a row, without its mean where CENTRED, and the factor that makes its mean square 1."""
     if CENTRED:
         total = tl.where(mask, total - tl.sum(total, axis=0) / dim, 0.0)
     return total, tl.rsqrt(tl.sum(total * total, axis=0) / dim + eps)
@@ -43,7 +46,7 @@ def forward_kernel(
     CENTRED: tl.constexpr,
     PADDED: tl.constexpr,
 ):
-    """One row: its sum, and that normalised."""
+    """Compute one row: the sum, and the normalised sum."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, PADDED)
     mask = column < dim
@@ -51,7 +54,7 @@ def forward_kernel(
     if residual is not None:
         values += load(residual + row * residual_row + column, mask)
     tl.store(total + row * dim + column, values.to(total.dtype.element_ty), mask=mask)
-    centred, scale = normalised(values, mask, dim, eps, CENTRED)
+    centred, scale = normalise(values, mask, dim, eps, CENTRED)
     result = centred * scale * load(weight + column, mask)
     if bias is not None:
         result += load(bias + column, mask)
@@ -75,22 +78,22 @@ def backward_kernel(
     CENTRED: tl.constexpr,
     PADDED: tl.constexpr,
 ):
-    """The gradients of a run of rows, and its share of those of weight and bias.
+    """Compute the gradients of a run of rows, and write its share of those of weight and bias to `sums`.
 
-    sums  (runs, 2, dim)
+    sums: (runs, 2, dim).
     """
     place = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, PADDED)
     mask = column < dim
     factor = load(weight + column, mask)
-    by_weight = tl.zeros([PADDED], tl.float32)
-    by_bias = tl.zeros([PADDED], tl.float32)
+    grad_weight = tl.zeros([PADDED], tl.float32)
+    grad_bias = tl.zeros([PADDED], tl.float32)
     for row in tl.range(place * run, tl.minimum(place * run + run, rows)):
-        centred, scale = normalised(load(total + row * dim + column, mask), mask, dim, eps, CENTRED)
+        centred, scale = normalise(load(total + row * dim + column, mask), mask, dim, eps, CENTRED)
         unit = centred * scale
         g = load(grad_out + row * out_row + column, mask)
-        by_weight += g * unit
-        by_bias += g
+        grad_weight += g * unit
+        grad_bias += g
         inner = g * factor
         along = tl.sum(inner * unit, axis=0) / dim
         if CENTRED:
@@ -100,83 +103,142 @@ def backward_kernel(
         if grad_total is not None:
             result += load(grad_total + row * total_row + column, mask)
         tl.store(grad + row * dim + column, result.to(grad.dtype.element_ty), mask=mask)
-    tl.store(sums + place * 2 * dim + column, by_weight, mask=mask)
-    tl.store(sums + place * 2 * dim + dim + column, by_bias, mask=mask)
+    tl.store(sums + place * 2 * dim + column, grad_weight, mask=mask)
+    tl.store(sums + place * 2 * dim + dim + column, grad_bias, mask=mask)
 
 
-def rows_of(tensor: Tensor) -> Tensor:
-    """`tensor` as (rows, dim) with dense rows: a copy only where it has to be."""
+def dense_rows(tensor: Tensor) -> Tensor:
+    """Return `tensor`, or where its rows do not follow each other at one stride a view or copy (rows, dim)."""
+    if tensor.is_contiguous():
+        return tensor
     flat = tensor.reshape(-1, tensor.shape[-1])
     return flat if flat.stride(1) == 1 else flat.contiguous()
 
 
-def forward(
+def row_stride(rows: Tensor | None) -> int:
+    """Return the stride between the rows of what `dense_rows` returned."""
+    if rows is None:
+        return 0
+    return rows.shape[-1] if rows.is_contiguous() else rows.stride(0)
+
+
+def empty_outputs(
     hidden: Tensor,
     residual: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
     eps: float,
     centred: bool,
-    out: Tensor,
-    total: Tensor,
-) -> Launch:
-    """The launch that writes `out` and `total`, which are dense; raises ProblemError where a row is too long."""
-    rows = rows_of(hidden)
-    others = None if residual is None else rows_of(residual)
-    tensors = {
-        "hidden": rows,
-        "residual": others,
-        "weight": weight.contiguous(),
-        "bias": None if bias is None else bias.contiguous(),
-        "out": out,
-        "total": total,
-    }
-    numbers = {
-        "hidden_row": rows.stride(0),
-        "residual_row": 0 if others is None else others.stride(0),
-        "dim": rows.shape[1],
-        "eps": eps,
-        "CENTRED": centred,
-        "PADDED": _padded(rows.shape[1]),
-    }
-    return Launch(forward_kernel, len(rows), tensors, numbers, {"num_warps": _warps(rows.shape[1])})
+    wide_total: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return empty dense tensors like the normalised sum and the sum."""
+    dtype = torch.float32 if wide_total else hidden.dtype
+    return hidden.new_empty(hidden.shape), hidden.new_empty(hidden.shape, dtype=dtype)
 
 
-def backward(
-    grad_out: Tensor, grad_total: Tensor | None, total: Tensor, weight: Tensor, eps: float, centred: bool, grad: Tensor
-) -> tuple[Launch, Tensor]:
-    """The launch that writes `grad`, the gradient of `total`, both dense, and the sums that it writes."""
-    outer = rows_of(grad_out)
-    direct = None if grad_total is None else rows_of(grad_total)
-    count, dim = outer.shape
-    run = max(FEWEST_ROWS, -(-count // RUNS))
-    runs = -(-count // run)
+def add_norm(
+    hidden: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    centred: bool,
+    wide_total: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return the normalised sum of hidden and residual, and the sum.
+
+    Raises:
+        ProblemError: A row is too long.
+    """
+    out, total = empty_outputs(hidden, residual, weight, bias, eps, centred, wide_total)
+    rows = dense_rows(hidden)
+    residual_rows = None if residual is None else dense_rows(residual)
+
+    def make() -> Launch:
+        numbers = {
+            "hidden_row": row_stride(rows),
+            "residual_row": row_stride(residual_rows),
+            "dim": rows.shape[-1],
+            "eps": eps,
+            "CENTRED": centred,
+            "PADDED": _padded(rows.shape[-1]),
+        }
+        return Launch(forward_kernel, rows.numel() // rows.shape[-1], numbers, warps=_warps(rows.shape[-1]))
+
+    if out.numel():
+        dense_bias = None if bias is None else bias.contiguous()
+        launch((rows, residual_rows, weight.contiguous(), dense_bias, out, total), ("add_norm", eps, centred), make)
+    return out, total
+
+
+def empty_gradients(
+    grad_out: Tensor, grad_total: Tensor | None, total: Tensor, weight: Tensor, eps: float, centred: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return empty tensors like the gradients of the sum, of the weight, and of a bias like it."""
+    return total.new_empty(total.shape), torch.empty_like(weight), torch.empty_like(weight)
+
+
+def add_norm_backward(
+    grad_out: Tensor, grad_total: Tensor | None, total: Tensor, weight: Tensor, eps: float, centred: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of the sum, of the weight, and of a bias."""
+    grad, grad_weight, grad_bias = empty_gradients(grad_out, grad_total, total, weight, eps, centred)
+    if not total.numel():
+        return grad, grad_weight.zero_(), grad_bias.zero_()
+    dim = total.shape[-1]
+    rows = total.numel() // dim
+    run = max(MIN_ROWS, -(-rows // MAX_RUNS))
+    runs = -(-rows // run)
     sums = total.new_empty((runs, 2, dim), dtype=torch.float32)
-    tensors = {
-        "grad_out": outer,
-        "grad_total": direct,
-        "total": total.contiguous(),
-        "weight": weight.contiguous(),
-        "grad": grad,
-        "sums": sums,
-    }
-    numbers = {
-        "out_row": outer.stride(0),
-        "total_row": 0 if direct is None else direct.stride(0),
-        "rows": count,
-        "run": run,
-        "dim": dim,
-        "eps": eps,
-        "CENTRED": centred,
-        "PADDED": _padded(dim),
-    }
-    return Launch(backward_kernel, runs, tensors, numbers, {"num_warps": _warps(dim)}), sums
+    outer = dense_rows(grad_out)
+    direct = None if grad_total is None else dense_rows(grad_total)
+
+    def make() -> Launch:
+        numbers = {
+            "out_row": row_stride(outer),
+            "total_row": row_stride(direct),
+            "rows": rows,
+            "run": run,
+            "dim": dim,
+            "eps": eps,
+            "CENTRED": centred,
+            "PADDED": _padded(dim),
+        }
+        return Launch(backward_kernel, runs, numbers, warps=_warps(dim))
+
+    tensors = (outer, direct, total.contiguous(), weight.contiguous(), grad, sums)
+    launch(tensors, ("add_norm_backward", eps, centred), make)
+    whole = sums.sum(0)
+    return grad, grad_weight.copy_(whole[0]), grad_bias.copy_(whole[1])
+
+
+def keep_total(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    """Keep the sum as it was returned, and the weight, for the backward pass."""
+    hidden, residual, weight, bias, ctx.eps, ctx.centred, _ = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(output[1], weight)
+    ctx.dtypes = [None if each is None else each.dtype for each in (hidden, residual, bias)]
+
+
+def gradients(ctx: Any, grad_out: Tensor | None, grad_total: Tensor | None) -> tuple[Any, ...]:
+    """Return the gradients of the norm, one for each of its arguments."""
+    total, weight = ctx.saved_tensors
+    grad, grad_weight, grad_bias = grad_total, None, None
+    if grad_out is not None:
+        grad, grad_weight, grad_bias = torch.ops.scanlab_mixer_triton.add_norm_backward(
+            grad_out, grad_total, total, weight, ctx.eps, ctx.centred
+        )
+    like_hidden, like_residual, like_bias = (
+        None if each is None or dtype is None else each.to(dtype)
+        for each, dtype in zip((grad, grad, grad_bias), ctx.dtypes, strict=True)
+    )
+    return like_hidden, like_residual, grad_weight, like_bias, None, None, None
 
 
 def _padded(dim: int) -> int:
-    if dim > LARGEST:
+    if dim > MAX_DIM:
         raise ProblemError(
-            f"dim is {dim}: at most {LARGEST} on a GPU; call inside scanlab.runtime.ops.in_torch() beyond."
+            f"dim is {dim}: at most {MAX_DIM} on a GPU; call inside scanlab.runtime.ops.in_torch() beyond."
         )
     padded: int = triton.next_power_of_2(dim)
     return padded
@@ -184,3 +246,20 @@ def _padded(dim: int) -> int:
 
 def _warps(dim: int) -> int:
     return min(16, max(1, _padded(dim) // 256))
+
+
+define(
+    "scanlab_mixer_triton::add_norm(Tensor hidden, Tensor? residual, Tensor weight, Tensor? bias, float eps,"
+    " bool centred, bool wide_total) -> (Tensor, Tensor)",
+    add_norm,
+    empty_outputs,
+    keep=keep_total,
+    gradients=gradients,
+)
+define(
+    "scanlab_mixer_triton::add_norm_backward(Tensor grad_out, Tensor? grad_total, Tensor total, Tensor weight,"
+    " float eps, bool centred) -> (Tensor, Tensor, Tensor)",
+    add_norm_backward,
+    empty_gradients,
+    refuses=NO_SECOND_DERIVATIVES,
+)

@@ -1,114 +1,109 @@
-"""Kernels in the queue of a GPU: a launch with all of its arguments, and the same one again with other tensors.
+"""Kernel launches whose arguments Triton inspects once for each kind of call.
 
-Triton looks at every argument of every call, to find the code that it compiled for their kind: types, numbers that
-are 1 or divisible by 16, addresses that are. That takes the host longer than a small kernel takes a GPU. So who knows
-that two calls are of one kind launches the second by `Launch.again`. Nothing here waits for a GPU or allocates.
+Triton inspects every argument of every call to find the code that it compiled for its kind: types, integers that are 1
+or divisible by 16, addresses that are. That takes the host longer than a small kernel takes a GPU. So a `Launch`
+lets Triton inspect its arguments the first time only, and a `LaunchCache` finds what was prepared for calls of the same
+kind. Nothing here waits for a GPU or allocates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
-from scanlab_kernels.gpu import version as triton_version
+from scanlab.errors import RejectedError
+from scanlab_kernels.gpu import version
 
 T = TypeVar("T")
-ALIGNED_BYTES = 16  # what Triton compiles for, where an address is divisible by it
-MOST_KINDS = 4096
+ALIGNED_BYTES = 16  # Triton compiles other code for addresses that are divisible by it
+MAX_KINDS = 4096
 
 
-def kinds_of(tensors: Iterable[Tensor | None]) -> tuple[object, ...]:
-    """What kernels are compiled and launched for of each tensor, beside its shape; None of none."""
-    return tuple(
-        [None if each is None else (each.dtype, each.stride(), each.data_ptr() % ALIGNED_BYTES) for each in tensors]
-    )
+def kind_of(argument: Any) -> object:
+    """Return all of a tensor that the code and the numbers of a launch depend on; of a tuple, that of its members."""
+    if isinstance(argument, torch.Tensor):
+        return argument.shape, argument.dtype, argument.stride(), argument.data_ptr() % ALIGNED_BYTES
+    return tuple([kind_of(each) for each in argument]) if isinstance(argument, tuple) else argument
 
 
-class Launch(NamedTuple):
-    """One call of a kernel: how many programs, with what, compiled how.
+class LaunchCache(dict[object, T]):
+    """What was prepared for each kind of call, emptied when there are `MAX_KINDS`. Safe to use from several threads."""
 
-    tensors  the first parameters of the kernel; `numbers` are all others
-    """
-
-    kernel: Any
-    programs: int
-    tensors: dict[str, Any]
-    numbers: dict[str, Any]
-    options: dict[str, int]
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """All parameters of the kernel by name."""
-        return self.tensors | self.numbers
-
-    def run(self) -> Any:
-        """Queue the kernel on the current stream, and return it compiled; in Triton's interpreter, compute."""
-        return self.kernel[(self.programs,)](**self.arguments, **self.options)
-
-    def again(self) -> Callable[..., None]:
-        """Queue the kernel as `run` does, and return what queues it again with other tensors in the order of these.
-
-        They have to be of the same kinds, and on the same GPU.
-        """
-        compiled = self.run()
-        if triton_version.interpreted():
-            return lambda *tensors: self.kernel[(self.programs,)](*tensors, **self.numbers, **self.options)
-        launch = compiled[(self.programs, 1, 1)]
-        rest = [self.numbers[name] for name in self.kernel.arg_names[len(self.tensors) :]]
-        return lambda *tensors: launch(*tensors, *rest)
-
-
-class Known(dict[object, T]):
-    """What is known of each kind of calls; it begins anew where there are too many. Safe from several threads."""
-
-    def learn(self, kind: object, what: T) -> None:
-        """Remember this."""
-        if len(self) >= MOST_KINDS:
+    def remember(self, kind: object, prepared: T) -> None:
+        """Keep what was prepared for a kind."""
+        if len(self) >= MAX_KINDS:
             self.clear()
-        self[kind] = what
+        self[kind] = prepared
 
 
-def run(launch: Launch, where: Tensor) -> None:
-    """Queue the kernel on the GPU that `where` is on; of nothing, nothing."""
-    if launch.programs:
-        with torch.cuda.device_of(where):
-            launch.run()
+class Launch:
+    """A kernel with its grid, its numbers and its compiler options; called with its tensors.
 
+    Every call has to pass tensors of one kind, on one GPU.
 
-_known: Known[Callable[..., None]] = Known()
-
-
-def queue(
-    launch_of: Callable[[], Launch], tensors: tuple[Any, ...], given: tuple[Tensor | None, ...], settings: object
-) -> None:
-    """Queue a kernel as `run` does; one of a kind that was seen before without asking for its launch.
-
-    tensors   of the launch, as they are where none of those given has to be copied; some in tuples
-    given     all of them
-    settings  what tells the kind beside the tensors
+    Args:
+        kernel: The function that `triton.jit` returned; tensors are its first parameters.
+        programs: Size of the grid. Nothing is launched where it is 0.
+        numbers: The other parameters of the kernel by name.
+        warps: Warps of one program.
+        registers: Registers of a thread at most; 0 sets no limit.
     """
-    where = given[0]
-    assert where is not None, "what a kernel is queued for stands first"
-    shapes = tuple([None if each is None else each.shape for each in given])
-    kind = settings, shapes, kinds_of(given), where.get_device()
-    again = _known.get(kind)
-    if again is None:
-        launch = launch_of()
-        if launch.programs and addresses(launch.tensors.values()) == addresses(tensors):
-            with torch.cuda.device_of(where):
-                _known.learn(kind, launch.again())
-        else:
-            run(launch, where)
-        return
-    with torch.cuda.device_of(where):
-        again(*tensors)
+
+    def __init__(
+        self, kernel: Any, programs: int, numbers: dict[str, Any], *, warps: int = 1, registers: int = 0
+    ) -> None:
+        self.kernel, self.programs, self.numbers = kernel, programs, numbers
+        # Fusing products and sums is the default of some versions only.
+        self.options = {"num_warps": warps, "enable_fp_fusion": True, **({"maxnreg": registers} if registers else {})}
+        self._compiled: Callable[..., None] | None = None
+        self._rest: list[Any] = []
+
+    def __call__(self, *tensors: Any) -> None:
+        """Queue the kernel on the current stream; in Triton's interpreter, compute.
+
+        Raises:
+            RejectedError: The kernel does not compile for this GPU or does not fit on it.
+        """
+        if self._compiled is not None:
+            self._compiled(*tensors, *self._rest)
+        elif self.programs:
+            compiled = self._first(tensors)
+            if not version.interpreted():
+                self._rest = [self.numbers[name] for name in self.kernel.arg_names[len(tensors) :]]
+                self._compiled = compiled[(self.programs, 1, 1)]
+
+    def _first(self, tensors: tuple[Any, ...]) -> Any:
+        from triton.errors import TritonError
+
+        try:
+            return self.kernel[(self.programs,)](*tensors, **self.numbers, **self.options)
+        except (TritonError, RuntimeError) as error:
+            raise RejectedError(
+                f"the Triton kernel {self.kernel.fn.__module__}.{self.kernel.fn.__name__} cannot be launched with"
+                f" {self.options} on this GPU: {error}; choose another configuration or another backend."
+            ) from error
 
 
-def addresses(values: Iterable[Any]) -> list[object]:
-    """Where the tensors of a launch lie."""
-    return [
-        addresses(each) if isinstance(each, tuple) else None if each is None else each.data_ptr() for each in values
-    ]
+_launches: LaunchCache[Launch] = LaunchCache()
+
+
+def launch(tensors: tuple[Any, ...], settings: object, make: Callable[[], Launch]) -> None:
+    """Queue a kernel on the GPU of its first tensor, with the launch of an earlier call of its kind where there is one.
+
+    Args:
+        tensors: The tensors of the kernel, or tuples of tensors; None for absent ones.
+        settings: The name of the kernel, and all that its numbers depend on beside the tensors; hashable.
+        make: Returns the launch.
+    """
+    first = tensors[0]
+    kind = settings, first.get_device(), kind_of(tensors)
+    found = _launches.get(kind)
+    new = found is None
+    if found is None:
+        found = make()
+    with torch.cuda.device_of(first):
+        found(*tensors)
+    if new:
+        _launches.remember(kind, found)

@@ -1,27 +1,35 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment"
-"""One decoding step of the selective scan on a GPU: a program has a block of channels with all their states.
+"""Triton kernel of one decoding step of the selective scan: a program holds a block of channels with all their states.
 
-The host does not wait for a GPU to look at indices: a row beyond the state is not touched, and its output is NaN.
+The host cannot check indices without waiting for the GPU: a row beyond the state is not touched, and its output is NaN.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from scanlab_kernels.gpu.launch_cache import Launch
+from scanlab_kernels.causal_conv1d.triton.ops import causal_conv1d_update
+from scanlab_kernels.gpu.launch_cache import Launch, launch
 from scanlab_kernels.gpu.math import LOG2_E, load, shrink, sigmoid, softplus
+from scanlab_kernels.gpu.registration import changed, define
 from scanlab_kernels.gpu.tile import states_of
+from scanlab_kernels.state_update.mixer_step import composed
 
 TILE = 512  # states of one program, which is one warp
 
 
 class Strides(NamedTuple):
-    """The strides of each tensor: state (row, head, dim, state), x, dt, z and out (batch, head, dim), A (head, dim,
-    state), B and C (batch, group, state), D and dt_bias (head, dim)."""
+    """Strides of each tensor, with an axis of heads; None for absent ones.
+
+    Shape:
+        state: (row, head, dim, state). x, dt, z, out: (batch, head, dim). A: (head, dim, state).
+        B, C: (batch, group, state). D, dt_bias: (head, dim).
+    """
 
     state: tuple[int, ...] | None
     x: tuple[int, ...] | None
@@ -60,10 +68,9 @@ def step_kernel(
     PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The output of a block of channels of one head, and their states after it.
+    """Compute one step of a block of channels of one head, and write their states.
 
-    strides  see `Strides`
-    group    heads of one group of B and C
+    strides: `Strides`. group: heads of one group of B and C.
     """
     program = tl.program_id(0)
     channel = program % blocks * BLOCK + tl.arange(0, BLOCK)
@@ -77,7 +84,7 @@ def step_kernel(
         row = tl.load(indices + entry).to(tl.int64)
     out_at = out + entry * strides.out[0] + head * strides.out[1] + channel * strides.out[2]
     if (row >= 0) & (row < rows):
-        held_at = (
+        state_at = (
             state
             + row * strides.state[0]
             + head * strides.state[1]
@@ -97,7 +104,7 @@ def step_kernel(
         of_group = head // group
         project = load(B + entry * strides.B[0] + of_group * strides.B[1] + index * strides.B[2], state_mask)
         weights = load(C + entry * strides.C[0] + of_group * strides.C[1] + index * strides.C[2], state_mask)
-        h = load(held_at, tile_mask) * tl.exp2(size[:, None] * (rates * LOG2_E))
+        h = load(state_at, tile_mask) * tl.exp2(size[:, None] * (rates * LOG2_E))
         h += (size * drive)[:, None] * project[None, :]
         y = tl.sum(h * weights[None, :], axis=1)
         if D is not None:
@@ -106,13 +113,18 @@ def step_kernel(
             gate = load(z + entry * strides.z[0] + head * strides.z[1] + channel * strides.z[2], mask)
             y *= gate * sigmoid(gate, shrink(gate))
         tl.store(out_at, y.to(out.dtype.element_ty), mask=mask)
-        tl.store(held_at, h.to(state.dtype.element_ty), mask=tile_mask)
+        tl.store(state_at, h.to(state.dtype.element_ty), mask=tile_mask)
     else:
         nothing = tl.where(row < 0, 0.0, float("nan")) + tl.zeros([BLOCK], tl.float32)
         tl.store(out_at, nothing.to(out.dtype.element_ty), mask=mask)
 
 
-def step(
+def empty_output(state: Tensor, x: Tensor, *rest: Any) -> Tensor:
+    """Return an empty tensor like x."""
+    return torch.empty_like(x)
+
+
+def selective_state_update(
     state: Tensor,
     x: Tensor,
     dt: Tensor,
@@ -123,41 +135,75 @@ def step(
     z: Tensor | None,
     dt_bias: Tensor | None,
     dt_softplus: bool,
-    indices: Tensor | None,
+    state_batch_indices: Tensor | None,
     log_A: bool,
-    out: Tensor,
-) -> Launch:
-    """The launch that writes `out` and brings `state` up to date; without heads, there is one."""
-    one_head = x.dim() == 2
+) -> Tensor:
+    """Return one step of the scan, and update the state in place; x is (batch, dim) or (batch, heads, dim)."""
+    out = torch.empty_like(x)
 
-    def strides_of(tensor: Tensor | None, head_axis: int) -> tuple[int, ...] | None:
-        if tensor is None:
-            return None
-        return (tensor.unsqueeze(head_axis) if one_head else tensor).stride()
+    def make() -> Launch:
+        one_head = x.dim() == 2
 
-    by_batch = {"state": state, "x": x, "dt": dt, "B": B, "C": C, "z": z, "out": out}
-    by_head = {"A": A, "D": D, "dt_bias": dt_bias}
-    strides = {name: strides_of(tensor, 1) for name, tensor in by_batch.items()}
-    strides |= {name: strides_of(tensor, 0) for name, tensor in by_head.items()}
-    dim, states = A.shape[-2:]
-    heads, groups = (1, 1) if one_head else (x.shape[1], B.shape[1])
-    padded = triton.next_power_of_2(states)
-    block = max(1, TILE // padded)
-    blocks = -(-dim // block)
-    order = ("state", "x", "dt", "A", "B", "C", "D", "z", "dt_bias", "indices", "out")
-    given = by_batch | by_head | {"indices": indices}
-    tensors = {name: given[name] for name in order}
-    numbers = {
-        "strides": Strides(**strides),
-        "rows": len(state),
-        "heads": heads,
-        "group": heads // groups,
-        "dim": dim,
-        "blocks": blocks,
-        "SOFTPLUS": dt_softplus,
-        "LOG_A": log_A,
-        "STATES": states,
-        "PADDED": padded,
-        "BLOCK": block,
-    }
-    return Launch(step_kernel, blocks * heads * len(x), tensors, numbers, {"num_warps": 1})
+        def strides_of(tensor: Tensor | None, head_axis: int) -> tuple[int, ...] | None:
+            if tensor is None:
+                return None
+            return (tensor.unsqueeze(head_axis) if one_head else tensor).stride()
+
+        by_batch = {"state": state, "x": x, "dt": dt, "B": B, "C": C, "z": z, "out": out}
+        by_head = {"A": A, "D": D, "dt_bias": dt_bias}
+        strides = {name: strides_of(tensor, 1) for name, tensor in by_batch.items()}
+        strides |= {name: strides_of(tensor, 0) for name, tensor in by_head.items()}
+        dim, states = A.shape[-2:]
+        heads, groups = (1, 1) if one_head else (x.shape[1], B.shape[1])
+        padded = triton.next_power_of_2(states)
+        block = max(1, TILE // padded)
+        blocks = -(-dim // block)
+        numbers = {
+            "strides": Strides(**strides),
+            "rows": len(state),
+            "heads": heads,
+            "group": heads // groups,
+            "dim": dim,
+            "blocks": blocks,
+            "SOFTPLUS": dt_softplus,
+            "LOG_A": log_A,
+            "STATES": states,
+            "PADDED": padded,
+            "BLOCK": block,
+        }
+        return Launch(step_kernel, blocks * heads * len(x), numbers)
+
+    tensors = (state, x, dt, A, B, C, D, z, dt_bias, state_batch_indices, out)
+    launch(tensors, ("selective_state_update", dt_softplus, log_A), make)
+    changed(state)
+    return out
+
+
+def empty_mixer_output(projected: Tensor, *rest: Any) -> Tensor:
+    """Return an empty tensor of half the width of `projected`."""
+    return projected.new_empty((projected.shape[0], projected.shape[1] // 2))
+
+
+def mixer_step(*arguments: Any) -> Tensor:
+    """Return one token through a whole mixer, and update both of its states in place."""
+    return composed(
+        lambda x, conv_state, weight, bias: causal_conv1d_update(x, conv_state, weight, bias, None, None, True),
+        lambda state, u, dt, A_log, B, C, D, z, bias: selective_state_update(
+            state, u, dt, A_log, B, C, D, z, bias, True, None, True
+        ),
+        *arguments,
+    )
+
+
+define(
+    "scanlab_mixer_triton::selective_state_update(Tensor(a!) state, Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C,"
+    " Tensor? D, Tensor? z, Tensor? dt_bias, bool dt_softplus, Tensor? state_batch_indices, bool log_A) -> Tensor",
+    selective_state_update,
+    empty_output,
+)
+define(
+    "scanlab_mixer_triton::mixer_step(Tensor projected, Tensor(a!) conv_state, Tensor(b!) state, Tensor conv_weight,"
+    " Tensor? conv_bias, Tensor x_weight, Tensor dt_weight, Tensor? dt_bias, Tensor A_log, Tensor D) -> Tensor",
+    mixer_step,
+    empty_mixer_output,
+)

@@ -1,14 +1,12 @@
-"""The scan on a GPU, in Triton: time in a loop, states in registers, both directions in one launch.
+"""Selective scan on a GPU in Triton: time in a loop, states in registers, both directions in one launch.
 
-The kernels: `triton_forward.py`, `triton_backward.py`, and `triton_adjoint.py`, the first pass of the latter where the
-length is cut into segments; `triton_rows.py`, where B and C have to be moved first. What they are made of:
-`triton_math.py`, `triton_tile.py`, `triton_segments.py`. Around them: `triton_launch.py` (their arguments),
-`triton_queue.py` (a launch, and the next one of its kind), `triton_ops.py` (torch ops), `triton_compile.py` (machine
-code, without a GPU), `triton_version.py`. None of these is imported before a scan is built; absolute imports keep this
-module and the package triton apart.
+Kernels: `forward.py`, `backward.py`, its first pass `backward_state_pass.py` where the length is cut into segments, and
+`gather_bc.py` where B and C have to be moved first; `tile.py` and `segments.py` hold their parts. `launch.py` makes the
+arguments of the kernels and `ops.py` the torch ops. All of these import Triton, so nothing here does before a scan is
+built.
 
-With TRITON_INTERPRET=1 in the environment the kernels run on the CPU, in Triton's interpreter, and on nothing else:
-that proves them, and is far too slow for anything besides, so that they serve only who asks for them by name.
+With TRITON_INTERPRET=1 in the environment the kernels run on the CPU, in Triton's interpreter. That verifies them and
+is far too slow for other uses: the backend then serves only callers who name it.
 """
 
 from __future__ import annotations
@@ -19,23 +17,24 @@ import torch
 
 from scanlab.contract.backend import EVERY_DIRECTION, Backend, Capabilities, ScanFn
 from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
-from scanlab.contract.space import Config, Space, Tunable, Value, config_key
+from scanlab.contract.space import Config, Space, Tunable, Value
 from scanlab.errors import RejectedError
 from scanlab_kernels.build import PACKAGE
-from scanlab_kernels.gpu import version as triton_version
+from scanlab_kernels.gpu import version
 
 FOLDER = Path(__file__).parent
-INTERPRETED = triton_version.interpreted()
+INTERPRETED = version.interpreted()
 ORDERS = ("channels", "batch")
-LARGEST = 2**30  # offsets within a batch entry are 32-bit
+MAX_OFFSET = 2**30  # offsets within a batch entry are 32-bit
 FOR_GRADIENTS = ("chunk", "history", "back_lanes", "back_channels", "back_segments")
 SEGMENTS = (0, 1, 2, 4, 8, 16, 32, 64)
-USUAL_MULTIPROCESSORS = 132  # an H100's, where there is no GPU to ask
+USUAL_MULTIPROCESSORS = 132  # of an H100, where there is no GPU to ask
+SMALL_DIM, SMALL_LENGTH = 64, 99  # of the instance on which a GPU is checked
 
 
 def unavailable() -> str | None:
-    """Why no Triton kernel runs here, with the cure."""
-    reason = triton_version.unsupported()
+    """Return why no Triton kernel runs here, with the cure, or None."""
+    reason = version.unsupported()
     if reason is not None or INTERPRETED:
         return reason
     if not torch.cuda.is_available():
@@ -45,10 +44,20 @@ def unavailable() -> str | None:
     return None
 
 
+def small_instance(problem: ScanProblem) -> ScanProblem:
+    """Return a problem of the same kind that takes milliseconds, on which a GPU can be checked against the reference.
+
+    It has one batch entry, at most `SMALL_DIM` channels in a group and at most `SMALL_LENGTH` steps: several default
+    chunks and a part of one. Everything else is as in `problem`.
+    """
+    width = min(problem.dim // problem.groups, SMALL_DIM)
+    return problem.replace(batch=1, dim=problem.groups * width, length=min(problem.length, SMALL_LENGTH))
+
+
 def forbids(config: Config, problem: ScanProblem) -> str | None:
-    """Why this configuration is not legal for the problem, or None."""
+    """Return why this configuration is not legal for the problem, or None."""
     if int(config["unroll"]) > int(config["chunk"]):
-        return "unroll is at most chunk, because the steps of a turn belong to one chunk"
+        return "unroll is at most chunk, because the steps of an iteration belong to one chunk"
     if int(config["history"]) > int(config["chunk"]):
         return "history is at most chunk, because it is a part of one"
     if int(config["polynomial"]) > int(config["unroll"]):
@@ -60,13 +69,13 @@ def forbids(config: Config, problem: ScanProblem) -> str | None:
     return None
 
 
-def settled(config: Config, problem: ScanProblem) -> dict[str, Value]:
-    """The configuration with as many segments as give the GPU that torch has current enough to do, where it says 0.
+def with_segments(config: Config, problem: ScanProblem) -> dict[str, Value]:
+    """Return the configuration with segments that fill the current GPU where it says 0.
 
-    The forward scan hides latency with about three warps of a scheduler, and its first pass takes nine tenths of it;
-    the way back has registers for two, and its first pass takes a quarter: clocks, counted in machine code.
+    The forward scan hides latency with about three warps per scheduler, and its first pass costs 0.9 of the scan; the
+    backward scan has registers for two, and its first pass costs 0.25: clocks counted in machine code.
     """
-    from scanlab_kernels.selective_scan.triton.segments import enough
+    from scanlab_kernels.selective_scan.triton.segments import fill_gpu
 
     chosen = dict(config)
     for name, lanes, channels, warps, per_scheduler, first_pass in (
@@ -76,96 +85,70 @@ def settled(config: Config, problem: ScanProblem) -> dict[str, Value]:
         if config[name] == 0 and (problem.gradients or name not in FOR_GRADIENTS):
             block = int(config[lanes]) * int(config[channels]) * warps
             blocks = problem.groups * -(-problem.dim // (problem.groups * block))
-            in_one_piece = blocks * warps * problem.batch * problem.directions
-            chosen[name] = enough(in_one_piece, problem.length, multiprocessors(), per_scheduler, first_pass)
+            unsegmented = blocks * warps * problem.batch * problem.directions
+            chosen[name] = fill_gpu(unsegmented, problem.length, multiprocessors(), per_scheduler, first_pass)
     return chosen
 
 
 def multiprocessors() -> int:
-    """Those of the GPU that torch has current, or the usual ones where there is none."""
+    """Return the multiprocessors of the current GPU, or the usual number where there is none."""
     if not torch.cuda.is_available():
         return USUAL_MULTIPROCESSORS
     found: int = torch.cuda.get_device_properties().multi_processor_count
     return found
 
 
-def step_columns(dim: int) -> int:
-    """Columns of a projection's output before those of B and C, in a Mamba of so many channels: for its step sizes."""
-    return dim // 32
-
-
-def tuning(config: Config) -> list[int]:
-    """A settled configuration as the ops take it."""
+def tuning_of(config: Config, problem: ScanProblem) -> list[int]:
+    """Return the tunables as the torch ops take them."""
     from scanlab_kernels.selective_scan.triton.launch import Tuning
 
-    numbers = {name: int(value) for name, value in config.items() if name != "order"}
-    return list(Tuning(**numbers, batch_first=ORDERS.index(str(config["order"]))))
+    chosen = with_segments(config, problem)
+    numbers = {name: int(value) for name, value in chosen.items() if name != "order"}
+    return list(Tuning(**numbers, batch_first=ORDERS.index(str(chosen["order"]))))
 
 
 def refuse_absent(problem: ScanProblem) -> None:
     """Raise RejectedError where the installed Triton cannot compile a scan without some of its inputs."""
-    there = {"D": problem.has_D, "z": problem.has_z, "delta_bias": problem.has_delta_bias}
-    absent = [name for name, present in there.items() if not present]
-    if absent and not triton_version.compiles_absent_members():
+    given = {"D": problem.has_D, "z": problem.has_z, "delta_bias": problem.has_delta_bias}
+    absent = [name for name, present in given.items() if not present]
+    if absent and not version.compiles_absent_members():
         raise RejectedError(
             f"triton rejects {problem.key}: before 3.6 Triton does not compile a scan without {', '.join(absent)};"
             " install triton>=3.6."
         )
 
 
-def refuse_poor_code(problem: ScanProblem, chosen: list[int]) -> None:
-    """Raise RejectedError where the machine code of a configuration other than the default is not worth a run."""
-    from scanlab_kernels.selective_scan.triton import machine_code as triton_compile
-    from scanlab_kernels.selective_scan.triton.launch import Tuning
-
-    default = tuning(settled(backend.space.defaults, problem))
-    in_pieces = {name: getattr(Tuning(*chosen), name) for name in ("segments", "back_segments")}
-    if list(Tuning(*default)._replace(**in_pieces)) == chosen:
-        return
-    major, minor = torch.cuda.get_device_capability()
-    reason = triton_compile.refusal(problem, Tuning(*chosen), Tuning(*default), 10 * major + minor)
-    if reason is not None:
-        raise RejectedError(f"triton rejects {config_key(Tuning(*chosen)._asdict())} for {problem.key}: {reason}.")
-
-
 def make(problem: ScanProblem, config: Config) -> ScanFn:
-    """The scan as an op; Triton compiles its kernels at the first call with tensors of a kind, unless it kept them.
+    """Return the scan; Triton compiles its kernels at the first call of each kind, unless they are in its cache.
 
-    A configuration other than the default is compiled here, for the GPU that torch has current. Raises RejectedError
-    where its machine code is not worth a run, and where offsets do not fit 32 bits.
+    Raises:
+        RejectedError: Offsets do not fit 32 bits, or the installed Triton cannot compile the scan.
     """
-    kept = int(config["chunk"]) // int(config["history"]) if problem.gradients else 1
+    checkpoints = int(config["chunk"]) // int(config["history"]) if problem.gradients else 1
     for noun, count in {
         "dim x length": problem.dim * problem.length,
         "state x length": problem.state * problem.length,
-        "dim x state x states of a chunk": problem.dim * problem.state * kept,
+        "dim x state x states of a chunk": problem.dim * problem.state * checkpoints,
     }.items():
-        if count > LARGEST:
+        if count > MAX_OFFSET:
             raise RejectedError(
-                f"triton rejects {problem.key}: {noun} is {count}, and its kernels count to {LARGEST} within a batch"
+                f"triton rejects {problem.key}: {noun} is {count}, and its kernels count to {MAX_OFFSET} within a batch"
                 " entry; split the channels or the length."
             )
-    chosen = tuning(settled(config, problem))
-    if not INTERPRETED:
-        refuse_absent(problem)
-        refuse_poor_code(problem, chosen)
-    return scan_of(problem, chosen)
-
-
-def scan_of(problem: ScanProblem, chosen: list[int]) -> ScanFn:
-    """The scan under a tuning that is known to be worth a run."""
     if INTERPRETED:
-        triton_version.prepare_interpreter()
+        version.prepare_interpreter()
+    else:
+        refuse_absent(problem)
     import scanlab_kernels.selective_scan.triton.ops  # noqa: F401 - defines the ops
 
-    settings = (problem.delta_softplus, problem.direction == "reverse", chosen)
+    settings = (problem.delta_softplus, problem.direction == "reverse", tuning_of(config, problem))
     absent = (None,) * len(ScanInputs._fields)
     ops = torch.ops.scanlab
     op = ops.triton_scan_with_checkpoints.default if problem.gradients else ops.triton_scan.default
 
     def scan(*inputs: ScanInputs) -> ScanOutput:
-        ahead, back = inputs if len(inputs) == 2 else (inputs[0], absent)
-        results = op(*ahead, *back, *settings)
+        first, second = inputs if len(inputs) == 2 else (inputs[0], absent)
+        results = op(*first, *second, *settings)
         return ScanOutput(results[0], results[1])
 
     return scan
@@ -178,24 +161,29 @@ backend = Backend(
     sources=(*sorted(FOLDER.glob("*.py")), *sorted((PACKAGE / "gpu").glob("*.py")), FOLDER.parent / "arguments.py"),
     space=Space(
         (
-            Tunable("lanes", (8, 16, 32), default=32, summary="threads of a warp side by side along dim"),
-            Tunable("channels", (1, 2, 4), default=1, summary="channels of one thread"),
-            Tunable("unroll", (1, 2, 4, 8), default=4, summary="steps of one turn of the loop"),
-            Tunable("warps", (1, 2, 4), default=1, summary="warps of one program, side by side along dim"),
-            Tunable("stages", (1, 2, 3), default=1, summary="turns of the loop whose loads are under way at once"),
+            Tunable("lanes", (8, 16, 32), default=32, summary="threads of a warp along dim"),
+            Tunable("channels", (1, 2, 4), default=1, summary="channels of a thread"),
+            Tunable("unroll", (1, 2, 4, 8), default=4, summary="steps of an iteration of the loop"),
+            Tunable("warps", (1, 2, 4), default=1, summary="warps of a program, along dim"),
+            Tunable("stages", (1, 2, 3), default=1, summary="iterations whose loads overlap (num_stages)"),
             Tunable(
-                "segments", SEGMENTS, default=0, summary="parts of the length scanned at once; 0: enough for the GPU"
+                "segments", SEGMENTS, default=0, summary="segments of the length scanned in parallel; 0 fills the GPU"
             ),
             Tunable("registers", (0, 96, 128, 168), default=0, summary="registers of a thread at most; 0: no limit"),
-            Tunable("polynomial", (0, 1, 2), default=0, summary="steps of a turn whose exponentials are multiply-adds"),
-            Tunable("order", ORDERS, default="channels", summary="along what neighbouring programs differ"),
             Tunable(
-                "chunk", (2, 4, 8, 16, 32, 64, 128), default=32, summary="steps between two states kept for gradients"
+                "polynomial", (0, 1, 2), default=0, summary="steps of an iteration with exponentials by multiply-adds"
             ),
-            Tunable("history", (1, 2, 4), default=2, summary="steps of the way back held in registers"),
-            Tunable("back_lanes", (4, 8, 16, 32), default=8, summary="like lanes, on the way back"),
-            Tunable("back_channels", (1, 2, 4, 8), default=4, summary="like channels, on the way back"),
-            Tunable("back_segments", SEGMENTS, default=0, summary="like segments, on the way back"),
+            Tunable("order", ORDERS, default="channels", summary="axis along which neighbouring programs differ"),
+            Tunable(
+                "chunk",
+                (2, 4, 8, 16, 32, 64, 128),
+                default=32,
+                summary="steps between checkpoints of the backward pass",
+            ),
+            Tunable("history", (1, 2, 4), default=2, summary="steps of the backward pass kept in registers"),
+            Tunable("back_lanes", (4, 8, 16, 32), default=8, summary="lanes of the backward pass"),
+            Tunable("back_channels", (1, 2, 4, 8), default=4, summary="channels of the backward pass"),
+            Tunable("back_segments", SEGMENTS, default=0, summary="segments of the backward pass"),
         ),
         forbids,
     ),

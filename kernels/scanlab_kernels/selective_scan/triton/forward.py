@@ -1,12 +1,12 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment"
 # ruff: noqa: RUF005, SIM102, SIM108  (what Triton compiles has no starred tuples, and other rules for branches)
-"""The forward scan on a GPU: sequential in time, states in registers, several channels in one program.
+"""Forward scan: sequential in time, states in registers, several channels in one program.
 
-For each step a program reads B and C once for all of its channels and computes one product, one exponential, one
-product and two fused products for each state. Nothing is exchanged between threads where a thread has all states of
-its channels. Both directions run in one launch; in reverse the step counts down, and no tensor is flipped.
+For each step a program reads B and C once for all of its channels, and computes a product, an exponential, a product
+and two fused products for each state. Threads exchange nothing where each one has all states of its channels. Both
+directions run in one launch; the reverse one counts time down, and no tensor is flipped.
 
-Where there are fewer programs than the chip can hold, `segments` cuts the length: see `triton_segments`.
+Where there are too few programs to fill the GPU the length is cut into segments: see `segments.py`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import triton
 import triton.language as tl
 
 from scanlab_kernels.gpu.math import exp2_by_products, load, shrink, sigmoid, softplus
-from scanlab_kernels.gpu.tile import held, place, states_side_by_side, time_of
-from scanlab_kernels.selective_scan.triton.segments import crossed, leave_map
+from scanlab_kernels.selective_scan.triton.segments import apply_segment_map, store_segment_map
+from scanlab_kernels.selective_scan.triton.tile import load_tile, locate_program, state_offsets, time_of
 
 
 @triton.jit
-def step_sizes(raw, bias, SOFTPLUS: tl.constexpr):
-    """delta' of the steps whose sizes before bias and softplus are `raw`."""
+def discretize_delta(raw, bias, SOFTPLUS: tl.constexpr):
+    """Return delta' = softplus(raw + bias), or raw + bias without softplus."""
     x = raw + bias
     if SOFTPLUS:
         x = softplus(x, shrink(x))
@@ -29,7 +29,7 @@ def step_sizes(raw, bias, SOFTPLUS: tl.constexpr):
 
 
 @triton.jit
-def advance(
+def forward_steps(
     h,
     total,
     s,
@@ -53,11 +53,11 @@ def advance(
     SOFTPLUS: tl.constexpr,
     BY_PRODUCTS: tl.constexpr,
 ):
-    """The states after `COUNT` steps from step `s` on, and `total` with their sizes added.
+    """Return the states after `COUNT` steps from step `s` on, and `total` with the delta' of these steps added.
 
-    All loads stand before all arithmetic, and all stores behind it, so that none waits for another. Without `out`
-    only the states are wanted; the first `BY_PRODUCTS` steps compute their exponentials by multiply-adds.
-    ROW is how far B and C of one step are from those of the next.
+    All loads precede all arithmetic and all stores follow it, so that none waits for another. Without `out` only the
+    states are computed. The first `BY_PRODUCTS` steps compute their exponentials by multiply-adds. ROW is the distance
+    from B and C of one step to those of the next.
     """
     inputs = ()
     sizes = ()
@@ -75,17 +75,17 @@ def advance(
         if z is not None:
             z += t * strides.z.time + channel * strides.z.dim
     for i in tl.static_range(COUNT):
-        ahead = -i if REVERSE else i
-        inputs = inputs + (load(u + ahead * strides.u.time, channel_mask),)
-        sizes = sizes + (load(delta + ahead * strides.u.time, channel_mask),)
-        ins = ins + (load(B + ahead * ROW, state_mask)[None, :, None],)
+        step = -i if REVERSE else i
+        inputs = inputs + (load(u + step * strides.u.time, channel_mask),)
+        sizes = sizes + (load(delta + step * strides.u.time, channel_mask),)
+        ins = ins + (load(B + step * ROW, state_mask)[None, :, None],)
         if out is not None:
-            outs = outs + (load(C + ahead * ROW, state_mask)[None, :, None],)
+            outs = outs + (load(C + step * ROW, state_mask)[None, :, None],)
             if z is not None:
-                gates = gates + (load(z + ahead * strides.z.time, channel_mask),)
+                gates = gates + (load(z + step * strides.z.time, channel_mask),)
     results = ()
     for i in tl.static_range(COUNT):
-        size = step_sizes(sizes[i], bias, SOFTPLUS)
+        size = discretize_delta(sizes[i], bias, SOFTPLUS)
         exponent = size[:, None, :] * rates
         if i < BY_PRODUCTS:
             decay = exp2_by_products(exponent)
@@ -102,13 +102,13 @@ def advance(
             results = results + (y,)
     if out is not None:
         for i in tl.static_range(COUNT):
-            ahead = -i if REVERSE else i
-            tl.store(out + ahead * strides.u.time, results[i].to(out.dtype.element_ty), mask=channel_mask)
+            step = -i if REVERSE else i
+            tl.store(out + step * strides.u.time, results[i].to(out.dtype.element_ty), mask=channel_mask)
     return h, total
 
 
 @triton.jit
-def sweep(
+def scan_range(
     h,
     total,
     start,
@@ -134,15 +134,15 @@ def sweep(
     SOFTPLUS: tl.constexpr,
     BY_PRODUCTS: tl.constexpr,
 ):
-    """`advance` from step `start` to before step `stop`: by `UNROLL` steps, and the rest one by one."""
+    """Run `forward_steps` over the steps [start, stop): `UNROLL` at a time, and the rest one at a time."""
     whole = start + (stop - start) // UNROLL * UNROLL
     for s in tl.range(start, whole, UNROLL, num_stages=STAGES):
-        h, total = advance(
+        h, total = forward_steps(
             h, total, s, u, delta, z, out, B, C, skip, bias, rates, channel_mask, state_mask, channel, strides, length,
             UNROLL, ROW, REVERSE, SOFTPLUS, BY_PRODUCTS,
         )  # fmt: skip
     for s in tl.range(whole, stop):
-        h, total = advance(
+        h, total = forward_steps(
             h, total, s, u, delta, z, out, B, C, skip, bias, rates, channel_mask, state_mask, channel, strides, length,
             1, ROW, REVERSE, SOFTPLUS, 0,
         )  # fmt: skip
@@ -150,7 +150,7 @@ def sweep(
 
 
 @triton.jit
-def walk(
+def scan_tile(
     inputs,
     out,
     last,
@@ -184,11 +184,11 @@ def walk(
     SOFTPLUS: tl.constexpr,
     BY_PRODUCTS: tl.constexpr,
 ):
-    """One tile of one direction over one segment: the whole scan, or with `ENDS_ALONE` where it leads from zero.
+    """Scan one tile of one direction over one segment; with `ENDS_ALONE` compute only the map of the segment.
 
-    row  the place of (direction, batch entry) among those of the states in memory
+    row: index of (direction, batch entry) in the tensors of states.
     """
-    group, channel, channel_mask, index, state_mask, kept_at, tile_mask, rates, bias = held(
+    group, channel, channel_mask, index, state_mask, tile_at, tile_mask, rates, bias = load_tile(
         inputs, one, A_dim, A_state, block, width, groups, LANES, CHANNELS, STATES, PADDED, EVEN
     )
     dim = groups * width
@@ -207,25 +207,27 @@ def walk(
     total = tl.zeros(channel.shape, tl.float32)
     if inputs.initial_state is not None:
         if segment == 0:
-            last_at = states_side_by_side(channel, index, one, STATES)
+            last_at = state_offsets(channel, index, one, STATES)
             h = load(inputs.initial_state + entry * dim * STATES + last_at, tile_mask)
     B = inputs.B + projection
     C = inputs.C + projection
     if ENDS_ALONE:
-        h, total = sweep(
+        h, total = scan_range(
             h, total, start, stop, u, delta, None, None, B, None, None, bias, rates, channel_mask, state_mask,
             channel, strides, length, UNROLL, STAGES, ROW, REVERSE, SOFTPLUS, 0,
         )  # fmt: skip
         at = row * segments + segment
-        leave_map(h, total, ends, totals, at, dim, channel, channel_mask, kept_at, tile_mask, STATES)
+        store_segment_map(h, total, ends, totals, at, dim, channel, channel_mask, tile_at, tile_mask, STATES)
     else:
         if ends is not None:
             for before in tl.range(0, segment):
                 at = row * segments + before
-                h = crossed(h, ends, totals, at, dim, channel, channel_mask, kept_at, tile_mask, rates, STATES)
+                h = apply_segment_map(
+                    h, ends, totals, at, dim, channel, channel_mask, tile_at, tile_mask, rates, STATES
+                )
         out_at = out + entry * strides.u.batch
         if checkpoints is None:
-            h, total = sweep(
+            h, total = scan_range(
                 h, total, start, stop, u, delta, z, out_at, B, C, skip, bias, rates, channel_mask, state_mask,
                 channel, strides, length, UNROLL, STAGES, ROW, REVERSE, SOFTPLUS, BY_PRODUCTS,
             )  # fmt: skip
@@ -233,14 +235,14 @@ def walk(
             chunks = tl.cdiv(length, CHUNK)
             for first in tl.range(start, stop, CHUNK):
                 kept = checkpoints + (row * chunks + first // CHUNK) * dim * STATES
-                tl.store(kept + kept_at, h, mask=tile_mask)
-                h, total = sweep(
+                tl.store(kept + tile_at, h, mask=tile_mask)
+                h, total = scan_range(
                     h, total, first, tl.minimum(first + CHUNK, stop), u, delta, z, out_at, B, C, skip, bias, rates,
                     channel_mask, state_mask, channel, strides, length, UNROLL, STAGES, ROW, REVERSE, SOFTPLUS,
                     BY_PRODUCTS,
                 )  # fmt: skip
         if stop == length:
-            last_at = states_side_by_side(channel, index, one, STATES)
+            last_at = state_offsets(channel, index, one, STATES)
             tl.store(last + row * dim * STATES + last_at, h, mask=tile_mask)
 
 
@@ -279,31 +281,32 @@ def scan(
     BY_PRODUCTS: tl.constexpr,
     BATCH_FIRST: tl.constexpr,
 ):
-    """The scan of `first`, against time where it is to REVERSE; or of `first` along time and of `second` against it.
+    """Scan `first`, against time if REVERSE; where BOTH, scan `first` along time and `second` against it.
 
-    out          an output like u for each direction, the forward one first
-    last         (directions, batch, ...) last states; `checkpoints` (directions, batch, chunks, ...) or None
-    ends         (directions, batch, segments, ...) and `totals` (directions, batch, segments, dim), or both None
-    width        channels of one group
+    out: an output like u for each direction, the forward one first.
+    last: (directions, batch, dim, state), the last states.
+    checkpoints: (directions, batch, chunks, state, dim), or None.
+    ends, totals: (directions, batch, segments, state, dim) and (directions, batch, segments, dim), or None.
+    width: channels of one group.
     """
     blocks = groups * tl.cdiv(width, LANES * CHANNELS)
-    block, entry, segment, direction = place(blocks, batch, segments, BATCH_FIRST)
+    block, entry, segment, direction = locate_program(blocks, batch, segments, BATCH_FIRST)
     row = direction * batch + entry
     if not BOTH:
-        walk(
+        scan_tile(
             first, out, last, checkpoints, ends, totals, strides, length, steps, one, A_dim, A_state, block, entry,
             row, segment, segments, width, groups, ENDS_ALONE, LANES, CHANNELS, UNROLL, STAGES, CHUNK, ROW, STATES,
             PADDED, EVEN, REVERSE, SOFTPLUS, BY_PRODUCTS,
         )  # fmt: skip
     elif direction == 0:
-        walk(
+        scan_tile(
             first, out, last, checkpoints, ends, totals, strides, length, steps, one, A_dim, A_state, block, entry,
             row, segment, segments, width, groups, ENDS_ALONE, LANES, CHANNELS, UNROLL, STAGES, CHUNK, ROW, STATES,
             PADDED, EVEN, False, SOFTPLUS, BY_PRODUCTS,
         )  # fmt: skip
     else:
         out += batch.to(tl.int64) * length * groups * width
-        walk(
+        scan_tile(
             second, out, last, checkpoints, ends, totals, strides, length, steps, one, A_dim, A_state, block, entry,
             row, segment, segments, width, groups, ENDS_ALONE, LANES, CHANNELS, UNROLL, STAGES, CHUNK, ROW, STATES,
             PADDED, EVEN, True, SOFTPLUS, BY_PRODUCTS,

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
-"""B and C of all directions brought to where the scan reads them best, in one launch: float32, states side by side."""
+"""Kernel that gathers B and C of all directions into the form the scan reads best: float32, states adjacent."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from scanlab.contract.problem import ScanInputs
 from scanlab_kernels.gpu.launch_cache import Launch
 from scanlab_kernels.gpu.tile import states_of
 
-TILE = 1024  # numbers of one program, which is one warp
+TILE = 1024  # numbers of one program of one warp
 
 
 class Axes(NamedTuple):
-    """The strides of a (batch, groups, state, length) tensor, in elements."""
+    """Strides of a (batch, groups, state, length) tensor in elements."""
 
     batch: int
     group: int
@@ -27,8 +27,8 @@ class Axes(NamedTuple):
 
 
 @triton.jit
-def move(values, axes, out, row, row_mask, index, state_mask, length, groups, STATES: tl.constexpr):
-    """The rows, numbered along time, groups and batch, of one of the tensors."""
+def copy_rows(values, axes, out, row, row_mask, index, state_mask, length, groups, STATES: tl.constexpr):
+    """Copy rows of one tensor; rows are numbered along time, groups and batch."""
     entry = row // length // groups
     group = row // length % groups
     values += (entry * axes.batch + group * axes.group + row % length * axes.time)[:, None]
@@ -41,8 +41,8 @@ def move(values, axes, out, row, row_mask, index, state_mask, length, groups, ST
 def gather(
     B,
     C,
-    B_back,
-    C_back,
+    B_second,
+    C_second,
     out,
     axes,
     rows,
@@ -53,10 +53,9 @@ def gather(
     PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Write B and C, and those of the other direction where there is one.
+    """Write B and C of the first direction, and of the second one where there is one.
 
-    out  (2 or 4, batch, groups, length, state)
-    axes of each
+    out: (2 or 4, batch, groups, length, state). axes: `Axes` of each tensor.
     """
     program = tl.program_id(0)
     row = (program % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -65,39 +64,33 @@ def gather(
     index, state_mask = states_of(STATES, PADDED)
     out += which.to(tl.int64) * rows * STATES
     if which == 0:
-        move(B, axes[0], out, row, row_mask, index, state_mask, length, groups, STATES)
+        copy_rows(B, axes[0], out, row, row_mask, index, state_mask, length, groups, STATES)
     elif which == 1:
-        move(C, axes[1], out, row, row_mask, index, state_mask, length, groups, STATES)
-    if B_back is not None:
+        copy_rows(C, axes[1], out, row, row_mask, index, state_mask, length, groups, STATES)
+    if B_second is not None:
         if which == 2:
-            move(B_back, axes[2], out, row, row_mask, index, state_mask, length, groups, STATES)
+            copy_rows(B_second, axes[2], out, row, row_mask, index, state_mask, length, groups, STATES)
         elif which == 3:
-            move(C_back, axes[3], out, row, row_mask, index, state_mask, length, groups, STATES)
+            copy_rows(C_second, axes[3], out, row, row_mask, index, state_mask, length, groups, STATES)
 
 
-def room(given: tuple[ScanInputs, ...]) -> tuple[dict[str, Tensor | None], tuple[ScanInputs, ...]]:
-    """The tensors of the launch, and `given` with B and C as they are after it: (batch, groups, length, state)."""
+def tensors(given: tuple[ScanInputs, ...]) -> tuple[tuple[Tensor | None, ...], tuple[ScanInputs, ...]]:
+    """Return the tensors of the kernel, and `given` with its outputs as B and C: (batch, groups, length, state)."""
     B = given[0].B
     batch, (state, length) = B.shape[0], B.shape[-2:]
     groups = B.shape[1] if B.dim() == 4 else 1
     out = torch.empty((2 * len(given), batch, groups, length, state), dtype=torch.float32, device=B.device)
-    there = out.unbind()
-    moved = [each._replace(B=there[2 * i], C=there[2 * i + 1]) for i, each in enumerate(given)]
-    back = given[1] if len(given) == 2 else None
-    tensors = {
-        "B": B,
-        "C": given[0].C,
-        "B_back": None if back is None else back.B,
-        "C_back": None if back is None else back.C,
-        "out": out,
-    }
-    return tensors, tuple(moved)
+    parts = out.unbind()
+    gathered = [each._replace(B=parts[2 * i], C=parts[2 * i + 1]) for i, each in enumerate(given)]
+    second = (given[1].B, given[1].C) if len(given) == 2 else (None, None)
+    return (B, given[0].C, *second, out), tuple(gathered)
 
 
-def launch(given: tuple[ScanInputs, ...]) -> tuple[Launch, tuple[ScanInputs, ...]]:
-    """The launch, and `given` with B and C as they are after it."""
-    tensors, moved = room(given)
-    batch, groups, length, state = moved[0].B.shape
+def launch(given: tuple[ScanInputs, ...]) -> Launch:
+    """Return the launch of the kernel."""
+    B = given[0].B
+    batch, (state, length) = B.shape[0], B.shape[-2:]
+    groups = B.shape[1] if B.dim() == 4 else 1
     padded = triton.next_power_of_2(state)
     block = max(1, TILE // padded)
     rows = batch * groups * length
@@ -112,7 +105,7 @@ def launch(given: tuple[ScanInputs, ...]) -> tuple[Launch, tuple[ScanInputs, ...
         "PADDED": padded,
         "BLOCK": block,
     }
-    return Launch(gather, 2 * len(given) * blocks, tensors, numbers, {"num_warps": 1}), moved
+    return Launch(gather, 2 * len(given) * blocks, numbers)
 
 
 def _axes(tensor: Tensor) -> Axes:

@@ -1,11 +1,12 @@
-"""The kernels of one scan with all of their arguments: what the ops run and what can be compiled without a GPU.
+"""Tensors and launches of the kernels of one scan.
 
-Nothing here touches data beyond casts and copies, so that tensors of the device "meta" serve as well.
+Each pass has a function that allocates the tensors of its kernels (`forward_tensors`, `backward_tensors`) and one that
+returns their launches (`forward_launches`, `backward_launches`), which depend on shapes, strides and settings alone.
+Nothing here reads data, so that tensors on the device "meta" serve as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,19 +15,16 @@ from triton.language import constexpr
 
 from scanlab.contract.problem import ScanInputs
 from scanlab_kernels.gpu.launch_cache import ALIGNED_BYTES, Launch
-from scanlab_kernels.gpu.tile import Axes, Strides
-from scanlab_kernels.selective_scan.triton import backward as triton_backward
-from scanlab_kernels.selective_scan.triton import backward_state_pass as triton_adjoint
-from scanlab_kernels.selective_scan.triton import forward as triton_forward
-from scanlab_kernels.selective_scan.triton import gather_bc as triton_rows
-from scanlab_kernels.selective_scan.triton import segments as triton_segments
+from scanlab_kernels.gpu.tile import Axes
+from scanlab_kernels.selective_scan.triton import backward, backward_state_pass, forward, segments
+from scanlab_kernels.selective_scan.triton.tile import Strides
 
-MOST_OFFSET = 2**31 - 1
-LOADED_AT_ONCE = 4  # float32 of B or C, where their addresses are known to be divisible by as many
+MAX_OFFSET = 2**31 - 1
+LOADED_AT_ONCE = 4  # float32 values of B or C, where their addresses are known to be divisible by as many
 
 
 class Tuning(NamedTuple):
-    """The tunables as the ops take them; their meaning stands with the choices in `triton.py`."""
+    """Tunables as the torch ops take them; `backend.py` says what each one means."""
 
     lanes: int
     channels: int
@@ -44,12 +42,17 @@ class Tuning(NamedTuple):
     back_segments: int
 
 
-class Task(NamedTuple):
-    """A scan ready for the kernels: its inputs as they read them, and what all of its launches share.
+class Scan(NamedTuple):
+    """A scan in the form that the kernels read.
 
-    directions  one or two sets of inputs: u and delta dense and alike in strides; B and C in float32, their states side
-                by side, `row` numbers from step to step and length x row from one batch entry or group to the next
-    gather      what brings B and C there, or None
+    Attributes:
+        directions: Inputs of one direction or two. u and delta are dense with the same strides; B and C are float32,
+            their states adjacent.
+        delta_softplus: Whether softplus is applied to delta + delta_bias.
+        reverse: Whether a single direction runs against time.
+        tuning: The tunables.
+        row: Distance from B and C of one step to those of the next, in elements; length * row is the distance from one
+            batch entry or group to the next.
     """
 
     directions: tuple[ScanInputs, ...]
@@ -57,7 +60,6 @@ class Task(NamedTuple):
     reverse: bool
     tuning: Tuning
     row: int
-    gather: Launch | None
 
     @property
     def groups(self) -> int:
@@ -65,27 +67,34 @@ class Task(NamedTuple):
         B = self.directions[0].B
         return B.shape[1] if B.dim() == 4 else 1
 
+    def blocks(self, width: int) -> int:
+        """Return the number of blocks of `width` channels in all groups; a block stays within its group."""
+        return self.groups * -(-self.directions[0].u.shape[1] // (self.groups * width))
+
 
 class Outputs(NamedTuple):
-    """What the forward launches write.
+    """Outputs of the forward kernels.
 
-    each         (batch, dim, length), or (2, ...) of two directions; last_state likewise
-    checkpoints  (directions, batch, chunks, state, dim)
+    Attributes:
+        out: (batch, dim, length), or (2, batch, dim, length) for two directions.
+        last_state: (batch, dim, state), or (2, batch, dim, state).
+        checkpoints: (directions, batch, chunks, state, dim), the states before each chunk; or None.
     """
 
-    each: Tensor
+    out: Tensor
     last_state: Tensor
     checkpoints: Tensor | None
 
 
 class Gradients(NamedTuple):
-    """What the backward launches write for one direction; the first axis of what is in parts is to be summed.
+    """Outputs of the backward kernels for one direction; partial sums are to be added over their first axis.
 
-    u, delta, z    (batch, dim, length)
-    A              (batch x segments, state, dim)
-    B, C           (blocks, batch, groups, length, state)
-    D, delta_bias  (batch x segments, dim)
-    initial_state  (batch, dim, state)
+    Attributes:
+        u, delta, z: (batch, dim, length).
+        A: (batch * segments, state, dim), partial.
+        B, C: (blocks, batch, groups, length, state), partial.
+        D, delta_bias: (batch * segments, dim), partial.
+        initial_state: (batch, dim, state).
     """
 
     u: Tensor
@@ -99,155 +108,136 @@ class Gradients(NamedTuple):
     initial_state: Tensor | None
 
 
-def channels_last(u: Tensor) -> bool:
-    """Whether the stride of dim is 1: the layout that the kernels read best, and in which they then answer."""
-    return u.shape[1] > 1 and u.stride(1) == 1
-
-
 def empty_like(u: Tensor, *leading: int) -> Tensor:
-    """An empty tensor (*leading, *u.shape) that is dense in the layout of u."""
+    """Return an empty tensor (*leading, *u.shape) that is dense in the layout of u."""
     batch, dim, length = u.shape
-    if channels_last(u):
+    if _is_dim_last(u):
         return u.new_empty((*leading, batch, length, dim)).mT
     return u.new_empty((*leading, batch, dim, length))
 
 
 def dense_strides(u: Tensor) -> tuple[int, int, int]:
-    """The strides of a dense tensor like u, in its layout."""
+    """Return the strides of a dense tensor in the layout of u."""
     _, dim, length = u.shape
-    return (dim * length, 1, dim) if channels_last(u) else (dim * length, length, 1)
+    return (dim * length, 1, dim) if _is_dim_last(u) else (dim * length, length, 1)
 
 
-def lies(tensor: Tensor, strides: tuple[int, ...]) -> bool:
-    """Whether `tensor` has these strides in every axis along which there is anything."""
+def _is_dim_last(u: Tensor) -> bool:
+    return u.shape[1] > 1 and u.stride(1) == 1
+
+
+def has_strides(tensor: Tensor, strides: tuple[int, ...]) -> bool:
+    """Return whether `tensor` has these strides along every axis longer than 1."""
     return all(
         own == wanted or size == 1 for own, wanted, size in zip(tensor.stride(), strides, tensor.shape, strict=True)
     )
 
 
-def dense(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
-    """`tensor` with these strides; copied where it has others."""
-    if lies(tensor, strides):
+def with_strides(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """Return `tensor` with these strides, copied only where it has others."""
+    if has_strides(tensor, strides):
         return tensor
     return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
 
-def reach(tensor: Tensor) -> int:
-    """The largest offset within a batch entry."""
-    _, dim, length = tensor.shape
-    return (dim - 1) * tensor.stride(1) + (length - 1) * tensor.stride(2)
-
-
 def row_in_place(given: tuple[ScanInputs, ...]) -> int | None:
-    """How far B and C of one step are from those of the next, where the kernels read them as they are.
-
-    None where they have to be copied: such as lie otherwise, are not in float32, or not where four are loaded at once.
-    """
+    """Return `Scan.row` where the kernels can read B and C as they lie, or None where these have to be gathered."""
     found = set()
     for values in (tensor for each in given for tensor in (each.B, each.C)):
         entry, (state, row), (states, length) = values.stride(0), values.stride()[-2:], values.shape[-2:]
-        side_by_side = (state == 1 or states == 1) and (entry == length * row or values.shape[0] == 1)
+        adjacent = (state == 1 or states == 1) and (entry == length * row or values.shape[0] == 1)
         aligned = row % LOADED_AT_ONCE == 0 and values.data_ptr() % ALIGNED_BYTES == 0
         one_group = values.dim() == 3 or values.shape[1] == 1
-        if not (side_by_side and aligned and one_group and values.dtype == torch.float32):
+        if not (adjacent and aligned and one_group and values.dtype == torch.float32):
             return None
-        found.add(row if states <= row and row * length <= MOST_OFFSET else None)
+        found.add(row if states <= row and row * length <= MAX_OFFSET else None)
     return found.pop() if len(found) == 1 else None
 
 
 def to_copy(given: tuple[ScanInputs, ...]) -> tuple[tuple[str, ...], ...]:
-    """The names of the inputs beside B and C that the kernels cannot read as they lie, for each set."""
+    """Return the names of the inputs other than B and C that the kernels cannot read as they lie, by direction."""
     strides = dense_strides(given[0].u)
-    others = len({(each.A.stride(), None if each.z is None else each.z.stride()) for each in given}) > 1
+    differ = len({(each.A.stride(), None if each.z is None else each.z.stride()) for each in given}) > 1
 
-    def lies_badly(name: str, tensor: Tensor) -> bool:
+    def unreadable(name: str, tensor: Tensor) -> bool:
         if name in ("u", "delta"):
-            return not lies(tensor, strides)
+            return not has_strides(tensor, strides)
         if name == "z":
-            return (others or reach(tensor) > MOST_OFFSET) and not lies(tensor, strides)
+            last_offset = sum(
+                (size - 1) * step for size, step in zip(tensor.shape[1:], tensor.stride()[1:], strict=True)
+            )
+            return (differ or last_offset > MAX_OFFSET) and not has_strides(tensor, strides)
         if name in ("B", "C"):
             return False
-        return (others or name != "A") and not tensor.is_contiguous()
+        return (differ or name != "A") and not tensor.is_contiguous()
 
-    return tuple(tuple(name for name, tensor in each.tensors().items() if lies_badly(name, tensor)) for each in given)
+    return tuple(tuple(name for name, tensor in each.tensors().items() if unreadable(name, tensor)) for each in given)
 
 
 def copied(given: tuple[ScanInputs, ...], names: tuple[tuple[str, ...], ...]) -> tuple[ScanInputs, ...]:
-    """`given` with these inputs of each set copied to where the kernels read them."""
+    """Return `given` with the named inputs of each direction copied to where the kernels can read them."""
+    if not any(names):
+        return given
     strides = dense_strides(given[0].u)
 
     def copy(name: str, tensor: Tensor) -> Tensor:
-        return dense(tensor, strides) if name in ("u", "delta", "z") else tensor.contiguous()
+        return with_strides(tensor, strides) if name in ("u", "delta", "z") else tensor.contiguous()
 
     return tuple(
-        each._replace(**{name: copy(name, getattr(each, name)) for name in bad}) if bad else each
+        each._replace(**{name: copy(name, getattr(each, name)) for name in bad})
         for each, bad in zip(given, names, strict=True)
     )
 
 
-def task(given: tuple[ScanInputs, ...], delta_softplus: bool, reverse: bool, tuning: Sequence[int]) -> Task:
-    """The scan of `given`, one set of inputs or two, ready for the kernels."""
-    directions = copied(given, to_copy(given))
-    row, gather = row_in_place(given), None
-    if row is None:
-        gather, directions = triton_rows.launch(directions)
-        row = given[0].A.shape[1]
-    return Task(directions, delta_softplus, reverse, Tuning(*tuning), row, gather)
-
-
-def forward_room(scan: Task, keep: bool) -> tuple[list[dict[str, Any]], Outputs]:
-    """The tensors of each forward launch, in the order of its kernel, and those of them that it is for."""
-    first = scan.directions[0]
-    u, A = first.u, first.A
+def forward_tensors(scan: Scan, keep: bool) -> tuple[list[dict[str, Any]], Outputs]:
+    """Return the tensors of each forward kernel, and those of them that are outputs."""
+    u, A = scan.directions[0].u, scan.directions[0].A
     batch, dim, length = u.shape
-    count, state = len(scan.directions), A.shape[1]
-    several = (count,) if count > 1 else ()
+    count, state, chunk = len(scan.directions), A.shape[1], scan.tuning.chunk
+    leading = (count,) if count > 1 else ()
     outputs = Outputs(
-        empty_like(u, *several),
-        A.new_empty((*several, batch, dim, state)),
-        A.new_empty((count, batch, -(-length // scan.tuning.chunk), state, dim)) if keep else None,
+        empty_like(u, *leading),
+        A.new_empty((*leading, batch, dim, state)),
+        A.new_empty((count, batch, -(-length // chunk), state, dim)) if keep else None,
     )
-    chunk = scan.tuning.chunk if keep else scan.tuning.unroll
-    _, parts = triton_segments.cut(length, scan.tuning.segments, chunk)
+    _, parts = segments.cut(length, scan.tuning.segments, chunk if keep else scan.tuning.unroll)
     tensors = {
-        **inputs_of(scan),
-        "out": outputs.each,
+        **_inputs(scan),
+        "out": outputs.out,
         "last": outputs.last_state,
         "checkpoints": outputs.checkpoints,
-        **maps_of(scan, parts),
+        **_segment_maps(scan, parts),
     }
-    return [tensors] * passes(parts), outputs
+    return [tensors] * _passes(parts), outputs
 
 
-def forward(scan: Task, keep: bool) -> tuple[list[Launch], Outputs]:
-    """The launches of the forward scan, in their order; with `keep` the state before every chunk is kept."""
+def forward_launches(scan: Scan, keep: bool) -> list[Launch]:
+    """Return the launches of the forward scan in their order; with `keep` they store the checkpoints."""
     tuning = scan.tuning
     chunk = tuning.chunk if keep else tuning.unroll
-    room, outputs = forward_room(scan, keep)
-    tile, blocks = tile_of(scan)
-    numbers = {**shared(scan, tuning.segments, chunk), **tile, "CHUNK": chunk, "BY_PRODUCTS": tuning.polynomial}
+    tile, blocks = _forward_tile(scan)
+    numbers = {**_numbers(scan, tuning.segments, chunk), **tile, "CHUNK": chunk, "BY_PRODUCTS": tuning.polynomial}
     programs = blocks * numbers["batch"] * len(scan.directions) * numbers["segments"]
-    options = compiled_with(tuning.warps, tuning.registers)
-    launches = [
-        Launch(triton_forward.scan, programs, tensors, {**numbers, "ENDS_ALONE": before < len(room) - 1}, options)
-        for before, tensors in enumerate(room)
+    return [
+        Launch(
+            forward.scan, programs, numbers | {"ENDS_ALONE": ends_alone}, warps=tuning.warps, registers=tuning.registers
+        )
+        for ends_alone in (True, False)[-_passes(numbers["segments"]) :]
     ]
-    return launches, outputs
 
 
-def backward_room(
-    scan: Task, checkpoints: Tensor, grad_out: Tensor, grad_last: Tensor | None
+def backward_tensors(
+    scan: Scan, checkpoints: Tensor, grad_out: Tensor, grad_last: Tensor | None
 ) -> tuple[list[dict[str, Any]], tuple[Gradients, ...]]:
-    """The tensors of each backward launch, in the order of its kernel, and the gradients that they are for."""
+    """Return the tensors of each backward kernel, and the gradients of each direction among them."""
     tuning, first = scan.tuning, scan.directions[0]
     batch, dim, length = first.u.shape
     count, state = len(scan.directions), first.A.shape[1]
-    blocks = blocks_of(scan, tuning.back_lanes * tuning.back_channels)
-    _, parts = triton_segments.cut(length, tuning.back_segments, tuning.chunk)
-    gradients = tuple(_empty_gradients(scan, each, blocks, parts) for each in scan.directions)
+    _, parts = segments.cut(length, tuning.back_segments, tuning.chunk)
+    gradients = tuple(_empty_gradients(scan, each, parts) for each in scan.directions)
     within = tuning.chunk // tuning.history
-    inputs, maps = inputs_of(scan), maps_of(scan, parts)
-    outer = {"grad_out": dense(grad_out, dense_strides(first.u))}
+    inputs, maps = _inputs(scan), _segment_maps(scan, parts)
+    outer = {"grad_out": with_strides(grad_out, dense_strides(first.u))}
     whole: dict[str, Any] = {
         **inputs,
         "first_gradients": gradients[0],
@@ -259,19 +249,16 @@ def backward_room(
         **maps,
     }
     first_pass: dict[str, Any] = {**inputs, **outer, **maps}
-    return [first_pass, whole][-passes(parts) :], gradients
+    return [first_pass, whole][-_passes(parts) :], gradients
 
 
-def backward(
-    scan: Task, checkpoints: Tensor, grad_out: Tensor, grad_last: Tensor | None
-) -> tuple[list[Launch], tuple[Gradients, ...]]:
-    """The launches of the backward scan, in their order, from the states that the forward scan kept."""
+def backward_launches(scan: Scan) -> list[Launch]:
+    """Return the launches of the backward scan in their order."""
     tuning = scan.tuning
-    room, gradients = backward_room(scan, checkpoints, grad_out, grad_last)
     block = tuning.back_lanes * tuning.back_channels
-    blocks = blocks_of(scan, block)
-    numbers = shared(scan, tuning.back_segments, tuning.chunk)
-    of_whole = {
+    blocks = scan.blocks(block)
+    numbers = _numbers(scan, tuning.back_segments, tuning.chunk)
+    whole = {
         **numbers,
         "LANES": tuning.back_lanes,
         "CHANNELS": tuning.back_channels,
@@ -282,56 +269,56 @@ def backward(
         "BATCH_FIRST": bool(tuning.batch_first),
     }
     programs = numbers["batch"] * len(scan.directions) * numbers["segments"]
-    launches = [Launch(triton_backward.scan, blocks * programs, room[-1], of_whole, compiled_with(warps=1))]
-    if len(room) > 1:
-        tile, wide = tile_of(scan)
-        options = compiled_with(tuning.warps, tuning.registers)
-        launches.insert(0, Launch(triton_adjoint.scan, wide * programs, room[0], {**numbers, **tile}, options))
-    return launches, gradients
+    launches = [Launch(backward.scan, blocks * programs, whole)]
+    if numbers["segments"] > 1:
+        tile, wide = _forward_tile(scan)
+        options = {"warps": tuning.warps, "registers": tuning.registers}
+        launches.insert(0, Launch(backward_state_pass.scan, wide * programs, numbers | tile, **options))
+    return launches
 
 
-def _empty_gradients(scan: Task, inputs: ScanInputs, blocks: int, segments: int) -> Gradients:
+def _empty_gradients(scan: Scan, inputs: ScanInputs, parts: int) -> Gradients:
     batch, dim, length = inputs.u.shape
     new, state = inputs.A.new_empty, inputs.A.shape[1]
-    parts = (blocks // scan.groups, batch, scan.groups, length, state)
+    blocks = scan.blocks(scan.tuning.back_lanes * scan.tuning.back_channels) // scan.groups
     return Gradients(
         u=empty_like(inputs.u),
         delta=empty_like(inputs.u),
-        A=new((batch * segments, state, dim)),
-        B=new(parts),
-        C=new(parts),
-        D=None if inputs.D is None else new((batch * segments, dim)),
+        A=new((batch * parts, state, dim)),
+        B=new((blocks, batch, scan.groups, length, state)),
+        C=new((blocks, batch, scan.groups, length, state)),
+        D=None if inputs.D is None else new((batch * parts, dim)),
         z=None if inputs.z is None else empty_like(inputs.u),
-        delta_bias=None if inputs.delta_bias is None else new((batch * segments, dim)),
+        delta_bias=None if inputs.delta_bias is None else new((batch * parts, dim)),
         initial_state=None if inputs.initial_state is None else new((batch, dim, state)),
     )
 
 
-def inputs_of(scan: Task) -> dict[str, ScanInputs | None]:
-    """The inputs of either direction, as the first two arguments of every kernel."""
+def _inputs(scan: Scan) -> dict[str, ScanInputs | None]:
+    """Return the first two arguments of every kernel."""
     return {"first": scan.directions[0], "second": scan.directions[1] if len(scan.directions) == 2 else None}
 
 
-def maps_of(scan: Task, parts: int) -> dict[str, Tensor | None]:
-    """Room for what each of so many segments does to a state, the last tensors of every kernel."""
+def _segment_maps(scan: Scan, parts: int) -> dict[str, Tensor | None]:
+    """Return room for the map of each segment, the last tensors of every kernel; see `segments.py`."""
     if parts == 1:
         return {"ends": None, "totals": None}
     first = scan.directions[0]
-    lead, new = (len(scan.directions), first.u.shape[0], parts), first.A.new_empty
+    leading, new = (len(scan.directions), first.u.shape[0], parts), first.A.new_empty
     dim, state = first.A.shape
-    return {"ends": new((*lead, state, dim)), "totals": new((*lead, dim))}
+    return {"ends": new((*leading, state, dim)), "totals": new((*leading, dim))}
 
 
-def passes(parts: int) -> int:
-    """Launches of a scan in so many segments."""
+def _passes(parts: int) -> int:
+    """Return the number of kernels of a scan in so many segments."""
     return 1 if parts == 1 else 2
 
 
-def tile_of(scan: Task) -> tuple[dict[str, Any], int]:
-    """The arguments that say how a forward tile is walked, and how many blocks of channels there are."""
+def _forward_tile(scan: Scan) -> tuple[dict[str, Any], int]:
+    """Return the arguments that describe a forward tile, and the number of blocks of channels."""
     tuning = scan.tuning
     lanes = tuning.lanes * tuning.warps
-    blocks = blocks_of(scan, lanes * tuning.channels)
+    blocks = scan.blocks(lanes * tuning.channels)
     arguments = {
         "LANES": lanes,
         "CHANNELS": tuning.channels,
@@ -343,22 +330,12 @@ def tile_of(scan: Task) -> tuple[dict[str, Any], int]:
     return arguments, blocks
 
 
-def compiled_with(warps: int, registers: int = 0) -> dict[str, int]:
-    """The options of the compiler; products and sums are fused whatever the version's default."""
-    return {"num_warps": warps, "enable_fp_fusion": True, **({"maxnreg": registers} if registers else {})}
-
-
-def blocks_of(scan: Task, width: int) -> int:
-    """How many blocks of `width` channels all groups make; a block stays within its group."""
-    return scan.groups * -(-scan.directions[0].u.shape[1] // (scan.groups * width))
-
-
-def shared(scan: Task, segments: int, multiple: int) -> dict[str, Any]:
-    """The numbers that every kernel takes, for at most so many segments, each of a multiple of steps."""
+def _numbers(scan: Scan, most_segments: int, multiple: int) -> dict[str, Any]:
+    """Return the numbers that every kernel takes, for at most so many segments, each of a multiple of steps."""
     first = scan.directions[0]
     batch, dim, length = first.u.shape
     state = first.A.shape[1]
-    steps, parts = triton_segments.cut(length, segments, multiple)
+    steps, parts = segments.cut(length, most_segments, multiple)
     axes = [dense_strides(first.u), (0, 0, 0) if first.z is None else first.z.stride()]
     return {
         "strides": Strides(*(Axes(batch, dim, constexpr(time)) for batch, dim, time in axes)),

@@ -1,11 +1,10 @@
-"""The scan's GPU kernels as torch ops: with shapes for tracing and gradients for autograd.
+"""Torch ops of the scan on a GPU, with shapes for tracing and gradients for autograd.
 
-`scanlab::triton_scan` computes, `scanlab::triton_scan_with_checkpoints` also keeps what its gradients need,
-and `scanlab::triton_scan_backward` returns them: of the inputs that are there, in their order.
+`scanlab::triton_scan` computes; `scanlab::triton_scan_with_checkpoints` also keeps what its gradients need; and
+`scanlab::triton_scan_backward` returns the gradients of the inputs that are there, in their order.
 
-The first call of a kind finds out what has to be copied and what the kernels are launched with; those after it find
-room and launch. No call waits for the GPU, and all room comes from torch: what was called once can be captured in a
-CUDA graph.
+The first call of a kind finds out what has to be copied and what the kernels are launched with; later calls allocate
+and launch. No call waits for the GPU and all memory comes from torch, so that a call can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -17,113 +16,112 @@ import torch
 from torch import Tensor
 
 from scanlab.contract.problem import ScanInputs
-from scanlab_kernels.autograd import NOT_TWICE, refusing
-from scanlab_kernels.gpu.launch_cache import Known, Launch, kinds_of
+from scanlab_kernels.autograd import NOT_TWICE
+from scanlab_kernels.gpu.launch_cache import Launch, LaunchCache, kind_of
+from scanlab_kernels.gpu.registration import define
 from scanlab_kernels.selective_scan.arguments import TENSORS, directions
-from scanlab_kernels.selective_scan.triton import gather_bc as triton_rows
-from scanlab_kernels.selective_scan.triton import launch as triton_launch
-from scanlab_kernels.selective_scan.triton.launch import Gradients, Outputs, Task, Tuning
+from scanlab_kernels.selective_scan.triton import gather_bc, launch
+from scanlab_kernels.selective_scan.triton.launch import Gradients, Outputs, Scan, Tuning
 
 FIRST = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C"
 ABSENT = ", ".join(f"Tensor? {name}" for name in ScanInputs._fields[5:])
-SECOND = ", ".join(f"Tensor? {name}_back" for name in ScanInputs._fields)
+SECOND = ", ".join(f"Tensor? {name}_second" for name in ScanInputs._fields)
 ARGUMENTS = f"{FIRST}, {ABSENT}, {SECOND}, bool delta_softplus, bool reverse, int[] tuning"
 
-library = torch.library.Library("scanlab", "FRAGMENT")
 
-
-class Prepared(NamedTuple):
+class Plan(NamedTuple):
     """What calls of one kind share.
 
-    task      the scan, but for its tensors
-    copies    the names of the inputs to be copied first, for each direction, or None
-    gather    what brings B and C to where the kernels read them, given tensors, or None
-    launches  what queues each kernel, given its tensors
+    Attributes:
+        copies: The names of the inputs to copy first, by direction.
+        row: `Scan.row`.
+        gather: Gathers B and C; None where they are read in place.
+        launches: The launches of the scan's kernels.
     """
 
-    task: Task
-    copies: tuple[tuple[str, ...], ...] | None
-    gather: Callable[..., None] | None
-    launches: list[Callable[..., None]]
+    copies: tuple[tuple[str, ...], ...]
+    row: int
+    gather: Launch | None
+    launches: list[Launch]
 
 
-_known: Known[Prepared] = Known()
+_plans: LaunchCache[Plan] = LaunchCache()
 
 
-def run(
+def _plan(given: tuple[ScanInputs, ...]) -> Plan:
+    """Return the plan for inputs like these, still without the launches of the scan's kernels."""
+    row = launch.row_in_place(given)
+    gather = gather_bc.launch(given) if row is None else None
+    return Plan(launch.to_copy(given), given[0].A.shape[1] if row is None else row, gather, [])
+
+
+def _run(
     arguments: tuple[Any, ...],
-    asked: object,
-    launches_of: Callable[[Task], tuple[list[Launch], Any]],
-    room_of: Callable[[Task], tuple[list[dict[str, Any]], Any]],
+    settings: object,
+    tensors_of: Callable[[Scan], tuple[list[dict[str, Any]], Any]],
+    launches_of: Callable[[Scan], list[Launch]],
 ) -> Any:
-    """Queue the kernels of a scan, and return what they write.
+    """Queue the kernels of a scan, and return their outputs.
 
-    asked  what tells its kind beside the arguments of the scan
+    Args:
+        arguments: Those that all ops of the scan take.
+        settings: What the launches depend on beside these; hashable.
+        tensors_of: Returns the tensors of each kernel, and the outputs among them.
+        launches_of: Returns the launch of each kernel.
     """
     given = directions(arguments)
     delta_softplus, reverse, tuning = arguments[TENSORS:]
-    u, _, A, B = given[0][:4]
-    settings = delta_softplus, reverse, tuple(tuning)
-    kind = asked, settings, u.shape, A.shape, B.shape, u.get_device(), kinds_of(arguments[:TENSORS])
-    known = _known.get(kind)
+    u = given[0].u
+    kind = settings, delta_softplus, reverse, tuple(tuning), u.get_device(), kind_of(arguments[:TENSORS])
+    known = _plans.get(kind)
+    plan = _plan(given) if known is None else known
     with torch.cuda.device_of(u):
-        if known is None:
-            scan = triton_launch.task(given, *settings)
-            gather = None if scan.gather is None else scan.gather.again()
-            first_time, written = launches_of(scan)
-            launches = [launch.again() for launch in first_time]
-            copies = triton_launch.to_copy(given)
-            template = scan._replace(directions=(), gather=None)
-            _known.learn(kind, Prepared(template, copies if any(copies) else None, gather, launches))
-            return written
-        ready = given if known.copies is None else triton_launch.copied(given, known.copies)
-        if known.gather is not None:
-            tensors, ready = triton_rows.room(ready)
-            known.gather(*tensors.values())
-        room, written = room_of(known.task._replace(directions=ready))
-        for launch, tensors in zip(known.launches, room, strict=True):
-            launch(*tensors.values())
-        return written
+        inputs = launch.copied(given, plan.copies)
+        if plan.gather is not None:
+            tensors, inputs = gather_bc.tensors(inputs)
+            plan.gather(*tensors)
+        scan = Scan(inputs, delta_softplus, reverse, Tuning(*tuning), plan.row)
+        each, outputs = tensors_of(scan)
+        launches = launches_of(scan) if known is None else plan.launches
+        for kernel, tensors_of_kernel in zip(launches, each, strict=True):
+            kernel(*tensors_of_kernel.values())
+    if known is None:
+        _plans.remember(kind, plan._replace(launches=launches))
+    return outputs
 
 
-def computed(arguments: tuple[Any, ...], keep: bool) -> Outputs:
-    """What the forward kernels write."""
-    written: Outputs = run(
+def _forward(arguments: tuple[Any, ...], keep: bool) -> Outputs:
+    outputs: Outputs = _run(
         arguments,
         keep,
-        lambda scan: triton_launch.forward(scan, keep),
-        lambda scan: triton_launch.forward_room(scan, keep),
+        lambda scan: launch.forward_tensors(scan, keep),
+        lambda scan: launch.forward_launches(scan, keep),
     )
-    return written
-
-
-def joined(outputs: Outputs) -> tuple[Tensor, Tensor]:
-    """The output and the last state of a scan out of those of its directions."""
-    if outputs.each.dim() == 3:
-        return outputs.each, outputs.last_state
-    return torch.add(*outputs.each.unbind()), outputs.last_state
+    if outputs.out.dim() == 3:
+        return outputs
+    return outputs._replace(out=torch.add(*outputs.out.unbind()))
 
 
 def scan(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """The output and the last state."""
-    return joined(computed(arguments, keep=False))
+    """Return the output and the last state."""
+    return _forward(arguments, keep=False)[:2]
 
 
 def scan_with_checkpoints(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """The output, the last state, and the states before every chunk."""
-    outputs = computed(arguments, keep=True)
+    """Return the output, the last state, and the states before every chunk."""
+    outputs = _forward(arguments, keep=True)
     assert outputs.checkpoints is not None
-    return (*joined(outputs), outputs.checkpoints)
+    return outputs.out, outputs.last_state, outputs.checkpoints
 
 
 def scan_backward(grad_out: Tensor, grad_last: Tensor | None, checkpoints: Tensor, *arguments: Any) -> list[Tensor]:
-    """The gradients of the inputs that are there."""
+    """Return the gradients of the inputs that are there."""
     outer = checkpoints, grad_out, grad_last
-    gradients = run(
+    gradients = _run(
         arguments,
-        kinds_of(outer),
-        lambda scan: triton_launch.backward(scan, *outer),
-        lambda scan: triton_launch.backward_room(scan, *outer),
+        kind_of(outer),
+        lambda scan: launch.backward_tensors(scan, *outer),
+        launch.backward_launches,
     )
     results = []
     for inputs, found in zip(directions(arguments), gradients, strict=True):
@@ -132,7 +130,7 @@ def scan_backward(grad_out: Tensor, grad_last: Tensor | None, checkpoints: Tenso
 
 
 def _summed(gradients: Gradients, inputs: ScanInputs) -> ScanInputs:
-    """The parts added, in the shapes and dtypes of the inputs."""
+    """Return the gradients with their partial sums added, in the shapes and dtypes of the inputs."""
 
     def projection(parts: Tensor, like: Tensor) -> Tensor:
         whole = parts.sum(0).to(like.dtype).mT
@@ -152,15 +150,15 @@ def _summed(gradients: Gradients, inputs: ScanInputs) -> ScanInputs:
 
 
 def scan_shapes(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """Empty tensors like the outputs of `scan`."""
+    """Return empty tensors like the outputs of `scan`."""
     inputs = directions(arguments)
     u, A = inputs[0].u, inputs[0].A
     shape = (u.shape[0], *A.shape)
-    return triton_launch.empty_like(u), A.new_empty((2, *shape) if len(inputs) == 2 else shape)
+    return launch.empty_like(u), A.new_empty((2, *shape) if len(inputs) == 2 else shape)
 
 
 def scan_with_checkpoints_shapes(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Empty tensors like the outputs of `scan_with_checkpoints`."""
+    """Return empty tensors like the outputs of `scan_with_checkpoints`."""
     inputs = directions(arguments)
     batch, dim, length = inputs[0].u.shape
     A, chunk = inputs[0].A, Tuning(*arguments[-1]).chunk
@@ -171,12 +169,12 @@ def scan_with_checkpoints_shapes(*arguments: Any) -> tuple[Tensor, Tensor, Tenso
 def scan_backward_shapes(
     grad_out: Tensor, grad_last: Tensor | None, checkpoints: Tensor, *arguments: Any
 ) -> list[Tensor]:
-    """Empty tensors like the gradients that `scan_backward` returns."""
+    """Return empty tensors like the gradients that `scan_backward` returns."""
     results = []
     for inputs in directions(arguments):
         for name, tensor in inputs.tensors().items():
             if name in ("u", "delta", "z"):
-                results.append(triton_launch.empty_like(inputs.u).to(tensor.dtype))
+                results.append(launch.empty_like(inputs.u).to(tensor.dtype))
             elif name in ("A", "B", "C"):
                 results.append(tensor.new_empty((*tensor.shape[:-2], tensor.shape[-1], tensor.shape[-2])).mT)
             else:
@@ -184,17 +182,15 @@ def scan_backward_shapes(
     return results
 
 
-def keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    """Keep what the gradients need: the inputs and the checkpoints."""
+def keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Keep the inputs and the checkpoints for the backward pass."""
     ctx.set_materialize_grads(False)  # outputs that nothing used would get zeros as large as they are
     ctx.save_for_backward(output[2], *inputs[:TENSORS])
     ctx.settings = inputs[TENSORS:]
 
 
-def gradients_of(
-    ctx: Any, grad_out: Tensor | None, grad_last: Tensor | None, grad_checkpoints: None
-) -> tuple[Any, ...]:
-    """The gradients of `scan_with_checkpoints`, one for each of its arguments."""
+def gradients(ctx: Any, grad_out: Tensor | None, grad_last: Tensor | None, grad_checkpoints: None) -> tuple[Any, ...]:
+    """Return the gradients of `scan_with_checkpoints`, one for each of its arguments."""
     checkpoints, *tensors = ctx.saved_tensors
     if grad_out is None:
         grad_out = torch.zeros_like(tensors[0])
@@ -202,25 +198,17 @@ def gradients_of(
     return (*(None if tensor is None else next(found) for tensor in tensors), *(None for _ in ctx.settings))
 
 
-for schema, compute, shapes in (
-    (f"triton_scan({ARGUMENTS}) -> (Tensor, Tensor)", scan, scan_shapes),
-    (
-        f"triton_scan_with_checkpoints({ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
-        scan_with_checkpoints,
-        scan_with_checkpoints_shapes,
-    ),
-    (
-        f"triton_scan_backward(Tensor grad_out, Tensor? grad_last, Tensor checkpoints, {ARGUMENTS}) -> Tensor[]",
-        scan_backward,
-        scan_backward_shapes,
-    ),
-):
-    library.define(schema)
-    name = schema.partition("(")[0]
-    library.impl(name, compute, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"scanlab::{name}", shapes, lib=library)
-torch.library.register_autograd(
-    "scanlab::triton_scan_with_checkpoints", gradients_of, setup_context=keep_for_backward, lib=library
+define(f"scanlab::triton_scan({ARGUMENTS}) -> (Tensor, Tensor)", scan, scan_shapes)
+define(
+    f"scanlab::triton_scan_with_checkpoints({ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
+    scan_with_checkpoints,
+    scan_with_checkpoints_shapes,
+    keep=keep_inputs,
+    gradients=gradients,
 )
-keep_nothing, refuse = refusing(NOT_TWICE)
-torch.library.register_autograd("scanlab::triton_scan_backward", refuse, setup_context=keep_nothing, lib=library)
+define(
+    f"scanlab::triton_scan_backward(Tensor grad_out, Tensor? grad_last, Tensor checkpoints, {ARGUMENTS}) -> Tensor[]",
+    scan_backward,
+    scan_backward_shapes,
+    refuses=NOT_TWICE,
+)

@@ -1,9 +1,9 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
-"""A scan cut into segments of its length, where there are fewer programs than a GPU can hold.
+"""Division of the length into segments that are scanned in parallel, for scans with too few programs to fill a GPU.
 
-What a segment does to a state is affine, h -> exp(A sum of delta') h + end, and the same holds for the gradient of a
-state on the way back. So one launch finds `end` and the sum for every segment from a state of zero, and the scan
-itself begins each segment with the maps of those before it, in its order.
+The map of a segment is affine in the state before it, h -> exp(A * sum(delta')) h + end, and so is that of its adjoint
+in the backward scan. A first launch computes `end` and the sum for each segment, starting from zero; in the second one,
+which is the scan itself, each segment starts by applying the maps of the segments before it in their order.
 """
 
 from __future__ import annotations
@@ -15,44 +15,51 @@ import triton.language as tl
 
 from scanlab_kernels.gpu.math import load
 
-MOST = 64
-SCHEDULERS = 4  # of a multiprocessor
+MAX_SEGMENTS = 64
+SCHEDULERS = 4  # in a multiprocessor
 
 
 @triton.jit
-def leave_map(end, total, ends, totals, at, dim, channel, channel_mask, kept_at, tile_mask, STATES: tl.constexpr):
-    """Write down what the segment number `at` does to a state."""
-    tl.store(ends + at * dim * STATES + kept_at, end, mask=tile_mask)
+def store_segment_map(
+    end, total, ends, totals, at, dim, channel, channel_mask, tile_at, tile_mask, STATES: tl.constexpr
+):
+    """Write the map of segment number `at`."""
+    tl.store(ends + at * dim * STATES + tile_at, end, mask=tile_mask)
     tl.store(totals + at * dim + channel, total, mask=channel_mask)
 
 
 @triton.jit
-def crossed(state, ends, totals, at, dim, channel, channel_mask, kept_at, tile_mask, rates, STATES: tl.constexpr):
-    """`state` after the segment number `at`; a state of zero is not multiplied, not even by an infinite decay."""
+def apply_segment_map(
+    state, ends, totals, at, dim, channel, channel_mask, tile_at, tile_mask, rates, STATES: tl.constexpr
+):
+    """Apply the map of segment number `at` to `state`; zero is not multiplied, as its decay may be infinite."""
     total = load(totals + at * dim + channel, channel_mask)
-    end = load(ends + at * dim * STATES + kept_at, tile_mask)
+    end = load(ends + at * dim * STATES + tile_at, tile_mask)
     return tl.where(state == 0.0, end, tl.exp2(total[:, None, :] * rates) * state + end)
 
 
 def cut(length: int, segments: int, multiple: int) -> tuple[int, int]:
-    """The steps of a segment, a multiple of `multiple`, and how many segments have any; at most `segments`."""
+    """Return the steps of a segment, divisible by `multiple`, and the number of segments, at most `segments`."""
     steps = -(-length // (segments * multiple)) * multiple
     return steps, -(-length // steps)
 
 
-def enough(warps: int, length: int, multiprocessors: int, per_scheduler: float, first_pass: float) -> int:
-    """How many segments give a GPU enough to do: 1 where the first pass would cost more than it brings.
+def fill_gpu(warps: int, length: int, multiprocessors: int, per_scheduler: float, first_pass: float) -> int:
+    """Return the number of segments that fills a GPU; 1 where the first pass would cost more than it saves.
 
-    warps          of the scan in one piece
-    per_scheduler  warps that hide each other's latency, or as many as there are registers for
-    first_pass     what it costs, as a share of the scan
+    This is an estimate. Applying the map of an earlier segment takes about as long as seven steps, and these maps
+    depend on each other: with s segments the last one ends after (1 + first_pass) * length / s + 7 s steps, which is
+    smallest near half the square root of the length.
 
-    Reckoned, not measured. The map of an earlier segment takes about as long as seven steps, one waiting for the
-    other: with s segments the last one ends after (1 + first_pass) length / s + 7 s, least near half the root of the
-    length.
+    Args:
+        warps: Warps of the scan in one segment.
+        length: Time steps.
+        multiprocessors: Multiprocessors of the GPU.
+        per_scheduler: Warps per scheduler that hide each other's latency, or that there are registers for.
+        first_pass: Cost of the first pass as a share of the scan's.
     """
     wanted = per_scheduler * SCHEDULERS * multiprocessors
     if warps * (1.0 + first_pass) >= wanted:
         return 1
-    most = min(MOST, max(1, math.isqrt(length) // 2))
+    most = min(MAX_SEGMENTS, max(1, math.isqrt(length) // 2))
     return 1 << min(round(math.log2(wanted / warps)), most.bit_length() - 1)

@@ -7,20 +7,20 @@ from typing import Any
 
 import pytest
 
-from scanlab_kernels.gpu import version as triton_version
+from scanlab_kernels.gpu import version
 
-collect_ignore_glob = [] if triton_version.interpreted() else ["test_*.py"]
+collect_ignore_glob = [] if version.interpreted() else ["test_*.py"]
 
 
 @pytest.fixture(autouse=True, scope="session")
 def patched_once() -> Iterator[None]:
-    """A kernel's functions see the language that the interpreter patched for the kernel: not again for each call."""
+    """Patch the language once for each kernel instead of at every call of one of its functions."""
     from triton.runtime.interpreter import InterpretedFunction
 
     patch_and_call = InterpretedFunction.__call__
 
     def call(function: InterpretedFunction, *args: Any, **named: Any) -> Any:
-        ours = function.fn.__module__.startswith("scanlab.")
+        ours = function.fn.__module__.startswith("scanlab_kernels.")
         return function.rewrite()(*args, **named) if ours else patch_and_call(function, *args, **named)
 
     with pytest.MonkeyPatch.context() as context:

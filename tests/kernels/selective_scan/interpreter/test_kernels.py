@@ -1,4 +1,4 @@
-"""The GPU kernels in the interpreter: tunables of the way back, extremes, and what torch asks of ops."""
+"""The GPU kernels in the interpreter: tunables of the backward pass, extremes, and the rules of torch for ops."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from scanlab.contract.problem import ScanInputs, ScanProblem, make_inputs
 from scanlab.contract.space import config_key
 from scanlab.contract.verify import expectation, relative_error, verify
 from scanlab_kernels.selective_scan.triton import backend as triton
-from scanlab_kernels.selective_scan.triton import launch as triton_launch
+from scanlab_kernels.selective_scan.triton import launch
 from scanlab_kernels.selective_scan.triton.launch import Tuning
 
 SMALL = ScanProblem(batch=2, dim=5, length=11, state=3, gradients=True)
@@ -27,7 +27,7 @@ SMALL = ScanProblem(batch=2, dim=5, length=11, state=3, gradients=True)
     ],
     ids=config_key,
 )
-def test_every_way_back_agrees(config):
+def test_every_backward_pass_agrees(config):
     problem = SMALL.replace(direction="bidirectional", has_initial_state=True, batch=1, length=5)
     verdict = verify(triton.backend.build(problem, config), expectation(problem, make_inputs(problem)))
     assert verdict.passed, verdict.reason
@@ -61,7 +61,7 @@ SPLIT = {"chunk": 2, "unroll": 2, "history": 1, "segments": 4, "back_segments": 
     ],
     ids=str,
 )
-def test_the_way_back_in_segments_agrees_with_the_oracle_and_with_itself_in_one_piece(asked):
+def test_the_backward_pass_in_segments_agrees_with_the_reference_and_with_itself_in_one_piece(asked):
     problem = SMALL.replace(batch=1, length=7).replace(**asked)
     given = make_inputs(problem)
     verdict = verify(triton.backend.build(problem, SPLIT), expectation(problem, given))
@@ -77,17 +77,18 @@ def test_the_way_back_in_segments_agrees_with_the_oracle_and_with_itself_in_one_
     assert all(relative_error(one, other) < 2e-6 for one, other in zip(split, whole, strict=True))
 
 
-def test_each_segment_of_the_way_back_has_a_program_of_its_own_and_none_is_empty():
+def test_each_segment_of_the_backward_pass_has_a_program_of_its_own_and_none_is_empty():
     problem = SMALL.replace(batch=1, length=9)
-    tuning = Tuning(*triton.tuning(triton.backend.space.defaults | SPLIT | {"back_segments": 64}))
-    asked = triton_launch.task(make_inputs(problem), True, False, tuning)
-    _, outputs = triton_launch.forward(asked, keep=True)
-    launches, gradients = triton_launch.backward(asked, outputs.checkpoints, outputs.each, None)
-    assert [launch.programs for launch in launches] == [5, 5]  # of two steps, and the last of one
+    tuning = Tuning(*triton.tuning_of(triton.backend.space.defaults | SPLIT | {"back_segments": 64}, problem))
+    scan = launch.Scan(make_inputs(problem), True, False, tuning, row=problem.state)
+    _, outputs = launch.forward_tensors(scan, keep=True)
+    assert [each.programs for each in launch.backward_launches(scan)] == [5, 5]  # of two steps, and the last of one
+    _, gradients = launch.backward_tensors(scan, outputs.checkpoints, outputs.out, None)
     assert gradients[0].A.shape[0] == 5
-    asked = asked._replace(tuning=tuning._replace(back_segments=1))
-    (whole,), _ = triton_launch.backward(asked, outputs.checkpoints, outputs.each, None)
-    assert (whole.programs, whole.arguments["ends"]) == (1, None)
+    scan = scan._replace(tuning=tuning._replace(back_segments=1))
+    (whole,) = launch.backward_launches(scan)
+    (tensors,), _ = launch.backward_tensors(scan, outputs.checkpoints, outputs.out, None)
+    assert (whole.programs, tensors["ends"]) == (1, None)
 
 
 def lying(inputs: ScanInputs, how: str) -> ScanInputs:
@@ -184,7 +185,7 @@ def arguments(problem: ScanProblem) -> tuple[object, ...]:
             each.with_tensors(**{name: t.requires_grad_() for name, t in each.tensors().items()}) for each in inputs
         )
     back = inputs[1] if len(inputs) == 2 else (None,) * len(ScanInputs._fields)
-    tuning = triton.tuning(triton.settled(triton.backend.space.defaults | {"unroll": 2, "chunk": 2}, problem))
+    tuning = triton.tuning_of(triton.backend.space.defaults | {"unroll": 2, "chunk": 2}, problem)
     return (*inputs[0], *back, problem.delta_softplus, problem.direction == "reverse", tuning)
 
 

@@ -14,8 +14,8 @@ from scanlab.errors import ProblemError, UnavailableError
 from scanlab.models.vision_mamba import VisionMamba
 from scanlab.runtime import dispatch, serving
 from scanlab.runtime import ops as mixer
-from scanlab_kernels.causal_conv1d import triton_backward as triton_causal_conv1d_backward
-from scanlab_kernels.causal_conv1d import triton_tile as triton_causal_conv1d_tile
+from scanlab_kernels.causal_conv1d.triton import backward as conv_backward
+from scanlab_kernels.causal_conv1d.triton import tile as conv_tile
 from scanlab_kernels.selective_scan.triton import backend as triton
 
 FLOAT, HALF = torch.float32, torch.float16
@@ -25,8 +25,8 @@ FLOAT, HALF = torch.float32, torch.float16
 def interpreted(monkeypatch):
     """A process that was asked for the GPU kernels by name; with few steps in a program, so that there are several."""
     monkeypatch.setenv("SCANLAB_MIXER", "triton")
-    monkeypatch.setattr(triton_causal_conv1d_tile, "STEPS", 2)
-    monkeypatch.setattr(triton_causal_conv1d_backward, "TURNS", 2)
+    monkeypatch.setattr(conv_tile, "STEPS", 2)
+    monkeypatch.setattr(conv_backward, "TURNS", 2)
     serving.forget()
     yield
     serving.forget()

@@ -2,7 +2,7 @@
 
 A kernel's arguments are nested tuples with absent members, which the interpreter takes as they are, but a launcher is C
 that Triton writes for them. Triton finds the driver where TRITON_LIBCUDA_PATH says. Everything is called twice: the
-second call has to launch what the first one did, and most without asking Triton, which looks at every argument.
+second call has to launch what the first one did without asking Triton, which inspects every argument.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from torch import Tensor
 from triton.backends.nvidia.driver import CudaDriver, CudaLauncher, CudaUtils
 
 from scanlab.contract.problem import ScanInputs, ScanProblem, make_inputs
-from scanlab_kernels.gpu import ops as mixer_ops
-from scanlab_kernels.gpu import version as triton_version
+from scanlab_kernels.add_norm import triton as add_norm
+from scanlab_kernels.causal_conv1d.triton import ops as conv
+from scanlab_kernels.gpu import version
 from scanlab_kernels.selective_scan.triton import backend
+from scanlab_kernels.state_update import triton as state_update
 
 STUB = ctypes.CDLL(f"{sys.argv[1]}/libcuda.so.1", mode=ctypes.RTLD_GLOBAL)
 Grid = list[tuple[int, int]]
@@ -65,8 +67,8 @@ def launched() -> Grid:
     return list(zip(*rows, strict=True))
 
 
-def twice(call: Callable[[], object], again: int = 0) -> Grid:
-    """The launches of a call, which are the same when it is made again; then Triton is asked `again` times."""
+def twice(call: Callable[[], object]) -> Grid:
+    """Return the launches of a call, which have to be the same when it is made again, without asking Triton."""
     grids, arguments, questions = [], [], []
     for _ in range(2):
         taken.clear()
@@ -77,7 +79,7 @@ def twice(call: Callable[[], object], again: int = 0) -> Grid:
         questions.append(len(asked))
     assert grids[0] == grids[1]
     assert arguments[0] == arguments[1] != []
-    assert questions == [len(grids[0]), again]
+    assert questions == [len(grids[0]), 0]
     return grids[0]
 
 
@@ -116,7 +118,6 @@ def sliced(inputs: ScanInputs) -> ScanInputs:
 def main() -> None:
     """Launch every kernel, and hold the grids to what they have to be."""
     triton.runtime.driver.set_active(Hopper())
-    backend.refuse_poor_code = lambda problem, chosen: None  # asks torch for the GPU
     run = triton.runtime.JITFunction.run
 
     def counted(kernel: Any, *arguments: Any, **named: Any) -> Any:
@@ -130,7 +131,7 @@ def main() -> None:
     assert scan(two, make_inputs(two)) == (moved + whole) * 2
     assert scan(two, tuple(map(sliced, make_inputs(two)))) == whole * 2
     bare = two.replace(direction="forward", gradients=False, has_initial_state=True)
-    if triton_version.compiles_absent_members():
+    if version.compiles_absent_members():
         bare = bare.replace(has_D=False, has_z=False, has_delta_bias=False)
     assert scan(bare, make_inputs(bare)) == [(2, 32)] + [(16, 32)] * 2
     found = in_threads(bare.replace(length=7))
@@ -138,18 +139,19 @@ def main() -> None:
     assert len({str(arguments) for arguments in found}) == 2  # of B and C moved, and of the scan
 
     x, taps, vector = torch.randn(2, 8, 64).mT, torch.randn(64, 4), torch.randn(64)
-    assert twice(lambda: mixer_ops.conv(x, taps, vector, taps, None, None, None, True)) == [(2, 32)]
-    assert twice(lambda: mixer_ops.conv_backward(x, None, x, taps, None, None, None, None, None, True), 1) == [(2, 32)]
+    absent = (None,) * 5
+    assert twice(lambda: conv.causal_conv1d(x, taps, vector, taps, None, None, None, True)) == [(2, 32)]
+    assert twice(lambda: conv.causal_conv1d_backward(x, None, x, taps, *absent, True)) == [(2, 32)]
     rows = torch.randn(3, 64)
     total = torch.empty_like(rows)
-    assert twice(lambda: mixer_ops.add_norm(rows, None, vector, None, 1e-5, True, True)) == [(3, 32)]
-    assert twice(lambda: mixer_ops.norm_backward(rows, rows, total, vector, 1e-5, True), 1) == [(1, 32)]
+    assert twice(lambda: add_norm.add_norm(rows, None, vector, None, 1e-5, True, True)) == [(3, 32)]
+    assert twice(lambda: add_norm.add_norm_backward(rows, rows, total, vector, 1e-5, True)) == [(1, 32)]
     token, state, held = torch.randn(2, 64), torch.randn(2, 64, 16), torch.randn(2, 64, 4)
     indices = torch.tensor([1, 0], dtype=torch.int32)
-    assert twice(lambda: mixer_ops.conv_update(token, held, taps, None, None, indices, True)) == [(4, 32)]
+    assert twice(lambda: conv.causal_conv1d_update(token, held, taps, None, None, indices, True)) == [(4, 32)]
     A, projection = torch.randn(64, 16), torch.randn(2, 16)
     step = (state, token, token, A, projection, projection, vector, None, None, True, indices, False)
-    assert twice(lambda: mixer_ops.state_update(*step)) == [(4, 32)]
+    assert twice(lambda: state_update.selective_state_update(*step)) == [(4, 32)]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,147 @@
+"""Torch ops of the short convolution, with the arguments of the native ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scanlab_kernels.causal_conv1d.triton import backward, forward, update
+from scanlab_kernels.causal_conv1d.triton.tile import direction_of, sequence_of
+from scanlab_kernels.gpu.registration import NO_SECOND_DERIVATIVES, changed, define
+
+
+def empty_outputs(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, weight_reverse: Tensor | None, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    """Return empty tensors like the forward and the reverse output; without elements where there is no weight."""
+    out, out_reverse = (x.new_empty(0) if each is None else torch.empty_like(x) for each in (weight, weight_reverse))
+    return out, out_reverse
+
+
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    weight_reverse: Tensor | None,
+    bias_reverse: Tensor | None,
+    seq_idx: Tensor | None,
+    initial_states: Tensor | None,
+    silu: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return the convolutions along time and against it, of those whose weight is given."""
+    outs = empty_outputs(x, weight, bias, weight_reverse)
+    sequence = sequence_of(x, seq_idx, initial_states, reverse=weight is None)
+    forward.run(
+        sequence, direction_of(weight, bias, outs[0]), direction_of(weight_reverse, bias_reverse, outs[1]), silu
+    )
+    return outs
+
+
+def empty_gradients(grad: Tensor | None, grad_reverse: Tensor | None, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    """Return empty tensors like the gradients of x, of both weights and biases, and of the initial states."""
+    *weights, _, initial_states, _ = rest
+    return (
+        torch.empty_like(x),
+        *(x.new_empty(0) if each is None else torch.empty_like(each) for each in (*weights, initial_states)),
+    )
+
+
+def causal_conv1d_backward(
+    grad: Tensor | None,
+    grad_reverse: Tensor | None,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    weight_reverse: Tensor | None,
+    bias_reverse: Tensor | None,
+    seq_idx: Tensor | None,
+    initial_states: Tensor | None,
+    silu: bool,
+) -> tuple[Tensor, ...]:
+    """Return the gradients of the convolution; those of the weights are summed over batch and time."""
+    sequence = sequence_of(x, seq_idx, initial_states, reverse=weight is None)
+    sums, sums_reverse = (backward.empty_sums(sequence, each) for each in (weight, weight_reverse))
+    grad_x = backward.run(
+        sequence,
+        direction_of(weight, bias, grad, sums),
+        direction_of(weight_reverse, bias_reverse, grad_reverse, sums_reverse),
+        silu,
+    )
+    found = empty_gradients(
+        grad, grad_reverse, x, weight, bias, weight_reverse, bias_reverse, seq_idx, initial_states, silu
+    )
+    for partial, grad_weight, grad_bias in ((sums, found[1], found[2]), (sums_reverse, found[3], found[4])):
+        if partial is not None:
+            total = partial.sum(0)
+            grad_weight.copy_(total[:-1].T)
+            if grad_bias.numel():
+                grad_bias.copy_(total[-1])
+    if initial_states is None:
+        return (grad_x, *found[1:])
+    found[0].copy_(grad_x.narrow(2, sequence.before, x.shape[2]))
+    found[5].copy_(grad_x[..., : sequence.before] if sequence.before else grad_x[..., x.shape[2] :])
+    return found
+
+
+def keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    """Keep the inputs for the backward pass."""
+    ctx.save_for_backward(*inputs[:-1])
+    ctx.silu = inputs[-1]
+
+
+def gradients(ctx: Any, grad: Tensor, grad_reverse: Tensor) -> tuple[Any, ...]:
+    """Return the gradients of the convolution, one for each of its arguments."""
+    tensors = ctx.saved_tensors
+    given = (None if tensors[1] is None else grad, None if tensors[3] is None else grad_reverse)
+    found = torch.ops.scanlab_mixer_triton.causal_conv1d_backward(*given, *tensors, ctx.silu)
+    by_weights = (None if tensor is None else each for tensor, each in zip(tensors[1:5], found[1:5], strict=True))
+    return (found[0], *by_weights, None, None if tensors[6] is None else found[5], None)
+
+
+def empty_output(x: Tensor, *rest: Any) -> Tensor:
+    """Return an empty tensor like x."""
+    return torch.empty_like(x)
+
+
+def causal_conv1d_update(
+    x: Tensor,
+    conv_state: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    cache_seqlens: Tensor | None,
+    conv_state_indices: Tensor | None,
+    silu: bool,
+) -> Tensor:
+    """Return the next steps of a convolution, and update its state in place."""
+    out = torch.empty_like(x)
+    update.run(x, conv_state, weight, bias, cache_seqlens, conv_state_indices, silu, out)
+    changed(conv_state)
+    return out
+
+
+CONV = (
+    "Tensor x, Tensor? weight, Tensor? bias, Tensor? weight_reverse, Tensor? bias_reverse, Tensor? seq_idx,"
+    " Tensor? initial_states, bool silu"
+)
+define(
+    f"scanlab_mixer_triton::causal_conv1d({CONV}) -> (Tensor, Tensor)",
+    causal_conv1d,
+    empty_outputs,
+    keep=keep_inputs,
+    gradients=gradients,
+)
+define(
+    f"scanlab_mixer_triton::causal_conv1d_backward(Tensor? grad, Tensor? grad_reverse, {CONV})"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    causal_conv1d_backward,
+    empty_gradients,
+    refuses=NO_SECOND_DERIVATIVES,
+)
+define(
+    "scanlab_mixer_triton::causal_conv1d_update(Tensor x, Tensor(a!) conv_state, Tensor weight, Tensor? bias,"
+    " Tensor? cache_seqlens, Tensor? conv_state_indices, bool silu) -> Tensor",
+    causal_conv1d_update,
+    empty_output,
+)
