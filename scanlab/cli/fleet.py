@@ -15,7 +15,6 @@ from scanlab.cli.budget import spell_duration
 from scanlab.cli.console import AsJson, Exit, notes, out, print_json
 from scanlab.contract.machine import this_machine
 from scanlab.contract.problem import ScanProblem
-from scanlab.errors import InputError
 from scanlab.runtime.dispatch import refuses
 from scanlab.runtime.profile import Profile, ProfileEntry, profile_path
 from scanlab.tuning.fleet.overview import BestTrial, FleetOverview, MachineSummary, fleet_overview
@@ -37,12 +36,10 @@ def fleet(
     machine as it is, and else from its nearest machine (by instruction sets, cores and caches), which is marked as
     such until `scanlab tune` chooses here. Example: `scanlab fleet --storage postgresql://scanlab@server/scanlab`
     """
-    if "://" not in storage and not Path(storage).exists():  # it would be made, and be empty
-        raise InputError(f"--storage {storage}: there is no such journal; name the one that the machines tune with.")
-    opened, notices = open_storage(storage, Path())
-    for notice in notices:
-        notes.print(f"[yellow]note:[/] {escape(notice)}")
+    opened, notices = open_storage(storage, Path(), must_exist=True)
     found = fleet_overview(opened)
+    for notice in (*notices, *found.notices):
+        notes.print(f"[yellow]note:[/] {escape(notice)}")
     entries = _adopt(found) if adopt else ()
     if as_json:
         print_json(_as_json(found, entries))

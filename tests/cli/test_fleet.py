@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -68,8 +69,16 @@ def test_a_machine_of_a_kind_that_was_tuned_takes_over_its_choice_as_its_own(run
     assert run("best", "--problem", PROBLEM, "--json").json[0]["basis"] == "exact"
 
 
-def test_a_storage_that_nobody_used_is_said(run):
-    outcome = run("fleet", "--storage", URL)
+def test_a_mistyped_storage_is_refused_and_not_created(run):
+    for storage in (URL, "my.journal"):
+        outcome = run("fleet", "--storage", storage)
+        assert (outcome.code, "there is no such file" in outcome.err) == (2, True)
+    assert not Path("studies.db").exists()
+
+
+def test_a_storage_that_nobody_used_is_reported(run):
+    Path("empty.journal").touch()
+    outcome = run("fleet", "--storage", "empty.journal")
     assert outcome.code == 3
     assert "nobody has tuned with this storage yet" in outcome.err
 

@@ -1,84 +1,81 @@
-"""Where studies live: a journal file for one machine, a database or its gRPC proxy for many."""
+"""Storages of studies: a journal file for one machine, a database or its gRPC proxy for many."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import random
+import sqlite3
 import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import optuna
-from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-from optuna.storages.journal._file import BaseJournalFileLock  # not exported, though JournalFileBackend takes one
+from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage
 
-from scanlab.errors import ResultsError
-
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
+from scanlab.errors import InputError, ResultsError
+from scanlab.tuning.fleet.journal import open_journal
+from scanlab.tuning.fleet.storage_name import StorageName, hide_secrets
 
 # Workers that open an empty database at the same moment all create its tables, and all but one fail.
-MOST_OPENINGS = 5
+MAX_OPENINGS = 5
 # How long a worker waits for another's write to SQLite, and for a proxy to answer.
-PATIENCE_S = 30
-# What a database is reached with where its URL names no driver: the one that scanlab[fleet] installs.
+TIMEOUT_S = 30
+# The driver of a database whose URL names none: the one that scanlab[fleet] installs.
 DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 
 
-def open_storage(storage: str | None, folder: Path) -> tuple[BaseStorage, tuple[str, ...]]:
-    """The storage of the studies, and what had to be repaired.
+def open_storage(storage: str | None, folder: Path, must_exist: bool = False) -> tuple[BaseStorage, tuple[str, ...]]:
+    """Open the storage of the studies.
 
-    storage  None for a journal in `folder`; the path of a journal; a database URL (sqlite:///file,
-             postgresql://user@host/name); or grpc://host:port, optuna's proxy of a database
-    Raises ResultsError where it cannot be opened.
+    Args:
+        storage: None for a journal in `folder`; the path of a journal; a database URL (sqlite:///file,
+            postgresql://user@host/name); or grpc://host:port, optuna's proxy of a database.
+        folder: The results folder.
+        must_exist: Refuse to create a file, for readers.
+
+    Returns:
+        The storage, and a notice for everything that had to be repaired.
+
+    Raises:
+        InputError: If the name is mistyped, or names a file of another program, which stays untouched.
+        ResultsError: If the storage cannot be opened.
     """
-    place = str(folder) if storage is None else mask_password(storage)
+    own = StorageName(str(folder / "studies.journal"), "journal")
+    name = own if storage is None else StorageName.parse(storage)
+    if name.file is not None:
+        if must_exist and not name.file.exists():
+            raise InputError(
+                f"--storage {name.masked}: there is no such file; name the one that the machines tune with."
+            )
+        if name.kind == "database":
+            _refuse_foreign_database(name, name.file)
     try:
         with quiet_optuna():
-            if storage is not None and storage.startswith("grpc://"):
-                return _proxy(storage), ()
-            if storage is not None and "://" in storage:
-                return _database(storage), ()
-            path = folder / "studies.journal" if storage is None else Path(storage)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = (
-                JournalFileOpenLock(str(path)) if fcntl is None else _KernelLock(path.with_name(path.name + ".flock"))
-            )
-            notices = repair_journal(path, lock)
-            return JournalStorage(JournalFileBackend(str(path), lock_obj=lock)), notices
-    except ResultsError:
-        raise
+            if name.kind == "proxy":
+                return _proxy(name), ()
+            if name.kind == "database":
+                return _database(name), ()
+            return open_journal(Path(name.text), is_ours=storage is None)
     except ImportError as error:
         raise ResultsError(
-            f"--storage {place}: {error}. Install what reaches it: pip install 'scanlab[fleet]' for PostgreSQL,"
+            f"--storage {name.masked}: {error}. Install what reaches it: pip install 'scanlab[fleet]' for PostgreSQL,"
             " pip install grpcio protobuf for a proxy, and for another database its driver."
         ) from error
-    except Exception as error:  # each database driver has errors of its own
+    except _failures() as error:
         raise ResultsError(
-            f"--storage {place}: {type(error).__name__}: {error}."
+            f"--storage {name.masked}: {type(error).__name__}: {hide_secrets(str(error), name.text)}."
             " Name a writable journal file, or a database URL whose driver is installed and whose server answers."
-        ) from error
-
-
-def mask_password(storage: str) -> str:
-    """`storage` as it may be printed: without the password that a URL may hold."""
-    password = urlsplit(storage).password if "://" in storage else None
-    return storage if password is None else storage.replace(f":{password}@", ":***@", 1)
+        ) from None  # the error of a driver may hold the password
 
 
 @contextmanager
 def quiet_optuna() -> Iterator[None]:
-    """Keep optuna from announcing studies, and from warning that what is used here is young."""
+    """Keep optuna from announcing studies, and from warning that some of its interfaces are experimental."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -89,96 +86,81 @@ def quiet_optuna() -> Iterator[None]:
 def storage_errors() -> Iterator[None]:
     """Turn the loss of a storage within the block into a ResultsError."""
     proxy = sys.modules.get("grpc")
-    lost = (optuna.exceptions.StorageInternalError, *((proxy.RpcError,) if proxy is not None else ()))
+    lost = (
+        optuna.exceptions.StorageInternalError,
+        json.JSONDecodeError,
+        OSError,
+        *((proxy.RpcError,) if proxy is not None else ()),
+    )
     try:
         yield
     except lost as error:
         cause = error.__cause__ or error
         raise ResultsError(
-            f"the storage of the studies was lost: {type(cause).__name__}: {str(cause).splitlines()[0]}."
+            f"the storage of the studies was lost: {type(cause).__name__}: {str(cause).partition(chr(10))[0]}."
             " Everything measured is in the results folder; run the same command again when it is back."
         ) from error
 
 
-def _database(url: str) -> BaseStorage:
+def _failures() -> tuple[type[Exception], ...]:
+    """Return what opening a storage may raise; each driver of a database wraps its errors in SQLAlchemy's."""
+    database, proxy = sys.modules.get("sqlalchemy.exc"), sys.modules.get("grpc")
+    return (
+        optuna.exceptions.OptunaError,
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        *((database.SQLAlchemyError,) if database is not None else ()),
+        *((proxy.RpcError, proxy.FutureTimeoutError) if proxy is not None else ()),
+    )
+
+
+def _refuse_foreign_database(name: StorageName, path: Path) -> None:
+    """Raise InputError if an SQLite file holds tables and none of optuna's; it stays untouched."""
+    if not path.exists():
+        return
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=TIMEOUT_S)) as database:
+            tables = {row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    except sqlite3.Error as error:
+        raise InputError(
+            f"--storage {name.masked}: {path} cannot be read as an SQLite database ({error}) and was left as it is."
+            " Name another file."
+        ) from error
+    if tables and "studies" not in tables:
+        raise InputError(
+            f"--storage {name.masked}: this is a database of another program, with the tables"
+            f" {', '.join(sorted(tables)[:5])}, and was left as it is. Name another file."
+        )
+
+
+def _database(name: StorageName) -> BaseStorage:
     # Here and not above: most studies live in a journal, and optuna loads it only for a database too.
     from sqlalchemy.exc import DBAPIError
 
-    scheme, _, rest = url.partition("://")
+    scheme, _, rest = name.text.partition("://")
     # Connections that the server closed while something was measured are opened again.
     options: dict[str, Any] = {"pool_pre_ping": True}
     if scheme.startswith("sqlite"):
-        options["connect_args"] = {"timeout": PATIENCE_S}
-    for opening in range(MOST_OPENINGS):
+        options["connect_args"] = {"timeout": TIMEOUT_S}
+    for opening in range(MAX_OPENINGS):
         try:
             return optuna.storages.get_storage(RDBStorage(f"{DRIVERS.get(scheme, scheme)}://{rest}", options))
         except (DBAPIError, optuna.exceptions.StorageInternalError):
-            if opening == MOST_OPENINGS - 1:
+            if opening == MAX_OPENINGS - 1:
                 raise
             time.sleep(random.uniform(0.1, 0.5))
     raise AssertionError("unreachable: the last opening returns or raises")
 
 
-def _proxy(url: str) -> BaseStorage:
-    parts = urlsplit(url)
-    if parts.hostname is None or parts.port is None:
-        raise ResultsError(
-            f"--storage {url}: a proxy is named as grpc://HOST:PORT, for example grpc://localhost:13000."
-        )
+def _proxy(name: StorageName) -> BaseStorage:
     for module in ("grpc", "google.protobuf"):
         if importlib.util.find_spec(module.partition(".")[0]) is None:
             raise ImportError(f"the Python package {module} is missing")
-    storage = GrpcStorageProxy(host=parts.hostname, port=parts.port)
-    storage.wait_server_ready(timeout=PATIENCE_S)
+    assert name.url is not None
+    assert name.url.hostname is not None
+    assert name.url.port is not None
+    storage = GrpcStorageProxy(host=name.url.hostname, port=name.url.port)
+    storage.wait_server_ready(timeout=TIMEOUT_S)
     return storage
-
-
-class _KernelLock(BaseJournalFileLock):
-    """A lock on the journal that the kernel releases when its holder dies; optuna's own outlives it by 30 s."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: int | None = None
-
-    def acquire(self) -> bool:
-        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-        return True
-
-    def release(self) -> None:
-        assert self._file is not None
-        os.close(self._file)
-        self._file = None
-
-
-def repair_journal(path: Path, lock: BaseJournalFileLock) -> tuple[str, ...]:
-    """Cut off what a crash left of the last line of a journal, which would swallow the next one.
-
-    What is cut off is copied aside. A journal with damage further up cannot be read by anyone: it is moved
-    aside whole, and the studies are rebuilt from the records.
-    """
-    if not path.exists():
-        return ()
-    lock.acquire()
-    try:
-        content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
-        if not all(_is_json(line) for line in whole.splitlines()):
-            path.rename(aside)
-            return (f"{path}: damaged, moved to {aside.name}; the studies are rebuilt from the records",)
-        if len(whole) == len(content):
-            return ()
-        aside.write_bytes(content[len(whole) :])
-        os.truncate(path, len(whole))
-        return (f"{path}: {len(content) - len(whole)} bytes of an unfinished last line moved to {aside.name}",)
-    finally:
-        lock.release()
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import signal
-import sys
 from dataclasses import replace
 
 import pytest
@@ -228,23 +227,3 @@ def test_a_storage_that_is_lost_while_tuning_is_said_and_what_was_measured_is_ke
     with pytest.raises(ResultsError, match="the storage of the studies was lost: .*Everything measured is in"):
         run(tmp_path / "one", url, on_event=lose)
     assert len(searched(tmp_path / "one")) == 1
-
-
-@pytest.mark.parametrize(
-    ("text", "complaint"),
-    [
-        ("postgresql+nosuchdriver://someone:secret@localhost/name", r"someone:\*\*\*@localhost"),
-        ("postgresql://scanlab:secret@127.0.0.1:1/name", "whose server answers"),
-        ("grpc://localhost", "a proxy is named as grpc://HOST:PORT"),
-    ],
-)
-def test_a_storage_that_cannot_be_reached_is_said_with_the_cure_and_without_the_password(tmp_path, text, complaint):
-    with pytest.raises(ResultsError, match=complaint) as refused:
-        open_storage(text, tmp_path)
-    assert "secret" not in str(refused.value)
-
-
-def test_a_missing_driver_is_named_with_what_installs_it(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "psycopg", None)
-    with pytest.raises(ResultsError, match=r"pip install 'scanlab\[fleet\]'"):
-        open_storage("postgresql://someone@localhost/name", tmp_path)

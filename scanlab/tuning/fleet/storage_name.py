@@ -1,0 +1,109 @@
+"""Names of storages, as `--storage` takes them: the one place that parses them, and hides the secrets in them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+
+from scanlab.errors import InputError
+
+DATABASES = ("sqlite", "postgresql", "postgres", "mysql", "mariadb", "oracle", "mssql")
+PROXY = "grpc"
+
+# The user is shown, the password behind it is not, up to the last @: a password may hold any character.
+PASSWORD = re.compile(r"^((?>(?:[\w+.-]*:/+)?)[^:@]*):(.*)@", re.DOTALL)
+
+# Parameters of a URL's query whose values are secret.
+SECRET = re.compile("pass|pwd|secret|token|key", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class StorageName:
+    """A storage, by kind.
+
+    Attributes:
+        text: The name as it was given; it may hold a password, so print `masked`.
+        kind: A journal file, a database, or optuna's gRPC proxy of a database.
+        url: The parts of a URL; None for a journal.
+    """
+
+    text: str
+    kind: Literal["journal", "database", "proxy"]
+    url: SplitResult | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> StorageName:
+        """Return the storage that `text` names.
+
+        Raises:
+            InputError: If it is neither a known URL nor clearly a file, or a part of it is malformed.
+        """
+        scheme, separator, _ = text.partition("://")
+        if not separator:
+            if is_explicit_path(text) or not ("@" in text or ":/" in text):
+                if not text.strip() or "\0" in text:
+                    raise InputError(f"--storage {text!r}: name a file, or a URL such as sqlite:///studies.db.")
+                return cls(text, "journal")
+            raise InputError(
+                f"--storage {mask(text)}: this is neither a file nor a URL that is known. A database is named as"
+                " postgresql://USER:PASSWORD@HOST/NAME; a file whose name has these characters as ./NAME."
+            )
+        database = scheme.partition("+")[0]
+        if database not in (*DATABASES, PROXY):
+            known = ", ".join(f"{each}://" for each in (*DATABASES, PROXY))
+            raise InputError(f"--storage {mask(text)}: {mask(scheme)}:// is not known; must be one of {known}.")
+        try:
+            url = urlsplit(text)
+            port = url.port
+        except ValueError as error:
+            raise InputError(
+                f"--storage {mask(text)}: {hide_secrets(str(error), text)}. Write characters of a password that have a"
+                " meaning in URLs as %XX: %40 for @, %3A for :, %2F for /, %5B for [."
+            ) from None
+        if database != PROXY:
+            return cls(text, "database", url)
+        if not url.hostname or port is None:
+            raise InputError(
+                f"--storage {mask(text)}: a proxy is named as grpc://HOST:PORT, for example grpc://localhost:13000."
+            )
+        if url.username is not None:
+            raise InputError(f"--storage {mask(text)}: a proxy takes no user or password; name it as grpc://HOST:PORT.")
+        return cls(text, "proxy", url)
+
+    @property
+    def masked(self) -> str:
+        """The name as it may be printed."""
+        return mask(self.text)
+
+    @property
+    def file(self) -> Path | None:
+        """The file of a journal or an SQLite database; None if there is none."""
+        if self.url is None:
+            return Path(self.text)
+        is_file = self.url.scheme.startswith("sqlite") and self.url.path[1:] not in ("", ":memory:")
+        return Path(self.url.path[1:]) if is_file else None
+
+
+def is_explicit_path(text: str) -> bool:
+    """Return whether `text` can only be meant as a path: absolute, or relative with its dots."""
+    return text.startswith(("./", "../")) or (Path(text).is_absolute() and not text.startswith("//"))
+
+
+def mask(text: str) -> str:
+    """Return the name of a storage without its password and without the values of its query."""
+    shown, question, query = PASSWORD.sub(r"\1:***@", text).partition("?")
+    return shown + question + re.sub(r"=[^&;]*", "=***", query)
+
+
+def hide_secrets(message: str, text: str) -> str:
+    """Return `message` with the secrets of the storage called `text` replaced, as a driver may repeat them."""
+    found = PASSWORD.match(text)
+    query = text.rpartition("@")[2].partition("?")[2]
+    secrets = [found.group(2)] if found else []
+    secrets += [value for name, value in parse_qsl(query) if SECRET.search(name)]
+    for secret in sorted({*secrets, *map(unquote, secrets)} - {""}, key=len, reverse=True):
+        message = message.replace(secret, "***")
+    return message

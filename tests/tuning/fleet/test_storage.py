@@ -1,0 +1,76 @@
+"""Storages are opened or refused with a sentence: no password, no file that was not meant."""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+
+import pytest
+
+from scanlab.errors import InputError, ResultsError
+from scanlab.tuning.fleet.storage import open_storage, storage_errors
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("postgresql+nosuchdriver://someone:secret@localhost/name", r"someone:\*\*\*@localhost"),
+        ("postgresql://scanlab:secret@127.0.0.1:1/name", "whose server answers"),
+        ("postgresql://127.0.0.1:1/name?user=joe&password=secret", r"password=\*\*\*"),
+    ],
+)
+def test_a_storage_that_cannot_be_reached_is_reported_with_the_cure_and_without_the_password(
+    tmp_path, monkeypatch, text, complaint
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("scanlab.tuning.fleet.storage.MAX_OPENINGS", 1)
+    with pytest.raises(ResultsError, match=complaint) as refused:
+        open_storage(text, tmp_path)
+    assert "secret" not in str(refused.value)
+
+
+def test_a_missing_driver_is_named_with_what_installs_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(ResultsError, match=r"pip install 'scanlab\[fleet\]'"):
+        open_storage("postgresql://someone@localhost/name", tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{}/my.journal", "sqlite:///{}/studies.db"])
+def test_a_reader_creates_no_file(tmp_path, text):
+    with pytest.raises(InputError, match="there is no such file"):
+        open_storage(text.format(tmp_path), tmp_path, must_exist=True)
+    assert list(tmp_path.iterdir()) == []
+    open_storage(text.format(tmp_path), tmp_path)
+    open_storage(text.format(tmp_path), tmp_path, must_exist=True)
+
+
+def test_a_database_of_another_program_is_refused_and_stays_as_it_is(tmp_path):
+    path = tmp_path / "other.db"
+    with sqlite3.connect(path) as database:
+        database.execute("CREATE TABLE songs (x)")
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="a database of another program, with the tables songs"):
+        open_storage(f"sqlite:///{path}", tmp_path)
+    assert path.read_bytes() == before
+    path.write_text("name,value\n" * 1000)
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="cannot be read as an SQLite database"):
+        open_storage(f"sqlite:///{path}", tmp_path)
+    assert path.read_bytes() == before
+
+
+def test_a_results_folder_may_have_any_name(tmp_path):
+    folder = tmp_path / "joe:x@host"
+    open_storage(None, folder)
+    assert (folder / "studies.journal").exists()
+
+
+def test_a_journal_that_cannot_be_written_is_reported(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ResultsError, match="Name a writable journal file"):
+        open_storage(str(tmp_path / "file" / "my.journal"), tmp_path)
+
+
+def test_a_full_disk_while_tuning_is_a_sentence():
+    with pytest.raises(ResultsError, match="No space left on device.*Everything measured is in"), storage_errors():
+        raise OSError(28, "No space left on device")

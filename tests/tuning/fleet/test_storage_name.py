@@ -1,0 +1,83 @@
+"""Names of storages: a mistyped URL becomes no file, and no secret is printed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from scanlab.errors import InputError
+from scanlab.tuning.fleet.storage_name import StorageName, hide_secrets, mask
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "file"),
+    [
+        ("my.journal", "journal", "my.journal"),
+        ("/home/joe@corp/my.journal", "journal", "/home/joe@corp/my.journal"),
+        ("./joe@host", "journal", "joe@host"),
+        ("sqlite:///studies.db", "database", "studies.db"),
+        ("sqlite:////tmp/studies.db", "database", "/tmp/studies.db"),
+        ("sqlite://", "database", None),
+        ("sqlite:///:memory:", "database", None),
+        ("postgresql+psycopg://joe@host:5432/db", "database", None),
+        ("grpc://localhost:13000", "proxy", None),
+    ],
+)
+def test_a_storage_is_of_one_kind_and_some_have_a_file(text, kind, file):
+    name = StorageName.parse(text)
+    assert (name.kind, name.file) == (kind, None if file is None else Path(file))
+    assert name.masked == text, "there is nothing to hide"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "joe:secret@host/db",
+        "joe@host/db",
+        "postgresql:/joe:secret@h/db",
+        "postgresql:/host/db",
+        "postgres//joe:secret@host/db",
+        "//joe:secret@host/db",
+        "postgre://joe:secret@host/db",
+        "://joe:secret@host/db",
+        "http://joe:secret@host/db",
+        "grpc://joe:secret@host",
+        "grpc://joe:secret@host:13000",
+        "grpc://host:secret",
+        "postgresql://joe:secret[@host/db",
+        "postgresql://joe:secret@[host/db",
+        "postgresql://joe:secret@host:port/db",
+        "postgresql://joe:12:secret@host:99999/db",
+        "",
+        " ",
+        "a\0b",
+    ],
+)
+def test_what_is_neither_a_file_nor_a_known_url_is_refused_without_its_secrets(text):
+    with pytest.raises(InputError, match="--storage") as refused:
+        StorageName.parse(text)
+    if "@" in text:
+        assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("postgresql://joe:secret@host/db", "postgresql://joe:***@host/db"),
+        ("postgresql://joe:se@cr/et?@host:5432/db", "postgresql://joe:***@host:5432/db"),
+        ("postgresql://:secret@host/db", "postgresql://:***@host/db"),
+        ("postgresql://host/db?user=joe&password=secret", "postgresql://host/db?user=***&password=***"),
+        ("postgresql://host/db?pass%77ord=secret", "postgresql://host/db?pass%77ord=***"),
+        ("joe:secret@host/db", "joe:***@host/db"),
+        ("postgresql:/joe:secret@h/db", "postgresql:/joe:***@h/db"),
+        ("postgresql://joe@host:5432/db", "postgresql://joe@host:5432/db"),
+    ],
+)
+def test_what_is_printed_shows_no_secret(text, shown):
+    assert mask(text) == shown
+
+
+def test_a_driver_s_message_is_cleared_of_the_secrets_it_repeats():
+    text = "postgresql://joe:p%40ss@host/db?sslpassword=hush&user=joe"
+    assert hide_secrets("no joe with p@ss, p%40ss or hush", text) == "no joe with ***, *** or ***"
