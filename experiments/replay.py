@@ -20,7 +20,7 @@ from scanlab.bench.compare import race
 from scanlab.bench.prove import Setting
 from scanlab.bench.store import TrialStore
 from scanlab.bench.worker import Entrant
-from scanlab.cli.budget import parse_duration
+from scanlab.cli.duration import parse_duration
 from scanlab.contract import registry
 from scanlab.contract.backend import Backend
 from scanlab.suites import load_suite

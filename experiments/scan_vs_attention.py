@@ -18,7 +18,7 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor, nn
 
-from scanlab.cli.budget import parse_duration
+from scanlab.cli.duration import parse_duration
 from scanlab.models.mamba_block import Mixer, MixerOptions
 from scanlab.report.formatting import memory, milliseconds
 from scanlab.runtime.dispatch import dispatcher

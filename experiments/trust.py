@@ -34,7 +34,7 @@ from scanlab.bench.records import Trial
 from scanlab.bench.samples import Block
 from scanlab.bench.store import TrialStore
 from scanlab.bench.worker import FEWEST_ROUNDS, MOST_ROUNDS, Entrant, Heat, Lane, run_heat
-from scanlab.cli.budget import parse_duration
+from scanlab.cli.duration import parse_duration
 from scanlab.contract import registry
 from scanlab.contract.backend import Backend, at_most
 from scanlab.contract.machine import this_machine

@@ -99,7 +99,7 @@ def main(
     """Measure, and write the page after each size."""
     if importlib.util.find_spec("transformers") is None:
         raise SystemExit(INSTALL)
-    from scanlab.cli.budget import parse_duration  # the command line needs what a machine with a GPU may lack
+    from scanlab.cli.duration import parse_duration  # the command line needs what a machine with a GPU may lack
 
     file = out / f"{out.name}.csv"
     frame = pd.read_csv(file) if file.exists() else pd.DataFrame({"size": pd.Series(dtype=int)})

@@ -1,4 +1,4 @@
-"""scanlab makes the Mamba selective scan fast on the machine you have, proves it, and puts the winner to work.
+"""Make state-space models fast on the machine at hand: verify, measure, choose, serve.
 
 from scanlab import selective_scan_fn        # the upstream signature, on the backend chosen for this machine
 scanlab.explain()                            # which backend served which problem, and why
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from scanlab.runtime.dispatch import selective_scan_fn
     from scanlab.runtime.explanation import explain
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "ScanInputs",
@@ -54,3 +54,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'scanlab' has no attribute {name!r}")
     home = next((module for module, names in _HOMES.items() if name in names), "scanlab.models.vision_mamba")
     return getattr(importlib.import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted((*globals(), *__all__))

@@ -1,44 +1,106 @@
-"""The commands, each in the module of its purpose, and how an error leaves the program."""
+"""Find the command that was asked for, import that one alone, and turn errors into exit codes."""
 
 from __future__ import annotations
 
+import difflib
+import importlib
 import sys
+from typing import NamedTuple
 
-import typer
-from rich.markup import escape
-
-from scanlab.cli import bench, check, classify, export, fleet, inspect, prove, recorded, replay, run, tune, validate
-from scanlab.cli.console import Exit, notes
+from scanlab import __version__
 from scanlab.errors import ScanlabError, UnavailableError
-
-app = typer.Typer(
-    name="scanlab",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    rich_markup_mode="markdown",
-    help="Makes the Mamba selective scan fast on this machine, proves that it is right, and puts the winner to work.",
-)
-app.command("tune")(tune.tune)
-app.command("run", context_settings=run.PASSES_ON)(run.run)
-app.command("list")(inspect.list_backends)
-app.command("doctor")(inspect.doctor)
-app.command("report")(recorded.report)
-app.command("best")(recorded.best)
-app.command("check")(check.check)
-app.command("fleet")(fleet.fleet)
-app.command("replay")(replay.replay)
-app.command("verify")(prove.verify)
-app.command("bench")(bench.bench)
-app.command("classify")(classify.classify)
-app.command("validate")(validate.validate)
-app.command("export")(export.export)
+from scanlab.extras import MissingExtraError, require
 
 
-def main() -> None:
-    """Run the command line; an error that scanlab raises on purpose is printed without a traceback."""
+class Command(NamedTuple):
+    """A command: the function `function` of the module `scanlab.cli.<module>`, and its line in the overview."""
+
+    module: str
+    function: str
+    summary: str
+
+
+COMMANDS = {
+    "tune": Command("tune", "tune", "search, verify, time, compare and deploy; Ctrl-C keeps what was measured"),
+    "best": Command("best", "best", "show what serves a problem here, and why; --recheck measures it again"),
+    "report": Command("report", "report", "write tables, figures and a page from recorded trials"),
+    "profile": Command("profile", "profile", "list, show, remove, restore or compare deployed choices"),
+    "verify": Command("verify", "verify", "check backends, or with --model whole models, against float64"),
+    "bench": Command("bench", "bench", "time named backends and configurations side by side"),
+    "list": Command("list", "list_backends", "show the backends, their tunables, and why one cannot run here"),
+    "doctor": Command("doctor", "doctor", "examine the machine and the compiler, and name the cures"),
+    "run": Command("run", "run", "run a script with mamba_ssm and causal_conv1d served by scanlab"),
+    "export": Command("export", "export", "write Vision Mamba as files that run without scanlab"),
+    "fleet": Command("fleet", "fleet", "show what many machines that share a storage have found"),
+}
+# Commands of earlier versions, and what does their work now.
+RENAMED = {
+    "check": "`scanlab best --recheck`",
+    "validate": "`scanlab verify --model vim-tiny`",
+    "classify": "the program examples/classify_an_image.py",
+    "replay": "the program experiments/replay.py",
+}
+
+USAGE = "usage: scanlab COMMAND [OPTIONS]      (`scanlab COMMAND --help` has the options and an example)"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit; `arguments` are those of the process by default.
+
+    Exit codes: 0 done; 1 a check failed; 2 bad input; 3 it cannot run here; 130 interrupted.
+    """
+    words = sys.argv[1:] if arguments is None else arguments
+    name = words[0] if words else "--help"
+    if name in ("-h", "--help", "help"):
+        print(overview())
+        sys.exit(0)
+    if name in ("-V", "--version"):
+        print(f"scanlab {__version__}")
+        sys.exit(0)
+    if name not in COMMANDS:
+        print(f"error: {unknown(name)}", file=sys.stderr)
+        sys.exit(2)
     try:
-        app()
+        require("lab", "typer", "rich")
+    except MissingExtraError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(3)
+    _run(name, words[1:])
+
+
+def overview() -> str:
+    """Return the list of commands, a line each."""
+    lines = [f"  {name:<8} {command.summary}" for name, command in COMMANDS.items()]
+    purpose = "scanlab makes state-space models fast on this machine: verify, measure, choose, serve."
+    return "\n".join((purpose, "", USAGE, "", *lines))
+
+
+def unknown(name: str) -> str:
+    """Return what to say of a command that does not exist."""
+    if name in RENAMED:
+        return f"`scanlab {name}` is now {RENAMED[name]}."
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    meant = f"; did you mean `scanlab {near[0]}`?" if near else "."
+    return f"there is no command {name!r}{meant} `scanlab --help` lists them."
+
+
+def _run(name: str, words: list[str]) -> None:
+    import typer  # not part of the core
+    from rich.markup import escape
+
+    from scanlab.cli.console import Exit, notes
+
+    command = COMMANDS[name]
+    app = typer.Typer(
+        pretty_exceptions_enable=False,
+        add_completion=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        rich_markup_mode="markdown",
+    )
+    try:
+        module = importlib.import_module(f"scanlab.cli.{command.module}")
+        app.command(name, context_settings=getattr(module, "CONTEXT_SETTINGS", None))(getattr(module, command.function))
+        app(words, prog_name=f"scanlab {name}")
     except ScanlabError as error:
         notes.print(f"[bold red]error:[/] {escape(str(error))}")
         sys.exit(Exit.CANNOT_RUN if isinstance(error, UnavailableError) else Exit.BAD_INPUT)

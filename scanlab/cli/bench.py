@@ -16,8 +16,8 @@ from scanlab.bench.prove import Setting
 from scanlab.bench.ranking import Race
 from scanlab.bench.store import TrialStore
 from scanlab.bench.worker import Entrant
-from scanlab.cli.budget import parse_duration
 from scanlab.cli.console import AsJson, Exit, ImagePath, ProblemText, SuiteName, cases_of, notes, out, print_json
+from scanlab.cli.duration import parse_duration
 from scanlab.contract import registry
 from scanlab.contract.backend import Backend
 from scanlab.contract.problem import ScanProblem

@@ -11,8 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from scanlab.bench.records import Trial
-from scanlab.cli.budget import spell_duration
 from scanlab.cli.console import AsJson, Exit, notes, out, print_json
+from scanlab.cli.duration import spell_duration
 from scanlab.contract.machine import this_machine
 from scanlab.contract.problem import ScanProblem
 from scanlab.runtime.dispatch import refuses

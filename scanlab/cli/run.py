@@ -17,7 +17,7 @@ from scanlab.runtime.usage import recording
 from scanlab.suites import CAPTURED, recorded_suite
 
 # Options after the script are the script's.
-PASSES_ON = {"allow_interspersed_args": False, "ignore_unknown_options": True}
+CONTEXT_SETTINGS = {"allow_interspersed_args": False, "ignore_unknown_options": True}
 
 
 def run(

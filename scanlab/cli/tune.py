@@ -21,9 +21,9 @@ from scanlab.bench.records import Trial
 from scanlab.bench.store import TrialStore
 from scanlab.bench.worker import Entrant
 from scanlab.cli.bench import show_race
-from scanlab.cli.budget import parse_duration, spell_duration
 from scanlab.cli.console import AsJson, Exit, ImagePath, ProblemText, SuiteName, cases_of, notes, out, print_json
-from scanlab.cli.recorded import REPORT, write
+from scanlab.cli.duration import parse_duration, spell_duration
+from scanlab.cli.report import REPORT, write
 from scanlab.contract import registry
 from scanlab.contract.backend import Backend, at_most
 from scanlab.contract.machine import this_machine

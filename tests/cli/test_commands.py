@@ -12,8 +12,8 @@ from dataclasses import replace
 import pytest
 
 from scanlab.bench.prove import prove
-from scanlab.cli.app import app
-from scanlab.cli.inspect import KEEP_FREED
+from scanlab.cli.app import COMMANDS as TABLE
+from scanlab.cli.doctor import KEEP_FREED
 from scanlab.contract import registry
 from scanlab.contract.problem import ScanProblem
 from scanlab.contract.space import Space, Tunable
@@ -21,7 +21,7 @@ from scanlab.errors import InputError
 from scanlab.runtime.profile import Profile, ProfileEntry, profile_path
 
 SMALL = "batch=1,dim=6,length=20,state=4"
-COMMANDS = sorted(str(command.name) for command in app.registered_commands)
+COMMANDS = sorted(TABLE.keys() - {"profile"})
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -72,7 +72,7 @@ def test_doctor_says_what_large_tensors_lie_on(run, monkeypatch, tmp_path, modes
     file = tmp_path / "enabled"
     if modes is not None:
         file.write_text(modes)
-    monkeypatch.setattr("scanlab.cli.inspect.HUGE_PAGES", file)
+    monkeypatch.setattr("scanlab.cli.doctor.HUGE_PAGES", file)
     monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", asked or "0")
     finding = next(each for each in run("doctor", "--json").json if each["subject"] == "huge pages")
     assert found in finding["found"]
@@ -148,7 +148,7 @@ def test_verify_interrupted_shows_what_it_has_and_where_it_was(run, monkeypatch)
             raise KeyboardInterrupt
         return prove(backend, config, setting)
 
-    monkeypatch.setattr("scanlab.cli.prove.prove", prove_until_ctrl_c)
+    monkeypatch.setattr("scanlab.cli.verify.prove", prove_until_ctrl_c)
     monkeypatch.setattr(registry, "parse_selection", lambda text: (with_threads(registry.get(text)), {}))
     outcome = run("verify", "reference", "--problem", SMALL)
     assert outcome.code == 130
@@ -190,10 +190,15 @@ def test_bench_times_what_was_named_and_records_it(run, tmp_path):
         (["bench", "chunked:chunk=3", "--problem", SMALL], "chunk=3 in 'chunked:chunk=3': must be one of 8, 16"),
         (["bench", "chunked", "--problem", SMALL, "--budget", "soon"], "duration 'soon': must be a number"),
         (["bench", "chunked", "--problem", SMALL, "--out", "/proc/nowhere"], "cannot write results"),
-        (["validate", "--model", "vim-giant"], "--model vim-giant: must be one of vim-tiny"),
-        (["validate", "missing.jpg"], "missing.jpg does not exist"),
+        (["verify", "--model", "vim-giant"], "--model vim-giant: must be one of vim-tiny"),
+        (["verify", "--model", "vim-tiny", "--image", "missing.jpg"], "missing.jpg does not exist"),
         (["report", "nowhere"], "no trials are recorded in nowhere: name a folder that `scanlab tune` wrote to"),
-        (["replay", "nowhere"], "no trials are recorded in nowhere"),
+        (["verfy"], "there is no command 'verfy'; did you mean `scanlab verify`?"),
+        (["validate"], "`scanlab validate` is now `scanlab verify --model vim-tiny`"),
+        (["check"], "`scanlab check` is now `scanlab best --recheck`"),
+        (["classify", "photo.jpg"], "examples/classify_an_image.py"),
+        (["verify", "--model", "vim-tiny", "--problem", SMALL], "leave --problem and --suite out"),
+        (["best", "--recheck", "--suite", "vim-tiny"], "leave --problem, --suite and --image out"),
         (["run", "--record", "nowhere/suite.toml", "-m", "this"], "nowhere is no folder to write to"),
         (["best", "--suite", "mine.toml"], "one in a file of yours is FILE.toml:NAME"),
         (["fleet", "--storage", "nowhere/studies.journal"], "there is no such journal; name the one"),
@@ -210,30 +215,9 @@ def test_bad_input_is_refused_with_the_cure_and_no_traceback(run, tmp_path, argu
 
 
 def test_durations():
-    from scanlab.cli.budget import parse_duration
+    from scanlab.cli.duration import parse_duration
 
     assert [parse_duration(text) for text in ("90s", "3m", "1h30m", "45", "0.5m")] == [90, 180, 5400, 45, 30]
     for text in ("", "m", "3x", "3m!", "0s"):
         with pytest.raises(InputError, match="duration"):
             parse_duration(text)
-
-
-def test_classify_names_classes_and_reports_what_it_cannot_read(run, tmp_path):
-    from scanlab.models.capture import trained_like_
-    from scanlab.models.checkpoints import save_weights
-    from scanlab.models.images import sample_photograph
-    from scanlab.models.vision_mamba import vim_tiny
-
-    save_weights(trained_like_(vim_tiny(scan="reference")), tmp_path / "vim.safetensors")
-    (tmp_path / "photos").mkdir()
-    sample_photograph().save(tmp_path / "photos" / "temple.png")
-    (tmp_path / "photos" / "torn.jpg").write_bytes(b"not a picture")
-    weights = ("--weights", "vim.safetensors", "--backend", "two_phase", "--top", "3")
-    outcome = run("classify", "photos", *weights, "--json")
-    assert outcome.code == 1
-    temple, torn = outcome.json
-    assert len(temple["classes"]) == 3
-    assert temple["classes"][0][1] >= temple["classes"][1][1] > 0
-    assert "torn.jpg is no picture" in torn["reason"]
-    assert run("classify", "photos/temple.png", *weights).code == 0
-    assert run("classify", "photos", "--weights", "missing.pth").code == 2

@@ -23,7 +23,7 @@ def elsewhere(monkeypatch):
 
     def become(model=None):
         other = here if model is None else replace(here, silicon=replace(here.silicon, model_name=model))
-        for module in ("cli.fleet", "cli.recorded", "runtime.profile", "bench.prove"):
+        for module in ("cli.fleet", "cli.report", "runtime.profile", "bench.prove"):
             monkeypatch.setattr(f"scanlab.{module}.this_machine", lambda: other)
         return other
 

@@ -1,4 +1,4 @@
-"""`scanlab check`: every choice of the profile is repeated, and the exit code says whether all hold."""
+"""`scanlab best --recheck`: every choice of the profile is repeated, and the exit code says whether all hold."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scanlab.bench.compare import race
 from scanlab.bench.prove import Setting
 from scanlab.bench.store import TrialStore
 from scanlab.bench.worker import Entrant
-from scanlab.cli import check as command
+from scanlab.cli import best as command
 from scanlab.contract import registry
 from scanlab.contract.problem import ScanProblem, make_inputs
 from scanlab.runtime.profile import Profile, ProfileEntry, profile_path
@@ -35,7 +35,7 @@ def profile(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("holds", "code", "word"), [(True, 0, "holds"), (False, 1, "DEMOTED"), (None, 3, "untold")], ids=str
+    ("holds", "code", "word"), [(True, 0, "holds"), (False, 1, "DEMOTED"), (None, 3, "unknown")], ids=str
 )
 def test_the_exit_code_says_whether_every_choice_holds(run, profile, monkeypatch, holds, code, word):
     seen = []
@@ -45,19 +45,19 @@ def test_the_exit_code_says_whether_every_choice_holds(run, profile, monkeypatch
         return Checked(holds, "because of [the] reason")
 
     monkeypatch.setattr(command, "check_trial", check_trial)
-    outcome = run("check", "--budget", "5s")
+    outcome = run("best", "--recheck", "--budget", "5s")
     assert outcome.code == code
     assert word in outcome.out
     assert "because of [the] reason" in outcome.out
     assert seen == ["two_phase threads=1"]
-    assert run("check", "--json").json == [
+    assert run("best", "--recheck", "--json").json == [
         {"problem": PROBLEM.key, "backend": "two_phase", "holds": holds, "reason": "because of [the] reason"}
     ]
 
 
 def test_a_choice_without_evidence_does_not_hold(run):
     Profile.empty().with_entry(ProfileEntry(PROBLEM, "two_phase", "0" * 16, {"threads": 1})).save(profile_path())
-    outcome = run("check")
+    outcome = run("best", "--recheck")
     assert outcome.code == 1
     assert "carries no evidence" in outcome.out
 
@@ -74,12 +74,12 @@ def test_a_choice_whose_evidence_is_damaged_or_another_does_not_hold(run, profil
     (entry,) = Profile.load(profile_path()).entries
     trial = entry.evidence["trial"] | damage
     Profile.empty().with_entry(replace(entry, evidence={"trial": trial})).save(profile_path())
-    outcome = run("check", "--budget", "1s")
+    outcome = run("best", "--recheck", "--budget", "1s")
     assert outcome.code == 1
     assert reason in outcome.out
 
 
 def test_without_a_profile_there_is_nothing_to_check(run):
-    outcome = run("check")
+    outcome = run("best", "--recheck")
     assert outcome.code == 2
     assert "Run `scanlab tune`" in outcome.err

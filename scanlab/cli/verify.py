@@ -15,10 +15,12 @@ from rich.table import Table
 from scanlab.bench.prove import Failure, Setting, prove
 from scanlab.bench.records import label_of
 from scanlab.cli.console import AsJson, Exit, ImagePath, ProblemText, SuiteName, cases_of, notes, out, print_json
+from scanlab.cli.verify_model import verify_model
 from scanlab.contract import registry
 from scanlab.contract.backend import Backend
 from scanlab.contract.problem import ScanProblem
 from scanlab.contract.space import Config, Value, config_key
+from scanlab.errors import InputError
 from scanlab.suites import Case, drawn_case
 
 MOST_CONFIGURATIONS = 1000
@@ -70,7 +72,13 @@ def verify(
     problem: ProblemText = None,
     suite: SuiteName = None,
     image: ImagePath = None,
-    seed: Annotated[int, typer.Option(help="Of the inputs that are drawn.")] = 0,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Check whole models instead: digits, vim-tiny, vim-small, vim-base or a stride8 variant."),
+    ] = None,
+    size: Annotated[int, typer.Option(help="With --model: pixels along one side of the image.")] = 224,
+    dtypes: Annotated[str | None, typer.Option(help="With --model: dtypes of the digits model; all of them.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the inputs that are drawn.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Hold every backend and configuration against the float64 oracle: outputs, last state, gradients.
@@ -80,6 +88,11 @@ def verify(
     rejects is listed with its reason and is no failure. Exits with 1 where a scan is wrong or crashes.
     Ctrl-C shows what was held against the oracle until then. Example: `scanlab verify chunked native:threads=1`
     """
+    if model is not None:
+        if problem is not None or suite is not None:
+            raise InputError("--model checks a whole model: leave --problem and --suite out.")
+        verify_model(model, selections, image, size, dtypes, as_json)
+        return
     plan = list(_plan(selections or [], problem, suite, image, seed))
     proofs: list[Proof] = []
     stopped = False

@@ -1,17 +1,16 @@
-"""`scanlab validate`: models as judges of every backend."""
+"""`scanlab verify --model`: check every backend by the outputs of whole models."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from scanlab.cli.console import AsJson, Exit, notes, out, print_json
+from scanlab.cli.console import Exit, notes, out, print_json
 from scanlab.contract import registry
 from scanlab.errors import InputError
 from scanlab.models.capture import trained_like_
@@ -24,25 +23,27 @@ from scanlab.runtime.profile import load_profile
 DIGITS = "digits"
 
 
-def validate(
-    image: Annotated[Path | None, typer.Argument(help="A photograph; one that ships with scikit-learn.")] = None,
-    model: Annotated[
-        str, typer.Option(help="vim-tiny, vim-small, vim-base or a stride8 kin; digits for the trained model alone.")
-    ] = "vim-tiny",
-    size: Annotated[int, typer.Option(help="Pixels along one side of the image that the model sees.")] = 224,
-    backends: Annotated[
-        str | None, typer.Option(help="Separated by spaces; by default all, and what this machine's profile deploys.")
-    ] = None,
-    dtypes: Annotated[
-        str | None, typer.Option(help="Of the trained model, separated by spaces; all by default.")
-    ] = None,
-    as_json: AsJson = False,
+def verify_model(
+    model: str,
+    selections: Sequence[str] | None,
+    image: Path | None,
+    size: int,
+    dtypes: str | None,
+    as_json: bool,
 ) -> None:
-    """Models under every backend: digits that were held out in every dtype, and a photograph in float32.
+    """Check models under every backend: held-out digits in every dtype, and a photograph in float32.
 
-    The digits are read by a small trained model; the model on the photograph has trained-like weights, and is timed.
-    Exits with 1 where a backend breaks a logit budget or changes first classes.
-    Example: `scanlab validate photo.jpg --model vim-small`
+    The digits are read by a small trained model. The model on the photograph has synthetic weights of a trained
+    model's scale, and its forward pass is timed. Exits with 1 where a backend exceeds the allowed error of the
+    logits or changes a first class.
+
+    Args:
+        model: A released variant such as "vim-tiny", or "digits" for the trained model alone.
+        selections: Backends, such as "native" or "chunked:threads=1"; by default all, and what the profile deploys.
+        image: The photograph; the one that scikit-learn ships by default.
+        size: Pixels along one side of the image that the model sees.
+        dtypes: Names of dtypes of the digits model, separated by spaces; all of them by default.
+        as_json: Print JSON instead of tables.
     """
     name = model.replace("-", "_")
     if name != DIGITS and name not in RELEASED:
@@ -58,18 +59,18 @@ def validate(
     elif image is not None:
         raise InputError(f"{image} with --model {DIGITS}: the trained model reads its own digits; leave the image out.")
     every = [*(each.name for each in registry.load_all()[0]), *profiled_selections(load_profile())]
-    selections = backends.split() if backends else every
+    chosen_selections = list(selections) if selections else every
     shown: list[Validation] = []
     with notes.status("") as status:
 
         def say(step: str) -> None:
-            status.update(f"validate: {step}")
+            status.update(f"verify: {step}")
 
-        task = validate_task(selections, chosen, say)
+        task = validate_task(chosen_selections, chosen, say)
         if photograph is not None:
             build = functools.partial(RELEASED[name], img_size=size)
             weights = trained_like_(build(scan="reference")).state_dict()
-            shown = validate_model(build, weights, prepare(photograph, size)[None], selections, say)
+            shown = validate_model(build, weights, prepare(photograph, size)[None], chosen_selections, say)
     if as_json:
         print_json({"digits": [each.to_json() for each in task], "photograph": [each.to_json() for each in shown]})
     else:

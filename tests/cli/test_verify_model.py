@@ -1,4 +1,4 @@
-"""`scanlab validate` as a gate: its exit code, its reasons, and that it judges what the profile deploys."""
+"""`scanlab verify --model` as a gate: its exit code, its reasons, and that it judges what the profile deploys."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from scanlab.models import validation as validate
 from scanlab.runtime.profile import Profile, ProfileEntry, profile_path
 
 CHUNKED = "chunked:threads=1"
-ONLY_DIGITS = ("validate", "--model", "digits", "--dtypes", "float32")
+ONLY_DIGITS = ("verify", "--model", "digits", "--dtypes", "float32")
 
 
 def test_a_broken_budget_fails_the_command_with_the_reason(run, monkeypatch):
-    assert run(*ONLY_DIGITS, "--backends", CHUNKED).code == 0
+    assert run(*ONLY_DIGITS, CHUNKED).code == 0
     monkeypatch.setitem(validate.TASK_BUDGETS, "float32", validate.Budget(0.0, 0.0))
-    outcome = run(*ONLY_DIGITS, "--backends", CHUNKED)
+    outcome = run(*ONLY_DIGITS, CHUNKED)
     assert outcome.code == 1
     assert f"{CHUNKED}: in float32 a logit is off by" in outcome.out
 
@@ -29,5 +29,5 @@ def test_what_the_profile_deploys_is_judged(run, monkeypatch):
 
 
 def test_the_trained_model_takes_no_photograph_and_known_dtypes_only(run):
-    assert "leave the image out" in run("validate", "photo.jpg", "--model", "digits").err
-    assert "--dtypes int8: must be of float64, float32" in run("validate", "--dtypes", "int8").err
+    assert "leave the image out" in run("verify", "--model", "digits", "--image", "photo.jpg").err
+    assert "--dtypes int8: must be of float64, float32" in run("verify", "--model", "digits", "--dtypes", "int8").err

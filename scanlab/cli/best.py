@@ -1,0 +1,122 @@
+"""`scanlab best`: show what serves a problem on this machine and why, or measure the choices again."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from scanlab.bench.records import Trial, label_of
+from scanlab.bench.store import TrialStore
+from scanlab.cli.console import (
+    AsJson,
+    Exit,
+    ImagePath,
+    ProblemText,
+    SuiteName,
+    cases_of,
+    notes,
+    out,
+    print_json,
+)
+from scanlab.cli.duration import parse_duration
+from scanlab.contract.problem import ScanProblem
+from scanlab.contract.space import config_key
+from scanlab.errors import InputError
+from scanlab.runtime.dispatch import Decision, decide
+from scanlab.runtime.profile import Profile, ProfileEntry, load_profile
+from scanlab.tuning.recheck import Checked
+from scanlab.tuning.recheck import check as check_trial
+
+VERDICTS = {True: "[green]holds[/]", False: "[bold red]DEMOTED[/]", None: "[yellow]unknown[/]"}
+
+
+def best(
+    problem: ProblemText = None,
+    suite: SuiteName = None,
+    image: ImagePath = None,
+    recheck: Annotated[
+        bool, typer.Option("--recheck", help="Verify and time every deployed choice again, against its evidence.")
+    ] = False,
+    budget: Annotated[str, typer.Option(help="With --recheck: the time for each choice, such as 30s or 2m.")] = "30s",
+    results: Annotated[Path, typer.Option("--out", help="With --recheck: the folder of its records.")] = Path(
+        "runs/recheck"
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """Show which backend and configuration serve a problem on this machine, and on what basis.
+
+    The basis is exact (tuned for this problem), nearest (tuned for one like it), kin (taken over from another machine
+    by `scanlab fleet --adopt`), heuristic (a default that was measured elsewhere) or fallback. With --recheck, exits
+    with 1 where a choice no longer holds and with 3 where the time did not suffice to tell.
+
+    Example: `scanlab best --problem batch=1,dim=384,length=197`
+    """
+    if recheck:
+        if problem is not None or suite is not None or image is not None:
+            raise InputError("--recheck measures every deployed choice: leave --problem, --suite and --image out.")
+        _recheck(parse_duration(budget), results, as_json)
+        return
+    profile = load_profile()
+    answers = [_answer(case.problem, profile) for case in cases_of(problem, suite, image)]
+    if as_json:
+        print_json(answers)
+        return
+    for answer in answers:
+        out.print(f"[bold]{answer['problem']}[/]")
+        out.print(f"  {answer['backend']} {config_key(answer['config'])}")
+        out.print(f"  {answer['basis']}: {escape(answer['reason'])}")
+        evidence = answer["evidence"].get("why")
+        if evidence:
+            out.print(f"  {escape(evidence)}")
+
+
+def _answer(problem: ScanProblem, profile: Profile | None) -> dict[str, Any]:
+    decision: Decision = decide(problem, profile)
+    entry = profile.exact(problem) if profile is not None and decision.basis in ("exact", "kin") else None
+    return {"problem": problem.key, **asdict(decision), "evidence": {} if entry is None else dict(entry.evidence)}
+
+
+def _recheck(seconds: float, results: Path, as_json: bool) -> None:
+    profile = load_profile()
+    if profile is None or not profile.entries:
+        raise InputError("nothing was chosen on this machine yet. Run `scanlab tune`.")
+    record = TrialStore(results)
+    record.prepare()
+    checked: list[tuple[ProfileEntry, Checked]] = []
+    for entry in profile.entries:
+        with notes.status(f"recheck: {entry.backend} on {entry.problem.key}"):
+            checked.append((entry, _check(entry, record, time.monotonic() + seconds)))
+        if not as_json:
+            entry, outcome = checked[-1]
+            out.print(f"{VERDICTS[outcome.holds]}  {entry.problem.key}\n  {escape(outcome.reason)}")
+    if as_json:
+        print_json(
+            [
+                {"problem": entry.problem.key, "backend": entry.backend, "holds": found.holds, "reason": found.reason}
+                for entry, found in checked
+            ]
+        )
+    if any(found.holds is False for _, found in checked):
+        notes.print("run `scanlab tune` to choose again.")
+        raise typer.Exit(Exit.CHECK_FAILED)
+    if any(found.holds is None for _, found in checked):
+        raise typer.Exit(Exit.CANNOT_RUN)
+
+
+def _check(entry: ProfileEntry, record: TrialStore, deadline: float) -> Checked:
+    evidence = entry.evidence.get("trial")
+    if evidence is None:
+        return Checked(False, f"the choice of {entry.backend} carries no evidence")
+    try:
+        trial = Trial.from_json(evidence)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        return Checked(False, f"the evidence for {entry.backend} is damaged: {type(error).__name__}: {error}")
+    if (trial.problem, trial.backend, trial.config) != (entry.problem, entry.backend, entry.config):
+        deployed = label_of(entry.backend, entry.config)
+        return Checked(False, f"{deployed} is deployed on the evidence of {trial.label} for {trial.problem.key}")
+    return check_trial(trial, record, deadline)

@@ -1,0 +1,51 @@
+"""`scanlab report`: write tables, figures and a page from recorded trials, without measuring again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from scanlab.bench.records import Trial
+from scanlab.bench.store import TrialStore
+from scanlab.cli.console import notes, out
+from scanlab.contract.machine import this_machine
+from scanlab.errors import InputError
+
+# The folder of a report for which no other was named, below the folder of the records.
+REPORT = "report"
+
+
+def report(
+    results: Annotated[Path, typer.Argument(help="The folder that trials were recorded in.")] = Path("runs"),
+    folder: Annotated[Path | None, typer.Option("--to", help="Where the report goes; RESULTS/report.")] = None,
+) -> None:
+    """Tables (Markdown, CSV, T4), plots (PNG and SVG) and a page, from recorded results, without measuring again.
+
+    Example: `scanlab report runs`
+    """
+    for path in write(read(results), folder or results / REPORT):
+        out.print(f"wrote {path}")
+
+
+def read(folder: Path) -> tuple[Trial, ...]:
+    """The trials recorded in `folder`, what is wrong with them said; raises InputError where there are none."""
+    trials, notices = TrialStore(folder).load()
+    for notice in notices:
+        notes.print(f"[yellow]note:[/] {escape(notice)}")
+    if not trials:
+        raise InputError(f"no trials are recorded in {folder}: name a folder that `scanlab tune` wrote to.")
+    return trials
+
+
+def write(trials: Sequence[Trial], folder: Path) -> list[Path]:
+    """The report of `trials` on this machine, written to `folder`, and beside it the same in the T4 format."""
+    from scanlab.report.document import write_report
+    from scanlab.report.t4 import write_t4
+    from scanlab.tuning.importance import importances
+
+    here = this_machine()
+    return [*write_report(trials, here, folder, importances(trials)), *write_t4(trials, here, folder / "t4")]
