@@ -15,8 +15,9 @@ from scanlab.cli.console import AsJson, Exit, notes, out, print_json
 from scanlab.cli.duration import spell_duration
 from scanlab.contract.machine import this_machine
 from scanlab.contract.problem import ScanProblem
+from scanlab.runtime.deployment import deploy
 from scanlab.runtime.dispatch import refuses
-from scanlab.runtime.profile import Profile, ProfileEntry, profile_path
+from scanlab.runtime.profile import Profile, ProfileEntry, load_profile, profile_path
 from scanlab.tuning.fleet.overview import BestTrial, FleetOverview, MachineSummary, fleet_overview
 from scanlab.tuning.fleet.storage import open_storage
 
@@ -111,9 +112,8 @@ def _winners(found: FleetOverview, problem: ScanProblem) -> dict[str, str | None
 
 
 def _adopt(found: FleetOverview) -> tuple[ProfileEntry, ...]:
-    """Write what this machine can take over from the fleet into its profile; returns what is new there."""
-    path = profile_path()
-    profile = Profile.load(path) if path.exists() else Profile.empty()
+    """Deploy what this machine can take over from the others, for problems that were not tuned here."""
+    profile = load_profile() or Profile.empty()
     here = this_machine()
     entries = []
     for problem in found.problems:
@@ -125,10 +125,12 @@ def _adopt(found: FleetOverview) -> tuple[ProfileEntry, ...]:
         adopted_from = None if trial.machine.silicon_id == here.silicon_id else trial.machine.describe()
         evidence = {"why": best.why or f"{trial.label}: by the search alone", "trial": trial.to_json()}
         entries.append(ProfileEntry(problem, trial.backend, trial.source_hash, trial.config, evidence, adopted_from))
-        profile = profile.with_entry(entries[-1])
-    if entries:
-        profile.save(path)
-    return tuple(entries)
+    if not entries:
+        return ()
+    deployment = deploy(entries)
+    for notice in deployment.notices:
+        notes.print(f"[yellow]note:[/] {escape(notice)}")
+    return deployment.deployed
 
 
 def _fits(trial: Trial) -> bool:

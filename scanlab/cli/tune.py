@@ -28,9 +28,10 @@ from scanlab.contract import registry
 from scanlab.contract.backend import Backend, at_most
 from scanlab.contract.machine import this_machine
 from scanlab.contract.problem import ScanProblem
-from scanlab.errors import InputError, ProfileError
+from scanlab.errors import InputError
 from scanlab.report.select import select
-from scanlab.runtime.profile import Profile, ProfileEntry, profile_path
+from scanlab.runtime.deployment import deploy
+from scanlab.runtime.profile import ProfileEntry
 from scanlab.suites import CAPTURED, Case, load_suite
 from scanlab.tuning.budget import Budget
 from scanlab.tuning.tune import Event, Tuned
@@ -241,27 +242,24 @@ def _report(record: TrialStore) -> list[Path]:
 
 
 def _deploy(tuned: list[Tuned]) -> Path | None:
-    """Write the winners into this machine's profile, beside what is chosen there for other problems."""
-    winners = [found for found in tuned if found.winner is not None]
-    if not winners:
-        return None
-    path = profile_path()
-    try:
-        profile = Profile.load(path) if path.exists() else Profile.empty()
-    except ProfileError as error:
-        aside = path.with_name(path.name + ".refused")
-        path.rename(aside)
-        notes.print(f"[yellow]note:[/] {escape(str(error))} It was moved to {aside}.")
-        profile = Profile.empty()
-    for found in winners:
-        winner = found.winner
-        assert winner is not None
-        evidence = {"why": found.why, "trial": winner.to_json()}
-        profile = profile.with_entry(
-            ProfileEntry(winner.problem, winner.backend, winner.source_hash, winner.config, evidence)
+    """Put the winners into this machine's profile, and return it if any of them serves from now on."""
+    entries = [
+        ProfileEntry(
+            problem=found.winner.problem,
+            backend=found.winner.backend,
+            source_hash=found.winner.source_hash,
+            config=found.winner.config,
+            evidence={"why": found.why, "trial": found.winner.to_json()},
         )
-    profile.save(path)
-    return path
+        for found in tuned
+        if found.winner is not None
+    ]
+    if not entries:
+        return None
+    deployment = deploy(entries)
+    for notice in deployment.notices:
+        notes.print(f"[yellow]note:[/] {escape(notice)}")
+    return deployment.path if deployment.deployed else None
 
 
 def _say_where(written: list[Path], deployed: Path | None) -> None:

@@ -1,32 +1,54 @@
-"""What was chosen on this machine: a profile maps problems to backends, with the evidence, in one JSON file."""
+"""Profile of a machine: which backend and configuration serve which problem, on what evidence, in one JSON file."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 
+from scanlab.contract.evidence import EvidenceRank
 from scanlab.contract.machine import this_machine
 from scanlab.contract.problem import ScanProblem
 from scanlab.contract.space import Config
 from scanlab.errors import ProfileError
 from scanlab.tuning.warm_start import kind_of, size_distance
 
+ENV_PATH = "SCANLAB_PROFILE"
 SCHEMA_VERSION = 1
 FIELDS = {"schema_version", "machine", "machine_id", "entries"}
+# An entry serves another problem of its family up to this distance: sizes that differ by a factor of 8 in all.
+MAX_DISTANCE = math.log(8.0)
+# Number of replaced entries that are kept for each problem.
+MAX_REPLACED = 3
+# Fewer undisturbed blocks than this are no sample.
+MIN_CLEAN_BLOCKS = 3
+RANKS = {
+    "search": EvidenceRank.SEARCH,
+    "race": EvidenceRank.COMPARISON,
+    "comparison": EvidenceRank.COMPARISON,
+    "holdout": EvidenceRank.HOLDOUT,
+}
 
 
 @dataclass(frozen=True)
 class ProfileEntry:
-    """One choice: the winner for one problem, of which source, and what was measured.
+    """A chosen configuration with its evidence.
 
-    adopted_from  the machine that chose, where that is of another kind than this one
+    Attributes:
+        problem: The problem that it was chosen for.
+        backend: Name of the backend.
+        source_hash: Of the backend's source when it was measured.
+        config: Configuration of the backend.
+        evidence: What was measured, as JSON values: the trial under "trial", and under "why" the sentence that names
+            the winner.
+        adopted_from: Description of the machine that it was measured on, if that is of another kind than this one.
     """
 
     problem: ScanProblem
@@ -36,8 +58,21 @@ class ProfileEntry:
     evidence: Mapping[str, Any] = field(default_factory=dict)
     adopted_from: str | None = None
 
+    @property
+    def rank(self) -> EvidenceRank:
+        """Rank of the evidence, by the trial in it."""
+        trial = self.evidence.get("trial")
+        measurement = trial.get("measurement") if isinstance(trial, Mapping) else None
+        blocks = measurement.get("blocks") if isinstance(measurement, Mapping) else None
+        if self.adopted_from is not None or not isinstance(trial, Mapping) or not isinstance(blocks, Sequence):
+            return EvidenceRank.NONE
+        num_clean = sum(isinstance(block, Mapping) and block.get("disturbed") is None for block in blocks)
+        if num_clean < min(MIN_CLEAN_BLOCKS, len(blocks)):
+            return EvidenceRank.DISTURBED
+        return RANKS.get(str(trial.get("phase")), EvidenceRank.NONE)
+
     def to_json(self) -> dict[str, Any]:
-        """This entry as JSON values."""
+        """Return this entry as JSON values."""
         return {
             "problem": self.problem.key,
             "backend": self.backend,
@@ -47,74 +82,129 @@ class ProfileEntry:
             "adopted_from": self.adopted_from,
         }
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ProfileEntry:
+        """Return the entry that `to_json` wrote; raises TypeError, ValueError or KeyError for anything else."""
+        entry = cls(
+            problem=ScanProblem.parse(values["problem"]),
+            backend=values["backend"],
+            source_hash=values["source_hash"],
+            config=dict(values["config"]),
+            evidence=dict(values["evidence"]),
+            adopted_from=values.get("adopted_from", values.get("kin")),  # scanlab 0.1 wrote "kin"
+        )
+        names = (entry.backend, entry.source_hash, entry.adopted_from or "", *entry.config)
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError("backend, source_hash and adopted_from must be text")
+        if not all(isinstance(value, bool | int | float | str) for value in entry.config.values()):
+            raise TypeError(f"the values of a configuration must be numbers, booleans or text, not {entry.config}")
+        return entry
+
 
 @dataclass(frozen=True)
 class Profile:
-    """The choices made on one kind of machine, at most one for each problem."""
+    """Choices made on one kind of machine.
+
+    Attributes:
+        machine_id: Hash of the silicon.
+        machine: Description of it.
+        entries: At most one for each problem.
+        replaced: Earlier entries, the newest last; at most MAX_REPLACED for each problem.
+    """
 
     machine_id: str
     machine: str
     entries: tuple[ProfileEntry, ...] = ()
+    replaced: tuple[ProfileEntry, ...] = ()
 
     @classmethod
     def empty(cls) -> Profile:
-        """A profile of this machine without any choice."""
+        """Return a profile of this machine without any choice."""
         machine = this_machine()
         return cls(machine.silicon_id, machine.describe())
 
     def with_entry(self, entry: ProfileEntry) -> Profile:
-        """This profile with `entry` in the place of any earlier one for the same problem."""
-        others = tuple(each for each in self.entries if each.problem != entry.problem)
-        return replace(self, entries=(*others, entry))
+        """Return this profile with `entry` for its problem; an earlier entry is kept among the replaced."""
+        without = self.without(entry.problem)
+        return replace(without, entries=(*without.entries, entry))
+
+    def without(self, problem: ScanProblem) -> Profile:
+        """Return this profile without an entry for `problem`; an earlier entry is kept among the replaced."""
+        entry = self.exact(problem)
+        if entry is None:
+            return self
+        history = (*self.history(problem), entry)[-MAX_REPLACED:]
+        return replace(
+            self,
+            entries=tuple(each for each in self.entries if each.problem != problem),
+            replaced=(*(each for each in self.replaced if each.problem != problem), *history),
+        )
 
     def exact(self, problem: ScanProblem) -> ProfileEntry | None:
-        """The entry for `problem` itself, or None."""
+        """Return the entry for `problem` itself, if any."""
         return next((entry for entry in self.entries if entry.problem == problem), None)
 
+    def history(self, problem: ScanProblem) -> tuple[ProfileEntry, ...]:
+        """Return the replaced entries for `problem`, the newest last."""
+        return tuple(each for each in self.replaced if each.problem == problem)
+
     def nearest(self, problem: ScanProblem) -> tuple[ProfileEntry, ...]:
-        """The entries of the same kind of problem, the one for itself first: all but the sizes agree."""
+        """Return the entries for problems of the same family within MAX_DISTANCE, the nearest first."""
         family = [entry for entry in self.entries if kind_of(entry.problem) == kind_of(problem)]
-        return tuple(sorted(family, key=lambda entry: size_distance(entry.problem, problem)))
+        near = [entry for entry in family if size_distance(entry.problem, problem) <= MAX_DISTANCE]
+        return tuple(sorted(near, key=lambda entry: size_distance(entry.problem, problem)))
 
     def save(self, path: Path) -> None:
-        """Write this profile to `path` atomically: a reader sees the old file or the new one, whole."""
+        """Write this profile to `path` atomically: a reader sees the old file or the new one, whole.
+
+        To change the profile that others may change too, call `scanlab.runtime.deployment.update_profile`.
+
+        Raises:
+            ProfileError: If it cannot be written.
+        """
         content = {
             "schema_version": SCHEMA_VERSION,
             "machine": self.machine,
             "machine_id": self.machine_id,
             "entries": [entry.to_json() for entry in self.entries],
+            "replaced": [entry.to_json() for entry in self.replaced],
         }
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
             try:
                 # Not tempfile, which lets nobody else read what it makes: a profile may serve a whole machine.
-                with temporary.open("x") as file:
+                with temporary.open("x", encoding="utf-8") as file:
                     json.dump(content, file, indent=2)
                     file.write("\n")
                     file.flush()
                     os.fsync(file.fileno())
                 os.replace(temporary, path)
-            except BaseException:
+            finally:
                 temporary.unlink(missing_ok=True)
-                raise
         except OSError as error:
-            raise ProfileError(
-                f"cannot write the profile {path}: {error}. Name another place in {ENV_PATH}."
-            ) from error
+            raise unwritable(path, error) from error
 
     @classmethod
-    def load(cls, path: Path) -> Profile:
-        """The profile in `path`; raises ProfileError where it is damaged, newer, or from another machine."""
+    def load(cls, path: Path, of_this_machine: bool = True) -> Profile:
+        """Return the profile in `path`.
+
+        Args:
+            path: The file.
+            of_this_machine: Refuse the profile of another machine.
+
+        Raises:
+            ProfileError: If it is damaged, has another schema, or is of another machine.
+        """
         cure = "Run `scanlab tune` to write a new one, or remove the file."
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise ProfileError(
                 f"cannot read the profile {path}: {error.strerror}."
                 f" Run `scanlab tune` to write one there, or name another place in {ENV_PATH}."
             ) from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ProfileError(f"the profile {path} is damaged: not JSON ({error}). {cure}") from error
         if not isinstance(content, dict) or not content.keys() >= FIELDS:
             raise ProfileError(f"the profile {path} is damaged: it must hold {', '.join(sorted(FIELDS))}. {cure}")
@@ -123,34 +213,23 @@ class Profile:
                 f"the profile {path} has schema {content['schema_version']}: must be {SCHEMA_VERSION}. {cure}"
             )
         here = this_machine()
-        if content["machine_id"] != here.silicon_id:
+        if of_this_machine and content["machine_id"] != here.silicon_id:
             raise ProfileError(
                 f"the profile {path} is from another machine ({content['machine']}); this is {here.describe()}. {cure}"
             )
         try:
-            entries = tuple(
-                ProfileEntry(
-                    problem=ScanProblem.parse(entry["problem"]),
-                    backend=str(entry["backend"]),
-                    source_hash=str(entry["source_hash"]),
-                    config=dict(entry["config"]),
-                    evidence=dict(entry["evidence"]),
-                    adopted_from=entry.get("adopted_from", entry.get("kin")),
-                )
-                for entry in content["entries"]
+            entries, replaced = (
+                tuple(map(ProfileEntry.from_json, each)) for each in (content["entries"], content.get("replaced", ()))
             )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise ProfileError(f"the profile {path} is damaged: {type(error).__name__}: {error}. {cure}") from error
-        return cls(content["machine_id"], content["machine"], entries)
-
-
-ENV_PATH = "SCANLAB_PROFILE"
+        return cls(str(content["machine_id"]), str(content["machine"]), entries, replaced)
 
 
 def profile_path() -> Path:
-    """Where this machine's profile is: $SCANLAB_PROFILE, or a file named by the silicon in the user's data folder.
+    """Return the place of this machine's profile: $SCANLAB_PROFILE, or a file in the user's data folder.
 
-    A file for each kind of machine, so that machines which share a home folder do not share their choices.
+    That file is named by the silicon, so that machines which share a home folder do not share their choices.
     """
     named = os.environ.get(ENV_PATH)
     if named:
@@ -161,8 +240,13 @@ def profile_path() -> Path:
 
 
 def load_profile() -> Profile | None:
-    """This machine's profile, or None where none was written yet."""
+    """Return this machine's profile; None if none was written yet."""
     path = profile_path()
     if not path.exists() and ENV_PATH not in os.environ:
         return None
     return Profile.load(path)
+
+
+def unwritable(path: Path, error: OSError) -> ProfileError:
+    """Return the error for a place that cannot be written."""
+    return ProfileError(f"cannot write the profile {path}: {error}. Name another place in {ENV_PATH}.")

@@ -15,8 +15,8 @@ from scanlab.runtime.profile import Profile, ProfileEntry, load_profile, profile
 PROBLEM = ScanProblem(batch=1, dim=384, length=197)
 
 
-def entry(problem: ScanProblem = PROBLEM, backend: str = "reference") -> ProfileEntry:
-    return ProfileEntry(problem, backend, "0123456789abcdef", {"threads": 1}, {"speedup": 3.5})
+def entry(problem: ScanProblem = PROBLEM, backend: str = "reference", adopted_from: str | None = None) -> ProfileEntry:
+    return ProfileEntry(problem, backend, "0123456789abcdef", {"threads": 1}, {"speedup": 3.5}, adopted_from)
 
 
 @pytest.fixture
@@ -49,11 +49,21 @@ def test_whoever_may_read_other_files_may_read_a_profile(tmp_path):
 def test_a_problem_has_one_entry_and_the_newest_stays():
     profile = Profile.empty().with_entry(entry()).with_entry(entry(backend="two_phase"))
     assert [each.backend for each in profile.entries] == ["two_phase"]
+    assert [each.backend for each in profile.replaced] == ["reference"]
+
+
+def test_a_profile_of_scanlab_0_1_loads(saved):
+    old = {key: value for key, value in entry().to_json().items() if key != "adopted_from"} | {"kin": "an abacus"}
+    content = json.loads(saved.read_text()) | {"entries": [old]}
+    content.pop("replaced")
+    saved.write_text(json.dumps(content))
+    (loaded,) = Profile.load(saved).entries
+    assert loaded == entry(adopted_from="an abacus")
 
 
 def test_the_nearest_problem_is_of_the_same_kind_and_nearest_in_ratio():
     profile = Profile.empty()
-    for length in (100, 190, 1000):
+    for length in (100, 190, 1000, 10_000):
         profile = profile.with_entry(entry(PROBLEM.replace(length=length)))
     profile = profile.with_entry(entry(PROBLEM.replace(dtype="bfloat16")))
     assert [each.problem.length for each in profile.nearest(PROBLEM)] == [190, 100, 1000]
@@ -68,6 +78,8 @@ def test_the_nearest_problem_is_of_the_same_kind_and_nearest_in_ratio():
         ({"entries": [{"problem": "batch=1"}]}, "is damaged: "),
         ({"entries": 7}, "is damaged: "),
         ({"entries": [{"problem": 5}]}, "is damaged: "),
+        ({"entries": [entry().to_json() | {"backend": 5}]}, "must be text"),
+        ({"entries": [entry().to_json() | {"config": {"threads": []}}]}, "must be numbers, booleans or text"),
     ],
 )
 def test_a_profile_that_does_not_hold_here_is_refused(saved, changes, complaint):
@@ -76,7 +88,7 @@ def test_a_profile_that_does_not_hold_here_is_refused(saved, changes, complaint)
         Profile.load(saved)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"entries": []}', "\x00\x01"])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"entries": []}', "\x00\x01", "[" * 100_000])
 def test_a_file_that_is_no_profile_is_refused(tmp_path, text):
     path = tmp_path / "profile.json"
     path.write_text(text)

@@ -1,0 +1,178 @@
+"""`scanlab profile`: list, show, remove, restore or compare the choices that serve on this machine."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from scanlab.cli.console import AsJson, Exit, out, print_json
+from scanlab.contract.problem import ScanProblem
+from scanlab.contract.space import config_key
+from scanlab.errors import InputError
+from scanlab.runtime.deployment import ProfileChange, diff, remove, restore
+from scanlab.runtime.profile import Profile, ProfileEntry, load_profile, profile_path
+
+
+class Action(StrEnum):
+    """What to do with the profile."""
+
+    LIST = "list"
+    SHOW = "show"
+    REMOVE = "remove"
+    RESTORE = "restore"
+    DIFF = "diff"
+
+
+def profile(
+    action: Annotated[Action, typer.Argument(help="See above.")] = Action.LIST,
+    target: Annotated[
+        str | None, typer.Argument(metavar="[PROBLEM or FILE]", help="A problem, as `list` prints it; or a profile.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the choices that serve on this machine; show, remove or restore one; or compare profiles.
+
+    `list` names the problems, what serves them, and the rank of the evidence. `show PROBLEM` adds the evidence and what
+    was replaced. `remove PROBLEM` takes a choice out of service, and `restore PROBLEM` puts back what was replaced or
+    removed last. `diff FILE` shows what is served otherwise than in another profile; `diff` alone, otherwise than
+    before the last replacements. Exits with 1 where `diff` finds a difference.
+
+    Example: `scanlab profile show batch=1,dim=384,length=197`
+    """
+    if action is Action.LIST:
+        _list(target, as_json)
+    elif action is Action.DIFF:
+        _diff(target, as_json)
+    else:
+        if target is None:
+            raise InputError(f"{action} takes a problem: scanlab profile {action} batch=1,dim=384,length=197.")
+        problem = ScanProblem.parse(target)
+        if action is Action.SHOW:
+            _show(problem, as_json)
+        else:
+            entry = remove(problem) if action is Action.REMOVE else restore(problem)
+            _confirm(action, entry, as_json)
+
+
+def _list(target: str | None, as_json: bool) -> None:
+    if target is not None:
+        raise InputError(f"list takes no problem; for one: scanlab profile show {target}.")
+    found = _loaded()
+    if as_json:
+        print_json(
+            {
+                "profile": str(profile_path()),
+                "machine": found.machine,
+                "entries": [_summary(each) for each in found.entries],
+                "replaced": [_summary(each) for each in found.replaced],
+            }
+        )
+        return
+    if not found.entries:
+        out.print("nothing was chosen on this machine yet. Run `scanlab tune`.")
+        return
+    table = Table("problem", "serves", "evidence", "replaced", box=None, pad_edge=False)
+    for entry in found.entries:
+        table.add_row(
+            entry.problem.key, escape(_label(entry)), entry.rank.label, str(len(found.history(entry.problem)))
+        )
+    out.print(table)
+
+
+def _show(problem: ScanProblem, as_json: bool) -> None:
+    found = _loaded()
+    entry, history = found.exact(problem), found.history(problem)
+    if entry is None and not history:
+        raise InputError(f"nothing was ever chosen for {problem.key}; see `scanlab profile list`.")
+    if as_json:
+        print_json(
+            {
+                "entry": None if entry is None else {**_summary(entry), "evidence": dict(entry.evidence)},
+                "replaced": [{**_summary(each), "evidence": dict(each.evidence)} for each in history],
+            }
+        )
+        return
+    out.print(f"[bold]{problem.key}[/]")
+    if entry is None:
+        out.print("  nothing: the choice was removed")
+    else:
+        out.print(f"  {escape(_label(entry))}")
+        for line in _evidence_lines(entry):
+            out.print(f"  {escape(line)}")
+    for each in reversed(history):
+        out.print(f"  replaced: {escape(_label(each))} ({each.rank.label})")
+
+
+def _diff(target: str | None, as_json: bool) -> None:
+    found = _loaded()
+    now = {entry.problem: entry for entry in found.entries}
+    if target is None:
+        before = {entry.problem: entry for entry in found.replaced}
+        now = {problem: entry for problem, entry in now.items() if problem in before}
+    else:
+        other = Profile.load(Path(target), of_this_machine=False)
+        before = {entry.problem: entry for entry in other.entries}
+    changes = diff(before, now)
+    if as_json:
+        print_json([_change(each) for each in changes])
+    else:
+        for each in changes:
+            out.print(f"[bold]{each.problem.key}[/]")
+            out.print(f"  - {escape(_label(each.before))}")
+            out.print(f"  + {escape(_label(each.after))}")
+        if not changes:
+            out.print("no difference")
+    if changes:
+        raise typer.Exit(Exit.CHECK_FAILED)
+
+
+def _confirm(action: Action, entry: ProfileEntry, as_json: bool) -> None:
+    if as_json:
+        print_json(_summary(entry))
+        return
+    if action is Action.REMOVE:
+        out.print(f"removed {escape(_label(entry))} for {entry.problem.key}; `scanlab profile restore` puts it back.")
+    else:
+        out.print(f"{escape(_label(entry))} serves {entry.problem.key} again, on its evidence ({entry.rank.label}).")
+
+
+def _loaded() -> Profile:
+    return load_profile() or Profile.empty()
+
+
+def _label(entry: ProfileEntry | None) -> str:
+    return "nothing" if entry is None else f"{entry.backend} {config_key(entry.config)}"
+
+
+def _evidence_lines(entry: ProfileEntry) -> list[str]:
+    lines = [f"evidence: {entry.rank.label}"]
+    if entry.adopted_from is not None:
+        lines.append(f"adopted from {entry.adopted_from}")
+    if entry.evidence.get("why"):
+        lines.append(str(entry.evidence["why"]))
+    return lines
+
+
+def _summary(entry: ProfileEntry) -> dict[str, Any]:
+    return {
+        "problem": entry.problem.key,
+        "backend": entry.backend,
+        "source_hash": entry.source_hash,
+        "config": dict(entry.config),
+        "rank": entry.rank.label,
+        "adopted_from": entry.adopted_from,
+        "why": entry.evidence.get("why"),
+    }
+
+
+def _change(change: ProfileChange) -> dict[str, Any]:
+    return {
+        "problem": change.problem.key,
+        "before": None if change.before is None else _summary(change.before),
+        "after": None if change.after is None else _summary(change.after),
+    }

@@ -1,0 +1,199 @@
+"""Choices are deployed by the strength of their evidence, none is lost, and each replacement can be undone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from scanlab.contract import registry
+from scanlab.contract.problem import ScanProblem
+from scanlab.errors import ProfileError
+from scanlab.runtime.deployment import deploy, diff, remove, restore, update_profile
+from scanlab.runtime.profile import Profile, ProfileEntry
+
+PROBLEM = ScanProblem(batch=1, dim=384, length=197)
+PHASES = ("search", "race", "holdout")
+
+WRITER = """
+import sys
+from pathlib import Path
+from scanlab.contract.problem import ScanProblem
+from scanlab.runtime.deployment import deploy
+from scanlab.runtime.profile import ProfileEntry
+print("ready", flush=True)
+sys.stdin.readline()
+for length in range(1, 6):
+    problem = ScanProblem(batch=1, dim=int(sys.argv[2]), length=length)
+    deploy([ProfileEntry(problem, "native", "x", {})], Path(sys.argv[1]))
+"""
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "profile.json"
+
+
+def entry(phase="holdout", backend="reference", disturbed=(None,) * 3, threads=1, **changes):
+    blocks = [{"disturbed": reason} for reason in disturbed]
+    evidence = {"why": "it won", "trial": {"phase": phase, "measurement": {"blocks": blocks}}}
+    source_hash = registry.get(backend).source_hash
+    return ProfileEntry(
+        **{
+            "problem": PROBLEM,
+            "backend": backend,
+            "source_hash": source_hash,
+            "config": {"threads": threads},
+            "evidence": evidence,
+        }
+        | changes
+    )
+
+
+def served(path):
+    return Profile.load(path).exact(PROBLEM)
+
+
+def test_of_the_choices_that_many_processes_deploy_at_once_none_is_lost(path):
+    command = [sys.executable, "-c", WRITER, str(path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    writers = [subprocess.Popen([*command, str(dim)], **pipes) for dim in range(1, 5)]
+    for writer in writers:
+        assert writer.stdout.readline() == "ready\n"
+    for writer in writers:
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    for writer in writers:
+        writer.communicate(timeout=120)
+        assert writer.returncode == 0
+    assert len(Profile.load(path).entries) == 4 * 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "label"),
+    [
+        ({"phase": "holdout"}, "hold-out"),
+        ({"phase": "race"}, "comparison"),
+        ({"phase": "search"}, "search"),
+        ({"disturbed": ("steal", "steal", None)}, "disturbed"),
+        ({"disturbed": (None,)}, "hold-out"),
+        ({"phase": "lengths"}, "none"),
+        ({"evidence": {}}, "none"),
+        ({"evidence": {"trial": {"phase": "search", "measurement": None}}}, "none"),
+        ({"adopted_from": "an abacus"}, "none"),
+    ],
+)
+def test_the_rank_of_an_entry_is_that_of_its_trial(changes, label):
+    assert entry(**changes).rank.label == label
+
+
+@pytest.mark.parametrize("before", range(3))
+@pytest.mark.parametrize("after", range(3))
+def test_weaker_evidence_does_not_replace_stronger(path, before, after):
+    deploy([entry(PHASES[before])], path)
+    new = entry(PHASES[after], threads=2)
+    deployment = deploy([new], path)
+    if after >= before:
+        assert deployment.deployed == (new,)
+        assert (deployment.notices, served(path)) == ((), new)
+    else:
+        (notice,) = deployment.notices
+        assert "was not deployed, because its evidence" in notice
+        assert deployment.deployed == ()
+        assert served(path) == entry(PHASES[before])
+
+
+def test_a_disturbed_measurement_replaces_nothing_that_was_measured(path):
+    deploy([entry("search")], path)
+    assert deploy([entry(disturbed=("steal",) * 5, threads=2)], path).deployed == ()
+
+
+@pytest.mark.parametrize("stale", [{"source_hash": "of another source"}, {"backend": "reference", "evidence": {}}])
+def test_evidence_of_another_source_protects_nothing(path, stale):
+    deploy([entry(**stale)], path)
+    new = entry("search", threads=2)
+    assert deploy([new], path).deployed == (new,)
+
+
+def test_what_a_backend_that_is_gone_won_protects_nothing(path):
+    deploy([ProfileEntry(PROBLEM, "gone", "0", {}, entry().evidence)], path)
+    assert deploy([entry("search")], path).deployed
+
+
+def test_an_adopted_choice_is_replaced_by_a_newer_one_and_by_what_is_measured_here(path):
+    for new in (entry(adopted_from="one"), entry(adopted_from="two", threads=2), entry("search", threads=3)):
+        assert deploy([new], path).deployed == (new,)
+    assert deploy([entry(adopted_from="one")], path).deployed == ()
+
+
+def test_what_was_replaced_is_kept_and_can_be_restored(path):
+    first, second = entry("search"), entry("race", threads=2)
+    deploy([first], path)
+    deploy([second], path)
+    assert Profile.load(path).replaced == (first,)
+    assert restore(PROBLEM, path) == first
+    assert served(path) == first
+    assert restore(PROBLEM, path) == second
+    assert Profile.load(path).replaced == (first,)
+
+
+def test_what_was_removed_can_be_restored(path):
+    deploy([entry()], path)
+    assert remove(PROBLEM, path) == entry()
+    assert served(path) is None
+    assert restore(PROBLEM, path) == entry()
+    assert served(path) == entry()
+    assert Profile.load(path).replaced == ()
+
+
+def test_the_history_is_bounded(path):
+    for threads in range(1, 20):
+        deploy([entry(threads=threads)], path)
+    assert [each.config["threads"] for each in Profile.load(path).replaced] == [16, 17, 18]
+
+
+@pytest.mark.parametrize("operation", [remove, restore])
+def test_what_is_not_there_is_neither_removed_nor_restored(path, operation):
+    deploy([entry()], path)
+    before = path.read_bytes()
+    with pytest.raises(ProfileError, match="see `scanlab profile list`"):
+        operation(PROBLEM.replace(length=3), path)
+    assert path.read_bytes() == before
+
+
+def test_a_difference_is_in_what_serves_and_not_in_the_evidence():
+    other = PROBLEM.replace(length=3)
+    before = {PROBLEM: entry("search"), other: entry(problem=other)}
+    assert diff(before, {PROBLEM: entry("holdout"), other: entry(problem=other)}) == ()
+    changed = diff(before, {PROBLEM: entry(threads=2)})
+    assert [(each.problem, each.after) for each in changed] == [(PROBLEM, entry(threads=2)), (other, None)]
+
+
+def test_a_profile_that_cannot_be_read_is_moved_aside_by_deploy_alone(path):
+    path.write_text("{")
+    with pytest.raises(ProfileError, match="is damaged"):
+        remove(PROBLEM, path)
+    assert path.read_text() == "{"
+    (notice,) = deploy([entry()], path).notices
+    (aside,) = path.parent.glob("*.refused-*")
+    assert str(aside) in notice
+    assert aside.read_text() == "{"
+    assert served(path) == entry()
+
+
+def test_what_raises_while_it_changes_a_profile_leaves_it_as_it_is(path):
+    deploy([entry()], path)
+
+    def change(profile):
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        update_profile(change, path)
+    assert served(path) == entry()
+
+
+def test_a_place_that_cannot_be_written_is_named_with_the_cure(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ProfileError, match=r"cannot write the profile .*SCANLAB_PROFILE"):
+        deploy([entry()], tmp_path / "file" / "profile.json")
