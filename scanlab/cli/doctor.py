@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from rich.table import Table
 
 from scanlab.cli.console import AsJson, Exit, out, print_json
 from scanlab.contract import registry
+from scanlab.contract.compiler import CURE, find_compiler
 from scanlab.contract.cpu import affinity_cpus, cgroup_cpus, usable_threads
 from scanlab.contract.machine import this_machine
 from scanlab.errors import ProfileError
@@ -137,10 +137,11 @@ def _freed_memory() -> Finding:
 
 
 def _compiler() -> Finding:
-    compiler = os.environ.get("CXX", "c++")
-    if shutil.which(compiler) is None:
-        return Finding("compiler", False, f"no {compiler}", "install a C++ compiler (Debian: g++), or set CXX.")
-    return Finding("compiler", True, this_machine().software.compiler)
+    compiler = find_compiler()
+    if compiler is None:
+        named = os.environ.get("CXX")
+        return Finding("compiler", False, f"CXX={named!r} does not run" if named else "none", f"{CURE}.")
+    return Finding("compiler", True, compiler.version)
 
 
 def _gpu() -> Finding:

@@ -8,7 +8,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 
+from scanlab.contract.compiler import find_compiler
 from scanlab.contract.cpu import usable_threads
 
 # Instruction sets that a kernel or a code generator may choose between, on x86 and on ARM.
@@ -144,10 +144,11 @@ def _silicon() -> Silicon:
 
 
 def _software() -> Software:
+    compiler = find_compiler()
     return Software(
         python=platform.python_version(),
         torch=str(torch.__version__),
-        compiler=_compiler(),
+        compiler="none" if compiler is None else compiler.version,
         system=f"{platform.system()} {platform.release()}",
         scanlab=importlib.metadata.version("scanlab"),
     )
@@ -193,12 +194,3 @@ def _sysctl_cpu() -> dict[str, str]:
     if platform.machine() == "arm64":
         facts["flags"] = "asimd asimdhp asimddp"
     return facts
-
-
-def _compiler() -> str:
-    """First line of what the C++ compiler says of its version, or "none"."""
-    compiler = shutil.which(os.environ.get("CXX", "c++"))
-    if compiler is None:
-        return "none"
-    said = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    return said.splitlines()[0] if said else compiler

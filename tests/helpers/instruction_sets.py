@@ -8,9 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from scanlab_kernels.selective_scan.native.backend import ISA_FLAGS, best_isa
+from scanlab_kernels.cpu.isa import supported_isas
 
-INSTRUCTION_SETS = tuple(ISA_FLAGS)[: tuple(ISA_FLAGS).index(best_isa()) + 1]
+INSTRUCTION_SETS = supported_isas()
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # largest error as a share of the largest value: a few roundings of the arithmetic, one of the storage
 TOLERANCES = {torch.float32: 1e-6, torch.float64: 1e-13, torch.bfloat16: 6e-3, torch.float16: 1e-3}
@@ -23,7 +23,7 @@ def instruction_set(name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        torch.ops.scanlab_mixer.use_instruction_set(best_isa())
+        torch.ops.scanlab_mixer.use_instruction_set(INSTRUCTION_SETS[-1])
 
 
 def error(got: Tensor, want: Tensor) -> float:

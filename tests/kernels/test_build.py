@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from scanlab.contract.compiler import find_compiler
 from scanlab.errors import UnavailableError
-from scanlab_kernels.build import Extension, Unit, find_compiler
+from scanlab_kernels.build import Extension, Unit, as_program
 
 
 @pytest.fixture
@@ -96,6 +101,112 @@ def test_two_processes_at_once_compile_once(extension: Extension, tmp_path: Path
     assert [process.returncode for process in processes] == [0, 0]
     assert len({out for out, _ in answers}) == 1
     assert sum("scanlab: compiling tiny" in err for _, err in answers) == 1
+
+
+BUILD_SLOWLY = """
+import sys
+from pathlib import Path
+from scanlab_kernels.build import Extension, Unit
+folder = Path(sys.argv[1])
+Extension("tiny", (Unit(folder / "quick.cpp"), Unit(folder / "tiny.cpp")), folder, flags=("-O1",)).build()
+"""
+
+
+@pytest.fixture
+def slow_build(extension: Extension, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A program that builds two objects: the compiler is quick with one and sleeps over the other."""
+    (tmp_path / "quick.cpp").write_text('extern "C" int quick() { return 1; }\n')
+    compiler = tmp_path / "slow c++"
+    compiler.write_text(
+        '#!/bin/sh\ncase "$*" in *tiny.cpp*) touch "$SLEEPS"; sleep 61.5 ;; esac\necho run >> "$RUNS"\nexec c++ "$@"\n'
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", f"'{compiler}'")
+    monkeypatch.setenv("SLEEPS", str(tmp_path / "sleeps"))
+    monkeypatch.setenv("RUNS", str(tmp_path / "runs"))
+    return [sys.executable, "-c", BUILD_SLOWLY, str(tmp_path)]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    for _ in range(1200):
+        if condition():
+            return
+        time.sleep(0.05)
+    pytest.fail("waited for a minute")
+
+
+def sleepers() -> int:
+    return subprocess.run(["pgrep", "-f", "sleep 61.5"], capture_output=True, text=True).stdout.count("\n")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pgrep")
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_compilers_end_with_their_parent_and_finished_objects_are_kept(
+    slow_build: list[str], tmp_path: Path, how: signal.Signals
+) -> None:
+    process = subprocess.Popen(slow_build, stderr=subprocess.DEVNULL)
+    objects = tmp_path / "cache" / "extensions"
+    wait_for(lambda: (tmp_path / "sleeps").exists() and list(objects.glob("*.build/0.o")) != [])
+    process.send_signal(how)
+    process.wait(timeout=60)
+    wait_for(lambda: sleepers() == 0)
+    assert list(objects.glob("*.build/1.*")) == []
+    assert list(objects.glob("*.so")) == []
+
+
+def test_the_next_build_takes_the_objects_that_are_there(extension: Extension, tmp_path: Path) -> None:
+    library = extension.build()
+    assert list(library.parent.glob("*.build")) == []
+    library.unlink()
+    folder = library.with_suffix(".build")
+    folder.mkdir()
+    (folder / "0.o").write_text("no object")
+    with pytest.raises(UnavailableError, match=r"0\.o"):
+        extension.build()
+
+
+def test_a_library_that_was_cut_off_is_built_again(extension: Extension) -> None:
+    library = extension.build()
+    whole = library.read_bytes()
+    library.write_bytes(whole[: len(whole) // 2])
+    assert extension.build() == library
+    assert len(library.read_bytes()) >= len(whole)
+
+
+def test_what_old_builds_left_behind_is_swept(extension: Extension, tmp_path: Path) -> None:
+    folder = tmp_path / "cache" / "extensions"
+    for name in ("tiny-abc", "tiny-def.build", "other-abc"):
+        (folder / name).mkdir(parents=True)
+        os.utime(folder / name, (0, 0))
+    (folder / "tiny-of-today").mkdir()
+    extension.build()
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {"other-abc", "tiny-of-today"}
+
+
+def test_the_cache_is_closed_to_others(extension: Extension) -> None:
+    library = extension.build()
+    assert library.parent.stat().st_mode & 0o777 == 0o700
+    library.chmod(0o777)
+    before = library.stat().st_ino
+    assert extension.build().stat().st_ino != before
+
+
+def test_a_cache_that_others_can_write_to_is_refused(extension: Extension, tmp_path: Path) -> None:
+    extension.build()
+    (tmp_path / "cache").chmod(0o777)
+    with pytest.raises(UnavailableError, match="chmod go-w"):
+        extension.build()
+
+
+def test_a_compiler_of_several_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SCANLAB_CACHE", str(tmp_path))
+    monkeypatch.setenv("CXX", "env g++")
+    compiler = find_compiler()
+    assert compiler is not None
+    program = as_program(compiler)
+    assert Path(program).name == "g++"
+    answer = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
+    assert answer.startswith(compiler.version)
 
 
 def test_an_unwritable_cache_names_the_cure(

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from scanlab_kernels.build import PACKAGE, Extension, Unit
-from scanlab_kernels.selective_scan.native.backend import ISA_FLAGS, THREADING, chosen_isa
+from scanlab_kernels.cpu.isa import BFLOAT16, FAMILY, INSTRUCTION_SETS, chosen_isa
+from scanlab_kernels.selective_scan.native.backend import THREADING
 
 FOLDER = Path(__file__).parent
 LINEAR = PACKAGE / "linear"
@@ -18,12 +19,8 @@ extension = Extension(
         Unit(FOLDER / "ops.cpp", ("-O1",)),
         Unit(FOLDER / "ops_cpu.cpp", ("-O1",)),
         Unit(LINEAR / "products_cpu.cpp", ("-O1",)),
-        *(
-            Unit(LINEAR / "bfloat16_products.cpp", ("-DSCANLAB_ISA=avx512_bfloat16", *flags, "-mavx512bf16"))
-            for isa, flags in ISA_FLAGS.items()
-            if isa == "avx512"
-        ),
-        *(Unit(FOLDER / "kernels.cpp", (f"-DSCANLAB_ISA={isa}", *flags)) for isa, flags in reversed(ISA_FLAGS.items())),
+        *(Unit(LINEAR / "bfloat16_products.cpp", isa.flags) for isa in BFLOAT16.get(FAMILY, ())),
+        *(Unit(FOLDER / "kernels.cpp", isa.flags) for isa in reversed(INSTRUCTION_SETS)),
     ),
     flags=("-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", *THREADING),
     link_flags=THREADING,

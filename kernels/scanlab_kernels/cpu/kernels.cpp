@@ -78,6 +78,7 @@ extern const Products products_avx512_bfloat16;
 extern const Kernels SCANLAB_TABLE(SCANLAB_ISA);
 const Kernels SCANLAB_TABLE(SCANLAB_ISA) = {
     .name = SCANLAB_STRING(SCANLAB_ISA),
+    .is_supported = is_supported,
     .conv_chunks = conv_chunks,
     .conv_tasks = conv_tasks,
     .conv = conv,
@@ -93,7 +94,7 @@ const Kernels SCANLAB_TABLE(SCANLAB_ISA) = {
     .state_update = state_update,
     .thin_linear_tasks = thin_linear_tasks,
     .thin_linear = thin_linear,
-    .float32 = {isa::multiply_packed<float>, isa::convolve_group<float>, isa::add_shares<float>},
+    .float32 = {is_supported, isa::multiply_packed<float>, isa::convolve_group<float>, isa::add_shares<float>},
 #if defined(__AVX512F__)
     .bfloat16 = &products_avx512_bfloat16,
 #else

@@ -123,6 +123,7 @@ inline constexpr int64_t most_steps = 256;
 
 // The products of one storage type.
 struct Products {
+    bool (*is_supported)();
     void (*packed_linear)(const PackedLinear&, int64_t row, int64_t rows, int64_t first_panel, int64_t last_panel);
     void (*convolve_group)(const BeforeScan&, const Piece&, int64_t group);
     void (*add_shares)(const BeforeScan&, int64_t row, int64_t rows);
@@ -131,6 +132,7 @@ struct Products {
 // What one instruction set offers. A task is one piece of work that a thread does alone.
 struct Kernels {
     const char* name;
+    bool (*is_supported)();
     int64_t (*conv_chunks)(const Conv&);  // pieces along time
     int64_t (*conv_tasks)(const Conv&);
     void (*conv)(const Conv&, int64_t begin, int64_t end);

@@ -6,12 +6,8 @@
 
 namespace scanlab::mixer {
 
-extern const Kernels kernels_plain;
-#if defined(__x86_64__)
-extern const Kernels kernels_avx2, kernels_avx512;
-#elif defined(__aarch64__)
-extern const Kernels kernels_neon;
-#endif
+#define SCANLAB_DECLARE(isa) extern const Kernels kernels_##isa;
+SCANLAB_INSTRUCTION_SETS(SCANLAB_DECLARE)
 
 namespace {
 
@@ -20,23 +16,16 @@ using torch::autograd::variable_list;
 
 constexpr char cure[] = "call inside scanlab.mixer.in_torch().";
 
+// The fastest last.
 std::vector<const Kernels*> supported() {
     std::vector<const Kernels*> tables;
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-        tables.push_back(&kernels_avx512);
-    if (avx2) tables.push_back(&kernels_avx2);
-#elif defined(__aarch64__)
-    tables.push_back(&kernels_neon);
-#endif
-    tables.push_back(&kernels_plain);
+#define SCANLAB_TABLE(isa) \
+    if (kernels_##isa.is_supported()) tables.push_back(&kernels_##isa);
+    SCANLAB_INSTRUCTION_SETS(SCANLAB_TABLE)
     return tables;
 }
 
-std::atomic<const Kernels*> chosen{supported().front()};
+std::atomic<const Kernels*> chosen{supported().back()};
 
 std::vector<std::string> instruction_sets() {
     std::vector<std::string> names;
@@ -219,9 +208,7 @@ const Kernels& kernels_in_use() { return *chosen; }
 const Products* products_in_use(at::ScalarType type) {
     const Kernels& kernels = kernels_in_use();
     if (type == at::kFloat) return &kernels.float32;
-#if defined(__x86_64__)
-    if (type == at::kBFloat16 && __builtin_cpu_supports("avx512bf16")) return kernels.bfloat16;
-#endif
+    if (type == at::kBFloat16 && kernels.bfloat16 && kernels.bfloat16->is_supported()) return kernels.bfloat16;
     return nullptr;
 }
 

@@ -5,6 +5,7 @@ namespace scanlab::mixer {
 
 extern const Products products_avx512_bfloat16;
 const Products products_avx512_bfloat16 = {
+    is_supported,
     SCANLAB_ISA::multiply_packed<SCANLAB_ISA::bfloat16>,
     SCANLAB_ISA::convolve_group<SCANLAB_ISA::bfloat16>,
     SCANLAB_ISA::add_shares<SCANLAB_ISA::bfloat16>,

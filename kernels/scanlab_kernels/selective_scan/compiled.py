@@ -9,7 +9,6 @@ gradient is a second body, compiled from the first one's vector-Jacobian product
 from __future__ import annotations
 
 import functools
-import shlex
 import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,11 +20,12 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from scanlab.contract.backend import EVERY_DIRECTION, Backend, Capabilities, ScanFn
+from scanlab.contract.compiler import CURE, find_compiler
 from scanlab.contract.cpu import pinned, threads_tunable, torch_threads
 from scanlab.contract.problem import ScanProblem
 from scanlab.contract.space import Config, Space, Tunable
 from scanlab_kernels import autograd as once
-from scanlab_kernels import build as extension
+from scanlab_kernels.build import as_program
 from scanlab_kernels.selective_scan import _bidirectional as directions
 from scanlab_kernels.selective_scan import _chunked_scan as chunks
 from scanlab_kernels.selective_scan import _discretize as pointwise
@@ -84,10 +84,10 @@ def unrolled_gradient(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def _compile(function: Callable[..., tuple[Tensor, ...]], examples: tuple[Tensor, ...], threads: int) -> Kernel:
-    compiler = extension.find_compiler()
+    compiler = find_compiler()
     options: dict[str, Any] = {"cpp.threads": threads, "compile_threads": 1}
     if compiler is not None:
-        options["cpp.cxx"] = (None, shlex.join(compiler.command))
+        options["cpp.cxx"] = (None, as_program(compiler))
     with torch.inference_mode(False), torch.no_grad(), torch_threads(threads):
         graph = make_fx(function)(*examples)
         kernel: Kernel = torch._inductor.compile(graph, list(examples), options=options)
@@ -111,8 +111,8 @@ def backward_kernel(body: Body) -> Kernel:
 
 def unavailable() -> str | None:
     """Why no code can be compiled here, with the cure, or None."""
-    if extension.find_compiler() is None:
-        return f"there is no C++ compiler; {extension.CURE}."
+    if find_compiler() is None:
+        return f"there is no C++ compiler; {CURE}."
     headers = Path(sysconfig.get_path("include"), "Python.h")
     if not headers.exists():
         return f"{headers} is missing; install Python's headers (on Debian and Ubuntu `apt install python3-dev`)."

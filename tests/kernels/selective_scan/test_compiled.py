@@ -80,11 +80,11 @@ def test_rejects_complex_decays():
 
 
 def test_says_what_is_missing(monkeypatch, tmp_path):
-    monkeypatch.setattr(compiled.extension, "find_compiler", lambda: None)
+    monkeypatch.setattr(compiled, "find_compiler", lambda: None)
     with pytest.raises(UnavailableError, match="no C\\+\\+ compiler.*install"):
         compiled.backend.build(PROBLEM)
     monkeypatch.undo()
-    if compiled.extension.find_compiler() is None:
+    if compiled.find_compiler() is None:
         pytest.skip("there is no C++ compiler")
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     with pytest.raises(UnavailableError, match=r"Python\.h is missing.*install"):

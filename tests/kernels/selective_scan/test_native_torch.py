@@ -307,7 +307,6 @@ def test_wrong_tensors_raise_before_anything_is_computed(mixer: Mixer) -> None:
         {"threads": -1},
         {"threads": 100_000},
         {"threads": 2**32 + 1},
-        {"time_block": 0},
         {"exp": 2},
         {"isa": 99},
         {"isa": -1},

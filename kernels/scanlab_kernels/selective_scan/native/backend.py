@@ -1,14 +1,11 @@
 """The C++ kernel: channels in the SIMD lanes, states in registers, time in blocks, both directions in one call.
 
 One build holds the kernel for every instruction set of the processor family and picks at run time. The
-environment variable SCANLAB_ISA (plain, avx2, avx512, neon) forces one. `plain` leaves the choice of
-instructions to the compiler, which takes what every machine of the family has: SSE2 on x86, NEON on Arm.
+environment variable SCANLAB_ISA (plain, avx2, avx512, neon) forces one; see `cpu/isa.py`.
 """
 
 from __future__ import annotations
 
-import os
-import platform
 import sys
 from pathlib import Path
 
@@ -18,8 +15,8 @@ from scanlab.contract.backend import WHOLE_CONTRACT, Backend, ScanFn
 from scanlab.contract.cpu import threads_tunable
 from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
 from scanlab.contract.space import Config, Space, Tunable
-from scanlab.errors import ConfigError
 from scanlab_kernels.build import PACKAGE, Extension, Unit, headers
+from scanlab_kernels.cpu.isa import INSTRUCTION_SETS, chosen_isa, isa_index
 from scanlab_kernels.selective_scan import arguments as scan_ops
 from scanlab_kernels.selective_scan.native import ops as native_ops
 
@@ -30,16 +27,6 @@ HEADERS = (*headers(FOLDER), *headers(PACKAGE / "cpu"))
 EXP_ERRORS = {"fast": 2.5e-7, "exact": 1.8e-7}
 EXP_VARIANTS = tuple(EXP_ERRORS)
 
-# The instruction sets of each family of processors, in the order of `enum class Isa`, and what the compiler needs.
-AVX2 = ("-mavx2", "-mfma", "-mf16c")
-AVX512 = (*AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl")
-FAMILIES: dict[str, dict[str, tuple[str, ...]]] = {
-    "x86_64": {"plain": (), "avx2": AVX2, "avx512": AVX512},
-    "aarch64": {"plain": (), "neon": ("-DSCANLAB_NEON",)},
-}
-ALSO_CALLED = {"AMD64": "x86_64", "arm64": "aarch64"}
-ISA_FLAGS = FAMILIES.get(ALSO_CALLED.get(platform.machine(), platform.machine()), {"plain": ()})
-
 # What the arithmetic of the kernel asks of the compiler.
 ARITHMETIC = ("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
 THREADING = ("-fopenmp",) if sys.platform == "linux" else ("-pthread",)
@@ -48,9 +35,9 @@ extension = Extension(
     name="native",
     units=(
         *(
-            Unit(FOLDER / "kernels.cpp", (f"-DSCANLAB_ISA={isa}", f"-DSCANLAB_TYPE={number}", *flags))
+            Unit(FOLDER / "kernels.cpp", (f"-DSCANLAB_TYPE={number}", *isa.flags))
             for number in ("float", "double")
-            for isa, flags in reversed(ISA_FLAGS.items())
+            for isa in reversed(INSTRUCTION_SETS)
         ),
         Unit(FOLDER / "torch_ops.cpp", ("-O1",)),
         Unit(FOLDER / "autograd.cpp", ("-O1",)),
@@ -59,23 +46,6 @@ extension = Extension(
     flags=("-O3", *ARITHMETIC, "-fvisibility=hidden", *THREADING),
     link_flags=THREADING,
 )
-
-
-def best_isa() -> str:
-    """The fastest instruction set of this machine that the build has, as torch sees it."""
-    if "neon" in ISA_FLAGS:
-        return "neon"  # part of the architecture
-    best = {"AVX512": "avx512", "AVX2": "avx2"}.get(torch.backends.cpu.get_cpu_capability(), "plain")
-    return best if best in ISA_FLAGS else "plain"
-
-
-def chosen_isa() -> str:
-    """The instruction set $SCANLAB_ISA forces, or the best; raises ConfigError where this machine lacks it."""
-    has = tuple(ISA_FLAGS)[: tuple(ISA_FLAGS).index(best_isa()) + 1]
-    chosen = os.environ.get("SCANLAB_ISA", best_isa())
-    if chosen not in has:
-        raise ConfigError(f"SCANLAB_ISA={chosen!r}: must be one of {has} on this machine; unset it for the best.")
-    return chosen
 
 
 def forbids(config: Config, problem: ScanProblem) -> str | None:
@@ -103,7 +73,7 @@ def make(problem: ScanProblem, config: Config) -> ScanFn:
         config["channel_tile"],
         config["time_chunks"],
         EXP_VARIANTS.index(str(config["exp"])),
-        tuple(ISA_FLAGS).index(chosen_isa()),
+        isa_index(chosen_isa()),
     )
     absent = (None,) * len(ScanInputs._fields)
     op = torch.ops.scanlab.scan_with_checkpoints.default if problem.gradients else torch.ops.scanlab.scan.default

@@ -23,6 +23,6 @@ void back_one(const Scan& scan, const Gradient& gradient, const Tile& tile, int 
 }
 }  // namespace
 
-const Kernels SCANLAB_NAME(SCANLAB_ISA, SCANLAB_TYPE) = {lanes<Real>, forward_bytes, forward_all, back_bytes, back_one};
+const Kernels SCANLAB_NAME(SCANLAB_ISA, SCANLAB_TYPE) = {is_supported, lanes<Real>, forward_bytes, forward_all, back_bytes, back_one};
 
 }  // namespace scanlab

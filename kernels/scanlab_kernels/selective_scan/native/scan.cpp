@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cstring>
 #include <exception>
+#include <iterator>
 #include <memory>
 #include <new>
 #include <thread>
@@ -15,23 +16,18 @@
 
 namespace scanlab {
 
-extern const Kernels kernels_plain_float, kernels_plain_double;
-#if defined(__x86_64__)
-extern const Kernels kernels_avx2_float, kernels_avx2_double, kernels_avx512_float, kernels_avx512_double;
-#elif defined(__aarch64__)
-extern const Kernels kernels_neon_float, kernels_neon_double;
-#endif
+#define SCANLAB_DECLARE(isa) extern const Kernels kernels_##isa##_float, kernels_##isa##_double;
+SCANLAB_INSTRUCTION_SETS(SCANLAB_DECLARE)
+
+namespace {
+// In the order of Isa.
+#define SCANLAB_TABLES(isa) {&kernels_##isa##_float, &kernels_##isa##_double},
+constexpr const Kernels* tables[][2] = {SCANLAB_INSTRUCTION_SETS(SCANLAB_TABLES)};
+}  // namespace
 
 Isa best_isa() {
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl"))
-        return Isa::avx512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::avx2;
-#elif defined(__aarch64__)
-    return Isa::neon;  // part of the architecture
-#endif
+    for (int isa = int(std::size(tables)) - 1; isa > 0; isa--)
+        if (tables[isa][0]->is_supported()) return Isa(isa);
     return Isa::plain;
 }
 
@@ -45,16 +41,7 @@ void note_fork() { forked = true; }
 
 namespace {
 
-const Kernels& kernels_of(const Scan& scan) {
-    const bool wide = scan.type == Type::float64;
-#if defined(__x86_64__)
-    if (scan.isa == Isa::avx512) return wide ? kernels_avx512_double : kernels_avx512_float;
-    if (scan.isa == Isa::avx2) return wide ? kernels_avx2_double : kernels_avx2_float;
-#elif defined(__aarch64__)
-    if (scan.isa == Isa::neon) return wide ? kernels_neon_double : kernels_neon_float;
-#endif
-    return wide ? kernels_plain_double : kernels_plain_float;
-}
+const Kernels& kernels_of(const Scan& scan) { return *tables[int(scan.isa)][scan.type == Type::float64]; }
 
 constexpr size_t cache_line = 64;
 

@@ -8,18 +8,12 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cpu/isa.h"
+
 namespace scanlab {
 
 enum class Type { float32, float64, bfloat16, float16 };
 enum class Exp { fast, exact };
-// The instruction sets of a family of processors, each with all that those before it have.
-#if defined(__x86_64__)
-enum class Isa { plain, avx2, avx512 };
-#elif defined(__aarch64__)
-enum class Isa { plain, neon };
-#else
-enum class Isa { plain };
-#endif
 
 // Strides count elements, or pairs of elements where the scan is complex and the tensor is A, a constant B
 // or C, or a state. A tensor that is not there has no data.
@@ -119,6 +113,7 @@ struct Chunk {
 
 // What one instruction set offers for one arithmetic type.
 struct Kernels {
+    bool (*is_supported)();
     int lanes;
     size_t (*workspace_bytes)(const Scan&);
     void (*forward)(const Scan&, const Tile&, const Chunk&, void* workspace);

@@ -24,8 +24,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from scanlab.contract.compiler import find_compiler
 from scanlab.contract.cpu import usable_threads
-from scanlab_kernels.build import PACKAGE, find_compiler
+from scanlab_kernels.build import PACKAGE
+from scanlab_kernels.cpu.isa import FAMILIES, INSTRUCTION_SETS, InstructionSet
 from scanlab_kernels.selective_scan.native import backend as native
 
 HERE = Path(__file__).parent
@@ -74,7 +76,7 @@ class MissingError(Exception):
 class Target:
     """A processor to build for: its instruction sets and their flags, the compiler, and what runs its programs."""
 
-    instruction_sets: dict[str, tuple[str, ...]]
+    instruction_sets: tuple[InstructionSet, ...]
     compiler: tuple[str, ...]
     emulator: tuple[str, ...] = ()
     link_flags: tuple[str, ...] = ()
@@ -85,7 +87,7 @@ def here() -> Target:
     compiler = find_compiler()
     if compiler is None:
         raise MissingError("there is no C++ compiler: `apt install g++`, or name one in CXX.")
-    return Target(native.ISA_FLAGS, compiler.command)
+    return Target(INSTRUCTION_SETS, compiler.command)
 
 
 def emulated(arch: str) -> Target:
@@ -95,18 +97,18 @@ def emulated(arch: str) -> Target:
         if shutil.which(program) is None:
             raise MissingError(f"{program} is missing: `apt install {package}` on Debian and Ubuntu.")
     compiler, emulator = needs
-    return Target(native.FAMILIES[arch], (compiler,), (emulator,), ("-static",))
+    return Target(FAMILIES[arch], (compiler,), (emulator,), ("-static",))
 
 
 def sources(target: Target, flags: tuple[str, ...], only: str | None) -> Iterator[tuple[str, list[str]]]:
     """The name of each object and what it is compiled from; with `only`, other instruction sets are just there."""
-    for isa, own in target.instruction_sets.items():
-        how = flags if only in (None, isa) else ("-O0",)
-        words = [*how, *own, f"-DSCANLAB_ISA={isa}"]
-        yield f"functions_{isa}", [*words, str(HERE / "functions.cpp")]
+    for isa in target.instruction_sets:
+        how = flags if only in (None, isa.name) else ("-O0",)
+        words = [*how, *isa.flags]
+        yield f"functions_{isa.name}", [*words, str(HERE / "functions.cpp")]
         for real in ("float", "double"):
             kernels = str(native.FOLDER / "kernels.cpp")
-            yield f"kernels_{isa}_{real}", [*words, f"-DSCANLAB_TYPE={real}", kernels]
+            yield f"kernels_{isa.name}_{real}", [*words, f"-DSCANLAB_TYPE={real}", kernels]
     yield "native", [*flags, str(native.FOLDER / "scan.cpp")]
     # The tests themselves need no checks, which would cost most of the time.
     for name in ("scan_case", "plain_loop", *TESTS):
@@ -188,7 +190,7 @@ def main() -> int:
     """Prove what the command line asks for; the status to end with."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("mode", nargs="?", choices=list(MODES), help="all of them by default")
-    parser.add_argument("--arch", choices=list(native.FAMILIES), help="build for another processor and emulate it")
+    parser.add_argument("--arch", choices=list(FAMILIES), help="build for another processor and emulate it")
     parser.add_argument("--only", metavar="ISA", help="check this instruction set alone, and compile only it with care")
     parser.add_argument("--cases", type=int, default=200, help="random scans (default: 200)")
     parser.add_argument("--step", type=int, default=997, help="every how many float32 (default: 997)")
@@ -200,7 +202,7 @@ def main() -> int:
             raise MissingError("sanitizers do not run on an emulated processor; leave them out.")
         findings = []
         for mode in [asked.mode] if asked.mode else ["none"] if is_other else MODES:
-            print(f"{mode}: {', '.join(target.instruction_sets)}", flush=True)
+            print(f"{mode}: {', '.join(isa.name for isa in target.instruction_sets)}", flush=True)
             findings += prove(target, mode, asked.only, asked.cases, asked.step)
     except MissingError as error:
         print(error, file=sys.stderr)

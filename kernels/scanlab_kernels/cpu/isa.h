@@ -1,0 +1,56 @@
+// The instruction sets of a family of processors, and the test of whether a machine has what a unit needs.
+//
+// isa.py has the one list of them: each unit is compiled with the flags of its set and with SCANLAB_ISA_NEEDS, the
+// conjunction of the tests below for the same features.
+#pragma once
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace scanlab {
+
+// Each with all that those before it have.
+#if defined(__x86_64__)
+#define SCANLAB_INSTRUCTION_SETS(call) call(plain) call(avx2) call(avx512)
+#elif defined(__aarch64__)
+#define SCANLAB_INSTRUCTION_SETS(call) call(plain) call(neon)
+#else
+#define SCANLAB_INSTRUCTION_SETS(call) call(plain)
+#endif
+
+#define SCANLAB_ENUMERATOR(name) name,
+enum class Isa { SCANLAB_INSTRUCTION_SETS(SCANLAB_ENUMERATOR) };
+#undef SCANLAB_ENUMERATOR
+
+#if defined(SCANLAB_ISA_NEEDS)
+namespace {
+
+#if defined(__x86_64__)
+// Clang has no name for it in __builtin_cpu_supports.
+[[maybe_unused]] bool has_f16c() {
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#define SCANLAB_HAS_f16c has_f16c()
+#define SCANLAB_HAS_avx2 __builtin_cpu_supports("avx2")
+#define SCANLAB_HAS_fma __builtin_cpu_supports("fma")
+#define SCANLAB_HAS_avx512f __builtin_cpu_supports("avx512f")
+#define SCANLAB_HAS_avx512dq __builtin_cpu_supports("avx512dq")
+#define SCANLAB_HAS_avx512bw __builtin_cpu_supports("avx512bw")
+#define SCANLAB_HAS_avx512vl __builtin_cpu_supports("avx512vl")
+#define SCANLAB_HAS_avx512bf16 __builtin_cpu_supports("avx512bf16")
+#endif
+
+// Whether this machine has the instructions that this unit was compiled for.
+[[maybe_unused]] bool is_supported() {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+#endif
+    return SCANLAB_ISA_NEEDS;
+}
+
+}  // namespace
+#endif
+
+}  // namespace scanlab

@@ -1,0 +1,84 @@
+"""The instruction sets that the C++ kernels are compiled for: the one list of their names, flags and needs.
+
+The flags carry the test of the processor with them: `cpu/isa.h` makes a function of it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+
+from scanlab.contract.machine import this_machine
+from scanlab.errors import ConfigError
+
+# Features that the kernel of Linux and macOS calls otherwise than GCC and Clang do.
+SYSTEM_NAMES = {"avx512bf16": "avx512_bf16"}
+
+
+@dataclass(frozen=True)
+class InstructionSet:
+    """An instruction set.
+
+    Args:
+        name: The value of SCANLAB_ISA that forces it, and of the macro in its units.
+        features: What the processor must have, as GCC's options -m... call it.
+        defines: Macros of its units.
+    """
+
+    name: str
+    features: tuple[str, ...] = ()
+    defines: tuple[str, ...] = ()
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What the compiler needs: options, macros, and the test that the processor passes."""
+        needs = "&&".join(f"SCANLAB_HAS_{feature}" for feature in self.features) or "true"
+        return (
+            *(f"-m{feature}" for feature in self.features),
+            *(f"-D{name}" for name in (f"SCANLAB_ISA={self.name}", f"SCANLAB_ISA_NEEDS={needs}", *self.defines)),
+        )
+
+    def is_supported(self) -> bool:
+        """Return whether this machine has all features."""
+        flags = this_machine().silicon.flags
+        return all(SYSTEM_NAMES.get(feature, feature) in flags for feature in self.features)
+
+
+AVX2 = ("avx2", "fma", "f16c")
+AVX512 = (*AVX2, "avx512f", "avx512dq", "avx512bw", "avx512vl")
+# Of each family of processors in the order of `enum class Isa`, each with all that those before it have. `plain` leaves
+# the choice to the compiler, which takes what every machine of the family has: SSE2 on x86, NEON on Arm.
+FAMILIES = {
+    "x86_64": (InstructionSet("plain"), InstructionSet("avx2", AVX2), InstructionSet("avx512", AVX512)),
+    "aarch64": (InstructionSet("plain"), InstructionSet("neon", defines=("SCANLAB_NEON",))),
+}
+# For products in bfloat16 alone, which not every machine with AVX-512 has.
+BFLOAT16 = {"x86_64": (InstructionSet("avx512_bfloat16", (*AVX512, "avx512bf16")),), "aarch64": ()}
+
+OTHER_NAMES = {"AMD64": "x86_64", "arm64": "aarch64"}
+FAMILY = OTHER_NAMES.get(platform.machine(), platform.machine())
+INSTRUCTION_SETS = FAMILIES.get(FAMILY, (InstructionSet("plain"),))
+
+
+def supported_isas() -> tuple[str, ...]:
+    """Return the names of the instruction sets of this machine, the fastest last."""
+    return tuple(isa.name for isa in INSTRUCTION_SETS if isa.is_supported())
+
+
+def chosen_isa() -> str:
+    """Return the instruction set that $SCANLAB_ISA forces, or the fastest.
+
+    Raises:
+        ConfigError: This machine lacks the one that is forced.
+    """
+    supported = supported_isas()
+    chosen = os.environ.get("SCANLAB_ISA", supported[-1])
+    if chosen not in supported:
+        raise ConfigError(f"SCANLAB_ISA={chosen!r}: must be one of {supported} on this machine; unset it for the best.")
+    return chosen
+
+
+def isa_index(name: str) -> int:
+    """Return the place of an instruction set in `enum class Isa`."""
+    return [isa.name for isa in INSTRUCTION_SETS].index(name)
