@@ -62,9 +62,3 @@ def test_without_proc_the_facts_are_unknown_and_not_an_error(monkeypatch):
     silicon = machine._silicon()
     assert (silicon.family, silicon.flags, silicon.caches) == ("unknown", (), ())
     assert silicon.usable_cpus == usable_threads()
-
-
-def test_a_machine_without_a_compiler_says_so(monkeypatch, tmp_path):
-    monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert machine._compiler() == "none"
