@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import functools
-import math
 import re
 import subprocess
 import tempfile
@@ -128,8 +127,9 @@ def compiled(call: Call, capability: int, updates: float = 1.0) -> MachineCode:
 
 def updates_of(call: Call, steps: int) -> float:
     """Return the state updates of one thread in so many steps of a scan."""
-    tile: list[int] = [call.arguments[name] for name in ("LANES", "CHANNELS", "PADDED")]
-    return steps * math.prod(tile) / (WARP * call.launch.options["num_warps"])
+    tile = call.launch.numbers["tile"]
+    updates: int = tile.lanes.value * tile.channels.value * tile.padded.value
+    return steps * updates / (WARP * call.launch.options["num_warps"])
 
 
 def read(cubin: bytes, updates: float) -> MachineCode:

@@ -49,9 +49,9 @@ def tuned(problem=GPU, **config):
 @pytest.mark.parametrize("gradients", [False, True])
 def test_the_forward_loop_issues_less_than_the_special_unit_takes(code, row, gradients, config):
     problem = GPU.replace(dim=IN_ROWS[row], gradients=gradients)
-    assert code.forward_calls(problem, tuned(problem, **config))[-1].arguments["ROW"] == row
+    assert code.forward_calls(problem, tuned(problem, **config))[-1].arguments["tile"].row == row
     made = code.forward(problem, tuned(problem, **config), HOPPER)[-1]
-    binds(made, spills=16 if gradients else 0)  # of what a program needs once
+    binds(made, spills=16 if gradients else 4)  # of values that a program needs once
     assert made.registers <= (138 if not config else 255 if gradients else 168)
 
 
@@ -68,7 +68,7 @@ def test_the_forward_loop_issues_less_than_the_special_unit_takes(code, row, gra
 )
 def test_so_do_those_of_other_directions_layouts_and_dtypes(code, asked, config):
     (made,) = code.forward(GPU.replace(**asked), tuned(**config), HOPPER)
-    binds(made, spills=0)
+    binds(made, spills=4)
 
 
 def binds(made, spills):

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment, var-annotated"
-# ruff: noqa: RUF005  (what Triton compiles has no starred tuples)
+# ruff: noqa: RUF005, SIM102  (what Triton compiles has no starred tuples)
 """First pass of a backward scan in segments: the map of each segment for the adjoint.
 
 In the notation of `backward.py`, R[t] = decay[t] (g[t] C[t] + R[t+1]) is a scan against time that needs no states, only
@@ -35,10 +35,9 @@ def adjoint_steps(
     channel,
     strides,
     length,
+    tile,
     COUNT: tl.constexpr,
-    ROW: tl.constexpr,
     REVERSE: tl.constexpr,
-    SOFTPLUS: tl.constexpr,
 ):
     """Return the adjoint before `COUNT` steps from step `s` on, and `total` with the delta' of these steps added."""
     raw = ()
@@ -49,18 +48,18 @@ def adjoint_steps(
     at = t * strides.u.time + channel * strides.u.dim
     delta += at
     grad_out += at
-    C += t * ROW
+    C += t * tile.row
     if z is not None:
         z += t * strides.z.time + channel * strides.z.dim
     for i in tl.static_range(COUNT):
         step = -i if REVERSE else i
         raw = raw + (load(delta + step * strides.u.time, channel_mask),)
         outer = outer + (load(grad_out + step * strides.u.time, channel_mask),)
-        weights = weights + (load(C + step * ROW, state_mask)[None, :, None],)
+        weights = weights + (load(C + step * tile.row, state_mask)[None, :, None],)
         if z is not None:
             gates = gates + (load(z + step * strides.z.time, channel_mask),)
     for i in tl.static_range(COUNT - 1, -1, -1):
-        size = discretize_delta(raw[i], bias, SOFTPLUS)
+        size = discretize_delta(raw[i], bias, tile.softplus)
         g = outer[i]
         if z is not None:
             g = g * (gates[i] * sigmoid(gates[i], shrink(gates[i])))
@@ -81,50 +80,42 @@ def scan_tile(
     one,
     A_dim,
     A_state,
+    tile,
     block,
     entry,
     at,
     segment,
     width,
     groups,
-    LANES: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    UNROLL: tl.constexpr,
-    STAGES: tl.constexpr,
-    ROW: tl.constexpr,
-    STATES: tl.constexpr,
-    PADDED: tl.constexpr,
-    EVEN: tl.constexpr,
     REVERSE: tl.constexpr,
-    SOFTPLUS: tl.constexpr,
 ):
     """Compute the map of one segment for one tile of one direction, from its last step to its first."""
     group, channel, channel_mask, index, state_mask, tile_at, tile_mask, rates, bias = load_tile(
-        inputs, one, A_dim, A_state, block, width, groups, LANES, CHANNELS, STATES, PADDED, EVEN
+        inputs, tile, one, A_dim, A_state, block, width, groups, tile.lanes, tile.channels
     )
     delta = inputs.delta + entry * strides.u.batch
     g = grad_out + entry * strides.u.batch
     z = None
     if inputs.z is not None:
         z = inputs.z + entry * strides.z.batch
-    C = inputs.C + (entry * groups + group) * length * ROW + index
+    C = inputs.C + (entry * groups + group) * length * tile.row + index
     start = segment * steps
     stop = tl.minimum(start + steps, length)
-    turns = (stop - start) // UNROLL
+    turns = (stop - start) // tile.unroll
     adjoint = tl.zeros(rates.shape, tl.float32)
     total = tl.zeros(channel.shape, tl.float32)
-    for over in tl.range(0, stop - start - turns * UNROLL):
+    for over in tl.range(0, stop - start - turns * tile.unroll):
         adjoint, total = adjoint_steps(
             adjoint, total, stop - 1 - over, delta, z, g, C, bias, rates, channel_mask, state_mask, channel, strides,
-            length, 1, ROW, REVERSE, SOFTPLUS,
+            length, tile, 1, REVERSE,
         )  # fmt: skip
-    for over in tl.range(0, turns, num_stages=STAGES):
+    for over in tl.range(0, turns, num_stages=tile.stages):
         adjoint, total = adjoint_steps(
-            adjoint, total, start + (turns - 1 - over) * UNROLL, delta, z, g, C, bias, rates, channel_mask, state_mask,
-            channel, strides, length, UNROLL, ROW, REVERSE, SOFTPLUS,
+            adjoint, total, start + (turns - 1 - over) * tile.unroll, delta, z, g, C, bias, rates, channel_mask,
+            state_mask, channel, strides, length, tile, tile.unroll, REVERSE,
         )  # fmt: skip
     store_segment_map(
-        adjoint, total, ends, totals, at, groups * width, channel, channel_mask, tile_at, tile_mask, STATES
+        adjoint, total, ends, totals, at, groups * width, channel, channel_mask, tile_at, tile_mask, tile.states
     )
 
 
@@ -139,23 +130,15 @@ def scan(
     batch,
     length,
     steps,
-    segments,
     one,
     A_dim,
     A_state,
+    tile,
+    segments,
     width,
     groups,
-    LANES: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    UNROLL: tl.constexpr,
-    STAGES: tl.constexpr,
-    ROW: tl.constexpr,
-    STATES: tl.constexpr,
-    PADDED: tl.constexpr,
-    EVEN: tl.constexpr,
     BOTH: tl.constexpr,
     REVERSE: tl.constexpr,
-    SOFTPLUS: tl.constexpr,
     BATCH_FIRST: tl.constexpr,
 ):
     """Compute the maps of all segments for the adjoint of `first`, or of `first` and `second`.
@@ -163,21 +146,17 @@ def scan(
     grad_out: gradient of the output, in the strides of u.
     ends, totals: (directions, batch, segments, state, dim) and (directions, batch, segments, dim), written.
     """
-    blocks = groups * tl.cdiv(width, LANES * CHANNELS)
+    blocks = groups * tl.cdiv(width, tile.lanes * tile.channels)
     block, entry, segment, direction = locate_program(blocks, batch, segments, BATCH_FIRST)
     at = (direction * batch + entry) * segments + segment
-    if not BOTH:
-        scan_tile(
-            first, grad_out, ends, totals, strides, length, steps, one, A_dim, A_state, block, entry, at, segment,
-            width, groups, LANES, CHANNELS, UNROLL, STAGES, ROW, STATES, PADDED, EVEN, REVERSE, SOFTPLUS,
-        )  # fmt: skip
-    elif direction == 0:
-        scan_tile(
-            first, grad_out, ends, totals, strides, length, steps, one, A_dim, A_state, block, entry, at, segment,
-            width, groups, LANES, CHANNELS, UNROLL, STAGES, ROW, STATES, PADDED, EVEN, False, SOFTPLUS,
-        )  # fmt: skip
-    else:
-        scan_tile(
-            second, grad_out, ends, totals, strides, length, steps, one, A_dim, A_state, block, entry, at, segment,
-            width, groups, LANES, CHANNELS, UNROLL, STAGES, ROW, STATES, PADDED, EVEN, True, SOFTPLUS,
-        )  # fmt: skip
+    if BOTH:
+        if direction == 1:
+            scan_tile(
+                second, grad_out, ends, totals, strides, length, steps, one, A_dim, A_state, tile, block, entry, at,
+                segment, width, groups, True,
+            )  # fmt: skip
+            return
+    scan_tile(
+        first, grad_out, ends, totals, strides, length, steps, one, A_dim, A_state, tile, block, entry, at, segment,
+        width, groups, REVERSE,
+    )  # fmt: skip

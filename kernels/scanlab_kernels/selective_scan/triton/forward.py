@@ -47,17 +47,15 @@ def forward_steps(
     channel,
     strides,
     length,
+    tile,
     COUNT: tl.constexpr,
-    ROW: tl.constexpr,
     REVERSE: tl.constexpr,
-    SOFTPLUS: tl.constexpr,
     BY_PRODUCTS: tl.constexpr,
 ):
     """Return the states after `COUNT` steps from step `s` on, and `total` with the delta' of these steps added.
 
     All loads precede all arithmetic and all stores follow it, so that none waits for another. Without `out` only the
-    states are computed. The first `BY_PRODUCTS` steps compute their exponentials by multiply-adds. ROW is the distance
-    from B and C of one step to those of the next.
+    states are computed. The first `BY_PRODUCTS` steps compute their exponentials by multiply-adds.
     """
     inputs = ()
     sizes = ()
@@ -68,24 +66,24 @@ def forward_steps(
     at = t * strides.u.time + channel * strides.u.dim
     u += at
     delta += at
-    B += t * ROW
+    B += t * tile.row
     if out is not None:
         out += at
-        C += t * ROW
+        C += t * tile.row
         if z is not None:
             z += t * strides.z.time + channel * strides.z.dim
     for i in tl.static_range(COUNT):
         step = -i if REVERSE else i
         inputs = inputs + (load(u + step * strides.u.time, channel_mask),)
         sizes = sizes + (load(delta + step * strides.u.time, channel_mask),)
-        ins = ins + (load(B + step * ROW, state_mask)[None, :, None],)
+        ins = ins + (load(B + step * tile.row, state_mask)[None, :, None],)
         if out is not None:
-            outs = outs + (load(C + step * ROW, state_mask)[None, :, None],)
+            outs = outs + (load(C + step * tile.row, state_mask)[None, :, None],)
             if z is not None:
                 gates = gates + (load(z + step * strides.z.time, channel_mask),)
     results = ()
     for i in tl.static_range(COUNT):
-        size = discretize_delta(sizes[i], bias, SOFTPLUS)
+        size = discretize_delta(sizes[i], bias, tile.softplus)
         exponent = size[:, None, :] * rates
         if i < BY_PRODUCTS:
             decay = exp2_by_products(exponent)
@@ -127,11 +125,10 @@ def scan_range(
     channel,
     strides,
     length,
+    tile,
     UNROLL: tl.constexpr,
     STAGES: tl.constexpr,
-    ROW: tl.constexpr,
     REVERSE: tl.constexpr,
-    SOFTPLUS: tl.constexpr,
     BY_PRODUCTS: tl.constexpr,
 ):
     """Run `forward_steps` over the steps [start, stop): `UNROLL` at a time, and the rest one at a time."""
@@ -139,12 +136,12 @@ def scan_range(
     for s in tl.range(start, whole, UNROLL, num_stages=STAGES):
         h, total = forward_steps(
             h, total, s, u, delta, z, out, B, C, skip, bias, rates, channel_mask, state_mask, channel, strides, length,
-            UNROLL, ROW, REVERSE, SOFTPLUS, BY_PRODUCTS,
+            tile, UNROLL, REVERSE, BY_PRODUCTS,
         )  # fmt: skip
     for s in tl.range(whole, stop):
         h, total = forward_steps(
             h, total, s, u, delta, z, out, B, C, skip, bias, rates, channel_mask, state_mask, channel, strides, length,
-            1, ROW, REVERSE, SOFTPLUS, 0,
+            tile, 1, REVERSE, 0,
         )  # fmt: skip
     return h, total
 
@@ -163,6 +160,7 @@ def scan_tile(
     one,
     A_dim,
     A_state,
+    tile,
     block,
     entry,
     row,
@@ -171,28 +169,17 @@ def scan_tile(
     width,
     groups,
     ENDS_ALONE: tl.constexpr,
-    LANES: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    UNROLL: tl.constexpr,
-    STAGES: tl.constexpr,
-    CHUNK: tl.constexpr,
-    ROW: tl.constexpr,
-    STATES: tl.constexpr,
-    PADDED: tl.constexpr,
-    EVEN: tl.constexpr,
     REVERSE: tl.constexpr,
-    SOFTPLUS: tl.constexpr,
-    BY_PRODUCTS: tl.constexpr,
 ):
     """Scan one tile of one direction over one segment; with `ENDS_ALONE` compute only the map of the segment.
 
     row: index of (direction, batch entry) in the tensors of states.
     """
     group, channel, channel_mask, index, state_mask, tile_at, tile_mask, rates, bias = load_tile(
-        inputs, one, A_dim, A_state, block, width, groups, LANES, CHANNELS, STATES, PADDED, EVEN
+        inputs, tile, one, A_dim, A_state, block, width, groups, tile.lanes, tile.channels
     )
     dim = groups * width
-    projection = (entry * groups + group) * length * ROW + index
+    projection = (entry * groups + group) * length * tile.row + index
     u = inputs.u + entry * strides.u.batch
     delta = inputs.delta + entry * strides.u.batch
     skip = None
@@ -207,43 +194,43 @@ def scan_tile(
     total = tl.zeros(channel.shape, tl.float32)
     if inputs.initial_state is not None:
         if segment == 0:
-            last_at = state_offsets(channel, index, one, STATES)
-            h = load(inputs.initial_state + entry * dim * STATES + last_at, tile_mask)
+            last_at = state_offsets(channel, index, one, tile.states)
+            h = load(inputs.initial_state + entry * dim * tile.states + last_at, tile_mask)
     B = inputs.B + projection
     C = inputs.C + projection
     if ENDS_ALONE:
         h, total = scan_range(
-            h, total, start, stop, u, delta, None, None, B, None, None, bias, rates, channel_mask, state_mask,
-            channel, strides, length, UNROLL, STAGES, ROW, REVERSE, SOFTPLUS, 0,
+            h, total, start, stop, u, delta, None, None, B, None, None, bias, rates, channel_mask, state_mask, channel,
+            strides, length, tile, tile.unroll, tile.stages, REVERSE, 0,
         )  # fmt: skip
         at = row * segments + segment
-        store_segment_map(h, total, ends, totals, at, dim, channel, channel_mask, tile_at, tile_mask, STATES)
+        store_segment_map(h, total, ends, totals, at, dim, channel, channel_mask, tile_at, tile_mask, tile.states)
     else:
         if ends is not None:
             for before in tl.range(0, segment):
                 at = row * segments + before
                 h = apply_segment_map(
-                    h, ends, totals, at, dim, channel, channel_mask, tile_at, tile_mask, rates, STATES
+                    h, ends, totals, at, dim, channel, channel_mask, tile_at, tile_mask, rates, tile.states
                 )
         out_at = out + entry * strides.u.batch
         if checkpoints is None:
             h, total = scan_range(
-                h, total, start, stop, u, delta, z, out_at, B, C, skip, bias, rates, channel_mask, state_mask,
-                channel, strides, length, UNROLL, STAGES, ROW, REVERSE, SOFTPLUS, BY_PRODUCTS,
+                h, total, start, stop, u, delta, z, out_at, B, C, skip, bias, rates, channel_mask, state_mask, channel,
+                strides, length, tile, tile.unroll, tile.stages, REVERSE, tile.by_products,
             )  # fmt: skip
         else:
-            chunks = tl.cdiv(length, CHUNK)
-            for first in tl.range(start, stop, CHUNK):
-                kept = checkpoints + (row * chunks + first // CHUNK) * dim * STATES
+            chunks = tl.cdiv(length, tile.chunk)
+            for first in tl.range(start, stop, tile.chunk):
+                kept = checkpoints + (row * chunks + first // tile.chunk) * dim * tile.states
                 tl.store(kept + tile_at, h, mask=tile_mask)
                 h, total = scan_range(
-                    h, total, first, tl.minimum(first + CHUNK, stop), u, delta, z, out_at, B, C, skip, bias, rates,
-                    channel_mask, state_mask, channel, strides, length, UNROLL, STAGES, ROW, REVERSE, SOFTPLUS,
-                    BY_PRODUCTS,
+                    h, total, first, tl.minimum(first + tile.chunk, stop), u, delta, z, out_at, B, C, skip, bias, rates,
+                    channel_mask, state_mask, channel, strides, length, tile, tile.unroll, tile.stages, REVERSE,
+                    tile.by_products,
                 )  # fmt: skip
         if stop == length:
-            last_at = state_offsets(channel, index, one, STATES)
-            tl.store(last + row * dim * STATES + last_at, h, mask=tile_mask)
+            last_at = state_offsets(channel, index, one, tile.states)
+            tl.store(last + row * dim * tile.states + last_at, h, mask=tile_mask)
 
 
 @triton.jit(do_not_specialize=["batch", "length", "steps", "one", "A_dim", "A_state"])
@@ -259,26 +246,16 @@ def scan(
     batch,
     length,
     steps,
-    segments,
     one,
     A_dim,
     A_state,
+    tile,
+    segments,
     width,
     groups,
     ENDS_ALONE: tl.constexpr,
-    LANES: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    UNROLL: tl.constexpr,
-    STAGES: tl.constexpr,
-    CHUNK: tl.constexpr,
-    ROW: tl.constexpr,
-    STATES: tl.constexpr,
-    PADDED: tl.constexpr,
-    EVEN: tl.constexpr,
     BOTH: tl.constexpr,
     REVERSE: tl.constexpr,
-    SOFTPLUS: tl.constexpr,
-    BY_PRODUCTS: tl.constexpr,
     BATCH_FIRST: tl.constexpr,
 ):
     """Scan `first`, against time if REVERSE; where BOTH, scan `first` along time and `second` against it.
@@ -289,25 +266,18 @@ def scan(
     ends, totals: (directions, batch, segments, state, dim) and (directions, batch, segments, dim), or None.
     width: channels of one group.
     """
-    blocks = groups * tl.cdiv(width, LANES * CHANNELS)
+    blocks = groups * tl.cdiv(width, tile.lanes * tile.channels)
     block, entry, segment, direction = locate_program(blocks, batch, segments, BATCH_FIRST)
     row = direction * batch + entry
-    if not BOTH:
-        scan_tile(
-            first, out, last, checkpoints, ends, totals, strides, length, steps, one, A_dim, A_state, block, entry,
-            row, segment, segments, width, groups, ENDS_ALONE, LANES, CHANNELS, UNROLL, STAGES, CHUNK, ROW, STATES,
-            PADDED, EVEN, REVERSE, SOFTPLUS, BY_PRODUCTS,
-        )  # fmt: skip
-    elif direction == 0:
-        scan_tile(
-            first, out, last, checkpoints, ends, totals, strides, length, steps, one, A_dim, A_state, block, entry,
-            row, segment, segments, width, groups, ENDS_ALONE, LANES, CHANNELS, UNROLL, STAGES, CHUNK, ROW, STATES,
-            PADDED, EVEN, False, SOFTPLUS, BY_PRODUCTS,
-        )  # fmt: skip
-    else:
-        out += batch.to(tl.int64) * length * groups * width
-        scan_tile(
-            second, out, last, checkpoints, ends, totals, strides, length, steps, one, A_dim, A_state, block, entry,
-            row, segment, segments, width, groups, ENDS_ALONE, LANES, CHANNELS, UNROLL, STAGES, CHUNK, ROW, STATES,
-            PADDED, EVEN, True, SOFTPLUS, BY_PRODUCTS,
-        )  # fmt: skip
+    if BOTH:
+        if direction == 1:
+            out += batch.to(tl.int64) * length * groups * width
+            scan_tile(
+                second, out, last, checkpoints, ends, totals, strides, length, steps, one, A_dim, A_state, tile, block,
+                entry, row, segment, segments, width, groups, ENDS_ALONE, True,
+            )  # fmt: skip
+            return
+    scan_tile(
+        first, out, last, checkpoints, ends, totals, strides, length, steps, one, A_dim, A_state, tile, block, entry,
+        row, segment, segments, width, groups, ENDS_ALONE, REVERSE,
+    )  # fmt: skip

@@ -17,7 +17,7 @@ from scanlab.contract.problem import ScanInputs
 from scanlab_kernels.gpu.launch_cache import ALIGNED_BYTES, Launch
 from scanlab_kernels.gpu.tile import Axes
 from scanlab_kernels.selective_scan.triton import backward, backward_state_pass, forward, segments
-from scanlab_kernels.selective_scan.triton.tile import Strides
+from scanlab_kernels.selective_scan.triton.tile import Strides, Tile
 
 MAX_OFFSET = 2**31 - 1
 LOADED_AT_ONCE = 4  # float32 values of B or C, where their addresses are known to be divisible by as many
@@ -66,10 +66,6 @@ class Scan(NamedTuple):
         """Groups of B and C."""
         B = self.directions[0].B
         return B.shape[1] if B.dim() == 4 else 1
-
-    def blocks(self, width: int) -> int:
-        """Return the number of blocks of `width` channels in all groups; a block stays within its group."""
-        return self.groups * -(-self.directions[0].u.shape[1] // (self.groups * width))
 
 
 class Outputs(NamedTuple):
@@ -215,12 +211,15 @@ def forward_launches(scan: Scan, keep: bool) -> list[Launch]:
     """Return the launches of the forward scan in their order; with `keep` they store the checkpoints."""
     tuning = scan.tuning
     chunk = tuning.chunk if keep else tuning.unroll
-    tile, blocks = _forward_tile(scan)
-    numbers = {**_numbers(scan, tuning.segments, chunk), **tile, "CHUNK": chunk, "BY_PRODUCTS": tuning.polynomial}
-    programs = blocks * numbers["batch"] * len(scan.directions) * numbers["segments"]
+    tile, blocks = _forward_tile(scan, chunk, tuning.polynomial)
+    numbers, programs = _numbers(scan, tuning.segments, chunk)
     return [
         Launch(
-            forward.scan, programs, numbers | {"ENDS_ALONE": ends_alone}, warps=tuning.warps, registers=tuning.registers
+            forward.scan,
+            blocks * programs,
+            {**numbers, "tile": tile, "ENDS_ALONE": ends_alone},
+            warps=tuning.warps,
+            registers=tuning.registers,
         )
         for ends_alone in (True, False)[-_passes(numbers["segments"]) :]
     ]
@@ -255,32 +254,28 @@ def backward_tensors(
 def backward_launches(scan: Scan) -> list[Launch]:
     """Return the launches of the backward scan in their order."""
     tuning = scan.tuning
+    numbers, programs = _numbers(scan, tuning.back_segments, tuning.chunk)
     block = tuning.back_lanes * tuning.back_channels
-    blocks = scan.blocks(block)
-    numbers = _numbers(scan, tuning.back_segments, tuning.chunk)
-    whole = {
-        **numbers,
-        "LANES": tuning.back_lanes,
-        "CHANNELS": tuning.back_channels,
-        "FULL_LANES": min(block, 32),
-        "CHUNK": tuning.chunk,
-        "HISTORY": tuning.history,
-        "EVEN": blocks * block == scan.directions[0].u.shape[1],
-        "BATCH_FIRST": bool(tuning.batch_first),
-    }
-    programs = numbers["batch"] * len(scan.directions) * numbers["segments"]
-    launches = [Launch(backward.scan, blocks * programs, whole)]
+    tile, blocks = _tile(scan, tuning.back_lanes, tuning.back_channels, tuning.chunk, tuning.history)
+    launches = [Launch(backward.scan, blocks * programs, {**numbers, "tile": tile, "FULL_LANES": min(block, 32)})]
     if numbers["segments"] > 1:
-        tile, wide = _forward_tile(scan)
-        options = {"warps": tuning.warps, "registers": tuning.registers}
-        launches.insert(0, Launch(backward_state_pass.scan, wide * programs, numbers | tile, **options))
+        tile, blocks = _forward_tile(scan, tuning.chunk)
+        first_pass = Launch(
+            backward_state_pass.scan,
+            blocks * programs,
+            {**numbers, "tile": tile},
+            warps=tuning.warps,
+            registers=tuning.registers,
+        )
+        launches.insert(0, first_pass)
     return launches
 
 
 def _empty_gradients(scan: Scan, inputs: ScanInputs, parts: int) -> Gradients:
     batch, dim, length = inputs.u.shape
     new, state = inputs.A.new_empty, inputs.A.shape[1]
-    blocks = scan.blocks(scan.tuning.back_lanes * scan.tuning.back_channels) // scan.groups
+    block = scan.tuning.back_lanes * scan.tuning.back_channels
+    blocks = -(-dim // (scan.groups * block))
     return Gradients(
         u=empty_like(inputs.u),
         delta=empty_like(inputs.u),
@@ -314,44 +309,59 @@ def _passes(parts: int) -> int:
     return 1 if parts == 1 else 2
 
 
-def _forward_tile(scan: Scan) -> tuple[dict[str, Any], int]:
-    """Return the arguments that describe a forward tile, and the number of blocks of channels."""
+def _tile(
+    scan: Scan, lanes: int, channels: int, chunk: int, unroll: int, stages: int = 1, by_products: int = 0
+) -> tuple[Tile, int]:
+    """Return the constants of a kernel, and its number of blocks of channels."""
+    dim, state = scan.directions[0].A.shape
+    blocks = scan.groups * -(-dim // (scan.groups * lanes * channels))
+    constants: dict[str, int] = {
+        "lanes": lanes,
+        "channels": channels,
+        "even": blocks * lanes * channels == dim,
+        "states": state,
+        "padded": 1 << (state - 1).bit_length(),
+        "row": scan.row,
+        "softplus": scan.delta_softplus,
+        "chunk": chunk,
+        "unroll": unroll,
+        "stages": stages,
+        "by_products": by_products,
+    }
+    return Tile(**{name: constexpr(value) for name, value in constants.items()}), blocks
+
+
+def _forward_tile(scan: Scan, chunk: int, by_products: int = 0) -> tuple[Tile, int]:
     tuning = scan.tuning
     lanes = tuning.lanes * tuning.warps
-    blocks = scan.blocks(lanes * tuning.channels)
-    arguments = {
-        "LANES": lanes,
-        "CHANNELS": tuning.channels,
-        "UNROLL": tuning.unroll,
-        "STAGES": tuning.stages,
-        "EVEN": blocks * lanes * tuning.channels == scan.directions[0].u.shape[1],
-        "BATCH_FIRST": bool(tuning.batch_first),
-    }
-    return arguments, blocks
+    return _tile(scan, lanes, tuning.channels, chunk, tuning.unroll, tuning.stages, by_products)
 
 
-def _numbers(scan: Scan, most_segments: int, multiple: int) -> dict[str, Any]:
-    """Return the numbers that every kernel takes, for at most so many segments, each of a multiple of steps."""
+def _numbers(scan: Scan, most_segments: int, multiple: int) -> tuple[dict[str, Any], int]:
+    """Return the numbers that every kernel takes, and its programs for each block of channels.
+
+    Args:
+        scan: The scan.
+        most_segments: Segments at most.
+        multiple: What divides the steps of a segment.
+    """
     first = scan.directions[0]
     batch, dim, length = first.u.shape
-    state = first.A.shape[1]
     steps, parts = segments.cut(length, most_segments, multiple)
     axes = [dense_strides(first.u), (0, 0, 0) if first.z is None else first.z.stride()]
-    return {
+    numbers = {
         "strides": Strides(*(Axes(batch, dim, constexpr(time)) for batch, dim, time in axes)),
         "batch": batch,
         "length": length,
         "steps": steps,
-        "segments": parts,
         "one": 1,
         "A_dim": first.A.stride(0),
         "A_state": first.A.stride(1),
+        "segments": parts,
         "width": dim // scan.groups,
         "groups": scan.groups,
-        "ROW": scan.row,
-        "STATES": state,
-        "PADDED": 1 << (state - 1).bit_length(),
         "BOTH": len(scan.directions) == 2,
         "REVERSE": scan.reverse,
-        "SOFTPLUS": scan.delta_softplus,
+        "BATCH_FIRST": bool(scan.tuning.batch_first),
     }
+    return numbers, batch * len(scan.directions) * parts

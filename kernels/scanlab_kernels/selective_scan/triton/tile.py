@@ -35,6 +35,36 @@ class Strides(NamedTuple):
     z: Axes
 
 
+class Tile(NamedTuple):
+    """Constants of the compiled code of one kernel, each a `constexpr`.
+
+    Attributes:
+        lanes: Threads along dim, of all warps of a program.
+        channels: Channels of a thread.
+        even: Whether every block has all of its channels.
+        states: States of a channel.
+        padded: The next power of two.
+        row: Distance from B and C of one step to those of the next.
+        softplus: Whether softplus is applied.
+        chunk: Steps between two checkpoints.
+        unroll: Steps of an iteration; in the backward scan those whose states are kept in registers.
+        stages: Iterations whose loads overlap.
+        by_products: Steps of an iteration whose exponentials are computed by multiply-adds.
+    """
+
+    lanes: tl.constexpr
+    channels: tl.constexpr
+    even: tl.constexpr
+    states: tl.constexpr
+    padded: tl.constexpr
+    row: tl.constexpr
+    softplus: tl.constexpr
+    chunk: tl.constexpr
+    unroll: tl.constexpr
+    stages: tl.constexpr
+    by_products: tl.constexpr
+
+
 @triton.jit
 def locate_program(blocks, batch, segments, BATCH_FIRST: tl.constexpr):
     """Return the block of channels, the batch entry, the segment and the direction of this program."""
@@ -83,27 +113,14 @@ def channels_of(block, width, LANES: tl.constexpr, CHANNELS: tl.constexpr, EVEN:
 
 
 @triton.jit
-def load_tile(
-    inputs,
-    one,
-    A_dim,
-    A_state,
-    block,
-    width,
-    groups,
-    LANES: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    STATES: tl.constexpr,
-    PADDED: tl.constexpr,
-    EVEN: tl.constexpr,
-):
+def load_tile(inputs, tile, one, A_dim, A_state, block, width, groups, LANES: tl.constexpr, CHANNELS: tl.constexpr):
     """Return the indices, masks and weights of a tile, which a program needs for all of its steps.
 
     These are the group; the channels and their mask; the state indices and their mask; the offsets of the tile in a
     (state, dim) tensor and their mask; A * log2(e); and delta_bias, or 0.
     """
-    group, channel, channel_mask = channels_of(block, width, LANES, CHANNELS, EVEN)
-    index, state_mask = states_of(STATES, PADDED)
+    group, channel, channel_mask = channels_of(block, width, LANES, CHANNELS, tile.even)
+    index, state_mask = states_of(tile.states, tile.padded)
     tile_at = index[None, :, None] * (groups * width) + channel[:, None, :] * one
     tile_mask = channel_mask[:, None, :] & state_mask[None, :, None]
     rates_at = index[None, :, None] * A_state + channel[:, None, :] * A_dim
