@@ -12,7 +12,7 @@ from scanlab.bench.roofline import Ceilings, ceilings_here
 from scanlab.bench.samples import Block, Measurement
 from scanlab.bench.timing import Arm, arm, call_of, rotation, shuffled
 from scanlab.contract.backend import Backend
-from scanlab.contract.cpu import usable_threads
+from scanlab.contract.cpu import thread_count
 from scanlab.contract.machine import Machine, this_machine
 from scanlab.contract.problem import ScanInputs, ScanProblem, make_inputs
 from scanlab.contract.space import Config, Value
@@ -51,7 +51,7 @@ class Setting:
         """What a kernel that wastes nothing would take on the threads of `config`; None where there are no ceilings."""
         if self.ceilings is None:
             return None
-        return 1e3 * self.ceilings.attainable_s(self.problem, int(config.get("threads", usable_threads())))
+        return 1e3 * self.ceilings.attainable_s(self.problem, thread_count(config))
 
     def with_fresh_inputs(self) -> Setting:
         """The same problem with inputs of the same kind that no trial of this setting has seen; the hard ones stay."""
@@ -75,7 +75,7 @@ class Setting:
         """
         reason = pruned
         if isinstance(outcome, Measurement) and self.ceilings is not None:
-            threads = int(config.get("threads", usable_threads()))
+            threads = thread_count(config)
             refusal = self.ceilings.refuses(self.problem, threads, outcome.median_ms / 1e3)
             outcome = outcome if refusal is None else Failure("wrong", refusal, verdict)
         if isinstance(outcome, Failure):

@@ -19,7 +19,7 @@ from torch import Tensor
 from scanlab.bench import system_state as surroundings
 from scanlab.bench.samples import Block
 from scanlab.contract.backend import ScanFn
-from scanlab.contract.cpu import torch_threads, usable_threads
+from scanlab.contract.cpu import thread_count, torch_threads
 from scanlab.contract.problem import ScanInputs, ScanProblem
 from scanlab.contract.space import Config
 
@@ -98,7 +98,7 @@ def arm(call: Callable[[], object], problem: ScanProblem, config: Config) -> Arm
     threads, synchronises the device and grows the number of calls. The pilot times one scan after another, so it
     decides nothing else.
     """
-    threads = int(config.get("threads", usable_threads()))
+    threads = thread_count(config)
     call_s = _sample_ns(Arm(call, problem.device, threads, calls=1, samples=1, cost_s=0.0)) / 1e9
     if call_s < LONG_CALL_S:
         timer = torch.utils.benchmark.Timer("call()", globals={"call": call}, num_threads=threads)

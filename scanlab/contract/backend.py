@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from scanlab.contract.cpu import FOLLOW_TORCH
 from scanlab.contract.problem import ScanOutput, ScanProblem
 from scanlab.contract.space import Config, Space
 from scanlab.errors import ConfigError, RejectedError, UnavailableError
@@ -123,18 +124,20 @@ class Backend:
 
 
 def at_most(backend: Backend, threads: int) -> Backend:
-    """`backend` with its tunable `threads`, where it has one, held to at most so many.
+    """Return `backend` with its tunable `threads`, where it has one, restricted to 1 to `threads` threads.
 
-    Raises ConfigError where none of its values is that small.
+    Raises:
+        ConfigError: It cannot run on so few threads, or there are not so many.
     """
     tunables = []
-    for choice in backend.space.tunables:
-        if choice.name == "threads":
-            values = tuple(value for value in choice.values if int(value) <= threads)
-            if not values:
+    for tunable in backend.space.tunables:
+        if tunable.name == "threads":
+            counts = sorted(int(value) for value in tunable.legal if value != FOLLOW_TORCH)
+            if threads not in counts:
                 raise ConfigError(
-                    f"{backend.name}: threads={threads}: it runs on {min(map(int, choice.values))} or more."
+                    f"threads={threads}: {backend.name} runs on {counts[0]} to {counts[-1]} threads on this machine."
                 )
-            choice = replace(choice, values=values, default=min(choice.default, max(values)))
-        tunables.append(choice)
+            values = tuple(value for value in tunable.values if FOLLOW_TORCH < int(value) < threads)
+            tunable = replace(tunable, values=(*values, threads), default=threads, also_legal=())
+        tunables.append(tunable)
     return replace(backend, space=replace(backend.space, tunables=tuple(tunables)))

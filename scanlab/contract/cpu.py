@@ -1,10 +1,11 @@
-"""How many threads a kernel may use here, and how to hold torch to a number of them."""
+"""Threads: how many this process may use, and how to hold torch's ops to a number of them."""
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -18,7 +19,7 @@ R = TypeVar("R")
 
 
 def cgroup_cpus(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float | None:
-    """CPUs that the cgroup quota grants, or None where there is no quota.
+    """Return the CPUs that the cgroup quota grants, or None where there is no quota.
 
     Reads the unified hierarchy (`cpu.max`) of this process's group and of every ancestor, and the v1
     files (`cpu.cfs_quota_us`, `cpu.cfs_period_us`); the tightest limit holds. A quota is time and not a
@@ -61,7 +62,7 @@ def _quota_v1(folder: Path) -> float | None:
 
 
 def affinity_cpus() -> int:
-    """CPUs the scheduler may place this process on."""
+    """Return how many CPUs the scheduler may place this process on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -69,35 +70,109 @@ def affinity_cpus() -> int:
 
 @functools.cache
 def usable_threads() -> int:
-    """min(affinity, floor(cgroup quota)), at least 1: the threads that can really run at once."""
+    """Return how many threads can run at once: min(affinity, floor(cgroup quota)), at least 1."""
     quota = cgroup_cpus()
     usable = affinity_cpus() if quota is None else min(affinity_cpus(), int(quota))
     return max(1, usable)
 
 
+# The value of the tunable `threads` that names no number: as many threads as torch's own ops take at each call.
+FOLLOW_TORCH = 0
+
+
 def threads_tunable() -> Tunable:
-    """The tunable `threads`: powers of two up to the usable threads, and all of them (the default)."""
+    """Return the tunable `threads`.
+
+    Its default follows `torch.get_num_threads()`. A search tries powers of two below the usable threads beside it; any
+    other number of usable threads is legal where a caller names it.
+    """
     usable = usable_threads()
-    counts = {1 << exponent for exponent in range(usable.bit_length()) if 1 << exponent <= usable} | {usable}
-    return Tunable("threads", tuple(sorted(counts)), default=usable, summary="CPU threads the scan may use")
+    counts = tuple(1 << exponent for exponent in range(usable.bit_length()) if 1 << exponent < usable)
+    return Tunable(
+        "threads",
+        (FOLLOW_TORCH, *counts),
+        default=FOLLOW_TORCH,
+        summary="CPU threads; 0 takes as many as torch does",
+        also_legal=tuple(count for count in range(1, usable + 1) if count not in counts),
+    )
+
+
+def thread_count(config: Mapping[str, object]) -> int:
+    """Return the threads that a call under `config` takes now: those it names, else those of torch."""
+    named = config.get("threads", FOLLOW_TORCH)
+    assert isinstance(named, int)
+    return torch.get_num_threads() if named == FOLLOW_TORCH else named
 
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Hold torch's intra-operator threads to `count` and restore what was set before."""
-    before = torch.get_num_threads()
-    if count == before:
+    """Run torch's ops in this block, on the calling thread, with `count` threads; 0 changes nothing.
+
+    Other threads of the process keep their count wherever torch runs on a known OpenMP runtime. Elsewhere torch has
+    one count for the whole process, which is set and restored.
+    """
+    before = torch.get_num_threads()  # also initialises torch's count of this thread, which would undo a later setting
+    if count in (FOLLOW_TORCH, before):
         yield
         return
-    torch.set_num_threads(count)
+    setters = _thread_local_setters()
+    if setters is None:
+        torch.set_num_threads(count)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+        return
+    set_openmp, set_mkl = setters
+    set_openmp(count)
+    mkl_before = set_mkl(count)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        set_openmp(before)
+        set_mkl(mkl_before)
+
+
+@functools.cache
+def _thread_local_setters() -> tuple[Callable[[int], object], Callable[[int], int]] | None:
+    """Return what sets the threads of OpenMP and of MKL for the calling thread alone, or None where it is not known.
+
+    The second returns the setting before it, where 0 stands for that of the process.
+    """
+    openmp = _openmp_runtime()
+    if openmp is None:
+        return None
+    set_openmp = openmp.omp_set_num_threads
+    set_openmp.argtypes, set_openmp.restype = [ctypes.c_int], None
+    before = torch.get_num_threads()
+    set_openmp(before + 1)
+    is_heard = torch.get_num_threads() == before + 1
+    set_openmp(before)
+    if not is_heard:
+        return None
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"))
+        set_mkl: Callable[[int], int] = library.MKL_Set_Num_Threads_Local
+    except (OSError, AttributeError):  # a torch without MKL
+        return set_openmp, lambda count: 0
+    return set_openmp, set_mkl
+
+
+def _openmp_runtime() -> ctypes.CDLL | None:
+    """Return the OpenMP runtime that this process has loaded; None where there is none, or more than one."""
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return None
+    names = ("libgomp", "libiomp", "libomp")
+    loaded = {line.split()[-1] for line in lines if any(f"/{name}" in line for name in names)}
+    return ctypes.CDLL(loaded.pop()) if len(loaded) == 1 else None
 
 
 def pinned(function: Callable[P, R], threads: int) -> Callable[P, R]:
-    """`function`, run with torch held to `threads` intra-operator threads."""
+    """Return `function`, run on `threads` threads of torch; on as many as torch takes where `threads` is 0."""
+    if threads == FOLLOW_TORCH:
+        return function
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:

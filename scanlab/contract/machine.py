@@ -6,6 +6,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import subprocess
@@ -40,6 +41,12 @@ KERNEL_FLAGS = (
 )
 
 
+# An instruction set that only one of two machines has makes other kernels win; another number of cores or another size
+# of cache moves the best block size and the best number of threads.
+ISA_WEIGHT = 4.0
+CACHE_UNITS = {"K": 10, "M": 20, "G": 30}
+
+
 @dataclass(frozen=True)
 class Silicon:
     """Facts that decide how fast a kernel can be here; where the system does not tell, text is "unknown"."""
@@ -59,6 +66,22 @@ class Silicon:
     def instruction_set(self) -> str:
         """The widest vectors of the processor, or "none" where none are known."""
         return next((name for name in ("avx512f", "avx2", "sve", "asimd") if name in self.flags), "none")
+
+    def distance(self, other: Silicon) -> float:
+        """Return how far two machines are apart, by a rule of thumb that orders candidates: 0 for the same facts.
+
+        The sum of: the share of instruction sets that only one has, times ISA_WEIGHT; the absolute log2 ratio of the
+        usable CPUs; the mean absolute log2 ratio of caches of the same level; 1 each for another vendor, another model
+        and other GPUs.
+        """
+        return (
+            ISA_WEIGHT * _difference(frozenset(self.flags), frozenset(other.flags))
+            + abs(math.log2(self.usable_cpus / other.usable_cpus))
+            + _cache_distance(_cache_bytes(self), _cache_bytes(other))
+            + (self.vendor != other.vendor)
+            + ((self.family, self.model) != (other.family, other.model))
+            + (self.gpus != other.gpus)
+        )
 
 
 @dataclass(frozen=True)
@@ -194,3 +217,25 @@ def _sysctl_cpu() -> dict[str, str]:
     if platform.machine() == "arm64":
         facts["flags"] = "asimd asimdhp asimddp"
     return facts
+
+
+def _difference(one: frozenset[str], other: frozenset[str]) -> float:
+    return len(one ^ other) / max(1, len(one | other))
+
+
+def _cache_distance(one: dict[str, int], other: dict[str, int]) -> float:
+    levels = one.keys() | other.keys()
+    distances = [
+        abs(math.log2(one[level] / other[level])) if {level} <= one.keys() & other.keys() else 1 for level in levels
+    ]
+    return sum(distances) / max(1, len(distances))
+
+
+def _cache_bytes(silicon: Silicon) -> dict[str, int]:
+    """Return the bytes of every cache by its level and kind, read from text such as "L2 Unified 1024K"."""
+    sizes = {}
+    for text in silicon.caches:
+        name, _, size = text.rpartition(" ")
+        if size[:-1].isdigit() and size[-1] in CACHE_UNITS:
+            sizes[name] = int(size[:-1]) << CACHE_UNITS[size[-1]]
+    return sizes

@@ -27,7 +27,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -82,15 +82,87 @@ class ScanOutput(NamedTuple):
     last_state: Tensor
 
 
+class Problem:
+    """What is asked of an op, never how; the base of one frozen dataclass for each op.
+
+    The fields of a problem are whole numbers, text and booleans, so that it is hashable and has a text form. Every
+    problem has `dtype` ("float32"), `device` ("cpu") and `gradients` (whether outputs are differentiated too).
+    """
+
+    sizes: ClassVar[tuple[str, ...]] = ()
+    # Fields that change neither what is fastest nor by how much: problems that differ in them alone are one family.
+    costless: ClassVar[tuple[str, ...]] = ()
+    # Fields that `key` names although they have their default.
+    always_named: ClassVar[tuple[str, ...]] = ()
+
+    dtype: str
+    device: str
+    gradients: bool
+
+    @property
+    def key(self) -> str:
+        """The canonical text of this problem: what differs from the defaults. `parse` reads it."""
+        parts = []
+        for field in _fields(type(self)):
+            value = getattr(self, field.name)
+            if field.default is dataclasses.MISSING or field.name in self.always_named or value != field.default:
+                parts.append(f"{field.name}={str(value).lower() if isinstance(value, bool) else value}")
+        return ",".join(parts)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the problem that `text`, such as "batch=1,dim=384,length=197,gradients=true", describes.
+
+        Raises:
+            ProblemError: A name is unknown, missing or given twice, or a value is not legal.
+        """
+        fields = {field.name: field for field in _fields(cls)}
+        required = [name for name, field in fields.items() if field.default is dataclasses.MISSING]
+        example = f"for example {','.join(f'{name}=8' for name in required)}"
+        values: dict[str, object] = {}
+        for part in filter(None, (part.strip() for part in text.split(","))):
+            name, separator, value = (piece.strip() for piece in part.partition("="))
+            if not separator or name not in fields:
+                raise ProblemError(
+                    f"{part!r} in {text!r}: must be name=value with a name of {', '.join(fields)}; {example}."
+                )
+            if name in values:
+                raise ProblemError(f"{text!r} names {name} twice: name it once.")
+            values[name] = _parse_value(name, value, fields[name].type)
+        missing = [name for name in required if name not in values]
+        if missing:
+            raise ProblemError(f"{text!r} lacks {', '.join(missing)}; {example}.")
+        return cls(**values)
+
+    @property
+    def family(self) -> Self:
+        """What this problem shares with those for which the same implementations compete: sizes and costless fields."""
+        defaults = {field.name: field.default for field in _fields(type(self))}
+        return self.replace(**dict.fromkeys(self.sizes, 1), **{name: defaults[name] for name in self.costless})
+
+    def distance(self, other: Self) -> float:
+        """Return the sum over the sizes of the absolute log ratio, so that twice and half are equally far."""
+        return sum(abs(math.log(getattr(self, size) / getattr(other, size))) for size in self.sizes)
+
+    def replace(self, **changes: object) -> Self:
+        """Return this problem with some fields changed."""
+        changed: Self = dataclasses.replace(self, **changes)  # type: ignore[type-var]  # every problem is a dataclass
+        return changed
+
+
 @dataclass(frozen=True, kw_only=True)
-class ScanProblem:
-    """What is asked, never how: sizes, dtype, device, direction, and which parts of the contract are used.
+class ScanProblem(Problem):
+    """What is asked of a scan, never how: sizes, dtype, device, direction, and which parts of the contract are used.
 
     `direction` is the order of time. A bidirectional problem has two sets of inputs, the second one scanned
     from the last time step to the first, and one output, their sum. `gradients` says that outputs are
     differentiated too. `layout` names the axis of u, delta, z and out whose stride is 1; the shapes stay
     (batch, dim, length).
     """
+
+    sizes: ClassVar[tuple[str, ...]] = SIZES
+    costless: ClassVar[tuple[str, ...]] = ("has_D", "has_z", "has_delta_bias")
+    always_named: ClassVar[tuple[str, ...]] = ("state",)
 
     batch: int
     dim: int
@@ -125,34 +197,6 @@ class ScanProblem:
             )
         if self.groups > 1 and self.constant_B and self.constant_C:
             raise ProblemError(f"groups={self.groups} with constant B and C: only varying B and C have groups.")
-
-    @property
-    def key(self) -> str:
-        """The canonical text of this problem: what differs from the defaults; `parse` reads it back."""
-        parts = []
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.default is dataclasses.MISSING or field.name == "state" or value != field.default:
-                parts.append(f"{field.name}={str(value).lower() if isinstance(value, bool) else value}")
-        return ",".join(parts)
-
-    @classmethod
-    def parse(cls, text: str) -> ScanProblem:
-        """The problem that `text` ("batch=1,dim=384,length=197,gradients=true") describes."""
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        values: dict[str, object] = {}
-        for part in filter(None, (part.strip() for part in text.split(","))):
-            name, separator, value = (piece.strip() for piece in part.partition("="))
-            if not separator or name not in fields:
-                raise ProblemError(
-                    f"{part!r} in {text!r}: must be name=value with a name of {', '.join(fields)};"
-                    " for example batch=1,dim=384,length=197."
-                )
-            values[name] = _parse_value(name, value, fields[name].type)
-        missing = [name for name in ("batch", "dim", "length") if name not in values]
-        if missing:
-            raise ProblemError(f"{text!r} lacks {', '.join(missing)}; for example batch=1,dim=384,length=197.")
-        return cls(**values)  # type: ignore[arg-type]  # names and value types were checked above
 
     @classmethod
     def of(
@@ -193,9 +237,9 @@ class ScanProblem:
         per_direction += (self.has_D + self.has_delta_bias) * self.dim * max(4, item)
         return per_direction * self.directions + channels * item
 
-    def replace(self, **changes: object) -> ScanProblem:
-        """This problem with some fields changed."""
-        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]  # __post_init__ checks the values
+
+def _fields(problem: type[Problem]) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(problem)  # type: ignore[arg-type]  # every problem is a dataclass
 
 
 def _parse_value(name: str, value: str, kind: object) -> object:

@@ -76,7 +76,7 @@ def parse_selection(text: str) -> tuple[Backend, dict[str, Value]]:
         if not separator or tunable not in choices:
             takes = ", ".join(choices) or "none"
             raise ConfigError(f"{part!r} in {text!r}: must be tunable=value with a tunable of {takes}; {see}.")
-        spelled = {str(legal).lower(): legal for legal in choices[tunable].values}
+        spelled = {str(legal).lower(): legal for legal in choices[tunable].legal}
         if value.lower() not in spelled:
             raise ConfigError(f"{tunable}={value} in {text!r}: must be one of {', '.join(spelled)}; {see}.")
         config[tunable] = spelled[value.lower()]

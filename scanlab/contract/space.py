@@ -21,18 +21,32 @@ def config_key(config: Config) -> str:
 
 @dataclass(frozen=True)
 class Tunable:
-    """One tunable: its name, the values it may take in a natural order, and its default."""
+    """A tunable of a backend.
+
+    Args:
+        name: Its name in a configuration.
+        values: The values that a search tries, in their natural order.
+        default: One of `values`.
+        summary: What it decides, in a line.
+        also_legal: Further values that a caller may name and no search tries.
+    """
 
     name: str
     values: tuple[Value, ...]
     default: Value
     summary: str = ""
+    also_legal: tuple[Value, ...] = ()
+
+    @property
+    def legal(self) -> tuple[Value, ...]:
+        """Every value that a configuration may have."""
+        return (*self.values, *self.also_legal)
 
     def __post_init__(self) -> None:
         if self.default not in self.values:
             raise ConfigError(f"{self.name}: default {self.default!r} is not one of its values {self.values}.")
-        if len(set(self.values)) != len(self.values):
-            raise ConfigError(f"{self.name}: values {self.values} repeat; each may stand once.")
+        if len(set(self.legal)) != len(self.legal):
+            raise ConfigError(f"{self.name}: values {self.legal} repeat; each may stand once.")
 
 
 def everything_allowed(config: Config, problem: ScanProblem) -> str | None:
@@ -76,7 +90,7 @@ class Space:
             if name not in known:
                 takes = ", ".join(known) or "no tunables"
                 raise ConfigError(f"{backend}: no tunable {name!r}: it takes {takes}; {cure}.")
-            values = known[name].values
+            values = known[name].legal
             if not any(value == legal and type(value) is type(legal) for legal in values):
                 raise ConfigError(f"{backend}: {name}={value!r}: must be one of {values}; {cure}.")
         full = self.defaults | dict(config)

@@ -15,7 +15,6 @@ from pathlib import Path
 from scanlab.contract.machine import this_machine
 from scanlab.contract.problem import ScanProblem
 from scanlab.contract.space import Config
-from scanlab.tuning.warm_start import size_distance
 
 SHIPPED = Path(__file__).with_name("defaults.toml")
 # What a kernel is chosen by, beside the sizes: two problems that differ in more of these are less alike.
@@ -58,7 +57,7 @@ def most_alike(problem: ScanProblem) -> Iterator[Measured]:
 
     def unlikeness(each: Measured) -> tuple[int, bool, float]:
         traits = sum(getattr(each.problem, name) != getattr(problem, name) for name in TRAITS)
-        apart = size_distance(each.problem, problem) + abs(math.log(each.cpus / silicon.usable_cpus))
+        apart = each.problem.distance(problem) + abs(math.log(each.cpus / silicon.usable_cpus))
         return traits, each.instruction_set != silicon.instruction_set, apart
 
     here = [each for each in read() if each.problem.device == problem.device]

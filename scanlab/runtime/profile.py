@@ -18,7 +18,6 @@ from scanlab.contract.machine import this_machine
 from scanlab.contract.problem import ScanProblem
 from scanlab.contract.space import Config
 from scanlab.errors import ProfileError
-from scanlab.tuning.warm_start import kind_of, size_distance
 
 ENV_PATH = "SCANLAB_PROFILE"
 SCHEMA_VERSION = 1
@@ -150,9 +149,9 @@ class Profile:
 
     def nearest(self, problem: ScanProblem) -> tuple[ProfileEntry, ...]:
         """Return the entries for problems of the same family within MAX_DISTANCE, the nearest first."""
-        family = [entry for entry in self.entries if kind_of(entry.problem) == kind_of(problem)]
-        near = [entry for entry in family if size_distance(entry.problem, problem) <= MAX_DISTANCE]
-        return tuple(sorted(near, key=lambda entry: size_distance(entry.problem, problem)))
+        family = [entry for entry in self.entries if entry.problem.family == problem.family]
+        near = [entry for entry in family if problem.distance(entry.problem) <= MAX_DISTANCE]
+        return tuple(sorted(near, key=lambda entry: problem.distance(entry.problem)))
 
     def save(self, path: Path) -> None:
         """Write this profile to `path` atomically: a reader sees the old file or the new one, whole.

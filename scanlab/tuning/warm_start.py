@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 from scanlab.bench.records import Trial, log_ratio
 from scanlab.contract.backend import Backend
 from scanlab.contract.machine import Machine
-from scanlab.contract.problem import SIZES, ScanProblem
+from scanlab.contract.problem import ScanProblem
 from scanlab.contract.space import Config, config_key
 
 # Number of winners that are tried first.
@@ -36,21 +35,11 @@ def winners_on_similar_problems(
             backend.source_hash,
             here.silicon_id,
         )
-        is_similar = kind_of(trial.problem) == kind_of(problem) and trial.problem != problem
+        is_similar = trial.problem.family == problem.family and trial.problem != problem
         if is_same and is_similar and trial.state == "ok" and trial.phase == "search":
             best[trial.problem] = min(trial, best.get(trial.problem, trial), key=log_ratio)
-    nearest = sorted(best, key=lambda other: size_distance(other, problem))
+    nearest = sorted(best, key=lambda other: problem.distance(other))
     return first_distinct(best[other].config for other in nearest)
-
-
-def kind_of(problem: ScanProblem) -> ScanProblem:
-    """Return what all problems that differ from `problem` in sizes only have in common."""
-    return problem.replace(**dict.fromkeys(SIZES, 1))
-
-
-def size_distance(one: ScanProblem, other: ScanProblem) -> float:
-    """Return the sum over the sizes of the absolute log ratio, so that twice and half are equally far."""
-    return sum(abs(math.log(getattr(one, size) / getattr(other, size))) for size in SIZES)
 
 
 def first_distinct(configs: Iterable[Config]) -> tuple[Config, ...]:

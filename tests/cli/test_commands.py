@@ -201,7 +201,7 @@ def test_bench_times_what_was_named_and_records_it(run, tmp_path):
         (["best", "--recheck", "--suite", "vim-tiny"], "leave --problem, --suite and --image out"),
         (["run", "--record", "nowhere/suite.toml", "-m", "this"], "nowhere is no folder to write to"),
         (["best", "--suite", "mine.toml"], "one in a file of yours is FILE.toml:NAME"),
-        (["fleet", "--storage", "nowhere/studies.journal"], "there is no such journal; name the one"),
+        (["fleet", "--storage", "nowhere/studies.journal"], "there is no such file; name the one"),
         (["fleet", "--storage", "grpc://nowhere"], "error: --storage grpc://nowhere: a proxy is named as"),
         (["tune", "--problem", SMALL, "--max-error", "-1"], "'--max-error'"),
     ],

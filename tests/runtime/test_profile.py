@@ -67,7 +67,8 @@ def test_the_nearest_problem_is_of_the_same_kind_and_nearest_in_ratio():
         profile = profile.with_entry(entry(PROBLEM.replace(length=length)))
     profile = profile.with_entry(entry(PROBLEM.replace(dtype="bfloat16")))
     assert [each.problem.length for each in profile.nearest(PROBLEM)] == [190, 100, 1000]
-    assert profile.nearest(PROBLEM.replace(has_z=False)) == ()
+    assert [each.problem.length for each in profile.nearest(PROBLEM.replace(has_z=False))] == [190, 100, 1000]
+    assert profile.nearest(PROBLEM.replace(direction="reverse")) == ()
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from scanlab.contract.backend import EVERY_DIRECTION, Backend, Capabilities, ScanFn
 from scanlab.contract.compiler import CURE, find_compiler
-from scanlab.contract.cpu import pinned, threads_tunable, torch_threads
+from scanlab.contract.cpu import FOLLOW_TORCH, pinned, threads_tunable, torch_threads
 from scanlab.contract.problem import ScanProblem
 from scanlab.contract.space import Config, Space, Tunable
 from scanlab_kernels import autograd as once
@@ -85,7 +85,11 @@ def unrolled_gradient(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 def _compile(function: Callable[..., tuple[Tensor, ...]], examples: tuple[Tensor, ...], threads: int) -> Kernel:
     compiler = find_compiler()
-    options: dict[str, Any] = {"cpp.threads": threads, "compile_threads": 1}
+    # Without a number the code asks OpenMP at each call, as torch's own ops do.
+    follows = threads == FOLLOW_TORCH
+    options: dict[str, Any] = {"cpp.dynamic_threads": follows, "compile_threads": 1}
+    if not follows:
+        options["cpp.threads"] = threads
     if compiler is not None:
         options["cpp.cxx"] = (None, as_program(compiler))
     with torch.inference_mode(False), torch.no_grad(), torch_threads(threads):

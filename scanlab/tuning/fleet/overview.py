@@ -15,7 +15,6 @@ from scanlab.contract.problem import ScanProblem
 from scanlab.contract.space import Config
 from scanlab.tuning.fleet.study_summary import StudySummary, machine_of, summarize_studies
 from scanlab.tuning.fleet.trial_queue import TrialQueue
-from scanlab.tuning.nearest_machine import distance
 from scanlab.tuning.warm_start import first_distinct
 
 
@@ -85,7 +84,7 @@ class FleetOverview:
             fits: Whether a configuration can run on `here`. If the best of the nearest machine cannot, the fastest of
                 its other configurations that can is taken; if none can, the next machine's.
         """
-        machines = sorted((each.machine for each in self.machines), key=lambda one: distance(one.silicon, here.silicon))
+        machines = sorted((each.machine for each in self.machines), key=lambda one: here.silicon.distance(one.silicon))
         for silicon_id in dict.fromkeys(machine.silicon_id for machine in machines):
             best = self.best_on(silicon_id, problem)
             if best is None:
@@ -144,7 +143,7 @@ def winners_on_nearest_machines(studies: Iterable[StudySummary], backend: str, h
     """
     nearest = sorted(
         (study for study in studies if study.facts["backend"] == backend),
-        key=lambda study: distance(machine_of(study).silicon, here.silicon),
+        key=lambda study: here.silicon.distance(machine_of(study).silicon),
     )
     return first_distinct(study.best for study in nearest if study.best is not None)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from scanlab.contract import registry
+from scanlab.contract.cpu import usable_threads
 from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem, make_inputs
 from scanlab.contract.space import Config, config_key
 from scanlab.errors import ConfigError
@@ -138,7 +139,7 @@ def test_gradients_are_the_same_bits_whatever_the_threads(layout: str) -> None:
     tensors = leaves(inputs)
     runs = [
         gradients(native.backend.build(problem, {"threads": count})(*inputs), tensors)
-        for count in (1, native.threads_tunable().default)
+        for count in (1, usable_threads())
     ]
     assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
 
@@ -220,9 +221,7 @@ def test_works_after_a_fork() -> None:
 def test_the_number_of_threads_changes_no_bit() -> None:
     problem = ScanProblem(batch=2, dim=200, length=70, direction="bidirectional")
     inputs = make_inputs(problem)
-    results = [
-        native.backend.build(problem, {"threads": count})(*inputs) for count in (1, native.threads_tunable().default)
-    ]
+    results = [native.backend.build(problem, {"threads": count})(*inputs) for count in (1, usable_threads())]
     assert torch.equal(results[0].out, results[1].out)
     assert torch.equal(results[0].last_state, results[1].last_state)
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 
 from scanlab.contract.machine import Silicon
-from scanlab.tuning.nearest_machine import distance
 
 HERE = Silicon(
     vendor="AuthenticAMD",
@@ -24,8 +23,8 @@ HERE = Silicon(
 
 
 def test_the_same_silicon_is_at_no_distance():
-    assert distance(HERE, HERE) == 0
-    assert distance(HERE, replace(HERE, memory_bytes=1, model_name="another name")) == 0
+    assert HERE.distance(HERE) == 0
+    assert HERE.distance(replace(HERE, memory_bytes=1, model_name="another name")) == 0
 
 
 @pytest.mark.parametrize(
@@ -42,15 +41,15 @@ def test_the_same_silicon_is_at_no_distance():
 )
 def test_who_shares_more_is_nearer_and_the_distance_is_the_same_both_ways(nearer, farther):
     one, other = replace(HERE, **nearer), replace(HERE, **farther)
-    assert distance(HERE, one) < distance(HERE, other)
-    assert distance(one, other) == distance(other, one)
+    assert HERE.distance(one) < HERE.distance(other)
+    assert one.distance(other) == other.distance(one)
 
 
 def test_the_same_caches_in_other_units_are_the_same():
-    assert distance(HERE, replace(HERE, caches=("L1 Data 32K", "L2 Unified 1M", "L3 Unified 32M"))) == 0
+    assert HERE.distance(replace(HERE, caches=("L1 Data 32K", "L2 Unified 1M", "L3 Unified 32M"))) == 0
 
 
 def test_a_system_that_tells_nothing_has_a_distance_too():
     silent = replace(HERE, flags=(), caches=())
-    assert 0 < distance(HERE, silent) < float("inf")
-    assert distance(silent, silent) == 0
+    assert 0 < HERE.distance(silent) < float("inf")
+    assert silent.distance(silent) == 0
