@@ -98,8 +98,8 @@ def test_doctor_says_when_the_compiler_is_missing(run, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     outcome = run("doctor")
     assert outcome.code == 1
-    assert "no no-such-compiler" in outcome.out
-    assert "cure: install a C++ compiler" in outcome.out
+    assert "CXX='no-such-compiler' does not run" in outcome.out
+    assert "cure: install a C++20 compiler" in outcome.out
 
 
 def test_best_follows_the_profile_and_says_on_what_basis(run):
