@@ -1,14 +1,14 @@
-"""The Triton scan and its neighbours beside the limits of the GPU they run on.
+"""The Triton kernels of a Mamba block reach a measured share of what their GPU allows.
 
-The floor of a scan is the larger of two times: its bytes at the speed at which this GPU copies, and its exponentials
-at the rate of its special-function unit, both measured here; that of the convolution and of the norm is their bytes.
-Every configuration is held to the oracle before it is timed, and the ops around the scan to PyTorch's. Times are
-medians of CUDA events (`gpu_timing.py`). Official is mamba_ssm's CUDA scan, where it is installed, in the layout that
-it was written for and once in each direction; scans are compared with it, models with DeiT of the same width with eager
-attention. Vision Mamba computes with all of these kernels; where they cannot serve nothing is measured. The way back of
-a loop in PyTorch takes the square of the length: it is measured up to 512 steps. Models also run as a CUDA graph, whose
-launches take the host no time. The page is written anew after every row: first the defaults of all shapes, last the
-tuned ones for as long as the budget lasts. What fails gets a row that says how.
+The floor of a scan is the larger of two times: its bytes at the speed at which this GPU copies, and its exponentials at
+the rate of its special-function unit, both measured here; the floor of the convolution and of the norm is their bytes.
+Every configuration of the scan is verified against the reference before it is timed, and the other ops against PyTorch.
+Times are medians of CUDA events (`gpu_timing.py`). "Official" is mamba_ssm's CUDA scan, where it is installed, in the
+layout that it was written for and once in each direction. Scans are compared with it, and models with DeiT of the same
+width with eager attention. Vision Mamba runs on all of these kernels; where they cannot run nothing is measured. The
+backward pass of a loop in PyTorch takes time quadratic in the length: it is measured up to 512 steps. Models also run
+as a CUDA graph, which takes the launches from the host. The page is rewritten after every step: first the defaults of
+all shapes, last the tuned configurations until the budget is spent. A failure becomes a row that names it.
 Needs an NVIDIA GPU; without one nothing is measured and nothing is written.
 
     python experiments/gpu_limits.py --minutes 8
@@ -31,8 +31,8 @@ import numpy as np
 import pandas as pd
 import torch
 import typer
-from gpu_timing import ROTATION, calls_of, inputs_of, times_s, way_back
-from gpu_tuning import compile_defaults, proven, tuned
+from gpu_timing import COPIES, backward_call, calls_of, inputs_of, times_s
+from gpu_tuning import compile_defaults, tuned, verified
 
 from scanlab.contract.problem import DTYPES, ScanInputs, ScanOutput, ScanProblem
 from scanlab.report.formatting import between, milliseconds, per_second
@@ -42,36 +42,42 @@ from scanlab_kernels.selective_scan import _bidirectional as directions
 from scanlab_kernels.selective_scan import reference
 from scanlab_kernels.selective_scan.triton import backend as triton
 
-WAYS = "bidirectional"
 SHAPES = {
-    "Vim-tiny 224, batch 64": {"batch": 64, "dim": 384, "length": 197, "direction": WAYS},
-    "Vim-tiny 224, batch 128": {"batch": 128, "dim": 384, "length": 197, "direction": WAYS},
-    "Vim-small 224, batch 64": {"batch": 64, "dim": 768, "length": 197, "direction": WAYS},
-    "Vim-small 224, batch 128": {"batch": 128, "dim": 768, "length": 197, "direction": WAYS},
-    "Vim-tiny 1248, batch 1": {"batch": 1, "dim": 384, "length": 6085, "direction": WAYS},
-    "Vim-tiny 1248, batch 8": {"batch": 8, "dim": 384, "length": 6085, "direction": WAYS},
+    "Vim-tiny 224, batch 64": {"batch": 64, "dim": 384, "length": 197, "direction": "bidirectional"},
+    "Vim-tiny 224, batch 128": {"batch": 128, "dim": 384, "length": 197, "direction": "bidirectional"},
+    "Vim-small 224, batch 64": {"batch": 64, "dim": 768, "length": 197, "direction": "bidirectional"},
+    "Vim-small 224, batch 128": {"batch": 128, "dim": 768, "length": 197, "direction": "bidirectional"},
+    "Vim-tiny 1248, batch 1": {"batch": 1, "dim": 384, "length": 6085, "direction": "bidirectional"},
+    "Vim-tiny 1248, batch 8": {"batch": 8, "dim": 384, "length": 6085, "direction": "bidirectional"},
     "Mamba-130m, batch 8": {"batch": 8, "dim": 1536, "length": 2048},
     "Mamba-2.8b, batch 1": {"batch": 1, "dim": 5120, "length": 8192},
 }
 DEVICE = "cuda"
 Row = dict[str, object]
 Pair = Callable[[], tuple[torch.Tensor, torch.Tensor]]
-MOST_PLAIN_STEPS = 512  # of a way back: every step's gradient is as large as all states
+MAX_PLAIN_STEPS = 512  # of a backward pass: the gradient of every step is as large as all states
 IMAGES = {224: 64, 1248: 4}  # side in pixels: batch
 IMAGE_MODELS = tuple(f"{kind}-{width}" for width in ("tiny", "small") for kind in ("Vim", "eager DeiT", "SDPA DeiT"))
 
 
 def floor_s(problem: ScanProblem, copy_s: float, exponential_s: float) -> float:
-    """The least time of a scan (forward, or the way back of one with gradients), from the seconds of a byte copied and
-    of an exponential: one for each state update and two for each step of a channel, for step size and gate."""
+    """Return the least time of a scan, or of its backward pass alone where the problem has gradients.
+
+    A scan takes one exponential for each state update, and two for each step of a channel: softplus and gate.
+
+    Args:
+        problem: The problem.
+        copy_s: Seconds per byte copied.
+        exponential_s: Seconds per exponential.
+    """
     item = DTYPES[problem.dtype].itemsize
     elements = problem.state_updates // problem.state
-    items = 7 if problem.gradients else 4  # u, delta, z, out; the way back reads four and writes three
+    items = 7 if problem.gradients else 4  # u, delta, z, out; the backward pass reads four and writes three
     return max(items * item * elements * copy_s, (problem.state_updates + 2 * elements) * exponential_s)
 
 
 def convolutions(problem: ScanProblem, seed: int) -> tuple[Pair, list[torch.Tensor]]:
-    """Both short convolutions in front of a scan, and what they are computed of."""
+    """Return a call of both short convolutions before a scan, and their inputs."""
     torch.manual_seed(seed)
     with torch.device(problem.device):
         x = torch.randn(problem.batch, problem.length, problem.dim).mT
@@ -81,7 +87,7 @@ def convolutions(problem: ScanProblem, seed: int) -> tuple[Pair, list[torch.Tens
 
 
 def norms(problem: ScanProblem, seed: int) -> tuple[Pair, list[torch.Tensor]]:
-    """The residual add with norm of a block, which is half as wide as its scan, and what it is computed of."""
+    """Return a call of the residual add with norm of a block, half as wide as its scan, and its inputs."""
     torch.manual_seed(seed)
     with torch.device(problem.device):
         rows = [torch.randn(problem.batch, problem.length, problem.dim // 2) for _ in range(2)]
@@ -90,15 +96,15 @@ def norms(problem: ScanProblem, seed: int) -> tuple[Pair, list[torch.Tensor]]:
 
 
 def neighbour_rows(name: str, problem: ScanProblem, copy_s: float) -> list[Row]:
-    """A row for each op around the scan and for PyTorch in its place, each way; raises where the two disagree."""
+    """Time the ops around the scan and PyTorch in their place, forward and backward; raise where the two disagree."""
     rows: list[Row] = []
     elements = problem.batch * problem.dim * problem.length
     for noun, (make, forth, back) in NEIGHBOURS.items():
         truth: list[torch.Tensor] | None = None
         for kind, where in {"plain PyTorch": mixer.in_torch, "triton": nullcontext}.items():
             with where():
-                made = [make(problem, seed) for seed in range(ROTATION)]
-                backward = [way_back(call(), leaves) for call, leaves in made]
+                made = [make(problem, seed) for seed in range(COPIES)]
+                backward = [backward_call(call(), leaves) for call, leaves in made]
                 found = [*made[0][0](), *backward[0]()]
                 truth = truth or found
                 for one, other in zip(found, truth, strict=True):
@@ -106,24 +112,24 @@ def neighbour_rows(name: str, problem: ScanProblem, copy_s: float) -> list[Row]:
                 with torch.no_grad():
                     taken = {"forward": times_s([call for call, _ in made])}
                 taken["backward"] = times_s(backward)
-            for way, items in (("forward", forth), ("backward", back)):
-                row = {"shape": name, "way": way, "dtype": "float32", "run": f"{noun}, {kind}"}
+            for phase, items in (("forward", forth), ("backward", back)):
+                row = {"shape": name, "phase": phase, "dtype": "float32", "run": f"{noun}, {kind}"}
                 floor = items * 4 * elements * copy_s
-                rows.append(row | taken[way].columns() | {"floor_s": floor})
+                rows.append(row | taken[phase].columns() | {"floor_s": floor})
     return rows
 
 
-# How many float32 of each element of the scan's input are read and written, at least, forward and on the way back.
+# float32 values read and written for each element of the scan's input, at least, forward and backward.
 NEIGHBOURS = {"convolutions": (convolutions, 3, 4), "add and norm": (norms, 2, 2)}
 
 
 def plain(problem: ScanProblem) -> Callable[..., ScanOutput]:
-    """The loop over time in PyTorch."""
+    """Return the loop over time in PyTorch."""
     return directions.directed(lambda inputs: reference.scan(inputs, problem), problem)
 
 
 def official(problem: ScanProblem) -> Callable[..., ScanOutput]:
-    """mamba_ssm's CUDA scan, once in each direction."""
+    """Return mamba_ssm's CUDA scan, called once for each direction."""
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
     def forward(inputs: ScanInputs) -> ScanOutput:
@@ -138,21 +144,21 @@ def official(problem: ScanProblem) -> Callable[..., ScanOutput]:
 def scan_row(
     name: str, problem: ScanProblem, kind: str, build: Callable[[ScanProblem], Callable[..., ScanOutput]], floor: float
 ) -> Row:
-    """The row of one implementation, on inputs in the layout that it was written for."""
-    rotation = ROTATION if build is not plain else 1  # the graph of a loop in PyTorch keeps every step
-    drawn = [inputs_of(problem, seed) for seed in range(rotation)]
-    way = "backward" if problem.gradients else "forward"
-    row = {"shape": name, "way": way, "dtype": problem.dtype, "run": kind}
+    """Time one implementation, on inputs in the layout that it was written for."""
+    copies = COPIES if build is not plain else 1  # the graph of a loop in PyTorch keeps every step
+    drawn = [inputs_of(problem, seed) for seed in range(copies)]
+    phase = "backward" if problem.gradients else "forward"
+    row = {"shape": name, "phase": phase, "dtype": problem.dtype, "run": kind}
     return row | times_s(calls_of(problem, build(problem), drawn)).columns() | {"floor_s": floor}
 
 
 def default(problem: ScanProblem) -> Callable[..., ScanOutput]:
-    """The Triton scan as it is without a search."""
-    return proven(problem, triton.backend.space.defaults)
+    """Return the Triton scan with its default configuration."""
+    return verified(problem, triton.backend.space.defaults)
 
 
 def attempted(what: Row, measure: Callable[[], list[Row]]) -> list[Row]:
-    """The rows that are measured, or one that says what became of them; raises where the GPU is lost with them."""
+    """Return the rows that `measure` returns, or one that names its error; raise where the GPU is lost."""
     try:
         rows = measure()
     except Exception as error:  # noqa: BLE001 - a crash becomes a row, so that the others are still measured
@@ -168,8 +174,8 @@ def attempted(what: Row, measure: Callable[[], list[Row]]) -> list[Row]:
 
 
 def image_row(name: str, size: int, batch: int, graphed: bool) -> Row:
-    """Images per second of a model in bfloat16 where torch sees fit, called or as a CUDA graph."""
-    import vim_vs_deit  # what it needs besides must not keep the scans from being measured
+    """Time a model under bfloat16 autocast, called or as a CUDA graph."""
+    import vim_vs_deit  # its dependencies must not prevent the scans from being measured
 
     with torch.device(DEVICE):
         call = vim_vs_deit.ready(name, size, "triton", batch)
@@ -180,7 +186,7 @@ def image_row(name: str, size: int, batch: int, graphed: bool) -> Row:
 
 
 def captured(call: Callable[[], object]) -> Callable[[], None]:
-    """A call as a CUDA graph, which the host launches as one."""
+    """Capture a call as a CUDA graph, and return what replays it."""
     call()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -188,33 +194,33 @@ def captured(call: Callable[[], object]) -> Callable[[], None]:
     return graph.replay
 
 
-def beside(run: str, scans: bool) -> str:
-    """The run that another of the same shape and way is compared with."""
+def baseline_of(run: str, scans: bool) -> str:
+    """Return the run that another one of the same shape and pass is compared with."""
     return "official CUDA" if scans else f"eager DeiT-{run.partition(',')[0].rpartition('-')[2]}"
 
 
-COLUMNS = ["shape", "way", "dtype", "run", "quartile1_s", "median_s", "quartile3_s", "host_s", "floor_s", "images"]
+COLUMNS = ["shape", "phase", "dtype", "run", "quartile1_s", "median_s", "quartile3_s", "host_s", "floor_s", "images"]
 
 
 def table(rows: list[Row]) -> pd.DataFrame:
-    """The rows with shares of the floor, images per second and speed-ups, where these mean anything."""
+    """Return the rows with shares of the floor, images per second and speed-ups, where these are defined."""
     frame = pd.DataFrame(rows).reindex(columns=COLUMNS)
     frame["share_of_floor"] = frame.floor_s / frame.median_s
     frame["images_per_s"] = frame.images / frame.median_s
-    places = list(zip(frame["shape"], frame.way.fillna(""), frame.run, strict=True))
+    places = list(zip(frame["shape"], frame.phase.astype(object).fillna(""), frame.run, strict=True))
     medians = dict(zip(places, frame.median_s, strict=True))
-    others = [(shape, way, beside(run, scans=bool(way))) for shape, way, run in places]
+    others = [(shape, phase, baseline_of(run, scans=bool(phase))) for shape, phase, run in places]
     frame["times_as_fast"] = [medians.get(other, np.nan) for other in others] / frame.median_s
     return frame
 
 
 def spelled(frame: pd.DataFrame) -> pd.DataFrame:
-    """The table as text."""
+    """Return the table as text."""
     in_ms = 1e3 * frame[["quartile1_s", "median_s", "quartile3_s", "host_s", "floor_s"]].astype(float)
     quartiles = zip(in_ms.quartile1_s, in_ms.quartile3_s, strict=True)
     return pd.DataFrame(
         {
-            **{name: frame[name].fillna("") for name in ("shape", "way", "dtype", "run")},
+            **{name: frame[name].astype(object).fillna("") for name in ("shape", "phase", "dtype", "run")},
             "median": in_ms.median_s.map(milliseconds),
             "quartiles": [between(low, high, milliseconds) for low, high in quartiles],
             "of the host": in_ms.host_s.map(milliseconds),
@@ -227,7 +233,7 @@ def spelled(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def measured(drawn: int, budget_s: float, compilers: Executor, ceilings: tuple[float, float]) -> Iterator[list[Row]]:
-    """The rows of every step: all shapes at the defaults, the ops around the scan, whole models, tuned scans."""
+    """Yield the rows of each step: default scans, official scans, models, the ops around the scan, tuned scans."""
     deadline = time.monotonic() + budget_s
     problems = [
         (name, ScanProblem(**shape, device=DEVICE, layout="dim_last", gradients=gradients))  # type: ignore[arg-type]
@@ -240,7 +246,7 @@ def measured(drawn: int, budget_s: float, compilers: Executor, ceilings: tuple[f
         kind: str, layout: str, build: Callable[[ScanProblem], Callable[..., ScanOutput]]
     ) -> Iterator[list[Row]]:
         for name, problem in problems:
-            if build is plain and problem.gradients and problem.length > MOST_PLAIN_STEPS:
+            if build is plain and problem.gradients and problem.length > MAX_PLAIN_STEPS:
                 continue
             row = functools.partial(
                 scan_row, name, problem.replace(layout=layout), kind, build, floor_s(problem, *ceilings)
@@ -255,7 +261,7 @@ def measured(drawn: int, budget_s: float, compilers: Executor, ceilings: tuple[f
             image = functools.partial(image_row, name, size, batch, graphed)
             yield attempted({"shape": f"{size} x {size}, batch {batch}", "run": name}, lambda image=image: [image()])
     for name, problem in problems:
-        if problem.direction == WAYS and not problem.gradients:
+        if problem.direction == "bidirectional" and not problem.gradients:
             rows = functools.partial(neighbour_rows, name, problem, ceilings[0])
             yield attempted({"shape": name, "run": "the ops around the scan"}, rows)
     yield from of_all("plain PyTorch", "length_last", plain)
@@ -274,15 +280,15 @@ def measured(drawn: int, budget_s: float, compilers: Executor, ceilings: tuple[f
 def tuned_rows(
     name: str, problem: ScanProblem, count: int, until_s: float, compilers: Executor, floor: float
 ) -> list[Row]:
-    """The row of the fastest configuration that was found."""
+    """Time the fastest configuration that a search finds."""
     best, said = tuned(problem, count, until_s, compilers)
     default = triton.with_segments(triton.backend.space.defaults, problem)
     changed = config_text({name: value for name, value in best.items() if value != default[name]}) or "as the default"
-    return [scan_row(name, problem, f"triton, tuned: {changed}; {said}", lambda each: proven(each, best), floor)]
+    return [scan_row(name, problem, f"triton, tuned: {changed}; {said}", lambda each: verified(each, best), floor)]
 
 
 def unusable() -> str | None:
-    """Why there is nothing to measure here, or None."""
+    """Return why nothing can be measured here, or None."""
     if triton.INTERPRETED:
         return "the interpreter is switched on; unset TRITON_INTERPRET."
     return triton.unavailable() or (None if mixer.implementation("cuda") == "triton" else mixer.explain())
@@ -290,18 +296,18 @@ def unusable() -> str | None:
 
 def main(
     drawn: Annotated[int, typer.Option(help="Configurations drawn for each shape beside the default.")] = 24,
-    minutes: Annotated[float, typer.Option(help="When to tune no further.")] = 8.0,
+    minutes: Annotated[float, typer.Option(help="Minutes after which to stop tuning.")] = 8.0,
     out: Path = common.RESULTS / "gpu_limits",
 ) -> None:
-    """Measure the ceilings and every shape, and write the table after each step."""
+    """Measure the limits of the GPU and every shape, and write the page after each step."""
     reason = unusable()
     if reason is not None:
         raise SystemExit(f"gpu_limits measures a GPU, and none can be used here: {reason}")
     import gpu_ceiling
 
-    torch.backends.cudnn.allow_tf32 = False  # the convolutions that ours are held to
+    torch.backends.cudnn.allow_tf32 = False  # PyTorch's convolutions are the reference
     setting = common.setting()
-    ceilings = gpu_ceiling.ceilings_s()
+    ceilings = gpu_ceiling.seconds_each()
     limits = f"{1e-9 / ceilings[0]:.0f} GB/s copied, {1e-9 / ceilings[1]:.0f} G exponentials/s"
     caption = f"{torch.cuda.get_device_name()}; {setting}; {limits}; {mixer.explain()}"
     print(caption, flush=True)

@@ -1,7 +1,7 @@
-"""The search for the fastest configuration of the Triton scan: drawn, compiled on all CPUs at once, proven, timed.
+"""Random search for the fastest configuration of the Triton scan: draw, compile on all CPUs, verify, time.
 
-Most of a search is spent in Triton's compiler. So other processes compile what was drawn, for the GPU that this one
-has, and judge its machine code; what they let through is found compiled when it runs.
+Most of a search is spent in Triton's compiler. So other processes compile the drawn configurations for the GPU of this
+one and refuse those with poor machine code; the others run from Triton's cache.
 """
 
 import functools
@@ -13,7 +13,7 @@ from concurrent.futures import Executor
 
 import numpy as np
 import torch
-from gpu_timing import ROTATION, calls_of, in_rows, inputs_of, times_s
+from gpu_timing import COPIES, calls_of, in_rows, inputs_of, times_s
 
 from scanlab.contract.problem import ScanOutput, ScanProblem, make_inputs
 from scanlab.contract.space import Config, config_key
@@ -25,19 +25,20 @@ COMPILE_LIMIT_S = 90.0
 
 
 @functools.cache
-def oracle(problem: ScanProblem) -> Expectation:
-    """What a scan is held to before it is timed: the oracle at a batch of 1 and few steps: of the same code."""
+def expected_outputs(problem: ScanProblem) -> Expectation:
+    """Return the reference outputs for a batch of 1 and at most 400 steps, which run the same compiled code."""
     small = problem.replace(batch=1, length=min(problem.length, 400))
     inputs = make_inputs(small)
     return expectation(small, tuple(map(in_rows, inputs)) if problem.layout == "dim_last" else inputs)
 
 
-def proven(problem: ScanProblem, config: Config) -> Callable[..., ScanOutput]:
-    """The scan under a configuration, after it agreed with the oracle; raises RejectedError where it does not.
+def verified(problem: ScanProblem, config: Config) -> Callable[..., ScanOutput]:
+    """Return the scan with a configuration that agrees with the reference.
 
-    Its machine code is judged before, in another process.
+    Raises:
+        RejectedError: It disagrees.
     """
-    chosen, expected = triton.with_segments(config, problem), oracle(problem)
+    chosen, expected = triton.with_segments(config, problem), expected_outputs(problem)
     verdict = verify(triton.make(expected.problem, chosen), expected)
     if not verdict.passed:
         raise RejectedError(f"{config_key(chosen)} is wrong: {verdict.reason}")
@@ -45,7 +46,7 @@ def proven(problem: ScanProblem, config: Config) -> Callable[..., ScanOutput]:
 
 
 def candidates(problem: ScanProblem, count: int) -> list[Config]:
-    """Legal configurations that differ from the default in what is timed: tunables of the way back, or of the scan."""
+    """Draw legal configurations that differ in the tunables of the pass that is timed, backward or forward."""
     drawn: list[Config] = []
     random.seed(0)
     space = triton.backend.space
@@ -57,22 +58,22 @@ def candidates(problem: ScanProblem, count: int) -> list[Config]:
     return drawn
 
 
-def judged(problem: ScanProblem, tuning: list[int], default: list[int], capability: int) -> str | None:
-    """Why a configuration is not worth a run, or None; leaves its machine code where Triton finds it again."""
+def refusal_of(problem: ScanProblem, tuning: list[int], default: list[int], capability: int) -> str | None:
+    """Return why a configuration is not worth a run, or None; its machine code stays in Triton's cache."""
     import gpu_sass
 
     from scanlab_kernels.selective_scan.triton.launch import Tuning
 
     reason = gpu_sass.refusal(problem, Tuning(*tuning), Tuning(*default), capability)
-    if reason is None and problem.gradients:  # what is held to the oracle has the gradient of the last state too
+    if reason is None and problem.gradients:  # verification also takes the gradient of the last state
         gpu_sass.backward(problem, Tuning(*tuning), capability, with_grad_last=True)
     return reason
 
 
 def compile_defaults(problems: Sequence[ScanProblem], compilers: Executor) -> list[dict[str, object]]:
-    """Have the default configurations compiled for these problems, all at once; a row for each that is poor code."""
+    """Compile the default configurations for all problems in parallel; return a row for each with poor code."""
     drawn = [triton.tuning_of(triton.backend.space.defaults, problem) for problem in problems]
-    reasons = compilers.map(judged, problems, drawn, drawn, itertools.repeat(capability()), timeout=COMPILE_LIMIT_S)
+    reasons = compilers.map(refusal_of, problems, drawn, drawn, itertools.repeat(capability()), timeout=COMPILE_LIMIT_S)
     return [
         {"shape": each.key, "run": f"triton, default: {reason}"}
         for each, reason in zip(problems, reasons, strict=True)
@@ -81,19 +82,21 @@ def compile_defaults(problems: Sequence[ScanProblem], compilers: Executor) -> li
 
 
 def capability() -> int:
-    """The compute capability of the GPU that torch has current: 90 for 9.0."""
+    """Return the compute capability of the current GPU: 90 for 9.0."""
     major, minor = torch.cuda.get_device_capability()
     return 10 * major + minor
 
 
-def worthy(problem: ScanProblem, count: int, until_s: float, compilers: Executor) -> Iterator[Config | None]:
-    """The drawn configurations, each as soon as its machine code is known: None where that is not worth a run.
+def compiled_candidates(
+    problem: ScanProblem, count: int, until_s: float, compilers: Executor
+) -> Iterator[Config | None]:
+    """Yield the drawn configurations as they are compiled, None for each that is not worth a run.
 
     Ends early where one is not compiled in time.
     """
     drawn = [triton.with_segments(config, problem) for config in candidates(problem, count)]
     default = triton.tuning_of(triton.backend.space.defaults, problem)
-    judge = functools.partial(judged, problem, default=default, capability=capability())
+    judge = functools.partial(refusal_of, problem, default=default, capability=capability())
     tunings = [triton.tuning_of(config, problem) for config in drawn]
     reasons = compilers.map(judge, tunings, timeout=max(0.0, until_s - time.monotonic()))
     try:
@@ -106,20 +109,24 @@ def worthy(problem: ScanProblem, count: int, until_s: float, compilers: Executor
 
 
 def tuned(problem: ScanProblem, count: int, until_s: float, compilers: Executor) -> tuple[Config, str]:
-    """The fastest of the default and of `count` drawn configurations, as far as time allows, and what became of them.
+    """Return the fastest of the default and `count` drawn configurations, and how many ran and were refused.
 
-    until_s  when to stop, by the monotonic clock
+    Args:
+        problem: The problem; with gradients the backward pass alone is timed.
+        count: Configurations to draw.
+        until_s: Monotonic time at which to stop.
+        compilers: Processes that compile.
     """
-    drawn = [inputs_of(problem, seed) for seed in range(ROTATION)]
+    drawn = [inputs_of(problem, seed) for seed in range(COPIES)]
     best, best_s, run, refused = triton.with_segments(triton.backend.space.defaults, problem), np.inf, 0, 0
-    for config in itertools.chain((best,), worthy(problem, count, until_s, compilers)):
+    for config in itertools.chain((best,), compiled_candidates(problem, count, until_s, compilers)):
         if time.monotonic() > until_s:
             break
         try:
             if config is None:
                 raise RejectedError("by its machine code")
             taken = float(
-                np.median(times_s(calls_of(problem, proven(problem, config), drawn), most=2 * ROTATION).gpu_s)
+                np.median(times_s(calls_of(problem, verified(problem, config), drawn), most=2 * COPIES).gpu_s)
             )
         except RejectedError:
             refused += 1

@@ -1,4 +1,4 @@
-"""The experiment on the limits of a GPU, where none is: what it refuses, and the arithmetic of its table."""
+"""Experiment on the limits of a GPU, on a machine without one: its refusals, and the arithmetic of its table."""
 
 import importlib
 import importlib.util
@@ -27,18 +27,18 @@ def experiment(monkeypatch):
 
 @pytest.fixture
 def tuning(experiment):
-    """The search for the fastest configuration."""
+    """The search as a module."""
     return importlib.import_module("gpu_tuning")
 
 
 @pytest.fixture
 def timing(experiment):
-    """How calls are timed."""
+    """The timing as a module."""
     return importlib.import_module("gpu_timing")
 
 
 class AtOnce:
-    """An executor that needs no other process."""
+    """Executor that runs in this process."""
 
     @staticmethod
     def map(function, *arguments, timeout):
@@ -48,18 +48,18 @@ class AtOnce:
 def test_defaults_are_compiled_at_once_and_poor_ones_are_named(tuning, clock, monkeypatch):
     asked = []
 
-    def judged(problem, drawn, default, capability):
+    def refusal_of(problem, drawn, default, capability):
         asked.append((problem, drawn, capability))
         return "it spills" if problem.gradients else None
 
-    monkeypatch.setattr(tuning, "judged", judged)
+    monkeypatch.setattr(tuning, "refusal_of", refusal_of)
     problems = [PROBLEM, PROBLEM.replace(gradients=True)]
     rows = tuning.compile_defaults(problems, AtOnce)
     assert rows == [{"shape": problems[1].key, "run": "triton, default: it spills"}]
     assert asked == [(each, triton.tuning_of(triton.backend.space.defaults, each), 90) for each in problems]
 
 
-def test_no_way_back_of_a_long_loop_in_pytorch_is_begun(experiment, monkeypatch):
+def test_no_backward_pass_of_a_long_loop_in_pytorch_is_measured(experiment, monkeypatch):
     shapes = {"long": {"batch": 1, "dim": 2, "length": 513}, "short": {"batch": 1, "dim": 2, "length": 512}}
     for name, value in {"SHAPES": shapes, "IMAGES": {}, "DEVICE": "cpu"}.items():
         monkeypatch.setattr(experiment, name, value)
@@ -72,7 +72,7 @@ def test_no_way_back_of_a_long_loop_in_pytorch_is_begun(experiment, monkeypatch)
 
 @pytest.fixture
 def clock(experiment, tuning, timing, monkeypatch):
-    """A call takes a second on the GPU, and half of one of the host."""
+    """Make every call take a second on the GPU and half a second on the host."""
 
     def times_s(calls, most=1):
         taken = np.array([float(call() is not None) for call in calls])
@@ -142,9 +142,9 @@ def test_the_table_holds_shares_of_the_floor_and_images_per_second(experiment):
 
 def test_scans_are_compared_with_the_official_one_and_models_with_eager_deit(experiment):
     rows = [
-        {"shape": "a", "way": "forward", "run": "triton, default", "median_s": 2.0},
-        {"shape": "a", "way": "forward", "run": "official CUDA", "median_s": 3.0},
-        {"shape": "a", "way": "backward", "run": "triton, default", "median_s": 2.0},
+        {"shape": "a", "phase": "forward", "run": "triton, default", "median_s": 2.0},
+        {"shape": "a", "phase": "forward", "run": "official CUDA", "median_s": 3.0},
+        {"shape": "a", "phase": "backward", "run": "triton, default", "median_s": 2.0},
         {"shape": "b", "run": "Vim-small, CUDA graph", "median_s": 0.5, "images": 4},
         {"shape": "b", "run": "Vim-tiny", "median_s": 0.5, "images": 4},
         {"shape": "b", "run": "eager DeiT-small", "median_s": 2.0, "images": 4},
@@ -160,24 +160,24 @@ def test_the_fastest_is_found_and_what_is_refused_is_counted(experiment, tuning,
     problem = PROBLEM.replace(direction="bidirectional", gradients=gradients)
     default = triton.tuning_of(triton.backend.space.defaults, problem)[refusing]
 
-    def judged(problem, drawn, default, capability):
+    def refusal_of(problem, drawn, default, capability):
         assert capability == 90
         return "it spills" if drawn[refusing] != default[refusing] else None
 
-    def proven(problem, config):
+    def verified(problem, config):
         if config[wrong] == 8:
             raise RejectedError("it is wrong")
         return experiment.plain(problem)
 
-    monkeypatch.setattr(tuning, "judged", judged)
-    monkeypatch.setattr(tuning, "proven", proven)
-    monkeypatch.setattr(experiment, "proven", proven)
+    monkeypatch.setattr(tuning, "refusal_of", refusal_of)
+    monkeypatch.setattr(tuning, "verified", verified)
+    monkeypatch.setattr(experiment, "verified", verified)
     drawn = tuning.candidates(problem, 6)
     refused = sum(triton.tuning_of(each, problem)[refusing] != default or each[wrong] == 8 for each in drawn)
     assert 0 < refused < 6
     (row,) = experiment.tuned_rows("tiny", problem, 6, np.inf, AtOnce, floor=0.5)
     assert str(row["run"]).endswith(f"; {7 - refused} run, {refused} refused")
-    assert row["way"] == ("backward" if gradients else "forward")
+    assert row["phase"] == ("backward" if gradients else "forward")
     assert (row["median_s"], row["host_s"], row["floor_s"]) == (1.0, 0.5, 0.5)
     assert tuning.tuned(problem, 6, -np.inf, AtOnce)[1] == "0 run, 0 refused"
 
@@ -199,8 +199,8 @@ def test_a_crash_becomes_a_row_and_a_lost_gpu_ends_the_run(experiment, monkeypat
 
 def test_the_ops_around_the_scan_get_a_row_beside_pytorch_each_way(experiment, clock):
     rows = experiment.neighbour_rows("tiny", PROBLEM.replace(direction="bidirectional"), copy_s=1.0)
-    assert len(rows) == len({(row["run"], row["way"]) for row in rows}) == 8
-    floors = {(row["run"].split(",")[0], row["way"]): row["floor_s"] / (4 * 160) for row in rows}
+    assert len(rows) == len({(row["run"], row["phase"]) for row in rows}) == 8
+    floors = {(row["run"].split(",")[0], row["phase"]): row["floor_s"] / (4 * 160) for row in rows}
     assert floors == {
         ("convolutions", "forward"): 3,
         ("convolutions", "backward"): 4,

@@ -1,11 +1,11 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
-"""Arithmetic of the GPU kernels: exponentials on the special-function unit, everything else in fused products.
+"""Arithmetic of the GPU kernels: exponentials on the special-function unit, everything else by multiply-adds.
 
-A state update needs one exponential, and the special-function unit gives one in two clocks and four schedulers:
-it is what binds the forward pass. So nothing else goes there that multiply-adds can do. Softplus and sigmoid
-take one exponential e of -|x|, which lies in (0, 1]: there log(1 + e) / e and 1 / (1 + e) are smooth, and a polynomial
-and two Newton steps reach float32 (the largest relative error of either is 2.5e-7). No branch is left, and softplus
-needs no threshold: above 20 the second term vanishes in the sum.
+Each state update needs an exponential, for a warp of which the special-function unit takes eight clocks of a scheduler:
+this limits the forward scan. So all that multiply-adds can compute is kept from that unit. Softplus and sigmoid share
+one exponential, e = exp(-|x|) in (0, 1], where log(1 + e) / e and 1 / (1 + e) are smooth: a polynomial and two Newton
+steps are accurate to float32 (largest relative error of either: 2.5e-7). There is no branch, and softplus needs no
+threshold, because above 20 the second term vanishes in the sum.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ LN_2 = tl.constexpr(0.6931471805599453)
 
 @triton.jit
 def load(pointers, mask):
-    """What stands at `pointers`, in float32; zero where the mask is false."""
+    """Load in float32; zero where the mask is false."""
     return tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def shrink(x):
-    """exp(-|x|)"""
+    """Return exp(-|x|)."""
     return tl.exp2(tl.abs(x) * -LOG2_E)
 
 
 @triton.jit
 def softplus(x, e):
-    """log(1 + exp(x)), given e = exp(-|x|)."""
+    """Return log(1 + exp(x)), given e = exp(-|x|)."""
     p = 0.00523262424 * e - 0.0295049567
     p = p * e + 0.0782254934
     p = p * e - 0.13663207
@@ -45,7 +45,7 @@ def softplus(x, e):
 
 @triton.jit
 def sigmoid(x, e):
-    """1 / (1 + exp(-x)), given e = exp(-|x|)."""
+    """Return 1 / (1 + exp(-x)), given e = exp(-|x|)."""
     d = 1.0 + e
     r = (0.32322704 * d - 1.45452938) * d + 2.12120053
     r = r * (1.0 - d * r) + r
@@ -55,9 +55,9 @@ def sigmoid(x, e):
 
 @triton.jit
 def exp2_by_products(x):
-    """2^x by multiply-adds alone: split at the nearest whole number, a polynomial between -1/2 and 1/2."""
+    """Return 2^x by multiply-adds: the nearest integer goes to the exponent, a polynomial gives the rest."""
     x = tl.minimum(tl.maximum(x, -126.0, propagate_nan=tl.PropagateNan.ALL), 127.5, propagate_nan=tl.PropagateNan.ALL)
-    shifted = x + 12582912.0  # 1.5 2^23: the last bits of the sum are the nearest whole number
+    shifted = x + 12582912.0  # 1.5 * 2^23: the last bits of the sum are the nearest integer
     f = x - (shifted - 12582912.0)
     p = 0.001327646663 * f + 0.009675540961
     p = p * f + 0.05550713465

@@ -1,4 +1,4 @@
-"""The GPU kernels through Triton's own launcher, with a driver in the place of NVIDIA's that runs nothing."""
+"""GPU kernels through Triton's own launcher, with a driver that runs nothing in the place of NVIDIA's."""
 
 from __future__ import annotations
 

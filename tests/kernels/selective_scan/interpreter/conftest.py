@@ -1,4 +1,4 @@
-"""Tests of the GPU kernels in Triton's interpreter; collected only in a process that has it switched on."""
+"""Tests of the GPU kernels in Triton's interpreter, collected only in a process with TRITON_INTERPRET=1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract of `triton`, at sizes that its interpreter can bear."""
+"""Contract of `triton`, at sizes for its interpreter."""
 
 from scanlab.contract.problem import ScanProblem
 from scanlab.testing import BackendContract

@@ -1,4 +1,4 @@
-"""The experiment on the limits of a GPU from its first line to its last; the clock and the GPU's facts are made up."""
+"""Experiment on the limits of a GPU from start to end, with a fake clock and a fake GPU."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ EXPERIMENTS = Path(__file__).parents[4] / "experiments"
 
 
 class Event:
-    """A point in time; any two are a millisecond apart."""
+    """Fake event; any two are a millisecond apart."""
 
     def __init__(self, enable_timing: bool) -> None:
         assert enable_timing
 
     def record(self) -> None:
-        """Pass."""
+        """Record nothing."""
 
     def synchronize(self) -> None:
         """Wait for nothing."""
 
     def elapsed_time(self, other: Event) -> float:
-        """Milliseconds."""
+        """Return 1 ms."""
         return 1.0
 
 
 @pytest.fixture
 def experiment(monkeypatch):
-    """The script as a module, at sizes for the interpreter, on a CPU that says it is a GPU."""
+    """The script as a module, at sizes for the interpreter, on a CPU in the place of a GPU."""
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
     names = ("gpu_limits", "gpu_tuning", "gpu_timing", "gpu_ceiling", "vim_vs_deit")
     limits, tuning, timing, ceiling, models = (importlib.import_module(name) for name in names)
@@ -49,7 +49,7 @@ def experiment(monkeypatch):
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(limits, "unusable", lambda: None)
-    monkeypatch.setattr(tuning, "judged", lambda problem, drawn, default, capability: "slow")
+    monkeypatch.setattr(tuning, "refusal_of", lambda problem, drawn, default, capability: "slow")
     monkeypatch.setattr(limits, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(1))
     monkeypatch.setattr(limits, "DEVICE", "cpu")
     monkeypatch.setattr(limits, "captured", lambda call: call)
@@ -60,9 +60,9 @@ def experiment(monkeypatch):
     small = functools.partial(VisionMamba, patch_size=16, embed_dim=8, depth=1, d_state=2, num_classes=3)
     monkeypatch.setitem(models.RELEASED, "vim_tiny", small)
     for module in (limits, tuning):
-        monkeypatch.setattr(module, "ROTATION", 1)
+        monkeypatch.setattr(module, "COPIES", 1)
     monkeypatch.setattr(timing, "copy_call", lambda: (lambda: None, 2))
-    monkeypatch.setattr(timing, "MOST", 1)
+    monkeypatch.setattr(timing, "MAX_CALLS", 1)
     monkeypatch.setattr(ceiling, "exponential_call", lambda: (lambda: None, 4))
     monkeypatch.setenv("SCANLAB_MIXER", "triton")
     serving.forget()

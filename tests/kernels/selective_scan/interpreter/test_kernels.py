@@ -1,4 +1,4 @@
-"""The GPU kernels in the interpreter: tunables of the backward pass, extremes, and the rules of torch for ops."""
+"""GPU kernels in the interpreter: tunables of the backward pass, extremes, and the rules of torch for ops."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_each_segment_of_the_backward_pass_has_a_program_of_its_own_and_none_is_
 
 
 def lying(inputs: ScanInputs, how: str) -> ScanInputs:
-    """The same numbers with B and C elsewhere in memory."""
+    """Return the same values with B and C elsewhere in memory."""
     if how == "at once":
         return inputs
     width = {"slices": 12, "odd slices": 11}[how]
@@ -178,7 +178,7 @@ def test_nan_stays_in_its_channel():
 
 
 def arguments(problem: ScanProblem) -> tuple[object, ...]:
-    """What the ops are called with for a problem."""
+    """Return the arguments of the ops for a problem."""
     inputs = make_inputs(problem)
     if problem.gradients:
         inputs = tuple(

@@ -1,4 +1,4 @@
-"""The mixer's GPU kernels in the interpreter, against PyTorch in float64, alone and as a whole model."""
+"""GPU kernels of a Mamba block other than the scan in the interpreter, against PyTorch in float64."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FLOAT, HALF = torch.float32, torch.float16
 
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch):
-    """A process that was asked for the GPU kernels by name; with few steps in a program, so that there are several."""
+    """Ask for the GPU kernels by name, with few steps in a program so that there are several programs."""
     monkeypatch.setenv("SCANLAB_MIXER", "triton")
     monkeypatch.setattr(conv_tile, "STEPS", 2)
     monkeypatch.setattr(conv_backward, "TURNS", 2)
@@ -33,12 +33,12 @@ def interpreted(monkeypatch):
 
 
 def leaf(*shape: int, dtype: torch.dtype = FLOAT) -> Tensor:
-    """Random numbers that gradients are wanted of."""
+    """Return random numbers that require gradients."""
     return torch.randn(shape).to(dtype).requires_grad_()
 
 
 def agrees(op: Callable[..., object], reference: Callable[..., object], tensors: dict[str, Tensor], dtype=FLOAT):
-    """Hold the outputs and gradients of `op` to those of `reference` in float64."""
+    """Compare the outputs and gradients of `op` with those of `reference` in float64."""
     exact = {name: wide(tensor) for name, tensor in tensors.items()}
     got, want = op(**tensors), reference(**exact)
     got, want = (each if isinstance(each, tuple) else (each,) for each in (got, want))
@@ -203,7 +203,7 @@ def test_a_complex_rate_is_refused():
 
 
 def token() -> dict[str, Tensor]:
-    """The arguments of a whole mixer's step."""
+    """Return the arguments of a whole mixer's step."""
     shapes = {"projected": (2, 8), "conv_state": (2, 4, 4), "state": (2, 4, 3), "conv_weight": (4, 4)}
     shapes |= {"conv_bias": (4,), "x_weight": (8, 4), "dt_weight": (4, 2), "dt_bias": (4,), "A_log": (4, 3), "D": (4,)}
     return {name: torch.randn(shape) for name, shape in shapes.items()}

@@ -1,4 +1,4 @@
-"""The GPU kernels in the interpreter against numbers that the official code computed in float64."""
+"""GPU kernels in the interpreter against results of the official code in float64."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from scanlab.contract.problem import ScanInputs
 from scanlab.contract.verify import relative_error
 from scanlab_kernels.selective_scan.triton import backend as triton
 
-# Those small enough for the interpreter, with what is computed of them.
+# Cases small enough for the interpreter; whether their gradients are compared too.
 CASES = {"c03_min_1111": True, "c15_no_D": False, "c23_growing_A_positive": True}
 
 

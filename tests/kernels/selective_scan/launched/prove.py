@@ -1,4 +1,4 @@
-"""Every GPU kernel through Triton's own launcher, onto a driver that runs nothing: the folder with it is the argument.
+"""Launch every GPU kernel through Triton's own launcher on a driver that runs nothing; the argument is its folder.
 
 A kernel's arguments are nested tuples with absent members, which the interpreter takes as they are, but a launcher is C
 that Triton writes for them. Triton finds the driver where TRITON_LIBCUDA_PATH says. Everything is called twice: the
@@ -32,7 +32,7 @@ asked: list[str] = []
 
 
 class Launcher(CudaLauncher):
-    """Triton's launcher, which also writes down what it is called with."""
+    """Triton's launcher, which also records its arguments."""
 
     def __call__(self, *arguments: Any) -> None:
         """Launch."""
@@ -41,7 +41,7 @@ class Launcher(CudaLauncher):
 
 
 class Hopper(CudaDriver):
-    """A GPU of compute capability 9.0 that is always there."""
+    """Driver of a GPU of compute capability 9.0."""
 
     def __init__(self) -> None:
         self.utils, self.launcher_cls = CudaUtils(), Launcher
@@ -51,7 +51,7 @@ class Hopper(CudaDriver):
 
 
 def look(argument: object) -> object:
-    """What there is to see of an argument, beside where a tensor lies."""
+    """Return all of an argument but the address of a tensor."""
     if isinstance(argument, tuple):
         return tuple(map(look, argument))
     if isinstance(argument, Tensor):
@@ -60,7 +60,7 @@ def look(argument: object) -> object:
 
 
 def launched() -> Grid:
-    """The programs and threads of every launch since the last call."""
+    """Return the programs and threads of every launch since the last call."""
     count = ctypes.c_uint.in_dll(STUB, "launches")
     rows = [(ctypes.c_uint * 1024).in_dll(STUB, name)[: count.value] for name in ("programs", "threads")]
     count.value = 0
@@ -84,7 +84,7 @@ def twice(call: Callable[[], object]) -> Grid:
 
 
 def scan(problem: ScanProblem, inputs: tuple[ScanInputs, ...]) -> Grid:
-    """The launches of a scan and, where it has gradients, of its way back, of 4 segments each."""
+    """Return the launches of a scan and, where it has gradients, of its backward pass, in 4 segments each."""
     config = backend.backend.space.defaults | {"segments": 4, "back_segments": 4, "chunk": 4}
     built = backend.make(problem, config)
     leaves = [tensor.requires_grad_() for each in inputs for tensor in each.tensors().values()]
@@ -99,7 +99,7 @@ def scan(problem: ScanProblem, inputs: tuple[ScanInputs, ...]) -> Grid:
 
 
 def in_threads(problem: ScanProblem) -> list[object]:
-    """The launches of calls of one new kind from several threads at once, in no order."""
+    """Return the launches of calls of one new kind from several threads at once, in any order."""
     built, inputs = backend.make(problem, backend.backend.space.defaults), make_inputs(problem)
     taken.clear()
     with ThreadPoolExecutor(8) as threads:
@@ -109,14 +109,14 @@ def in_threads(problem: ScanProblem) -> list[object]:
 
 
 def sliced(inputs: ScanInputs) -> ScanInputs:
-    """`inputs` with B and C as slices of a projection's output, which the kernels read as they are."""
+    """Return `inputs` with B and C as slices of a projection's output, which the kernels read in place."""
     batch, state, length = inputs.B.shape
     rows = torch.randn(batch, length, 12 + 2 * state)
     return inputs._replace(B=rows[..., 12 : 12 + state].mT, C=rows[..., 12 + state :].mT)
 
 
 def main() -> None:
-    """Launch every kernel, and hold the grids to what they have to be."""
+    """Launch every kernel, and compare the grids."""
     triton.runtime.driver.set_active(Hopper())
     run = triton.runtime.JITFunction.run
 
