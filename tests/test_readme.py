@@ -1,0 +1,68 @@
+"""The README and CONTRIBUTING: their samples run, their commands and links exist, and the README stays short."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scanlab.cli.app import COMMANDS
+
+ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "CONTRIBUTING.md")
+MAX_WORDS = 900
+
+
+def samples(page: str) -> list[str]:
+    """Return the Python samples of `page`."""
+    return re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize(("page", "number"), [(page, index) for page in PAGES for index in range(len(samples(page)))])
+def test_a_sample_runs_in_a_fresh_process(page, number, tmp_path):
+    (tmp_path / "sample.py").write_text(samples(page)[number])
+    done = subprocess.run([sys.executable, "sample.py"], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_backend_of_contributing_passes_the_contract_test(tmp_path):
+    contract = """
+from scanlab.testing import BackendContract
+
+mine = backend
+
+class TestMine(BackendContract):
+    backend = mine
+"""
+    (tmp_path / "test_mine.py").write_text(samples("CONTRIBUTING.md")[0] + contract)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mine.py"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_readme_has_samples_and_is_read_in_two_minutes():
+    text = (ROOT / "README.md").read_text()
+    assert samples("README.md")
+    assert len(text.split()) <= MAX_WORDS
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_that_are_named_exist(page):
+    named = set(re.findall(r"`?scanlab ([a-z]+)(?= |`)", "\n".join(_commands((ROOT / page).read_text()))))
+    assert named <= COMMANDS.keys()
+
+
+@pytest.mark.parametrize("page", [*PAGES, "results/README.md"])
+def test_links_lead_to_files(page):
+    folder = (ROOT / page).parent
+    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text())
+    missing = [link for link in links if "://" not in link and not (folder / link).exists()]
+    assert not missing
+
+
+def _commands(text: str) -> list[str]:
+    """Return the command lines in `text`: what stands in backticks and in indented blocks."""
+    return [*re.findall(r"`(scanlab [^`]+)`", text), *re.findall(r"^    (scanlab .+)$", text, flags=re.MULTILINE)]
