@@ -7,12 +7,14 @@ that damage is found without parsing.
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from scanlab.bench.field_types import check_field_types
 from scanlab.bench.samples import Measurement
 from scanlab.contract.machine import Machine
 from scanlab.contract.problem import ScanProblem
@@ -24,6 +26,8 @@ State = Literal["ok", "wrong", "rejected", "crashed", "pruned"]
 
 # 2: a pacer in the stead of a slow anchor; heat and frequency around a block. What 1 lacks is optional.
 SCHEMA = 2
+# The end of the year 9999, the last that a calendar can show.
+MAX_TIME_S = 253_402_300_800
 
 
 def new_id() -> str:
@@ -187,7 +191,20 @@ def decode(line: bytes) -> Trial:
         schema = record["schema"]
         if schema > SCHEMA:
             raise NewerSchemaError(f"it has schema {schema}; this scanlab reads up to {SCHEMA}")
-        return Trial.from_json(record["trial"])
+        trial = Trial.from_json(record["trial"])
+        _check(trial)
     # Behind a right checksum anything may stand: a record of another branch, or of another program.
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise RecordError(f"its content is not understood: {type(error).__name__}: {error}") from error
+    return trial
+
+
+def _check(trial: Trial) -> None:
+    """Raise an error if a trial could stop those who read it: what it holds is ordered, averaged and printed."""
+    check_field_types(trial)
+    if not (0 <= trial.started_at < MAX_TIME_S and math.isfinite(trial.duration_s)):
+        raise ValueError(f"started_at={trial.started_at} and duration_s={trial.duration_s} are no times")
+    if trial.machine.silicon.usable_cpus < 1:
+        raise ValueError(f"usable_cpus={trial.machine.silicon.usable_cpus}: must be positive")
+    if trial.measurement is not None and not math.isfinite(trial.measurement.log_ratio):
+        raise ValueError("the times of the measurement have no ratio")

@@ -91,11 +91,13 @@ def tune(
     loaded = results.load()
     opened, repaired = open_storage(storage, results.folder)
     shared = storage is not None
-    searched = summarize_studies(opened, lambda facts: (facts["kind"], facts["problem"]) == ("search", problem.key))
+    searched = summarize_studies(opened, problem.key)
     setting = Setting.of(problem, inputs, inputs_label, seed)
     wanted = anchor or Entrant(registry.get("reference"), STEADY)
     yardstick, pace, too_slow = anchor_and_pace(wanted, backends, setting, clock.at(PACE_SHARE))
-    run = _Run(setting, yardstick, pace, results, clock, on_event, [*loaded.notices, *repaired, *too_slow])
+    run = _Run(
+        setting, yardstick, pace, results, clock, on_event, [*loaded.notices, *repaired, *searched.notices, *too_slow]
+    )
     if pace is not None:
         run.slow_anchor_s = pace.anchor_s
     elif too_slow and budget.seconds is not None:
@@ -104,7 +106,7 @@ def tune(
         recorded = [trial for trial in loaded.trials if trial.backend == backend.name]
         refusal = backend.unavailable() or backend.rejects(problem)
         if refusal is None:
-            elsewhere = winners_on_nearest_machines(searched, backend.name, setting.machine)
+            elsewhere = winners_on_nearest_machines(searched.studies, backend.name, setting.machine)
             hints = (*elsewhere, *winners_on_similar_problems(loaded.trials, backend, problem, setting.machine))
             search = Search(backend, setting, yardstick, recorded, opened, results, max_error, shared, hints)
             run.searches.append(search)

@@ -6,56 +6,20 @@ import errno
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+import zlib
 from pathlib import Path
 
 import pytest
 
 from helpers.records import trial
 from scanlab.bench import records as module
-from scanlab.bench.records import decode, encode
+from scanlab.bench.records import encode
 from scanlab.bench.store import TrialStore
-from scanlab.contract.verify import Verdict
 from scanlab.errors import ResultsError
-
-FAILED = Verdict(False, {"out": 1.0}, {"out": 1e-5}, "out is off")
-
-
-@pytest.mark.parametrize(
-    "one",
-    [
-        trial(),
-        trial(state="pruned", reason="takes 3 times as long"),
-        trial(state="wrong", measurement=None, verdict=FAILED, reason="out is off"),
-        trial(state="crashed", measurement=None, verdict=None, reason="RuntimeError: boom"),
-        trial(config={"exp": "fast", "flag": True, "share": 0.5}, phase="race"),
-    ],
-    ids=lambda one: one.state,
-)
-def test_a_trial_survives_its_line(one):
-    assert decode(encode(one).rstrip(b"\n")) == one
-
-
-@pytest.mark.parametrize(
-    ("changes", "complaint"),
-    [
-        ({"verdict": None}, "without a passed verdict"),
-        ({"verdict": FAILED}, "without a passed verdict"),
-        ({"measurement": None}, "exactly when it is ok or pruned"),
-        ({"state": "wrong", "reason": "off"}, "exactly when it is ok or pruned"),
-        ({"state": "pruned"}, "a reason exactly when"),
-        ({"state": "fine"}, "state='fine': must be one of ok, wrong"),
-        ({"phase": "sprint"}, "phase='sprint': must be one of search"),
-    ],
-)
-def test_a_trial_that_contradicts_itself_is_refused(changes, complaint):
-    with pytest.raises(ValueError, match=re.escape(complaint)):
-        trial(**changes)
 
 
 def test_what_is_appended_is_loaded_in_the_order_it_was_started(tmp_path):
@@ -114,16 +78,6 @@ def test_a_record_that_lost_only_its_line_end_is_whole(tmp_path):
     path.write_bytes(path.read_bytes()[:-1])
     assert len(TrialStore(tmp_path).load().trials) == 1
     assert TrialStore(tmp_path).load().notices == ()
-
-
-def test_every_flipped_bit_is_noticed(tmp_path):
-    line = encode(trial()).rstrip(b"\n")
-    rng = random.Random(4)
-    for position in rng.sample(range(len(line)), 60):
-        damaged = bytearray(line)
-        damaged[position] ^= 1 << rng.randrange(7)
-        with pytest.raises(module.RecordError):
-            decode(bytes(damaged))
 
 
 def test_a_damaged_line_costs_only_itself(tmp_path):
@@ -232,28 +186,17 @@ def test_sigkill_at_any_moment_loses_no_record_that_was_appended(tmp_path):
     assert len(loaded.notices) <= len(writers)
 
 
-def test_the_identity_is_the_silicon_the_libraries_the_source_and_the_configuration():
-    one = trial()
-    same = trial(seed=9, started_at=5.0, phase="race")
-    assert same.identity == one.identity
-    silicon = replace(one.machine, silicon=replace(one.machine.silicon, usable_cpus=999))
-    torch = replace(one.machine, software=replace(one.machine.software, torch="0.1"))
-    for change in (
-        {"machine": silicon},
-        {"machine": torch},
-        {"source_hash": "0"},
-        {"config": {"chunk": 64, "threads": 1}},
-        {"problem": one.problem.replace(length=9)},
-        {"inputs_label": "photograph"},
-    ):
-        assert trial(**change).identity != one.identity
-
-
-def test_the_order_of_tunables_is_no_part_of_the_identity():
-    assert trial(config={"threads": 1, "chunk": 32}).identity == trial().identity
-
-
-def test_lines_are_json_for_other_programs():
+def test_an_odd_record_costs_only_itself(tmp_path):
+    results = TrialStore(tmp_path)
+    own = trial()
+    results.append(own)
     record = json.loads(encode(trial()))
-    assert record["schema"] == module.SCHEMA
-    assert record["trial"]["measurement"]["blocks"][0]["candidate_ns"] == [1_000_000, 1_100_000]
+    del record["crc32"]
+    record["trial"]["note"] = "a field that this version does not know"
+    body = json.dumps(record, separators=(",", ":")).encode()[1:]
+    (tmp_path / "trials" / "x.jsonl").write_bytes(b'{"crc32":"%08x",%s\n' % (zlib.crc32(body), body))
+    loaded = TrialStore(tmp_path).load()
+    assert loaded.trials == (own,)
+    (notice,) = loaded.notices
+    assert "x.jsonl: line 1" in notice
+    assert "note" in notice

@@ -13,7 +13,7 @@ from scanlab.bench.records import RecordError, Trial, decode, log_ratio
 from scanlab.contract.machine import Machine
 from scanlab.contract.problem import ScanProblem
 from scanlab.contract.space import Config
-from scanlab.tuning.fleet.study_summary import StudySummary, machine_of, summarize_studies
+from scanlab.tuning.fleet.study_summary import StudySummary, summarize_studies
 from scanlab.tuning.fleet.trial_queue import TrialQueue
 from scanlab.tuning.warm_start import first_distinct
 
@@ -98,10 +98,10 @@ class FleetOverview:
 
 def fleet_overview(storage: BaseStorage) -> FleetOverview:
     """Return what `storage` says of every machine that used it."""
-    studies = summarize_studies(storage)
+    studies, unreadable = summarize_studies(storage)
     found: dict[str, Trial] = {}
     reasons: dict[str, str] = {}
-    notices = []
+    notices = list(unreadable)
     for line, why in (each for study in studies for each in study.lines):
         try:
             trial = decode(line.encode())
@@ -142,8 +142,8 @@ def winners_on_nearest_machines(studies: Iterable[StudySummary], backend: str, h
         here: The machine that is tuned.
     """
     nearest = sorted(
-        (study for study in studies if study.facts["backend"] == backend),
-        key=lambda study: here.silicon.distance(machine_of(study).silicon),
+        (study for study in studies if study.facts.backend == backend),
+        key=lambda study: here.silicon.distance(study.facts.machine.silicon),
     )
     return first_distinct(study.best for study in nearest if study.best is not None)
 
@@ -164,18 +164,18 @@ def _best(timed: Sequence[Trial], reasons: dict[str, str]) -> BestTrial | None:
 def _machine_summaries(studies: Iterable[StudySummary]) -> tuple[MachineSummary, ...]:
     kinds: dict[str, list[StudySummary]] = {}
     for study in studies:
-        kinds.setdefault(machine_of(study).silicon_id, []).append(study)
+        kinds.setdefault(study.facts.machine.silicon_id, []).append(study)
     return tuple(_machine_summary(own) for own in kinds.values())
 
 
 def _machine_summary(studies: Sequence[StudySummary]) -> MachineSummary:
-    searches = [study for study in studies if study.facts["kind"] == "search"]
-    sizes = [study.facts["configurations"] for study in searches]
+    searches = [study for study in studies if study.facts.kind == "search"]
+    sizes = [study.facts.configurations for study in searches]
     return MachineSummary(
-        machine=machine_of(studies[0]),
+        machine=studies[0].facts.machine,
         num_workers=len(frozenset[str]().union(*(study.workers for study in studies))),
         num_working=len(frozenset[str]().union(*(study.working for study in studies))),
         num_tried=sum(study.num_tried for study in searches),
-        num_configurations=None if None in sizes else sum(sizes),
+        num_configurations=None if None in sizes else sum(filter(None, sizes)),
         heard_at=max((study.heard_at for study in studies if study.heard_at is not None), default=None),
     )

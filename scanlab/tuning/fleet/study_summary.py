@@ -1,15 +1,19 @@
-"""Summaries of the studies in a storage, for readers that know nothing but the storage."""
+"""Summaries of the studies in a storage, for readers that know nothing but the storage.
+
+What another version or another program wrote there is skipped with a notice, and stops nobody.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from scanlab.bench.field_types import check_field_types
 from scanlab.contract.machine import Machine
 from scanlab.contract.space import Config, config_key
 from scanlab.tuning.fleet.attributes import BEAT, FACTS, LINE, OWNER, RECORD, WHY
@@ -18,11 +22,43 @@ from scanlab.tuning.fleet.trial_queue import is_leased
 
 
 @dataclass(frozen=True)
+class StudyFacts:
+    """What a study is about.
+
+    Attributes:
+        kind: "search" for the search of one backend, "finals" for the outcomes of comparisons.
+        problem: Key of the problem.
+        machine: A machine of the kind that is tuned, as it described itself.
+        backend: Name of the backend that is searched.
+        configurations: Number of legal configurations; None if the space is too large to tell.
+    """
+
+    kind: str
+    problem: str
+    machine: Machine
+    backend: str | None = None
+    configurations: int | None = None
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> StudyFacts:
+        """Return the facts that a TrialQueue was given; raises LookupError, TypeError or ValueError for others."""
+        facts = cls(
+            kind=values["kind"],
+            problem=values["problem"],
+            machine=Machine.from_json(values["machine"]),
+            backend=values.get("backend"),
+            configurations=values.get("configurations"),
+        )
+        check_field_types(facts)
+        return facts
+
+
+@dataclass(frozen=True)
 class StudySummary:
     """Summary of one study.
 
     Attributes:
-        facts: What the study is about, as it was given to its TrialQueue.
+        facts: What the study is about.
         best: The fastest recorded configuration, if any.
         num_tried: Number of configurations with a record.
         workers: Identities of all processes that took part.
@@ -31,7 +67,7 @@ class StudySummary:
         lines: Records that travel with the study, the winner of a comparison with the sentence that names it.
     """
 
-    facts: Mapping[str, Any]
+    facts: StudyFacts
     best: Config | None
     num_tried: int
     workers: frozenset[str]
@@ -40,41 +76,51 @@ class StudySummary:
     lines: tuple[tuple[str, str | None], ...]
 
 
-def summarize_studies(
-    storage: BaseStorage, is_wanted: Callable[[Mapping[str, Any]], bool] = lambda facts: True
-) -> tuple[StudySummary, ...]:
-    """Return a summary of every study in `storage` whose facts are wanted."""
+class StudySummaries(NamedTuple):
+    """Summaries of the studies that could be read, and a notice for each of the others."""
+
+    studies: tuple[StudySummary, ...]
+    notices: tuple[str, ...]
+
+
+def summarize_studies(storage: BaseStorage, problem: str | None = None) -> StudySummaries:
+    """Return a summary of every study in `storage`, or of those about the problem with this key."""
+    summaries: list[StudySummary] = []
+    notices: list[str] = []
     with storage_errors():
-        return tuple(
-            _summary(study.user_attrs[FACTS], storage.get_all_trials(study._study_id, deepcopy=False))
-            for study in storage.get_all_studies()
-            if isinstance(study.user_attrs.get(FACTS), Mapping) and is_wanted(study.user_attrs[FACTS])
-        )
+        for study in storage.get_all_studies():
+            facts = study.user_attrs.get(FACTS)
+            if facts is None or (
+                problem is not None and isinstance(facts, Mapping) and facts.get("problem") != problem
+            ):
+                continue
+            entries = storage.get_all_trials(study._study_id, deepcopy=False)
+            try:
+                summaries.append(_summary(StudyFacts.from_json(facts), entries))
+            except (AttributeError, LookupError, TypeError, ValueError) as error:
+                notices.append(
+                    f"the study {study.study_name!r} was skipped, because it is not understood:"
+                    f" {type(error).__name__}: {error}"
+                )
+    return StudySummaries(tuple(summaries), tuple(notices))
 
 
-def _summary(facts: Mapping[str, Any], entries: Sequence[FrozenTrial]) -> StudySummary:
+def _summary(facts: StudyFacts, entries: Sequence[FrozenTrial]) -> StudySummary:
     recorded = [entry for entry in entries if RECORD in entry.user_attrs]
     owned = [entry for entry in entries if OWNER in entry.user_attrs]
-    timed = [entry for entry in recorded if entry.state == TrialState.COMPLETE]
-    best = min(timed, key=lambda entry: entry.value or 0.0, default=None)
+    timed = {entry.value: entry for entry in recorded if entry.state == TrialState.COMPLETE and entry.value is not None}
     beats = (entry.user_attrs.get(BEAT) for entry in owned)
+    lines = ((entry.user_attrs.get(LINE), entry.user_attrs.get(WHY)) for entry in recorded)
     return StudySummary(
         facts=facts,
-        best=None if best is None else best.params,
+        best=timed[min(timed)].params if timed else None,
         num_tried=len({config_key(entry.params) for entry in recorded}),
         workers=frozenset(_owner(entry) for entry in owned),
         working=frozenset(_owner(entry) for entry in owned if is_leased(entry)),
         heard_at=max((beat for beat in beats if isinstance(beat, int | float)), default=None),
-        lines=tuple(
-            (entry.user_attrs[LINE], entry.user_attrs.get(WHY)) for entry in recorded if LINE in entry.user_attrs
-        ),
+        lines=tuple((line, why if isinstance(why, str) else None) for line, why in lines if isinstance(line, str)),
     )
 
 
 def _owner(entry: FrozenTrial) -> str:
     return json.dumps(entry.user_attrs[OWNER], sort_keys=True)
-
-
-def machine_of(study: StudySummary) -> Machine:
-    """Return the machine that a study is about."""
-    return Machine.from_json(study.facts["machine"])

@@ -81,7 +81,8 @@ class TrialQueue:
                 if is_leased(entry):
                     leased.add(config_key(entry.params))
                 elif attributes.RECORD in attrs and entry.state.is_finished():
-                    recorded[str(attrs[attributes.RECORD])] = attrs.get(attributes.LINE)
+                    line = attrs.get(attributes.LINE)
+                    recorded[str(attrs[attributes.RECORD])] = line if isinstance(line, str) else None
                 elif entry.state == TrialState.RUNNING:
                     self._end(entry._trial_id, attributes.DIED)
                     deaths[config_key(entry.params)] += 1
@@ -102,8 +103,8 @@ class TrialQueue:
             for entry in self._entries():
                 earlier = entry.number < number and is_leased(entry)
                 record = entry.user_attrs.get(attributes.RECORD)
-                finished = entry.state.is_finished() and record is not None and record not in self._recorded
-                if (earlier or finished) and entry.params == config:
+                recorded = entry.state.is_finished() and record is not None and str(record) not in self._recorded
+                if (earlier or recorded) and entry.params == config:
                     self._end(own, attributes.GIVEN_BACK)
                     return None
         return Lease(self, own)

@@ -10,11 +10,14 @@ import time
 from pathlib import Path
 from wsgiref.util import setup_testing_defaults
 
+import optuna
 import pytest
 
 from helpers.records import trial
+from scanlab.contract.machine import this_machine
 from scanlab.contract.space import Tunable
 from scanlab.tuning.fleet import process_identity
+from scanlab.tuning.fleet.overview import fleet_overview
 from scanlab.tuning.fleet.process_identity import this_process
 from scanlab.tuning.fleet.storage import open_storage
 from scanlab.tuning.fleet.study_summary import summarize_studies
@@ -100,20 +103,87 @@ def test_the_dead_are_counted_and_what_they_held_is_free(place, tmp_path, monkey
     assert other.lease(CONFIGS[0]) is not None
 
 
+def about(problem="p", **changes):
+    return {"kind": "search", "problem": problem, "machine": this_machine().to_json(), "backend": "made"} | changes
+
+
 def test_a_summary_says_what_a_study_is_about_and_how_far_it_is(place, tmp_path):
-    own = queue(place, tmp_path, kind="search", problem="p")
+    own = queue(place, tmp_path, **about())
     before = time.time()
     own.lease(CONFIGS[0]).finish(trial(config=CONFIGS[0]))
     own.add(trial(config=CONFIGS[1], state="crashed", measurement=None, verdict=None, reason="boom"))
     own.lease(CONFIGS[2])
     storage, _ = open_storage(place, tmp_path)
-    (study,) = summarize_studies(storage, lambda facts: facts["problem"] == "p")
-    assert study.facts == {"kind": "search", "problem": "p"}
+    ((study,), notices) = summarize_studies(storage, "p")
+    assert notices == ()
+    assert (study.facts.kind, study.facts.problem, study.facts.machine) == ("search", "p", this_machine())
     assert (study.best, study.num_tried) == (CONFIGS[0], 2)
     assert len(study.workers) == len(study.working) == 1
     assert before <= study.heard_at <= time.time()
     assert len(study.lines) == 2
-    assert summarize_studies(storage, lambda facts: facts["problem"] == "q") == ()
+    assert summarize_studies(storage, "q") == ((), ())
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        [],
+        "text",
+        {"kind": "search"},
+        about(machine={}),
+        about(backend=5),
+        about(configurations="many"),
+        about(kind=None),
+    ],
+)
+def test_a_study_that_is_not_understood_costs_only_itself(place, tmp_path, facts):
+    storage, _ = open_storage(place, tmp_path)
+    odd = optuna.create_study(study_name="odd", storage=storage)
+    odd.set_user_attr("facts", facts)
+    queue(place, tmp_path, **about()).add(trial(config=CONFIGS[0]))
+    studies, (notice,) = summarize_studies(storage)
+    assert [study.num_tried for study in studies] == [1]
+    assert "the study 'odd' was skipped" in notice
+
+
+@pytest.mark.parametrize(
+    "attrs",
+    [
+        {"owner": 5},
+        {"owner": {}, "beat": "now"},
+        {"owner": {"host": 7, "pid": "x", "started": None}, "beat": 1.0},
+        {"owner": this_process() | {"pid": 10**30}, "beat": 1.0},
+        {"record": 5, "line": 7},
+        {"record": ["a"], "line": "no record"},
+        {"record": None, "why": {}, "line": "no record"},
+    ],
+)
+@pytest.mark.parametrize("state", ["RUNNING", "COMPLETE"])
+def test_odd_attributes_of_a_trial_stop_nobody(place, tmp_path, attrs, state):
+    own = queue(place, tmp_path, **about())
+    storage, _ = open_storage(place, tmp_path)
+    odd = optuna.trial.create_trial(
+        state=optuna.trial.TrialState[state],
+        value=1.0 if state == "COMPLETE" else None,
+        params=CONFIGS[0],
+        distributions=own.distributions,
+        user_attrs=attrs,
+    )
+    storage.create_new_trial(storage.get_study_id_from_name("s"), odd)
+    assert own.snapshot().leased == frozenset()
+    lease = own.lease(CONFIGS[1])
+    lease.finish(trial(config=CONFIGS[1]))
+    assert fleet_overview(storage).trials[0].config == CONFIGS[1]
+
+
+def test_a_heartbeat_from_the_future_keeps_no_lease(place, tmp_path, monkeypatch):
+    one, other = queue(place, tmp_path), queue(place, tmp_path)
+    monkeypatch.setattr(process_identity, "this_process", lambda: this_process() | {"host": "elsewhere"})
+    monkeypatch.setattr(time, "time", lambda: 1e10)
+    one.lease(CONFIGS[0])
+    monkeypatch.undo()
+    assert other.snapshot().leased == frozenset()
+    assert other.lease(CONFIGS[0]) is not None
 
 
 def test_the_dashboard_of_optuna_shows_the_study(place, tmp_path):
