@@ -1,7 +1,8 @@
-"""What serves where nothing was tuned rests on measurements: standings of typical problems, shipped with the package.
+"""The shipped defaults rest on measurements: every backend beside the reference loop, on typical problems.
 
-Takes the best of each backend out of recorded trials and writes scanlab/runtime/defaults.toml from them. Run it on
-each kind of machine, after tuning the typical problems there, and commit what it writes:
+Takes the best configuration of each backend from recorded trials and writes scanlab/runtime/defaults.toml, which serves
+problems that nobody tuned. Run it on each kind of machine, after tuning the typical problems there, and commit what it
+writes; the raw trials stay on the machine:
 
     scanlab tune --suite experiments/heuristics.toml:typical --budget 15m --out results/heuristics
     python experiments/heuristics.py results/heuristics results/vim-tiny
@@ -13,6 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
+import common
+import pandas as pd
 import typer
 
 from scanlab.bench.ranking import WORTH_FOR_SIMPLICITY
@@ -20,6 +23,8 @@ from scanlab.bench.records import Trial
 from scanlab.bench.store import TrialStore
 from scanlab.contract import registry
 from scanlab.contract.space import Value
+from scanlab.report import tables
+from scanlab.report.formatting import times
 from scanlab.runtime.defaults import SHIPPED, Measured, Standing, read
 
 ROOT = Path(__file__).parents[1]
@@ -109,6 +114,27 @@ def main(
     )
     out.write_text("\n".join((header, *map(text_of, (old | new).values()))))
     print(f"wrote {out}: {len(old | new)} problems, {len(new)} of them from {', '.join(map(str, folders))}")
+    write_table(list((old | new).values()))
+
+
+def write_table(every: Sequence[Measured], out: Path = common.RESULTS / "heuristics") -> None:
+    """Write the shipped defaults as a page and a CSV file: a row for each problem and backend."""
+    rows = [
+        {
+            "problem": each.problem.key,
+            "machine": f"{each.machine}, {each.cpus} CPUs, {each.instruction_set}",
+            "backend": standing.backend,
+            "configuration": tables.config_text(standing.config) or "defaults",
+            "speedup": standing.speedup,
+        }
+        for each in every
+        for standing in each.standings
+    ]
+    frame = pd.DataFrame(rows)
+    text = frame.assign(speedup=frame["speedup"].map(times))
+    caption = "Speed-up over the reference loop on one thread, the best configuration of each backend"
+    sections = {str(key): mine.drop(columns="problem") for key, mine in text.groupby("problem", sort=False)}
+    common.write_page(out, __doc__, caption, {}, sections, frame)
 
 
 if __name__ == "__main__":
