@@ -1,4 +1,4 @@
-"""Reverse and bidirectional scans out of a forward scan, by reversing tensors along time."""
+"""Reverse and bidirectional scans composed of a forward scan, by reversing tensors along time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
 
 
 def flip_time(inputs: ScanInputs) -> ScanInputs:
-    """The same inputs with time reversed; constants, and the state before the first step, stay."""
+    """Return the inputs reversed along time; constants and the initial state stay the same."""
 
     def projection(values: Tensor) -> Tensor:
         if values.dim() == 2:
@@ -29,14 +29,17 @@ def flip_time(inputs: ScanInputs) -> ScanInputs:
 
 
 def directed(forward: Callable[[ScanInputs], ScanOutput], problem: ScanProblem) -> ScanFn:
-    """The scan in the problem's direction, out of the forward scan of one direction."""
+    """Return the scan in the direction of the problem, composed of a forward scan.
+
+    Source: arXiv 2401.09417 (Vision Mamba), Algorithm 1, which sums the outputs of both directions.
+    """
 
     def reverse(inputs: ScanInputs) -> ScanOutput:
         result = forward(flip_time(inputs))
         return ScanOutput(result.out.flip(-1), result.last_state)
 
-    def bidirectional(ahead: ScanInputs, back: ScanInputs) -> ScanOutput:
-        one, other = forward(ahead), reverse(back)
+    def bidirectional(first: ScanInputs, second: ScanInputs) -> ScanOutput:
+        one, other = forward(first), reverse(second)
         return ScanOutput(one.out + other.out, torch.stack((one.last_state, other.last_state)))
 
     scans: dict[str, ScanFn] = {"forward": forward, "reverse": reverse, "bidirectional": bidirectional}

@@ -1,7 +1,7 @@
-"""The scan chunk by chunk: time first, channels adjacent, the state carried from one chunk to the next.
+"""Scan chunk by chunk: time is the first axis, channels are the last one, and chunks pass on their last state.
 
-Nothing of the size (batch, dim, length, state) ever exists. Where gradients are wanted, the operands and the
-state before each chunk are kept, and each chunk is computed again in the backward pass.
+No tensor of (batch, dim, length, state) exists. For gradients the operands and the state before each chunk are kept,
+and the backward pass computes each chunk again.
 """
 
 from __future__ import annotations
@@ -23,14 +23,17 @@ Kernel = Callable[..., Sequence[Tensor]]
 
 
 class Step(NamedTuple):
-    """What one chunk computes; every operand is contiguous, and `chunk` comes first in what varies over time.
+    """Computation of one chunk, on contiguous operands.
 
-    forward   (u, delta, A, B, C, h) -> (y, last h)
-    backward  (u, delta, A, B, C, h, grad_y, grad_h) -> the gradients of the six
+    Attributes:
+        forward: (u, delta, A, B, C, h) -> (y, last h).
+        backward: (u, delta, A, B, C, h, grad_y, grad_h) -> the gradients of the first six.
 
-    u, delta, y  (chunk, batch, groups, channels)       A  (groups, state, channels)
-    B, C         (chunk, batch, groups, state, 1), or constant (1, 1, groups, state, channels)
-    h            (batch, groups, state, channels)
+    Shape:
+        u, delta, y: (chunk, batch, groups, channels), for example (32, 64, 1, 384).
+        A: (groups, state, channels), for example (1, 16, 384).
+        B, C: (chunk, batch, groups, state, 1), or constant (1, 1, groups, state, channels).
+        h: (batch, groups, state, channels).
     """
 
     forward: Kernel
@@ -38,22 +41,22 @@ class Step(NamedTuple):
 
 
 def scan(inputs: ScanInputs, problem: ScanProblem, chunk: int, step: Step, whole: bool = False) -> ScanOutput:
-    """The forward scan of one direction, `chunk` time steps at once.
+    """Return the forward scan of one direction in chunks of `chunk` time steps.
 
-    The last chunk is shorter where `chunk` does not divide the length; where `whole` is set it is filled up
-    with steps of size zero, which leave the state as it is.
+    Where `chunk` does not divide the length the last chunk is shorter; with `whole` it is padded by steps with
+    delta = 0, which leave the state unchanged.
     """
     operands = pointwise.operands(inputs, problem)
     missing = -problem.length % chunk if whole else 0
 
     def time_first(values: Tensor) -> Tensor:
         first = F.pad(values, (0, missing)).movedim(-1, 0)
-        # The channels become the last axis: they are many and their operands adjacent, the states are few.
+        # Channels become the last axis, because there are many of them and few states.
         ordered: Tensor = first.mT if first.dim() == 5 else first
         return ordered.contiguous()
 
     def projection(given: Tensor, values: Tensor) -> Tensor:
-        if given.dim() == 2:  # not expanded over time: its gradient would be of the size this scan avoids
+        if given.dim() == 2:  # not expanded over time: its gradient would be as large as all states
             constant: Tensor = given.unflatten(0, operands.A.shape[:2]).mT.contiguous()
             return constant[None, None]
         return time_first(values)
@@ -68,7 +71,7 @@ def scan(inputs: ScanInputs, problem: ScanProblem, chunk: int, step: Step, whole
         projection(inputs.C, operands.C),
         operands.h.mT.contiguous(),
     )
-    return pointwise.finish(y[: problem.length].movedim(0, -1), h.mT, inputs)
+    return pointwise.epilogue(y[: problem.length].movedim(0, -1), h.mT, inputs)
 
 
 class _Chunks(torch.autograd.Function):
@@ -102,14 +105,14 @@ class _Chunks(torch.autograd.Function):
 
 
 def _during(tensors: Sequence[Tensor], start: int, chunk: int) -> list[Tensor]:
-    """(u, delta, A, B, C), or their gradients, from `start` on for a chunk; what does not vary is there as a whole."""
+    """Return (u, delta, A, B, C), or their gradients, for the chunk from `start` on; constant ones are not sliced."""
     u, delta, A, B, C = tensors
     now = slice(start, start + chunk)
     return [u[now], delta[now], A, *(each[now] if len(each) == len(u) else each for each in (B, C))]
 
 
 def eager(solve: Solver) -> Step:
-    """The step of one scan in torch operations, its recurrence by `solve`."""
+    """Return the step in torch operations, its recurrence solved by `solve`."""
     buffers: list[Tensor] = []
 
     def compute(
@@ -129,7 +132,7 @@ def eager(solve: Solver) -> Step:
 
     def forward(*part: Tensor) -> tuple[Tensor, Tensor]:
         u, h = part[0], part[-1]
-        if not buffers:  # the same memory in every chunk, and so it stays in the cache
+        if not buffers:  # every chunk uses the same memory, which stays in the cache
             buffers.extend(h.new_empty((len(u), *h.shape)) for _ in range(2))
         return compute(*part, *(buffer[: len(u)] for buffer in buffers))
 

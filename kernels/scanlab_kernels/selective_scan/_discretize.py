@@ -1,8 +1,8 @@
-"""What surrounds the recurrence: step sizes, groups and complex numbers before it, skip and gate after it.
+"""Preparation of the recurrence's operands (delta, groups, complex numbers), and its epilogue (skip and gate).
 
-Everything is computed in float32, or in float64 for float64 inputs, and rounded once at the end; that is
-what the CUDA kernel does (state-spaces/mamba@e9594ce, csrc/selective_scan). The official PyTorch reference
-gates in the dtype of z instead, which in half precision is the less exact of the two.
+Everything is computed in float32, or in float64 for float64 inputs, and rounded once at the end, as in the CUDA kernel
+(state-spaces/mamba@e9594ce, csrc/selective_scan). The official PyTorch reference gates in the dtype of z instead, which
+is less accurate in half precision.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
 
 
 class Operands(NamedTuple):
-    """The recurrence's operands; channels is dim / groups, and all that varies over time ends in length.
+    """Operands of the recurrence; channels is dim / groups, and time is the last axis.
 
-    u, delta  (batch, groups, channels, length); delta after bias and softplus
-    A         (groups, channels, state)
-    B, C      (batch or 1, groups, channels or 1, state, length), broadcast views; complex where A is
-    h         (batch, groups, channels, state): the state before the first step
+    Attributes:
+        u, delta: (batch, groups, channels, length), for example (64, 1, 384, 197); delta after bias and softplus.
+        A: (groups, channels, state), for example (1, 384, 16).
+        B, C: (batch or 1, groups, channels or 1, state, length), broadcast views; complex where A is.
+        h: (batch, groups, channels, state), the state before the first step.
     """
 
     u: Tensor
@@ -34,7 +35,7 @@ class Operands(NamedTuple):
 
 
 def operands(inputs: ScanInputs, problem: ScanProblem) -> Operands:
-    """The recurrence's operands in its arithmetic dtype, differentiably."""
+    """Return the operands of the recurrence in its arithmetic dtype, differentiably."""
     compute = torch.float64 if problem.dtype == "float64" else torch.float32
     grouped = (problem.groups, problem.dim // problem.groups)
     delta = inputs.delta.to(compute)
@@ -64,17 +65,19 @@ def _projection(values: Tensor, problem: ScanProblem, compute: torch.dtype) -> T
     values = values.to(compute)
     if problem.complex_A:
         pairs = values.unflatten(-1, (problem.length, 2))
-        values = torch.complex(pairs[..., 0], pairs[..., 1])  # a view of them would have to begin at an even place
+        values = torch.complex(pairs[..., 0], pairs[..., 1])  # a view would have to start at an even offset
     if values.dim() == 3:
         values = values[:, None].expand(-1, problem.groups, -1, -1)
     return values[:, :, None]
 
 
-def finish(y: Tensor, last_state: Tensor, inputs: ScanInputs) -> ScanOutput:
-    """The scan's output from y = <C, h> and the last h, both still split into groups.
+def epilogue(y: Tensor, last_state: Tensor, inputs: ScanInputs) -> ScanOutput:
+    """Return the output of the scan: y + D u, gated by silu(z).
 
-    y           (batch, groups, channels, length); for a complex A the complex inner product
-    last_state  (batch, groups, channels, state)
+    Args:
+        y: (batch, groups, channels, length), <C, h>; for a complex A the complex inner product.
+        last_state: (batch, groups, channels, state).
+        inputs: The inputs of the scan.
     """
     if y.is_complex():
         y = 2.0 * y.real

@@ -1,11 +1,11 @@
-"""The linear recurrence h[t] = decay[t] h[t-1] + drive[t], in place, with its gradient.
+"""Linear recurrence h[t] = decay[t] h[t-1] + drive[t], in place, with its gradient.
 
-The gradient of a linear recurrence is a linear recurrence that runs from the last step to the first,
+The gradient of a linear recurrence is a linear recurrence from the last step to the first,
 
     grad_drive[t] = grad_h[t] + conj(decay[t+1]) grad_drive[t+1],
 
-so one solver serves both passes. A solver takes (decay, states) with time first, finds the drives in
-`states` and leaves the states there; it neither reads decay[0] nor writes to decay.
+so one solver serves both passes. A solver takes (decay, states), whose first axis is time; `states` contains the drives
+and is overwritten by the states. It neither reads decay[0] nor writes to decay.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Solver = Callable[[Tensor, Tensor], None]
 
 
 def sequential(decay: Tensor, states: Tensor) -> None:
-    """Solve step by step: length steps, each as wide as all the channels and states."""
+    """Solve step by step: length steps over all channels and states."""
     steps = states.unbind()
     previous = steps[0]
     for rate, step in zip(decay.unbind()[1:], steps[1:], strict=True):
@@ -30,11 +30,12 @@ def sequential(decay: Tensor, states: Tensor) -> None:
 
 
 def logarithmic(decay: Tensor, states: Tensor) -> None:
-    """Solve by odd-even reduction: 2 log2(length) steps, each as wide as a share of the length.
+    """Solve by odd-even reduction: 2 log2(length) steps, each over a part of the length.
 
-    Two neighbours combine by (a1, b1) o (a2, b2) = (a1 a2, a2 b1 + b2); the odd positions then form a
-    recurrence of half the length, and each even position follows from the odd one before it. The work is
-    linear in length (Ladner and Fischer 1980, Parallel prefix computation; Blelloch 1990).
+    Two neighbours combine by (a1, b1) o (a2, b2) = (a1 a2, a2 b1 + b2). The odd positions then form a recurrence of
+    half the length, and each even position follows from the odd one before it. The work is linear in the length.
+
+    Source: Ladner and Fischer 1980, Parallel prefix computation; Blelloch 1990, Prefix sums and their applications.
     """
     if len(states) == 1:
         return
@@ -46,7 +47,7 @@ def logarithmic(decay: Tensor, states: Tensor) -> None:
 
 
 class _Recurrence(torch.autograd.Function):
-    # The tensor written in place stands first: where it is a view, autograd takes the first input to be it.
+    # The tensor written in place is the first input: autograd assumes this where it is a view.
     @staticmethod
     def forward(ctx: Any, drive: Tensor, decay: Tensor, h: Tensor, solve: Solver) -> Tensor:
         drive[0].addcmul_(decay[0], h)
@@ -71,9 +72,11 @@ class _Recurrence(torch.autograd.Function):
 
 
 def solved(decay: Tensor, drive: Tensor, h: Tensor, solve: Solver) -> Tensor:
-    """All states of the recurrence, differentiably, by `solve`; they overwrite `drive`.
+    """Return all states of the recurrence, differentiably; they overwrite `drive`.
 
-    decay, drive  (length, ...), of one dtype; the result has the same shape
-    h             (...): the state before the first step
+    Args:
+        decay, drive: (length, ...), of one dtype, for example (32, 64, 1, 16, 384).
+        h: (...), the state before the first step.
+        solve: Solves the recurrence.
     """
     return cast(Tensor, _Recurrence.apply(drive, decay, h, solve))  # type: ignore[no-untyped-call]

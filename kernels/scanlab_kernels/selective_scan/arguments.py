@@ -1,6 +1,7 @@
-"""What the torch ops of the scan share, whatever computes them: the order of their arguments.
+"""Order of the arguments of the scan's torch ops, native and Triton.
 
-An op takes the tensors of one direction and then those of the other, absent or not, and then its settings.
+An op takes the tensors of the first direction, those of the second one (None where there is one direction), and then
+its settings.
 """
 
 from __future__ import annotations
@@ -15,6 +16,6 @@ TENSORS = 2 * PER_DIRECTION
 
 
 def directions(arguments: Sequence[Any]) -> tuple[ScanInputs, ...]:
-    """The inputs of each direction among the arguments of an op."""
+    """Return the inputs of each direction among the arguments of an op."""
     both = ScanInputs(*arguments[:PER_DIRECTION]), ScanInputs(*arguments[PER_DIRECTION:TENSORS])
     return both if both[1].u is not None else both[:1]

@@ -1,7 +1,7 @@
-"""The parallel scan: within a chunk the recurrence is solved in 2 log2(chunk) wide steps instead of chunk narrow ones.
+"""Parallel scan: within a chunk the recurrence is solved in 2 log2(chunk) wide steps instead of chunk narrow ones.
 
-Twice the arithmetic of the loop for a fraction of its steps: it pays where a step is narrow (few channels)
-and where calls are dear, and is the form that massively parallel machines want.
+It does twice the arithmetic of the loop in a fraction of its steps, which is faster where a step is narrow (few
+channels), where calls are expensive, and on massively parallel machines.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from scanlab_kernels.selective_scan import _recurrence as recurrence
 
 
 def make(problem: ScanProblem, config: Config) -> ScanFn:
-    """The associative scan with config["chunk"] time steps at once, held to config["threads"]."""
+    """Return the associative scan in chunks of config["chunk"] time steps, on config["threads"] threads."""
     chunk = int(config["chunk"])
     scan = directions.directed(
         lambda inputs: chunks.scan(inputs, problem, chunk, chunks.eager(recurrence.logarithmic)), problem
@@ -39,7 +39,7 @@ backend = Backend(
         )
     ),
     space=Space(
-        (Tunable("chunk", (16, 32, 64, 128, 256, 512), default=64, summary="time steps at once"), threads_tunable())
+        (Tunable("chunk", (16, 32, 64, 128, 256, 512), default=64, summary="time steps of a chunk"), threads_tunable())
     ),
     capabilities=WHOLE_CONTRACT,
     make=make,

@@ -1,7 +1,7 @@
-"""Chunk by chunk in a cache-friendly layout, one step of Python for each time step within a chunk.
+"""Scan chunk by chunk in a cache-friendly layout, with a loop over the time steps of a chunk in Python.
 
-A chunk's decays and states stay in the cache from the exponential to the contraction, and every operation
-runs over adjacent channels. Memory is bounded by the chunk, in the backward pass too.
+Decays and states of a chunk stay in the cache from the exponential to the contraction, and every operation runs over
+adjacent channels. Memory is bounded by the chunk, also in the backward pass.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from scanlab_kernels.selective_scan import _recurrence as recurrence
 
 
 def make(problem: ScanProblem, config: Config) -> ScanFn:
-    """The chunked scan with config["chunk"] time steps at once, held to config["threads"]."""
+    """Return the scan in chunks of config["chunk"] time steps, on config["threads"] threads."""
     chunk = int(config["chunk"])
     scan = directions.directed(
         lambda inputs: chunks.scan(inputs, problem, chunk, chunks.eager(recurrence.sequential)), problem
@@ -39,7 +39,7 @@ backend = Backend(
         )
     ),
     space=Space(
-        (Tunable("chunk", (8, 16, 32, 64, 128, 256), default=32, summary="time steps at once"), threads_tunable())
+        (Tunable("chunk", (8, 16, 32, 64, 128, 256), default=32, summary="time steps of a chunk"), threads_tunable())
     ),
     capabilities=WHOLE_CONTRACT,
     make=make,

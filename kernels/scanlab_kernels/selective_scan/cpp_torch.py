@@ -1,7 +1,7 @@
-"""The two-phase scan with its loop in a C++ extension that uses the torch C++ API.
+"""Two-phase scan with its loop in a C++ extension that uses the torch C++ API.
 
-The same operations in the same order as `two_phase`; only the interpreter has left the loop, in the backward
-pass too. What is gained is Python's share of a step and nothing else.
+The operations and their order are those of `two_phase`; only the Python interpreter is gone from the loop, forward and
+backward.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ LIBRARY = extension.Extension("cpp_torch", (extension.Unit(SOURCE),), flags=("-O
 
 
 def solve(decay: Tensor, states: Tensor) -> None:
-    """The solver of `recurrence` whose steps run in C++."""
+    """Solve the recurrence step by step in C++; a `Solver`."""
     torch.ops.scanlab_cpp_torch.solve(decay, states)
 
 
 def make(problem: ScanProblem, config: Config) -> ScanFn:
-    """The two-phase scan with its loop in C++, held to config["threads"]; compiles it where this was not done yet."""
+    """Compile the loop if necessary, and return the scan on config["threads"] threads."""
     LIBRARY.load()
     scan = directions.directed(lambda inputs: two_phase.scan(inputs, problem, solve), problem)
     return pinned(scan, int(config["threads"]))

@@ -1,8 +1,8 @@
-"""The reference loop: every decay and every drive up front, then one step of Python for each time step.
+"""Loop over time in Python, after all decays and drives have been computed.
 
-The algorithm of the official reference (state-spaces/mamba@e9594ce, selective_scan_interface.py,
-selective_scan_ref), which is what people without CUDA run today. It keeps (batch, dim, length, state)
-tensors. In float64 it is the oracle that every other backend is held against.
+In float64 this is the reference that every other backend is verified against. It keeps (batch, dim, length, state)
+tensors. Source: state-spaces/mamba@e9594ce, selective_scan_interface.py, selective_scan_ref, which people without
+CUDA run today; arXiv 2312.00752, eq. 2 (recurrence), eq. 4 (discretisation) and Algorithm 2.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from scanlab_kernels.selective_scan import _discretize as pointwise
 
 
 def scan(inputs: ScanInputs, problem: ScanProblem) -> ScanOutput:
-    """The forward scan of one direction."""
-    u, delta, A, B, C, h = pointwise.operands(inputs, problem)
-    decay = torch.exp(torch.einsum("bgcl,gcn->bgcln", delta, A))
-    drive = (delta * u)[..., None] * B.mT
+    """Return the forward scan of one direction, for example of u (64, 384, 197) with 16 states."""
+    u, delta, A, B, C, h = pointwise.operands(inputs, problem)  # u, delta (64, 1, 384, 197), A (1, 384, 16)
+    decay = torch.exp(torch.einsum("bgcl,gcn->bgcln", delta, A))  # eq. 4: (64, 1, 384, 197, 16)
+    drive = (delta * u)[..., None] * B.mT  # eq. 4, B simplified to delta * B as in the official code
     y = []
     for t in range(problem.length):
-        h = decay[..., t, :] * h + drive[..., t, :]
-        y.append(torch.sum(h * C[..., t], dim=-1))
-    return pointwise.finish(torch.stack(y, dim=-1), h, inputs)
+        h = decay[..., t, :] * h + drive[..., t, :]  # eq. 2a
+        y.append(torch.sum(h * C[..., t], dim=-1))  # eq. 2b
+    return pointwise.epilogue(torch.stack(y, dim=-1), h, inputs)
 
 
 def make(problem: ScanProblem, config: Config) -> ScanFn:
-    """The reference scan, held to config["threads"]."""
+    """Return the reference scan on config["threads"] threads."""
     return pinned(directions.directed(lambda inputs: scan(inputs, problem), problem), int(config["threads"]))
 
 
 backend = Backend(
     name="reference",
-    summary="the official loop in Python: one step for each time step",
+    summary="the official loop over time in Python",
     rank=0,
     sources=tuple(map(Path, (__file__, pointwise.__file__, directions.__file__))),
     space=Space((threads_tunable(),)),

@@ -1,7 +1,7 @@
-"""Two phases: all states first, in place, then one batched contraction for all outputs.
+"""Scan in two phases: all states in place, then all outputs in one batched contraction.
 
-The loop over time keeps only the recurrence, one multiply-add a step over adjacent memory; the outputs leave
-the loop. It still keeps (length, batch, dim, state) tensors.
+The loop over time contains only the recurrence, one multiply-add per step over contiguous memory. It still keeps
+(length, batch, dim, state) tensors.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from scanlab_kernels.selective_scan._recurrence import Solver
 
 
 def scan(inputs: ScanInputs, problem: ScanProblem, solve: Solver = recurrence.sequential) -> ScanOutput:
-    """The forward scan of one direction, its recurrence by `solve`."""
+    """Return the forward scan of one direction, its recurrence solved by `solve`."""
     u, delta, A, B, C, h = pointwise.operands(inputs, problem)
     u, delta = (values.movedim(-1, 0).contiguous() for values in (u, delta))
     decay = (delta[..., None] * A).exp_()
     drive = (delta * u)[..., None] * B.movedim(-1, 0)
     states = recurrence.solved(decay, drive, h, solve)
     y = torch.einsum("lbgcn,bgcnl->bgcl", states, C)
-    return pointwise.finish(y, states[-1].clone(), inputs)
+    return pointwise.epilogue(y, states[-1].clone(), inputs)
 
 
 def make(problem: ScanProblem, config: Config) -> ScanFn:
-    """The two-phase scan, held to config["threads"]."""
+    """Return the two-phase scan on config["threads"] threads."""
     return pinned(directions.directed(lambda inputs: scan(inputs, problem), problem), int(config["threads"]))
 
 
