@@ -72,8 +72,14 @@ def recorded_suite(script: str, usage: Mapping[ScanProblem, Usage]) -> str:
         for problem, each in usage.items()
     ]
     calls = sum(each.calls for each in usage.values())
-    summary = json.dumps(f"{script}: {calls} scans that took {total_s:.3g} s forward")
+    summary = _toml_string(f"{script}: {calls} scans that took {total_s:.3g} s forward")
     return "\n".join((f"[{CAPTURED}]", f"summary = {summary}", "problems = [", *lines, "]", ""))
+
+
+def _toml_string(text: str) -> str:
+    """Return `text` as a string of TOML, which knows no surrogates; undecodable bytes of a file name are escaped."""
+    encodable = text.encode("utf-8", "backslashreplace").decode()
+    return json.dumps(encodable, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _capture(name: str, suite: Mapping[str, Any], image: Path | None) -> Case:

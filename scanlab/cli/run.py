@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from scanlab.cli.console import Exit, notes
 from scanlab.errors import InputError
 from scanlab.integrations import mamba_ssm
-from scanlab.runtime.usage import recording
+from scanlab.runtime.usage import UsageFile, log_usage
 from scanlab.suites import CAPTURED, recorded_suite
 
 # Options after the script are the script's.
@@ -34,16 +35,17 @@ def run(
     """
     if not module and not Path(target).exists():
         raise InputError(f"there is no script {target}; for a module: scanlab run -m {target}.")
-    if record is not None and not os.access(record.parent, os.W_OK):  # said before the script has run for hours
-        raise InputError(f"--record {record}: {record.parent} is no folder to write to; name a file in one that is.")
+    file = None if record is None else UsageFile(record)
     mamba_ssm.install()
-    with recording() as made:
+    with log_usage() as log:
         try:
             _run_as_main(target, arguments or [], module)
         finally:
-            if record is not None and made.usage:
-                record.write_text(recorded_suite(target, made.usage))
-                notes.print(f"wrote {record}: {len(made.usage)} problems, for scanlab tune --suite {record}:{CAPTURED}")
+            if file is not None and file.is_ours:
+                file.write(recorded_suite(target, log.usage) if log.usage else "")
+                if log.usage:
+                    suite = f"{record}:{CAPTURED}"
+                    notes.print(escape(f"wrote {record}: {len(log.usage)} problems, for scanlab tune --suite {suite}"))
 
 
 def _run_as_main(target: str, arguments: list[str], module: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -99,6 +100,26 @@ def test_the_problems_of_a_script_are_recorded(run, script, monkeypatch, tmp_pat
     assert "4 scans" in text
     cases = load_suite("seen.toml:captured")
     assert {case.problem.length for case in cases} == {5, 9}
+
+
+@pytest.mark.parametrize("name", ["\U0001f600.py", "del\x7f.py", 'quote".py', "[bold].py", "byte\udcff.py"])
+def test_a_script_of_any_name_that_changes_its_folder_and_forks_is_recorded(tmp_path, name):
+    (tmp_path / "sub").mkdir()
+    fork = "import os\nif os.fork() == 0:\n    raise SystemExit(0)\nos.wait()\nos.chdir('sub')\n"
+    (tmp_path / name).write_text(SCANS + fork)
+    command = [sys.executable, "-m", "scanlab", "run", "--record", "seen.toml", name, "9"]
+    environment = {**os.environ, "SCANLAB_BACKEND": "reference"}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count(b"wrote seen.toml: 1 problems") == 1
+    assert [case.problem.length for case in load_suite(f"{tmp_path}/seen.toml:captured")] == [9]
+    assert sorted(each.name for each in tmp_path.glob("*.toml*")) == ["seen.toml"]
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_script_runs(run, script):
+    found = run("run", "--record", "missing/seen.toml", script("print('ran')"))
+    assert (found.code, found.out) == (2, "")
+    assert "name a file in a folder that can" in found.err
 
 
 def test_tune_captures_a_script_and_tunes_for_its_problems(run, script):

@@ -1,12 +1,18 @@
-"""What a recording notes: every scan of a dispatcher while it runs, by problem, the longest first."""
+"""A usage log holds every scan of a dispatcher while it runs; its file survives what programs do."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import threading
+from pathlib import Path
+
+import pytest
 
 from scanlab.contract.problem import ScanProblem, make_inputs
+from scanlab.errors import InputError
 from scanlab.runtime.dispatch import Dispatcher
-from scanlab.runtime.usage import Recording, Usage, recording
+from scanlab.runtime.usage import Usage, UsageFile, UsageLog, log_usage
 
 SMALL = ScanProblem(batch=1, dim=4, length=5, state=3)
 LARGE = SMALL.replace(length=50)
@@ -15,9 +21,9 @@ LARGE = SMALL.replace(length=50)
 def test_every_scan_in_the_block_is_noted_by_problem():
     serve = Dispatcher("reference:threads=1")
     serve(*make_inputs(SMALL))
-    with recording() as outer:
+    with log_usage() as outer:
         serve(*make_inputs(SMALL))
-        with recording() as inner:
+        with log_usage() as inner:
             for _ in range(2):
                 serve(*make_inputs(LARGE))
     serve(*make_inputs(SMALL))
@@ -27,7 +33,7 @@ def test_every_scan_in_the_block_is_noted_by_problem():
 
 
 def test_the_one_that_takes_longest_stands_first():
-    made = Recording()
+    made = UsageLog()
     made.add(SMALL, 0.1)
     made.add(LARGE, 0.3)
     made.add(SMALL, 0.1)
@@ -37,10 +43,53 @@ def test_the_one_that_takes_longest_stands_first():
 
 def test_scans_of_other_threads_are_noted_too():
     serve = Dispatcher("reference:threads=1")
-    with recording() as made:
+    with log_usage() as made:
         threads = [threading.Thread(target=serve, args=make_inputs(SMALL)) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
     assert made.usage[SMALL].calls == 4
+
+
+def test_the_file_is_resolved_before_the_program_changes_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = UsageFile(Path("usage.toml"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    file.write("problems")
+    assert (tmp_path / "usage.toml").read_text() == "problems"
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["elsewhere", "usage.toml"]
+
+
+def test_a_fork_of_the_program_writes_nothing(tmp_path):
+    file = UsageFile(tmp_path / "usage.toml")
+    child = os.fork()
+    if child == 0:
+        file.write("of the child")
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert not file.path.exists()
+    file.write("of the parent \U0001f600")
+    assert file.path.read_text(encoding="utf-8") == "of the parent \U0001f600"
+
+
+def test_without_usage_an_earlier_file_stays(tmp_path):
+    (tmp_path / "usage.toml").write_text("earlier")
+    UsageFile(tmp_path / "usage.toml").write("")
+    assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [("usage.toml", "earlier")]
+
+
+@pytest.mark.parametrize("name", ["missing/usage.toml", "file/usage.toml", ".", "x" * 300, "a\0b"])
+def test_a_file_that_cannot_be_written_is_refused_before_the_program_runs(tmp_path, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="name a file in"):
+        UsageFile(tmp_path / name)
+
+
+def test_a_folder_that_the_program_removed_is_reported(tmp_path):
+    (tmp_path / "folder").mkdir()
+    file = UsageFile(tmp_path / "folder" / "usage.toml")
+    shutil.rmtree(tmp_path / "folder")
+    with pytest.raises(InputError, match="the usage could not be written"):
+        file.write("problems")
