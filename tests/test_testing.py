@@ -111,10 +111,10 @@ def threads_kept():
         (writes_its_input, False, "changed its input u"),
     ],
 )
-def test_the_oracle_catches(change, gradients, says):
+def test_the_comparison_catches(change, gradients, says):
     broken = contract(wrapped(change))
     with pytest.raises(AssertionError, match=says):
-        broken.test_agrees_with_the_oracle(broken.plain().replace(gradients=gradients))
+        broken.test_agrees_with_the_reference(broken.plain().replace(gradients=gradients))
 
 
 def test_a_wrong_value_of_a_tunable_is_caught():
@@ -127,7 +127,7 @@ def test_a_wrong_value_of_a_tunable_is_caught():
 
 def test_ignored_strides_are_caught():
     broken = contract(wrapped(reads_storage))
-    broken.test_agrees_with_the_oracle(broken.plain())
+    broken.test_agrees_with_the_reference(broken.plain())
     with pytest.raises(AssertionError, match="out"):
         broken.test_inputs_of_any_stride(broken.plain())
 
@@ -184,7 +184,7 @@ def test_a_backend_that_computes_what_it_should_reject_is_caught():
 def test_an_unavailable_backend_is_skipped_with_its_reason():
     absent = contract(reference.make, unavailable=lambda: "it needs a wheel; fit one.")
     with pytest.raises(pytest.skip.Exception, match="it needs a wheel"):
-        absent.test_agrees_with_the_oracle(absent.plain())
+        absent.test_agrees_with_the_reference(absent.plain())
     absent.test_says_why_where_it_cannot_run()
 
 
@@ -199,4 +199,59 @@ def test_directed_reverse_of_a_shifted_scan_is_caught():
     shifted = contract(make)
     for direction in ("forward", "reverse", "bidirectional"):
         with pytest.raises(AssertionError, match="out is off by"):
-            shifted.test_agrees_with_the_oracle(shifted.plain().replace(direction=direction))
+            shifted.test_agrees_with_the_reference(shifted.plain().replace(direction=direction))
+
+
+def scan_with(change):
+    """Return a `make` whose scan gives what `change(problem, result, *inputs)` makes of the right result."""
+
+    def make(problem, config):
+        scan = reference.make(problem, config)
+        return lambda *inputs: change(problem, scan(*inputs), *inputs)
+
+    return make
+
+
+def scaled(result, when):
+    return ScanOutput(result.out * 1.01, result.last_state) if when else result
+
+
+def wrong_past_the_first_tile(problem, result, *inputs):
+    factor = torch.ones(problem.dim, 1, dtype=result.out.dtype)
+    factor[64:] = 1.01
+    return ScanOutput(result.out * factor, result.last_state)
+
+
+def ignores_the_gradient_of_D(problem, result, *inputs):
+    D = inputs[0].D
+    if D is None or not problem.gradients:
+        return result
+    return ScanOutput(result.out + (D.detach() - D)[:, None].to(result.out.dtype), result.last_state)
+
+
+FAULTS = {
+    "without z": lambda problem, result, *inputs: scaled(result, not problem.has_z),
+    "without D": lambda problem, result, *inputs: scaled(result, not problem.has_D),
+    "past the first tile": wrong_past_the_first_tile,
+    "at odd lengths": lambda problem, result, *inputs: scaled(result, problem.length % 2 == 1),
+    "at even lengths": lambda problem, result, *inputs: scaled(result, problem.length % 2 == 0),
+    "in bfloat16 alone": lambda problem, result, *inputs: scaled(result, problem.dtype == "bfloat16"),
+    "gradient of D": ignores_the_gradient_of_D,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_planted_faults_are_caught_by_some_corner(fault, differentiable):
+    if fault == "gradient of D" and not differentiable:
+        pytest.skip("a fault of gradients needs them")
+    dtypes = ("float32", "bfloat16")
+    broken = contract(scan_with(FAULTS[fault]), capabilities=Capabilities(dtypes=dtypes, gradients=differentiable))
+    caught = []
+    for problem in broken.problems():
+        if broken.backend.rejects(problem) is None:
+            try:
+                broken.test_agrees_with_the_reference(problem)
+            except AssertionError:
+                caught.append(problem)
+    assert caught

@@ -16,7 +16,7 @@ from scanlab.contract.cpu import thread_count
 from scanlab.contract.machine import Machine, this_machine
 from scanlab.contract.problem import ScanInputs, ScanProblem, make_inputs
 from scanlab.contract.space import Config, Value
-from scanlab.contract.verify import Expectation, Verdict, expectation, verify
+from scanlab.contract.verify import ReferenceOutputs, Verdict, reference_outputs, verify
 from scanlab.errors import RejectedError, UnavailableError
 
 T = TypeVar("T")
@@ -35,7 +35,7 @@ class Setting:
     inputs_label: str
     seed: int
     machine: Machine
-    expectations: tuple[Expectation, ...]
+    expectations: tuple[ReferenceOutputs, ...]
     turns: tuple[tuple[ScanInputs, ...], ...]
     ceilings: Ceilings | None
 
@@ -43,7 +43,7 @@ class Setting:
     def of(cls, problem: ScanProblem, inputs: tuple[ScanInputs, ...], inputs_label: str, seed: int) -> Setting:
         """The setting for `inputs`; asks the oracle, which takes about as long as the reference loop in float64."""
         posed = (inputs, make_inputs(problem, seed=seed + 1))
-        expectations = tuple(expectation(problem, each) for each in posed)
+        expectations = tuple(reference_outputs(problem, each) for each in posed)
         ceilings = ceilings_here() if problem.device == "cpu" else None
         return cls(problem, inputs_label, seed, this_machine(), expectations, rotation(inputs), ceilings)
 
@@ -56,7 +56,7 @@ class Setting:
     def with_fresh_inputs(self) -> Setting:
         """The same problem with inputs of the same kind that no trial of this setting has seen; the hard ones stay."""
         fresh = tuple(shuffled(each, self.problem.groups, self.seed + 2) for each in self.turns[0])
-        expectations = (expectation(self.problem, fresh), *self.expectations[1:])
+        expectations = (reference_outputs(self.problem, fresh), *self.expectations[1:])
         return replace(self, seed=self.seed + 2, expectations=expectations, turns=rotation(fresh))
 
     def trial(
@@ -109,7 +109,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Proven:
-    """A configuration whose scan agreed with the oracle on every expectation of its setting; `call` is what to time."""
+    """A configuration whose scan agreed with the oracle with every reference of its setting; `call` is what to time."""
 
     backend: Backend
     config: dict[str, Value]

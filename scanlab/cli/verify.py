@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -18,32 +18,12 @@ from scanlab.cli.console import AsJson, Exit, ImagePath, ProblemText, SuiteName,
 from scanlab.cli.verify_model import verify_model
 from scanlab.contract import registry
 from scanlab.contract.backend import Backend
-from scanlab.contract.problem import ScanProblem
+from scanlab.contract.problem import Problem, ScanProblem
 from scanlab.contract.space import Config, Value, config_key
 from scanlab.errors import InputError
 from scanlab.suites import Case, drawn_case
 
 MOST_CONFIGURATIONS = 1000
-# Odd sizes, so that no tile, chunk or vector fits; gradients, because a scan can be right and its gradient wrong.
-# Every configuration is held against these two.
-EVERY_CONFIGURATION = (
-    ScanProblem(batch=2, dim=19, length=149, state=16),
-    ScanProblem(batch=2, dim=19, length=67, state=16, direction="bidirectional", gradients=True, layout="dim_last"),
-)
-# And the default configuration against the corners of the contract.
-_CORNER = ScanProblem(batch=2, dim=6, length=37, state=5, gradients=True)
-DEFAULT_CONFIGURATION = (
-    ScanProblem(batch=1, dim=1, length=1, state=1, gradients=True),
-    _CORNER.replace(direction="reverse", has_initial_state=True),
-    _CORNER.replace(groups=3),
-    _CORNER.replace(constant_B=True),
-    _CORNER.replace(constant_B=True, constant_C=True),
-    _CORNER.replace(complex_A=True, groups=2),
-    _CORNER.replace(has_D=False, has_z=False, has_delta_bias=False, delta_softplus=False),
-    _CORNER.replace(dtype="float64"),
-    _CORNER.replace(dtype="bfloat16", direction="bidirectional"),
-    _CORNER.replace(dtype="float16"),
-)
 
 
 @dataclass(frozen=True)
@@ -125,16 +105,23 @@ def _plan(
     """What is held against what; a selection with settings stands for that configuration alone."""
     chosen = [registry.parse_selection(text) for text in selections] or [(each, {}) for each in registry.load_all()[0]]
     asked = problem is not None or suite is not None
-    cases = cases_of(problem, suite, image) if asked else tuple(drawn_case(each, seed) for each in EVERY_CONFIGURATION)
-    corners = () if asked else tuple(drawn_case(each, seed) for each in DEFAULT_CONFIGURATION)
     for backend, config in chosen:
+        op = registry.op(backend.op)
+        cases = cases_of(problem, suite, image) if asked else _drawn(op.probes, seed)
+        corners = () if asked else _drawn(op.corners, seed)
         for case in cases:
             refused = backend.unavailable() or backend.rejects(case.problem)
             configs = [config] if config or refused else _configs(backend, case.problem)
             for each in configs:
                 yield backend, each, case
+                if not asked and not refused and case is cases[0]:
+                    yield from ((backend, each, wider) for wider in _drawn(op.corners_of(each), seed))
         for case in corners:
             yield backend, config, case
+
+
+def _drawn(problems: Iterable[Problem], seed: int) -> tuple[Case, ...]:
+    return tuple(drawn_case(each, seed) for each in problems if isinstance(each, ScanProblem))
 
 
 def _configs(backend: Backend, problem: ScanProblem) -> list[dict[str, Value]]:

@@ -83,7 +83,8 @@ class Backend:
     capabilities  the problems that it solves
     make          (problem, complete legal config) -> ScanFn; compiling and allocating belong here
     unavailable   why it cannot run on this machine, with the cure, or None
-    explicit_only  it serves only who asks for it: it runs here to be proven, far too slowly for anything besides
+    explicit_only  it serves only who asks for it by name: it runs here to be verified, far too slowly to serve
+    op            the name of the op that it implements
     """
 
     name: str
@@ -95,6 +96,7 @@ class Backend:
     make: Callable[[ScanProblem, Config], ScanFn]
     unavailable: Callable[[], str | None] = always_available
     explicit_only: bool = False
+    op: str = "selective_scan"
 
     def rejects(self, problem: ScanProblem) -> str | None:
         """Why this backend cannot solve `problem`, or None."""

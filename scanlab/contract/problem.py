@@ -89,6 +89,7 @@ class Problem:
     problem has `dtype` ("float32"), `device` ("cpu") and `gradients` (whether outputs are differentiated too).
     """
 
+    op: ClassVar[str]
     sizes: ClassVar[tuple[str, ...]] = ()
     # Fields that change neither what is fastest nor by how much: problems that differ in them alone are one family.
     costless: ClassVar[tuple[str, ...]] = ()
@@ -160,6 +161,7 @@ class ScanProblem(Problem):
     (batch, dim, length).
     """
 
+    op: ClassVar[str] = "selective_scan"
     sizes: ClassVar[tuple[str, ...]] = SIZES
     costless: ClassVar[tuple[str, ...]] = ("has_D", "has_z", "has_delta_bias")
     always_named: ClassVar[tuple[str, ...]] = ("state",)

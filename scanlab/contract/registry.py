@@ -1,71 +1,112 @@
-"""The backends that are installed: entry points of the group `scanlab.backends`, loaded one by one on demand."""
+"""The installed ops and backends: entry points of `scanlab.ops` and `scanlab.backends`, loaded on demand."""
 
 from __future__ import annotations
 
 import difflib
 import functools
 from importlib.metadata import EntryPoint, entry_points
+from typing import TypeVar
 
 from scanlab.contract.backend import Backend
+from scanlab.contract.op import Op
 from scanlab.contract.space import Value
 from scanlab.errors import ConfigError, UnknownBackendError
 
-GROUP = "scanlab.backends"
+BACKENDS = "scanlab.backends"
+OPS = "scanlab.ops"
+
+Entry = TypeVar("Entry", Backend, Op)
 
 
 @functools.cache
-def _installed() -> dict[str, tuple[EntryPoint, ...]]:
+def _installed(group: str) -> dict[str, tuple[EntryPoint, ...]]:
     found: dict[str, tuple[EntryPoint, ...]] = {}
-    for point in entry_points(group=GROUP):
+    for point in entry_points(group=group):
         if point not in found.get(point.name, ()):
             found[point.name] = (*found.get(point.name, ()), point)
     return dict(sorted(found.items()))
 
 
 def names() -> tuple[str, ...]:
-    """The names of the installed backends, whether they load or not."""
-    return tuple(_installed())
+    """Return the names of the installed backends, whether they load or not."""
+    return tuple(_installed(BACKENDS))
+
+
+def ops() -> tuple[str, ...]:
+    """Return the names of the installed ops, whether they load or not."""
+    return tuple(_installed(OPS))
+
+
+@functools.cache
+def op(name: str) -> Op:
+    """Return the op called `name`.
+
+    Raises:
+        UnknownBackendError: There is none, or it fails to load.
+    """
+    return _load(OPS, "op", name, Op)
 
 
 @functools.cache
 def get(name: str) -> Backend:
-    """The backend called `name`; raises UnknownBackendError when there is none, or when it fails to load."""
-    points = _installed().get(name, ())
-    if not points:
-        close = difflib.get_close_matches(name, names(), n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise UnknownBackendError(f"no backend is called {name!r}: installed are {', '.join(names()) or 'none'}.{hint}")
-    if len(points) > 1:
+    """Return the backend called `name`.
+
+    Raises:
+        UnknownBackendError: There is none, it fails to load, or the op that it implements is not installed.
+    """
+    backend = _load(BACKENDS, "backend", name, Backend)
+    if backend.op not in ops():
         raise UnknownBackendError(
-            f"backend {name!r} is registered by {' and '.join(point.value for point in points)}: uninstall one."
-        )
-    (point,) = points
-    try:
-        backend = point.load()
-    except Exception as error:  # whatever a plug-in raises becomes a reason
-        raise UnknownBackendError(
-            f"backend {name!r} ({point.value}) failed to load: {type(error).__name__}: {error}. Repair or uninstall it."
-        ) from error
-    if not isinstance(backend, Backend) or backend.name != name:
-        raise UnknownBackendError(
-            f"backend {name!r} ({point.value}) is {backend!r}: must be a scanlab Backend whose name is {name!r}."
+            f"backend {name!r} implements the op {backend.op!r}, which is not installed: installed are"
+            f" {', '.join(ops()) or 'none'}."
         )
     return backend
 
 
-def load_all() -> tuple[tuple[Backend, ...], dict[str, str]]:
-    """Every backend that loads, in the order of the ladder, and the reason by name for those that do not."""
+def _load(group: str, noun: str, name: str, kind: type[Entry]) -> Entry:
+    known = _installed(group)
+    points = known.get(name, ())
+    if not points:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise UnknownBackendError(f"no {noun} is called {name!r}: installed are {', '.join(known) or 'none'}.{hint}")
+    if len(points) > 1:
+        raise UnknownBackendError(
+            f"{noun} {name!r} is registered by {' and '.join(point.value for point in points)}: uninstall one."
+        )
+    (point,) = points
+    try:
+        loaded = point.load()
+    except Exception as error:  # whatever a plug-in raises becomes a reason
+        raise UnknownBackendError(
+            f"{noun} {name!r} ({point.value}) failed to load: {type(error).__name__}: {error}. Repair or uninstall it."
+        ) from error
+    if not isinstance(loaded, kind) or loaded.name != name:
+        raise UnknownBackendError(
+            f"{noun} {name!r} ({point.value}) is {loaded!r}: must be a scanlab {kind.__name__} whose name is {name!r}."
+        )
+    return loaded
+
+
+def load_all(op: str | None = None) -> tuple[tuple[Backend, ...], dict[str, str]]:
+    """Return every backend that loads, simplest first, and by name the reason why one does not.
+
+    Args:
+        op: Only the backends of this op; those of every op by default.
+    """
     loaded, failures = [], {}
     for name in names():
         try:
-            loaded.append(get(name))
+            backend = get(name)
+            if op in (None, backend.op):
+                loaded.append(backend)
         except UnknownBackendError as error:
             failures[name] = str(error)
     return tuple(sorted(loaded, key=lambda backend: (backend.rank, backend.name))), failures
 
 
 def parse_selection(text: str) -> tuple[Backend, dict[str, Value]]:
-    """The backend and the (partial) configuration that `text` names, such as "chunked:chunk=32,threads=1"."""
+    """Return the backend and the (partial) configuration that `text` names, such as "chunked:chunk=32,threads=1"."""
     name, _, settings = text.partition(":")
     backend = get(name.strip())
     choices = {choice.name: choice for choice in backend.space.tunables}

@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from scanlab.contract import registry
-from scanlab.contract import verify as verify_module
 from scanlab.contract.backend import ScanFn
 from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem, make_inputs
-from scanlab.contract.verify import Verdict, expectation, relative_error, verify
+from scanlab.contract.verify import Verdict, reference_outputs, relative_error, verify
 
 PROBLEM = ScanProblem(batch=2, dim=6, length=13, state=5, gradients=True)
 
@@ -24,29 +23,13 @@ def right(problem: ScanProblem) -> ScanFn:
 @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
 def test_the_reference_passes_in_every_dtype_and_direction(dtype, direction):
     problem = PROBLEM.replace(dtype=dtype, direction=direction, has_initial_state=True)
-    verdict = verify(right(problem), expectation(problem, make_inputs(problem)))
+    verdict = verify(right(problem), reference_outputs(problem, make_inputs(problem)))
     assert verdict.passed, verdict.reason
     both = direction == "bidirectional"
     assert {"out", "last_state", "grad_A", "grad_z", "grad_initial_state"} <= verdict.errors.keys()
     assert ("grad_u_back" in verdict.errors) == both
     if dtype != "float64":
         assert 0 < verdict.worst < max(verdict.tolerances.values())
-
-
-@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"complex_A": True, "has_initial_state": True}, {"groups": 2, "constant_C": True}, {"has_z": False}],
-    ids=str,
-)
-def test_the_oracle_in_pieces_says_what_it_says_whole(direction, options, monkeypatch):
-    problem = PROBLEM.replace(dtype="float64", gradients=False, direction=direction, **options)
-    inputs = make_inputs(problem)
-    monkeypatch.setattr(verify_module, "PIECE", 5)
-    pieces = expectation(problem, inputs).tensors
-    whole = registry.get("reference").build(problem, {"threads": 1})(*inputs)
-    # Vectors end elsewhere, and what is left over at their end is rounded by another function.
-    assert all(relative_error(pieces[name], tensor) < 1e-15 for name, tensor in whole._asdict().items())
 
 
 def scaled(inputs: ScanInputs) -> ScanOutput:
@@ -91,7 +74,7 @@ def one_nan(inputs: ScanInputs) -> ScanOutput:
     ],
 )
 def test_a_wrong_scan_fails_with_its_reason(scan, complaint):
-    verdict = verify(scan, expectation(PROBLEM, make_inputs(PROBLEM)))
+    verdict = verify(scan, reference_outputs(PROBLEM, make_inputs(PROBLEM)))
     assert not verdict.passed
     with pytest.raises(AssertionError, match=complaint):
         assert verdict.passed, verdict.reason
@@ -103,13 +86,13 @@ def test_an_output_that_was_never_written_fails():
     def lazy(inputs: ScanInputs) -> ScanOutput:
         return ScanOutput(torch.empty_like(inputs.u), right(problem)(inputs).last_state)
 
-    assert not verify(lazy, expectation(problem, make_inputs(problem))).passed
+    assert not verify(lazy, reference_outputs(problem, make_inputs(problem))).passed
 
 
 def test_an_output_left_where_right_ones_lay_before_fails():
     problem = PROBLEM.replace(gradients=False, dim=64, length=64)
     (inputs,) = make_inputs(problem)
-    expected = expectation(problem, (inputs,))
+    expected = reference_outputs(problem, (inputs,))
     last = right(problem)(inputs).last_state.clone()
 
     def lazy(inputs: ScanInputs) -> ScanOutput:
@@ -128,8 +111,8 @@ def test_a_scan_that_changes_its_inputs_fails():
         inputs.delta.add_(1.0)
         return result
 
-    verdict = verify(scribbling, expectation(problem, make_inputs(problem)))
-    assert verdict.reason == "the scan changed its input delta"
+    verdict = verify(scribbling, reference_outputs(problem, make_inputs(problem)))
+    assert verdict.reason == "the implementation changed its input delta"
 
 
 def test_relative_error_knows_infinities_and_nothing():

@@ -11,13 +11,14 @@ from scanlab.testing import BackendContract
 from scanlab_kernels.selective_scan import _bidirectional as directions
 from scanlab_kernels.selective_scan import _chunked_scan as chunks
 from scanlab_kernels.selective_scan import compiled
+from scanlab_kernels.selective_scan.op import op
 
 
 class TestContract(BackendContract):
     backend = compiled.backend
-    # Each shape is compiled for some seconds: the shortest body, and one size that fills whole vectors.
+    # Each shape is compiled for some seconds: the shortest body, few sizes, of which one fills whole vectors.
     config = {"chunk": 4}  # noqa: RUF012
-    sizes = ((2, 32, 64, 16),)
+    corners = tuple(corner for corner in op.corners if (corner.dim, corner.length) in ((6, 37), (32, 64)))
 
 
 PROBLEM = ScanProblem(batch=2, dim=6, length=11, state=3)

@@ -7,7 +7,7 @@ import torch
 
 from scanlab.contract.problem import ScanInputs, ScanProblem, make_inputs
 from scanlab.contract.space import config_key
-from scanlab.contract.verify import expectation, relative_error, verify
+from scanlab.contract.verify import reference_outputs, relative_error, verify
 from scanlab_kernels.selective_scan.triton import backend as triton
 from scanlab_kernels.selective_scan.triton import launch
 from scanlab_kernels.selective_scan.triton.launch import Tuning
@@ -29,14 +29,14 @@ SMALL = ScanProblem(batch=2, dim=5, length=11, state=3, gradients=True)
 )
 def test_every_backward_pass_agrees(config):
     problem = SMALL.replace(direction="bidirectional", has_initial_state=True, batch=1, length=5)
-    verdict = verify(triton.backend.build(problem, config), expectation(problem, make_inputs(problem)))
+    verdict = verify(triton.backend.build(problem, config), reference_outputs(problem, make_inputs(problem)))
     assert verdict.passed, verdict.reason
 
 
 def test_groups_wider_than_a_block_in_both_directions():
     problem = SMALL.replace(batch=1, dim=10, groups=2, length=2, direction="bidirectional")
     config = {"lanes": 8, "unroll": 1, "chunk": 2, "back_lanes": 4, "back_channels": 1, "history": 1}
-    verdict = verify(triton.backend.build(problem, config), expectation(problem, make_inputs(problem)))
+    verdict = verify(triton.backend.build(problem, config), reference_outputs(problem, make_inputs(problem)))
     assert verdict.passed, verdict.reason
 
 
@@ -64,7 +64,7 @@ SPLIT = {"chunk": 2, "unroll": 2, "history": 1, "segments": 4, "back_segments": 
 def test_the_backward_pass_in_segments_agrees_with_the_reference_and_with_itself_in_one_piece(asked):
     problem = SMALL.replace(batch=1, length=7).replace(**asked)
     given = make_inputs(problem)
-    verdict = verify(triton.backend.build(problem, SPLIT), expectation(problem, given))
+    verdict = verify(triton.backend.build(problem, SPLIT), reference_outputs(problem, given))
     assert verdict.passed, verdict.reason
     leaves = [tensor.requires_grad_() for each in given for tensor in each.tensors().values()]
 
@@ -123,7 +123,7 @@ def test_calls_of_one_kind_compute_with_their_own_tensors_and_others_are_told_ap
         transposed = tuple(
             each._replace(A=each.A.T.contiguous().T, z=each.z.contiguous(), u=each.u.contiguous()) for each in given
         )
-        truth = expectation(problem, given).tensors["out"]
+        truth = reference_outputs(problem, given).tensors["out"]
         for inputs in (given, transposed, (given[0], transposed[1])):
             assert relative_error(run(*inputs).out, truth) < 2e-6
 
@@ -152,7 +152,7 @@ def test_softplus_and_gate_where_they_saturate():
     inputs = make_inputs(problem)[0]
     values = torch.tensor([-1e4, -150.0, -80.0, -20.0, -1e-3, 0.0, 1e-3, 19.9, 20.1, 80.0, 150.0, 1e4])
     inputs = inputs._replace(delta=values.expand_as(inputs.u), z=values.flip(0).expand_as(inputs.u))
-    truth = expectation(problem, (inputs,)).tensors["out"]
+    truth = reference_outputs(problem, (inputs,)).tensors["out"]
     for got, want in zip(triton.backend.build(problem)(inputs).out.unbind(-1), truth.unbind(-1), strict=True):
         assert float((got - want).abs().max()) <= 2e-6 * float(want.abs().max()) + 1e-25
 
@@ -164,7 +164,7 @@ def test_extreme_decays_follow_the_formula(polynomial, size, rate):
     inputs = make_inputs(problem)[0]
     inputs = inputs._replace(delta=torch.full_like(inputs.delta, size), A=torch.full_like(inputs.A, rate))
     out = triton.backend.build(problem, {"polynomial": polynomial})(inputs).out
-    assert relative_error(out, expectation(problem, (inputs,)).tensors["out"]) < 3e-6
+    assert relative_error(out, reference_outputs(problem, (inputs,)).tensors["out"]) < 3e-6
 
 
 def test_nan_stays_in_its_channel():

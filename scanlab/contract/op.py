@@ -1,0 +1,71 @@
+"""An op of a state-space model: what is asked of it, hard inputs, the float64 reference, and what it costs at least."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from scanlab.contract.problem import Problem
+from scanlab.contract.space import Config
+
+# The inputs of one call: NamedTuples of tensors, one for each direction of a scan, one alone for most other ops.
+Inputs = tuple[Any, ...]
+
+# Rounding errors that a correct implementation can reach, as a share of a tensor's largest value, by the dtype that the
+# tensor is returned in: some 20 ulp of accumulated sums for float32 and float64; for half precision one rounding of
+# each direction and one of their sum, because the arithmetic inside is float32.
+TOLERANCES = {torch.float64: 1e-13, torch.float32: 2e-5, torch.float16: 2.0**-9, torch.bfloat16: 2.0**-6}
+
+
+@dataclass(frozen=True)
+class Work:
+    """The least that any implementation must do for a problem.
+
+    Args:
+        multiply_adds: Fused multiply-adds of one lane each.
+        exponentials: Exponentials.
+        traffic_bytes: Bytes to read and to write, each tensor once.
+    """
+
+    multiply_adds: float
+    exponentials: float
+    traffic_bytes: float
+
+
+def no_corners(config: Config) -> tuple[Problem, ...]:
+    """Return nothing: the default of an op whose implementations have no sizes of their own."""
+    return ()
+
+
+@dataclass(frozen=True)
+class Op:
+    """An op as a value; registered under the entry-point group `scanlab.ops` by its name.
+
+    Args:
+        name: One word or several joined by underscores, such as "selective_scan".
+        summary: What it computes, in a line.
+        problem: The type of its problems, whose class attribute `op` is `name`.
+        make_inputs: (problem, seed) -> inputs that make errors show; reproducible.
+        reference: (problem in float64 on the CPU) -> what computes the outputs, as a NamedTuple of tensors.
+        output_dtypes: (inputs) -> the dtype of each output, by its name.
+        work: (problem) -> the least that it must do.
+        corners: The hard problems: the command line, the contract test and the tests all take them from here.
+        probes: Corners that every configuration of a backend is verified on, not its defaults alone.
+        corners_of: (configuration) -> further problems, beyond the blocks and tiles that the configuration names.
+        tolerances: The largest error of a returned tensor, as a share of its largest value, by dtype.
+    """
+
+    name: str
+    summary: str
+    problem: type[Problem]
+    make_inputs: Callable[[Any, int], Inputs]
+    reference: Callable[[Any], Callable[..., Any]]
+    output_dtypes: Callable[[Inputs], Mapping[str, torch.dtype]]
+    work: Callable[[Any], Work]
+    corners: tuple[Problem, ...]
+    probes: tuple[Problem, ...]
+    corners_of: Callable[[Config], tuple[Problem, ...]] = no_corners
+    tolerances: Mapping[torch.dtype, float] = field(default_factory=TOLERANCES.copy)

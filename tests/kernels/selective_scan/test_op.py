@@ -1,0 +1,46 @@
+"""The op selective_scan: its reference, and what its corners cover."""
+
+from __future__ import annotations
+
+import pytest
+
+from scanlab.contract import registry
+from scanlab.contract.problem import ScanProblem, make_inputs
+from scanlab.contract.verify import reference_outputs, relative_error
+from scanlab_kernels.selective_scan.op import op
+
+PROBLEM = ScanProblem(batch=2, dim=6, length=13, state=5, gradients=True)
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"complex_A": True, "has_initial_state": True}, {"groups": 2, "constant_C": True}, {"has_z": False}],
+    ids=str,
+)
+def test_the_reference_in_pieces_agrees_with_the_whole_loop(direction, options, monkeypatch):
+    problem = PROBLEM.replace(dtype="float64", gradients=False, direction=direction, **options)
+    inputs = make_inputs(problem)
+    monkeypatch.setattr("scanlab_kernels.selective_scan.op.PIECE", 5)
+    pieces = reference_outputs(problem, inputs).tensors
+    whole = registry.get("reference").build(problem, {"threads": 1})(*inputs)
+    # Vectors end elsewhere, and what is left over at their end is rounded by another function.
+    assert all(relative_error(pieces[name], tensor) < 1e-15 for name, tensor in whole._asdict().items())
+
+
+def test_every_option_has_a_corner_with_gradients_and_one_without():
+    for name in ("has_D", "has_z", "has_delta_bias", "delta_softplus"):
+        alone = [corner for corner in op.corners if not getattr(corner, name) and corner.direction == "forward"]
+        assert {corner.gradients for corner in alone} == {False, True}
+
+
+def test_corners_reach_beyond_the_blocks_that_a_configuration_names():
+    wide, long = op.corners_of({"channel_tile": 1536, "exp": "exact", "threads": 0})
+    assert (wide.dim, long.length) == (1537, 1537)
+    assert op.corners_of({"chunk": 8}) == ()
+    assert max(probe.dim for probe in op.probes) > 64
+
+
+def test_the_problem_names_its_op():
+    assert registry.op(ScanProblem.op) is op
+    assert op.work(PROBLEM).multiply_adds == 4 * PROBLEM.state_updates
