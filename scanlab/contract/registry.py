@@ -63,6 +63,12 @@ def get(name: str) -> Backend:
     return backend
 
 
+def clear() -> None:
+    """Forget what was loaded, so that the entry points are read again."""
+    for cached in (_installed, op, get):
+        cached.cache_clear()
+
+
 def _load(group: str, noun: str, name: str, kind: type[Entry]) -> Entry:
     known = _installed(group)
     points = known.get(name, ())

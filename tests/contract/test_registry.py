@@ -18,15 +18,14 @@ def installed(monkeypatch):
         points = []
         for name, targets in values.items():
             for value in [targets] if isinstance(targets, str) else targets:
-                points.append(EntryPoint(name, value, registry.GROUP))
-        monkeypatch.setattr(registry, "entry_points", lambda group: points)
-        registry._installed.cache_clear()
-        registry.get.cache_clear()
+                points.append(EntryPoint(name, value, registry.BACKENDS))
+        ops = [EntryPoint("selective_scan", "scanlab_kernels.selective_scan.op:op", registry.OPS)]
+        monkeypatch.setattr(registry, "entry_points", lambda group: ops if group == registry.OPS else points)
+        registry.clear()
 
     yield put
     monkeypatch.undo()
-    registry._installed.cache_clear()
-    registry.get.cache_clear()
+    registry.clear()
 
 
 def test_the_built_in_backends_come_through_the_same_door():
@@ -79,3 +78,21 @@ def test_a_selection_names_a_backend_and_part_of_its_configuration():
 def test_a_selection_that_is_not_in_the_space_is_refused(text):
     with pytest.raises(ConfigError, match="see `scanlab list reference`"):
         registry.parse_selection(text)
+
+
+def test_a_backend_of_an_op_that_is_not_installed_is_refused(installed, tmp_path, monkeypatch):
+    (tmp_path / "stray_plugin.py").write_text(
+        "import dataclasses\n"
+        "from scanlab_kernels.selective_scan.reference import backend as reference\n"
+        "backend = dataclasses.replace(reference, name='stray', op='convolve_everything')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    installed(stray="stray_plugin:backend")
+    with pytest.raises(UnknownBackendError, match="implements the op 'convolve_everything', which is not installed"):
+        registry.get("stray")
+
+
+def test_an_unknown_op_is_answered_with_the_closest_one():
+    assert "selective_scan" in registry.ops()
+    with pytest.raises(UnknownBackendError, match="Did you mean 'selective_scan'"):
+        registry.op("selective_scam")
