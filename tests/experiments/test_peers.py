@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from scanlab.contract.problem import ScanProblem, make_inputs
-from scanlab.contract.verify import expectation, verify
+from scanlab.contract.verify import reference_outputs, verify
 
 PEERS = Path(__file__).parents[2] / "experiments" / "peers"
 PLAIN = ScanProblem(batch=2, dim=6, length=37, state=3)
@@ -26,7 +26,7 @@ def test_a_peer_agrees_with_the_oracle(name, problem, monkeypatch):
     if reason is not None:
         pytest.skip(reason)
     inputs = make_inputs(problem)
-    verdict = verify(backend.build(problem), expectation(problem, inputs))
+    verdict = verify(backend.build(problem), reference_outputs(problem, inputs))
     assert verdict.passed, verdict.reason
 
 

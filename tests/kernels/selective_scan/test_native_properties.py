@@ -12,7 +12,7 @@ from torch import Tensor
 
 from scanlab.contract.problem import DIRECTIONS, DTYPES, LAYOUTS, ScanInputs, ScanProblem, make_inputs
 from scanlab.contract.space import Config
-from scanlab.contract.verify import expectation, relative_error, verify
+from scanlab.contract.verify import reference_outputs, relative_error, verify
 from scanlab_kernels.cpu.isa import supported_isas
 from scanlab_kernels.selective_scan.native import backend as native
 
@@ -90,7 +90,7 @@ def test_agrees_with_the_oracle_whatever_is_asked(data: st.DataObject) -> None:
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SCANLAB_ISA", isa)
-        verdict = verify(native.backend.build(problem, config), expectation(problem, inputs))
+        verdict = verify(native.backend.build(problem, config), reference_outputs(problem, inputs))
     assert verdict.passed, f"{problem.key} {config} on {isa}: {verdict.reason}"
 
 
@@ -117,7 +117,7 @@ def test_special_values_travel_as_the_formula_says(data: st.DataObject) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SCANLAB_ISA", isa)
         got = native.backend.build(problem, {"exp": exp})(inputs)
-    want = expectation(problem, (inputs,)).tensors
+    want = reference_outputs(problem, (inputs,)).tensors
     for output, tensor in got._asdict().items():
         # Channel by channel, so that a large value in one hides nothing in another; below 1e-37 float32 may underflow.
         for channel, (mine, right) in enumerate(zip(tensor.unbind(1), want[output].unbind(1), strict=True)):
