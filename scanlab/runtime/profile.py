@@ -26,12 +26,11 @@ FIELDS = {"schema_version", "machine", "machine_id", "entries"}
 MAX_DISTANCE = math.log(8.0)
 # Number of replaced entries that are kept for each problem.
 MAX_REPLACED = 3
-# Fewer undisturbed blocks than this are no sample.
-MIN_CLEAN_BLOCKS = 3
+# Clean blocks that make a comparison or a hold-out evidence of their rank; as many as an interval at 95 % needs.
+MIN_BLOCKS_OF_RANK = 6
 RANKS = {
     "search": EvidenceRank.SEARCH,
     "race": EvidenceRank.COMPARISON,
-    "comparison": EvidenceRank.COMPARISON,
     "holdout": EvidenceRank.HOLDOUT,
 }
 
@@ -66,9 +65,10 @@ class ProfileEntry:
         if self.adopted_from is not None or not isinstance(trial, Mapping) or not isinstance(blocks, Sequence):
             return EvidenceRank.NONE
         num_clean = sum(isinstance(block, Mapping) and block.get("disturbed") is None for block in blocks)
-        if num_clean < min(MIN_CLEAN_BLOCKS, len(blocks)):
+        if num_clean == 0 or trial.get("state") == "disturbed":
             return EvidenceRank.DISTURBED
-        return RANKS.get(str(trial.get("phase")), EvidenceRank.NONE)
+        rank = RANKS.get(str(trial.get("phase")), EvidenceRank.NONE)
+        return rank if num_clean >= MIN_BLOCKS_OF_RANK else min(rank, EvidenceRank.SEARCH)
 
     def to_json(self) -> dict[str, Any]:
         """Return this entry as JSON values."""

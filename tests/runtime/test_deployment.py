@@ -35,7 +35,7 @@ def path(tmp_path):
     return tmp_path / "profile.json"
 
 
-def entry(phase="holdout", backend="reference", disturbed=(None,) * 3, threads=1, **changes):
+def entry(phase="holdout", backend="reference", disturbed=(None,) * 6, threads=1, **changes):
     blocks = [{"disturbed": reason} for reason in disturbed]
     evidence = {"why": "it won", "trial": {"phase": phase, "measurement": {"blocks": blocks}}}
     source_hash = registry.get(backend).source_hash
@@ -76,8 +76,10 @@ def test_of_the_choices_that_many_processes_deploy_at_once_none_is_lost(path):
         ({"phase": "holdout"}, "hold-out"),
         ({"phase": "race"}, "comparison"),
         ({"phase": "search"}, "search"),
-        ({"disturbed": ("steal", "steal", None)}, "disturbed"),
-        ({"disturbed": (None,)}, "hold-out"),
+        ({"disturbed": ("steal",) * 9}, "disturbed"),
+        ({"disturbed": (*("steal",) * 9, *(None,) * 6)}, "hold-out"),
+        ({"disturbed": (None,) * 5}, "search"),
+        ({"evidence": {"trial": {"state": "disturbed", "phase": "race", "measurement": {"blocks": [{}]}}}}, "disturbed"),
         ({"phase": "lengths"}, "none"),
         ({"evidence": {}}, "none"),
         ({"evidence": {"trial": {"phase": "search", "measurement": None}}}, "none"),
