@@ -79,7 +79,10 @@ def test_of_the_choices_that_many_processes_deploy_at_once_none_is_lost(path):
         ({"disturbed": ("steal",) * 9}, "disturbed"),
         ({"disturbed": (*("steal",) * 9, *(None,) * 6)}, "hold-out"),
         ({"disturbed": (None,) * 5}, "search"),
-        ({"evidence": {"trial": {"state": "disturbed", "phase": "race", "measurement": {"blocks": [{}]}}}}, "disturbed"),
+        (
+            {"evidence": {"trial": {"state": "disturbed", "phase": "race", "measurement": {"blocks": [{}]}}}},
+            "disturbed",
+        ),
         ({"phase": "lengths"}, "none"),
         ({"evidence": {}}, "none"),
         ({"evidence": {"trial": {"phase": "search", "measurement": None}}}, "none"),
