@@ -15,19 +15,19 @@ using mixer::ConvDirection;
 using mixer::ConvUpdate;
 using mixer::max_width;
 
-inline constexpr int most_columns = 4;
+inline constexpr int max_columns = 4;
 
 // How a convolution is cut: blocks of channels, chunks of time for the threads, tiles of time for the cache.
 // A tile is an array of steps, `pitch` elements apart, of one or several columns of vectors.
 template <class T>
-struct Cut {
+struct Tiling {
     bool along_time;
     int columns, channels, pitch;
     int64_t blocks, steps, chunk, chunks;
 
-    explicit Cut(const Conv& conv) {
+    explicit Tiling(const Conv& conv) {
         along_time = conv.x.column == 1 && conv.x.row != 1 && !conv.ids;
-        const int64_t vectors = whole_vectors<T>(conv.dim) / lanes<T>, fewest = (vectors + most_columns - 1) / most_columns;
+        const int64_t vectors = whole_vectors<T>(conv.dim) / lanes<T>, fewest = (vectors + max_columns - 1) / max_columns;
         columns = along_time || !vectors ? 1 : int((vectors + fewest - 1) / fewest);
         channels = along_time ? 1 : columns * lanes<T>;
         pitch = channels;
@@ -49,17 +49,17 @@ struct Steps {
     int64_t pitch;
 };
 template <class T>
-inline constexpr int tile_size = (32 + 2 * max_width) * most_columns * lanes<T>;
+inline constexpr int tile_size = (32 + 2 * max_width) * max_columns * lanes<T>;
 
 struct Task {
     int64_t batch, channel, chunk;
     int channels;
 
     template <class T>
-    Task(const Conv& conv, const Cut<T>& cut, int64_t index)
+    Task(const Conv& conv, const Tiling<T>& cut, int64_t index)
         : Task(conv, cut, index / cut.blocks / cut.chunks, index / cut.blocks % cut.chunks, index % cut.blocks) {}
     template <class T>
-    Task(const Conv& conv, const Cut<T>& cut, int64_t batch, int64_t chunk, int64_t block) : batch(batch), chunk(chunk) {
+    Task(const Conv& conv, const Tiling<T>& cut, int64_t batch, int64_t chunk, int64_t block) : batch(batch), chunk(chunk) {
         channel = block * cut.channels;
         channels = int(smaller(cut.channels, conv.dim - channel));
     }
@@ -84,7 +84,7 @@ struct Taps {
         bias = direction.bias ? load_some<T>(static_cast<const T*>(direction.bias) + channel, channels) : Vec<T>{};
     }
     // Those of the gradient of x.
-    Taps turned(int width) const {
+    Taps reversed(int width) const {
         Taps other;
         other.bias = Vec<T>{};
         for (int j = 0; j < width; j++) other.weight[j] = weight[width - 1 - j];
@@ -92,7 +92,7 @@ struct Taps {
     }
 };
 template <class T>
-void read_taps(Taps<T>* taps, const Conv& conv, const Cut<T>& cut, const Task& task, int direction) {
+void read_taps(Taps<T>* taps, const Conv& conv, const Tiling<T>& cut, const Task& task, int direction) {
     if (cut.along_time) return taps->spread(conv.direction[direction], conv.width, task.channel);
     for (int c = 0; c < cut.columns; c++)
         taps[c].read(conv.direction[direction], conv.width, task.channel + c * lanes<T>,
@@ -120,14 +120,14 @@ void convolve(T* to, int64_t to_stride, const T* x, int64_t stride, int64_t pitc
 // it, and what belongs to another sequence counts as zero.
 template <class T, Then then>
 void convolve_packed(Steps<T> to, Steps<const T> x, const Taps<T>& taps, int64_t steps, int width, const int32_t* ids,
-                     int64_t length, int64_t first, int64_t ahead) {
+                     int64_t length, int64_t first, int64_t window_offset) {
     for (int64_t v = 0; v < steps; v++) {
         const int64_t step = first + v;
         Vec<T> sum{};
         if (step >= 0 && step < length && ids[step] >= 0) {
             sum = taps.bias;
             for (int j = 0; j < width; j++) {
-                const int64_t other = step + ahead + j;
+                const int64_t other = step + window_offset + j;
                 if (other >= 0 && other < length && ids[other] == ids[step])
                     sum += taps.weight[j] * load<T>(x.data + (v + j) * x.pitch);
             }
@@ -140,14 +140,14 @@ void convolve_packed(Steps<T> to, Steps<const T> x, const Taps<T>& taps, int64_t
 
 // Every column of `steps` steps from step `first` on.
 template <class T, Then then>
-void convolve(Steps<T> to, Steps<const T> x, const Conv& conv, const Cut<T>& cut, const Task& task, const Taps<T>* taps,
-              int64_t steps, int64_t first, int64_t ahead) {
+void convolve(Steps<T> to, Steps<const T> x, const Conv& conv, const Tiling<T>& cut, const Task& task, const Taps<T>* taps,
+              int64_t steps, int64_t first, int64_t window_offset) {
     const int width = conv.width;
     const int64_t vectors = cut.vectors(steps), to_stride = cut.stride(to.pitch), stride = cut.stride(x.pitch);
     for (int c = 0; c < cut.columns; c++, to.data += lanes<T>, x.data += lanes<T>, taps++) {
         if (conv.ids) {
             const int32_t* ids = conv.ids + task.batch * conv.length;
-            convolve_packed<T, then>(to, x, *taps, steps, width, ids, conv.length, first, ahead);
+            convolve_packed<T, then>(to, x, *taps, steps, width, ids, conv.length, first, window_offset);
         } else if (width == 4) {
             convolve<T, 4, then>(to.data, to_stride, x.data, stride, x.pitch, *taps, vectors, width);
         } else {
@@ -167,7 +167,7 @@ void read_padded(T* to, int pitch, const Matrix& from, const Task& task, int64_t
 
 // Steps [begin, end) of a tensor where they are, if that is the form of a tile; otherwise no data.
 template <class T>
-Steps<T> in_place(const Matrix& tensor, const Cut<T>& cut, const Task& task, int64_t length, int64_t begin, int64_t end) {
+Steps<T> in_place(const Matrix& tensor, const Tiling<T>& cut, const Task& task, int64_t length, int64_t begin, int64_t end) {
     const bool dense = cut.along_time ? tensor.column == 1 : tensor.row == 1 && task.channels == cut.channels;
     if (tensor.type != type_of<T> || !dense || begin < 0 || end > length) return {};
     T* first = static_cast<T*>(tensor.data) + task.batch * tensor.lead + task.channel * tensor.row;
@@ -176,7 +176,7 @@ Steps<T> in_place(const Matrix& tensor, const Cut<T>& cut, const Task& task, int
 
 // The same of x, with zeros or the initial state around it; in `buffer` unless it can be used where it is.
 template <class T>
-Steps<const T> read_input(T* buffer, const Conv& conv, const Cut<T>& cut, const Task& task, int64_t begin, int64_t end) {
+Steps<const T> read_input(T* buffer, const Conv& conv, const Tiling<T>& cut, const Task& task, int64_t begin, int64_t end) {
     if (const Steps<T> there = in_place(conv.x, cut, task, conv.length, begin, end); there.data) return {there.data, there.pitch};
     const int pitch = cut.pitch;
     read_padded(buffer, pitch, conv.x, task, conv.length, begin, end);
@@ -184,7 +184,7 @@ Steps<const T> read_input(T* buffer, const Conv& conv, const Cut<T>& cut, const 
     const int64_t at = conv.direction[0].reverse ? conv.length : 1 - conv.width;  // where the state begins
     const int64_t first = larger(begin, at), last = smaller(end, at + conv.width - 1);
     if (last > first) {
-        T state[max_width * most_columns * lanes<T>];
+        T state[max_width * max_columns * lanes<T>];
         read_tile(state, pitch, conv.initial, task.batch, task.channel, task.channels, first - at, last - first);
         memcpy(buffer + (first - begin) * pitch, state, (last - first) * pitch * sizeof(T));
     }
@@ -193,23 +193,23 @@ Steps<const T> read_input(T* buffer, const Conv& conv, const Cut<T>& cut, const 
 
 // Steps [first, stop) of a task's channels, in every direction.
 template <class T>
-void convolve_steps(const Conv& conv, const Cut<T>& cut, const Task& task, int64_t first, int64_t stop) {
+void convolve_steps(const Conv& conv, const Tiling<T>& cut, const Task& task, int64_t first, int64_t stop) {
     const int halo = conv.width - 1;
     alignas(64) T x_buffer[tile_size<T>], out_buffer[tile_size<T>];
-    Taps<T> taps[2][most_columns];
+    Taps<T> taps[2][max_columns];
     for (int d = 0; d < conv.directions; d++) read_taps(taps[d], conv, cut, task, d);
     for (int64_t step = first; step < stop; step += cut.steps) {
         const int64_t steps = smaller(cut.steps, stop - step), whole = cut.whole(steps);
         const Steps<const T> x = read_input(x_buffer, conv, cut, task, step - halo, step + whole + halo);
         for (int d = 0; d < conv.directions; d++) {
             const ConvDirection& direction = conv.direction[d];
-            const int ahead = direction.reverse ? 0 : -halo;
-            const Steps<const T> window{x.data + (halo + ahead) * x.pitch, x.pitch};
+            const int window_offset = direction.reverse ? 0 : -halo;
+            const Steps<const T> window{x.data + (halo + window_offset) * x.pitch, x.pitch};
             Steps<T> out = in_place(direction.out, cut, task, conv.length, step, step + whole);
             const bool there = out.data;
             if (!there) out = {out_buffer, cut.pitch};
-            if (conv.silu) convolve<T, Then::silu>(out, window, conv, cut, task, taps[d], steps, step, ahead);
-            else convolve<T, Then::store>(out, window, conv, cut, task, taps[d], steps, step, ahead);
+            if (conv.silu) convolve<T, Then::silu>(out, window, conv, cut, task, taps[d], steps, step, window_offset);
+            else convolve<T, Then::store>(out, window, conv, cut, task, taps[d], steps, step, window_offset);
             if (!there) write_tile(out_buffer, cut.pitch, direction.out, task.batch, task.channel, task.channels, step, steps);
         }
     }
@@ -217,7 +217,7 @@ void convolve_steps(const Conv& conv, const Cut<T>& cut, const Task& task, int64
 
 template <class T>
 void conv_forward(const Conv& conv, int64_t begin, int64_t end) {
-    const Cut<T> cut(conv);
+    const Tiling<T> cut(conv);
     for (int64_t index = begin; index < end; index++) {
         const Task task(conv, cut, index);
         convolve_steps(conv, cut, task, task.chunk * cut.chunk, smaller(conv.length, (task.chunk + 1) * cut.chunk));
@@ -240,13 +240,13 @@ void add_products(Vec<T>* sums, const T* grad, int64_t grad_stride, const T* x, 
 }
 template <class T>
 void add_products_packed(Vec<T>* sums, Steps<const T> grad, Steps<const T> x, int64_t steps, int width,
-                         const int32_t* ids, int64_t length, int64_t first, int64_t ahead) {
+                         const int32_t* ids, int64_t length, int64_t first, int64_t window_offset) {
     for (int64_t v = 0; v < steps; v++) {
         const int64_t step = first + v;
         if (ids[step] < 0) continue;
         const Vec<T> g = load<T>(grad.data + v * grad.pitch);
         for (int j = 0; j < width; j++) {
-            const int64_t other = step + ahead + j;
+            const int64_t other = step + window_offset + j;
             if (other >= 0 && other < length && ids[other] == ids[step])
                 sums[j] += g * load<T>(x.data + (v + j) * x.pitch);
         }
@@ -257,9 +257,9 @@ void add_products_packed(Vec<T>* sums, Steps<const T> grad, Steps<const T> x, in
 // The gradient of the initial state, from the gradient of the sums that saw it: `grad` holds those of the
 // first (in reverse: the last) width - 1 steps of the sequence, zeros beyond it.
 template <class T>
-void write_grad_initial(const Conv& conv, const Cut<T>& cut, const Task& task, const Taps<T>* taps, const T* grad) {
+void write_grad_initial(const Conv& conv, const Tiling<T>& cut, const Task& task, const Taps<T>* taps, const T* grad) {
     const int halo = conv.width - 1, pitch = cut.pitch;
-    T result[max_width * most_columns * lanes<T>];
+    T result[max_width * max_columns * lanes<T>];
     for (int at = 0; at < halo; at++)
         for (int c = 0; c < task.channels; c++) {
             const Vec<T>* weight = taps[c / lanes<T>].weight;
@@ -276,7 +276,7 @@ void write_grad_initial(const Conv& conv, const Cut<T>& cut, const Task& task, c
 }
 
 template <class T>
-void write_partials(const Conv& conv, const Cut<T>& cut, const Task& task, int d, const Vec<T> (*shares)[max_width + 1]) {
+void write_partials(const Conv& conv, const Tiling<T>& cut, const Task& task, int d, const Vec<T> (*shares)[max_width + 1]) {
     const int width = conv.width;
     const int64_t row = (task.batch * cut.chunks + task.chunk) * conv.dim + task.channel;
     T* to = static_cast<T*>(conv.direction[d].partials) + row * (width + 1);
@@ -292,17 +292,17 @@ void write_partials(const Conv& conv, const Cut<T>& cut, const Task& task, int d
 
 template <class T>
 void conv_gradients(const Conv& conv, int64_t begin, int64_t end) {
-    const Cut<T> cut(conv);
+    const Tiling<T> cut(conv);
     const int width = conv.width, halo = width - 1, pitch = cut.pitch;
     alignas(64) T x_buffer[tile_size<T>], grad[tile_size<T>], sum[tile_size<T>], grad_x[tile_size<T>];
-    Taps<T> taps[2][most_columns], turned[2][most_columns];
+    Taps<T> taps[2][max_columns], reversed[2][max_columns];
     for (int64_t index = begin; index < end; index++) {
         const Task task(conv, cut, index);
         for (int d = 0; d < conv.directions; d++) {
             read_taps(taps[d], conv, cut, task, d);
-            for (int c = 0; c < cut.columns; c++) turned[d][c] = taps[d][c].turned(width);
+            for (int c = 0; c < cut.columns; c++) reversed[d][c] = taps[d][c].reversed(width);
         }
-        Vec<T> shares[2][most_columns][max_width + 1] = {};
+        Vec<T> shares[2][max_columns][max_width + 1] = {};
         const int64_t stop = smaller(conv.length, (task.chunk + 1) * cut.chunk);
         for (int64_t step = task.chunk * cut.chunk; step < stop; step += cut.steps) {
             const int64_t steps = smaller(cut.steps, stop - step), whole = cut.whole(steps);
@@ -312,24 +312,24 @@ void conv_gradients(const Conv& conv, int64_t begin, int64_t end) {
             clear(grad_x, whole * pitch);
             for (int d = 0; d < conv.directions; d++) {
                 const ConvDirection& direction = conv.direction[d];
-                const int ahead = direction.reverse ? 0 : -halo, own = direction.reverse ? halo : 0;
+                const int window_offset = direction.reverse ? 0 : -halo, own = direction.reverse ? halo : 0;
                 const int64_t first = step - own;
                 read_padded(grad, pitch, direction.out, task, conv.length, first, first + seen);
                 if (conv.silu) {
-                    convolve<T, Then::store>({sum, pitch}, x, conv, cut, task, taps[d], seen, first, ahead);
+                    convolve<T, Then::store>({sum, pitch}, x, conv, cut, task, taps[d], seen, first, window_offset);
                     for (int64_t i = 0; i < seen * pitch; i += lanes<T>) {
                         const Vec<T> a = load<T>(sum + i), s = sigmoid<T>(a);
                         store<T>(grad + i, load<T>(grad + i) * s * (T(1) + a * (T(1) - s)));
                     }
                 }
-                convolve<T, Then::add>({grad_x, pitch}, {grad, pitch}, conv, cut, task, turned[d], steps, step, -own);
+                convolve<T, Then::add>({grad_x, pitch}, {grad, pitch}, conv, cut, task, reversed[d], steps, step, -own);
                 for (int c = 0; c < cut.columns; c++) {
                     const Steps<const T> g{grad + own * pitch + c * lanes<T>, pitch};
                     const Steps<const T> window{x.data + own * x.pitch + c * lanes<T>, x.pitch};
                     Vec<T>* const sums = shares[d][c];
                     if (conv.ids) {
                         const int32_t* ids = conv.ids + task.batch * conv.length;
-                        add_products_packed(sums, g, window, steps, width, ids, conv.length, step, ahead);
+                        add_products_packed(sums, g, window, steps, width, ids, conv.length, step, window_offset);
                     } else if (width == 4) {
                         add_products<T, 4>(sums, g.data, cut.stride(pitch), window.data, cut.stride(x.pitch), x.pitch, cut.vectors(steps), width);
                     } else {

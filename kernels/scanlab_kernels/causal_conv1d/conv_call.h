@@ -10,19 +10,19 @@ struct ConvCall {
     Conv conv;
     Tensor ids, weights[2], biases[2];
 
-    ConvCall(const Tensor& x, const Maybe& weight, const Maybe& bias, const Maybe& weight_back, const Maybe& bias_back,
-             const Maybe& seq_idx, const Maybe& initial, bool silu) {
+    ConvCall(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& weight_reverse, const OptionalTensor& bias_reverse,
+             const OptionalTensor& seq_idx, const OptionalTensor& initial, bool silu) {
         TORCH_CHECK_VALUE(x.dim() == 3, "x: must be (batch, dim, length)");
         expect("x", x, x.sizes());
-        TORCH_CHECK_VALUE(weight || weight_back, "a convolution needs a weight");
-        const int64_t batch = x.size(0), dim = x.size(1), length = x.size(2), width = (weight ? *weight : *weight_back).size(-1);
+        TORCH_CHECK_VALUE(weight || weight_reverse, "a convolution needs a weight");
+        const int64_t batch = x.size(0), dim = x.size(1), length = x.size(2), width = (weight ? *weight : *weight_reverse).size(-1);
         TORCH_CHECK_VALUE(width >= 1 && width <= max_width, "width ", width, ": must be 1..", max_width);
         conv.batch = batch, conv.dim = dim, conv.length = length, conv.width = int(width);
         conv.silu = silu;
         conv.wide = is_wide({&x});
         conv.directions = 0;
         add(weight, bias, false);
-        add(weight_back, bias_back, true);
+        add(weight_reverse, bias_reverse, true);
         conv.x = matrix(x);
         if (seq_idx) {
             expect("seq_idx", *seq_idx, {batch, length}, at::kInt);
@@ -36,7 +36,7 @@ struct ConvCall {
         }
     }
 
-    void add(const Maybe& weight, const Maybe& bias, bool reverse) {
+    void add(const OptionalTensor& weight, const OptionalTensor& bias, bool reverse) {
         if (!weight) return;
         const int d = conv.directions++;
         expect("weight", *weight, {conv.dim, conv.width});

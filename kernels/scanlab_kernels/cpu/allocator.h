@@ -10,7 +10,7 @@
 namespace scanlab {
 
 // On the CPU.
-inline at::Tensor unwritten(at::IntArrayRef sizes, at::IntArrayRef strides, c10::ScalarType type) {
+inline at::Tensor empty_output(at::IntArrayRef sizes, at::IntArrayRef strides, c10::ScalarType type) {
 #if defined(__linux__)
     constexpr size_t large_bytes = 512 << 10;
     if (c10::multiply_integers(sizes) * c10::elementSize(type) >= large_bytes)
@@ -19,10 +19,10 @@ inline at::Tensor unwritten(at::IntArrayRef sizes, at::IntArrayRef strides, c10:
 #endif
     return at::Tensor(at::detail::empty_strided_cpu(sizes, strides, type));
 }
-inline at::Tensor unwritten(at::IntArrayRef sizes, c10::ScalarType type) { return unwritten(sizes, at::detail::defaultStrides(sizes), type); }
-inline at::Tensor unwritten_like(const at::Tensor& tensor) {
-    if (tensor.is_non_overlapping_and_dense()) return unwritten(tensor.sizes(), tensor.strides(), tensor.scalar_type());
-    return unwritten(tensor.sizes(), at::infer_dense_strides(tensor.sizes(), tensor.strides()), tensor.scalar_type());
+inline at::Tensor empty_output(at::IntArrayRef sizes, c10::ScalarType type) { return empty_output(sizes, at::detail::defaultStrides(sizes), type); }
+inline at::Tensor empty_output_like(const at::Tensor& tensor) {
+    if (tensor.is_non_overlapping_and_dense()) return empty_output(tensor.sizes(), tensor.strides(), tensor.scalar_type());
+    return empty_output(tensor.sizes(), at::infer_dense_strides(tensor.sizes(), tensor.strides()), tensor.scalar_type());
 }
 
 }  // namespace scanlab

@@ -21,11 +21,11 @@ inline void refuse_tangent(const at::Tensor& tensor, const std::string& op, cons
 // forward and backward do to tensors may bypass the transform. Ours call ops and nothing else: they put the transforms
 // aside for `apply` and bring them back, by the same exchange, for what `forward` calls.
 using Transforms = std::unique_ptr<at::functorch::FuncTorchTLSBase>;
-class Exchanged {
+class TransformExchange {
 public:
-    explicit Exchanged(Transforms& aside) : aside(aside) { exchange(); }
-    ~Exchanged() { exchange(); }
-    Exchanged(const Exchanged&) = delete;
+    explicit TransformExchange(Transforms& aside) : aside(aside) { exchange(); }
+    ~TransformExchange() { exchange(); }
+    TransformExchange(const TransformExchange&) = delete;
 
 private:
     Transforms& aside;
@@ -57,7 +57,7 @@ struct Undifferentiable : torch::autograd::Function<Undifferentiable<cure>> {
 
     static Tensors forward(Context* context, at::TensorList, const c10::OperatorHandle& op, c10::DispatchKeySet keys,
                            torch::jit::Stack* stack, Transforms& aside) {
-        const Exchanged back(aside);
+        const TransformExchange restored(aside);
         context->saved_data["op"] = op.schema().name();
         run_kernels(op, keys, stack);
         Tensors results;
@@ -75,7 +75,7 @@ struct Undifferentiable : torch::autograd::Function<Undifferentiable<cure>> {
         const Tensors tensors = differentiated(op, *stack, cure);
         if (!torch::autograd::compute_requires_grad(at::TensorList(tensors))) return run_kernels(op, keys, stack);
         Transforms aside;
-        const Exchanged away(aside);
+        const TransformExchange away(aside);
         const Tensors results = Undifferentiable::apply(at::TensorList(tensors), op, keys, stack, aside);
         auto next = results.begin();
         for (size_t i = stack->size() - op.schema().returns().size(); i < stack->size(); i++) {

@@ -16,11 +16,11 @@ namespace isa = SCANLAB_ISA;
 using isa::lanes;
 
 int64_t conv_chunks(const Conv& conv) {
-    return conv.wide ? isa::Cut<double>(conv).chunks : isa::Cut<float>(conv).chunks;
+    return conv.wide ? isa::Tiling<double>(conv).chunks : isa::Tiling<float>(conv).chunks;
 }
 template <class T>
 int64_t tasks_of(const Conv& conv) {
-    const isa::Cut<T> cut(conv);
+    const isa::Tiling<T> cut(conv);
     return conv.batch * cut.chunks * cut.blocks;
 }
 int64_t conv_tasks(const Conv& conv) { return conv.wide ? tasks_of<double>(conv) : tasks_of<float>(conv); }
@@ -66,11 +66,11 @@ void state_update(const StateUpdate& update, int64_t begin, int64_t end, void* w
                        : isa::update_states<float>(update, begin, end, workspace);
 }
 
-int64_t thin_linear_tasks(const ThinLinear& linear) {
-    return (linear.features + isa::thin_features - 1) / isa::thin_features;
+int64_t thin_linear_tasks(const Gemv& linear) {
+    return (linear.features + isa::gemv_features - 1) / isa::gemv_features;
 }
-void thin_linear(const ThinLinear& linear, int64_t begin, int64_t end) {
-    return isa::multiply_thin(linear, begin, end);
+void thin_linear(const Gemv& linear, int64_t begin, int64_t end) {
+    return isa::multiply_gemv(linear, begin, end);
 }
 }  // namespace
 

@@ -47,7 +47,7 @@ private:
         char* data = nullptr;
         size_t bytes = 0;
     };
-    static constexpr size_t huge_page = 2 << 20, most_kept_bytes = 1 << 30;
+    static constexpr size_t huge_page = 2 << 20, max_kept_bytes = 1 << 30;
     std::mutex mutex;  // only ever tried: a fork may leave it locked for ever
     std::vector<Block> kept;
     size_t kept_bytes = 0;
@@ -88,9 +88,9 @@ private:
     // Keeps a block in the place of the oldest ones; false where it cannot.
     bool keep(const Block& block) {
         const std::unique_lock lock(mutex, std::try_to_lock);
-        if (!lock || block.bytes > most_kept_bytes || madvise(block.data, block.bytes, MADV_FREE)) return false;
+        if (!lock || block.bytes > max_kept_bytes || madvise(block.data, block.bytes, MADV_FREE)) return false;
         size_t oldest = 0;
-        for (; kept_bytes + block.bytes > most_kept_bytes; oldest++) {
+        for (; kept_bytes + block.bytes > max_kept_bytes; oldest++) {
             munmap(kept[oldest].data, kept[oldest].bytes);
             kept_bytes -= kept[oldest].bytes;
         }

@@ -78,7 +78,7 @@ struct StateUpdate {
 };
 
 // out = x weight^T + bias for few rows of float32.
-struct ThinLinear {
+struct Gemv {
     int64_t rows = 0, features = 0, depth = 0;
     const float* x = nullptr;       // (rows, depth), dense
     const float* weight = nullptr;  // (features, depth), the depth dense
@@ -119,7 +119,7 @@ struct BeforeScan {
 struct Piece {
     int64_t batch, first, stop;  // steps [first, stop), most_steps at most
 };
-inline constexpr int64_t most_steps = 256;
+inline constexpr int64_t max_steps = 256;
 
 // The products of one storage type.
 struct Products {
@@ -146,8 +146,8 @@ struct Kernels {
     int64_t (*state_update_tasks)(const StateUpdate&);
     size_t (*state_update_workspace_bytes)(const StateUpdate&);
     void (*state_update)(const StateUpdate&, int64_t begin, int64_t end, void* workspace);
-    int64_t (*thin_linear_tasks)(const ThinLinear&);
-    void (*thin_linear)(const ThinLinear&, int64_t begin, int64_t end);
+    int64_t (*thin_linear_tasks)(const Gemv&);
+    void (*thin_linear)(const Gemv&, int64_t begin, int64_t end);
     Products float32;
     const Products* bfloat16;  // none where the set has no such products; on some machines that have the set, too
 };

@@ -81,7 +81,7 @@ int64_t fingerprint(const std::vector<Tensor>& weights) {
     return int64_t(hash);
 }
 
-inline Maybe given(const Tensor& tensor) { return tensor.defined() ? Maybe(tensor) : std::nullopt; }
+inline OptionalTensor given(const Tensor& tensor) { return tensor.defined() ? OptionalTensor(tensor) : std::nullopt; }
 
 template <class Function>
 auto op(const char* name) {
@@ -93,56 +93,56 @@ void refuse_tangents(const char* op, const Arguments&... arguments) {
     const auto refuse = [op](const auto& argument) {
         using Argument = std::decay_t<decltype(argument)>;
         if constexpr (std::is_same_v<Argument, Tensor>) refuse_tangent(argument, op, cure);
-        else if constexpr (std::is_same_v<Argument, Maybe>) refuse_tangent(value_of(argument), op, cure);
+        else if constexpr (std::is_same_v<Argument, OptionalTensor>) refuse_tangent(value_of(argument), op, cure);
     };
     (refuse(arguments), ...);
 }
 
 struct ConvGrad : torch::autograd::Function<ConvGrad> {
-    static variable_list forward(AutogradContext* context, const Tensor& x, const Maybe& weight, const Maybe& bias,
-                                 const Maybe& weight_back, const Maybe& bias_back, const Maybe& seq_idx,
-                                 const Maybe& initial, bool silu, Transforms& aside) {
-        const Exchanged back(aside);
+    static variable_list forward(AutogradContext* context, const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+                                 const OptionalTensor& weight_reverse, const OptionalTensor& bias_reverse, const OptionalTensor& seq_idx,
+                                 const OptionalTensor& initial, bool silu, Transforms& aside) {
+        const TransformExchange restored(aside);
         static const auto forward_op = op<decltype(conv)>("scanlab_mixer::causal_conv1d");
         at::AutoDispatchBelowADInplaceOrView below;
-        context->save_for_backward({x, value_of(weight), value_of(bias), value_of(weight_back), value_of(bias_back),
+        context->save_for_backward({x, value_of(weight), value_of(bias), value_of(weight_reverse), value_of(bias_reverse),
                                     value_of(seq_idx), value_of(initial)});
         context->saved_data["silu"] = silu;
-        auto [out, out_back] = forward_op.call(x, weight, bias, weight_back, bias_back, seq_idx, initial, silu);
-        return {out, out_back};
+        auto [out, out_reverse] = forward_op.call(x, weight, bias, weight_reverse, bias_reverse, seq_idx, initial, silu);
+        return {out, out_reverse};
     }
     static variable_list backward(AutogradContext* context, const variable_list& grads) {
         static const auto backward_op = op<decltype(conv_backward)>("scanlab_mixer::causal_conv1d_backward");
         const variable_list saved = context->get_saved_variables();
-        const auto [grad_x, grad_weight, grad_bias, grad_weight_back, grad_bias_back, grad_initial] = backward_op.call(
-            saved[1].defined() ? Maybe(grads[0]) : std::nullopt, saved[3].defined() ? Maybe(grads[1]) : std::nullopt,
+        const auto [grad_x, grad_weight, grad_bias, grad_weight_reverse, grad_bias_reverse, grad_initial] = backward_op.call(
+            saved[1].defined() ? OptionalTensor(grads[0]) : std::nullopt, saved[3].defined() ? OptionalTensor(grads[1]) : std::nullopt,
             saved[0], given(saved[1]), given(saved[2]), given(saved[3]), given(saved[4]), given(saved[5]),
             given(saved[6]), context->saved_data["silu"].toBool());
         const auto if_given = [&](int index, const Tensor& gradient) { return saved[index].defined() ? gradient : Tensor(); };
-        return {grad_x, if_given(1, grad_weight), if_given(2, grad_bias), if_given(3, grad_weight_back),
-                if_given(4, grad_bias_back), Tensor(), if_given(6, grad_initial), Tensor(), Tensor()};
+        return {grad_x, if_given(1, grad_weight), if_given(2, grad_bias), if_given(3, grad_weight_reverse),
+                if_given(4, grad_bias_reverse), Tensor(), if_given(6, grad_initial), Tensor(), Tensor()};
     }
 };
 
-Two conv_autograd(const Tensor& x, const Maybe& weight, const Maybe& bias, const Maybe& weight_back,
-                  const Maybe& bias_back, const Maybe& seq_idx, const Maybe& initial, bool silu) {
-    refuse_tangents("scanlab_mixer::causal_conv1d", x, weight, bias, weight_back, bias_back, initial);
-    if (!torch::autograd::compute_requires_grad(x, value_of(weight), value_of(bias), value_of(weight_back),
-                                                value_of(bias_back), value_of(initial))) {
+Two conv_autograd(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& weight_reverse,
+                  const OptionalTensor& bias_reverse, const OptionalTensor& seq_idx, const OptionalTensor& initial, bool silu) {
+    refuse_tangents("scanlab_mixer::causal_conv1d", x, weight, bias, weight_reverse, bias_reverse, initial);
+    if (!torch::autograd::compute_requires_grad(x, value_of(weight), value_of(bias), value_of(weight_reverse),
+                                                value_of(bias_reverse), value_of(initial))) {
         static const auto forward_op = op<decltype(conv)>("scanlab_mixer::causal_conv1d");
         at::AutoDispatchBelowADInplaceOrView below;
-        return forward_op.call(x, weight, bias, weight_back, bias_back, seq_idx, initial, silu);
+        return forward_op.call(x, weight, bias, weight_reverse, bias_reverse, seq_idx, initial, silu);
     }
     Transforms aside;
-    const Exchanged away(aside);
-    variable_list outputs = ConvGrad::apply(x, weight, bias, weight_back, bias_back, seq_idx, initial, silu, aside);
+    const TransformExchange away(aside);
+    variable_list outputs = ConvGrad::apply(x, weight, bias, weight_reverse, bias_reverse, seq_idx, initial, silu, aside);
     return {outputs[0], outputs[1]};
 }
 
 struct NormGrad : torch::autograd::Function<NormGrad> {
-    static variable_list forward(AutogradContext* context, const Tensor& hidden, const Maybe& residual, const Tensor& weight,
-                                 const Maybe& bias, double eps, bool centred, bool wide_total, Transforms& aside) {
-        const Exchanged back(aside);
+    static variable_list forward(AutogradContext* context, const Tensor& hidden, const OptionalTensor& residual, const Tensor& weight,
+                                 const OptionalTensor& bias, double eps, bool centred, bool wide_total, Transforms& aside) {
+        const TransformExchange restored(aside);
         static const auto forward_op = op<decltype(add_norm)>("scanlab_mixer::add_norm");
         at::AutoDispatchBelowADInplaceOrView below;
         auto [out, total] = forward_op.call(hidden, residual, weight, bias, eps, centred, wide_total);
@@ -173,7 +173,7 @@ struct NormGrad : torch::autograd::Function<NormGrad> {
     }
 };
 
-Two add_norm_autograd(const Tensor& hidden, const Maybe& residual, const Tensor& weight, const Maybe& bias, double eps,
+Two add_norm_autograd(const Tensor& hidden, const OptionalTensor& residual, const Tensor& weight, const OptionalTensor& bias, double eps,
                       bool centred, bool wide_total) {
     refuse_tangents("scanlab_mixer::add_norm", hidden, residual, weight, bias);
     if (!torch::autograd::compute_requires_grad(hidden, value_of(residual), weight, value_of(bias))) {
@@ -182,7 +182,7 @@ Two add_norm_autograd(const Tensor& hidden, const Maybe& residual, const Tensor&
         return forward_op.call(hidden, residual, weight, bias, eps, centred, wide_total);
     }
     Transforms aside;
-    const Exchanged away(aside);
+    const TransformExchange away(aside);
     variable_list outputs = NormGrad::apply(hidden, residual, weight, bias, eps, centred, wide_total, aside);
     return {outputs[0], outputs[1]};
 }
@@ -217,10 +217,10 @@ TORCH_LIBRARY(scanlab_mixer, library) {
     library.def("use_instruction_set(str name) -> ()", &use_instruction_set);
     library.def("multiplies_bfloat16() -> bool", [] { return products_in_use(at::kBFloat16) != nullptr; });
     library.def("fingerprint(Tensor[] weights) -> int", &fingerprint);
-    library.def("causal_conv1d(Tensor x, Tensor? weight, Tensor? bias, Tensor? weight_back, Tensor? bias_back,"
+    library.def("causal_conv1d(Tensor x, Tensor? weight, Tensor? bias, Tensor? weight_reverse, Tensor? bias_reverse,"
                 " Tensor? seq_idx, Tensor? initial_states, bool silu) -> (Tensor, Tensor)");
-    library.def("causal_conv1d_backward(Tensor? grad, Tensor? grad_back, Tensor x, Tensor? weight, Tensor? bias,"
-                " Tensor? weight_back, Tensor? bias_back, Tensor? seq_idx, Tensor? initial_states, bool silu)"
+    library.def("causal_conv1d_backward(Tensor? grad, Tensor? grad_reverse, Tensor x, Tensor? weight, Tensor? bias,"
+                " Tensor? weight_reverse, Tensor? bias_reverse, Tensor? seq_idx, Tensor? initial_states, bool silu)"
                 " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
     library.def("causal_conv1d_update(Tensor x, Tensor(a!) conv_state, Tensor weight, Tensor? bias, Tensor? cache_seqlens,"
                 " Tensor? conv_state_indices, bool silu) -> Tensor");
@@ -234,8 +234,8 @@ TORCH_LIBRARY(scanlab_mixer, library) {
     library.def("pack_linear(Tensor weight) -> Tensor");
     library.def("packed_linear(Tensor x, Tensor packed, Tensor? bias, SymInt features) -> Tensor");
     library.def("before_scan(Tensor hidden, Tensor into, Tensor? into_bias, Tensor gate, Tensor? gate_bias, Tensor weight,"
-                " Tensor? bias, Tensor select, Tensor step, Tensor? weight_back, Tensor? bias_back, Tensor? select_back,"
-                " Tensor? step_back, SymInt rank, SymInt selected)"
+                " Tensor? bias, Tensor select, Tensor step, Tensor? weight_reverse, Tensor? bias_reverse, Tensor? select_reverse,"
+                " Tensor? step_reverse, SymInt rank, SymInt selected)"
                 " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
     library.def("mixer_step(Tensor projected, Tensor(a!) conv_state, Tensor(b!) state, Tensor conv_weight, Tensor? conv_bias,"
                 " Tensor x_weight, Tensor dt_weight, Tensor? dt_bias, Tensor A_log, Tensor D) -> Tensor");

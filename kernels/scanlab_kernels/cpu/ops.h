@@ -19,62 +19,62 @@
 
 namespace scanlab::mixer {
 
-using Maybe = OptionalTensor;
+using OptionalTensor = OptionalTensor;
 using Two = std::tuple<Tensor, Tensor>;
 using Three = std::tuple<Tensor, Tensor, Tensor>;
 using Six = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 using Seven = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // What each op computes on CPU tensors, and what it returns, which is all that meta tensors need.
-Two conv(const Tensor& x, const Maybe& weight, const Maybe& bias, const Maybe& weight_back, const Maybe& bias_back,
-         const Maybe& seq_idx, const Maybe& initial, bool silu);
-Two conv_outputs(const Tensor& x, const Maybe& weight, const Maybe& bias, const Maybe& weight_back, const Maybe& bias_back,
-                 const Maybe& seq_idx, const Maybe& initial, bool silu);
-Six conv_backward(const Maybe& grad, const Maybe& grad_back, const Tensor& x, const Maybe& weight, const Maybe& bias,
-                  const Maybe& weight_back, const Maybe& bias_back, const Maybe& seq_idx, const Maybe& initial, bool silu);
-Six conv_gradients(const Maybe& grad, const Maybe& grad_back, const Tensor& x, const Maybe& weight, const Maybe& bias,
-                   const Maybe& weight_back, const Maybe& bias_back, const Maybe& seq_idx, const Maybe& initial, bool silu);
-Tensor conv_update(const Tensor& x, const Tensor& state, const Tensor& weight, const Maybe& bias, const Maybe& positions,
-                   const Maybe& rows, bool silu);
-Tensor conv_update_output(const Tensor& x, const Tensor& state, const Tensor& weight, const Maybe& bias,
-                          const Maybe& positions, const Maybe& rows, bool silu);
-Two add_norm(const Tensor& hidden, const Maybe& residual, const Tensor& weight, const Maybe& bias, double eps, bool centred,
+Two conv(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& weight_reverse, const OptionalTensor& bias_reverse,
+         const OptionalTensor& seq_idx, const OptionalTensor& initial, bool silu);
+Two conv_outputs(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& weight_reverse, const OptionalTensor& bias_reverse,
+                 const OptionalTensor& seq_idx, const OptionalTensor& initial, bool silu);
+Six conv_backward(const OptionalTensor& grad, const OptionalTensor& grad_reverse, const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+                  const OptionalTensor& weight_reverse, const OptionalTensor& bias_reverse, const OptionalTensor& seq_idx, const OptionalTensor& initial, bool silu);
+Six conv_gradients(const OptionalTensor& grad, const OptionalTensor& grad_reverse, const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+                   const OptionalTensor& weight_reverse, const OptionalTensor& bias_reverse, const OptionalTensor& seq_idx, const OptionalTensor& initial, bool silu);
+Tensor conv_update(const Tensor& x, const Tensor& state, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& positions,
+                   const OptionalTensor& rows, bool silu);
+Tensor conv_update_output(const Tensor& x, const Tensor& state, const Tensor& weight, const OptionalTensor& bias,
+                          const OptionalTensor& positions, const OptionalTensor& rows, bool silu);
+Two add_norm(const Tensor& hidden, const OptionalTensor& residual, const Tensor& weight, const OptionalTensor& bias, double eps, bool centred,
              bool wide_total);
-Two norm_outputs(const Tensor& hidden, const Maybe& residual, const Tensor& weight, const Maybe& bias, double eps,
+Two norm_outputs(const Tensor& hidden, const OptionalTensor& residual, const Tensor& weight, const OptionalTensor& bias, double eps,
                  bool centred, bool wide_total);
-Three add_norm_backward(const Tensor& grad_out, const Maybe& grad_total, const Tensor& total, const Tensor& weight,
+Three add_norm_backward(const Tensor& grad_out, const OptionalTensor& grad_total, const Tensor& total, const Tensor& weight,
                         double eps, bool centred);
-Three norm_gradients(const Tensor& grad_out, const Maybe& grad_total, const Tensor& total, const Tensor& weight, double eps,
+Three norm_gradients(const Tensor& grad_out, const OptionalTensor& grad_total, const Tensor& total, const Tensor& weight, double eps,
                      bool centred);
 Tensor state_update(const Tensor& state, const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B,
-                    const Tensor& C, const Maybe& D, const Maybe& z, const Maybe& dt_bias, bool softplus, const Maybe& rows,
+                    const Tensor& C, const OptionalTensor& D, const OptionalTensor& z, const OptionalTensor& dt_bias, bool softplus, const OptionalTensor& rows,
                     bool log_A);
 Tensor state_update_output(const Tensor& state, const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B,
-                           const Tensor& C, const Maybe& D, const Maybe& z, const Maybe& dt_bias, bool softplus,
-                           const Maybe& rows, bool log_A);
-Tensor thin_linear(const Tensor& x, const Tensor& weight, const Maybe& bias);
-Tensor thin_linear_output(const Tensor& x, const Tensor& weight, const Maybe& bias);
+                           const Tensor& C, const OptionalTensor& D, const OptionalTensor& z, const OptionalTensor& dt_bias, bool softplus,
+                           const OptionalTensor& rows, bool log_A);
+Tensor thin_linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias);
+Tensor thin_linear_output(const Tensor& x, const Tensor& weight, const OptionalTensor& bias);
 Tensor pack_linear(const Tensor& weight);
 Tensor pack_linear_output(const Tensor& weight);
-Tensor packed_linear(const Tensor& x, const Tensor& packed, const Maybe& bias, c10::SymInt features);
-Tensor packed_linear_output(const Tensor& x, const Tensor& packed, const Maybe& bias, c10::SymInt features);
-Seven before_scan(const Tensor& hidden, const Tensor& into, const Maybe& into_bias, const Tensor& gate, const Maybe& gate_bias,
-                  const Tensor& weight, const Maybe& bias, const Tensor& select, const Tensor& step, const Maybe& weight_back,
-                  const Maybe& bias_back, const Maybe& select_back, const Maybe& step_back, c10::SymInt rank,
+Tensor packed_linear(const Tensor& x, const Tensor& packed, const OptionalTensor& bias, c10::SymInt features);
+Tensor packed_linear_output(const Tensor& x, const Tensor& packed, const OptionalTensor& bias, c10::SymInt features);
+Seven before_scan(const Tensor& hidden, const Tensor& into, const OptionalTensor& into_bias, const Tensor& gate, const OptionalTensor& gate_bias,
+                  const Tensor& weight, const OptionalTensor& bias, const Tensor& select, const Tensor& step, const OptionalTensor& weight_reverse,
+                  const OptionalTensor& bias_reverse, const OptionalTensor& select_reverse, const OptionalTensor& step_reverse, c10::SymInt rank,
                   c10::SymInt selected);
-Seven before_scan_outputs(const Tensor& hidden, const Tensor& into, const Maybe& into_bias, const Tensor& gate,
-                          const Maybe& gate_bias, const Tensor& weight, const Maybe& bias, const Tensor& select,
-                          const Tensor& step, const Maybe& weight_back, const Maybe& bias_back, const Maybe& select_back,
-                          const Maybe& step_back, c10::SymInt rank, c10::SymInt selected);
+Seven before_scan_outputs(const Tensor& hidden, const Tensor& into, const OptionalTensor& into_bias, const Tensor& gate,
+                          const OptionalTensor& gate_bias, const Tensor& weight, const OptionalTensor& bias, const Tensor& select,
+                          const Tensor& step, const OptionalTensor& weight_reverse, const OptionalTensor& bias_reverse, const OptionalTensor& select_reverse,
+                          const OptionalTensor& step_reverse, c10::SymInt rank, c10::SymInt selected);
 Tensor mixer_step(const Tensor& projected, const Tensor& conv_state, const Tensor& state, const Tensor& conv_weight,
-                  const Maybe& conv_bias, const Tensor& x_weight, const Tensor& dt_weight, const Maybe& dt_bias,
+                  const OptionalTensor& conv_bias, const Tensor& x_weight, const Tensor& dt_weight, const OptionalTensor& dt_bias,
                   const Tensor& A_log, const Tensor& D);
 Tensor mixer_step_output(const Tensor& projected, const Tensor& conv_state, const Tensor& state, const Tensor& conv_weight,
-                         const Maybe& conv_bias, const Tensor& x_weight, const Tensor& dt_weight, const Maybe& dt_bias,
+                         const OptionalTensor& conv_bias, const Tensor& x_weight, const Tensor& dt_weight, const OptionalTensor& dt_bias,
                          const Tensor& A_log, const Tensor& D);
 
 // Of float32; beyond, at::linear is as fast.
-inline constexpr int64_t most_thin_rows = 8;
+inline constexpr int64_t max_gemv_rows = 8;
 
 // The kernels of the instruction set in use, and its products of a storage type; none where this machine has none.
 const Kernels& kernels_in_use();
@@ -96,19 +96,19 @@ inline Matrix matrix(const Tensor& tensor) {
 
 // Outputs, of tensors with data and of those without.
 inline Tensor output(c10::SymIntArrayRef sizes, const Tensor& like, at::ScalarType type) {
-    if (has_data(like)) return unwritten(C10_AS_INTARRAYREF_SLOW(sizes), type);
+    if (has_data(like)) return empty_output(C10_AS_INTARRAYREF_SLOW(sizes), type);
     return at::empty_symint(sizes, like.options().dtype(type));
 }
 inline Tensor output(c10::SymIntArrayRef sizes, const Tensor& like) { return output(sizes, like, like.scalar_type()); }
-inline Tensor output_like(const Tensor& like) { return has_data(like) ? unwritten_like(like) : at::empty_like(like); }
+inline Tensor output_like(const Tensor& like) { return has_data(like) ? empty_output_like(like) : at::empty_like(like); }
 
 inline Tensor nothing(const Tensor& like) { return at::empty({0}, like.options()); }
 
 // A decoding step whose arguments were checked. The constructor raises before anything is written; `run` writes the
 // state and `out`. What is read and lies in the memory of the state was copied before.
 struct ConvUpdateCall {
-    ConvUpdateCall(const Tensor& x, const Tensor& state, const Tensor& weight, const Maybe& bias, const Maybe& positions,
-                   const Maybe& rows, const Tensor& out, bool silu);
+    ConvUpdateCall(const Tensor& x, const Tensor& state, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& positions,
+                   const OptionalTensor& rows, const Tensor& out, bool silu);
     void run();
 
 private:
@@ -117,7 +117,7 @@ private:
 };
 struct StateUpdateCall {
     StateUpdateCall(const Tensor& state, const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B, const Tensor& C,
-                    const Maybe& D, const Maybe& z, const Maybe& dt_bias, const Tensor& out, bool softplus, const Maybe& rows,
+                    const OptionalTensor& D, const OptionalTensor& z, const OptionalTensor& dt_bias, const Tensor& out, bool softplus, const OptionalTensor& rows,
                     bool log_A);
     void run();
 

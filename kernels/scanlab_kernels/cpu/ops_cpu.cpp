@@ -3,21 +3,21 @@
 
 namespace scanlab::mixer {
 
-Two conv_outputs(const Tensor& x, const Maybe& weight, const Maybe&, const Maybe& weight_back, const Maybe&,
-                 const Maybe&, const Maybe&, bool) {
-    return {weight ? output_like(x) : nothing(x), weight_back ? output_like(x) : nothing(x)};
+Two conv_outputs(const Tensor& x, const OptionalTensor& weight, const OptionalTensor&, const OptionalTensor& weight_reverse, const OptionalTensor&,
+                 const OptionalTensor&, const OptionalTensor&, bool) {
+    return {weight ? output_like(x) : nothing(x), weight_reverse ? output_like(x) : nothing(x)};
 }
 
-Six conv_gradients(const Maybe&, const Maybe&, const Tensor& x, const Maybe& weight, const Maybe& bias,
-                   const Maybe& weight_back, const Maybe& bias_back, const Maybe&, const Maybe& initial, bool) {
-    const auto like = [&](const Maybe& tensor) { return tensor ? at::empty_like(*tensor) : nothing(x); };
-    return {output_like(x), like(weight), like(bias), like(weight_back), like(bias_back), like(initial)};
+Six conv_gradients(const OptionalTensor&, const OptionalTensor&, const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+                   const OptionalTensor& weight_reverse, const OptionalTensor& bias_reverse, const OptionalTensor&, const OptionalTensor& initial, bool) {
+    const auto like = [&](const OptionalTensor& tensor) { return tensor ? at::empty_like(*tensor) : nothing(x); };
+    return {output_like(x), like(weight), like(bias), like(weight_reverse), like(bias_reverse), like(initial)};
 }
 
-Two conv(const Tensor& x, const Maybe& weight, const Maybe& bias, const Maybe& weight_back, const Maybe& bias_back,
-         const Maybe& seq_idx, const Maybe& initial, bool silu) {
-    ConvCall call(x, weight, bias, weight_back, bias_back, seq_idx, initial, silu);
-    Two outputs = conv_outputs(x, weight, bias, weight_back, bias_back, seq_idx, initial, silu);
+Two conv(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& weight_reverse, const OptionalTensor& bias_reverse,
+         const OptionalTensor& seq_idx, const OptionalTensor& initial, bool silu) {
+    ConvCall call(x, weight, bias, weight_reverse, bias_reverse, seq_idx, initial, silu);
+    Two outputs = conv_outputs(x, weight, bias, weight_reverse, bias_reverse, seq_idx, initial, silu);
     for (int d = 0; d < call.conv.directions; d++)
         call.conv.direction[d].out = matrix(call.conv.direction[d].reverse ? std::get<1>(outputs) : std::get<0>(outputs));
     const Kernels& kernels = kernels_in_use();
@@ -25,17 +25,17 @@ Two conv(const Tensor& x, const Maybe& weight, const Maybe& bias, const Maybe& w
     return outputs;
 }
 
-Six conv_backward(const Maybe& grad, const Maybe& grad_back, const Tensor& x, const Maybe& weight, const Maybe& bias,
-                  const Maybe& weight_back, const Maybe& bias_back, const Maybe& seq_idx, const Maybe& initial, bool silu) {
-    ConvCall call(x, weight, bias, weight_back, bias_back, seq_idx, initial, silu);
+Six conv_backward(const OptionalTensor& grad, const OptionalTensor& grad_reverse, const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+                  const OptionalTensor& weight_reverse, const OptionalTensor& bias_reverse, const OptionalTensor& seq_idx, const OptionalTensor& initial, bool silu) {
+    ConvCall call(x, weight, bias, weight_reverse, bias_reverse, seq_idx, initial, silu);
     Conv& conv = call.conv;
-    Six gradients = conv_gradients(grad, grad_back, x, weight, bias, weight_back, bias_back, seq_idx, initial, silu);
-    auto& [grad_x, grad_weight, grad_bias, grad_weight_back, grad_bias_back, grad_initial] = gradients;
+    Six gradients = conv_gradients(grad, grad_reverse, x, weight, bias, weight_reverse, bias_reverse, seq_idx, initial, silu);
+    auto& [grad_x, grad_weight, grad_bias, grad_weight_reverse, grad_bias_reverse, grad_initial] = gradients;
     const Kernels& kernels = kernels_in_use();
     const int64_t shares = conv.batch * kernels.conv_chunks(conv);
     Tensor partials[2];
     for (int d = 0; d < conv.directions; d++) {
-        const Maybe& of = conv.direction[d].reverse ? grad_back : grad;
+        const OptionalTensor& of = conv.direction[d].reverse ? grad_reverse : grad;
         TORCH_CHECK_VALUE(of, "a direction lacks its gradient");
         expect("grad", *of, x.sizes());
         conv.direction[d].out = matrix(*of);
@@ -52,19 +52,19 @@ Six conv_backward(const Maybe& grad, const Maybe& grad_back, const Tensor& x, co
     for (int d = 0; d < conv.directions; d++) {
         const Tensor sum = sum_rows(partials[d]);
         const bool reverse = conv.direction[d].reverse;
-        (reverse ? grad_weight_back : grad_weight).copy_(sum.narrow(1, 0, conv.width));
-        if (reverse ? bias_back.has_value() : bias.has_value())
-            (reverse ? grad_bias_back : grad_bias).copy_(sum.select(1, conv.width));
+        (reverse ? grad_weight_reverse : grad_weight).copy_(sum.narrow(1, 0, conv.width));
+        if (reverse ? bias_reverse.has_value() : bias.has_value())
+            (reverse ? grad_bias_reverse : grad_bias).copy_(sum.select(1, conv.width));
     }
     return gradients;
 }
 
-Tensor conv_update_output(const Tensor& x, const Tensor&, const Tensor&, const Maybe&, const Maybe&, const Maybe&, bool) {
+Tensor conv_update_output(const Tensor& x, const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, bool) {
     return at::empty_like(x);
 }
 
-ConvUpdateCall::ConvUpdateCall(const Tensor& given_x, const Tensor& state, const Tensor& weight, const Maybe& bias,
-                               const Maybe& positions, const Maybe& rows, const Tensor& out, bool silu)
+ConvUpdateCall::ConvUpdateCall(const Tensor& given_x, const Tensor& state, const Tensor& weight, const OptionalTensor& bias,
+                               const OptionalTensor& positions, const OptionalTensor& rows, const Tensor& out, bool silu)
     : state(state) {
     const bool has_steps = given_x.dim() == 3;
     TORCH_CHECK_VALUE((given_x.dim() == 2 || has_steps) && state.dim() == 3 && weight.dim() == 2,
@@ -101,8 +101,8 @@ void ConvUpdateCall::run() {
     });
 }
 
-Tensor conv_update(const Tensor& x, const Tensor& state, const Tensor& weight, const Maybe& bias, const Maybe& positions,
-                   const Maybe& rows, bool silu) {
+Tensor conv_update(const Tensor& x, const Tensor& state, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& positions,
+                   const OptionalTensor& rows, bool silu) {
     const at::AutoDispatchBelowADInplaceOrView below;
     const Tensor out = at::empty_like(x);
     ConvUpdateCall(x, state, weight, bias, positions, rows, out, silu).run();
@@ -130,16 +130,16 @@ Norm norm_call(const Tensor& like, const Tensor& weight, double eps, bool centre
 }
 }  // namespace
 
-Two norm_outputs(const Tensor& hidden, const Maybe&, const Tensor&, const Maybe&, double, bool, bool wide_total) {
+Two norm_outputs(const Tensor& hidden, const OptionalTensor&, const Tensor&, const OptionalTensor&, double, bool, bool wide_total) {
     const at::ScalarType type = wide_total && hidden.scalar_type() != at::kDouble ? at::kFloat : hidden.scalar_type();
     return {output(hidden.sym_sizes(), hidden), output(hidden.sym_sizes(), hidden, type)};
 }
-Three norm_gradients(const Tensor&, const Maybe&, const Tensor& total, const Tensor& weight,
+Three norm_gradients(const Tensor&, const OptionalTensor&, const Tensor& total, const Tensor& weight,
                                                   double, bool) {
     return {output(total.sym_sizes(), total), at::empty_like(weight), at::empty_like(weight)};
 }
 
-Two add_norm(const Tensor& hidden, const Maybe& residual, const Tensor& weight, const Maybe& bias, double eps,
+Two add_norm(const Tensor& hidden, const OptionalTensor& residual, const Tensor& weight, const OptionalTensor& bias, double eps,
              bool centred, bool wide_total) {
     TORCH_CHECK_VALUE(hidden.dim() >= 1, "hidden: must be (..., dim)");
     expect("hidden", hidden, hidden.sizes());
@@ -168,7 +168,7 @@ Two add_norm(const Tensor& hidden, const Maybe& residual, const Tensor& weight, 
     return outputs;
 }
 
-Three add_norm_backward(const Tensor& grad_out, const Maybe& grad_total, const Tensor& total,
+Three add_norm_backward(const Tensor& grad_out, const OptionalTensor& grad_total, const Tensor& total,
                                                      const Tensor& weight, double eps, bool centred) {
     TORCH_CHECK_VALUE(total.dim() >= 1, "total: must be (..., dim)");
     expect("total", total, total.sizes());
@@ -201,7 +201,7 @@ Three add_norm_backward(const Tensor& grad_out, const Maybe& grad_total, const T
 }
 
 Tensor state_update_output(const Tensor&, const Tensor& x, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                           const Maybe&, const Maybe&, const Maybe&, bool, const Maybe&, bool) {
+                           const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, bool, const OptionalTensor&, bool) {
     return at::empty_like(x);
 }
 
@@ -238,8 +238,8 @@ struct Heads {
 }  // namespace
 
 StateUpdateCall::StateUpdateCall(const Tensor& state, const Tensor& given_x, const Tensor& given_dt, const Tensor& given_A,
-                                 const Tensor& given_B, const Tensor& given_C, const Maybe& given_D, const Maybe& given_z,
-                                 const Maybe& given_dt_bias, const Tensor& out, bool softplus, const Maybe& given_rows, bool log_A)
+                                 const Tensor& given_B, const Tensor& given_C, const OptionalTensor& given_D, const OptionalTensor& given_z,
+                                 const OptionalTensor& given_dt_bias, const Tensor& out, bool softplus, const OptionalTensor& given_rows, bool log_A)
     : state(state) {
     TORCH_CHECK_VALUE((state.dim() == 3 || state.dim() == 4) && given_x.dim() == state.dim() - 1 && given_B.dim() == given_x.dim(),
                       "state (rows, [heads,] dim, state), x (batch, [heads,] dim) and B (batch, [groups,] state)");
@@ -290,7 +290,7 @@ void StateUpdateCall::run() {
 }
 
 Tensor state_update(const Tensor& state, const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B, const Tensor& C,
-                    const Maybe& D, const Maybe& z, const Maybe& dt_bias, bool softplus, const Maybe& rows, bool log_A) {
+                    const OptionalTensor& D, const OptionalTensor& z, const OptionalTensor& dt_bias, bool softplus, const OptionalTensor& rows, bool log_A) {
     const at::AutoDispatchBelowADInplaceOrView below;
     const Tensor out = at::empty_like(x);
     StateUpdateCall(state, x, dt, A, B, C, D, z, dt_bias, out, softplus, rows, log_A).run();

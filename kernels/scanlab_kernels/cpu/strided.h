@@ -61,7 +61,7 @@ SCANLAB_INLINE void put(S* to, Vec<T> value, int count, bool add) {
 // The columns of one square as the rows of another, or added to them. Not inline: a loop around it would keep the
 // addresses of all rows, for which there are no registers.
 template <class T, class From, class To>
-__attribute__((noinline)) void turn(const From* from, int64_t from_step, To* to, int64_t to_step, bool add) {
+__attribute__((noinline)) void transpose(const From* from, int64_t from_step, To* to, int64_t to_step, bool add) {
     constexpr int width = lanes<T>;
     Vec<T> columns[width];
     if constexpr (sizeof(From) == sizeof(T)) {
@@ -91,15 +91,15 @@ void read_rows(const S* from, int64_t time, int64_t column, int steps, int colum
     if (rest)  // lanes without a column are zero
         for (int i = 0; i < steps; i++) store<T>(to + i * to_step + whole, Vec<T>{});
     const bool along_time = time == 1 || time == -1;
-    const int turned_steps = along_time ? steps / width * width : 0, turned_columns = whole;
-    for (int i = 0; i < turned_steps; i += width) {
+    const int transposed_steps = along_time ? steps / width * width : 0, transposed_columns = whole;
+    for (int i = 0; i < transposed_steps; i += width) {
         // Backwards in time a run of adjacent elements starts at the last of its steps.
         const S* corner = from + (time > 0 ? i : -(i + width - 1));
         T* const row = to + (time > 0 ? i : i + width - 1) * to_step;
-        for (int j = 0; j < turned_columns; j += width) turn<T>(corner + j * column, column, row + j, time * to_step, false);
+        for (int j = 0; j < transposed_columns; j += width) transpose<T>(corner + j * column, column, row + j, time * to_step, false);
     }
     for (int i = 0; i < steps; i++)
-        for (int j = i < turned_steps ? turned_columns : 0; j < columns; j++)
+        for (int j = i < transposed_steps ? transposed_columns : 0; j < columns; j++)
             to[i * to_step + j] = scalar<T>(from[i * time + j * column]);
 }
 
@@ -112,13 +112,13 @@ void write_rows(S* to, int64_t time, int64_t column, int steps, int columns, con
         return;
     }
     const bool squares = (time == 1 || time == -1) && columns == width;
-    const int turned_steps = squares ? steps / width * width : 0;
-    for (int i = 0; i < turned_steps; i += width) {
+    const int transposed_steps = squares ? steps / width * width : 0;
+    for (int i = 0; i < transposed_steps; i += width) {
         S* corner = to + (time > 0 ? i : -(i + width - 1));
         const T* const row = from + (time > 0 ? i : i + width - 1) * from_step;
-        turn<T>(row, time * from_step, corner, column, add);
+        transpose<T>(row, time * from_step, corner, column, add);
     }
-    for (int i = turned_steps; i < steps; i++)
+    for (int i = transposed_steps; i < steps; i++)
         for (int j = 0; j < columns; j++) put_scalar<T>(to[i * time + j * column], from[i * from_step + j], add);
 }
 

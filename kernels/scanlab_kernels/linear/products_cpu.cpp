@@ -3,15 +3,15 @@
 
 namespace scanlab::mixer {
 
-Tensor thin_linear_output(const Tensor& x, const Tensor& weight, const Maybe&) {
+Tensor thin_linear_output(const Tensor& x, const Tensor& weight, const OptionalTensor&) {
     return at::empty_symint({x.sym_size(0), weight.sym_size(0)}, x.options());
 }
 
 namespace {
 // Writes x weight^T + bias to `out`, which is dense.
-void multiply_thin(const Tensor& x, const Tensor& weight, const Maybe& bias, const Tensor& out) {
+void multiply_gemv(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Tensor& out) {
     TORCH_CHECK_VALUE(x.dim() == 2 && weight.dim() == 2, "x (rows, in) and weight (out, in)");
-    ThinLinear linear;
+    Gemv linear;
     linear.rows = x.size(0), linear.features = weight.size(0), linear.depth = x.size(1);
     expect("x", x, x.sizes(), at::kFloat);
     expect("weight", weight, {linear.features, linear.depth}, at::kFloat);
@@ -27,9 +27,9 @@ void multiply_thin(const Tensor& x, const Tensor& weight, const Maybe& bias, con
 }
 }  // namespace
 
-Tensor thin_linear(const Tensor& x, const Tensor& weight, const Maybe& bias) {
+Tensor thin_linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
     const Tensor out = at::empty({x.size(0), weight.size(0)}, x.options());
-    multiply_thin(x, weight, bias, out);
+    multiply_gemv(x, weight, bias, out);
     return out;
 }
 
@@ -64,10 +64,10 @@ Tensor pack_linear(const Tensor& weight) {
 }
 
 namespace {
-Maybe as_read(const Maybe& bias) { return bias ? Maybe(dense(*bias, at::kFloat)) : std::nullopt; }
+OptionalTensor as_read(const OptionalTensor& bias) { return bias ? OptionalTensor(dense(*bias, at::kFloat)) : std::nullopt; }
 
 // What the kernel sees of a product whose x has rows.
-PackedLinear product(const Tensor& x, const Tensor& packed, const Maybe& bias, int64_t features, const Tensor& out) {
+PackedLinear product(const Tensor& x, const Tensor& packed, const OptionalTensor& bias, int64_t features, const Tensor& out) {
     expect("x", x, x.sizes());
     TORCH_CHECK_VALUE(x.size(-1) <= 1 || x.stride(-1) == 1, "the rows of x must be dense");
     const int64_t step = depth_step(x.scalar_type());
@@ -94,17 +94,17 @@ const Products& products_of(const Tensor& x) {
 }
 }  // namespace
 
-Tensor packed_linear_output(const Tensor& x, const Tensor&, const Maybe&, c10::SymInt features) {
+Tensor packed_linear_output(const Tensor& x, const Tensor&, const OptionalTensor&, c10::SymInt features) {
     c10::SymDimVector shape(x.sym_sizes().begin(), x.sym_sizes().end());
     shape.back() = features;
     return output(shape, x);
 }
 
-Tensor packed_linear(const Tensor& x, const Tensor& packed, const Maybe& bias, c10::SymInt sym_features) {
+Tensor packed_linear(const Tensor& x, const Tensor& packed, const OptionalTensor& bias, c10::SymInt sym_features) {
     const int64_t features = sym_features.expect_int();
     TORCH_CHECK_VALUE(x.dim() >= 1 && features >= 0, "x is ", x.sizes(), " and features ", features, ": must be (..., in) and at least 0");
     const Tensor flat = x.reshape({-1, x.size(-1)}), rows = flat.stride(1) == 1 ? flat : flat.contiguous();
-    const Maybe biases = as_read(bias);
+    const OptionalTensor biases = as_read(bias);
     const Tensor out = packed_linear_output(x, packed, bias, features);
     const PackedLinear linear = product(rows, packed, biases, features, out.view({-1, features}));
     const int64_t count = rows.size(0), steps = (count + row_step - 1) / row_step, columns = panels(features);
@@ -119,14 +119,14 @@ Tensor packed_linear(const Tensor& x, const Tensor& packed, const Maybe& bias, c
     return out;
 }
 
-Seven before_scan_outputs(const Tensor& hidden, const Tensor&, const Maybe&, const Tensor&, const Maybe&, const Tensor& weight,
-                          const Maybe&, const Tensor&, const Tensor&, const Maybe& weight_back, const Maybe&, const Maybe&,
-                          const Maybe&, c10::SymInt, c10::SymInt selected) {
+Seven before_scan_outputs(const Tensor& hidden, const Tensor&, const OptionalTensor&, const Tensor&, const OptionalTensor&, const Tensor& weight,
+                          const OptionalTensor&, const Tensor&, const Tensor&, const OptionalTensor& weight_reverse, const OptionalTensor&, const OptionalTensor&,
+                          const OptionalTensor&, c10::SymInt, c10::SymInt selected) {
     const c10::SymInt dim = weight.sym_size(0);
     const auto like = [&](const c10::SymInt& features) {
         return output({hidden.sym_size(0), hidden.sym_size(1), features}, hidden);
     };
-    if (weight_back) return {like(dim), like(dim), like(selected), like(dim), like(dim), like(selected), like(dim)};
+    if (weight_reverse) return {like(dim), like(dim), like(selected), like(dim), like(dim), like(selected), like(dim)};
     return {like(dim), like(dim), like(selected), like(dim), nothing(hidden), nothing(hidden), nothing(hidden)};
 }
 
@@ -143,51 +143,51 @@ std::vector<Piece> pieces_of(const Conv& conv, int64_t steps) {
 // Groups of channels, whose number is that of the terms of a sum and so must not depend on the threads, and pieces of
 // time enough to occupy those.
 std::vector<Piece> cut(BeforeScan& before, int64_t threads) {
-    constexpr int64_t most_groups = 4;
+    constexpr int64_t max_groups = 4;
     const int64_t columns = panels(before.conv.dim);
-    before.panels_each = (columns + most_groups - 1) / most_groups;
+    before.panels_each = (columns + max_groups - 1) / max_groups;
     before.groups = (columns + before.panels_each - 1) / before.panels_each;
-    std::vector<Piece> pieces = pieces_of(before.conv, most_steps);
+    std::vector<Piece> pieces = pieces_of(before.conv, max_steps);
     const int64_t tasks = before.groups * int64_t(pieces.size());
-    return tasks % threads == 0 || tasks >= 4 * threads ? pieces : pieces_of(before.conv, most_steps / 4);
+    return tasks % threads == 0 || tasks >= 4 * threads ? pieces : pieces_of(before.conv, max_steps / 4);
 }
 }  // namespace
 
-Seven before_scan(const Tensor& hidden, const Tensor& into, const Maybe& into_bias, const Tensor& gate, const Maybe& gate_bias,
-                  const Tensor& weight, const Maybe& bias, const Tensor& select, const Tensor& step, const Maybe& weight_back,
-                  const Maybe& bias_back, const Maybe& select_back, const Maybe& step_back, c10::SymInt sym_rank,
+Seven before_scan(const Tensor& hidden, const Tensor& into, const OptionalTensor& into_bias, const Tensor& gate, const OptionalTensor& gate_bias,
+                  const Tensor& weight, const OptionalTensor& bias, const Tensor& select, const Tensor& step, const OptionalTensor& weight_reverse,
+                  const OptionalTensor& bias_reverse, const OptionalTensor& select_reverse, const OptionalTensor& step_reverse, c10::SymInt sym_rank,
                   c10::SymInt sym_selected) {
     TORCH_CHECK_VALUE(hidden.dim() == 3 && weight.dim() == 2, "hidden (batch, length, model) and weight (dim, width)");
     expect("hidden", hidden, hidden.sizes());
-    const Seven outputs = before_scan_outputs(hidden, into, into_bias, gate, gate_bias, weight, bias, select, step, weight_back,
-                                              bias_back, select_back, step_back, sym_rank, sym_selected);
-    const auto& [z, u, all, delta, u_back, all_back, delta_back] = outputs;
-    const ConvCall call(u.mT(), weight, bias, weight_back, bias_back, std::nullopt, std::nullopt, true);
+    const Seven outputs = before_scan_outputs(hidden, into, into_bias, gate, gate_bias, weight, bias, select, step, weight_reverse,
+                                              bias_reverse, select_reverse, step_reverse, sym_rank, sym_selected);
+    const auto& [z, u, all, delta, u_reverse, selected_reverse, delta_reverse] = outputs;
+    const ConvCall call(u.mT(), weight, bias, weight_reverse, bias_reverse, std::nullopt, std::nullopt, true);
     const int64_t dim = weight.size(0), rank = sym_rank.expect_int(), selected = sym_selected.expect_int();
     TORCH_CHECK_VALUE(0 <= rank && rank <= selected, "rank ", rank, ": must be 0..", selected);
     const auto rows_of = [](const Tensor& tensor) { return tensor.view({-1, tensor.size(2)}); };
     const Tensor flat = hidden.reshape({-1, hidden.size(2)}), rows = flat.stride(1) == 1 ? flat : flat.contiguous();
-    const Maybe into_biases = as_read(into_bias), gate_biases = as_read(gate_bias);
+    const OptionalTensor into_biases = as_read(into_bias), gate_biases = as_read(gate_bias);
     BeforeScan before;
-    PackedLinear step_sizes[2];
+    PackedLinear discretize_delta[2];
     before.conv = call.conv;
     before.into = product(rows, into, into_biases, dim, Tensor());
     before.gate = product(rows, gate, gate_biases, dim, rows_of(z));
     const auto direction = [&](int d, const Tensor& u, const Tensor& all, const Tensor& delta, const Tensor& to_all, const Tensor& to_delta) {
         before.conv.direction[d].out = matrix(u.mT());
         before.select[d] = product(rows_of(u), to_all, std::nullopt, selected, rows_of(all));
-        step_sizes[d] = product(rows_of(all).narrow(1, 0, rank), to_delta, std::nullopt, dim, rows_of(delta));
+        discretize_delta[d] = product(rows_of(all).narrow(1, 0, rank), to_delta, std::nullopt, dim, rows_of(delta));
     };
     direction(0, u, all, delta, select, step);
-    if (weight_back) {
-        TORCH_CHECK_VALUE(select_back && step_back, "the direction back lacks its weights");
-        direction(1, u_back, all_back, delta_back, *select_back, *step_back);
+    if (weight_reverse) {
+        TORCH_CHECK_VALUE(select_reverse && step_reverse, "the direction back lacks its weights");
+        direction(1, u_reverse, selected_reverse, delta_reverse, *select_reverse, *step_reverse);
     }
     const int64_t threads = at::get_num_threads(), length = before.conv.length, model = hidden.size(2);
     const std::vector<Piece> pieces = cut(before, threads);
     const int64_t count = int64_t(pieces.size()), at_once = std::min(count, std::max<int64_t>(4, threads));
     before.share_row = padded(selected);
-    before.share_rows = std::min(at_once * most_steps, before.conv.batch * length);
+    before.share_rows = std::min(at_once * max_steps, before.conv.batch * length);
     const Tensor shares = at::empty({before.conv.directions * before.groups * before.share_rows * before.share_row}, at::kFloat);
     before.shares = shares.data_ptr<float>();
     const Products& products = products_of(hidden);
@@ -210,7 +210,7 @@ Seven before_scan(const Tensor& hidden, const Tensor& into, const Maybe& into_bi
             for (int64_t task = first; task < last; task++) {
                 const int64_t piece = begin + task % some, panel = task / some * before.panels_each;
                 for (int d = 0; d < before.conv.directions; d++)
-                    products.packed_linear(step_sizes[d], row(piece), row(piece + 1), panel,
+                    products.packed_linear(discretize_delta[d], row(piece), row(piece + 1), panel,
                                            std::min(panel + before.panels_each, panels(dim)));
             }
         });
@@ -218,14 +218,14 @@ Seven before_scan(const Tensor& hidden, const Tensor& into, const Maybe& into_bi
     return outputs;
 }
 
-Tensor mixer_step_output(const Tensor& projected, const Tensor&, const Tensor&, const Tensor&, const Maybe&, const Tensor&,
-                         const Tensor&, const Maybe&, const Tensor&, const Tensor& D) {
+Tensor mixer_step_output(const Tensor& projected, const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, const Tensor&,
+                         const Tensor&, const OptionalTensor&, const Tensor&, const Tensor& D) {
     return at::empty_symint({projected.sym_size(0), D.sym_size(0)}, projected.options());
 }
 
 // All parts are checked before the first of them runs: a call that raises leaves both states as they were.
 Tensor mixer_step(const Tensor& projected, const Tensor& conv_state, const Tensor& state, const Tensor& conv_weight,
-                  const Maybe& conv_bias, const Tensor& x_weight, const Tensor& dt_weight, const Maybe& dt_bias,
+                  const OptionalTensor& conv_bias, const Tensor& x_weight, const Tensor& dt_weight, const OptionalTensor& dt_bias,
                   const Tensor& A_log, const Tensor& D) {
     const at::AutoDispatchBelowADInplaceOrView below;
     TORCH_CHECK_VALUE(dt_weight.dim() == 2 && A_log.dim() == 2, "dt_weight (dim, rank) and A_log (dim, state)");
@@ -244,8 +244,8 @@ Tensor mixer_step(const Tensor& projected, const Tensor& conv_state, const Tenso
     StateUpdateCall update(state, u, dt, copied(A_log), selected.narrow(1, rank, states), selected.narrow(1, rank + states, states),
                            copied(D), input.narrow(1, dim, dim), copied(dt_bias), out, true, std::nullopt, true);
     const auto multiply = [](const Tensor& left, const Tensor& weight, const Tensor& to) {
-        const bool thin = left.size(0) <= most_thin_rows && left.scalar_type() == at::kFloat;
-        if (thin) multiply_thin(left, weight, std::nullopt, to);
+        const bool thin = left.size(0) <= max_gemv_rows && left.scalar_type() == at::kFloat;
+        if (thin) multiply_gemv(left, weight, std::nullopt, to);
         else at::mm_out(const_cast<Tensor&>(to), left, weight.t());
     };
     convolution.run();

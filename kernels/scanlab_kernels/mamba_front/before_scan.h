@@ -7,7 +7,7 @@
 namespace scanlab::SCANLAB_ISA {
 
 using mixer::BeforeScan;
-using mixer::most_steps;
+using mixer::max_steps;
 using mixer::Piece;
 
 // Rows from `row` on of one panel of features.
@@ -30,7 +30,7 @@ void convolve_group(const BeforeScan& before, const Piece& piece, int64_t group)
     const int64_t halo = conv.width - 1, row = piece.batch * conv.length;
     const int64_t begin = larger(0, piece.first - halo), end = smaller(conv.length, piece.stop + halo);
     const int64_t first = group * before.panels_each, last = smaller(panels_of(before.into), first + before.panels_each);
-    alignas(64) S x[(most_steps + 2 * mixer::max_width) * panel_features];
+    alignas(64) S x[(max_steps + 2 * mixer::max_width) * panel_features];
     for (int64_t panel = first; panel < last; panel++) {
         PackedLinear into = panel_of<S>(before.into, panel, row + begin);
         into.out = x, into.out_row = panel_features;
@@ -46,7 +46,7 @@ void convolve_group(const BeforeScan& before, const Piece& piece, int64_t group)
             if (direction.bias) direction.bias = static_cast<const float*>(direction.bias) + channel;
             direction.out.data = static_cast<S*>(direction.out.data) + (row + begin) * direction.out.column + channel;
         }
-        const Cut<float> cut(part);
+        const Tiling<float> cut(part);
         for (int64_t block = 0; block < cut.blocks; block++)
             convolve_steps(part, cut, Task(part, cut, 0, 0, block), piece.first - begin, piece.stop - begin);
     }

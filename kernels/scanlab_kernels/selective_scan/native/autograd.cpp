@@ -19,7 +19,7 @@ constexpr int tensors = 18, flags = 2;
 struct Differentiable : torch::autograd::Function<Differentiable> {
     static variable_list forward(AutogradContext* context, at::TensorList there, c10::ArrayRef<IValue> arguments,
                                  const c10::OperatorHandle& op, c10::DispatchKeySet keys, Transforms& aside) {
-        const Exchanged back(aside);
+        const TransformExchange restored(aside);
         torch::jit::Stack stack(arguments.begin(), arguments.end());
         run_kernels(op, keys, &stack);
         variable_list results, kept(there.begin(), there.end());
@@ -55,7 +55,7 @@ void scan_with_checkpoints(const c10::OperatorHandle& op, c10::DispatchKeySet ke
     const size_t count = op.schema().arguments().size();
     const variable_list there = differentiated(op, *stack, cure);
     Transforms aside;
-    const Exchanged away(aside);
+    const TransformExchange away(aside);
     const variable_list results = Differentiable::apply(at::TensorList(there), torch::jit::last(*stack, count), op, keys, aside);
     torch::jit::drop(*stack, count);
     for (const Tensor& result : results) stack->emplace_back(result);

@@ -13,16 +13,16 @@ using namespace SCANLAB_ISA;
 using Real = SCANLAB_TYPE;
 
 size_t forward_bytes(const Scan& scan) { return workspace_bytes<Real>(scan, false); }
-size_t back_bytes(const Scan& scan) { return workspace_bytes<Real>(scan, true); }
+size_t backward_bytes(const Scan& scan) { return workspace_bytes<Real>(scan, true); }
 
 void forward_all(const Scan& scan, const Tile& tile, const Chunk& chunk, void* memory) {
     for (int d = 0; d < scan.directions; d++) forward<Real>(scan, d, tile, chunk, static_cast<Real*>(memory));
 }
-void back_one(const Scan& scan, const Gradient& gradient, const Tile& tile, int d, void* memory) {
-    back<Real>(scan, gradient, tile, d, static_cast<Real*>(memory));
+void backward_one(const Scan& scan, const Gradient& gradient, const Tile& tile, int d, void* memory) {
+    backward<Real>(scan, gradient, tile, d, static_cast<Real*>(memory));
 }
 }  // namespace
 
-const Kernels SCANLAB_NAME(SCANLAB_ISA, SCANLAB_TYPE) = {is_supported, lanes<Real>, forward_bytes, forward_all, back_bytes, back_one};
+const Kernels SCANLAB_NAME(SCANLAB_ISA, SCANLAB_TYPE) = {is_supported, lanes<Real>, forward_bytes, forward_all, backward_bytes, backward_one};
 
 }  // namespace scanlab

@@ -59,13 +59,13 @@ SCANLAB_INLINE Vec<T> plus_real_product(Vec<T> x, const Number<T, parts>& a, con
 
 // The memory of a block of a strided tensor, a cache line at a time, so that loops can ask for it long before it
 // is used: a burst of requests would stall where one request in each step costs nothing.
-struct Lines {
+struct Prefetch {
     const char* first = nullptr;
     int64_t near = 0, far = 0;  // bytes between lines 16 k + i and 16 k + i + 1, and between lines k and k + 16
     SCANLAB_INLINE void request(int line) const { __builtin_prefetch(first + (line & 15) * near + (line >> 4) * far, 1, 2); }
 };
 
-inline Lines lines_of(const Strided& block) {
+inline Prefetch prefetch_of(const Strided& block) {
     const int64_t time = block.time * size_of(block.type), column = block.column * size_of(block.type);
     if (block.column == 1) return {block.data, time, 16 * time};
     return {block.data, column, time > 0 ? 64 : -64};
@@ -83,8 +83,8 @@ struct Block {
     const T* A;        // [state][parts][lanes]; the real part times log2(e)
     T* h;              // [state][parts][lanes]: before the first step, and after the last one
     Rows<T> B, C;
-    Lines next[10];    // what the next block reads and writes
-    int nexts;
+    Prefetch prefetches[10];    // what the next block reads and writes
+    int num_prefetches;
     T* decays;         // [steps][state][parts][lanes], kept for the way back; or none
     T* states;         // [steps][state][parts][lanes]: h after each step
 };
@@ -123,7 +123,7 @@ SCANLAB_INLINE Number<T, parts> decay(Vec<T> delta, const T* A) {
 }
 
 template <class T, int parts, Exp exp, int count, bool constant_B, bool constant_C, bool keep>
-void some_states(const Block<T>& block, int first) {
+void recurrence_steps(const Block<T>& block, int first) {
     constexpr int width = lanes<T>, number = parts * width;
     const T *__restrict A = block.A + first * number, *__restrict deltas = block.delta, *__restrict u = block.u.first;
     const T* __restrict B = block.B.first + first * parts * (constant_B ? width : 1);
@@ -137,7 +137,7 @@ void some_states(const Block<T>& block, int first) {
     for (int n = 0; n < count; n++) h[n] = load_number<T, parts>(state + n * number);
     for (int t = 0; t < block.steps; t++) {
         if (first == 0)
-            for (int i = 0; i < block.nexts; i++) block.next[i].request(t);
+            for (int i = 0; i < block.num_prefetches; i++) block.prefetches[i].request(t);
         const Vec<T> delta = load(deltas), drive = delta * load(u);
         Vec<T> sum[2] = {first == 0 ? Vec<T>{} : load(y) * T(1.0 / parts), Vec<T>{}};
 #pragma GCC unroll 16
@@ -160,24 +160,24 @@ void some_states(const Block<T>& block, int first) {
 
 // All states of a block, as many at a time as the registers hold.
 template <class T, int parts, Exp exp, bool constant_B, bool constant_C, bool keep>
-void all_states(const Block<T>& block) {
+void recurrence(const Block<T>& block) {
     constexpr int most = SCANLAB_REGISTERS / 2 / parts;
     int n = 0;
-    for (; n + most <= block.state; n += most) some_states<T, parts, exp, most, constant_B, constant_C, keep>(block, n);
+    for (; n + most <= block.state; n += most) recurrence_steps<T, parts, exp, most, constant_B, constant_C, keep>(block, n);
     if constexpr (most > 4 && !constant_B && !constant_C)
-        for (; n + 4 <= block.state; n += 4) some_states<T, parts, exp, 4, constant_B, constant_C, keep>(block, n);
-    for (; n < block.state; n++) some_states<T, parts, exp, 1, constant_B, constant_C, keep>(block, n);
+        for (; n + 4 <= block.state; n += 4) recurrence_steps<T, parts, exp, 4, constant_B, constant_C, keep>(block, n);
+    for (; n < block.state; n++) recurrence_steps<T, parts, exp, 1, constant_B, constant_C, keep>(block, n);
 }
 
 template <class T, int parts, bool keep>
 void states(const Block<T>& block, Exp exp) {
     constexpr Exp exact = Exp::exact;
     if (block.constant_B)
-        return (block.constant_C ? all_states<T, parts, exact, true, true, keep> : all_states<T, parts, exact, true, false, keep>)(block);
-    if (block.constant_C) return all_states<T, parts, exact, false, true, keep>(block);
+        return (block.constant_C ? recurrence<T, parts, exact, true, true, keep> : recurrence<T, parts, exact, true, false, keep>)(block);
+    if (block.constant_C) return recurrence<T, parts, exact, false, true, keep>(block);
     if constexpr (sizeof(T) == 4 && parts == 1)
-        if (exp == Exp::fast) return all_states<T, parts, Exp::fast, false, false, keep>(block);
-    all_states<T, parts, exact, false, false, keep>(block);
+        if (exp == Exp::fast) return recurrence<T, parts, Exp::fast, false, false, keep>(block);
+    recurrence<T, parts, exact, false, false, keep>(block);
 }
 
 // From the last step of a block to the first. With g the gradient of h after step t and a its decay: g grows by
@@ -185,7 +185,7 @@ void states(const Block<T>& block, Exp exp) {
 // left for the step before is g conj(a).
 // States that go back together; the others go one by one.
 template <int parts>
-inline constexpr int together = SCANLAB_REGISTERS / 8 / parts;
+inline constexpr int state_unroll = SCANLAB_REGISTERS / 8 / parts;
 
 // Elements that the sums over lanes of `count` states take: those of C, then of B, [count][parts] each.
 template <class T, int parts, int count>
@@ -194,13 +194,13 @@ inline constexpr int sums_size = 2 * count * parts > lanes<T> ? 2 * count * part
 // The same for all states of a step, in groups that go back together.
 template <class T, int parts>
 inline int64_t sums_step(int64_t state) {
-    constexpr int most = together<parts>;
+    constexpr int most = state_unroll<parts>;
     return state / most * sums_size<T, parts, most> + state % most * sums_size<T, parts, 1>;
 }
 
 // Vectors of channels that go back together share the sums over lanes, which for one alone cost a quarter of the rest.
 template <class T, int parts, int count, bool constant_B, bool constant_C, int vectors>
-void some_states_back(const Block<T>* blocks, const BlockGradient<T>* gradients, int first, T* sums, int64_t step, bool add) {
+void recurrence_steps_backward(const Block<T>* blocks, const BlockGradient<T>* gradients, int first, T* sums, int64_t step, bool add) {
     constexpr int width = lanes<T>, number = parts * width;
     const int64_t kept = blocks[0].state * number;
     Block<T> own[vectors];  // copies: what is stored below could otherwise change them
@@ -273,22 +273,22 @@ void some_states_back(const Block<T>* blocks, const BlockGradient<T>* gradients,
 }
 
 template <class T, int parts, bool constant_B, bool constant_C, int vectors>
-void all_states_back(const Block<T>* blocks, const BlockGradient<T>* gradients, T* sums, bool add) {
-    constexpr int most = together<parts>;
+void recurrence_backward(const Block<T>* blocks, const BlockGradient<T>* gradients, T* sums, bool add) {
+    constexpr int most = state_unroll<parts>;
     const int state = blocks[0].state;
     const int64_t step = sums_step<T, parts>(state);
     int n = 0;
     for (; n + most <= state; n += most, sums += sums_size<T, parts, most>)
-        some_states_back<T, parts, most, constant_B, constant_C, vectors>(blocks, gradients, n, sums, step, add);
+        recurrence_steps_backward<T, parts, most, constant_B, constant_C, vectors>(blocks, gradients, n, sums, step, add);
     for (; n < state; n++, sums += sums_size<T, parts, 1>)
-        some_states_back<T, parts, 1, constant_B, constant_C, vectors>(blocks, gradients, n, sums, step, add);
+        recurrence_steps_backward<T, parts, 1, constant_B, constant_C, vectors>(blocks, gradients, n, sums, step, add);
 }
 
 template <class T, int parts, int vectors>
-void states_back(const Block<T>* blocks, const BlockGradient<T>* gradients, T* sums, bool add) {
+void run_recurrence_backward(const Block<T>* blocks, const BlockGradient<T>* gradients, T* sums, bool add) {
     if (blocks[0].constant_B)
-        return (blocks[0].constant_C ? all_states_back<T, parts, true, true, vectors> : all_states_back<T, parts, true, false, vectors>)(blocks, gradients, sums, add);
-    (blocks[0].constant_C ? all_states_back<T, parts, false, true, vectors> : all_states_back<T, parts, false, false, vectors>)(blocks, gradients, sums, add);
+        return (blocks[0].constant_C ? recurrence_backward<T, parts, true, true, vectors> : recurrence_backward<T, parts, true, false, vectors>)(blocks, gradients, sums, add);
+    (blocks[0].constant_C ? recurrence_backward<T, parts, false, true, vectors> : recurrence_backward<T, parts, false, false, vectors>)(blocks, gradients, sums, add);
 }
 
 }  // namespace scanlab::SCANLAB_ISA

@@ -109,7 +109,7 @@ namespace {
 Memory allocate(size_t bytes) { return Memory(static_cast<char*>(::operator new(bytes, std::align_val_t(cache_line)))); }
 
 // Memory of a thread, kept for its next call: handing it back would cost page faults in every call.
-class Kept {
+class ScratchBuffer {
 public:
     char* at_least(size_t bytes) {
         if (size < bytes) {
@@ -125,7 +125,7 @@ private:
 };
 
 char* workspace(size_t bytes) {
-    thread_local Kept kept;
+    thread_local ScratchBuffer kept;
     return kept.at_least(bytes);
 }
 
@@ -148,8 +148,8 @@ void for_pieces(const Scan& scan, int64_t pieces, size_t workspace_bytes, const 
     for (int64_t share = 0; share < threads; share++) next[share] = begin(share);
     on_threads(int(threads), [&](int thread) {
         char* const memory = workspace(workspace_bytes);
-        for (int64_t turn = 0; turn < threads; turn++) {
-            const int64_t share = (thread + turn) % threads;
+        for (int64_t offset = 0; offset < threads; offset++) {
+            const int64_t share = (thread + offset) % threads;
             for (int64_t piece; (piece = next[share].fetch_add(1, std::memory_order_relaxed)) < begin(share + 1);) work(piece, memory);
         }
     });
@@ -164,9 +164,9 @@ void run_in_chunks(const Scan& scan, const Kernels& kernels) {
     const int64_t chunks = (block_count + blocks_each - 1) / blocks_each, count = all_tiles(scan);
     const size_t state_bytes = channels_of_tile(scan) * scan.state * item_bytes(scan) * (scan.complex ? 2 : 1);
     const size_t borders_bytes = count * chunks * state_bytes;
-    thread_local Kept kept;
+    thread_local ScratchBuffer kept;
     char* const start = kept.at_least(2 * borders_bytes + count * block_count * state_bytes);
-    char *const finish = start + borders_bytes, *const trace = finish + borders_bytes;
+    char *const end_states = start + borders_bytes, *const trace = end_states + borders_bytes;
     std::memset(start, 0, 2 * borders_bytes);
     std::vector<char> stale(count * chunks, 1);
     for (bool again = false;; again = true) {
@@ -174,9 +174,9 @@ void run_in_chunks(const Scan& scan, const Kernels& kernels) {
             if (!stale[piece]) return;
             const int64_t tile = piece / chunks, index = piece % chunks, begin = index * blocks_each * scan.time_block;
             Chunk chunk{begin, std::min(begin + blocks_each * scan.time_block, scan.length)};
-            chunk.finish = finish + piece * state_bytes;
+            chunk.end_state = end_states + piece * state_bytes;
             if (index) {
-                chunk.start = start + piece * state_bytes, chunk.trace = trace + tile * block_count * state_bytes;
+                chunk.start_state = start + piece * state_bytes, chunk.trace = trace + tile * block_count * state_bytes;
                 chunk.again = again;
             }
             kernels.forward(scan, tile_at(scan, tile), chunk, memory);
@@ -185,7 +185,7 @@ void run_in_chunks(const Scan& scan, const Kernels& kernels) {
         for (int64_t piece = 0; piece < count * chunks; piece++) {
             stale[piece] = false;
             if (piece % chunks == 0) continue;
-            char *from = start + piece * state_bytes, *before = finish + (piece - 1) * state_bytes;
+            char *from = start + piece * state_bytes, *before = end_states + (piece - 1) * state_bytes;
             if (std::memcmp(from, before, state_bytes) == 0) continue;
             stale[piece] = true;
             std::memcpy(from, before, state_bytes);
@@ -251,7 +251,7 @@ size_t terms_bytes(const Scan& scan) {
     return bytes;
 }
 
-void run_back(const Scan& scan, const Gradient& gradient) {
+void run_backward(const Scan& scan, const Gradient& gradient) {
     Gradient apart = gradient;
     std::vector<Sum> sums = sums_of(scan, apart);
     char* free = static_cast<char*>(gradient.terms);
@@ -262,18 +262,18 @@ void run_back(const Scan& scan, const Gradient& gradient) {
     }
     const Kernels& kernels = kernels_of(scan);
     const int64_t count = all_tiles(scan);
-    for_pieces(scan, count * scan.directions, kernels.workspace_back_bytes(scan), [&](int64_t piece, void* memory) {
-        kernels.back(scan, apart, tile_at(scan, piece % count), int(piece / count), memory);
+    for_pieces(scan, count * scan.directions, kernels.workspace_backward_bytes(scan), [&](int64_t piece, void* memory) {
+        kernels.backward(scan, apart, tile_at(scan, piece % count), int(piece / count), memory);
     });
 
-    constexpr int64_t together = 4096;  // numbers, whose total stays close while term after term is added
+    constexpr int64_t sum_piece = 4096;  // numbers, whose total stays close while term after term is added
     std::vector<std::pair<const Sum*, int64_t>> pieces;
     for (const Sum& sum : sums)
-        for (int64_t begin = 0; sum.total && begin < sum.size; begin += together) pieces.emplace_back(&sum, begin);
+        for (int64_t begin = 0; sum.total && begin < sum.size; begin += sum_piece) pieces.emplace_back(&sum, begin);
     if (pieces.empty()) return;
     for_pieces(scan, pieces.size(), 0, [&](int64_t piece, void*) {
         const auto [sum, begin] = pieces[piece];
-        (scan.type == Type::float64 ? add_up<double> : add_up<float>)(*sum, begin, std::min(begin + together, sum->size));
+        (scan.type == Type::float64 ? add_up<double> : add_up<float>)(*sum, begin, std::min(begin + sum_piece, sum->size));
     });
 }
 

@@ -92,7 +92,7 @@ void note_fork();
 void run(const Scan& scan);
 
 // The gradients of a scan that left checkpoints; the same bits whatever the number of threads.
-void run_back(const Scan& scan, const Gradient& gradient);
+void run_backward(const Scan& scan, const Gradient& gradient);
 
 // A piece of a scan that one thread does alone: adjacent channels of one group.
 struct Tile {
@@ -105,8 +105,8 @@ struct Tile {
 // where it meets the state that the first one had: from there on they are the same.
 struct Chunk {
     int64_t begin, end;
-    const void* start = nullptr;  // none for the state before the scan
-    void* finish = nullptr;       // the state after the last step, where asked for
+    const void* start_state = nullptr;  // none for the state before the scan
+    void* end_state = nullptr;       // the state after the last step, where asked for
     void* trace = nullptr;        // one state for each block of the scan
     bool again = false;
 };
@@ -117,8 +117,8 @@ struct Kernels {
     int lanes;
     size_t (*workspace_bytes)(const Scan&);
     void (*forward)(const Scan&, const Tile&, const Chunk&, void* workspace);
-    size_t (*workspace_back_bytes)(const Scan&);
-    void (*back)(const Scan&, const Gradient&, const Tile&, int direction, void* workspace);
+    size_t (*workspace_backward_bytes)(const Scan&);
+    void (*backward)(const Scan&, const Gradient&, const Tile&, int direction, void* workspace);
 };
 
 }  // namespace scanlab

@@ -44,7 +44,7 @@ SCANLAB_INLINE Vec<T> vector_of(const Weights& from, int64_t channel, int channe
 }
 
 template <class T>
-struct TileWalk {
+struct TileContext {
     static constexpr int width = lanes<T>;
     const Scan& scan;
     const Direction& direction;
@@ -55,7 +55,7 @@ struct TileWalk {
     T *u_rows, *delta_rows, *z_rows, *step_size, *y, *B_rows, *C_rows, *A, *h, *B_fixed, *C_fixed;
 
     // Hands out the memory of a walk; the same requests tell how much it needs.
-    TileWalk(const Scan& scan, int direction, const Tile& tile, Arena<T>& arena)
+    TileContext(const Scan& scan, int direction, const Tile& tile, Arena<T>& arena)
         : scan(scan), direction(scan.direction[direction]), tile(tile) {
         for (T** piece : {&u_rows, &delta_rows, &z_rows, &step_size, &y}) *piece = arena.take(line);
         for (T** piece : {&B_rows, &C_rows}) *piece = arena.take(scan.time_block * row);
@@ -134,18 +134,18 @@ struct TileWalk {
     }
 
     // Tells a block what comes after it: vectors of channels come first, then time, which `time_step` blocks go by.
-    void look_ahead(Block<T>& block, int d, int v, int64_t begin, int time_step, std::initializer_list<const Channels*> tensors) const {
+    void prefetch_next(Block<T>& block, int d, int v, int64_t begin, int time_step, std::initializer_list<const Channels*> tensors) const {
         const bool last_vector = v + 1 == vectors();
         const int64_t later = begin + int64_t(time_step) * scan.time_block;
         const int64_t next_begin = last_vector && later >= 0 && later < scan.length ? later : begin;
         const int next = last_vector ? 0 : v + 1;
         for (const Channels* tensor : tensors)
-            if (tensor->data) block.next[block.nexts++] = lines_of(block_of(*tensor, channel(next), next_begin));
+            if (tensor->data) block.prefetches[block.num_prefetches++] = prefetch_of(block_of(*tensor, channel(next), next_begin));
         for (const Projection* tensor : {&direction.B, &direction.C})
-            if (last_vector && !tensor->constant) block.next[block.nexts++] = lines_of(block_of(*tensor, next_begin));
+            if (last_vector && !tensor->constant) block.prefetches[block.num_prefetches++] = prefetch_of(block_of(*tensor, next_begin));
         if (scan.checkpoints) {
             const int64_t row_bytes = scan.dim * sizeof(T);
-            block.next[block.nexts++] = {reinterpret_cast<char*>(checkpoint(d, next, next_begin)), row_bytes, scan.state * parts > 16 ? 16 * row_bytes : 0};
+            block.prefetches[block.num_prefetches++] = {reinterpret_cast<char*>(checkpoint(d, next, next_begin)), row_bytes, scan.state * parts > 16 ? 16 * row_bytes : 0};
         }
     }
 
@@ -158,7 +158,7 @@ struct TileWalk {
 };
 
 // Steps that go through softplus or the gate side by side.
-inline constexpr int abreast = SCANLAB_REGISTERS / 8;
+inline constexpr int time_unroll = SCANLAB_REGISTERS / 8;
 
 template <int number>
 struct Count {
@@ -169,7 +169,7 @@ struct Count {
 template <class Work>
 SCANLAB_INLINE void for_steps(int steps, const Work& work) {
     int t = 0;
-    for (; t + abreast <= steps; t += abreast) work(Count<abreast>{}, t);
+    for (; t + time_unroll <= steps; t += time_unroll) work(Count<time_unroll>{}, t);
     for (; t < steps; t++) work(Count<1>{}, t);
 }
 
@@ -187,17 +187,17 @@ SCANLAB_INLINE void store_steps(T* to, const Pack<T, count>& steps) {
 }
 
 // What is wanted of a step size: itself, or its derivative too.
-enum class StepSize { value, slope_too };
+enum class DeltaOutputs { value, value_and_slope };
 
 // delta' of a block, and after softplus its derivative where asked for; returns the rows of u as T, copied on the way
 // where S is not T.
-template <class T, bool with_softplus, StepSize wanted, class S>
-Rows<T> step_sizes(int steps, Rows<S> delta, Vec<T> bias, T* to, T* slopes, Rows<S> u, T* u_buffer) {
+template <class T, bool with_softplus, DeltaOutputs wanted, class S>
+Rows<T> discretize_delta(int steps, Rows<S> delta, Vec<T> bias, T* to, T* slopes, Rows<S> u, T* u_buffer) {
     for_steps(steps, [=](auto count, int t) SCANLAB_ALWAYS_INLINE {
         auto step = each(load_steps<T, count.value>(delta, t), [=](Vec<T> v) { return v + bias; });
         if constexpr (with_softplus) {
             const auto power = exp_of_minus_size(step);
-            if constexpr (wanted == StepSize::slope_too) store_steps(slopes + t * lanes<T>, softplus_slope(step, power));
+            if constexpr (wanted == DeltaOutputs::value_and_slope) store_steps(slopes + t * lanes<T>, softplus_slope(step, power));
             step = softplus(step, power);
         }
         store_steps(to + t * lanes<T>, step);

@@ -136,11 +136,11 @@ struct Request {
     int64_t parts() const { return scan.complex ? 2 : 1; }
 };
 
-Tensor unwritten_last_state(const Request& request) {
+Tensor empty_last_state(const Request& request) {
     const Scan& scan = request.scan;
     std::vector<int64_t> shape = {scan.batch, scan.dim, scan.state};
     if (scan.directions == 2) shape.insert(shape.begin(), 2);
-    return unwritten(shape, request.weight);
+    return empty_output(shape, request.weight);
 }
 
 Tensor of_direction(const Request& request, const Tensor& states, int d) {
@@ -151,11 +151,11 @@ Tensor of_direction(const Request& request, const Tensor& states, int d) {
 std::vector<Tensor> forward(c10::ArrayRef<IValue> arguments, bool keep) {
     Request request(arguments);
     Scan& scan = request.scan;
-    std::vector<Tensor> results = {unwritten_like(request.inputs[0][u_]), unwritten_last_state(request)};
+    std::vector<Tensor> results = {empty_output_like(request.inputs[0][u_]), empty_last_state(request)};
     scan.out = channels_of(results[0]);
     for (int d = 0; d < scan.directions; d++) scan.direction[d].last = states_of(of_direction(request, results[1], d));
     if (keep) {
-        results.push_back(unwritten({scan.directions, scan.batch, blocks(scan), scan.state * request.parts(), scan.dim}, request.real));
+        results.push_back(empty_output({scan.directions, scan.batch, blocks(scan), scan.state * request.parts(), scan.dim}, request.real));
         scan.checkpoints = results[2].data_ptr();
     }
     run(scan);
@@ -170,26 +170,26 @@ std::vector<Tensor> backward(c10::ArrayRef<IValue> arguments) {
     expect("grad_out", grad_out, {scan.batch, scan.dim, scan.length}, request.stored);
     expect("checkpoints", checkpoints, {scan.directions, scan.batch, blocks(scan), scan.state * request.parts(), scan.dim}, request.real);
     TORCH_CHECK_VALUE(checkpoints.is_contiguous(), "checkpoints must be as the scan left them.");
-    if (grad_last.defined()) expect("grad_last", grad_last, unwritten_last_state(request).sizes(), request.weight);
+    if (grad_last.defined()) expect("grad_last", grad_last, empty_last_state(request).sizes(), request.weight);
     scan.checkpoints = checkpoints.data_ptr();
 
     Gradient gradient;
     gradient.out = channels_of(grad_out);
-    const Tensor terms = unwritten({int64_t(terms_bytes(scan))}, ScalarType::Byte);
+    const Tensor terms = empty_output({int64_t(terms_bytes(scan))}, ScalarType::Byte);
     gradient.terms = terms.data_ptr();
     Tensor results[2][tensors_per_direction];
     for (int d = 0; d < scan.directions; d++) {
         const auto& tensors = request.inputs[d];
         auto& of = results[d];
         for (int i : {u_, delta_, z_})
-            if (tensors[i].defined()) of[i] = unwritten_like(tensors[i]);
+            if (tensors[i].defined()) of[i] = empty_output_like(tensors[i]);
         for (int i : {A_, D_, delta_bias_, initial_state_})
-            if (tensors[i].defined()) of[i] = unwritten(tensors[i].sizes(), tensors[i].scalar_type());
+            if (tensors[i].defined()) of[i] = empty_output(tensors[i].sizes(), tensors[i].scalar_type());
         for (int i : {B_, C_}) {
             const auto shape = tensors[i].sizes();
             std::vector<int64_t> by_time(shape.begin(), shape.end() - 2);
             by_time.insert(by_time.end(), {scan.length, scan.state, request.parts()});
-            of[i] = shape.size() == 2 ? unwritten(shape, request.weight) : unwritten(by_time, request.real);
+            of[i] = shape.size() == 2 ? empty_output(shape, request.weight) : empty_output(by_time, request.real);
         }
         const auto memory = [&](int i) { return of[i].defined() ? of[i].data_ptr() : nullptr; };
         DirectionGradient& to = gradient.direction[d];
@@ -198,7 +198,7 @@ std::vector<Tensor> backward(c10::ArrayRef<IValue> arguments) {
         to.initial = states_of(of[initial_state_]);
         if (grad_last.defined()) to.last = states_of(of_direction(request, grad_last, d));
     }
-    run_back(scan, gradient);
+    run_backward(scan, gradient);
 
     std::vector<Tensor> there;
     for (int d = 0; d < scan.directions; d++)

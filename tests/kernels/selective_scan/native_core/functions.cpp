@@ -17,9 +17,9 @@ namespace isa = SCANLAB_ISA;
 // As many vectors abreast as the scan takes through softplus and the gate.
 template <class T, class Function>
 void map(const T* x, T* y, int count, const Function& function) {
-    constexpr int abreast = 2, width = isa::lanes<T>;
-    for (int i = 0; i + abreast * width <= count; i += abreast * width) {
-        const isa::Pack<T, abreast> result = function(isa::Pack<T, abreast>{{isa::load<T>(x + i), isa::load<T>(x + i + width)}});
+    constexpr int time_unroll = 2, width = isa::lanes<T>;
+    for (int i = 0; i + time_unroll * width <= count; i += time_unroll * width) {
+        const isa::Pack<T, time_unroll> result = function(isa::Pack<T, time_unroll>{{isa::load<T>(x + i), isa::load<T>(x + i + width)}});
         isa::store<T>(y + i, result.of[0]);
         isa::store<T>(y + i + width, result.of[1]);
     }
@@ -42,7 +42,7 @@ void sigmoid(const T* x, T* y, int count) {
     map(x, y, count, [](const auto& v) { return isa::sigmoid(v); });
 }
 template <class T, bool of_sine>
-void turn(const T* x, T* y, int count) {
+void transpose(const T* x, T* y, int count) {
     map(x, y, count, [](const auto& v) {
         auto sine = v, cosine = v;
         isa::sine_and_cosine(v, sine, cosine);
@@ -69,14 +69,14 @@ const Functions SCANLAB_NAME(SCANLAB_ISA) = {
     softplus<float>,
     softplus_slope<float>,
     sigmoid<float>,
-    turn<float, true>,
-    turn<float, false>,
+    transpose<float, true>,
+    transpose<float, false>,
     exp2<Exp::exact, double>,
     softplus<double>,
     softplus_slope<double>,
     sigmoid<double>,
-    turn<double, true>,
-    turn<double, false>,
+    transpose<double, true>,
+    transpose<double, false>,
     from_half<isa::float16>,
     to_half<isa::float16>,
     from_half<isa::bfloat16>,

@@ -103,7 +103,7 @@ std::vector<const Tensor*> written(const Case& drawn) {
 
 void run_all(Case& drawn) {
     run(drawn.scan);
-    run_back(drawn.scan, drawn.gradient);
+    run_backward(drawn.scan, drawn.gradient);
 }
 
 void check(int number, const std::string& only, Report& report) {
