@@ -25,7 +25,8 @@ double handover_ns(int64_t first, int64_t second) {
     const auto raise = [&](int64_t cpu, int own) {
         stay_on(cpu);
         for (int i = own; i < turns; i += 2) {
-            while (turn.load(std::memory_order_acquire) != i) {}
+            while (turn.load(std::memory_order_acquire) != i) {
+            }
             turn.store(i + 1, std::memory_order_release);
         }
     };

@@ -15,7 +15,8 @@ SCANLAB_INLINE void opaque(Vec<float>& value) { asm volatile("" : "+v"(value)); 
 int64_t updates(at::Tensor seeds, int64_t repeats) {
     constexpr int width = lanes<float>, states = 8;
     float* const memory = seeds.data_ptr<float>();
-    Vec<float> delta = load(memory), A = load(memory + width), drive = load(memory + 2 * width), C = load(memory + 3 * width);
+    Vec<float> delta = load(memory), A = load(memory + width), drive = load(memory + 2 * width),
+               C = load(memory + 3 * width);
     Vec<float> h[states] = {}, sum[4] = {};
     for (int64_t repeat = 0; repeat < repeats; repeat++) {
 #pragma GCC unroll 8

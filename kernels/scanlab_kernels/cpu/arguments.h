@@ -11,7 +11,7 @@
 #include <optional>
 #include <vector>
 
-#include "selective_scan/native/scan.h"
+#include "cpu/types.h"
 
 namespace scanlab {
 
@@ -21,7 +21,9 @@ using OptionalTensor = std::optional<Tensor>;
 inline Tensor value_of(const OptionalTensor& tensor) { return tensor.has_value() ? *tensor : Tensor(); }
 
 // False for tensors of a trace too, which say that they are on the CPU while their storage is not.
-inline bool has_data(const Tensor& tensor) { return tensor.has_storage() && tensor.storage().device_type() == at::kCPU; }
+inline bool has_data(const Tensor& tensor) {
+    return tensor.has_storage() && tensor.storage().device_type() == at::kCPU;
+}
 
 inline Type type_of(const Tensor& tensor) {
     switch (tensor.scalar_type()) {
@@ -116,8 +118,8 @@ inline void expect_no_internal_overlap(const char* name, const Tensor& tensor) {
     int64_t reach = 0;
     for (const int64_t axis : axes) {
         if (tensor.size(axis) <= 1) continue;
-        TORCH_CHECK_VALUE(tensor.numel() == 0 || tensor.stride(axis) > reach, name, " has sizes ", tensor.sizes(), " and strides ",
-                          tensor.strides(), ": elements of it overlap; pass a contiguous tensor");
+        TORCH_CHECK_VALUE(tensor.numel() == 0 || tensor.stride(axis) > reach, name, " has sizes ", tensor.sizes(),
+                          " and strides ", tensor.strides(), ": elements of it overlap; pass a contiguous tensor");
         reach += (tensor.size(axis) - 1) * tensor.stride(axis);
     }
 }

@@ -1,5 +1,5 @@
-// What torch asks of ops whose gradients are written by hand: derivatives that do not exist are refused, and those
-// that do are there inside the transforms of torch.func as well.
+// Autograd glue of ops whose gradients are written by hand: missing derivatives are refused, and existing ones also
+// work inside the transforms of torch.func.
 #pragma once
 
 #include <ATen/FuncTorchTLS.h>
@@ -21,6 +21,7 @@ inline void refuse_tangent(const at::Tensor& tensor, const std::string& op, cons
 // forward and backward do to tensors may bypass the transform. Ours call ops and nothing else: they put the transforms
 // aside for `apply` and bring them back, by the same exchange, for what `forward` calls.
 using Transforms = std::unique_ptr<at::functorch::FuncTorchTLSBase>;
+// Exchanges the active transforms of torch.func with `aside`, and exchanges them again at the end of the scope.
 class TransformExchange {
 public:
     explicit TransformExchange(Transforms& aside) : aside(aside) { exchange(); }
@@ -39,7 +40,8 @@ inline void run_kernels(const c10::OperatorHandle& op, c10::DispatchKeySet keys,
 }
 
 // The tensors among the arguments of an op; raises where one carries a tangent.
-inline std::vector<at::Tensor> differentiated(const c10::OperatorHandle& op, const torch::jit::Stack& stack, const char* cure) {
+inline std::vector<at::Tensor> differentiated(const c10::OperatorHandle& op, const torch::jit::Stack& stack,
+                                              const char* cure) {
     std::vector<at::Tensor> tensors;
     for (const c10::IValue& argument : torch::jit::last(stack, op.schema().arguments().size()))
         if (argument.isTensor()) {
@@ -49,7 +51,8 @@ inline std::vector<at::Tensor> differentiated(const c10::OperatorHandle& op, con
     return tensors;
 }
 
-// The autograd kernel of an op without a derivative: who asks for one is told so, instead of getting that of a constant.
+// The autograd kernel of an op without a derivative: who asks for one is told so, instead of getting that of a
+// constant.
 template <const char* cure>
 struct Undifferentiable : torch::autograd::Function<Undifferentiable<cure>> {
     using Context = torch::autograd::AutogradContext;
@@ -63,7 +66,8 @@ struct Undifferentiable : torch::autograd::Function<Undifferentiable<cure>> {
         Tensors results;
         for (const c10::IValue& result : torch::jit::last(*stack, op.schema().returns().size())) {
             if (result.isTensor()) results.push_back(result.toTensor());
-            else for (const at::Tensor& each : result.toTensorVector()) results.push_back(each);
+            else
+                for (const at::Tensor& each : result.toTensorVector()) results.push_back(each);
         }
         return results;
     }

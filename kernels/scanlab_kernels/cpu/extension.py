@@ -1,4 +1,4 @@
-"""The mixer's ops in C++, for tensors on the CPU; the environment variable SCANLAB_ISA forces an instruction set."""
+"""The ops of a Mamba block in C++, for tensors on the CPU; the environment variable SCANLAB_ISA forces an instruction set."""
 
 from __future__ import annotations
 
@@ -6,32 +6,39 @@ from pathlib import Path
 
 import torch
 
-from scanlab_kernels.build import PACKAGE, Extension, Unit
+from scanlab_kernels.build import PACKAGE, THREADING, WARNINGS, Extension, Unit
 from scanlab_kernels.cpu.isa import BFLOAT16, FAMILY, INSTRUCTION_SETS, chosen_isa
-from scanlab_kernels.selective_scan.native.backend import THREADING
 
 FOLDER = Path(__file__).parent
-LINEAR = PACKAGE / "linear"
+# The ops on torch's tensors, which only check and describe: optimising them gains nothing.
+OPS = (
+    PACKAGE / "linear" / "native.cpp",
+    PACKAGE / "mamba_front" / "native.cpp",
+    PACKAGE / "causal_conv1d" / "native.cpp",
+    PACKAGE / "add_norm" / "native.cpp",
+    PACKAGE / "state_update" / "native.cpp",
+    PACKAGE / "state_update" / "mixer_step.cpp",
+    FOLDER / "library.cpp",
+)
 
 extension = Extension(
     name="mixer",
     units=(
-        Unit(FOLDER / "ops.cpp", ("-O1",)),
-        Unit(FOLDER / "ops_cpu.cpp", ("-O1",)),
-        Unit(LINEAR / "products_cpu.cpp", ("-O1",)),
-        *(Unit(LINEAR / "bfloat16_products.cpp", isa.flags) for isa in BFLOAT16.get(FAMILY, ())),
         *(Unit(FOLDER / "kernels.cpp", isa.flags) for isa in reversed(INSTRUCTION_SETS)),
+        *(Unit(PACKAGE / "linear" / "bfloat16.cpp", isa.flags) for isa in BFLOAT16.get(FAMILY, ())),
+        *(Unit(source, ("-O1",)) for source in OPS),
     ),
-    flags=("-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", *THREADING),
+    flags=("-O3", *WARNINGS, "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", *THREADING),
     link_flags=THREADING,
 )
 
 
 def load() -> str:
-    """Load the native ops, built if need be, and say on which instruction set they run.
+    """Load the native ops, built if need be, and return a description with their instruction set.
 
-    Raises UnavailableError where they can neither be built nor are cached, and ConfigError where SCANLAB_ISA holds
-    something else than it may.
+    Raises:
+        UnavailableError: They can neither be built nor are cached.
+        ConfigError: SCANLAB_ISA holds something else than it may.
     """
     extension.load()
     torch.ops.scanlab_mixer.use_instruction_set(chosen_isa())

@@ -42,7 +42,7 @@ namespace {
 #define SCANLAB_HAS_avx512bf16 __builtin_cpu_supports("avx512bf16")
 #endif
 
-// Whether this machine has the instructions that this unit was compiled for.
+// Returns whether this machine has the instructions that this unit was compiled for.
 [[maybe_unused]] bool is_supported() {
 #if defined(__x86_64__)
     __builtin_cpu_init();

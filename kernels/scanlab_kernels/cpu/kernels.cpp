@@ -1,8 +1,10 @@
 // One unit for each instruction set; SCANLAB_ISA says which.
-#include "mamba_front/before_scan.h"
-#include "add_norm/norm.h"
-#include "state_update/state_update.h"
+#include "cpu/kernels.h"
+
+#include "add_norm/kernel.h"
 #include "linear/gemv.h"
+#include "mamba_front/kernel.h"
+#include "state_update/kernel.h"
 
 namespace scanlab::mixer {
 
@@ -69,9 +71,7 @@ void state_update(const StateUpdate& update, int64_t begin, int64_t end, void* w
 int64_t thin_linear_tasks(const Gemv& linear) {
     return (linear.features + isa::gemv_features - 1) / isa::gemv_features;
 }
-void thin_linear(const Gemv& linear, int64_t begin, int64_t end) {
-    return isa::multiply_gemv(linear, begin, end);
-}
+void thin_linear(const Gemv& linear, int64_t begin, int64_t end) { return isa::multiply_gemv(linear, begin, end); }
 }  // namespace
 
 extern const Products products_avx512_bfloat16;

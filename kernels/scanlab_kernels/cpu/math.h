@@ -1,11 +1,11 @@
-// The functions of the scan, several vectors abreast: exp2, softplus, sigmoid, sine and cosine.
+// The functions of the scan on packs of vectors: exp2, softplus, sigmoid, sine and cosine.
 #pragma once
 
 #include "cpu/simd.h"
 
 namespace scanlab::SCANLAB_ISA {
 
-// Several vectors that go through the same arithmetic side by side: alone, each would wait for its own results.
+// Several independent vectors that take the same operations, so that none waits for its own results.
 template <class T, int count>
 struct Pack {
     Vec<T> of[count];
@@ -59,10 +59,10 @@ SCANLAB_INLINE Pack<T, count> polynomial(const Pack<T, count>& f, const T (&c)[t
 inline constexpr float exp2_fast[] = {0.69314706f, 0.24022369f, 0.055507038f, 0.009665354f, 0.0013255808f};
 inline constexpr float exp2_float[] = {0.6931472f,   0.24022649f,   0.05550368f,
                                        0.009618401f, 0.0013387045f, 0.00015341799f};
-inline constexpr double exp2_double[] = {
-    0.69314718055994530942,  0.2402265069591009822,      0.055504108664821594339,  0.0096181291076068885273,
-    0.001333355814641693531, 0.00015403530441736050155,  1.5252733829836118394e-5, 1.3215442587921689653e-6,
-    1.0178062445845773521e-7, 7.0725859492692236999e-9, 4.4549605981865183938e-10};
+inline constexpr double exp2_double[] = {0.69314718055994530942,   0.2402265069591009822,    0.055504108664821594339,
+                                         0.0096181291076068885273, 0.001333355814641693531,  0.00015403530441736050155,
+                                         1.5252733829836118394e-5, 1.3215442587921689653e-6, 1.0178062445845773521e-7,
+                                         7.0725859492692236999e-9, 4.4549605981865183938e-10};
 
 #if defined(__AVX512F__)
 // x - round(x 2^bits) / 2^bits, 0 for infinite x; and x 2^floor(k).
@@ -106,8 +106,9 @@ SCANLAB_INLINE Pack<float, count> exp2_table(Pack<float, count> x) {
     constexpr float c[] = {0.6931472f, 0.24023354f, 0.055501826f};
     const auto f = each(x, [](Vec<float> v) { return remainder<4>(v); });
     const auto root = each(x - f, [](Vec<float> k) {
-        const Vec<float> roots = {1.f,           1.0442737824f, 1.0905077327f, 1.1387886348f, 1.189207115f,  1.2418578121f,
-                                  1.2968395547f, 1.3542555469f, 1.4142135624f, 1.4768261459f, 1.5422108254f, 1.6104903319f,
+        const Vec<float> roots = {1.f,           1.0442737824f, 1.0905077327f, 1.1387886348f,
+                                  1.189207115f,  1.2418578121f, 1.2968395547f, 1.3542555469f,
+                                  1.4142135624f, 1.4768261459f, 1.5422108254f, 1.6104903319f,
                                   1.6817928305f, 1.7562521604f, 1.8340080864f, 1.9152065614f};
         const Vec<float> shifted = k + 0x1.8p19f;  // the last four bits count sixteenths
         return scaled(_mm512_permutexvar_ps(_mm512_castps_si512(shifted), roots), k);
@@ -120,12 +121,15 @@ SCANLAB_INLINE Pack<float, count> exp2_table(Pack<float, count> x) {
     const auto f = x - (shifted + -magic);
     const auto root = each(shifted, [](Vec<float> v) {
         // The mantissa of 2^(j/8) less j << 20, which is added with the exponent.
-        const IntVec<float> index = bits_as<IntVec<float>>(v), roots = {0, -289342, -509968, -655657, -719629, -694486, -572163, -343865};
-        const __m256i root = _mm256_permutevar8x32_epi32(reinterpret_cast<__m256i>(roots), reinterpret_cast<__m256i>(index));
+        const IntVec<float> index = bits_as<IntVec<float>>(v),
+                            roots = {0, -289342, -509968, -655657, -719629, -694486, -572163, -343865};
+        const __m256i root =
+            _mm256_permutevar8x32_epi32(reinterpret_cast<__m256i>(roots), reinterpret_cast<__m256i>(index));
         return bits_as<Vec<float>>(reinterpret_cast<IntVec<float>>(root) + (index << 20));
     });
 #endif
-    return (polynomial(f, c) * f + 1.f) * root;  // not root + root (2^f - 1), which is no number where the root is infinite
+    return (polynomial(f, c) * f + 1.f) *
+           root;  // not root + root (2^f - 1), which is no number where the root is infinite
 }
 #endif
 
@@ -148,17 +152,24 @@ inline constexpr T log2_e = T(1.4426950408889634074);
 // 2 atanh(s) = 2 s (1 + s^2/3 + ...) with s = e / (2 + e).
 template <int count>
 SCANLAB_INLINE Pack<float, count> log1p_unit(const Pack<float, count>& e) {
-    constexpr float c[] = {0.99999994f, -0.49999094f, 0.33310285f,  -0.24769403f, 0.1880604f,
+    constexpr float c[] = {0.99999994f, -0.49999094f, 0.33310285f,   -0.24769403f, 0.1880604f,
                            -0.1300231f, 0.07018988f,  -0.024433995f, 0.0039361375f};
     return polynomial(e, c) * e;
 }
 template <int count>
 SCANLAB_INLINE Pack<double, count> log1p_unit(const Pack<double, count>& e) {
     constexpr double c[] = {1.0,
-                            0.33333333333333341662, 0.1999999999999643338,   0.14285714286311463983,
-                            0.11111111059551837201, 0.090909117112476262459, 0.076922235302299837772,
-                            0.066684384078719176769, 0.058576373340552126418, 0.054883083189737470326,
-                            0.034901952491662160103, 0.082441429656947843109};
+                            0.33333333333333341662,
+                            0.1999999999999643338,
+                            0.14285714286311463983,
+                            0.11111111059551837201,
+                            0.090909117112476262459,
+                            0.076922235302299837772,
+                            0.066684384078719176769,
+                            0.058576373340552126418,
+                            0.054883083189737470326,
+                            0.034901952491662160103,
+                            0.082441429656947843109};
     const auto s = each(e, [](Vec<double> v) { return v / (2.0 + v); });
     return polynomial(s * s, c) * (s + s);
 }
@@ -206,7 +217,8 @@ SCANLAB_INLINE Pack<T, count> sigmoid(const Pack<T, count>& x) {
 // The derivative of softplus at x from exp(-|x|): sigmoid, and 1 where softplus is linear.
 template <class T, int count>
 SCANLAB_INLINE Pack<T, count> softplus_slope(const Pack<T, count>& x, const Pack<T, count>& exp_of_minus_size) {
-    const auto large = reciprocal(exp_of_minus_size + T(1)), small = exp_of_minus_size * large;  // sigmoid(|x|), sigmoid(-|x|)
+    const auto large = reciprocal(exp_of_minus_size + T(1)),
+               small = exp_of_minus_size * large;  // sigmoid(|x|), sigmoid(-|x|)
     Pack<T, count> slope;
 #pragma GCC unroll 8
     for (int i = 0; i < count; i++) {
@@ -231,10 +243,25 @@ SCANLAB_INLINE void sine_and_cosine(const Pack<T, count>& x, Pack<T, count>& sin
     const auto r = each(each(each(x, turns, [](Vec<T> v, Vec<T> k) { return v - k * parts[0]; }), turns,
                              [](Vec<T> v, Vec<T> k) { return v - k * parts[1]; }),
                         turns, [](Vec<T> v, Vec<T> k) { return v - k * parts[2]; });
-    constexpr T odd[] = {T(1), T(-1.0 / 6), T(1.0 / 120), T(-1.0 / 5040), T(1.0 / 362880), T(-1.0 / 39916800),
-                         T(1.0 / 6227020800), T(-1.0 / 1307674368000), T(1.0 / 355687428096000)};
-    constexpr T even[] = {T(1), T(-1.0 / 2), T(1.0 / 24), T(-1.0 / 720), T(1.0 / 40320), T(-1.0 / 3628800),
-                          T(1.0 / 479001600), T(-1.0 / 87178291200), T(1.0 / 20922789888000), T(-1.0 / 6402373705728000)};
+    constexpr T odd[] = {T(1),
+                         T(-1.0 / 6),
+                         T(1.0 / 120),
+                         T(-1.0 / 5040),
+                         T(1.0 / 362880),
+                         T(-1.0 / 39916800),
+                         T(1.0 / 6227020800),
+                         T(-1.0 / 1307674368000),
+                         T(1.0 / 355687428096000)};
+    constexpr T even[] = {T(1),
+                          T(-1.0 / 2),
+                          T(1.0 / 24),
+                          T(-1.0 / 720),
+                          T(1.0 / 40320),
+                          T(-1.0 / 3628800),
+                          T(1.0 / 479001600),
+                          T(-1.0 / 87178291200),
+                          T(1.0 / 20922789888000),
+                          T(-1.0 / 6402373705728000)};
     constexpr int terms = sizeof(T) == 4 ? 6 : 9;
     T odd_terms[terms], even_terms[terms];
     for (int k = 0; k < terms; k++) odd_terms[k] = odd[k], even_terms[k] = even[k];
@@ -243,7 +270,8 @@ SCANLAB_INLINE void sine_and_cosine(const Pack<T, count>& x, Pack<T, count>& sin
     for (int i = 0; i < count; i++) {
         const IntVec<T> quarter = bits_as<IntVec<T>>(shifted.of[i]);
         const auto odd_quarter = (quarter & 1) != 0;
-        const IntVec<T> sine_sign = (quarter & 2) << (8 * sizeof(T) - 2), cosine_sign = ((quarter ^ quarter << 1) & 2) << (8 * sizeof(T) - 2);
+        const IntVec<T> sine_sign = (quarter & 2) << (8 * sizeof(T) - 2), cosine_sign = ((quarter ^ quarter << 1) & 2)
+                                                                                        << (8 * sizeof(T) - 2);
         sine.of[i] = bits_as<Vec<T>>(bits_as<IntVec<T>>(odd_quarter ? c.of[i] : s.of[i]) ^ sine_sign);
         cosine.of[i] = bits_as<Vec<T>>(bits_as<IntVec<T>>(odd_quarter ? s.of[i] : c.of[i]) ^ cosine_sign);
     }

@@ -4,16 +4,16 @@
 // only headers without inline functions of their own may be included here for the same reason.
 #pragma once
 
-#include <initializer_list>
 #include <stdint.h>
 #include <string.h>
+#include <initializer_list>
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
 #elif defined(SCANLAB_NEON)
 #include <arm_neon.h>
 #endif
 
-#include "selective_scan/native/scan.h"
+#include "cpu/types.h"
 
 #if defined(__AVX512F__)
 #define SCANLAB_VECTOR_BYTES 64
@@ -84,10 +84,14 @@ SCANLAB_INLINE Vec<T> broadcast(T value) {
 // product of a sum they fuse: where it matters that a b comes last, this says so.
 #if defined(__AVX512F__)
 SCANLAB_INLINE Vec<float> multiply_add(Vec<float> a, Vec<float> b, Vec<float> c) { return _mm512_fmadd_ps(a, b, c); }
-SCANLAB_INLINE Vec<double> multiply_add(Vec<double> a, Vec<double> b, Vec<double> c) { return _mm512_fmadd_pd(a, b, c); }
+SCANLAB_INLINE Vec<double> multiply_add(Vec<double> a, Vec<double> b, Vec<double> c) {
+    return _mm512_fmadd_pd(a, b, c);
+}
 #elif defined(__AVX2__)
 SCANLAB_INLINE Vec<float> multiply_add(Vec<float> a, Vec<float> b, Vec<float> c) { return _mm256_fmadd_ps(a, b, c); }
-SCANLAB_INLINE Vec<double> multiply_add(Vec<double> a, Vec<double> b, Vec<double> c) { return _mm256_fmadd_pd(a, b, c); }
+SCANLAB_INLINE Vec<double> multiply_add(Vec<double> a, Vec<double> b, Vec<double> c) {
+    return _mm256_fmadd_pd(a, b, c);
+}
 #elif defined(SCANLAB_NEON)
 SCANLAB_INLINE Vec<float> multiply_add(Vec<float> a, Vec<float> b, Vec<float> c) { return vfmaq_f32(c, a, b); }
 SCANLAB_INLINE Vec<double> multiply_add(Vec<double> a, Vec<double> b, Vec<double> c) { return vfmaq_f64(c, a, b); }
@@ -275,7 +279,7 @@ SCANLAB_INLINE void store_some(S* to, Vec<T> value, int count) {
 template <class T>
 inline constexpr int part = 16 / sizeof(T);
 
-// The elements `from` parts of each part of a, in turn with those of b.
+// Half of each part of a, from element `from` on, interleaved with the same half of b.
 template <class T, int from, int... lane>
 SCANLAB_INLINE Vec<T> interleaved_parts(Vec<T> a, Vec<T> b, Lanes<lane...>) {
     constexpr int size = part<T>, width = sizeof...(lane);
@@ -284,11 +288,12 @@ SCANLAB_INLINE Vec<T> interleaved_parts(Vec<T> a, Vec<T> b, Lanes<lane...>) {
 
 // One part from each of the places that lie `step` apart.
 template <class T>
-SCANLAB_INLINE Vec<T> load_parts(const T* from, int64_t step) {
+SCANLAB_INLINE Vec<T> load_parts(const T* from, [[maybe_unused]] int64_t step) {
 #if SCANLAB_VECTOR_BYTES == 16
     return load<T>(from);
 #else
-    const auto at = [&](int i) SCANLAB_ALWAYS_INLINE { return _mm_loadu_ps(reinterpret_cast<const float*>(from + i * step)); };
+    const auto at = [&](int i)
+                        SCANLAB_ALWAYS_INLINE { return _mm_loadu_ps(reinterpret_cast<const float*>(from + i * step)); };
 #if defined(__AVX512F__)
     const __m512 first = _mm512_insertf32x4(_mm512_castps128_ps512(at(0)), at(1), 1);
     return bits_as<Vec<T>>(_mm512_insertf32x4(_mm512_insertf32x4(first, at(2), 2), at(3), 3));
@@ -347,7 +352,8 @@ SCANLAB_INLINE Vec<T> sums(const Vec<T>* rows) {
         for (int half = size / 2; half > 0; half /= 2)
 #pragma GCC unroll 2
             for (int i = 0; i < half; i++)
-                some[i] = interleaved_parts<T, 0>(some[i], some[i + half], all) + interleaved_parts<T, size / 2>(some[i], some[i + half], all);
+                some[i] = interleaved_parts<T, 0>(some[i], some[i + half], all) +
+                          interleaved_parts<T, size / 2>(some[i], some[i + half], all);
         groups_of[group] = some[0];
     }
     int left = groups;  // then over the parts: the sums of pairs of parts

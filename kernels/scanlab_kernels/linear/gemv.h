@@ -1,7 +1,8 @@
 // A linear layer on a few rows of float32: as fast as its weight comes out of memory, which is read once.
 #pragma once
 
-#include "cpu/tiles.h"
+#include "cpu/strided.h"
+#include "linear/native.h"
 
 namespace scanlab::SCANLAB_ISA {
 
@@ -11,7 +12,8 @@ inline constexpr int gemv_features = SCANLAB_REGISTERS / 4;  // of a task; their
 
 // Dot products of `rows` adjacent rows of x with the weights of a task, `count` of which are different.
 template <int rows>
-SCANLAB_INLINE void multiply_rows(const Gemv& linear, const float* const (&weights)[gemv_features], int64_t row, int64_t first, int count) {
+SCANLAB_INLINE void multiply_rows(const Gemv& linear, const float* const (&weights)[gemv_features], int64_t row,
+                                  int64_t first, int count) {
     constexpr int width = lanes<float>;
     const float* const x = linear.x + row * linear.depth;
     Vec<float> sums[rows][gemv_features] = {};

@@ -5,7 +5,8 @@
 // In bfloat16, whose products are instructions of their own on some machines, for each two elements of the depth.
 #pragma once
 
-#include "cpu/tiles.h"
+#include "cpu/strided.h"
+#include "linear/native.h"
 
 namespace scanlab::SCANLAB_ISA {
 
@@ -24,7 +25,9 @@ struct Multiplying<float> {
     static constexpr int depth = 1;
     static SCANLAB_INLINE Vec<float> spread(const float* x, int) { return broadcast(*x); }
     static SCANLAB_INLINE Vec<float> weights(const float* from) { return load<float>(from); }
-    static SCANLAB_INLINE Vec<float> add(Vec<float> x, Vec<float> weight, Vec<float> sum) { return multiply_add(x, weight, sum); }
+    static SCANLAB_INLINE Vec<float> add(Vec<float> x, Vec<float> weight, Vec<float> sum) {
+        return multiply_add(x, weight, sum);
+    }
 };
 #if defined(__AVX512BF16__)
 template <>
@@ -36,25 +39,30 @@ struct Multiplying<bfloat16> {
         return bits_as<__m512bh>(_mm512_set1_epi32(int(pair)));
     }
     static SCANLAB_INLINE __m512bh weights(const bfloat16* from) { return bits_as<__m512bh>(_mm512_loadu_si512(from)); }
-    static SCANLAB_INLINE Vec<float> add(__m512bh x, __m512bh weight, Vec<float> sum) { return _mm512_dpbf16_ps(sum, x, weight); }
+    static SCANLAB_INLINE Vec<float> add(__m512bh x, __m512bh weight, Vec<float> sum) {
+        return _mm512_dpbf16_ps(sum, x, weight);
+    }
 };
 #endif
 
 // Rows [row, row + tile_rows) and `vectors` vectors of features; past the last row stands the last one again.
 template <class S, class Out, int vectors>
-SCANLAB_INLINE void multiply_tile(const PackedLinear& linear, int64_t row, int64_t rows, int64_t feature, const S* weights, int64_t pitch) {
+SCANLAB_INLINE void multiply_tile(const PackedLinear& linear, int64_t row, int64_t rows, int64_t feature,
+                                  const S* weights, int64_t pitch) {
     using As = Multiplying<S>;
     constexpr int width = lanes<float>;
     const auto left = [&](int v) { return int(smaller(width, larger(0, linear.features - feature - v * width))); };
     Vec<float> sum[tile_rows][vectors];
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; v++) {
-        const Vec<float> bias = linear.bias ? load_some<float>(linear.bias + feature + v * width, left(v)) : Vec<float>{};
+        const Vec<float> bias =
+            linear.bias ? load_some<float>(linear.bias + feature + v * width, left(v)) : Vec<float>{};
 #pragma GCC unroll 8
         for (int r = 0; r < tile_rows; r++) sum[r][v] = bias;
     }
     const S* x[tile_rows];
-    for (int r = 0; r < tile_rows; r++) x[r] = static_cast<const S*>(linear.x) + smaller(row + r, rows - 1) * linear.x_row;
+    for (int r = 0; r < tile_rows; r++)
+        x[r] = static_cast<const S*>(linear.x) + smaller(row + r, rows - 1) * linear.x_row;
     const auto add = [&](int64_t k, int some) SCANLAB_ALWAYS_INLINE {
         decltype(As::weights(weights)) weight[vectors];
 #pragma GCC unroll 4
@@ -90,7 +98,8 @@ void multiply_packed(const PackedLinear& linear, int64_t row, int64_t rows, int6
             const int64_t begin = panel * panel_features;
             const int64_t pitch = smaller(panel_features, (linear.features - begin + 15) / 16 * 16);
             for (int64_t column = 0; column < pitch; column += tile_vectors * width) {
-                const S* packed = static_cast<const S*>(linear.packed) + begin * linear.packed_depth + linear.from * pitch;
+                const S* packed =
+                    static_cast<const S*>(linear.packed) + begin * linear.packed_depth + linear.from * pitch;
                 const S* weights = packed + column * Multiplying<S>::depth;
                 const int64_t vectors = smaller(tile_vectors, (pitch - column) / width);
                 for (int64_t at = block; at < end; at += tile_rows) {

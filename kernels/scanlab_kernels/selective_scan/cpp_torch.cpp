@@ -6,8 +6,9 @@ namespace {
 
 // The contract of a solver in _recurrence.py: time first, drives in `states`, which become the states.
 void solve(const at::Tensor& decay, at::Tensor states) {
-    TORCH_CHECK_VALUE(decay.dim() >= 1 && states.dim() >= 1 && decay.size(0) == states.size(0), "decay is ", decay.sizes(),
-                      " and states ", states.sizes(), ": must have as many time steps, along the first axis");
+    TORCH_CHECK_VALUE(decay.dim() >= 1 && states.dim() >= 1 && decay.size(0) == states.size(0), "decay is ",
+                      decay.sizes(), " and states ", states.sizes(),
+                      ": must have as many time steps, along the first axis");
     const auto rates = decay.unbind();
     auto steps = states.unbind();
     for (size_t t = 1; t < steps.size(); ++t) steps[t].addcmul_(rates[t], steps[t - 1]);

@@ -10,7 +10,8 @@ using c10::IValue;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-constexpr char cure[] = "take the backend that has all of them, `reference`, by its name or with SCANLAB_BACKEND=reference.";
+constexpr char cure[] =
+    "take the backend that has all of them, `reference`, by its name or with SCANLAB_BACKEND=reference.";
 
 // The arguments of the ops: tensors, there or not, then flags, then whole numbers.
 constexpr int tensors = 18, flags = 2;
@@ -28,7 +29,9 @@ struct Differentiable : torch::autograd::Function<Differentiable> {
         context->save_for_backward(std::move(kept));
         std::vector<int64_t> rest;  // the settings, and which tensors are there
         for (const IValue& argument : arguments)
-            rest.push_back(argument.isInt() ? argument.toInt() : argument.isBool() ? argument.toBool() : argument.isTensor());
+            rest.push_back(argument.isInt()    ? argument.toInt()
+                           : argument.isBool() ? argument.toBool()
+                                               : argument.isTensor());
         context->saved_data["rest"] = std::move(rest);
         context->set_materialize_grads(false);  // outputs that nothing used would get zeros as large as they are
         return results;
@@ -43,7 +46,8 @@ struct Differentiable : torch::autograd::Function<Differentiable> {
         const auto rest = context->saved_data["rest"].toIntVector();
         auto next = kept.begin();
         for (int i = 0; i < tensors; i++) stack.push_back(rest[i] ? IValue(*next++) : IValue());
-        for (size_t i = tensors; i < rest.size(); i++) stack.push_back(i < tensors + flags ? IValue(rest[i] != 0) : IValue(rest[i]));
+        for (size_t i = tensors; i < rest.size(); i++)
+            stack.push_back(i < tensors + flags ? IValue(rest[i] != 0) : IValue(rest[i]));
         op.callBoxed(&stack);
         variable_list results = stack[0].toTensorVector();
         results.resize(results.size() + 4);  // none for what is no tensor among the arguments of forward
@@ -56,7 +60,8 @@ void scan_with_checkpoints(const c10::OperatorHandle& op, c10::DispatchKeySet ke
     const variable_list there = differentiated(op, *stack, cure);
     Transforms aside;
     const TransformExchange away(aside);
-    const variable_list results = Differentiable::apply(at::TensorList(there), torch::jit::last(*stack, count), op, keys, aside);
+    const variable_list results =
+        Differentiable::apply(at::TensorList(there), torch::jit::last(*stack, count), op, keys, aside);
     torch::jit::drop(*stack, count);
     for (const Tensor& result : results) stack->emplace_back(result);
 }

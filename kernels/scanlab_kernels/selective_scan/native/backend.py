@@ -6,7 +6,6 @@ environment variable SCANLAB_ISA (plain, avx2, avx512, neon) forces one; see `cp
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
@@ -15,7 +14,7 @@ from scanlab.contract.backend import WHOLE_CONTRACT, Backend, ScanFn
 from scanlab.contract.cpu import threads_tunable
 from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
 from scanlab.contract.space import Config, Space, Tunable
-from scanlab_kernels.build import PACKAGE, Extension, Unit, headers
+from scanlab_kernels.build import PACKAGE, THREADING, WARNINGS, Extension, Unit, headers
 from scanlab_kernels.cpu.isa import INSTRUCTION_SETS, chosen_isa, isa_index
 from scanlab_kernels.selective_scan import arguments as scan_ops
 from scanlab_kernels.selective_scan.native import ops as native_ops
@@ -29,7 +28,6 @@ EXP_VARIANTS = tuple(EXP_ERRORS)
 
 # What the arithmetic of the kernel asks of the compiler.
 ARITHMETIC = ("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
-THREADING = ("-fopenmp",) if sys.platform == "linux" else ("-pthread",)
 
 extension = Extension(
     name="native",
@@ -39,11 +37,11 @@ extension = Extension(
             for number in ("float", "double")
             for isa in reversed(INSTRUCTION_SETS)
         ),
-        Unit(FOLDER / "torch_ops.cpp", ("-O1",)),
+        Unit(FOLDER / "native.cpp", ("-O1",)),
         Unit(FOLDER / "autograd.cpp", ("-O1",)),
         Unit(FOLDER / "scan.cpp"),
     ),
-    flags=("-O3", *ARITHMETIC, "-fvisibility=hidden", *THREADING),
+    flags=("-O3", *WARNINGS, *ARITHMETIC, "-fvisibility=hidden", *THREADING),
     link_flags=THREADING,
 )
 

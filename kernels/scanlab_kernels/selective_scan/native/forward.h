@@ -25,7 +25,8 @@ void epilogue(int steps, const T* y, Rows<T> u, Vec<T> D, const VectorRows<S>& r
             value = value * (gate * sigmoid(gate));
         }
 #pragma GCC unroll 8
-        for (int i = 0; i < count.value; i++) put<T>(rows.out + (t + i) * rows.out_step, value.of[i], lanes<T>, rows.add);
+        for (int i = 0; i < count.value; i++)
+            put<T>(rows.out + (t + i) * rows.out_step, value.of[i], lanes<T>, rows.add);
     });
 }
 
@@ -42,8 +43,11 @@ struct TileForward {
         const int64_t channel = context.channel(v);
         const int channels = context.channels(v), steps = context.steps(begin);
         const Vec<T> bias = vector_of<T>(direction.delta_bias, channel, channels);
-        const Rows<T> u = (scan.softplus ? discretize_delta<T, true, DeltaOutputs::value, S> : discretize_delta<T, false, DeltaOutputs::value, S>)(
-            steps, rows.delta, bias, context.step_size, nullptr, rows.u, context.u_rows);
+        const Rows<T> u =
+            (scan.softplus ? discretize_delta<T, true, DeltaOutputs::value, S>
+                           : discretize_delta<T, false, DeltaOutputs::value, S>)(steps, rows.delta, bias,
+                                                                                 context.step_size, nullptr, rows.u,
+                                                                                 context.u_rows);
         Block<T> block = context.block(v, begin, B, C, u);
         if (scan.checkpoints) {
             T* kept = context.checkpoint(d, v, begin);
@@ -51,26 +55,34 @@ struct TileForward {
                 store_some<T>(kept + n * scan.dim, load(block.h + n * lanes<T>), channels);
         }
         context.prefetch_next(block, d, v, begin, 1, {&direction.u, &direction.delta, &direction.z, &scan.out});
-        (scan.complex ? states<T, 2, false> : states<T, 1, false>)(block, scan.exp);
+        (scan.complex ? run_recurrence<T, 2, false> : run_recurrence<T, 1, false>)(block, scan.exp);
         epilogue(steps, context.y, u, vector_of<T>(direction.D, channel, channels), rows);
     }
 
     // All vectors of the tile, one after the other; without copies where whole vectors lie in all tensors.
     void block(int64_t begin) {
-        const Rows<T> B = context.rows_of(direction.B, begin, context.B_rows), C = context.rows_of(direction.C, begin, context.C_rows);
+        const Rows<T> B = context.rows_of(direction.B, begin, context.B_rows),
+                      C = context.rows_of(direction.C, begin, context.C_rows);
         bool adjacent = scan.out.channel == 1;
-        for (const Channels* tensor : {&direction.u, &direction.delta, &direction.z}) adjacent &= !tensor->data || tensor->channel == 1;
+        for (const Channels* tensor : {&direction.u, &direction.delta, &direction.z})
+            adjacent &= !tensor->data || tensor->channel == 1;
         for (int v = 0; v < context.vectors(); v++) {
             const Strided out = context.block_of(scan.out, context.channel(v), begin);
             if (adjacent && context.channels(v) == lanes<T>) {
                 typed<T>(out, [&]<class S>(S* to) {
-                    const auto rows = [&](const Channels& tensor) { return context.template stored<S>(tensor, v, begin); };
-                    vector<S>(v, begin, B, C, {rows(direction.u), rows(direction.delta), rows(direction.z), to, out.time, d > 0});
+                    const auto rows = [&](const Channels& tensor) {
+                        return context.template stored<S>(tensor, v, begin);
+                    };
+                    vector<S>(v, begin, B, C,
+                              {rows(direction.u), rows(direction.delta), rows(direction.z), to, out.time, d > 0});
                 });
             } else {
-                const auto rows = [&](const Channels& tensor, T* buffer) { return context.rows_of(tensor, v, begin, buffer); };
-                vector<T>(v, begin, B, C, {rows(direction.u, context.u_rows), rows(direction.delta, context.delta_rows),
-                                           rows(direction.z, context.z_rows), context.y, lanes<T>, false});
+                const auto rows = [&](const Channels& tensor, T* buffer) {
+                    return context.rows_of(tensor, v, begin, buffer);
+                };
+                vector<T>(v, begin, B, C,
+                          {rows(direction.u, context.u_rows), rows(direction.delta, context.delta_rows),
+                           rows(direction.z, context.z_rows), context.y, lanes<T>, false});
                 write_block(out, context.steps(begin), context.channels(v), context.y, d > 0);
             }
         }
@@ -98,7 +110,8 @@ void forward(const Scan& scan, int d, const Tile& tile, const Chunk& chunk, T* m
     const States& to = context.direction.last;
     T* last = static_cast<T*>(to.data) + tile.batch * to.batch * context.parts;
     for (int v = 0; v < context.vectors(); v++)
-        unpack(context.h + v * context.numbers, context.channel(v), context.channels(v), context.state, context.parts, last, to.channel, to.state);
+        unpack(context.h + v * context.numbers, context.channel(v), context.channels(v), context.state, context.parts,
+               last, to.channel, to.state);
 }
 
 }  // namespace scanlab::SCANLAB_ISA

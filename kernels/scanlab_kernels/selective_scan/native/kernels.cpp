@@ -23,6 +23,7 @@ void backward_one(const Scan& scan, const Gradient& gradient, const Tile& tile, 
 }
 }  // namespace
 
-const Kernels SCANLAB_NAME(SCANLAB_ISA, SCANLAB_TYPE) = {is_supported, lanes<Real>, forward_bytes, forward_all, backward_bytes, backward_one};
+const Kernels SCANLAB_NAME(SCANLAB_ISA, SCANLAB_TYPE) = {is_supported, lanes<Real>,    forward_bytes,
+                                                         forward_all,  backward_bytes, backward_one};
 
 }  // namespace scanlab

@@ -1,7 +1,12 @@
-// The recurrence: the states of one vector of channels over one block of time, forwards and for gradients back.
+// THE LOOP: the states of one vector of channels over one block of time, and their gradients.
+//
+// `recurrence_steps` is the recurrence of the scan; `recurrence_steps_backward` that of its gradients. What is around
+// them packs the channels of a tile (tile.h), discretises delta and applies the gate (forward.h, backward.h), and hands
+// tiles to threads (scan.cpp).
 #pragma once
 
 #include "cpu/strided.h"
+#include "selective_scan/native/scan.h"
 
 namespace scanlab::SCANLAB_ISA {
 
@@ -24,7 +29,8 @@ SCANLAB_INLINE void store_number(T* to, const Number<T, parts>& x) {
 
 // x + a b, x + a conj(b), x + s b, and the real part of a b and of a conj(b) added to x.
 template <class T, int parts>
-SCANLAB_INLINE Number<T, parts> plus_product(const Number<T, parts>& x, const Number<T, parts>& a, const Number<T, parts>& b) {
+SCANLAB_INLINE Number<T, parts> plus_product(const Number<T, parts>& x, const Number<T, parts>& a,
+                                             const Number<T, parts>& b) {
     if constexpr (parts == 1) return {multiply_add(a.part[0], b.part[0], x.part[0])};
     else
         return {x.part[0] + a.part[0] * b.part[0] - a.part[1] * b.part[1],
@@ -38,8 +44,7 @@ SCANLAB_INLINE Number<T, parts> conjugate(const Number<T, parts>& x) {
 template <class T, int parts>
 SCANLAB_INLINE Number<T, parts> times(const Number<T, parts>& a, const Number<T, parts>& b) {
     if constexpr (parts == 1) return {a.part[0] * b.part[0]};
-    else
-        return {a.part[0] * b.part[0] - a.part[1] * b.part[1], a.part[0] * b.part[1] + a.part[1] * b.part[0]};
+    else return {a.part[0] * b.part[0] - a.part[1] * b.part[1], a.part[0] * b.part[1] + a.part[1] * b.part[0]};
 }
 template <class T, int parts>
 SCANLAB_INLINE Number<T, parts> scale(Vec<T> s, const Number<T, parts>& a) {
@@ -57,12 +62,14 @@ SCANLAB_INLINE Vec<T> plus_real_product(Vec<T> x, const Number<T, parts>& a, con
     else return x + a.part[0] * b.part[0] - a.part[1] * b.part[1];
 }
 
-// The memory of a block of a strided tensor, a cache line at a time, so that loops can ask for it long before it
-// is used: a burst of requests would stall where one request in each step costs nothing.
+// The memory of a block of a strided tensor, to be prefetched one cache line at a time: a burst of requests would stall
+// a loop, while one request in each step costs nothing.
 struct Prefetch {
     const char* first = nullptr;
     int64_t near = 0, far = 0;  // bytes between lines 16 k + i and 16 k + i + 1, and between lines k and k + 16
-    SCANLAB_INLINE void request(int line) const { __builtin_prefetch(first + (line & 15) * near + (line >> 4) * far, 1, 2); }
+    SCANLAB_INLINE void request(int line) const {
+        __builtin_prefetch(first + (line & 15) * near + (line >> 4) * far, 1, 2);
+    }
 };
 
 inline Prefetch prefetch_of(const Strided& block) {
@@ -77,29 +84,29 @@ template <class T>
 struct Block {
     int steps, state;
     bool constant_B, constant_C;
-    const T* delta;    // [steps][lanes], after bias and softplus
-    Rows<T> u;         // [steps][lanes]
-    T* y;              // [steps][lanes]: <C, h>
-    const T* A;        // [state][parts][lanes]; the real part times log2(e)
-    T* h;              // [state][parts][lanes]: before the first step, and after the last one
+    const T* delta;  // [steps][lanes], after bias and softplus
+    Rows<T> u;       // [steps][lanes]
+    T* y;            // [steps][lanes]: <C, h>
+    const T* A;      // [state][parts][lanes]; the real part times log2(e)
+    T* h;            // [state][parts][lanes]: before the first step, and after the last one
     Rows<T> B, C;
-    Prefetch prefetches[10];    // what the next block reads and writes
+    Prefetch prefetches[10];  // what the next block reads and writes
     int num_prefetches;
-    T* decays;         // [steps][state][parts][lanes], kept for the way back; or none
-    T* states;         // [steps][state][parts][lanes]: h after each step
+    T* decays;  // [steps][state][parts][lanes], kept for the backward pass; or none
+    T* states;  // [steps][state][parts][lanes]: h after each step
 };
 
-// What the way back reads and adds to.
+// Inputs and sums of the backward pass of a block.
 template <class T>
 struct BlockGradient {
-    const T* y;        // [steps][lanes]: the gradient of <C, h>
-    T* drive;          // [steps][lanes]: of delta' u
-    T* delta;          // [steps][lanes]: of delta' in the decays, times log2(e)
-    T* h;              // [state][parts][lanes]: of h after the last step, and before the first one
-    T* A;              // [state][parts][lanes]
-    T *B, *C;          // [state][parts][lanes], where constant
-    const T* before;   // [state][parts][lanes]: h before the first step
-    int channels;      // lanes that have one; all, where several vectors go back together
+    const T* y;       // [steps][lanes]: the gradient of <C, h>
+    T* drive;         // [steps][lanes]: of delta' u
+    T* delta;         // [steps][lanes]: of delta' in the decays, times log2(e)
+    T* h;             // [state][parts][lanes]: of h after the last step, and before the first one
+    T* A;             // [state][parts][lanes]
+    T *B, *C;         // [state][parts][lanes], where constant
+    const T* before;  // [state][parts][lanes]: h before the first step
+    int channels;     // lanes that have one; all, where several vectors share a pass
 };
 
 // B or C of one state: broadcast where it varies over time, a vector of channels where it is constant.
@@ -122,14 +129,19 @@ SCANLAB_INLINE Number<T, parts> decay(Vec<T> delta, const T* A) {
     }
 }
 
+// All steps of a block for `count` states, which stay in registers:
+//
+//     h[t] = exp(delta'[t] A) h[t-1] + delta'[t] B[t] u[t],      y[t] += <C[t], h[t]>
+//
+// `keep` stores decays and states for the backward pass.
 template <class T, int parts, Exp exp, int count, bool constant_B, bool constant_C, bool keep>
 void recurrence_steps(const Block<T>& block, int first) {
     constexpr int width = lanes<T>, number = parts * width;
-    const T *__restrict A = block.A + first * number, *__restrict deltas = block.delta, *__restrict u = block.u.first;
+    const T* __restrict A = block.A + first * number, * __restrict deltas = block.delta, * __restrict u = block.u.first;
     const T* __restrict B = block.B.first + first * parts * (constant_B ? width : 1);
     const T* __restrict C = block.C.first + first * parts * (constant_C ? width : 1);
-    T *__restrict y = block.y, *__restrict state = block.h + first * number;
-    T *__restrict decays = nullptr, *__restrict states = nullptr;
+    T* __restrict y = block.y, * __restrict state = block.h + first * number;
+    T* __restrict decays = nullptr, * __restrict states = nullptr;
     if constexpr (keep) decays = block.decays + first * number, states = block.states + first * number;
     const int64_t u_step = block.u.step, B_step = block.B.step, C_step = block.C.step, kept = block.state * number;
     Number<T, parts> h[count];
@@ -163,27 +175,27 @@ template <class T, int parts, Exp exp, bool constant_B, bool constant_C, bool ke
 void recurrence(const Block<T>& block) {
     constexpr int most = SCANLAB_REGISTERS / 2 / parts;
     int n = 0;
-    for (; n + most <= block.state; n += most) recurrence_steps<T, parts, exp, most, constant_B, constant_C, keep>(block, n);
+    for (; n + most <= block.state; n += most)
+        recurrence_steps<T, parts, exp, most, constant_B, constant_C, keep>(block, n);
     if constexpr (most > 4 && !constant_B && !constant_C)
         for (; n + 4 <= block.state; n += 4) recurrence_steps<T, parts, exp, 4, constant_B, constant_C, keep>(block, n);
     for (; n < block.state; n++) recurrence_steps<T, parts, exp, 1, constant_B, constant_C, keep>(block, n);
 }
 
+// The recurrence in the variant that the block and `exp` ask for.
 template <class T, int parts, bool keep>
-void states(const Block<T>& block, Exp exp) {
+void run_recurrence(const Block<T>& block, Exp exp) {
     constexpr Exp exact = Exp::exact;
     if (block.constant_B)
-        return (block.constant_C ? recurrence<T, parts, exact, true, true, keep> : recurrence<T, parts, exact, true, false, keep>)(block);
+        return (block.constant_C ? recurrence<T, parts, exact, true, true, keep>
+                                 : recurrence<T, parts, exact, true, false, keep>)(block);
     if (block.constant_C) return recurrence<T, parts, exact, false, true, keep>(block);
     if constexpr (sizeof(T) == 4 && parts == 1)
         if (exp == Exp::fast) return recurrence<T, parts, Exp::fast, false, false, keep>(block);
     recurrence<T, parts, exact, false, false, keep>(block);
 }
 
-// From the last step of a block to the first. With g the gradient of h after step t and a its decay: g grows by
-// conj(C) dy; B gets drive g; C gets dy conj(h); A and delta' get e = g conj(a) conj(h before); and what is
-// left for the step before is g conj(a).
-// States that go back together; the others go one by one.
+// States that one pass of the backward loop holds in registers; what is left over goes one by one.
 template <int parts>
 inline constexpr int state_unroll = SCANLAB_REGISTERS / 8 / parts;
 
@@ -191,16 +203,22 @@ inline constexpr int state_unroll = SCANLAB_REGISTERS / 8 / parts;
 template <class T, int parts, int count>
 inline constexpr int sums_size = 2 * count * parts > lanes<T> ? 2 * count * parts : lanes<T>;
 
-// The same for all states of a step, in groups that go back together.
+// The same for all states of a step.
 template <class T, int parts>
 inline int64_t sums_step(int64_t state) {
     constexpr int most = state_unroll<parts>;
     return state / most * sums_size<T, parts, most> + state % most * sums_size<T, parts, 1>;
 }
 
-// Vectors of channels that go back together share the sums over lanes, which for one alone cost a quarter of the rest.
+// The backward pass of `count` states from the last step of a block to the first. With g the gradient of h after step t
+// and a the decay of that step: g grows by conj(C) grad_y; the gradient of B is drive g, that of C grad_y conj(h);
+// those of A and delta' come from e = g conj(a) conj(h before); and g conj(a) is left for the step before.
+//
+// `vectors` vectors of channels share a pass, and with it the sums over lanes, which for one vector alone cost a
+// quarter of the rest.
 template <class T, int parts, int count, bool constant_B, bool constant_C, int vectors>
-void recurrence_steps_backward(const Block<T>* blocks, const BlockGradient<T>* gradients, int first, T* sums, int64_t step, bool add) {
+void recurrence_steps_backward(const Block<T>* blocks, const BlockGradient<T>* gradients, int first, T* sums,
+                               int64_t step, bool add) {
     constexpr int width = lanes<T>, number = parts * width;
     const int64_t kept = blocks[0].state * number;
     Block<T> own[vectors];  // copies: what is stored below could otherwise change them
@@ -235,13 +253,17 @@ void recurrence_steps_backward(const Block<T>* blocks, const BlockGradient<T>* g
             for (int n = 0; n < count; n++) {
                 const auto c = coefficient<T, parts, constant_C>(C, n);
                 g[v][n] = plus_scaled(g[v][n], grad_y, conjugate(c));
-                const auto grad_C = scale(grad_y, conjugate(load_number<T, parts>(h + n * number))), grad_B = scale(drive, g[v][n]);
+                const auto grad_C = scale(grad_y, conjugate(load_number<T, parts>(h + n * number))),
+                           grad_B = scale(drive, g[v][n]);
 #pragma GCC unroll 2
                 for (int p = 0; p < parts; p++) {
                     Vec<T>&row_C = rows[n * parts + p], &row_B = rows[(count + n) * parts + p];
                     row_C = v == 0 ? grad_C.part[p] : row_C + grad_C.part[p];
                     row_B = v == 0 ? grad_B.part[p] : row_B + grad_B.part[p];
-                    T *const C_sum = gradient.C + (first + n) * number + p * width, *const B_sum = gradient.B + (first + n) * number + p * width;
+                    T *const C_sum = gradient.C + (first + n) * number + p * width, *const B_sum =
+                                                                                        gradient.B +
+                                                                                        (first + n) * number +
+                                                                                        p * width;
                     if constexpr (constant_C) store<T>(C_sum, load(C_sum) + grad_C.part[p]);
                     if constexpr (constant_B) store<T>(B_sum, load(B_sum) + grad_B.part[p]);
                 }
@@ -255,8 +277,10 @@ void recurrence_steps_backward(const Block<T>* blocks, const BlockGradient<T>* g
                 grad_delta[n % 2] = plus_real_product(grad_delta[n % 2], e, conjugate(rate));
             }
             const Vec<T> from_drive = grad_drive[0] + grad_drive[1], from_decay = grad_delta[0] + grad_delta[1];
-            store<T>(gradient.drive + t * width, first == 0 ? from_drive : load(gradient.drive + t * width) + from_drive);
-            store<T>(gradient.delta + t * width, first == 0 ? from_decay : load(gradient.delta + t * width) + from_decay);
+            store<T>(gradient.drive + t * width,
+                     first == 0 ? from_drive : load(gradient.drive + t * width) + from_drive);
+            store<T>(gradient.delta + t * width,
+                     first == 0 ? from_decay : load(gradient.delta + t * width) + from_decay);
         }
         if constexpr (vectors == 1)  // a lane without a channel may hold 0 times infinity
 #pragma GCC unroll 16
@@ -279,7 +303,8 @@ void recurrence_backward(const Block<T>* blocks, const BlockGradient<T>* gradien
     const int64_t step = sums_step<T, parts>(state);
     int n = 0;
     for (; n + most <= state; n += most, sums += sums_size<T, parts, most>)
-        recurrence_steps_backward<T, parts, most, constant_B, constant_C, vectors>(blocks, gradients, n, sums, step, add);
+        recurrence_steps_backward<T, parts, most, constant_B, constant_C, vectors>(blocks, gradients, n, sums, step,
+                                                                                   add);
     for (; n < state; n++, sums += sums_size<T, parts, 1>)
         recurrence_steps_backward<T, parts, 1, constant_B, constant_C, vectors>(blocks, gradients, n, sums, step, add);
 }
@@ -287,8 +312,11 @@ void recurrence_backward(const Block<T>* blocks, const BlockGradient<T>* gradien
 template <class T, int parts, int vectors>
 void run_recurrence_backward(const Block<T>* blocks, const BlockGradient<T>* gradients, T* sums, bool add) {
     if (blocks[0].constant_B)
-        return (blocks[0].constant_C ? recurrence_backward<T, parts, true, true, vectors> : recurrence_backward<T, parts, true, false, vectors>)(blocks, gradients, sums, add);
-    (blocks[0].constant_C ? recurrence_backward<T, parts, false, true, vectors> : recurrence_backward<T, parts, false, false, vectors>)(blocks, gradients, sums, add);
+        return (blocks[0].constant_C
+                    ? recurrence_backward<T, parts, true, true, vectors>
+                    : recurrence_backward<T, parts, true, false, vectors>)(blocks, gradients, sums, add);
+    (blocks[0].constant_C ? recurrence_backward<T, parts, false, true, vectors>
+                          : recurrence_backward<T, parts, false, false, vectors>)(blocks, gradients, sums, add);
 }
 
 }  // namespace scanlab::SCANLAB_ISA

@@ -3,6 +3,7 @@
 
 #include "cpu/denormals.h"
 
+#include <pthread.h>
 #include <algorithm>
 #include <atomic>
 #include <cstring>
@@ -12,7 +13,6 @@
 #include <new>
 #include <thread>
 #include <vector>
-#include <pthread.h>
 
 namespace scanlab {
 
@@ -106,7 +106,9 @@ int64_t blocks(const Scan& scan) { return (scan.length + scan.time_block - 1) / 
 
 namespace {
 
-Memory allocate(size_t bytes) { return Memory(static_cast<char*>(::operator new(bytes, std::align_val_t(cache_line)))); }
+Memory allocate(size_t bytes) {
+    return Memory(static_cast<char*>(::operator new(bytes, std::align_val_t(cache_line))));
+}
 
 // Memory of a thread, kept for its next call: handing it back would cost page faults in every call.
 class ScratchBuffer {
@@ -134,7 +136,8 @@ int64_t all_tiles(const Scan& scan) { return scan.batch * scan.groups * tiles(sc
 Tile tile_at(const Scan& scan, int64_t number) {
     const int64_t channels = scan.dim / scan.groups, tile = channels_of_tile(scan), each_group = tiles(scan);
     const int64_t index = number % each_group, group = number / each_group % scan.groups, first = index * tile;
-    return {number / each_group / scan.groups, group, group * channels + first, index, int(std::min(tile, channels - first))};
+    return {number / each_group / scan.groups, group, group * channels + first, index,
+            int(std::min(tile, channels - first))};
 }
 
 // Calls work(piece, memory) for `pieces` pieces on the scan's threads. Each begins with a share of its own, the
@@ -150,7 +153,8 @@ void for_pieces(const Scan& scan, int64_t pieces, size_t workspace_bytes, const 
         char* const memory = workspace(workspace_bytes);
         for (int64_t offset = 0; offset < threads; offset++) {
             const int64_t share = (thread + offset) % threads;
-            for (int64_t piece; (piece = next[share].fetch_add(1, std::memory_order_relaxed)) < begin(share + 1);) work(piece, memory);
+            for (int64_t piece; (piece = next[share].fetch_add(1, std::memory_order_relaxed)) < begin(share + 1);)
+                work(piece, memory);
         }
     });
 }
@@ -200,8 +204,9 @@ void run_in_chunks(const Scan& scan, const Kernels& kernels) {
 void run(const Scan& scan) {
     const Kernels& kernels = kernels_of(scan);
     if (scan.time_chunks > 1 && blocks(scan) > 1) return run_in_chunks(scan, kernels);
-    for_pieces(scan, all_tiles(scan), kernels.workspace_bytes(scan),
-               [&](int64_t piece, void* memory) { kernels.forward(scan, tile_at(scan, piece), {0, scan.length}, memory); });
+    for_pieces(scan, all_tiles(scan), kernels.workspace_bytes(scan), [&](int64_t piece, void* memory) {
+        kernels.forward(scan, tile_at(scan, piece), {0, scan.length}, memory);
+    });
 }
 
 namespace {
@@ -223,8 +228,9 @@ std::vector<Sum> sums_of(const Scan& scan, Gradient& gradient) {
         const auto projection = [&](const Projection& tensor, void** place) {
             return tensor.constant ? Sum{place, scan.batch, weights} : Sum{place, tiles(scan), varying};
         };
-        for (const Sum& sum : {Sum{&to.A, scan.batch, weights}, Sum{&to.D, scan.batch, scan.dim}, Sum{&to.delta_bias, scan.batch, scan.dim},
-                               projection(of.B, &to.B), projection(of.C, &to.C)})
+        for (const Sum& sum :
+             {Sum{&to.A, scan.batch, weights}, Sum{&to.D, scan.batch, scan.dim},
+              Sum{&to.delta_bias, scan.batch, scan.dim}, projection(of.B, &to.B), projection(of.C, &to.C)})
             if (sum.terms > 1) sums.push_back(sum);
     }
     return sums;
@@ -273,7 +279,8 @@ void run_backward(const Scan& scan, const Gradient& gradient) {
     if (pieces.empty()) return;
     for_pieces(scan, pieces.size(), 0, [&](int64_t piece, void*) {
         const auto [sum, begin] = pieces[piece];
-        (scan.type == Type::float64 ? add_up<double> : add_up<float>)(*sum, begin, std::min(begin + sum_piece, sum->size));
+        (scan.type == Type::float64 ? add_up<double> : add_up<float>)(*sum, begin,
+                                                                      std::min(begin + sum_piece, sum->size));
     });
 }
 

@@ -1,19 +1,17 @@
 // The selective scan on the CPU, without torch: what a scan is made of, and how it is run.
 //
-// Channels lie in the SIMD lanes and the states of a channel in registers, so a step of the recurrence is
-// arithmetic between registers; B and C are broadcast from memory. Each tile of channels walks through time
-// in blocks: step sizes of a block first, then its states, then its gate.
+// Channels lie in the SIMD lanes and the states of a channel in registers, so a step of the recurrence is arithmetic
+// between registers; B and C are broadcast from memory. Each tile of channels goes through time in blocks: delta' of a
+// block first, then its states (recurrence.h), then its gate.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
 #include "cpu/isa.h"
+#include "cpu/types.h"
 
 namespace scanlab {
-
-enum class Type { float32, float64, bfloat16, float16 };
-enum class Exp { fast, exact };
 
 // Strides count elements, or pairs of elements where the scan is complex and the tensor is A, a constant B
 // or C, or a state. A tensor that is not there has no data.
@@ -50,21 +48,22 @@ struct Scan {
     int directions = 1;
     Direction direction[2];
     Channels out;
-    void* checkpoints = nullptr;  // (directions, batch, blocks, state, parts, dim): states before each block, for gradients
+    void* checkpoints =
+        nullptr;  // (directions, batch, blocks, state, parts, dim): states before each block, for gradients
 
     Isa isa = Isa::plain;
     Exp exp = Exp::exact;
     int threads = 1;
-    int time_block = 64;    // steps whose step sizes are computed ahead of the states
+    int time_block = 64;    // steps that are discretised before their states are computed
     int channel_tile = 16;  // channels that one thread takes at a time
     int time_chunks = 1;    // chunks of time that are scanned at once; only with one direction
 };
 
 // The gradients of one direction. Those of u, delta and z are stored as these are, all others in the arithmetic type.
-// What has no data is not asked for or not there.
+// A gradient without data is not asked for.
 struct DirectionGradient {
     Channels u, delta, z;
-    States initial, last;  // `last` comes in
+    States initial, last;                                    // `last` comes in
     void *A = nullptr, *D = nullptr, *delta_bias = nullptr;  // (dim, state, parts), (dim,), (dim,)
     void *B = nullptr, *C = nullptr;  // (batch, groups, length, state, parts), or (dim, state, parts) where constant
 };
@@ -82,10 +81,11 @@ int64_t blocks(const Scan& scan);
 // The fastest instruction set that both this build and this machine have.
 Isa best_isa();
 
-// Bytes of the gradients that tiles leave apart: those of parameters for each batch, those of B and C for each tile.
+// Bytes of the partial gradients: of parameters one for each batch entry, of B and C one for each tile.
 size_t terms_bytes(const Scan& scan);
 
-// Says that this process is the child of a fork, for forks before this library was loaded: it notices later ones itself.
+// Says that this process is the child of a fork, for forks before this library was loaded: it notices later ones
+// itself.
 void note_fork();
 
 // Runs `scan`, on its threads, to the end; the outputs overlap no input.
@@ -106,12 +106,12 @@ struct Tile {
 struct Chunk {
     int64_t begin, end;
     const void* start_state = nullptr;  // none for the state before the scan
-    void* end_state = nullptr;       // the state after the last step, where asked for
-    void* trace = nullptr;        // one state for each block of the scan
+    void* end_state = nullptr;          // the state after the last step, where asked for
+    void* trace = nullptr;              // one state for each block of the scan
     bool again = false;
 };
 
-// What one instruction set offers for one arithmetic type.
+// The kernels of one instruction set for one arithmetic type.
 struct Kernels {
     bool (*is_supported)();
     int lanes;

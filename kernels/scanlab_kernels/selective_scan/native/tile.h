@@ -1,4 +1,4 @@
-// A tile of channels on its way through time: where its tensors lie and what is packed for its vectors.
+// A tile of channels: where its tensors lie, what is packed for its vectors, and the discretisation of delta.
 #pragma once
 
 #include "selective_scan/native/recurrence.h"
@@ -22,15 +22,18 @@ template <class T>
 void pack(const Weights& from, int64_t channel, int channels, int state, int parts, T* to) {
     const T* data = static_cast<const T*>(from.data) + channel * from.channel * parts;
     for (int p = 0; p < parts; p++)
-        read_rows<T>(data + p, from.state * parts, from.channel * parts, state, channels, to + p * lanes<T>, parts * lanes<T>);
+        read_rows<T>(data + p, from.state * parts, from.channel * parts, state, channels, to + p * lanes<T>,
+                     parts * lanes<T>);
 }
 
 // The reverse: [state][parts][lanes] to (dim, state) weights.
 template <class T>
-void unpack(const T* from, int64_t channel, int channels, int state, int parts, T* to, int64_t channel_step, int64_t state_step) {
+void unpack(const T* from, int64_t channel, int channels, int state, int parts, T* to, int64_t channel_step,
+            int64_t state_step) {
     to += channel * channel_step * parts;
     for (int p = 0; p < parts; p++)
-        write_rows<T>(to + p, state_step * parts, channel_step * parts, state, channels, from + p * lanes<T>, parts * lanes<T>, false);
+        write_rows<T>(to + p, state_step * parts, channel_step * parts, state, channels, from + p * lanes<T>,
+                      parts * lanes<T>, false);
 }
 
 template <class T>
@@ -54,7 +57,7 @@ struct TileContext {
     const int64_t line = int64_t(scan.time_block) * width, row = (scan.state * parts + width - 1) / width * width;
     T *u_rows, *delta_rows, *z_rows, *step_size, *y, *B_rows, *C_rows, *A, *h, *B_fixed, *C_fixed;
 
-    // Hands out the memory of a walk; the same requests tell how much it needs.
+    // Takes memory out of the arena; an arena without memory counts how much is needed.
     TileContext(const Scan& scan, int direction, const Tile& tile, Arena<T>& arena)
         : scan(scan), direction(scan.direction[direction]), tile(tile) {
         for (T** piece : {&u_rows, &delta_rows, &z_rows, &step_size, &y}) *piece = arena.take(line);
@@ -65,14 +68,16 @@ struct TileContext {
     int vectors() const { return (tile.channels + width - 1) / width; }
     int64_t channel(int v) const { return tile.channel + v * width; }
     int channels(int v) const { return tile.channels - v * width < width ? tile.channels - v * width : width; }
-    int steps(int64_t begin) const { return int(scan.length - begin < scan.time_block ? scan.length - begin : scan.time_block); }
+    int steps(int64_t begin) const {
+        return int(scan.length - begin < scan.time_block ? scan.length - begin : scan.time_block);
+    }
 
     // The block of a (batch, dim, length) tensor from step `begin` of the scan.
     Strided block_of(const Channels& tensor, int64_t channel, int64_t begin) const {
         const int64_t time = direction.reverse ? scan.length - 1 - begin : begin;
         const int64_t at = tile.batch * tensor.batch + channel * tensor.channel + time * tensor.time;
-        return {scan.type, static_cast<char*>(tensor.data) + at * size_of(scan.type), direction.reverse ? -tensor.time : tensor.time,
-                tensor.channel};
+        return {scan.type, static_cast<char*>(tensor.data) + at * size_of(scan.type),
+                direction.reverse ? -tensor.time : tensor.time, tensor.channel};
     }
     Rows<T> rows_of(const Channels& tensor, int v, int64_t begin, T* buffer) const {
         if (!tensor.data) return {};
@@ -86,12 +91,14 @@ struct TileContext {
         return {reinterpret_cast<const S*>(block.data), block.time};
     }
 
-    // The block of a varying B or C from step `begin` of the scan; complex ones have (real, imaginary) pairs along time.
+    // The block of a varying B or C from step `begin` of the scan; complex ones have (real, imaginary) pairs along
+    // time.
     Strided block_of(const Projection& tensor, int64_t begin) const {
         const int64_t time = (direction.reverse ? scan.length - 1 - begin : begin) * parts;
         const int64_t at = tile.batch * tensor.batch + tile.group * tensor.group + time * tensor.time;
         const int64_t step = (direction.reverse ? -parts : parts) * tensor.time;
-        return {scan.type, static_cast<char*>(const_cast<void*>(tensor.data)) + at * size_of(scan.type), step, tensor.state};
+        return {scan.type, static_cast<char*>(const_cast<void*>(tensor.data)) + at * size_of(scan.type), step,
+                tensor.state};
     }
     Rows<T> rows_of(const Projection& tensor, int64_t begin, T* buffer) const {
         if (tensor.constant) return {};
@@ -102,7 +109,8 @@ struct TileContext {
             for (int i = 0; i < steps(begin); i++)
                 for (int n = 0; n < state; n++)
                     for (int p = 0; p < parts; p++)
-                        buffer[i * row + n * parts + p] = scalar<T>(data[i * step + n * tensor.state + p * tensor.time]);
+                        buffer[i * row + n * parts + p] =
+                            scalar<T>(data[i * step + n * tensor.state + p * tensor.time]);
         });
         return {buffer, row};
     }
@@ -110,7 +118,9 @@ struct TileContext {
     // A, constant B and C, and the state before the first step.
     void pack_weights() {
         for (int v = 0; v < vectors(); v++) {
-            const auto packed = [&](const Weights& from, T* to) { pack(from, channel(v), channels(v), state, parts, to + v * numbers); };
+            const auto packed = [&](const Weights& from, T* to) {
+                pack(from, channel(v), channels(v), state, parts, to + v * numbers);
+            };
             packed(direction.A, A);
             for (int n = 0; n < state; n++) {
                 T* rate = A + v * numbers + n * parts * width;
@@ -120,7 +130,8 @@ struct TileContext {
             if (direction.C.constant) packed({direction.C.data, direction.C.channel, direction.C.state}, C_fixed);
             memset(h + v * numbers, 0, numbers * sizeof(T));
             if (direction.initial.data) {
-                const T* initial = static_cast<const T*>(direction.initial.data) + tile.batch * direction.initial.batch * parts;
+                const T* initial =
+                    static_cast<const T*>(direction.initial.data) + tile.batch * direction.initial.batch * parts;
                 packed({initial, direction.initial.channel, direction.initial.state}, h);
             }
         }
@@ -133,31 +144,50 @@ struct TileContext {
         return static_cast<T*>(scan.checkpoints) + index * scan.state * parts * scan.dim + channel(v);
     }
 
-    // Tells a block what comes after it: vectors of channels come first, then time, which `time_step` blocks go by.
-    void prefetch_next(Block<T>& block, int d, int v, int64_t begin, int time_step, std::initializer_list<const Channels*> tensors) const {
+    // Notes what the next block reads and writes: the next vector of channels, or after the last one the block
+    // `time_step` blocks later.
+    void prefetch_next(Block<T>& block, int d, int v, int64_t begin, int time_step,
+                       std::initializer_list<const Channels*> tensors) const {
         const bool last_vector = v + 1 == vectors();
         const int64_t later = begin + int64_t(time_step) * scan.time_block;
         const int64_t next_begin = last_vector && later >= 0 && later < scan.length ? later : begin;
         const int next = last_vector ? 0 : v + 1;
         for (const Channels* tensor : tensors)
-            if (tensor->data) block.prefetches[block.num_prefetches++] = prefetch_of(block_of(*tensor, channel(next), next_begin));
+            if (tensor->data)
+                block.prefetches[block.num_prefetches++] = prefetch_of(block_of(*tensor, channel(next), next_begin));
         for (const Projection* tensor : {&direction.B, &direction.C})
-            if (last_vector && !tensor->constant) block.prefetches[block.num_prefetches++] = prefetch_of(block_of(*tensor, next_begin));
+            if (last_vector && !tensor->constant)
+                block.prefetches[block.num_prefetches++] = prefetch_of(block_of(*tensor, next_begin));
         if (scan.checkpoints) {
             const int64_t row_bytes = scan.dim * sizeof(T);
-            block.prefetches[block.num_prefetches++] = {reinterpret_cast<char*>(checkpoint(d, next, next_begin)), row_bytes, scan.state * parts > 16 ? 16 * row_bytes : 0};
+            block.prefetches[block.num_prefetches++] = {reinterpret_cast<char*>(checkpoint(d, next, next_begin)),
+                                                        row_bytes, scan.state * parts > 16 ? 16 * row_bytes : 0};
         }
     }
 
     Block<T> block(int v, int64_t begin, Rows<T> B, Rows<T> C, Rows<T> u) const {
-        Block<T> block{steps(begin), state, direction.B.constant, direction.C.constant, step_size, u, y, A + v * numbers, h + v * numbers, B, C, {}, 0, nullptr, nullptr};
+        Block<T> block{steps(begin),
+                       state,
+                       direction.B.constant,
+                       direction.C.constant,
+                       step_size,
+                       u,
+                       y,
+                       A + v * numbers,
+                       h + v * numbers,
+                       B,
+                       C,
+                       {},
+                       0,
+                       nullptr,
+                       nullptr};
         if (direction.B.constant) block.B = {B_fixed + v * numbers, 0};
         if (direction.C.constant) block.C = {C_fixed + v * numbers, 0};
         return block;
     }
 };
 
-// Steps that go through softplus or the gate side by side.
+// Steps whose softplus or gate is computed side by side, so that none waits for its own results.
 inline constexpr int time_unroll = SCANLAB_REGISTERS / 8;
 
 template <int number>
@@ -186,7 +216,7 @@ SCANLAB_INLINE void store_steps(T* to, const Pack<T, count>& steps) {
     for (int i = 0; i < count; i++) store<T>(to + i * lanes<T>, steps.of[i]);
 }
 
-// What is wanted of a step size: itself, or its derivative too.
+// The results of discretisation: delta', or also the derivative of softplus.
 enum class DeltaOutputs { value, value_and_slope };
 
 // delta' of a block, and after softplus its derivative where asked for; returns the rows of u as T, copied on the way
@@ -197,7 +227,8 @@ Rows<T> discretize_delta(int steps, Rows<S> delta, Vec<T> bias, T* to, T* slopes
         auto step = each(load_steps<T, count.value>(delta, t), [=](Vec<T> v) { return v + bias; });
         if constexpr (with_softplus) {
             const auto power = exp_of_minus_size(step);
-            if constexpr (wanted == DeltaOutputs::value_and_slope) store_steps(slopes + t * lanes<T>, softplus_slope(step, power));
+            if constexpr (wanted == DeltaOutputs::value_and_slope)
+                store_steps(slopes + t * lanes<T>, softplus_slope(step, power));
             step = softplus(step, power);
         }
         store_steps(to + t * lanes<T>, step);

@@ -19,7 +19,8 @@ template <class T, class Function>
 void map(const T* x, T* y, int count, const Function& function) {
     constexpr int time_unroll = 2, width = isa::lanes<T>;
     for (int i = 0; i + time_unroll * width <= count; i += time_unroll * width) {
-        const isa::Pack<T, time_unroll> result = function(isa::Pack<T, time_unroll>{{isa::load<T>(x + i), isa::load<T>(x + i + width)}});
+        const isa::Pack<T, time_unroll> result =
+            function(isa::Pack<T, time_unroll>{{isa::load<T>(x + i), isa::load<T>(x + i + width)}});
         isa::store<T>(y + i, result.of[0]);
         isa::store<T>(y + i + width, result.of[1]);
     }
@@ -63,24 +64,11 @@ void to_half(const float* x, uint16_t* bits, int count) {
 }  // namespace
 
 const Functions SCANLAB_NAME(SCANLAB_ISA) = {
-    SCANLAB_STRING(SCANLAB_ISA),
-    exp2<Exp::fast, float>,
-    exp2<Exp::exact, float>,
-    softplus<float>,
-    softplus_slope<float>,
-    sigmoid<float>,
-    transpose<float, true>,
-    transpose<float, false>,
-    exp2<Exp::exact, double>,
-    softplus<double>,
-    softplus_slope<double>,
-    sigmoid<double>,
-    transpose<double, true>,
-    transpose<double, false>,
-    from_half<isa::float16>,
-    to_half<isa::float16>,
-    from_half<isa::bfloat16>,
-    to_half<isa::bfloat16>,
+    SCANLAB_STRING(SCANLAB_ISA), exp2<Exp::fast, float>,   exp2<Exp::exact, float>, softplus<float>,
+    softplus_slope<float>,       sigmoid<float>,           transpose<float, true>,  transpose<float, false>,
+    exp2<Exp::exact, double>,    softplus<double>,         softplus_slope<double>,  sigmoid<double>,
+    transpose<double, true>,     transpose<double, false>, from_half<isa::float16>, to_half<isa::float16>,
+    from_half<isa::bfloat16>,    to_half<isa::bfloat16>,
 };
 
 }  // namespace scanlab::test

@@ -65,7 +65,7 @@ double absolute(double got, double want, double) { return std::abs(got - want); 
 template <class T>
 struct Function {
     const char* name;
-    Map<T> Functions::*map;
+    Map<T> Functions::* map;
     long double (*exact)(long double);
     double (*measure)(double got, double want, double x);
 };
@@ -80,8 +80,8 @@ long double exact_softplus_slope(long double x) { return x > linear_above ? 1 : 
 // 2^x: without scalef the results are 0 below 2^-126.5 and infinite from 2^127.5 on.
 void check_exp(const Functions& of, const char* name, double x, double got, double want, Worst& worst) {
     if (x >= -126 && x < 127.5) return worst.take(relative(got, want), x);
-    const bool right = x != x ? got != got
-                       : x < 0 ? got >= 0 && std::abs(got - want) <= smallest_normal
+    const bool right = x != x    ? got != got
+                       : x < 0   ? got >= 0 && std::abs(got - want) <= smallest_normal
                        : x < 128 ? std::isinf(got) || relative(got, want) < 1e-6
                                  : got == INFINITY;
     if (!right) fail(of.isa, name, x, got, want);
@@ -90,17 +90,20 @@ void check_exp(const Functions& of, const char* name, double x, double got, doub
 // softplus, its slope and sigmoid: below the normal numbers 0 will do.
 void check_positive(const Functions& of, const char* name, double x, double got, double want, Worst& worst) {
     if (want >= smallest_normal && std::isfinite(x)) return worst.take(conditioned(got, want, x), x);
-    const bool right = x != x ? got != got : std::isinf(x) ? got == want : got >= 0 && std::abs(got - want) <= smallest_normal;
+    const bool right = x != x          ? got != got
+                       : std::isinf(x) ? got == want
+                                       : got >= 0 && std::abs(got - want) <= smallest_normal;
     if (!right) fail(of.isa, name, x, got, want);
 }
 
 // The worst of each function on each instruction set over some float32.
 struct Sweep {
     static constexpr int functions = 7;
-    static constexpr const char* names[functions] = {"exp_fast", "exp_exact", "softplus", "softplus_slope", "sigmoid", "sine", "cosine"};
-    static constexpr Map<float> Functions::*maps[functions] = {&Functions::exp_fast, &Functions::exp_exact, &Functions::softplus,
-                                                               &Functions::softplus_slope, &Functions::sigmoid, &Functions::sine,
-                                                               &Functions::cosine};
+    static constexpr const char* names[functions] = {"exp_fast", "exp_exact", "softplus", "softplus_slope",
+                                                     "sigmoid",  "sine",      "cosine"};
+    static constexpr Map<float> Functions::* maps[functions] = {
+        &Functions::exp_fast, &Functions::exp_exact, &Functions::softplus, &Functions::softplus_slope,
+        &Functions::sigmoid,  &Functions::sine,      &Functions::cosine};
     Worst worst[std::size(all_functions)][functions];
 
     void over(const float (&x)[chunk], int isas) {
@@ -148,8 +151,9 @@ void sweep_floats(int64_t step, int isas) {
     std::atomic<int64_t> next{0};
     const int64_t chunks = ((int64_t(1) << 32) / step + chunk - 1) / chunk;
     std::vector<float> special;
-    for (float at : {0.f, -0.f, 1.f, 20.f, -20.f, 87.f, -87.f, 104.f, -104.f, 126.f, -126.f, 126.5f, -126.5f, 127.f, -127.f, 127.5f, 128.f,
-                     -128.f, 150.f, -150.f, 1e4f, -1e4f, 1e30f, -1e30f, INFINITY, -INFINITY, NAN, 0x1p-126f, -0x1p-126f, 0x1p-149f})
+    for (float at : {0.f,    -0.f,   1.f,     20.f,   -20.f,    87.f,      -87.f, 104.f,     -104.f,     126.f,
+                     -126.f, 126.5f, -126.5f, 127.f,  -127.f,   127.5f,    128.f, -128.f,    150.f,      -150.f,
+                     1e4f,   -1e4f,  1e30f,   -1e30f, INFINITY, -INFINITY, NAN,   0x1p-126f, -0x1p-126f, 0x1p-149f})
         for (int64_t off = -2000; off <= 2000; off++) special.push_back(from_bits(uint32_t(bits_of(at) + off)));
     for (int64_t sixteenth = -2100; sixteenth <= 2100; sixteenth++)  // where tables and roundings change
         for (int off = -3; off <= 3; off++) special.push_back(from_bits(uint32_t(bits_of(sixteenth / 32.f) + off)));
@@ -161,7 +165,8 @@ void sweep_floats(int64_t step, int isas) {
             float x[chunk];
             for (int64_t index; (index = next++) < chunks + special_chunks;) {
                 for (int i = 0; i < chunk; i++)
-                    x[i] = index < chunks ? from_bits(uint32_t((index * chunk + i) * step)) : special[(index - chunks) * chunk + i];
+                    x[i] = index < chunks ? from_bits(uint32_t((index * chunk + i) * step))
+                                          : special[(index - chunks) * chunk + i];
                 sweeps[worker].over(x, isas);
             }
         });
@@ -177,7 +182,8 @@ void sweep_floats(int64_t step, int isas) {
 // The same for double, over numbers drawn at random from where each function is not constant.
 void sweep_doubles(int isas) {
     const Function<double> functions[] = {
-        {"exp_double", &Functions::exp_double, std::exp2, [](double got, double want, double) { return relative(got, want); }},
+        {"exp_double", &Functions::exp_double, std::exp2,
+         [](double got, double want, double) { return relative(got, want); }},
         {"softplus_double", &Functions::softplus_double, exact_softplus, conditioned},
         {"softplus_slope_double", &Functions::softplus_slope_double, exact_softplus_slope, conditioned},
         {"sigmoid_double", &Functions::sigmoid_double, exact_sigmoid, conditioned},
@@ -201,7 +207,8 @@ void sweep_doubles(int isas) {
             }
         }
         for (int isa = 0; isa < isas; isa++)
-            std::printf("error %s %s %.3g %.17g\n", function.name, all_functions[isa]->isa, worst[isa].error, worst[isa].at);
+            std::printf("error %s %s %.3g %.17g\n", function.name, all_functions[isa]->isa, worst[isa].error,
+                        worst[isa].at);
     }
 }
 
@@ -214,7 +221,8 @@ uint16_t nearest(double x, double (*value)(uint16_t), uint16_t infinity) {
         (value(middle) <= std::abs(x) ? low : high) = middle;
     }
     // Beyond the largest number infinity stands where the next number would.
-    const double below = value(low), step = below - value(low - (low > 0)), above = high == infinity ? below + step : value(high);
+    const double below = value(low), step = below - value(low - (low > 0)),
+                 above = high == infinity ? below + step : value(high);
     const double down = std::abs(x) - below, up = above - std::abs(x);
     return sign | (down < up || (down == up && low % 2 == 0) ? low : high);
 }
@@ -241,15 +249,19 @@ void check_halves(int isas, int64_t step) {
                 const double want = half.value(bits[i]);
                 const bool is_nan = want != want;
                 if (is_nan ? values[i] == values[i] : values[i] != want) fail(of.isa, half.name, i, values[i], want);
-                if (is_nan ? half.value(back[i]) == half.value(back[i]) : back[i] != bits[i]) fail(of.isa, half.name, i, back[i], bits[i]);
+                if (is_nan ? half.value(back[i]) == half.value(back[i]) : back[i] != bits[i])
+                    fail(of.isa, half.name, i, back[i], bits[i]);
             }
             // Around every half and every middle between two of them, and far beyond.
             std::vector<float> x;
             for (int64_t i = 0; i < half.infinity; i += step) {
-                const double low = half.value(uint16_t(i)), high = i + 1 == half.infinity ? 2 * low - half.value(uint16_t(i - 1)) : half.value(uint16_t(i + 1));
+                const double low = half.value(uint16_t(i)), high = i + 1 == half.infinity
+                                                                       ? 2 * low - half.value(uint16_t(i - 1))
+                                                                       : half.value(uint16_t(i + 1));
                 for (const double at : {low, (low + high) / 2})
                     for (const float sign : {1.f, -1.f})
-                        for (const float toward : {-INFINITY, float(at), INFINITY}) x.push_back(sign * std::nextafter(float(at), toward));
+                        for (const float toward : {-INFINITY, float(at), INFINITY})
+                            x.push_back(sign * std::nextafter(float(at), toward));
             }
             for (const float at : {1e38f, -1e38f, 1e-40f, INFINITY, -INFINITY}) x.push_back(at);
             x.resize((x.size() + 31) / 32 * 32, 1.f);
@@ -260,7 +272,8 @@ void check_halves(int isas, int64_t step) {
                     fail(of.isa, half.name, x[i], rounded[i], nearest(x[i], half.value, half.infinity));
             // Quiet NaNs from the smallest to the largest, which must not round to another number.
             std::vector<uint32_t> nans;
-            for (uint32_t payload = 0; payload <= 0x3fffff; payload += 0x7ff) nans.insert(nans.end(), {0x7fc00000 | payload, 0xffc00000 | payload});
+            for (uint32_t payload = 0; payload <= 0x3fffff; payload += 0x7ff)
+                nans.insert(nans.end(), {0x7fc00000 | payload, 0xffc00000 | payload});
             nans.resize((nans.size() + 31) / 32 * 32, 0xffffffff);
             x.resize(nans.size()), rounded.resize(nans.size());
             std::memcpy(x.data(), nans.data(), nans.size() * sizeof(float));
@@ -280,6 +293,7 @@ int main(int count, char** words) {
     sweep_floats(step, isas);
     sweep_doubles(isas);
     check_halves(isas, step > 1 ? 5 : 1);
-    std::printf("math: every %lld-th float32, %d instruction sets, %d failures\n", static_cast<long long>(step), isas, int(failures));
+    std::printf("math: every %lld-th float32, %d instruction sets, %d failures\n", static_cast<long long>(step), isas,
+                int(failures));
     return failures ? 1 : 0;
 }

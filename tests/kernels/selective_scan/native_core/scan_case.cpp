@@ -19,7 +19,8 @@ States states_of(const Tensor& tensor, int parts) {
     return {tensor.data(), tensor.strides[0] / parts, tensor.strides[1] / parts, tensor.strides[2] / parts};
 }
 Projection projection_of(const Tensor& tensor, int parts) {
-    if (tensor.shape.size() == 3) return {tensor.data(), true, 0, 0, tensor.strides[0] / parts, tensor.strides[1] / parts, 0};
+    if (tensor.shape.size() == 3)
+        return {tensor.data(), true, 0, 0, tensor.strides[0] / parts, tensor.strides[1] / parts, 0};
     return {tensor.data(), false, tensor.strides[0], tensor.strides[1], 0, tensor.strides[2], tensor.strides[3]};
 }
 
@@ -48,11 +49,14 @@ Case draw_case(int number) {
     scan.batch = 1 + random() % 3;
     scan.dim = scan.groups * pick<int64_t>(random, {1, 2, 3, 7, 8, 15, 16, 17, 33, 40});
     scan.length = pick<int64_t>(random, {1, 2, 3, 5, 16, 17, 31, 64, 77, 130});
-    scan.state = random() % 12 ? pick<int64_t>(random, {1, 2, 3, 4, 7, 8, 15, 16, 17}) : pick<int64_t>(random, {64, 255, 256});
-    if (scan.state >= 64) scan.length = std::min<int64_t>(scan.length, 17), scan.dim = scan.groups * (1 + random() % 20);
+    scan.state =
+        random() % 12 ? pick<int64_t>(random, {1, 2, 3, 4, 7, 8, 15, 16, 17}) : pick<int64_t>(random, {64, 255, 256});
+    if (scan.state >= 64)
+        scan.length = std::min<int64_t>(scan.length, 17), scan.dim = scan.groups * (1 + random() % 20);
     scan.directions = random() % 3 == 0 ? 2 : 1;
     scan.softplus = coin(random);
-    scan.exp = coin(random) || scan.complex || constant_B || constant_C || scan.type == Type::float64 ? Exp::exact : Exp::fast;
+    scan.exp =
+        coin(random) || scan.complex || constant_B || constant_C || scan.type == Type::float64 ? Exp::exact : Exp::fast;
     scan.threads = 1 + random() % 4;
     scan.time_block = pick(random, {1, 3, 16, 64});
     scan.channel_tile = pick(random, {1, 16, 40, 384});
@@ -78,7 +82,8 @@ Case draw_case(int number) {
         const auto order = pick<std::vector<int>>(random, {{0, 1, 2, 3}, {0, 1, 3, 2}, {3, 0, 1, 2}});
         return Tensor(stored, {scan.batch, scan.groups, scan.state, scan.length * parts}, order, 1 + random() % 2);
     };
-    const bool has_z = coin(random), has_D = coin(random), has_bias = coin(random), has_initial = coin(random), has_grad_last = coin(random);
+    const bool has_z = coin(random), has_D = coin(random), has_bias = coin(random), has_initial = coin(random),
+               has_grad_last = coin(random);
 
     for (int d = 0; d < scan.directions; d++) {
         DirectionTensors& of = drawn.direction[d];
@@ -92,12 +97,14 @@ Case draw_case(int number) {
         of.C = projection(constant_C), of.C.draw(random, between(-1, 1));
         const std::vector<int64_t> dim = {scan.dim};
         if (has_D) of.D = Tensor(real, dim, {0}, 1 + random() % 2), of.D.draw(random, between(-1, 1));
-        if (has_bias) of.delta_bias = Tensor(real, dim, {0}, 1 + random() % 2), of.delta_bias.draw(random, between(0, 0.2));
+        if (has_bias)
+            of.delta_bias = Tensor(real, dim, {0}, 1 + random() % 2), of.delta_bias.draw(random, between(0, 0.2));
         if (has_initial) of.initial = of_states(scan.batch), of.initial.draw(random, between(-1, 1));
         of.last = of_states(scan.batch);
         if (has_grad_last) of.grad_last = of_states(scan.batch), of.grad_last.draw(random, between(-1, 1));
         direction.u = channels_of(of.u), direction.delta = channels_of(of.delta), direction.z = channels_of(of.z);
-        direction.A = weights_of(of.A, parts), direction.D = weights_of(of.D, 1), direction.delta_bias = weights_of(of.delta_bias, 1);
+        direction.A = weights_of(of.A, parts), direction.D = weights_of(of.D, 1),
+        direction.delta_bias = weights_of(of.delta_bias, 1);
         direction.B = projection_of(of.B, parts), direction.C = projection_of(of.C, parts);
         direction.initial = states_of(of.initial, parts), direction.last = states_of(of.last, parts);
     }
@@ -130,7 +137,8 @@ void prepare_gradients(Case& drawn) {
         DirectionGradient& to = drawn.gradient.direction[d];
         of.grad_u = like(of.u), of.grad_delta = like(of.delta);
         if (of.z.exists()) of.grad_z = like(of.z);
-        const std::vector<int64_t> fixed = {scan.dim, scan.state, parts}, varying = {scan.batch, scan.groups, scan.length, scan.state, parts};
+        const std::vector<int64_t> fixed = {scan.dim, scan.state, parts},
+                                   varying = {scan.batch, scan.groups, scan.length, scan.state, parts};
         of.grad_A = dense(real, fixed);
         of.grad_B = dense(real, scan.direction[d].B.constant ? fixed : varying);
         of.grad_C = dense(real, scan.direction[d].C.constant ? fixed : varying);

@@ -84,10 +84,12 @@ const char* const isa_names[] = {"plain",
 std::string described(int number, const Scan& scan) {
     char text[400];
     std::snprintf(text, sizeof(text),
-                  "case %d on %s: batch %d, dim %d, length %d, state %d, groups %d, type %d, complex %d, directions %d, exp %d, threads %d, "
+                  "case %d on %s: batch %d, dim %d, length %d, state %d, groups %d, type %d, complex %d, directions "
+                  "%d, exp %d, threads %d, "
                   "time_block %d, channel_tile %d, time_chunks %d",
-                  number, isa_names[int(scan.isa)], int(scan.batch), int(scan.dim), int(scan.length), int(scan.state), int(scan.groups),
-                  int(scan.type), scan.complex, scan.directions, int(scan.exp), scan.threads, scan.time_block, scan.channel_tile, scan.time_chunks);
+                  number, isa_names[int(scan.isa)], int(scan.batch), int(scan.dim), int(scan.length), int(scan.state),
+                  int(scan.groups), int(scan.type), scan.complex, scan.directions, int(scan.exp), scan.threads,
+                  scan.time_block, scan.channel_tile, scan.time_chunks);
     return text;
 }
 
@@ -95,8 +97,8 @@ std::string described(int number, const Scan& scan) {
 std::vector<const Tensor*> written(const Case& drawn) {
     std::vector<const Tensor*> tensors = {&drawn.out, &drawn.checkpoints};
     for (const DirectionTensors& of : drawn.direction)
-        for (const Tensor* tensor : {&of.last, &of.grad_u, &of.grad_delta, &of.grad_z, &of.grad_A, &of.grad_B, &of.grad_C, &of.grad_D,
-                                     &of.grad_delta_bias, &of.grad_initial})
+        for (const Tensor* tensor : {&of.last, &of.grad_u, &of.grad_delta, &of.grad_z, &of.grad_A, &of.grad_B,
+                                     &of.grad_C, &of.grad_D, &of.grad_delta_bias, &of.grad_initial})
             if (tensor->exists()) tensors.push_back(tensor);
     return tensors;
 }
@@ -109,7 +111,8 @@ void run_all(Case& drawn) {
 void check(int number, const std::string& only, Report& report) {
     Case drawn = draw_case(number);
     Truth truth = plain_loop(drawn);
-    const std::map<Type, double> of_type = {{Type::float64, 1e-13}, {Type::float32, 1e-5}, {Type::float16, 2e-3}, {Type::bfloat16, 1e-2}};
+    const std::map<Type, double> of_type = {
+        {Type::float64, 1e-13}, {Type::float32, 1e-5}, {Type::float16, 2e-3}, {Type::bfloat16, 1e-2}};
     const double stored = of_type.at(drawn.scan.type), exact = of_type.at(arithmetic(drawn.scan.type));
     for (int isa = 0; isa <= int(best_isa()); isa++) {
         if (!only.empty() && only != isa_names[isa]) continue;
@@ -118,7 +121,8 @@ void check(int number, const std::string& only, Report& report) {
         const bool complex = drawn.scan.complex;
         prepare_gradients(drawn);
         run_all(drawn);
-        const auto same = [&](const char* name, Array& want, const Tensor& tensor, double tolerance, bool varying = false) {
+        const auto same = [&](const char* name, Array& want, const Tensor& tensor, double tolerance,
+                              bool varying = false) {
             if (tensor.exists()) report.compare(what, want, name, tolerance, values_of(want, tensor, complex, varying));
         };
         same("out", truth.out, drawn.out, 2 * stored);
@@ -144,7 +148,8 @@ void check(int number, const std::string& only, Report& report) {
         run_all(again);
         const auto first = written(drawn), second = written(again);
         for (size_t i = 0; i < first.size(); i++)
-            report.expect(what, first[i]->same_bits(*second[i]), "other threads and chunks of time gave other bits in tensor " + std::to_string(i));
+            report.expect(what, first[i]->same_bits(*second[i]),
+                          "other threads and chunks of time gave other bits in tensor " + std::to_string(i));
     }
 }
 

@@ -1,7 +1,8 @@
 // Residual add with RMSNorm or LayerNorm, forward and backward; a row at a time, in the arithmetic type.
 #pragma once
 
-#include "cpu/tiles.h"
+#include "add_norm/native.h"
+#include "cpu/strided.h"
 
 namespace scanlab::SCANLAB_ISA {
 
@@ -37,7 +38,7 @@ void write_row(const T* from, const Matrix& to, int64_t row, int64_t dim) {
     });
 }
 
-// What normalises a row: (x - mean) * scale. The row ends in zeros up to a whole vector.
+// The statistics of a row, which (x - mean) * scale normalises. The row ends in zeros up to a whole vector.
 template <class T>
 struct Statistics {
     T mean = 0, scale;

@@ -1,12 +1,13 @@
 // Depthwise causal convolution: forward, backward, and one step from a stored state.
 //
 // Both directions and both passes are one loop: a sum over a window of the tile that begins at the same place
-// for every step. In reverse the window begins at the step itself and the weights are turned round; the
+// for every step. In reverse the window begins at the step itself and the weights are reversed; the
 // gradient of x is the convolution of the other direction. A tile's lanes are channels where channels are
 // adjacent in memory and time steps of one channel where those are.
 #pragma once
 
-#include "cpu/tiles.h"
+#include "causal_conv1d/native.h"
+#include "cpu/strided.h"
 
 namespace scanlab::SCANLAB_ISA {
 
@@ -27,7 +28,8 @@ struct Tiling {
 
     explicit Tiling(const Conv& conv) {
         along_time = conv.x.column == 1 && conv.x.row != 1 && !conv.ids;
-        const int64_t vectors = whole_vectors<T>(conv.dim) / lanes<T>, fewest = (vectors + max_columns - 1) / max_columns;
+        const int64_t vectors = whole_vectors<T>(conv.dim) / lanes<T>,
+                      fewest = (vectors + max_columns - 1) / max_columns;
         columns = along_time || !vectors ? 1 : int((vectors + fewest - 1) / fewest);
         channels = along_time ? 1 : columns * lanes<T>;
         pitch = channels;
@@ -59,7 +61,8 @@ struct Task {
     Task(const Conv& conv, const Tiling<T>& cut, int64_t index)
         : Task(conv, cut, index / cut.blocks / cut.chunks, index / cut.blocks % cut.chunks, index % cut.blocks) {}
     template <class T>
-    Task(const Conv& conv, const Tiling<T>& cut, int64_t batch, int64_t chunk, int64_t block) : batch(batch), chunk(chunk) {
+    Task(const Conv& conv, const Tiling<T>& cut, int64_t batch, int64_t chunk, int64_t block)
+        : batch(batch), chunk(chunk) {
         channel = block * cut.channels;
         channels = int(smaller(cut.channels, conv.dim - channel));
     }
@@ -140,8 +143,8 @@ void convolve_packed(Steps<T> to, Steps<const T> x, const Taps<T>& taps, int64_t
 
 // Every column of `steps` steps from step `first` on.
 template <class T, Then then>
-void convolve(Steps<T> to, Steps<const T> x, const Conv& conv, const Tiling<T>& cut, const Task& task, const Taps<T>* taps,
-              int64_t steps, int64_t first, int64_t window_offset) {
+void convolve(Steps<T> to, Steps<const T> x, const Conv& conv, const Tiling<T>& cut, const Task& task,
+              const Taps<T>* taps, int64_t steps, int64_t first, int64_t window_offset) {
     const int width = conv.width;
     const int64_t vectors = cut.vectors(steps), to_stride = cut.stride(to.pitch), stride = cut.stride(x.pitch);
     for (int c = 0; c < cut.columns; c++, to.data += lanes<T>, x.data += lanes<T>, taps++) {
@@ -161,13 +164,16 @@ template <class T>
 void read_padded(T* to, int pitch, const Matrix& from, const Task& task, int64_t length, int64_t begin, int64_t end) {
     const int64_t first = smaller(larger(begin, 0), end), last = larger(smaller(end, length), first);
     clear(to, (first - begin) * pitch);
-    if (last > first) read_tile(to + (first - begin) * pitch, pitch, from, task.batch, task.channel, task.channels, first, last - first);
+    if (last > first)
+        read_tile(to + (first - begin) * pitch, pitch, from, task.batch, task.channel, task.channels, first,
+                  last - first);
     clear(to + (last - begin) * pitch, (end - last) * pitch);
 }
 
 // Steps [begin, end) of a tensor where they are, if that is the form of a tile; otherwise no data.
 template <class T>
-Steps<T> in_place(const Matrix& tensor, const Tiling<T>& cut, const Task& task, int64_t length, int64_t begin, int64_t end) {
+Steps<T> in_place(const Matrix& tensor, const Tiling<T>& cut, const Task& task, int64_t length, int64_t begin,
+                  int64_t end) {
     const bool dense = cut.along_time ? tensor.column == 1 : tensor.row == 1 && task.channels == cut.channels;
     if (tensor.type != type_of<T> || !dense || begin < 0 || end > length) return {};
     T* first = static_cast<T*>(tensor.data) + task.batch * tensor.lead + task.channel * tensor.row;
@@ -176,8 +182,10 @@ Steps<T> in_place(const Matrix& tensor, const Tiling<T>& cut, const Task& task, 
 
 // The same of x, with zeros or the initial state around it; in `buffer` unless it can be used where it is.
 template <class T>
-Steps<const T> read_input(T* buffer, const Conv& conv, const Tiling<T>& cut, const Task& task, int64_t begin, int64_t end) {
-    if (const Steps<T> there = in_place(conv.x, cut, task, conv.length, begin, end); there.data) return {there.data, there.pitch};
+Steps<const T> read_input(T* buffer, const Conv& conv, const Tiling<T>& cut, const Task& task, int64_t begin,
+                          int64_t end) {
+    if (const Steps<T> there = in_place(conv.x, cut, task, conv.length, begin, end); there.data)
+        return {there.data, there.pitch};
     const int pitch = cut.pitch;
     read_padded(buffer, pitch, conv.x, task, conv.length, begin, end);
     if (!conv.initial.data) return {buffer, pitch};
@@ -210,7 +218,8 @@ void convolve_steps(const Conv& conv, const Tiling<T>& cut, const Task& task, in
             if (!there) out = {out_buffer, cut.pitch};
             if (conv.silu) convolve<T, Then::silu>(out, window, conv, cut, task, taps[d], steps, step, window_offset);
             else convolve<T, Then::store>(out, window, conv, cut, task, taps[d], steps, step, window_offset);
-            if (!there) write_tile(out_buffer, cut.pitch, direction.out, task.batch, task.channel, task.channels, step, steps);
+            if (!there)
+                write_tile(out_buffer, cut.pitch, direction.out, task.batch, task.channel, task.channels, step, steps);
         }
     }
 }
@@ -276,7 +285,8 @@ void write_grad_initial(const Conv& conv, const Tiling<T>& cut, const Task& task
 }
 
 template <class T>
-void write_partials(const Conv& conv, const Tiling<T>& cut, const Task& task, int d, const Vec<T> (*shares)[max_width + 1]) {
+void write_partials(const Conv& conv, const Tiling<T>& cut, const Task& task, int d,
+                    const Vec<T> (*shares)[max_width + 1]) {
     const int width = conv.width;
     const int64_t row = (task.batch * cut.chunks + task.chunk) * conv.dim + task.channel;
     T* to = static_cast<T*>(conv.direction[d].partials) + row * (width + 1);
@@ -308,7 +318,8 @@ void conv_gradients(const Conv& conv, int64_t begin, int64_t end) {
             const int64_t steps = smaller(cut.steps, stop - step), whole = cut.whole(steps);
             // A step of x is seen by the windows of its own step and of width - 1 others.
             const int64_t seen = cut.whole(steps + halo);
-            const Steps<const T> x = read_input(x_buffer, conv, cut, task, step - halo, step + larger(seen, whole + halo));
+            const Steps<const T> x =
+                read_input(x_buffer, conv, cut, task, step - halo, step + larger(seen, whole + halo));
             clear(grad_x, whole * pitch);
             for (int d = 0; d < conv.directions; d++) {
                 const ConvDirection& direction = conv.direction[d];
@@ -331,9 +342,11 @@ void conv_gradients(const Conv& conv, int64_t begin, int64_t end) {
                         const int32_t* ids = conv.ids + task.batch * conv.length;
                         add_products_packed(sums, g, window, steps, width, ids, conv.length, step, window_offset);
                     } else if (width == 4) {
-                        add_products<T, 4>(sums, g.data, cut.stride(pitch), window.data, cut.stride(x.pitch), x.pitch, cut.vectors(steps), width);
+                        add_products<T, 4>(sums, g.data, cut.stride(pitch), window.data, cut.stride(x.pitch), x.pitch,
+                                           cut.vectors(steps), width);
                     } else {
-                        add_products<T, 0>(sums, g.data, cut.stride(pitch), window.data, cut.stride(x.pitch), x.pitch, cut.vectors(steps), width);
+                        add_products<T, 0>(sums, g.data, cut.stride(pitch), window.data, cut.stride(x.pitch), x.pitch,
+                                           cut.vectors(steps), width);
                     }
                 }
                 const bool saw_state = direction.reverse ? step + steps == conv.length : step == 0;
@@ -372,7 +385,8 @@ void conv_step(const ConvUpdate& update, int64_t begin, int64_t end, void* works
         if (update.positions) {
             const int64_t position = (update.positions[batch] % slots + slots) % slots;
             for (int i = 1; i <= halo; i++)
-                read_tile(x - i * lanes<T>, lanes<T>, update.state, row, channel, channels, (position - i + slots) % slots, 1);
+                read_tile(x - i * lanes<T>, lanes<T>, update.state, row, channel, channels,
+                          (position - i + slots) % slots, 1);
             for (int64_t i = 0; i < update.length; i++)
                 write_tile(x + i * lanes<T>, lanes<T>, update.state, row, channel, channels, (position + i) % slots, 1);
         } else {
@@ -380,7 +394,8 @@ void conv_step(const ConvUpdate& update, int64_t begin, int64_t end, void* works
             write_tile(window + update.length * lanes<T>, lanes<T>, update.state, row, channel, channels, 0, slots);
         }
         const T* first = x - halo * lanes<T>;
-        if (update.silu) convolve<T, 0, Then::silu>(out, lanes<T>, first, lanes<T>, lanes<T>, taps, update.length, update.width);
+        if (update.silu)
+            convolve<T, 0, Then::silu>(out, lanes<T>, first, lanes<T>, lanes<T>, taps, update.length, update.width);
         else convolve<T, 0, Then::store>(out, lanes<T>, first, lanes<T>, lanes<T>, taps, update.length, update.width);
         write_tile(out, lanes<T>, update.out, batch, channel, channels, 0, update.length);
     }

@@ -1,8 +1,9 @@
 // From what enters a mixer to what it scans, but for the step sizes: the gate, u, and what is selected from it.
 #pragma once
 
-#include "causal_conv1d/conv.h"
+#include "causal_conv1d/kernel.h"
 #include "linear/packed_linear.h"
+#include "mamba_front/native.h"
 
 namespace scanlab::SCANLAB_ISA {
 
@@ -29,7 +30,8 @@ void convolve_group(const BeforeScan& before, const Piece& piece, int64_t group)
     const Conv& conv = before.conv;
     const int64_t halo = conv.width - 1, row = piece.batch * conv.length;
     const int64_t begin = larger(0, piece.first - halo), end = smaller(conv.length, piece.stop + halo);
-    const int64_t first = group * before.panels_each, last = smaller(panels_of(before.into), first + before.panels_each);
+    const int64_t first = group * before.panels_each,
+                  last = smaller(panels_of(before.into), first + before.panels_each);
     alignas(64) S x[(max_steps + 2 * mixer::max_width) * panel_features];
     for (int64_t panel = first; panel < last; panel++) {
         PackedLinear into = panel_of<S>(before.into, panel, row + begin);
@@ -69,7 +71,8 @@ void add_shares(const BeforeScan& before, int64_t row, int64_t rows) {
     for (int d = 0; d < before.conv.directions; d++) {
         const PackedLinear& select = before.select[d];
         for (int64_t at = row; at < rows; at++) {
-            const float* shares = before.shares + d * before.groups * group + (at - before.first_row) * before.share_row;
+            const float* shares =
+                before.shares + d * before.groups * group + (at - before.first_row) * before.share_row;
             S* const out = static_cast<S*>(select.out) + at * select.out_row;
             for (int64_t i = 0; i < select.features; i += width) {
                 const int left = int(smaller(width, select.features - i));

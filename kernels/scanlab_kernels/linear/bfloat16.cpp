@@ -1,5 +1,6 @@
 // The unit for the products that AVX-512 has for bfloat16, which not every machine with AVX-512 has.
-#include "mamba_front/before_scan.h"
+#include "cpu/kernels.h"
+#include "mamba_front/kernel.h"
 
 namespace scanlab::mixer {
 

@@ -1,7 +1,8 @@
-// One decoding step of the scan: states lie in the lanes, and the sums over them are turned into channels.
+// One decoding step of the scan: the states of a channel lie in the lanes; their sums are transposed into channels.
 #pragma once
 
-#include "cpu/tiles.h"
+#include "cpu/strided.h"
+#include "state_update/native.h"
 
 namespace scanlab::SCANLAB_ISA {
 
@@ -16,16 +17,19 @@ size_t update_workspace(const StateUpdate& update) {
 
 // Channels of one head as dense numbers; zeros where the tensor is not there.
 template <class T>
-void read_channels(T* to, const StateUpdate::PerBatch& from, int64_t batch, int64_t head, int64_t channel, int channels) {
+void read_channels(T* to, const StateUpdate::PerBatch& from, int64_t batch, int64_t head, int64_t channel,
+                   int channels) {
     if (!from.data) return clear(to, whole_vectors<T>(channels));
     with_storage(from.type, [&](auto storage) {
         using S = typename decltype(storage)::type;
-        const S* first = static_cast<const S*>(from.data) + batch * from.batch + head * from.head + channel * from.channel;
+        const S* first =
+            static_cast<const S*>(from.data) + batch * from.batch + head * from.head + channel * from.channel;
         read_run(to, first, from.channel, channels);
     });
 }
 template <class T>
-void write_channels(const T* from, const StateUpdate::PerBatch& to, int64_t batch, int64_t head, int64_t channel, int channels) {
+void write_channels(const T* from, const StateUpdate::PerBatch& to, int64_t batch, int64_t head, int64_t channel,
+                    int channels) {
     with_storage(to.type, [&](auto storage) {
         using S = typename decltype(storage)::type;
         S* first = static_cast<S*>(to.data) + batch * to.batch + head * to.head + channel * to.channel;
@@ -34,10 +38,12 @@ void write_channels(const T* from, const StateUpdate::PerBatch& to, int64_t batc
 }
 // The states of one channel or group as dense numbers.
 template <class T>
-void read_states(T* to, const StateUpdate::PerState& from, int64_t batch, int64_t head, int64_t channel, int64_t states) {
+void read_states(T* to, const StateUpdate::PerState& from, int64_t batch, int64_t head, int64_t channel,
+                 int64_t states) {
     with_storage(from.type, [&](auto storage) {
         using S = typename decltype(storage)::type;
-        const S* first = static_cast<const S*>(from.data) + batch * from.batch + head * from.head + channel * from.channel;
+        const S* first =
+            static_cast<const S*>(from.data) + batch * from.batch + head * from.head + channel * from.channel;
         read_run(to, first, from.state, states);
     });
 }
@@ -103,13 +109,15 @@ void update_states(const StateUpdate& update, int64_t begin, int64_t end, void* 
                     S* const own = h + k * update.h.channel;
                     if constexpr (vectors<T, S>) {
                         if (whole && dense_A && update.h.state == 1) {
-                            terms[i] = step_of<T, S, true>(own, A + k * update.A.channel, B, C, dt[c + i], x[c + i], states, update.log_A);
+                            terms[i] = step_of<T, S, true>(own, A + k * update.A.channel, B, C, dt[c + i], x[c + i],
+                                                           states, update.log_A);
                             continue;
                         }
                     }
                     read_states(A_buffer, update.A, 0, head, k, states);
                     read_run(h_buffer, own, update.h.state, states);
-                    terms[i] = step_of<T, T, false>(h_buffer, A_buffer, B, C, dt[c + i], x[c + i], states, update.log_A);
+                    terms[i] =
+                        step_of<T, T, false>(h_buffer, A_buffer, B, C, dt[c + i], x[c + i], states, update.log_A);
                     write_run(own, h_buffer, update.h.state, states);
                 }
                 Vec<T> sum = sums<T, lanes<T>>(terms);

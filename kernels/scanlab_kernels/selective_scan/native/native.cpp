@@ -6,9 +6,9 @@
 #include <ATen/ops/view_as_real.h>
 #include <torch/library.h>
 
-#include "selective_scan/native/scan.h"
 #include "cpu/allocator.h"
 #include "cpu/arguments.h"
+#include "selective_scan/native/scan.h"
 
 namespace scanlab {
 namespace {
@@ -63,9 +63,11 @@ struct Request {
     explicit Request(c10::ArrayRef<IValue> arguments) {
         const auto settings = arguments.slice(2 * tensors_per_direction);
         for (int d = 0; d < 2; d++)
-            for (int i = 0; i < tensors_per_direction; i++) inputs[d][i] = tensor_at(arguments, d * tensors_per_direction + i);
+            for (int i = 0; i < tensors_per_direction; i++)
+                inputs[d][i] = tensor_at(arguments, d * tensors_per_direction + i);
         const Tensor &u = inputs[0][u_], &A = inputs[0][A_];
-        TORCH_CHECK_VALUE(u.dim() == 3 && u.numel() > 0, "u is ", u.sizes(), ": must be (batch, dim, length), none of them 0.");
+        TORCH_CHECK_VALUE(u.dim() == 3 && u.numel() > 0, "u is ", u.sizes(),
+                          ": must be (batch, dim, length), none of them 0.");
         TORCH_CHECK_VALUE(A.dim() == 2 && A.size(1) >= 1, "A is ", A.sizes(), ": must be (dim, state).");
         stored = u.scalar_type();
         scan.type = type_of(u);
@@ -79,21 +81,26 @@ struct Request {
         scan.time_block = number("time_block", settings[3], 1, max_setting);
         scan.channel_tile = number("channel_tile", settings[4], 1, max_setting);
         scan.time_chunks = number("time_chunks", settings[5], 1, max_setting);
-        TORCH_CHECK_VALUE(scan.time_chunks == 1 || scan.directions == 1, "time_chunks is ", scan.time_chunks, ": must be 1 with two directions.");
+        TORCH_CHECK_VALUE(scan.time_chunks == 1 || scan.directions == 1, "time_chunks is ", scan.time_chunks,
+                          ": must be 1 with two directions.");
         const int64_t exp = settings[6].toInt();
-        TORCH_CHECK_VALUE(exp == int64_t(Exp::fast) || exp == int64_t(Exp::exact), "exp is ", exp, ": must be 0 (fast) or 1 (exact).");
+        TORCH_CHECK_VALUE(exp == int64_t(Exp::fast) || exp == int64_t(Exp::exact), "exp is ", exp,
+                          ": must be 0 (fast) or 1 (exact).");
         scan.exp = Exp(exp);
         const int64_t isa = settings[7].toInt();
-        TORCH_CHECK_VALUE(isa >= 0 && isa <= int64_t(best_isa()), "instruction set ", isa, ": this machine has up to ", int64_t(best_isa()), ".");
+        TORCH_CHECK_VALUE(isa >= 0 && isa <= int64_t(best_isa()), "instruction set ", isa, ": this machine has up to ",
+                          int64_t(best_isa()), ".");
         scan.isa = Isa(isa);
         for (int d = 0; d < scan.directions; d++) describe(d, settings[1].toBool());
     }
 
     void describe(int d, bool reverse) {
         const auto& tensors = inputs[d];
-        TORCH_CHECK_VALUE(tensors[delta_].defined() && tensors[A_].defined() && tensors[B_].defined() && tensors[C_].defined(),
-                    "direction ", d, " lacks one of delta, A, B and C.");
-        const std::vector<int64_t> channels = {scan.batch, scan.dim, scan.length}, states = {scan.batch, scan.dim, scan.state};
+        TORCH_CHECK_VALUE(
+            tensors[delta_].defined() && tensors[A_].defined() && tensors[B_].defined() && tensors[C_].defined(),
+            "direction ", d, " lacks one of delta, A, B and C.");
+        const std::vector<int64_t> channels = {scan.batch, scan.dim, scan.length},
+                                   states = {scan.batch, scan.dim, scan.state};
         for (int i : {u_, delta_, z_})
             if (tensors[i].defined()) expect(names[i], tensors[i], channels, stored);
         for (int i : {D_, delta_bias_})
@@ -126,8 +133,8 @@ struct Request {
         }
         TORCH_CHECK_VALUE(tensor.dim() == 4, name, " has ", tensor.dim(), " axes: must have 2, 3 or 4.");
         const int64_t groups = tensor.size(1);
-        TORCH_CHECK_VALUE(groups > 0 && scan.dim % groups == 0 && (scan.groups == 1 || scan.groups == groups), name, " has ", groups,
-                    " groups: must divide dim ", scan.dim, " and be as many in B and in C.");
+        TORCH_CHECK_VALUE(groups > 0 && scan.dim % groups == 0 && (scan.groups == 1 || scan.groups == groups), name,
+                          " has ", groups, " groups: must divide dim ", scan.dim, " and be as many in B and in C.");
         scan.groups = groups;
         expect(name, tensor, {scan.batch, groups, scan.state, columns}, stored);
         return {tensor.data_ptr(), false, tensor.stride(0), tensor.stride(1), 0, tensor.stride(2), tensor.stride(3)};
@@ -155,7 +162,8 @@ std::vector<Tensor> forward(c10::ArrayRef<IValue> arguments, bool keep) {
     scan.out = channels_of(results[0]);
     for (int d = 0; d < scan.directions; d++) scan.direction[d].last = states_of(of_direction(request, results[1], d));
     if (keep) {
-        results.push_back(empty_output({scan.directions, scan.batch, blocks(scan), scan.state * request.parts(), scan.dim}, request.real));
+        results.push_back(empty_output(
+            {scan.directions, scan.batch, blocks(scan), scan.state * request.parts(), scan.dim}, request.real));
         scan.checkpoints = results[2].data_ptr();
     }
     run(scan);
@@ -166,9 +174,11 @@ std::vector<Tensor> forward(c10::ArrayRef<IValue> arguments, bool keep) {
 std::vector<Tensor> backward(c10::ArrayRef<IValue> arguments) {
     Request request(arguments.slice(3));
     Scan& scan = request.scan;
-    const Tensor grad_out = tensor_at(arguments, 0), grad_last = tensor_at(arguments, 1), checkpoints = tensor_at(arguments, 2);
+    const Tensor grad_out = tensor_at(arguments, 0), grad_last = tensor_at(arguments, 1),
+                 checkpoints = tensor_at(arguments, 2);
     expect("grad_out", grad_out, {scan.batch, scan.dim, scan.length}, request.stored);
-    expect("checkpoints", checkpoints, {scan.directions, scan.batch, blocks(scan), scan.state * request.parts(), scan.dim}, request.real);
+    expect("checkpoints", checkpoints,
+           {scan.directions, scan.batch, blocks(scan), scan.state * request.parts(), scan.dim}, request.real);
     TORCH_CHECK_VALUE(checkpoints.is_contiguous(), "checkpoints must be as the scan left them.");
     if (grad_last.defined()) expect("grad_last", grad_last, empty_last_state(request).sizes(), request.weight);
     scan.checkpoints = checkpoints.data_ptr();
@@ -240,7 +250,8 @@ TORCH_LIBRARY(scanlab, m) {
     m.def(("scan(" + arguments + " -> (Tensor out, Tensor last_state)").c_str());
     m.def(("scan_with_checkpoints(" + arguments + " -> (Tensor out, Tensor last_state, Tensor checkpoints)").c_str());
     m.def("note_fork() -> ()", &scanlab::note_fork);
-    m.def(("scan_backward(Tensor grad_out, Tensor? grad_last, Tensor checkpoints, " + arguments + " -> Tensor[]").c_str());
+    m.def(("scan_backward(Tensor grad_out, Tensor? grad_last, Tensor checkpoints, " + arguments + " -> Tensor[]")
+              .c_str());
 }
 
 TORCH_LIBRARY_IMPL(scanlab, CPU, m) {

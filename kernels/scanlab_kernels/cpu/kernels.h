@@ -1,0 +1,46 @@
+// The table of kernels that one instruction set offers, for all ops but the scan, which has a table of its own.
+//
+// Every op works on small dense tiles of its arithmetic type: tensors of any storage type and any strides are
+// converted at the edge of a tile, so the arithmetic is compiled for float and for double only. Work is cut into tasks
+// whose bounds do not depend on the number of threads, so neither do the bits of a result.
+#pragma once
+
+#include "add_norm/native.h"
+#include "cpu/isa.h"
+#include "mamba_front/native.h"
+#include "state_update/native.h"
+
+namespace scanlab::mixer {
+
+// The products of one storage type.
+struct Products {
+    bool (*is_supported)();
+    void (*packed_linear)(const PackedLinear&, int64_t row, int64_t rows, int64_t first_panel, int64_t last_panel);
+    void (*convolve_group)(const BeforeScan&, const Piece&, int64_t group);
+    void (*add_shares)(const BeforeScan&, int64_t row, int64_t rows);
+};
+
+// The kernels of one instruction set. A task is one piece of work that a thread does alone.
+struct Kernels {
+    const char* name;
+    bool (*is_supported)();
+    int64_t (*conv_chunks)(const Conv&);  // pieces along time
+    int64_t (*conv_tasks)(const Conv&);
+    void (*conv)(const Conv&, int64_t begin, int64_t end);
+    void (*conv_backward)(const Conv&, int64_t begin, int64_t end);
+    int64_t (*conv_update_tasks)(const ConvUpdate&);
+    size_t (*conv_update_workspace_bytes)(const ConvUpdate&);
+    void (*conv_update)(const ConvUpdate&, int64_t begin, int64_t end, void* workspace);
+    size_t (*norm_workspace_bytes)(const Norm&);
+    void (*norm)(const Norm&, int64_t begin, int64_t end, void* workspace);  // a task is norm_rows rows
+    void (*norm_backward)(const Norm&, int64_t begin, int64_t end, void* workspace);
+    int64_t (*state_update_tasks)(const StateUpdate&);
+    size_t (*state_update_workspace_bytes)(const StateUpdate&);
+    void (*state_update)(const StateUpdate&, int64_t begin, int64_t end, void* workspace);
+    int64_t (*thin_linear_tasks)(const Gemv&);
+    void (*thin_linear)(const Gemv&, int64_t begin, int64_t end);
+    Products float32;
+    const Products* bfloat16;  // none where the set has no such products; on some machines that have the set, too
+};
+
+}  // namespace scanlab::mixer

@@ -1,0 +1,23 @@
+// A decoding step of the scan on torch's tensors, checked and described to the kernels.
+#pragma once
+
+#include "cpu/library.h"
+#include "state_update/native.h"
+
+namespace scanlab::mixer {
+
+// The constructor raises before anything is written; `run` writes the state and `out`. What is read and lies in the
+// memory of the state was copied before.
+struct StateUpdateCall {
+    StateUpdateCall(const Tensor& state, const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B,
+                    const Tensor& C, const OptionalTensor& D, const OptionalTensor& z, const OptionalTensor& dt_bias,
+                    const Tensor& out, bool softplus, const OptionalTensor& rows, bool log_A);
+    void run();
+
+private:
+    StateUpdate update;
+    Tensor state;
+    std::vector<Tensor> kept;
+};
+
+}  // namespace scanlab::mixer
