@@ -22,6 +22,7 @@ check: lint types test
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	git ls-files '*.h' '*.cpp' | xargs $(BIN)/clang-format --dry-run -Werror
 
 types: $(VENV)/.ready
 	$(BIN)/mypy scanlab kernels/scanlab_kernels

@@ -4,6 +4,7 @@ import math
 import multiprocessing
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
@@ -39,6 +40,12 @@ def place() -> str:
 def setting() -> str:
     """The machine, the day and the load, for the caption of what is measured next."""
     return f"{place()}, load before the run {os.getloadavg()[0]:.2f}"
+
+
+def silicon_name() -> str:
+    """Return the processor's name as a part of a file name, such as "amd-epyc"."""
+    words = re.sub(r"\((r|tm)\)|@.*|\b(processor|cpu|\d+-core)\b", " ", this_machine().silicon.model_name.lower())
+    return "-".join(re.findall(r"[a-z0-9]+", words)) or "unknown"
 
 
 def served_by(dispatcher: Dispatcher) -> str:
@@ -185,13 +192,18 @@ def write_page(
     pictures: Mapping[str, Figure],
     sections: Mapping[str, pd.DataFrame],
     numbers: pd.DataFrame,
+    name: str | None = None,
 ) -> None:
-    """The page of an experiment in `folder`: its claim, pictures, tables of text; and its numbers as CSV."""
+    """Write the page of an experiment into `folder`: its claim, pictures, tables of text; and its numbers as CSV.
+
+    Both files are called `name`, by default as the folder is.
+    """
+    name = folder.name if name is None else name
     folder.mkdir(parents=True, exist_ok=True)
-    for name, figure in pictures.items():
-        figures.save(figure, folder, name)
-    shown = [f"![{name.replace('_', ' ')}]({name}.png)" for name in pictures]
+    for picture, figure in pictures.items():
+        figures.save(figure, folder, picture)
+    shown = [f"![{picture.replace('_', ' ')}]({picture}.png)" for picture in pictures]
     written = [f"## {heading}\n\n{tables.markdown(text)}" for heading, text in sections.items()]
     page = "\n\n".join((f"# {(claim or '').strip()}", f"{caption}.", *shown, *written))
-    (folder / f"{folder.name}.md").write_text(f"{page}\n")
-    (folder / f"{folder.name}.csv").write_text(tables.csv(numbers))
+    (folder / f"{name}.md").write_text(f"{page}\n")
+    (folder / f"{name}.csv").write_text(tables.csv(numbers))

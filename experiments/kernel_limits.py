@@ -1,10 +1,10 @@
 """The native kernel beside the limits of the machine it runs on.
 
-The ceiling is the arithmetic of the scan between registers alone (a degree-5 exponential, one more product and
-two fused products for each state update), measured in the same rounds as the kernel. Ratios are taken round by
-round; what is shown is their median and quartiles. One thread is timed by its own CPU time, which neighbours do
-not take from; two threads by the clock, which they do. What two threads of pure arithmetic gain over one tells whether
-the machine gave two cores at that time: two virtual CPUs may be one.
+The ceiling is the arithmetic of the scan between registers alone (the exponential that the kernel takes by default, one
+more product and two fused products for each state update, denormals flushed), measured in the same rounds as the
+kernel. Ratios are taken round by round; the table has their median and quartiles. One thread is timed by its own CPU
+time, which neighbours do not take from; two threads by the clock, which they do. The gain of two
+threads of pure arithmetic over one tells whether the machine gave two cores at that time: two virtual CPUs may be one.
 
     python experiments/kernel_limits.py --rounds 40
 """
@@ -26,6 +26,7 @@ from scanlab.contract import registry
 from scanlab.contract.problem import ScanInputs, ScanProblem, make_inputs
 from scanlab.contract.space import Config
 from scanlab_kernels.build import Extension, Unit
+from scanlab_kernels.cpu.isa import INSTRUCTION_SETS, chosen_isa, isa_index
 from scanlab_kernels.selective_scan.native import backend as native
 
 HERE = Path(__file__).parent
@@ -35,11 +36,10 @@ CEILING_REPEATS = 20_000
 LONG_REPEATS = 20 * CEILING_REPEATS  # beside which waking a Python thread is nothing
 ROUND_S = 0.02
 
-ISA = native.chosen_isa()
+ISA = chosen_isa()
 ceiling = Extension(
     name="kernel_ceiling",
-    units=(Unit(HERE / "kernel_ceiling.cpp", (f"-DSCANLAB_ISA={ISA}", *native.ISA_FLAGS[ISA])),),
-    headers=native.HEADERS,
+    units=(Unit(HERE / "kernel_ceiling.cpp", INSTRUCTION_SETS[isa_index(ISA)].flags),),
     flags=("-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
 )
 
@@ -144,9 +144,10 @@ def measured(rounds: int) -> list[tuple[str, str, list[float]]]:
 
 def main(
     rounds: Annotated[int, typer.Option(help="Rounds of each comparison.")] = 40,
-    out: Path = common.RESULTS / "kernel_limits",
+    out: Path | None = None,
 ) -> None:
-    """Measure every row and write the table."""
+    """Measure every row and write the table, by default on a page of this processor and instruction set."""
+    out = out or common.RESULTS / "kernel_limits" / f"{common.silicon_name()}-{ISA}"
     caption = f"{common.setting()}; {ISA}, {rounds} rounds; {handover()}"
     ceiling.load()
     with torch.inference_mode(False):
@@ -175,7 +176,7 @@ def main(
             *(3 * [(extra - gradients - gradients / 3) / 1e6]),
         ]
     text = frame.assign(**{name: frame[name].map("{:.3g}".format) for name in ("quartile1", "median", "quartile3")})
-    common.write_page(out, __doc__, caption, {}, {"Limits": text}, frame)
+    common.write_page(out.parent, __doc__, caption, {}, {"Limits": text}, frame, name=out.name)
     print(text.to_string(index=False))
 
 

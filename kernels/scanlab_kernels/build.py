@@ -34,8 +34,8 @@ from scanlab.contract.cpu import usable_threads
 from scanlab.errors import UnavailableError
 
 PACKAGE = Path(__file__).parent
-# Vectors cross no boundary of a library, so that their ABI does not matter; GCC 12 warns of variables in its own headers
-# for AVX-512 that are undefined on purpose.
+# Vectors cross no boundary of a library, so that their ABI does not matter; in its headers for AVX-512 GCC 12 warns of
+# variables that are undefined on purpose.
 WARNINGS = ("-Wall", "-Wextra", "-Wno-psabi", "-Wno-uninitialized", "-Wno-maybe-uninitialized")
 THREADING = ("-fopenmp",) if sys.platform == "linux" else ("-pthread",)
 STALE_S = 24 * 3600.0  # the age at which the folder of an interrupted build is deleted

@@ -1,4 +1,4 @@
-"""The ops of a Mamba block in C++, for tensors on the CPU; the environment variable SCANLAB_ISA forces an instruction set."""
+"""The ops of a Mamba block in C++, for tensors on the CPU; SCANLAB_ISA forces an instruction set."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from scanlab.contract.compiler import find_compiler
 from scanlab.contract.cpu import usable_threads
-from scanlab_kernels.build import PACKAGE
+from scanlab_kernels.build import PACKAGE, WARNINGS
 from scanlab_kernels.cpu.isa import FAMILIES, INSTRUCTION_SETS, InstructionSet
 from scanlab_kernels.selective_scan.native import backend as native
 
@@ -118,7 +118,16 @@ def sources(target: Target, flags: tuple[str, ...], only: str | None) -> Iterato
 def build(target: Target, mode: str, only: str | None, folder: Path) -> None:
     """Compile and link scan_test and math_test into `folder`; raises CalledProcessError with the compiler's words."""
     flags = MODES[mode]
-    common = (*target.compiler, "-std=c++20", *native.ARITHMETIC, "-pthread", f"-I{PACKAGE}", f"-I{HERE}")
+    common = (
+        *target.compiler,
+        "-std=c++20",
+        *WARNINGS,
+        "-Werror",
+        *native.ARITHMETIC,
+        "-pthread",
+        f"-I{PACKAGE}",
+        f"-I{HERE}",
+    )
     named = list(sources(target, flags, only))
     commands = [[*common, *words, "-c", "-o", str(folder / f"{name}.o")] for name, words in named]
     with ThreadPoolExecutor(usable_threads()) as pool:
