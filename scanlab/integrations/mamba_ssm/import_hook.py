@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from scanlab.integrations.mamba_ssm import manifest as surface
+from scanlab.integrations.mamba_ssm import manifest
 
 log = logging.getLogger("scanlab")
 
@@ -31,7 +31,7 @@ def install() -> None:
         return
     finder = Finder()
     sys.meta_path.insert(0, finder)
-    for name in sorted(surface.MODULES & sys.modules.keys()):
+    for name in sorted(manifest.MODULES & sys.modules.keys()):
         finder.wrap(sys.modules[name])
     _rebind(finder.wrappers)
 
@@ -56,7 +56,7 @@ def _finder() -> Finder | None:
 
 
 class Finder(MetaPathFinder):
-    """Finds the modules of surface.MODULES: where others find them too, theirs, wrapped; else scanlab's.
+    """Finds the modules of manifest.MODULES: where others find them too, theirs, wrapped; else scanlab's.
 
     wrappers  by id of the function that each wraps
     added     (module, name) of what was missing in a module that is there
@@ -72,7 +72,7 @@ class Finder(MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """The spec of `fullname`, or None where it is no business of ours."""
-        if fullname not in surface.MODULES:
+        if fullname not in manifest.MODULES:
             return None
         there = self._elsewhere(fullname, path, target)
         if there is not None:
@@ -80,9 +80,9 @@ class Finder(MetaPathFinder):
             there.loader = Wrapping(there.loader, self)
             return there
         # Beside modules of theirs, one that they lack and that we could not use either is really missing.
-        if fullname not in surface.SERVED and fullname.partition(".")[0] not in self.replaced:
+        if fullname not in manifest.SERVED and fullname.partition(".")[0] not in self.replaced:
             return None
-        return importlib.util.spec_from_loader(fullname, Serving(self), is_package=fullname in surface.PACKAGES)
+        return importlib.util.spec_from_loader(fullname, Serving(self), is_package=fullname in manifest.PACKAGES)
 
     def _elsewhere(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None) -> ModuleSpec | None:
         for finder in sys.meta_path:
@@ -98,13 +98,13 @@ class Finder(MetaPathFinder):
         """Fill `module` with what scanlab has in its place."""
         name = module.__name__
         self.replaced.add(name)
-        vars(module).update(surface.unprovided(name) | surface.served(name))
-        if name in surface.VERSIONS:
-            vars(module)["__version__"] = surface.VERSIONS[name]
+        vars(module).update(manifest.unprovided(name) | manifest.served(name))
+        if name in manifest.VERSIONS:
+            vars(module)["__version__"] = manifest.VERSIONS[name]
 
     def wrap(self, module: ModuleType) -> None:
         """Let the functions of `module` choose by device, and add those it lacks; its classes stay as they are."""
-        for name, ours in surface.served(module.__name__).items():
+        for name, ours in manifest.served(module.__name__).items():
             theirs = vars(module).get(name)
             if theirs is None:
                 setattr(module, name, ours)

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from scanlab.errors import UnavailableError
 
 HERE = "scanlab.integrations.mamba_ssm"
+CONV_HERE = "scanlab.integrations.causal_conv1d"
 VERSIONS = {"mamba_ssm": "2.3.2+scanlab", "causal_conv1d": "1.6.1+scanlab"}
 PACKAGES = (
     "mamba_ssm",
@@ -36,38 +37,43 @@ LANGUAGE_MODEL = ("MambaLMHeadModel", "MixerModel")
 # module -> {module of scanlab: names}
 SERVED: dict[str, dict[str, tuple[str, ...]]] = {
     "mamba_ssm": {
-        f"{HERE}.scan": ("selective_scan_fn", "mamba_inner_fn"),
-        f"{HERE}.modules": ("Mamba",),
-        f"{HERE}.language_model": ("MambaLMHeadModel",),
+        f"{HERE}.ops.selective_scan_interface": ("selective_scan_fn", "mamba_inner_fn"),
+        f"{HERE}.modules.mamba_simple": ("Mamba",),
+        f"{HERE}.models.mixer_seq_simple": ("MambaLMHeadModel",),
     },
     "mamba_ssm.ops": {},
-    "mamba_ssm.ops.selective_scan_interface": {f"{HERE}.scan": SCAN},
+    "mamba_ssm.ops.selective_scan_interface": {f"{HERE}.ops.selective_scan_interface": SCAN},
     "mamba_ssm.ops.triton": {},
-    "mamba_ssm.ops.triton.layer_norm": {f"{HERE}.norms": NORMS},
-    "mamba_ssm.ops.triton.layernorm": {f"{HERE}.norms": NORMS},
+    "mamba_ssm.ops.triton.layer_norm": {f"{HERE}.ops.triton.layer_norm": NORMS},
+    "mamba_ssm.ops.triton.layernorm": {f"{HERE}.ops.triton.layer_norm": NORMS},
     "mamba_ssm.ops.triton.layernorm_gated": {
-        f"{HERE}.gated_norms": ("layernorm_fn", "rmsnorm_fn", "LayerNorm", "RMSNorm")
+        f"{HERE}.ops.triton.layernorm_gated": ("layernorm_fn", "rmsnorm_fn", "LayerNorm", "RMSNorm")
     },
     "mamba_ssm.ops.triton.selective_state_update": {
-        "scanlab.runtime.ops": ("selective_state_update",),
-        f"{HERE}.scan": ("selective_state_update_ref",),
+        f"{HERE}.ops.triton.selective_state_update": ("selective_state_update", "selective_state_update_ref")
     },
     "mamba_ssm.modules": {},
-    "mamba_ssm.modules.mamba_simple": {f"{HERE}.modules": ("Mamba", "Block")},
+    "mamba_ssm.modules.mamba_simple": {f"{HERE}.modules.mamba_simple": ("Mamba",), f"{HERE}.modules.block": ("Block",)},
     "mamba_ssm.models": {},
-    "mamba_ssm.models.config_mamba": {f"{HERE}.language_model": ("MambaConfig",)},
-    "mamba_ssm.models.mixer_seq_simple": {f"{HERE}.language_model": LANGUAGE_MODEL},
+    "mamba_ssm.models.config_mamba": {f"{HERE}.models.config_mamba": ("MambaConfig",)},
+    "mamba_ssm.models.mixer_seq_simple": {f"{HERE}.models.mixer_seq_simple": LANGUAGE_MODEL},
     "mamba_ssm.utils": {},
     "mamba_ssm.distributed": {},
-    "mamba_ssm.utils.generation": {f"{HERE}.generation": GENERATION},
-    "mamba_ssm.utils.hf": {f"{HERE}.hub": ("load_config_hf", "load_state_dict_hf")},
-    "causal_conv1d": {f"{HERE}.conv": CONV},
-    "causal_conv1d.causal_conv1d_interface": {f"{HERE}.conv": (*CONV, "causal_conv1d_ref", "causal_conv1d_update_ref")},
+    "mamba_ssm.utils.generation": {f"{HERE}.utils.generation": GENERATION},
+    "mamba_ssm.utils.hf": {f"{HERE}.utils.hf": ("load_config_hf", "load_state_dict_hf")},
+    "causal_conv1d": {f"{CONV_HERE}.causal_conv1d_interface": CONV},
+    "causal_conv1d.causal_conv1d_interface": {
+        f"{CONV_HERE}.causal_conv1d_interface": (*CONV, "causal_conv1d_ref", "causal_conv1d_update_ref")
+    },
     "causal_conv1d.causal_conv1d_varlen": {
-        f"{HERE}.conv": ("causal_conv1d_varlen_states", "causal_conv1d_varlen_states_ref")
+        f"{CONV_HERE}.causal_conv1d_varlen": ("causal_conv1d_varlen_states", "causal_conv1d_varlen_states_ref")
     },
     "causal_conv1d.cpp_functions": {
-        f"{HERE}.conv": ("causal_conv1d_fwd_function", "causal_conv1d_bwd_function", "causal_conv1d_update_function")
+        f"{CONV_HERE}.cpp_functions": (
+            "causal_conv1d_fwd_function",
+            "causal_conv1d_bwd_function",
+            "causal_conv1d_update_function",
+        )
     },
     "selective_scan_cuda": {f"{HERE}.cuda_extensions": ("fwd", "bwd")},
     "causal_conv1d_cuda": {

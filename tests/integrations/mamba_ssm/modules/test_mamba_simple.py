@@ -17,11 +17,13 @@ from helpers.official_names import untouched
 from scanlab.contract.verify import relative_error
 from scanlab.errors import ProblemError
 from scanlab.integrations import mamba_ssm as drop_in
-from scanlab.integrations.mamba_ssm import modules, norms
-from scanlab.integrations.mamba_ssm.generation import InferenceParams
+from scanlab.integrations.mamba_ssm.modules import mamba_simple
+from scanlab.integrations.mamba_ssm.modules.block import Block
+from scanlab.integrations.mamba_ssm.ops.triton.layer_norm import RMSNorm
+from scanlab.integrations.mamba_ssm.utils.generation import InferenceParams
 from scanlab.runtime import dispatch
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+EXPERIMENTS = Path(__file__).parents[4] / "experiments"
 TOLERANCE = 2e-5
 
 
@@ -84,7 +86,7 @@ def tokens(length: int = 9, dim: int = 16, seed: int = 0) -> Tensor:
     "options", [{}, {"bias": True, "d_conv": 3, "d_state": 5, "dt_rank": 2, "init_layer_scale": 0.5}]
 )
 def test_the_slow_path_gives_the_same(options):
-    mamba = modules.Mamba(16, **options)
+    mamba = mamba_simple.Mamba(16, **options)
     fast = mamba(tokens())
     mamba.use_fast_path = False
     torch.testing.assert_close(mamba(tokens()), fast)
@@ -94,11 +96,11 @@ def test_the_two_kinds_of_bidirectional_mixers():
     """v2 has weights of its own for the way back and may be halved; v1 has a second A and is not halved."""
     x = tokens()
     torch.manual_seed(0)
-    v2 = modules.Mamba(16, bimamba_type="v2")
-    halved = modules.Mamba(16, bimamba_type="v2", if_divide_out=True)
+    v2 = mamba_simple.Mamba(16, bimamba_type="v2")
+    halved = mamba_simple.Mamba(16, bimamba_type="v2", if_divide_out=True)
     halved.load_state_dict(v2.state_dict())
     torch.testing.assert_close(halved(x), v2(x) / 2)
-    forward, backward = modules.Mamba(16), modules.Mamba(16)
+    forward, backward = mamba_simple.Mamba(16), mamba_simple.Mamba(16)
     weights = v2.state_dict()
     forward.load_state_dict({name: weights[name] for name in forward.state_dict()})
     others = {"A_log": "A_b_log", "D": "D_b"}
@@ -107,7 +109,7 @@ def test_the_two_kinds_of_bidirectional_mixers():
         others.setdefault(name, f"{head}_b.{tail}" if f"{head}_b.{tail}" in weights else name)
     backward.load_state_dict({name: weights[others[name]] for name in backward.state_dict()})
     torch.testing.assert_close(v2(x), forward(x) + backward(x.flip(1)).flip(1))
-    v1 = modules.Mamba(16, bimamba_type="v1", if_divide_out=True)
+    v1 = mamba_simple.Mamba(16, bimamba_type="v1", if_divide_out=True)
     assert set(v1.state_dict()) == {*forward.state_dict(), "A_b_log"}
     same_A = {name: value for name, value in v1.state_dict().items() if name != "A_b_log"}
     forward.load_state_dict(same_A)
@@ -117,10 +119,10 @@ def test_the_two_kinds_of_bidirectional_mixers():
 
 @pytest.mark.parametrize("bimamba_type", ["v1", "v2"])
 def test_what_upstream_runs_forward_only_is_said_and_runs_forward_only(bimamba_type, caplog):
-    modules._say_one_way_only.cache_clear()
-    mamba = modules.Mamba(16, bimamba_type=bimamba_type, use_fast_path=False)
+    mamba_simple._say_one_way_only.cache_clear()
+    mamba = mamba_simple.Mamba(16, bimamba_type=bimamba_type, use_fast_path=False)
     out = mamba(tokens())
-    forward = modules.Mamba(16)
+    forward = mamba_simple.Mamba(16)
     forward.load_state_dict({name: mamba.state_dict()[name] for name in forward.state_dict()})
     torch.testing.assert_close(out, forward(tokens()))
     assert "forward only" in caplog.text
@@ -128,7 +130,7 @@ def test_what_upstream_runs_forward_only_is_said_and_runs_forward_only(bimamba_t
 
 @pytest.mark.parametrize("prompt", [1, 2, 6])
 def test_prefill_and_steps_give_what_the_whole_sequence_gives(prompt):
-    mamba = modules.Mamba(16, layer_idx=3)
+    mamba = mamba_simple.Mamba(16, layer_idx=3)
     x = tokens()
     whole = mamba(x)
     cache = InferenceParams(max_seqlen=9, max_batch_size=2)
@@ -147,21 +149,21 @@ def test_prefill_and_steps_give_what_the_whole_sequence_gives(prompt):
 
 
 def test_what_a_step_refuses():
-    mamba = modules.Mamba(16)
+    mamba = mamba_simple.Mamba(16)
     states = mamba.allocate_inference_cache(2, 9, dtype=torch.float32)
     with pytest.raises(ProblemError, match="takes one"):
         mamba.step(tokens(2), *states)
     with pytest.raises(ProblemError, match="layer_idx"):
         mamba(tokens(), inference_params=InferenceParams(9, 2))
     with pytest.raises(NotImplementedError, match="dt_init='ones'"):
-        modules.Mamba(16, dt_init="ones")
+        mamba_simple.Mamba(16, dt_init="ones")
     with pytest.raises(ProblemError, match="bimamba_type=.v3.: must be one of v2, v1, none"):
-        modules.Mamba(16, bimamba_type="v3")
+        mamba_simple.Mamba(16, bimamba_type="v3")
 
 
 def test_initial_values_and_the_marks_that_training_scripts_look_for():
     torch.manual_seed(0)
-    mamba = modules.Mamba(64, bimamba_type="v2", dtype=torch.bfloat16, init_layer_scale=0.1)
+    mamba = mamba_simple.Mamba(64, bimamba_type="v2", dtype=torch.bfloat16, init_layer_scale=0.1)
     assert {name: p.dtype for name, p in mamba.named_parameters() if p.dtype == torch.float32}.keys() == {
         *("gamma", "A_log", "D", "A_b_log", "D_b")
     }
@@ -172,15 +174,15 @@ def test_initial_values_and_the_marks_that_training_scripts_look_for():
     assert mamba.dt_proj.bias._no_reinit
     assert mamba.A_log._no_weight_decay
     assert mamba.dt_proj_b.bias.any()
-    constant = modules.Mamba(16, dt_init="constant", dt_scale=3.0)
+    constant = mamba_simple.Mamba(16, dt_init="constant", dt_scale=3.0)
     assert torch.equal(constant.dt_proj.weight, torch.full((32, 1), 3.0))
-    assert modules.Mamba(16, dtype=torch.bfloat16)(tokens().bfloat16()).dtype == torch.bfloat16
+    assert mamba_simple.Mamba(16, dtype=torch.bfloat16)(tokens().bfloat16()).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("fused", [True, False])
-@pytest.mark.parametrize("norm", [nn.LayerNorm, norms.RMSNorm])
+@pytest.mark.parametrize("norm", [nn.LayerNorm, RMSNorm])
 def test_a_block_adds_normalises_and_mixes(fused, norm):
-    block = modules.Block(16, modules.Mamba, norm, fused_add_norm=fused, residual_in_fp32=True)
+    block = Block(16, mamba_simple.Mamba, norm, fused_add_norm=fused, residual_in_fp32=True)
     x = tokens()
     hidden, residual = block(x)
     assert torch.equal(residual, x)
@@ -189,4 +191,4 @@ def test_a_block_adds_normalises_and_mixes(fused, norm):
     torch.testing.assert_close(total, hidden + residual)
     assert len(block.allocate_inference_cache(2, 9)) == 2
     with pytest.raises(ProblemError, match="fused_add_norm with Identity"):
-        modules.Block(16, modules.Mamba, nn.Identity, fused_add_norm=True)
+        Block(16, mamba_simple.Mamba, nn.Identity, fused_add_norm=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,28 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scanlab.errors import UnavailableError
-from scanlab.integrations.mamba_ssm.generation import GenerationMixin
-from scanlab.integrations.mamba_ssm.hub import load_config_hf, load_state_dict_hf
-from scanlab.integrations.mamba_ssm.modules import Block, Mamba, State
-from scanlab.integrations.mamba_ssm.norms import RMSNorm, layer_norm_fn
-
-
-@dataclass
-class MambaConfig:
-    """What a published model is made of."""
-
-    d_model: int = 2560
-    d_intermediate: int = 0
-    n_layer: int = 64
-    vocab_size: int = 50277
-    ssm_cfg: dict[str, Any] = field(default_factory=dict)
-    attn_layer_idx: list[int] = field(default_factory=list)
-    attn_cfg: dict[str, Any] = field(default_factory=dict)
-    rms_norm: bool = True
-    residual_in_fp32: bool = True
-    fused_add_norm: bool = True
-    pad_vocab_size_multiple: int = 8
-    tie_embeddings: bool = True
+from scanlab.integrations.mamba_ssm.models.config_mamba import MambaConfig
+from scanlab.integrations.mamba_ssm.modules.block import Block
+from scanlab.integrations.mamba_ssm.modules.mamba_simple import Mamba, State
+from scanlab.integrations.mamba_ssm.ops.triton.layer_norm import RMSNorm, layer_norm_fn
+from scanlab.integrations.mamba_ssm.utils.generation import GenerationMixin
+from scanlab.integrations.mamba_ssm.utils.hf import load_config_hf, load_state_dict_hf
 
 
 class CausalLMOutput(NamedTuple):

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from scanlab.errors import ProblemError, UnavailableError
-from scanlab.integrations.mamba_ssm.generation import GenerationMixin, decode, sample
-from scanlab.integrations.mamba_ssm.language_model import MambaConfig, MambaLMHeadModel
+from scanlab.integrations.mamba_ssm.models.config_mamba import MambaConfig
+from scanlab.integrations.mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
+from scanlab.integrations.mamba_ssm.utils.generation import GenerationMixin, decode, sample
 from scanlab.runtime import dispatch
 
 SMALL = {"d_model": 16, "n_layer": 2, "vocab_size": 29, "ssm_cfg": {"d_state": 4}}

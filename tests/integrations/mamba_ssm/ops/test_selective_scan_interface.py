@@ -10,7 +10,8 @@ from helpers.closeness import close
 from scanlab.contract import registry
 from scanlab.contract.problem import ScanInputs, ScanProblem, make_inputs
 from scanlab.integrations.mamba_ssm import cuda_extensions as extensions
-from scanlab.integrations.mamba_ssm import scan
+from scanlab.integrations.mamba_ssm.ops import selective_scan_interface as scan
+from scanlab.integrations.mamba_ssm.ops.triton.selective_state_update import selective_state_update_ref
 from scanlab.runtime import dispatch
 from scanlab.runtime.ops import selective_state_update
 
@@ -75,7 +76,7 @@ def test_the_plain_state_update_is_the_same():
     A, B, C = -torch.rand(5, 3, generator=draw), torch.rand(2, 3, generator=draw), torch.rand(2, 3, generator=draw)
     one, other = torch.ones(2, 5, 3), torch.ones(2, 5, 3)
     arguments = (x, dt, A, B, C, torch.ones(5), z, torch.zeros(5), True)
-    close(scan.selective_state_update_ref(one, *arguments), selective_state_update(other, *arguments))
+    close(selective_state_update_ref(one, *arguments), selective_state_update(other, *arguments))
     close(one, other)
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from helpers.closeness import close
 from scanlab.errors import ProblemError
-from scanlab.integrations.mamba_ssm import gated_norms, norms
+from scanlab.integrations.mamba_ssm.ops.triton import layer_norm as norms
+from scanlab.integrations.mamba_ssm.ops.triton import layernorm_gated as gated_norms
 
 
 def plain_norm(total: Tensor, weight: Tensor, bias: Tensor | None, eps: float, rms: bool) -> Tensor:

@@ -16,8 +16,8 @@ from helpers.official_names import loaded, untouched
 from scanlab.contract.problem import ScanProblem, make_inputs
 from scanlab.errors import UnavailableError
 from scanlab.integrations import mamba_ssm as drop_in
-from scanlab.integrations.mamba_ssm import manifest as surface
-from scanlab.integrations.mamba_ssm import scan
+from scanlab.integrations.mamba_ssm import manifest
+from scanlab.integrations.mamba_ssm.ops import selective_scan_interface as scan
 
 INPUTS = make_inputs(ScanProblem(batch=2, dim=4, length=6, state=3))[0][:-1]
 
@@ -59,11 +59,11 @@ def helper(*arguments):
 """
 
 
-@pytest.mark.parametrize("name", sorted(surface.MODULES))
+@pytest.mark.parametrize("name", sorted(manifest.MODULES))
 def test_with_neither_installed_every_module_is_there(name):
     drop_in.install()
     module = importlib.import_module(name)
-    for each in {**surface.served(name), **surface.unprovided(name)}:
+    for each in {**manifest.served(name), **manifest.unprovided(name)}:
         assert hasattr(module, each)
 
 
@@ -199,7 +199,7 @@ def test_a_folder_of_the_name_is_no_package(tmp_path, monkeypatch):
     (tmp_path / "mamba_ssm" / "notes.txt").touch()
     monkeypatch.syspath_prepend(str(tmp_path))
     drop_in.install()
-    assert importlib.import_module("mamba_ssm").__version__ == surface.VERSIONS["mamba_ssm"]
+    assert importlib.import_module("mamba_ssm").__version__ == manifest.VERSIONS["mamba_ssm"]
 
 
 def test_installing_loads_neither_kernels_nor_what_is_slow_to_import():

@@ -10,7 +10,8 @@ from torch import Tensor
 from helpers.closeness import close
 from helpers.golden_cases import STORED, golden_cases
 from scanlab.errors import ProblemError
-from scanlab.integrations.mamba_ssm import conv
+from scanlab.integrations.causal_conv1d import causal_conv1d_interface as conv
+from scanlab.integrations.causal_conv1d import causal_conv1d_varlen, cpp_functions
 from scanlab.integrations.mamba_ssm import cuda_extensions as extensions
 
 
@@ -30,7 +31,7 @@ def test_the_convolution_is_the_official_one_by_every_name(case):
     assert extensions.causal_conv1d_fwd(x, weight, bias, None, initial, place, last, silu) is None
     assert torch.equal(place, out)
     assert torch.equal(last, final)
-    assert torch.equal(conv.causal_conv1d_fwd_function(x, weight, bias, None, initial, None, silu), out)
+    assert torch.equal(cpp_functions.causal_conv1d_fwd_function(x, weight, bias, None, initial, None, silu), out)
 
 
 def test_gradients_of_the_convolution_by_every_signature():
@@ -58,7 +59,7 @@ def test_gradients_of_the_convolution_by_every_signature():
     assert extensions.causal_conv1d_bwd(x, weight, bias, dout, None, initial, dfinal, *places, True) is None
     for value, expected in zip(places, truth, strict=True):
         close(value, expected)
-    *found, none = conv.causal_conv1d_bwd_function(x, weight, None, dout, None, None, None, None, False, True)
+    *found, none = cpp_functions.causal_conv1d_bwd_function(x, weight, None, dout, None, None, None, None, False, True)
     assert found[2] is none is None
 
 
@@ -87,7 +88,7 @@ def test_steps_of_the_convolution_by_every_signature(case):
         lambda state: conv.causal_conv1d_update_ref(x, state, weight, bias, activation, seqlens),
         lambda state: extensions.causal_conv1d_update(x, state, weight, bias, silu, seqlens),
         lambda state: extensions.causal_conv1d_update(x, state, weight, bias, silu, seqlens, None),
-        lambda state: conv.causal_conv1d_update_function(x, state, weight, bias, silu, seqlens, None),
+        lambda state: cpp_functions.causal_conv1d_update_function(x, state, weight, bias, silu, seqlens, None),
         into_place,
     ]
     if seqlens is None:
@@ -111,4 +112,4 @@ def test_an_unknown_call_says_which_there_are():
 def test_last_inputs_of_packed_sequences():
     x, bounds = (torch.from_numpy(STORED[f"varlen_states/{name}"]) for name in ("x", "cu_seqlens"))
     expected = torch.from_numpy(STORED["varlen_states/states_len3"])
-    assert torch.equal(conv.causal_conv1d_varlen_states(x, bounds, 3), expected)
+    assert torch.equal(causal_conv1d_varlen.causal_conv1d_varlen_states(x, bounds, 3), expected)

@@ -308,20 +308,3 @@ def _varying(columns: Tensor, bias: Tensor | None, A: Tensor) -> Tensor:
 def _rms(values: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     """`values` (batch, channels, length) normalised over the channels, where there is a weight to do it by."""
     return values if weight is None else mixer.add_norm(values.mT.contiguous(), None, weight, eps=eps)[0].mT
-
-
-def selective_state_update_ref(
-    state: Tensor,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    dt_bias: Tensor | None = None,
-    dt_softplus: bool = False,
-) -> Tensor:
-    """`selective_state_update` in plain PyTorch; without state_batch_indices, as upstream."""
-    with mixer.in_torch():
-        return mixer.selective_state_update(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus)

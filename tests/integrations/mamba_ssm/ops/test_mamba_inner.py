@@ -9,7 +9,7 @@ from torch import Tensor
 
 from helpers.closeness import close
 from scanlab.contract.verify import relative_error
-from scanlab.integrations.mamba_ssm import scan
+from scanlab.integrations.mamba_ssm.ops import selective_scan_interface as scan
 
 pytestmark = pytest.mark.usefixtures("two_phase_scan")
 

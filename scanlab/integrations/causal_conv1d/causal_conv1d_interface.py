@@ -6,10 +6,8 @@ cpp_functions.py.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from scanlab.integrations.mamba_ssm import cuda_extensions as extensions
 from scanlab.runtime import ops as mixer
 from scanlab_kernels.causal_conv1d.op import Activation
 
@@ -96,67 +94,3 @@ def causal_conv1d_update_ref(
     """`causal_conv1d_update` in plain PyTorch."""
     with mixer.in_torch():
         return causal_conv1d_update(x, conv_state, weight, bias, activation, cache_seqlens)
-
-
-@torch.no_grad()
-def causal_conv1d_varlen_states(x: Tensor, cu_seqlens: Tensor, state_len: int) -> Tensor:
-    """The last `state_len` inputs of each packed sequence: x (tokens, dim) -> (batch, dim, state_len).
-
-    Shorter sequences get zeros on the left. Sequence i is x[cu_seqlens[i] : cu_seqlens[i + 1]].
-    """
-    bounds = cu_seqlens.tolist()
-    states = x.new_zeros(len(bounds) - 1, state_len, x.shape[1])
-    for state, begin, end in zip(states, bounds, bounds[1:], strict=False):
-        last = x[max(begin, end - state_len) : end]
-        state[state_len - len(last) :] = last
-    return states.mT
-
-
-causal_conv1d_varlen_states_ref = causal_conv1d_varlen_states
-
-
-def causal_conv1d_fwd_function(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    seq_idx: Tensor | None,
-    initial_states: Tensor | None,
-    final_states_out: Tensor | None,
-    silu_activation: bool,
-) -> Tensor:
-    """The forward pass as `causal_conv1d.cpp_functions` has it."""
-    out = torch.empty_like(x)
-    extensions.causal_conv1d_fwd(x, weight, bias, seq_idx, initial_states, out, final_states_out, silu_activation)
-    return out
-
-
-def causal_conv1d_bwd_function(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    dout: Tensor,
-    seq_idx: Tensor | None,
-    initial_states: Tensor | None,
-    dfinal_states: Tensor | None,
-    dx: Tensor | None,
-    return_dinitial_states: bool,
-    silu_activation: bool,
-) -> tuple[Tensor | None, ...]:
-    """The gradients (dx, dweight, dbias, dinitial_states) as `causal_conv1d.cpp_functions` has them."""
-    return extensions.conv_gradients(
-        x, weight, bias, dout, seq_idx, initial_states, dfinal_states, dx, return_dinitial_states, silu_activation
-    )
-
-
-def causal_conv1d_update_function(
-    x: Tensor,
-    conv_state: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    silu_activation: bool,
-    cache_seqlens: Tensor | None,
-    conv_state_indices: Tensor | None,
-) -> Tensor:
-    """The next steps as `causal_conv1d.cpp_functions` has them."""
-    activation = "silu" if silu_activation else None
-    return causal_conv1d_update(x, conv_state, weight, bias, activation, cache_seqlens, conv_state_indices)

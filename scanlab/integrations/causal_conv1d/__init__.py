@@ -1,0 +1,1 @@
+"""Modules that stand in for those of `causal_conv1d`."""
