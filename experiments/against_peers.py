@@ -7,7 +7,6 @@ interleaved rounds, at the best of the values it offers for each tunable; native
     python experiments/against_peers.py
 """
 
-import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated
@@ -17,11 +16,8 @@ import pandas as pd
 import typer
 from speedup_ladder import pooled
 
-from scanlab.bench.compare import race
-from scanlab.bench.prove import Setting
+from scanlab.bench.context import Candidate
 from scanlab.bench.records import Trial
-from scanlab.bench.store import TrialStore
-from scanlab.bench.worker import Entrant
 from scanlab.contract import registry
 from scanlab.contract.backend import Backend
 from scanlab.contract.problem import ScanProblem, make_inputs
@@ -37,20 +33,19 @@ PROBLEMS = (
 RACES = 3
 
 
-def entrants_of(backend: Backend, problem: ScanProblem) -> list[Entrant]:
+def candidates_of(backend: Backend, problem: ScanProblem) -> list[Candidate]:
     """A peer at its defaults and with each value of its tunables in turn; native at its defaults."""
     configs = backend.space.in_turn(problem) if backend.name in PEERS else [backend.space.defaults]
-    return [Entrant(backend, config) for config in configs]
+    return [Candidate(backend, config) for config in configs]
 
 
 def measured(problem: ScanProblem, names: tuple[str, ...], race_s: float, folder: Path) -> pd.DataFrame:
     """A row for each backend, the fastest first; `over_native` compares medians of pooled blocks."""
-    entrants = [entrant for name in ("native", *names) for entrant in entrants_of(registry.get(name), problem)]
-    anchor = Entrant(registry.get("reference"), {"threads": 1})
+    candidates = [each for name in ("native", *names) for each in candidates_of(registry.get(name), problem)]
     taken: dict[str, list[Trial]] = {}
     for seed in range(RACES):
-        setting = Setting.of(problem, make_inputs(problem), "drawn, seed 0", seed)
-        for trial in race(entrants, anchor, setting, TrialStore(folder), time.monotonic() + race_s).trials:
+        found = common.compared(problem, make_inputs(problem), "drawn, seed 0", candidates, race_s, folder, seed)
+        for trial in found.trials:
             taken.setdefault(trial.label, []).append(trial)
     rows = []
     for placing in placings([pooled(mine) for mine in taken.values()]):

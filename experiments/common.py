@@ -6,7 +6,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -16,9 +16,16 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from scanlab.bench.clock import MeasuringClock, QuietWait
+from scanlab.bench.compare import Comparer
+from scanlab.bench.context import BenchmarkContext, Candidate
+from scanlab.bench.ranking import Comparison
+from scanlab.bench.store import TrialStore
 from scanlab.bench.timing import peak_bytes
+from scanlab.bench.worker import open_worker
 from scanlab.contract.cpu import usable_threads
 from scanlab.contract.machine import this_machine
+from scanlab.contract.problem import ScanInputs, ScanProblem
 from scanlab.report import figures, tables
 from scanlab.report.formatting import shortest
 from scanlab.report.style import INK, applied, label_ends, log_ticks, looks, sheet
@@ -46,6 +53,32 @@ def silicon_name() -> str:
     """Return the processor's name as a part of a file name, such as "amd-epyc"."""
     words = re.sub(r"\((r|tm)\)|@.*|\b(processor|cpu|\d+-core)\b", " ", this_machine().silicon.model_name.lower())
     return "-".join(re.findall(r"[a-z0-9]+", words)) or "unknown"
+
+
+def compared(
+    problem: ScanProblem,
+    inputs: tuple[ScanInputs, ...],
+    label: str,
+    candidates: Sequence[Candidate],
+    seconds: float,
+    folder: Path,
+    seed: int = 0,
+    baseline: Candidate | None = None,
+) -> Comparison:
+    """Compare `candidates` for so many seconds of measuring, with the records in `folder`."""
+    context = BenchmarkContext.of(problem, inputs, label, seed)
+    worker, _ = open_worker(context, [each.backend for each in candidates])
+    clock = MeasuringClock()
+    comparer = Comparer(
+        context, worker, TrialStore(folder), clock, QuietWait(seconds, clock, worker.disturbance, print)
+    )
+    try:
+        with clock.paused():
+            for each in candidates:
+                worker.prepare(each)
+        return comparer.compare(candidates, seconds, baseline=baseline)
+    finally:
+        worker.close()
 
 
 def served_by(dispatcher: Dispatcher) -> str:

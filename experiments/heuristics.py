@@ -41,8 +41,8 @@ def standings_of(trials: Iterable[Trial]) -> tuple[Standing, ...]:
     installed = set(registry.names()) - set(LEFT_OUT)
     timed: dict[str, list[Trial]] = {}
     for trial in trials:
-        anchor = trial.measurement.anchor if trial.measurement is not None else None
-        if trial.state == "ok" and anchor == "reference" and trial.phase in PHASES and trial.backend in installed:
+        against_reference = trial.reference_label.startswith("reference")
+        if trial.state == "ok" and against_reference and trial.phase in PHASES and trial.backend in installed:
             timed.setdefault(trial.backend, []).append(trial)
     best = {name: best_of(each) for name, each in timed.items()}
     made = [Standing(name, carried_over(trial), speedup(trial)) for name, trial in best.items()]

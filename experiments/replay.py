@@ -8,7 +8,6 @@ backend in rounds side by side on the vim-tiny suite; once it is recorded, repla
     python experiments/replay.py
 """
 
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -16,10 +15,8 @@ import common
 import pandas as pd
 import typer
 
-from scanlab.bench.compare import race
-from scanlab.bench.prove import Setting
+from scanlab.bench.context import Candidate
 from scanlab.bench.store import TrialStore
-from scanlab.bench.worker import Entrant
 from scanlab.cli.duration import parse_duration
 from scanlab.contract import registry
 from scanlab.contract.backend import Backend
@@ -32,9 +29,8 @@ BLOCKS = (1, 3, 10)
 def record_study(backend: Backend, seconds: float, folder: Path) -> None:
     """Every configuration of `backend` in interleaved rounds beside its defaults."""
     (case,) = load_suite("vim-tiny")
-    setting = Setting.of(case.problem, case.inputs, case.label, seed=0)
-    entrants = [Entrant(backend, config) for config in backend.space.configs(case.problem)]
-    race(entrants, Entrant(backend, {}), setting, TrialStore(folder), time.monotonic() + seconds)
+    candidates = [Candidate(backend, config) for config in backend.space.configs(case.problem)]
+    common.compared(case.problem, case.inputs, case.label, candidates, seconds, folder, baseline=candidates[0])
 
 
 def row_of(policy: Policy, size: int) -> dict[str, object]:

@@ -14,13 +14,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import common
 from original_study import CLAIMS
 
-from scanlab.bench.compare import race
-from scanlab.bench.prove import Setting
+from scanlab.bench.context import Candidate
 from scanlab.bench.records import Trial
-from scanlab.bench.store import TrialStore
-from scanlab.bench.worker import Entrant
 from scanlab.contract import registry
 from scanlab.contract.backend import Backend
 from scanlab.contract.machine import this_machine
@@ -45,11 +43,11 @@ def pooled(trials: Sequence[Trial]) -> Trial:
     return dataclasses.replace(trials[-1], measurement=dataclasses.replace(taken[-1], blocks=tuple(blocks)))
 
 
-def entrants_of(backend: Backend) -> list[Entrant]:
+def candidates_of(backend: Backend) -> list[Candidate]:
     """`backend` at its defaults, with each number of threads that it takes."""
     threads = next((choice.values for choice in backend.space.tunables if choice.name == "threads"), None)
     configs = [{"threads": count} for count in threads] if threads else [{}]
-    return [Entrant(backend, backend.space.defaults | config) for config in configs]
+    return [Candidate(backend, backend.space.defaults | config) for config in configs]
 
 
 def main() -> None:
@@ -57,13 +55,12 @@ def main() -> None:
     day = time.strftime("%Y-%m-%d", time.gmtime())
     ours = registry.load_all()[0]
     claimed = {backend.name: CLAIMS.get(backend, math.nan) for backend in (*CLAIMS, *ours)}
-    entrants = [entrant for backend in (*CLAIMS, *ours) for entrant in entrants_of(backend)]
-    anchor = Entrant(registry.get("reference"), {"threads": 1})  # more threads gain it little and make it unsteady
+    candidates = [each for backend in (*CLAIMS, *ours) for each in candidates_of(backend)]
     taken: dict[str, list[Trial]] = {}
     inputs = make_inputs(PROBLEM)
     for seed in range(RACES):
-        setting = Setting.of(PROBLEM, inputs, "drawn, seed 0", seed)
-        for trial in race(entrants, anchor, setting, TrialStore(OUT), time.monotonic() + RACE_S).trials:
+        found = common.compared(PROBLEM, inputs, "drawn, seed 0", candidates, RACE_S, OUT, seed)
+        for trial in found.trials:
             taken.setdefault(trial.label, []).append(trial)
     trials = [pooled(mine) for mine in taken.values()]
 

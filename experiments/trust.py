@@ -1,16 +1,20 @@
 """The lab keeps its promises: no finished trial is lost, no difference is invented, the winner stays the winner.
 
-Three claims. Of 200 SIGKILLs at random moments, half of a writer and half of a tuning process whose successor takes up
-from there, none loses a record that was said to be on disk, and what was running is tried again. Of races of one
-configuration against itself at most 5 % report a difference: some are run, and 200 are drawn from recorded noise of
-this machine. Ten tunings of the vim-tiny suite from scratch, beside a neighbour that hogs a CPU at random, name the
-same configuration or a declared tie, every one beside every other. Takes a quarter of an hour:
+Of 200 SIGKILLs at random moments, half of a writer and half of a tuning process whose successor takes up from there,
+none loses a record that was said to be on disk, and what was running is tried again. Of comparisons of one
+configuration with itself at most 5 % report a difference: some are run, and 200 are drawn from recorded noise of this
+machine. In 100 simulated tunings with injected artefacts (samples 5 to 20 times too fast or too slow, stretches that
+are disturbed) the true winner is chosen or declared a tie, and in 100 that are interrupted, starved or kept busy,
+nothing weaker replaces a choice. Ten tunings of the vim-tiny suite from scratch, beside a neighbour that hogs a CPU at
+random, name the same configuration, or a tie within the noise floor, every one beside every other:
 
     python experiments/trust.py
 """
 
+import dataclasses
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -27,34 +31,33 @@ import common
 import pandas as pd
 import typer
 
-from scanlab.bench.compare import race
-from scanlab.bench.prove import Setting
-from scanlab.bench.ranking import decided, told_apart
+from scanlab.bench.clock import MeasuringClock, QuietWait
+from scanlab.bench.compare import MAX_ROUNDS, MIN_ROUNDS, Comparer
+from scanlab.bench.context import BenchmarkContext, Candidate
+from scanlab.bench.ranking import decided, noise_floor, places
 from scanlab.bench.records import Trial
 from scanlab.bench.samples import Block
+from scanlab.bench.simulated_worker import SimulatedTime, SimulatedWorker
 from scanlab.bench.store import TrialStore
-from scanlab.bench.worker import FEWEST_ROUNDS, MOST_ROUNDS, Entrant, Heat, Lane, run_heat
+from scanlab.bench.worker import LocalWorker
 from scanlab.cli.duration import parse_duration
 from scanlab.contract import registry
 from scanlab.contract.backend import Backend, at_most
+from scanlab.contract.evidence import EvidenceRank
 from scanlab.contract.machine import this_machine
 from scanlab.contract.problem import ScanProblem, make_inputs
 from scanlab.contract.space import config_key
 from scanlab.suites import load_suite
-from scanlab.tuning import attempt
-from scanlab.tuning.budget import Budget
-from scanlab.tuning.search import MOST_DEATHS
-from scanlab.tuning.tune import Event, tune
+from scanlab.tuning.scheduler import Budget
+from scanlab.tuning.tune import Event, TuningResult, tune
 
 SMALL = ScanProblem(batch=1, dim=64, length=64)
-ANCHOR = Entrant(registry.get("reference"), {"threads": 1})
-# A configuration during which processes die again and again is given up, so that those that are killed have many.
 VICTIMS = ("chunked", "associative")
 TWINS = ("chunked", "two_phase")
 RACE_S, NOISE_S = 4.0, 12.0
 WRITER_LIVES_S, TUNER_LIVES_S = 0.05, 2.0
-BRIEF_BLOCKS = 2  # of a trial that is tried for its survival, not for its time: a few of them fit into a life
-PARTS = ("kills", "races", "tunings")
+PARTS = ("kills", "races", "simulated", "tunings")
+ARTEFACT_SHARE = 0.1
 LAST_TUNER_S = 120.0
 ALLOWED_SHARE = 0.05
 
@@ -92,7 +95,6 @@ def victims() -> list[Backend]:
 
 def tune_and_say(folder: Path, note: Path) -> None:
     """Tune a small problem; write down what is begun, what is on disk, and that the search is over."""
-    attempt.MOST_BLOCKS = BRIEF_BLOCKS
     with note.open("w") as file:
 
         def say(event: Event) -> None:
@@ -127,8 +129,8 @@ def killed(work: Callable[..., None], folder: Path, note: Path, lives_s: float, 
 def kills_of_a_writer(kills: int, folder: Path) -> Claim:
     """Kill a writer at random moments; what it said was on disk must be there."""
     started, said = time.monotonic(), set[str]()
-    setting = Setting.of(SMALL, make_inputs(SMALL), "made", seed=0)
-    (trial,) = race([ANCHOR], ANCHOR, setting, TrialStore(folder), time.monotonic() + 0.5).trials
+    two_phase = Candidate(registry.get("two_phase"), {"threads": 1})
+    (trial,) = comparer_of(two_phase, folder).compare([two_phase], 0.5).trials
     for number in range(kills):
         note = folder / f"said-{number}"
         said.update(killed(append_forever, folder, note, random.uniform(0.0, WRITER_LIVES_S), trial))
@@ -142,7 +144,7 @@ def kills_of_a_writer(kills: int, folder: Path) -> Claim:
 
 def kills_of_a_tuner(kills: int, folder: Path) -> Claim:
     """Kill a tuner at random moments and let another take up from there, until nothing is left to try; and again."""
-    started, done, wrong, cut_short, finished, lethal = time.monotonic(), 0, 0, 0, 0, 0
+    started, done, wrong, cut_short, finished = time.monotonic(), 0, 0, 0, 0
     legal = sum(1 for backend in victims() for _ in backend.space.configs(SMALL))
     for place in itertools.count():
         own, said, begun, over = folder / str(place), set[str](), Counter[str](), False
@@ -157,74 +159,156 @@ def kills_of_a_tuner(kills: int, folder: Path) -> Claim:
             said.update(line for line in lines if " " not in line)
         searched = [trial for trial in TrialStore(own).load().trials if trial.phase == "search"]
         lost = said - {trial.id for trial in searched}
-        timed = {(trial.backend, config_key(trial.config)) for trial in searched if trial.state in ("ok", "pruned")}
-        # What processes died of too often is given up: a promise too, but only after so many deaths.
-        given_up = {trial.label for trial in searched if trial.state == "crashed" and begun[trial.label] >= MOST_DEATHS}
-        lethal += len(given_up)
-        wrong += len(lost) + (legal - len(timed) - len(given_up)) + (len(searched) - len(timed) - len(given_up))
+        timed = {(trial.backend, config_key(trial.config)) for trial in searched if trial.measurement is not None}
+        wrong += len(lost) + (legal - len(timed)) + (len(searched) - len(timed))
         finished += len(said)
         cut_short += sum(times > 1 for times in begun.values())
         if done >= kills:
             break
     about = (
         f"{finished} trials were said to be finished, in {place + 1} searches of {legal} configurations; "
-        f"{cut_short} were cut short and tried again, {lethal} given up after {MOST_DEATHS} deaths"
+        f"{cut_short} were cut short and tried again"
     )
     name = "SIGKILLs of a tuner; trials lost, never tried again or tried twice"
     return Claim(name, kills, wrong, 0, time.monotonic() - started, about)
 
 
+def comparer_of(candidate: Candidate, folder: Path) -> Comparer:
+    """What compares candidates of this process on the small problem."""
+    context = BenchmarkContext.of(SMALL, make_inputs(SMALL), "made", seed=0)
+    clock = MeasuringClock()
+    worker = LocalWorker(context)
+    worker.prepare(candidate)
+    return Comparer(context, worker, TrialStore(folder), clock, QuietWait(RACE_S, clock, worker.disturbance))
+
+
+def copies(name: str, count: int) -> list[Candidate]:
+    """One configuration under several names."""
+    backend = registry.get(name)
+    named = [dataclasses.replace(backend, name=f"{name}_{number}") for number in range(count)]
+    return [Candidate(each, backend.space.defaults | {"threads": 1}) for each in named]
+
+
 def races_run(races: int, folder: Path) -> Claim:
-    """Race one configuration against itself; a difference that is reported is invented."""
+    """Compare one configuration with itself; a difference that is reported is invented."""
     started, invented, rounds = time.monotonic(), 0, 0
-    setting = Setting.of(SMALL, make_inputs(SMALL), "made", seed=0)
     for number in range(races):
-        twins = [Entrant(registry.get(TWINS[number % len(TWINS)]), {"threads": 1})] * 2
-        outcome = race(twins, ANCHOR, setting, TrialStore(folder), time.monotonic() + RACE_S)
-        invented += any(not standing.tied for standing in outcome.standings)
-        rounds += outcome.rounds
-    about = f"{rounds / max(1, races):.0f} rounds each on average"
+        twins = copies(TWINS[number % len(TWINS)], 2)
+        outcome = comparer_of(twins[0], folder).compare(twins, RACE_S)
+        invented += any(each.place.distinguishable for each in outcome.ranking)
+        rounds += outcome.clean_rounds
+    about = f"{rounds / max(1, races):.0f} clean rounds each on average"
     allowed = int(ALLOWED_SHARE * races)
-    return Claim("real races against itself; differences", races, invented, allowed, time.monotonic() - started, about)
+    return Claim("comparisons with itself; differences", races, invented, allowed, time.monotonic() - started, about)
 
 
 def races_drawn(races: int) -> Claim:
-    """Draw races of one configuration against itself from long recorded heats of three that are alike.
+    """Draw comparisons of one configuration with itself from long recorded rounds of three that are alike.
 
     Each takes consecutive rounds from a random one on, and who of the three is whom is random: what drifts or stays
-    apart in the record does so in the race.
+    apart in the record does so in the comparison.
     """
-    started, invented = time.monotonic(), 0
-    setting = Setting.of(SMALL, make_inputs(SMALL), "made", seed=0)
-    noise = []
-    for name in TWINS:
-        twins = [Entrant(registry.get(name), {"threads": 1})] * 2
-        noise.append(run_heat(twins, ANCHOR, setting, time.monotonic() + NOISE_S, most_rounds=10 * MOST_ROUNDS))
-    for number in range(races):
-        invented += told_apart([drawn(noise[number % len(noise)], random.Random(number))])
-    recorded = ", ".join(str(heat.rounds) for heat in noise)
-    about = f"from heats of {recorded} recorded rounds"
+    started = time.monotonic()
+    noise = [recorded_noise(name) for name in TWINS]
+    invented = sum(differs(noise[number % len(noise)], random.Random(number)) for number in range(races))
+    about = f"from {', '.join(str(len(series[0])) for series in noise)} recorded rounds"
     allowed = int(ALLOWED_SHARE * races)
-    return Claim("races drawn from noise; differences", races, invented, allowed, time.monotonic() - started, about)
+    return Claim(
+        "comparisons drawn from noise; differences", races, invented, allowed, time.monotonic() - started, about
+    )
 
 
-def drawn(noise: Heat, rng: random.Random) -> Heat:
-    """A heat as long as it takes to decide a race, out of the lanes of `noise`."""
-    lanes = [*(lane.blocks for lane in noise.lanes), noise.twin]
-    rng.shuffle(lanes)
-    first = rng.randrange(noise.rounds)
-    order = [(first + step) % noise.rounds for step in range(min(MOST_ROUNDS, noise.rounds))]
+def recorded_noise(name: str) -> list[list[Block]]:
+    """The blocks of three copies of one configuration, in rounds for NOISE_S."""
+    worker = LocalWorker(BenchmarkContext.of(SMALL, make_inputs(SMALL), "made", seed=0))
+    candidates = copies(name, 3)
+    for each in candidates:
+        worker.prepare(each)
+    until, rounds = time.monotonic() + NOISE_S, []
+    while not rounds or time.monotonic() < until:
+        rounds.append(worker.take_round(candidates, candidates[0], len(rounds)))
+    return [list(series) for series in zip(*rounds, strict=True)]
 
-    def heat_of(rounds: int) -> Heat:
-        taken = [numbered([lane[index] for index in order[:rounds]]) for lane in lanes]
-        return Heat((Lane(taken[0]), Lane(taken[1])), 0, taken[2], noise.anchor_calls, rounds)
 
-    lengths = range(min(FEWEST_ROUNDS, len(order)), len(order) + 1)
-    return next((heat for rounds in lengths if decided([heat := heat_of(rounds)])), heat_of(len(order)))
+def differs(noise: Sequence[Sequence[Block]], rng: random.Random) -> bool:
+    """Whether a comparison out of `noise`, as long as it takes to decide, shows a difference."""
+    series = list(noise)
+    rng.shuffle(series)
+    total = len(series[0])
+    first = rng.randrange(total)
+    order = [(first + step) % total for step in range(min(MAX_ROUNDS, total))]
+    shown = False
+    for rounds in range(min(MIN_ROUNDS, total), len(order) + 1):
+        one, other, control = (numbered([blocks[index] for index in order[:rounds]]) for blocks in series)
+        floor = noise_floor(control, one)
+        shown = any(place.distinguishable for place in places([one, other], floor))
+        if decided([one, other], floor):
+            break
+    return shown
 
 
 def numbered(blocks: Sequence[Block]) -> tuple[Block, ...]:
-    return tuple(Block(**{**vars(block), "round": number}) for number, block in enumerate(blocks))
+    return tuple(dataclasses.replace(block, round=number) for number, block in enumerate(blocks))
+
+
+def simulated(seed: int, folder: Path, seconds: float, **options: Any) -> TuningResult:
+    """Tune a made-up machine on which a tenth of the samples are artefacts; chunk=64 is the fastest by a fifth."""
+    rng = random.Random(seed)
+
+    def sample_ns(candidate: Candidate, noise: random.Random) -> float:
+        slow = {"reference": 40.0}.get(candidate.backend.name, 1.0 if candidate.config.get("chunk") == 64 else 1.2)
+        artefact = rng.uniform(5, 20) ** rng.choice((-1, 1)) if rng.random() < ARTEFACT_SHARE else 1.0
+        return 1e6 * slow * artefact * (1 + abs(noise.gauss(0, 0.01)))
+
+    source = SimulatedTime()
+    worker = SimulatedWorker(source, sample_ns, seed=seed, disturbance=options.pop("disturbance", occasionally))
+    return tune(
+        SMALL,
+        make_inputs(SMALL),
+        [at_most(registry.get("chunked"), 1)],
+        Budget(seconds),
+        TrialStore(folder / str(seed)),
+        seed=seed,
+        clock=MeasuringClock(source),
+        open_worker=worker.open,
+        **options,
+    )
+
+
+def occasionally(second: float) -> str | None:
+    return "another process" if second % 3.0 > 2.4 else None
+
+
+def artefacts(tunings: int, folder: Path) -> Claim:
+    """Tune with artefacts; the true winner must be chosen, or declared a tie."""
+    started, wrong = time.monotonic(), 0
+    for seed in range(tunings):
+        found = simulated(seed, folder, 60.0)
+        labels = {found.winner.label if found.winner else "", *found.tied}
+        wrong += not any("chunk=64" in label for label in labels)
+    about = f"{ARTEFACT_SHARE:.0%} of the samples 5 to 20 times too fast or slow, a fifth of the time disturbed"
+    return Claim("tunings with artefacts; a wrong winner", tunings, wrong, 0, time.monotonic() - started, about)
+
+
+def cut_short(tunings: int, folder: Path) -> Claim:
+    """Interrupt, starve or disturb tunings; what comes out must not replace a choice that was held out."""
+    started, wrong = time.monotonic(), 0
+    for seed in range(tunings):
+        rng = random.Random(seed)
+
+        def interrupt(event: Event, rng: random.Random = rng) -> None:
+            if event.kind == "started" and rng.random() < 0.3:
+                raise KeyboardInterrupt
+
+        kinds: tuple[dict[str, Any], ...] = (
+            {"seconds": 60.0, "on_event": interrupt},
+            {"seconds": 0.05},
+            {"seconds": 5.0, "disturbance": lambda second: "another process"},
+        )
+        found = simulated(seed, folder, **kinds[seed % len(kinds)])
+        wrong += found.evidence.may_replace(EvidenceRank.HOLDOUT)
+    about = "interrupted, without time, or disturbed throughout, in turn"
+    return Claim("tunings cut short; replaced stronger evidence", tunings, wrong, 0, time.monotonic() - started, about)
 
 
 def hog() -> None:
@@ -269,6 +353,7 @@ def tunings_beside_a_neighbour(tunings: int, seconds: float, folder: Path) -> It
                     "ms": None if timed is None else timed.median_ms,
                     "speedup": None if timed is None else timed.speedup,
                     "tied": sorted(found.tied),
+                    "noise_floor": math.inf if found.comparison is None else found.comparison.noise_floor,
                     "tried": len(found.trials),
                     "took_s": found.elapsed_s,
                     "notices": list(found.notices),
@@ -283,8 +368,17 @@ def tunings_beside_a_neighbour(tunings: int, seconds: float, folder: Path) -> It
 
 
 def agree(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two tunings name the same winner, or one of them declares that of the other a tie."""
-    return one["winner"] == other["winner"] or one["winner"] in other["tied"] or other["winner"] in one["tied"]
+    """Whether two tunings name the same winner, or winners within the larger noise floor of the two.
+
+    The speed-ups that each measured must agree, so that a run that measured too little is no tie.
+    """
+    if "none" in (one["winner"], other["winner"]):
+        return False
+    if one["winner"] == other["winner"]:
+        return True
+    declared = one["winner"] in other["tied"] or other["winner"] in one["tied"]
+    apart = abs(math.log(one["speedup"] / other["speedup"]))
+    return declared and apart <= max(one["noise_floor"], other["noise_floor"])
 
 
 def write(claims: Sequence[Claim], rows: Sequence[dict[str, Any]], out: Path) -> None:
@@ -320,8 +414,9 @@ def main(
         PARTS
     ),
     kills: Annotated[int, typer.Option(help="SIGKILLs in all.")] = 200,
-    races: Annotated[int, typer.Option(help="Races drawn from recorded noise.")] = 200,
-    real: Annotated[int, typer.Option(help="Races that are run.")] = 40,
+    races: Annotated[int, typer.Option(help="Comparisons drawn from recorded noise.")] = 200,
+    real: Annotated[int, typer.Option(help="Comparisons that are run.")] = 40,
+    simulations: Annotated[int, typer.Option(help="Simulated tunings of each kind.")] = 100,
     tunings: Annotated[int, typer.Option(help="Tunings beside the neighbour.")] = 10,
     budget: Annotated[str, typer.Option(help="Of each tuning.")] = "54s",
     out: Path = common.RESULTS / "trust",
@@ -349,6 +444,9 @@ def main(
         if "races" in asked:
             keep(races_run(real, place / "races"))
             keep(races_drawn(races))
+        if "simulated" in asked:
+            keep(artefacts(simulations, place / "artefacts"))
+            keep(cut_short(simulations, place / "cut-short"))
         if "tunings" in asked:
             for claim, row in tunings_beside_a_neighbour(tunings, parse_duration(budget), place / "tunings"):
                 rows.append(row)

@@ -1,4 +1,8 @@
-"""Finalists and an anchor in one interleaved run, here or in several fresh processes; its blocks become records."""
+"""Comparison of candidates in interleaved rounds, in one worker process or in several fresh ones.
+
+Two runs of one program differ by more than two rounds of one run do (where memory lies, which CPU, which clock), so
+that a comparison in several processes tells more. The blocks of all candidates become records.
+"""
 
 from __future__ import annotations
 
@@ -6,155 +10,304 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import dataclass, field, replace
 
-from scanlab.bench.pace import Pace
-from scanlab.bench.prove import Failure, Proven, Setting
-from scanlab.bench.ranking import Race, decided, noise_floor, notices_of, ranked
-from scanlab.bench.records import Phase
-from scanlab.bench.samples import Measurement
-from scanlab.bench.store import TrialStore
-from scanlab.bench.worker import (
-    FEWEST_ROUNDS,
-    MOST_ROUNDS,
-    Entrant,
-    Heat,
-    Lane,
-    is_installed,
-    run_fresh_heat,
-    run_heat,
+from scanlab.bench.clock import MeasuringClock, QuietWait
+from scanlab.bench.context import BenchmarkContext, Candidate
+from scanlab.bench.ranking import (
+    Comparison,
+    Place,
+    RankedCandidate,
+    choose,
+    decided,
+    gain_over_untuned,
+    noise_floor,
+    ordered,
+    places,
 )
-from scanlab.contract.verify import Verdict
+from scanlab.bench.records import Phase, Trial
+from scanlab.bench.samples import Block, clean
+from scanlab.bench.store import TrialStore
+from scanlab.bench.trials import Baseline, reference_candidate, trial_of
+from scanlab.bench.worker import CandidateFailedError, Evaluation, Worker
 
-# Share of the time for a race by which its last process may exceed it before it is killed.
-OVERTIME = 0.1
+MIN_ROUNDS = 8
+MAX_ROUNDS = 60
 # One process cannot show that processes differ.
-FEWEST_PROCESSES = 2
+MIN_PROCESSES = 2
+# The reference loop takes at most this share of the time, but is timed once at least.
+REFERENCE_SHARE = 0.3
 
 
-def race(
-    entrants: Sequence[Entrant | Proven],
-    anchor: Entrant | Proven,
-    setting: Setting,
-    results: TrialStore,
-    deadline: float,
-    phase: Phase = "race",
-    processes: int = 0,
-    on_round: Callable[[int], None] = lambda number: None,
-    pace: Pace | None = None,
-) -> Race:
-    """Time `entrants` beside `anchor` in interleaved rounds until they can be told apart, or until `deadline`.
+@dataclass
+class _Series:
+    """The blocks of one candidate so far; it takes part in every n-th round until it fails."""
 
-    deadline   a value of time.monotonic(); every entrant takes part in at least one round
-    processes  0 holds the race in this process, otherwise it is held in up to so many fresh ones in turn
-    pace       what is timed in the anchor's stead where that is slow
-    One trial for each entrant is appended to `results`. Raises RejectedError where the anchor cannot run and
-    ConfigError where a configuration is not legal.
+    candidate: Candidate
+    evaluation: Evaluation
+    every: int = 1
+    blocks: list[Block] = field(default_factory=list)
+    peak_bytes: int | None = None
+
+    @property
+    def alive(self) -> bool:
+        return self.evaluation.state == "ok"
+
+    def fail(self, reason: str) -> None:
+        self.evaluation = replace(self.evaluation, state="crashed", reason=reason, verdict=None)
+
+
+@dataclass
+class Comparer:
+    """What comparisons need beside their candidates.
+
+    Attributes:
+        context: Of the trials.
+        worker: Prepares and times.
+        store: Takes the records.
+        clock: Deadlines are values of its `now`.
+        wait_for_quiet: Called after a disturbed round.
+        on_round: Called with the number of rounds so far.
     """
-    started_at = time.time()
-    configs = [one.backend.space.complete(one.config, setting.problem, one.backend.name) for one in entrants]
-    notices: list[str] = []
-    beside = anchor if pace is None else pace.pacer
-    own = [entrant.backend.name for entrant in (*entrants, beside) if not is_installed(entrant.backend)]
-    if processes and own:
-        notices.append(f"the race was held in this process: {', '.join(own)} cannot be found by name in a fresh one")
-    if not processes or own:
-        heats = [
-            run_heat(
-                entrants,
-                beside,
-                setting,
-                deadline,
-                most_rounds=MOST_ROUNDS,
-                decided=lambda heat: decided([heat]),
-                on_round=on_round,
-            )
-        ]
-    else:
-        heats, died = _fresh_heats(entrants, beside, setting, deadline, processes, on_round)
-        notices += died
-    if not heats:
-        return Race((), (), math.inf, 0, 0, tuple(notices))
-    trials = []
-    for index, (entrant, config) in enumerate(zip(entrants, configs, strict=True)):
-        outcome, verdict = _outcome([heat.lanes[index] for heat in heats], anchor, heats[0].anchor_calls)
-        if pace is not None and isinstance(outcome, Measurement):
-            outcome = pace.applied(outcome)
-        trials.append(setting.trial(phase, entrant.backend, config, started_at, outcome, verdict))
-    for trial in trials:
-        results.append(trial)
-    simple = {
-        trial.id: (entrant.backend.rank, entrant.backend.space.num_nondefault(trial.config))
-        for trial, entrant in zip(trials, entrants, strict=True)
-    }
-    floor = noise_floor(heats)
-    attainable = {trial.id: setting.attainable_ms(trial.config) for trial in trials}
-    standings = ranked([trial for trial in trials if trial.state == "ok"], simple, attainable, floor)
-    rounds = sum(heat.rounds for heat in heats)
-    dropped = tuple(trial for trial in trials if trial.state != "ok")
-    return Race(standings, dropped, floor, rounds, len(heats), (*notices, *notices_of(standings, rounds)))
 
+    context: BenchmarkContext
+    worker: Worker
+    store: TrialStore
+    clock: MeasuringClock
+    wait_for_quiet: QuietWait
+    on_round: Callable[[int], None] = lambda number: None
 
-def _fresh_heats(
-    entrants: Sequence[Entrant | Proven],
-    anchor: Entrant | Proven,
-    setting: Setting,
-    deadline: float,
-    processes: int,
-    on_round: Callable[[int], None],
-) -> tuple[list[Heat], list[str]]:
-    """Heats in fresh processes until they decide the race, and what became of those that died."""
-    heats: list[Heat] = []
-    died: list[str] = []
-    killed_at = deadline + OVERTIME * (deadline - time.monotonic())
-    named = [Entrant(entrant.backend, entrant.config) for entrant in entrants]
-    for process in range(processes):
-        now = time.monotonic()
-        if process and now >= deadline:
-            break
-        until = now + (deadline - now) / (processes - process)
-        before = sum(heat.rounds for heat in heats)
-        heat = run_fresh_heat(
-            named,
-            Entrant(anchor.backend, anchor.config),
-            setting,
-            until,
-            killed_at,
-            process,
-            most_rounds=max(FEWEST_ROUNDS, MOST_ROUNDS // processes),
-            on_round=partial(_numbered, on_round, before),
-        )
-        if isinstance(heat, str):
-            died.append(f"process {process} of the race gave nothing: {heat}")
+    def compare(
+        self,
+        candidates: Sequence[Candidate],
+        deadline: float,
+        *,
+        phase: Phase = "race",
+        baseline: Candidate | None = None,
+        untuned: Candidate | None = None,
+        processes: int = 0,
+    ) -> Comparison:
+        """Time `candidates` in interleaved rounds until they are distinguishable, or until `deadline`.
+
+        Every candidate is verified first and takes part in at least one round. Those that take long are timed in fewer
+        rounds, always beside the baseline. The reference loop is timed a few times for the speed-ups. One trial for
+        each candidate is appended to the store.
+
+        Args:
+            baseline: What everything is timed beside; the fastest candidate, as calibrated, where None.
+            untuned: What serves where nothing was tuned; it wins unless it is shown to be slower.
+            processes: Number of fresh processes that take it in turn; 0 for the worker as it is.
+        """
+        started_at = time.time()
+        run = _Run(self, candidates, baseline)
+        if processes and not self.worker.isolated:
+            processes = 0
+        for process in range(max(1, processes)):
+            now = self.clock.now()
+            if process and (now >= deadline or (process >= MIN_PROCESSES and run.is_decided)):
+                break
+            if processes:
+                self.worker.restart()
+            most = MAX_ROUNDS if processes < 2 else max(MIN_ROUNDS, MAX_ROUNDS // processes)
+            run.take_rounds(now + (deadline - now) / (max(1, processes) - process), most, processes < 2)
+        return self._outcome(run, phase, untuned, started_at, max(1, processes))
+
+    def _outcome(
+        self, run: _Run, phase: Phase, untuned: Candidate | None, started_at: float, processes: int
+    ) -> Comparison:
+        if run.baseline is None:
+            trials = [trial_of(self.context, phase, each.candidate, started_at, each.evaluation) for each in run.series]
         else:
-            heats.append(heat)
-        if len(heats) >= min(processes, FEWEST_PROCESSES) and decided(heats):
-            break
-    return heats, died
+            trials = [self._trial(run, run.baseline, each, phase, started_at) for each in run.series]
+        for trial in trials:
+            self.store.append(trial)
+        timed = [(series, trial) for series, trial in zip(run.series, trials, strict=True) if trial.state == "ok"]
+        floor = run.noise_floor
+        ranked = [
+            _ranked(series.candidate, trial, place, self.context, untuned)
+            for (series, trial), place in zip(timed, places([series.blocks for series, _ in timed], floor), strict=True)
+        ]
+        winner = choose(ranked, floor)
+        return Comparison(
+            ranking=ordered(ranked, winner),
+            winner=winner,
+            dropped=tuple(trial for trial in trials if trial.state != "ok"),
+            noise_floor=floor,
+            rounds=run.rounds,
+            clean_rounds=run.clean_rounds,
+            processes=processes,
+            notices=run.notices,
+            gain=gain_over_untuned(ranked, winner),
+        )
+
+    def _trial(self, run: _Run, baseline: Baseline, series: _Series, phase: Phase, started_at: float) -> Trial:
+        measurement = (
+            baseline.measurement(series.evaluation, series.blocks, series.peak_bytes)
+            if series.alive and series.blocks
+            else None
+        )
+        evaluation = series.evaluation
+        if measurement is None and series.alive:
+            evaluation = replace(evaluation, state="rejected", reason="there was no round of it", verdict=None)
+        return trial_of(self.context, phase, series.candidate, started_at, evaluation, measurement)
 
 
-def _numbered(on_round: Callable[[int], None], before: int, number: int) -> None:
-    on_round(before + number)
+class _Run:
+    """The rounds of one comparison, over all of its processes."""
+
+    def __init__(self, comparer: Comparer, candidates: Sequence[Candidate], baseline: Candidate | None) -> None:
+        self._comparer = comparer
+        self._worker = comparer.worker
+        self._clock = comparer.clock
+        self._baseline = baseline
+        self._baseline_calls = 1
+        self.series = [_Series(each, Evaluation("ok")) for each in dict.fromkeys(candidates)]
+        self._reference = _Series(reference_candidate(), Evaluation("ok"))
+        self._control: _Series | None = None
+        self._failure: str | None = None
+        self.rounds = 0
+        self.clean_rounds = 0
+        self._last_disturbance: str | None = None
+
+    def take_rounds(self, deadline: float, most: int, may_stop_early: bool) -> None:
+        """Prepare everything in the worker's process, and take rounds in it until `deadline`."""
+        self._prepare()
+        if self._baseline is None:
+            return
+        beside = self._worker.prepare(self._baseline)
+        if beside.state != "ok":
+            self._failure = f"the baseline {self._baseline.label} {beside.state}: {beside.reason}"
+            return
+        self._baseline_calls = beside.calls
+        self._set_pace(beside, deadline, most)
+        number, clean_rounds, slowness = 0, 0, 1.0
+        reference_s = REFERENCE_SHARE * (deadline - self._clock.now())
+        while clean_rounds < most and number < 2 * most:
+            due = [each for each in self.series if each.alive and number % each.every == 0]
+            if not due:
+                break
+            control = self._control if self._control is not None and self._control.alive else None
+            extra = [control] if control is not None else []
+            if self._reference.alive and (number == 0 or reference_s > self._reference.evaluation.block_s):
+                extra.append(self._reference)
+                reference_s -= self._reference.evaluation.block_s
+            taking = [*due, *extra]
+            expected_s = beside.block_s + sum(each.evaluation.block_s for each in taking)
+            begun = self._clock.now()
+            if number and begun + slowness * expected_s > deadline:
+                break
+            try:
+                blocks = self._worker.take_round([each.candidate for each in taking], self._baseline, number)
+            except CandidateFailedError as failure:
+                self._disqualify(failure)
+                if failure.candidate == self._baseline:
+                    return
+                continue
+            slowness = max(1.0, (self._clock.now() - begun) / expected_s)
+            for each, block in zip(taking, blocks, strict=True):
+                each.blocks.append(block)
+            number += 1
+            self.rounds += 1
+            self._comparer.on_round(self.rounds)
+            if blocks[0].disturbed:
+                self._last_disturbance = blocks[0].disturbed
+                self._comparer.wait_for_quiet()
+            else:
+                clean_rounds += 1
+                self.clean_rounds += 1
+            if may_stop_early and clean_rounds >= MIN_ROUNDS and self.is_decided:
+                break
+        self._weigh()
+
+    def _prepare(self) -> None:
+        """Verify and calibrate the candidates; choose the baseline and the A/A control the first time."""
+        for each in (*self.series, self._reference):
+            if each.alive:
+                evaluation = self._worker.prepare(each.candidate)
+                each.evaluation = evaluation
+        ready = [each for each in self.series if each.alive]
+        if not ready:
+            return
+        fastest = min(ready, key=lambda each: each.evaluation.call_ms)
+        self._baseline = self._baseline or fastest.candidate
+        if self._control is None:
+            self._control = _Series(fastest.candidate, fastest.evaluation)
+        if self._reference.candidate == self._baseline:
+            self._reference.fail("speed-ups refer to the baseline")
+
+    def _set_pace(self, beside: Evaluation, deadline: float, most: int) -> None:
+        """Let candidates that take much longer than the others take part in fewer rounds, but in enough of them."""
+        running = [each for each in self.series if each.alive]
+        if not running:
+            return
+        usual_s = max(beside.block_s, statistics.median(each.evaluation.block_s for each in running))
+        for each in running:
+            each.every = max(1, round(each.evaluation.block_s / (4 * usual_s)))
+        round_s = beside.block_s + sum(each.evaluation.block_s / each.every for each in running)
+        rounds = min(most, max(0.0, deadline - self._clock.now()) / round_s)
+        for each in running:
+            each.every = max(1, min(each.every, int(rounds / MIN_ROUNDS)))
+
+    def _disqualify(self, failure: CandidateFailedError) -> None:
+        for each in (*self.series, self._reference, *([self._control] if self._control else [])):
+            if each.candidate == failure.candidate:
+                each.fail(failure.reason)
+        if failure.candidate == self._baseline:
+            self._failure = f"the baseline {failure}"
+
+    def _weigh(self) -> None:
+        """Measure the memory of the candidates, which is no part of any round."""
+        for each in self.series:
+            if each.alive and each.blocks and each.peak_bytes is None:
+                try:
+                    each.peak_bytes = self._worker.peak_bytes(each.candidate)
+                except CandidateFailedError as failure:
+                    each.fail(failure.reason)
+
+    @property
+    def is_decided(self) -> bool:
+        blocks = [each.blocks for each in self.series if each.alive]
+        return bool(blocks) and decided(blocks, self.noise_floor)
+
+    @property
+    def noise_floor(self) -> float:
+        if self._control is None:
+            return math.inf
+        own = next(each for each in self.series if each.candidate == self._control.candidate)
+        return noise_floor(self._control.blocks, own.blocks)
+
+    @property
+    def baseline(self) -> Baseline | None:
+        if self._baseline is None:
+            return None
+        if self._reference.alive and clean(self._reference.blocks):
+            blocks = tuple(self._reference.blocks)
+            return Baseline(self._baseline, self._baseline_calls, self._reference.candidate.label, blocks)
+        return Baseline(self._baseline, self._baseline_calls)
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        said = [] if self._failure is None else [self._failure]
+        if self._last_disturbance is not None:
+            said.append(
+                f"{self.rounds - self.clean_rounds} of {self.rounds} rounds were disturbed ({self._last_disturbance})"
+                " and do not count"
+            )
+        if self.rounds and self.clean_rounds < MIN_ROUNDS:
+            said.append(f"{self.clean_rounds} clean rounds, fewer than {MIN_ROUNDS}: give it more time")
+        return tuple(said)
 
 
-def _outcome(
-    lanes: Sequence[Lane], anchor: Entrant | Proven, anchor_calls: int
-) -> tuple[Measurement | Failure, Verdict | None]:
-    """What the lanes of one entrant come to: a failure anywhere, or one measurement of all blocks."""
-    for lane in lanes:
-        if lane.failure is not None:
-            return lane.failure, None
-    first = lanes[0]
-    peaks = [lane.peak_bytes for lane in lanes if lane.peak_bytes is not None]
-    measurement = Measurement(
-        anchor=anchor.backend.name,
-        anchor_config=anchor.backend.space.defaults | dict(anchor.config),
-        anchor_source_hash=anchor.backend.source_hash,
-        calls=first.calls,
-        anchor_calls=anchor_calls,
-        build_ms=statistics.median(lane.build_ms for lane in lanes),
-        first_call_ms=statistics.median(lane.first_call_ms for lane in lanes),
-        peak_bytes=max(peaks, default=None),
-        blocks=tuple(block for lane in lanes for block in lane.blocks),
+def _ranked(
+    candidate: Candidate, trial: Trial, place: Place, context: BenchmarkContext, untuned: Candidate | None
+) -> RankedCandidate:
+    assert trial.measurement is not None
+    attainable_ms = context.attainable_ms(candidate)
+    return RankedCandidate(
+        trial=trial,
+        rank=candidate.backend.rank,
+        num_nondefault=candidate.backend.space.num_nondefault(trial.config),
+        place=place,
+        attainable_share=None if attainable_ms is None else attainable_ms / trial.measurement.median_ms,
+        is_untuned=candidate == untuned,
     )
-    return measurement, first.verdict

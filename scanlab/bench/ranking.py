@@ -1,263 +1,277 @@
-"""What a race says: who leads, who ties, how sure that is, and which differences mean nothing.
+"""Ranking of compared candidates: who leads, who ties, which differences mean nothing, and when to stop.
 
-One finalist runs twice, under another number: what that pair differs by is noise, and a difference no larger
-than that is a tie. A tie goes to the simplest: the lower rank of the ladder, then what departs least from its
-defaults; then to the smaller error, then to the smaller memory.
+One candidate runs twice, as an A/A control: what that pair differs by is noise, and a difference no larger than that
+is a tie. What serves untuned wins whatever it ties with. Any other tie goes to the simplest: the lower rank of the
+ladder, then what departs least from its defaults; then to the smaller error, then to the smaller memory.
+
+Clean rounds alone count. A candidate with too few of them is neither slower nor tied: its place is unknown.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scanlab.bench.records import Trial
-from scanlab.bench.samples import Block, undisturbed
-from scanlab.bench.stats import Interval, interval_of_median
-from scanlab.bench.worker import FEWEST_ROUNDS, Heat
+from scanlab.bench.samples import Block, by_process, clean
+from scanlab.bench.stats import UNKNOWN, Interval, interval_of_median
+from scanlab.contract.evidence import EvidenceRank
 
-# A race is over when every entrant is shown to be slower than the leader, or within this of it.
+# A comparison is over when every candidate is shown to be slower than the leader, or within this of it.
 WORTH_KNOWING = math.log(1.02)
-# A simpler entrant wins a tie only where it is at most this slower by median, however large the noise.
+# A simpler candidate wins a tie only where it is at most this slower by median, however large the noise.
 WORTH_FOR_SIMPLICITY = math.log(1.05)
-# A race is looked at after every round, and each look may see a difference that is none. Looks at growing data
+# So many times slower in each of a few rounds is slower, though these are too few for an interval.
+LARGE_DIFFERENCE = math.log(2.0)
+MIN_ROUNDS_OF_LARGE = 3
+# The ranking is computed after every round, and each time may show a difference that is none. Looks at growing data
 # agree with each other, so that many of them count for a few.
 LOOKS = 5
 
 
 @dataclass(frozen=True)
-class Standing:
-    """How an entrant did.
+class Place:
+    """Distance of a candidate to the leader, paired within the clean rounds of both.
 
-    behind     log(its time / the leader's), paired within rounds; 0 for the leader
-    interval   of `behind`, at 95 % corrected for the number of entrants and for looking after every round
-    tied       not shown to be slower than the leader, or behind it by no more than the noise floor
-    share      of what the machine could attain: the time that wastes nothing over the time taken; None if unknown
-    num_nondefault how many tunables are not at their defaults
+    Attributes:
+        behind: log(its time / the leader's); 0 for the leader, NaN without a common clean round.
+        interval: Of `behind`, at 95 % corrected for the number of candidates and for looking after every round.
+        distinguishable: Whether it is shown to be slower than the leader by more than the noise.
+    """
+
+    behind: float
+    interval: Interval
+    distinguishable: bool
+
+    @property
+    def tied(self) -> bool:
+        """Whether there are rounds enough to tell, and they do not show it to be slower."""
+        return self.interval.known and not self.distinguishable
+
+
+@dataclass(frozen=True)
+class RankedCandidate:
+    """A candidate of a comparison, and its place.
+
+    Attributes:
+        rank: Of its backend on the ladder.
+        num_nondefault: Number of tunables that are not at their defaults.
+        attainable_share: Time of a kernel that wastes nothing over its time; None if unknown.
+        is_untuned: Whether it is what serves where nothing was tuned.
     """
 
     trial: Trial
     rank: int
-    behind: float
-    interval: Interval
-    tied: bool
-    share: float | None = None
-    num_nondefault: int = 0
+    num_nondefault: int
+    place: Place
+    attainable_share: float | None = None
+    is_untuned: bool = False
 
 
 @dataclass(frozen=True)
-class Race:
-    """The outcome of a race: the winner first, then by time; those that could not run are in `dropped`.
+class Gain:
+    """Relative speed gained over what serves untuned: 0.07 is 7 % more calls a second."""
 
-    noise_floor  the log ratio by which two runs of one configuration may differ here, at 95 %; infinite where too
-                 few rounds tell
-    confirms     whether the winner was chosen by an earlier race, which this one does not contradict
+    over: str
+    value: float
+    interval: Interval
+
+    @property
+    def text(self) -> str:
+        """ "7 % (4 to 9)"."""
+        spread = f"{self.interval.low:.0%} to {self.interval.high:.0%}" if self.interval.known else "unknown"
+        return f"{self.value:.0%} ({spread})".replace("%", " %")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Outcome of a comparison: the winner first, then by time; candidates that failed are in `dropped`.
+
+    Attributes:
+        winner: The candidate to deploy; None where too little was measured to name one.
+        noise_floor: log ratio by which two runs of one candidate may differ, at 95 %; infinite where unknown.
+        rounds: All rounds, and those that nothing disturbed.
+        gain: Of the winner over what serves untuned; None where the winner is that, or where it took no part.
+        confirms: Whether the winner was chosen by an earlier comparison that this one does not contradict.
     """
 
-    standings: tuple[Standing, ...]
+    ranking: tuple[RankedCandidate, ...]
+    winner: RankedCandidate | None
     dropped: tuple[Trial, ...]
     noise_floor: float
     rounds: int
+    clean_rounds: int
     processes: int
     notices: tuple[str, ...]
+    gain: Gain | None = None
     confirms: bool = False
 
     @property
     def trials(self) -> tuple[Trial, ...]:
-        """Every trial of the race, the winner's first."""
-        return (*(standing.trial for standing in self.standings), *self.dropped)
+        """Every trial of the comparison, the winner's first."""
+        return (*(each.trial for each in self.ranking), *self.dropped)
 
     @property
-    def winner(self) -> Standing | None:
-        """The entrant to deploy, or None where no entrant could run."""
-        return self.standings[0] if self.standings else None
-
-    @property
-    def ties(self) -> tuple[Standing, ...]:
-        """The other entrants that could not be told apart from the fastest."""
-        return tuple(standing for standing in self.standings[1:] if standing.tied)
+    def ties(self) -> tuple[RankedCandidate, ...]:
+        """The others that are not distinguishable from the fastest."""
+        return tuple(each for each in self.ranking if each.place.tied and each is not self.winner)
 
     @property
     def why(self) -> str:
         """One sentence that names the winner and says why."""
         if self.winner is None:
-            return "No winner: no entrant could run."
-        measurement = self.winner.trial.measurement
+            if not self.ranking:
+                return "No winner: no candidate could be timed."
+            return f"No winner: {self.clean_rounds} clean rounds of {self.rounds} are too few to tell."
+        trial, measurement = self.winner.trial, self.winner.trial.measurement
         assert measurement is not None
-        said = f"{self.winner.trial.label}: {measurement.median_ms:.3g} ms, {self.winner.trial.speedup_spelled}"
-        if self.winner.trial.phase == "holdout":
-            said += ", by a hold-out run on fresh inputs"
-        if self.winner.share is not None:
-            said += f"; {self.winner.share:.0%} of what the arithmetic and the traffic of this problem allow here"
-        near = [standing for standing in self.ties if standing.behind <= margin(self.noise_floor)]
-        far = [standing for standing in self.ties if standing not in near]
+        parts = [f"{trial.label}: {measurement.median_ms:.3g} ms, {trial.speedup_text}"]
+        if trial.evidence == EvidenceRank.HOLDOUT:
+            parts[0] += ", by a hold-out comparison on fresh inputs"
+        if self.gain is not None:
+            parts.append(f"gain over the defaults ({self.gain.over}): {self.gain.text}")
+        elif self.winner.is_untuned:
+            parts.append("it is what serves untuned, and nothing is shown to be faster")
+        if self.winner.attainable_share is not None:
+            parts.append(f"{self.winner.attainable_share:.0%} of what arithmetic and memory traffic allow here")
+        near = [each for each in self.ties if each.place.behind <= margin(self.noise_floor)]
+        far = [each for each in self.ties if each not in near]
         if near:
-            said += f"; tied with {_labels(near)}, and chosen as the {self._advantage(near)}"
+            advantage = "" if self.winner.is_untuned else f", and chosen as the {self._advantage(near)}"
+            parts.append(f"tied with {_labels(near)}{advantage}")
         if far:
-            said += f"; not told apart from {_labels(far)}, by the rounds there were ({self.rounds})"
-        if self.ties:
-            return f"{said}."
-        slower = self.standings[1:]
-        if slower:
-            nearest = min(slower, key=lambda standing: standing.behind)
-            return f"{said}; the next, {nearest.trial.label}, takes {math.exp(nearest.behind):.3g} times as long."
-        return f"{said}; nothing else ran."
+            parts.append(f"not distinguishable from {_labels(far)} by {self.clean_rounds} clean rounds")
+        slower = [each for each in self.ranking if each.place.distinguishable]
+        if slower and not self.ties:
+            nearest = min(slower, key=lambda each: each.place.behind)
+            parts.append(f"the next, {nearest.trial.label}, takes {math.exp(nearest.place.behind):.3g} times as long")
+        if len(self.ranking) == 1:
+            parts.append("nothing else ran")
+        return "; ".join(parts) + "."
 
-    def _advantage(self, near: Sequence[Standing]) -> str:
-        """What the winner has before those that are about as fast."""
+    def _advantage(self, near: Sequence[RankedCandidate]) -> str:
+        """Return what the winner has over those that are about as fast."""
         assert self.winner is not None
         if self.confirms:
-            return "winner of the race before"
-        if any(standing.rank > self.winner.rank for standing in near):
+            return "winner of the comparison before"
+        if any(each.rank > self.winner.rank for each in near):
             return "simplest"
-        if any(standing.num_nondefault > self.winner.num_nondefault for standing in near):
+        if any(each.num_nondefault > self.winner.num_nondefault for each in near):
             return "nearest to its defaults"
         return "most exact, then smallest in memory, of its rank"
 
 
 def margin(noise_floor: float) -> float:
-    """The log ratio by which a simpler entrant may be behind the fastest, and win.
+    """Return the log ratio by which a simpler candidate may be behind the fastest, and win.
 
-    Not shown to be slower is not enough to win: on a restless machine hardly anything is shown.
+    Not shown to be slower is not enough to win: on a busy host hardly anything is shown.
     """
     return min(max(noise_floor, WORTH_KNOWING), WORTH_FOR_SIMPLICITY)
 
 
-def _labels(standings: Sequence[Standing]) -> str:
-    return ", ".join(standing.trial.label for standing in standings)
-
-
 def paired(one: Sequence[Block], other: Sequence[Block]) -> list[list[float]]:
-    """log(one / other) in the rounds that both ran in, one list for each process.
-
-    Only the undisturbed rounds, where there are enough of them.
-    """
-    theirs = {(block.process, block.round): block.log_ratio for block in other}
-    shared = undisturbed([block for block in one if (block.process, block.round) in theirs], fewest=FEWEST_ROUNDS)
+    """Return log(one / other) in the clean rounds of both, one list for each process."""
+    theirs = {(block.process, block.round): block.log_ratio for block in clean(other)}
     differences: dict[int, list[float]] = {}
-    for block in shared:
-        differences.setdefault(block.process, []).append(block.log_ratio - theirs[block.process, block.round])
+    for block in clean(one):
+        if (block.process, block.round) in theirs:
+            difference = block.log_ratio - theirs[block.process, block.round]
+            differences.setdefault(block.process, []).append(difference)
     return list(differences.values())
 
 
-def noise_floor(heats: Sequence[Heat]) -> float:
-    """How far apart two runs of one configuration may lie, at 95 %; infinite where too few rounds tell."""
-    differences = [
-        values for heat in heats if heat.doubled >= 0 for values in paired(heat.twin, heat.lanes[heat.doubled].blocks)
-    ]
-    return max(abs(bound) for bound in interval_of_median(differences))
+def noise_floor(control: Sequence[Block], own: Sequence[Block]) -> float:
+    """Return how far apart two runs of one candidate may lie, at 95 %; infinite where too few rounds tell."""
+    return max(abs(bound) for bound in interval_of_median(paired(control, own)))
 
 
-def decided(heats: Sequence[Heat]) -> bool:
-    """Whether every entrant is shown to be slower than the leader, or close enough to it.
+def places(blocks: Sequence[Sequence[Block]], floor: float) -> list[Place]:
+    """Return the place of each candidate, given its blocks.
 
-    Never while one configuration differs from itself by more than that: what cannot be told apart then may yet be.
+    The leader has the lowest upper end of the interval of its ratio to the baseline, so that a few lucky blocks lead
+    nowhere. Without any such interval every place is unknown.
     """
-    floor = noise_floor(heats)
+    upper_ends = [interval_of_median(by_process(each)).high for each in blocks]
+    if not upper_ends or not math.isfinite(min(upper_ends)):
+        return [Place(math.nan, UNKNOWN, distinguishable=False) for _ in blocks]
+    leader = upper_ends.index(min(upper_ends))
+    confidence = 1 - 0.05 / (LOOKS * max(1, len(blocks) - 1))
+    found = []
+    for index, own in enumerate(blocks):
+        if index == leader:
+            found.append(Place(0.0, Interval(0.0, 0.0), distinguishable=False))
+            continue
+        differences = paired(own, blocks[leader])
+        values = [value for process in differences for value in process]
+        if not values:
+            found.append(Place(math.nan, UNKNOWN, distinguishable=False))
+            continue
+        median, interval = statistics.median(values), interval_of_median(differences, confidence)
+        shown = interval.known and interval.low > 0 and median > floor
+        large = len(values) >= MIN_ROUNDS_OF_LARGE and min(values) > LARGE_DIFFERENCE
+        found.append(Place(median, interval, distinguishable=shown or large))
+    return found
+
+
+def decided(blocks: Sequence[Sequence[Block]], floor: float) -> bool:
+    """Return whether every candidate is shown to be slower than the leader, or close enough to it.
+
+    Never while one candidate differs from itself by more than that: what cannot be distinguished then may yet be.
+    """
     if floor > WORTH_FOR_SIMPLICITY:
         return False
     close = max(floor, WORTH_KNOWING)
-    return all(
-        interval.high <= close or (interval.low > 0 and median > floor)
-        for median, interval in _behind(_blocks_of(heats))
-    )
+    return all(place.distinguishable or place.interval.high <= close for place in places(blocks, floor))
 
 
-def _behind(everyone: Sequence[Sequence[Block]]) -> list[tuple[float, Interval]]:
-    """How far each is behind the fastest; the interval is corrected for their number and for the looks (Bonferroni)."""
-    if not everyone:
-        return []
-    medians = [statistics.median(block.log_ratio for block in undisturbed(blocks)) for blocks in everyone]
-    leader = medians.index(min(medians))
-    confidence = 1 - 0.05 / (LOOKS * max(1, len(everyone) - 1))
-    behind = []
-    for index, blocks in enumerate(everyone):
-        if index == leader:
-            behind.append((0.0, Interval(0.0, 0.0)))
-            continue
-        differences = paired(blocks, everyone[leader])
-        median = statistics.median(value for process in differences for value in process)
-        behind.append((median, interval_of_median(differences, confidence)))
-    return behind
+def choose(candidates: Sequence[RankedCandidate], floor: float) -> RankedCandidate | None:
+    """Return the candidate to deploy, or None where the clean rounds name no leader.
 
-
-def ranked(
-    trials: Sequence[Trial],
-    simple: Mapping[str, tuple[int, int]],
-    attainable: Mapping[str, float | None],
-    floor: float,
-) -> tuple[Standing, ...]:
-    """How everyone did: the winner first, then by time.
-
-    simple      by trial: the rank of its backend, and how many of its tunables are not at their defaults
-    attainable  by trial: milliseconds of one call that wastes nothing; None if unknown
+    What serves untuned is replaced only by what is shown to be faster.
     """
-    if not trials:
-        return ()
-    behind = _behind([trial.measurement.blocks for trial in trials if trial.measurement])
-    standings = [
-        Standing(
-            trial,
-            simple[trial.id][0],
-            median,
-            interval,
-            tied=_ties(median, interval, floor),
-            share=_share(trial, attainable[trial.id]),
-            num_nondefault=simple[trial.id][1],
-        )
-        for trial, (median, interval) in zip(trials, behind, strict=True)
-    ]
-    winner = min((one for one in standings if one.tied and one.behind <= margin(floor)), key=_preference)
-    rest = sorted((one for one in standings if one is not winner), key=lambda one: one.behind)
-    return (winner, *rest)
-
-
-def _ties(median: float, interval: Interval, floor: float) -> bool:
-    return interval.low <= 0 or median <= floor
-
-
-def told_apart(heats: Sequence[Heat]) -> bool:
-    """Whether these heats show any entrant to be slower than the leader."""
-    floor = noise_floor(heats)
-    return not all(_ties(median, interval, floor) for median, interval in _behind(_blocks_of(heats)))
-
-
-def _blocks_of(heats: Sequence[Heat]) -> list[list[Block]]:
-    """The blocks of every entrant that did not fail."""
-    lanes = zip(*(heat.lanes for heat in heats), strict=True)
-    return [[block for lane in own for block in lane.blocks] for own in lanes if not any(lane.failure for lane in own)]
-
-
-def _share(trial: Trial, attainable_ms: float | None) -> float | None:
-    if attainable_ms is None or trial.measurement is None:
+    tied = [each for each in candidates if each.place.tied]
+    if not tied:
         return None
-    return attainable_ms / trial.measurement.median_ms
+    for each in candidates:
+        if each.is_untuned and not each.place.distinguishable:
+            return each
+    return min((each for each in tied if each.place.behind <= margin(floor)), key=_preference)
 
 
-def _preference(standing: Standing) -> tuple[float, ...]:
-    """What a tie is decided by, smallest first: rank, num_nondefault, error, memory in steps of a tenth, time."""
-    trial = standing.trial
+def gain_over_untuned(candidates: Sequence[RankedCandidate], winner: RankedCandidate | None) -> Gain | None:
+    """Return the gain of `winner` over what serves untuned, paired within the clean rounds of both."""
+    untuned = next((each.trial for each in candidates if each.is_untuned), None)
+    if winner is None or untuned is None or winner.is_untuned:
+        return None
+    assert untuned.measurement is not None
+    assert winner.trial.measurement is not None
+    differences = paired(untuned.measurement.blocks, winner.trial.measurement.blocks)
+    values = [value for process in differences for value in process]
+    if not values:
+        return None
+    low, high = interval_of_median(differences)
+    interval = Interval(math.expm1(low), math.expm1(high)) if math.isfinite(low) else UNKNOWN
+    return Gain(untuned.label, math.expm1(statistics.median(values)), interval)
+
+
+def ordered(candidates: Sequence[RankedCandidate], winner: RankedCandidate | None) -> tuple[RankedCandidate, ...]:
+    """Return the winner, then the others by time; those of unknown place last."""
+    rest = [each for each in candidates if each is not winner]
+    rest.sort(key=lambda each: math.inf if math.isnan(each.place.behind) else each.place.behind)
+    return tuple(rest) if winner is None else (winner, *rest)
+
+
+def _labels(candidates: Sequence[RankedCandidate]) -> str:
+    return ", ".join(each.trial.label for each in candidates)
+
+
+def _preference(ranked: RankedCandidate) -> tuple[float, ...]:
+    """Return what a tie is decided by, smallest first: rank, defaults, error, memory in steps of a tenth, time."""
+    trial = ranked.trial
     assert trial.verdict is not None
     assert trial.measurement is not None
     memory = trial.measurement.peak_bytes
     step = math.inf if memory is None else round(math.log(max(memory, 1)) / math.log(1.1))
-    return (standing.rank, standing.num_nondefault, trial.verdict.worst, step, standing.behind)
-
-
-def notices_of(standings: Sequence[Standing], rounds: int) -> tuple[str, ...]:
-    notices = []
-    measurements = [standing.trial.measurement for standing in standings if standing.trial.measurement]
-    fullest = max(measurements, key=lambda measurement: len(measurement.blocks), default=None)
-    if fullest is not None and fullest.disturbed_blocks and fullest.used == fullest.blocks:
-        reason = next(block.disturbed for block in fullest.blocks if block.disturbed)
-        notices.append(
-            f"{fullest.disturbed_blocks} of {len(fullest.blocks)} rounds of the race were disturbed ({reason});"
-            " too few were not, so that all count"
-        )
-    if standings and rounds < FEWEST_ROUNDS:
-        notices.append(
-            f"rounds that fitted into the time for the race: {rounds}, fewer than {FEWEST_ROUNDS}; give it more for"
-            " intervals"
-        )
-    return tuple(notices)
+    return (ranked.rank, ranked.num_nondefault, trial.verdict.worst, step, ranked.place.behind)

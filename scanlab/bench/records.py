@@ -16,16 +16,21 @@ from typing import Any, Literal, get_args
 
 from scanlab.bench.field_types import check_field_types
 from scanlab.bench.samples import Measurement
+from scanlab.contract.evidence import EvidenceRank
 from scanlab.contract.machine import Machine
 from scanlab.contract.problem import ScanProblem
 from scanlab.contract.space import Value, config_key
 from scanlab.contract.verify import Verdict
 
 Phase = Literal["search", "race", "holdout", "lengths"]
-State = Literal["ok", "wrong", "rejected", "crashed", "pruned"]
+State = Literal["ok", "wrong", "rejected", "crashed", "pruned", "disturbed"]
+MEASURED: tuple[State, ...] = ("ok", "pruned", "disturbed")
 
 # 2: a pacer in the stead of a slow anchor; heat and frequency around a block. What 1 lacks is optional.
-SCHEMA = 2
+# 3: a baseline and a reference where 2 has an anchor and a pacer; trials that were disturbed.
+SCHEMA = 3
+# Clean blocks that make a comparison or a hold-out evidence of their rank; as many as an interval at 95 % needs.
+MIN_BLOCKS_OF_RANK = 6
 # The end of the year 9999, the last that a calendar can show.
 MAX_TIME_S = 253_402_300_800
 
@@ -43,8 +48,9 @@ class Trial:
                   fresh inputs, to publish) or lengths (time against length)
     inputs_label  where the inputs came from
     source_hash   of the backend, when it was tried
-    state         ok; wrong (disagreed with the oracle); rejected (the backend does not solve the problem, or
-                  cannot run here); crashed (it raised); pruned (measured until it was clearly too slow)
+    state         ok; wrong (disagreed with the reference); rejected (the backend does not solve the problem, or
+                  cannot run here); crashed (it raised, or its process died); pruned (measured until it was clearly
+                  too slow); disturbed (measured, with too few blocks free of interference to say anything)
     reason        why the state is not ok
     started_at    seconds since the epoch
     duration_s    building, proving and measuring
@@ -72,11 +78,13 @@ class Trial:
                 raise ValueError(f"{noun}={value!r}: must be one of {', '.join(legal)}.")
         passed = self.verdict is not None and self.verdict.passed
         if self.measurement is not None and not passed:
-            raise ValueError(f"{self.label} has a measurement without a passed verdict: prove it first.")
-        if (self.state in ("ok", "pruned")) != (self.measurement is not None):
+            raise ValueError(f"{self.label} has a measurement without a passed verdict: verify it first.")
+        if (self.state in MEASURED) != (self.measurement is not None):
             raise ValueError(
-                f"{self.label} is {self.state}: a trial has a measurement exactly when it is ok or pruned."
+                f"{self.label} is {self.state}: a trial has a measurement exactly when it is {', '.join(MEASURED)}."
             )
+        if self.state in ("ok", "pruned") and self.measurement is not None and not self.measurement.clean:
+            raise ValueError(f"{self.label} is {self.state} without a clean block: it is disturbed.")
         if (self.state == "ok") != (self.reason is None):
             raise ValueError(f"{self.label} is {self.state}: a trial has a reason exactly when it is not ok.")
 
@@ -86,16 +94,32 @@ class Trial:
         return label_of(self.backend, self.config)
 
     @property
-    def anchor_label(self) -> str:
+    def baseline_label(self) -> str:
         """Backend and configuration that it was timed beside; empty where it was not timed."""
-        return label_of(self.measurement.anchor, self.measurement.anchor_config) if self.measurement else ""
+        return label_of(self.measurement.baseline, self.measurement.baseline_config) if self.measurement else ""
 
     @property
-    def speedup_spelled(self) -> str:
-        """How fast a trial that was measured was beside its anchor, and how sure that is, in words."""
+    def reference_label(self) -> str:
+        """Backend and configuration that its speed-up refers to; empty where it was not timed."""
+        return (self.measurement.reference or self.baseline_label) if self.measurement else ""
+
+    @property
+    def speedup_text(self) -> str:
+        """Speed-up of a trial that was measured, with its interval, in words."""
         assert self.measurement is not None
         interval = self.measurement.speedup_interval.spelled()
-        return f"{self.measurement.speedup:.3g} times as fast as {self.anchor_label} (95 %: {interval})"
+        return f"{self.measurement.speedup:.3g} times as fast as {self.reference_label} (95 %: {interval})"
+
+    @property
+    def evidence(self) -> EvidenceRank:
+        """Rank of the evidence that it gives."""
+        if self.measurement is None:
+            return EvidenceRank.NONE
+        if self.state == "disturbed":
+            return EvidenceRank.DISTURBED
+        ranks = {"race": EvidenceRank.COMPARISON, "holdout": EvidenceRank.HOLDOUT}
+        enough = len(self.measurement.clean) >= MIN_BLOCKS_OF_RANK
+        return ranks.get(self.phase, EvidenceRank.SEARCH) if enough else EvidenceRank.SEARCH
 
     @property
     def identity(self) -> tuple[str, ...]:
@@ -132,14 +156,20 @@ class Trial:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Trial:
-        """The trial that `to_json` wrote."""
-        verdict, measurement = values["verdict"], values["measurement"]
+        """Return the trial that `to_json` wrote, today or in an older schema."""
+        verdict = values["verdict"] and Verdict.from_json(values["verdict"])
+        measurement = values["measurement"] and Measurement.from_json(values["measurement"])
+        state, reason = values["state"], values["reason"]
+        if state in ("ok", "pruned") and not measurement.clean:  # schema 2 knew no state of its own for these
+            state, reason = "disturbed", reason or measurement.blocks[0].disturbed
         return cls(
             **{
                 **values,
                 "problem": ScanProblem.parse(values["problem"]),
-                "verdict": verdict and Verdict.from_json(verdict),
-                "measurement": measurement and Measurement.from_json(measurement),
+                "state": state,
+                "reason": reason,
+                "verdict": verdict,
+                "measurement": measurement,
                 "machine": Machine.from_json(values["machine"]),
             }
         )
@@ -151,13 +181,13 @@ def label_of(backend: str, config: Mapping[str, Value]) -> str:
 
 
 def log_ratio(trial: Trial) -> float:
-    """log(time / anchor's time) of a trial that was measured."""
+    """Return log(time / time of the reference) of a trial that was measured."""
     assert trial.measurement is not None
     return trial.measurement.log_ratio
 
 
 def error_of(trial: Trial) -> float:
-    """The largest error of any tensor of a trial that was proved, as a share of that tensor's largest value."""
+    """Return the largest error of any tensor of a verified trial, as a share of that tensor's largest value."""
     assert trial.verdict is not None
     return trial.verdict.worst
 

@@ -1,4 +1,4 @@
-"""What this machine could do at best, and how close a measured time comes to it.
+"""Roofline of this machine: the best rates of one thread, and the shortest time that a problem can take.
 
 Every state update needs at least four arithmetic operations of one lane each: delta A, drive = (delta u) B,
 h = decay h + drive and y += C h. An exponential to the accuracy of float32 needs about eight more: two for
@@ -19,11 +19,11 @@ import torch
 from scanlab.contract.cpu import torch_threads, usable_threads
 from scanlab.contract.problem import DTYPES, ScanProblem
 
-FEWEST_OPERATIONS = 4
+MIN_OPERATIONS = 4
 EXP_OPERATIONS = 8
 # A backward pass computes every state again and at least as much again for the gradients.
 GRADIENT_FACTOR = 3.0
-# A ceiling is measured on a machine that may be busy, and clocks differ: only a time this much below it is refused.
+# The roofline is measured on a machine that may be busy, and clocks differ: a time is refused only this far below it.
 SAFETY = 2.0
 TRIES = 30
 MATMUL_SIZE = 256
@@ -31,8 +31,8 @@ COPY_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
-class Ceilings:
-    """The best that one thread was seen to do; several threads can do no more than as many times that.
+class Roofline:
+    """Best rates of one thread; several threads reach at most as many times these.
 
     operations_per_s   lanes of fused multiply-adds, by dtype of the arithmetic
     exps_per_s         exponentials of torch, in float32, out of the first cache
@@ -45,24 +45,24 @@ class Ceilings:
     bytes_per_s: float
     wake_s: float | None
 
-    def floor_s(self, problem: ScanProblem, threads: int) -> float:
-        """No computation of `problem` takes less than this, by arithmetic alone."""
-        return problem.state_updates * FEWEST_OPERATIONS / (self._operations_per_s(problem) * threads * SAFETY)
+    def min_time_s(self, problem: ScanProblem, threads: int) -> float:
+        """Return a lower bound on the time of any computation of `problem`, by arithmetic alone."""
+        return problem.state_updates * MIN_OPERATIONS / (self._operations_per_s(problem) * threads * SAFETY)
 
     def attainable_s(self, problem: ScanProblem, threads: int) -> float:
-        """What a kernel that wastes nothing would take: the longer of its arithmetic and its traffic."""
-        operations = problem.state_updates * (FEWEST_OPERATIONS + EXP_OPERATIONS)
+        """Return the time of a kernel that wastes nothing: the longer of its arithmetic and its memory traffic."""
+        operations = problem.state_updates * (MIN_OPERATIONS + EXP_OPERATIONS)
         arithmetic_s = operations / (self._operations_per_s(problem) * threads)
         traffic_s = problem.min_bytes / (self.bytes_per_s * threads)
         return max(arithmetic_s, traffic_s) * (GRADIENT_FACTOR if problem.gradients else 1.0)
 
     def refuses(self, problem: ScanProblem, threads: int, measured_s: float) -> str | None:
-        """Why `measured_s` cannot be the time of computing `problem`, or None."""
-        floor_s = self.floor_s(problem, threads)
-        if measured_s >= floor_s:
+        """Return why `measured_s` cannot be the time of computing `problem`, or None."""
+        min_s = self.min_time_s(problem, threads)
+        if measured_s >= min_s:
             return None
         return (
-            f"{measured_s * 1e3:.3g} ms is less than the {floor_s * 1e3:.3g} ms that the arithmetic of"
+            f"{measured_s * 1e3:.3g} ms is less than the {min_s * 1e3:.3g} ms that the arithmetic of"
             f" {problem.state_updates} state updates takes here at least: it did not compute the scan that was timed"
         )
 
@@ -71,10 +71,10 @@ class Ceilings:
 
 
 @functools.cache
-def ceilings_here() -> Ceilings:
-    """The ceilings of the CPU, measured once in some tenths of a second: the best of many short tries, on one thread.
+def roofline_here() -> Roofline:
+    """Measure the roofline of the CPU once, in some tenths of a second: the best of many short tries, on one thread.
 
-    The best and not the median, because a neighbour only ever slows a try down, and a ceiling that is too low
+    The best and not the median, because a neighbour only ever slows a try down, and a rate that is too low
     would call honest work impossible.
     """
     with torch_threads(1):
@@ -85,7 +85,7 @@ def ceilings_here() -> Ceilings:
         source = torch.ones(COPY_BYTES // 4)
         target = torch.empty_like(source)
         bytes_per_s = 2 * COPY_BYTES / _best_s(lambda: target.copy_(source), calls=1, tries=5)
-    return Ceilings(operations_per_s, exps_per_s, bytes_per_s, _wake_s(usable_threads()))
+    return Roofline(operations_per_s, exps_per_s, bytes_per_s, _wake_s(usable_threads()))
 
 
 def _matmul_operations_per_s(dtype: torch.dtype) -> float:

@@ -1,7 +1,8 @@
-"""What was measured: blocks of samples, taken beside an anchor, and what they say of a candidate."""
+"""Samples of a candidate in blocks beside a baseline, and the times and ratios that they give."""
 
 from __future__ import annotations
 
+import ast
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -12,30 +13,37 @@ from typing import Any
 from scanlab.bench.stats import UNKNOWN, Interval, bootstrap, interval_of_median
 from scanlab.contract.space import Value
 
-# Fewer undisturbed blocks than this are no sample: then the disturbed ones are used too.
-FEWEST_CLEAN_BLOCKS = 3
+# Names of fields in records of schema 2 and before.
+OLD_BLOCK_NAMES = {"anchor_ns": "baseline_ns"}
+OLD_NAMES = {
+    "anchor": "baseline",
+    "anchor_config": "baseline_config",
+    "anchor_source_hash": "baseline_source_hash",
+    "anchor_calls": "baseline_calls",
+}
 
 
 @dataclass(frozen=True)
 class Block:
-    """A run of samples so short that the machine hardly changes within it.
+    """Samples taken in so short a time that the machine hardly changes within it.
 
-    candidate_ns    nanoseconds of one call, one for each sample, in the order they were taken
-    anchor_ns       the same for the anchor
-    order           who was timed when: c candidate, a anchor, o others in a race
-    round           blocks of one round and process share their anchor samples and can be compared in pairs
-    process         which process took it, counted from 0
-    throttled       periods in which the cgroup ran out of its quota; None where the system does not tell
-    steal_ms        time the hypervisor gave to others
-    involuntary     context switches that this process did not ask for
-    neighbours_ms   CPU time that other processes on this machine used
-    overheated      times that the CPUs were slowed because they were too hot
-    mhz             their frequency at the end
-    disturbed       why this block was taken again, or None
+    Attributes:
+        candidate_ns: Nanoseconds of one call, one for each sample, in the order they were taken.
+        baseline_ns: The same for the baseline.
+        order: Who was timed when: c candidate, b baseline, o others of the round ("a" for b in old records).
+        round: Blocks of one round and process share their baseline samples and can be compared in pairs.
+        process: Number of the process that took it, counted from 0.
+        throttled: Periods in which the cgroup ran out of its quota; None where the system does not tell.
+        steal_ms: Time that the hypervisor gave to others.
+        involuntary: Involuntary context switches of this process.
+        neighbours_ms: CPU time that other processes on this machine used.
+        overheated: Times that the CPUs were slowed because they were too hot.
+        mhz: Frequency of the CPUs at the end.
+        disturbed: Reason not to trust the samples, or None for a clean block.
     """
 
     candidate_ns: tuple[int, ...]
-    anchor_ns: tuple[int, ...]
+    baseline_ns: tuple[int, ...]
     order: str
     round: int = 0
     process: int = 0
@@ -49,61 +57,67 @@ class Block:
 
     @property
     def log_ratio(self) -> float:
-        """log(candidate / anchor) of the medians within this block; negative where the candidate is faster."""
-        return math.log(statistics.median(self.candidate_ns) / statistics.median(self.anchor_ns))
+        """log(candidate / baseline) of the medians within this block; negative where the candidate is faster."""
+        return math.log(statistics.median(self.candidate_ns) / statistics.median(self.baseline_ns))
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Block:
-        """The block that `asdict` wrote."""
-        return cls(**{**values, "candidate_ns": tuple(values["candidate_ns"]), "anchor_ns": tuple(values["anchor_ns"])})
+        """Return the block that `asdict` wrote, today or under the names of an older schema."""
+        named = {OLD_BLOCK_NAMES.get(name, name): value for name, value in values.items()}
+        samples = {name: tuple(named[name]) for name in ("candidate_ns", "baseline_ns")}
+        return cls(**{**named, **samples})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """The samples of one candidate beside those of its anchor.
+    """Samples of one candidate beside the baseline; every number comes from its clean blocks.
 
-    calls           calls in one sample of the candidate; its time is divided by them
-    anchor_calls    the same for what it was timed beside
-    build_ms        compiling and allocating
-    first_call_ms   the first call, which may compile too
-    peak_bytes      memory that one call takes beyond what was in use before it; None where it cannot be known
-    blocks          of the candidate, beside the anchor or beside its pacer
-    pacer           what was timed in the stead of an anchor that is slow; None where it was the anchor itself
-    anchor_blocks   the anchor's own blocks beside the pacer; none without one
+    A number is NaN, and an interval unknown, where there is no clean block, or too few for an interval.
+
+    Attributes:
+        baseline: Name of the backend that every block was timed beside.
+        calls: Calls in one sample of the candidate; its time is divided by them.
+        baseline_calls: The same for the baseline.
+        build_ms: Compiling and allocating.
+        first_call_ms: The first call, which may compile too.
+        peak_bytes: Memory that one call takes beyond what was in use before it; None where it cannot be known.
+        blocks: The candidate's blocks beside the baseline.
+        reference: Label of the reference loop that speed-ups refer to; None where they refer to the baseline itself.
+        reference_blocks: The reference's own blocks beside the baseline; empty without one.
     """
 
-    anchor: str
-    anchor_config: Mapping[str, Value]
-    anchor_source_hash: str
+    baseline: str
+    baseline_config: Mapping[str, Value]
+    baseline_source_hash: str
     calls: int
-    anchor_calls: int
+    baseline_calls: int
     build_ms: float
     first_call_ms: float
     peak_bytes: int | None
     blocks: tuple[Block, ...]
-    pacer: str | None = None
-    anchor_blocks: tuple[Block, ...] = ()
+    reference: str | None = None
+    reference_blocks: tuple[Block, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.blocks:
             raise ValueError("a measurement needs at least one block")
-        if (self.pacer is None) != (not self.anchor_blocks):
-            raise ValueError("a measurement beside a pacer needs the anchor's blocks beside it, and no other does")
+        if (self.reference is None) != (not self.reference_blocks):
+            raise ValueError("a measurement has the blocks of a reference exactly when it names one")
 
     @cached_property
-    def used(self) -> tuple[Block, ...]:
-        """The undisturbed blocks, or every block where too few are undisturbed."""
-        return undisturbed(self.blocks)
+    def clean(self) -> tuple[Block, ...]:
+        """The blocks that nothing disturbed."""
+        return clean(self.blocks)
 
     @property
     def disturbed_blocks(self) -> int:
-        """How many blocks were disturbed from outside."""
-        return sum(block.disturbed is not None for block in self.blocks)
+        """Number of blocks that were disturbed from outside."""
+        return len(self.blocks) - len(self.clean)
 
     @cached_property
     def quartiles_ms(self) -> tuple[float, float, float]:
         """First quartile, median and third quartile of one call."""
-        return _quartiles_ms([sample for block in self.used for sample in block.candidate_ns])
+        return _quartiles_ms([sample for block in self.clean for sample in block.candidate_ns])
 
     @property
     def median_ms(self) -> float:
@@ -111,48 +125,56 @@ class Measurement:
         return self.quartiles_ms[1]
 
     @cached_property
-    def anchor_median_ms(self) -> float:
-        """Median time of one call of the anchor, in the same blocks or in its own beside the pacer."""
-        own = [sample for block in undisturbed(self.anchor_blocks) for sample in block.candidate_ns]
-        return _quartiles_ms(own or [sample for block in self.used for sample in block.anchor_ns])[1]
+    def reference_median_ms(self) -> float:
+        """Median time of one call of the reference, or of the baseline where there is none."""
+        own = [sample for block in clean(self.reference_blocks) for sample in block.candidate_ns]
+        return _quartiles_ms(own or [sample for block in self.clean for sample in block.baseline_ns])[1]
 
     @cached_property
-    def pace_log_ratio(self) -> float:
-        """log(pacer / anchor), by the anchor's blocks; 0 without a pacer."""
-        return -statistics.median([block.log_ratio for block in undisturbed(self.anchor_blocks)] or [0.0])
+    def baseline_log_ratio(self) -> float:
+        """Median over the clean blocks of log(candidate / baseline), each taken within its block."""
+        return _median([block.log_ratio for block in self.clean])
+
+    @cached_property
+    def baseline_interval(self) -> Interval:
+        """Bootstrap interval of `baseline_log_ratio`, for a search, which has to decide by few blocks.
+
+        As sure as those can be, which is less than 95 % where they are fewer than six; unknown without any.
+        """
+        return bootstrap(by_process(self.clean)) if self.clean else UNKNOWN
+
+    @cached_property
+    def reference_log_ratio(self) -> float:
+        """log(reference / baseline); 0 where the baseline is the reference."""
+        return _median([block.log_ratio for block in clean(self.reference_blocks)]) if self.reference else 0.0
 
     @property
     def log_ratios(self) -> list[float]:
-        """log(candidate / anchor) by each block, a pacer's ratio to the anchor taken as exact."""
-        return [block.log_ratio + self.pace_log_ratio for block in self.used]
+        """log(candidate / reference) by each clean block, the reference's ratio to the baseline taken as exact."""
+        return [block.log_ratio - self.reference_log_ratio for block in self.clean]
 
-    @cached_property
+    @property
     def log_ratio(self) -> float:
-        """Median over the blocks of log(candidate / anchor), each taken within its block."""
-        return statistics.median(self.log_ratios)
-
-    @cached_property
-    def paced_interval(self) -> Interval:
-        """Bootstrap interval of `log_ratio` that takes a pacer's ratio to the anchor as exact.
-
-        For comparing measurements beside one pacer: they share what that ratio is off by. For a search, which has to
-        decide by a few blocks: it is as sure as those can be, which is less than 95 % where they are fewer than six.
-        """
-        low, high = bootstrap(by_process(self.used))
-        return Interval(low + self.pace_log_ratio, high + self.pace_log_ratio)
+        """log(candidate / reference): the ratio to the baseline less that of the reference."""
+        return self.baseline_log_ratio - self.reference_log_ratio
 
     @cached_property
     def log_ratio_interval(self) -> Interval:
-        """95 % interval of `log_ratio`, wider by that of a pacer's ratio to the anchor; see `interval_of_median`."""
-        own = interval_of_median(by_process(self.used))
-        if not self.anchor_blocks:
+        """95 % interval of `log_ratio`: that of the ratio to the baseline, wider by that of the reference."""
+        own = interval_of_median(by_process(self.clean))
+        if self.reference is None:
             return own
-        anchors = interval_of_median(by_process(undisturbed(self.anchor_blocks)))
-        return Interval(own.low - anchors.high, own.high - anchors.low) if own.known and anchors.known else UNKNOWN
+        reference = interval_of_median(by_process(clean(self.reference_blocks)))
+        if not (own.known and reference.known):
+            return UNKNOWN
+        # The two are independent: their half-widths add in squares.
+        low = self.log_ratio - math.hypot(self.baseline_log_ratio - own.low, reference.high - self.reference_log_ratio)
+        high = self.log_ratio + math.hypot(own.high - self.baseline_log_ratio, self.reference_log_ratio - reference.low)
+        return Interval(low, high)
 
     @property
     def speedup(self) -> float:
-        """How many times faster than the anchor."""
+        """How many times as fast as the reference: reference / baseline times baseline / candidate."""
         return math.exp(-self.log_ratio)
 
     @property
@@ -161,32 +183,55 @@ class Measurement:
         return Interval(math.exp(-self.log_ratio_interval.high), math.exp(-self.log_ratio_interval.low))
 
     def to_json(self) -> dict[str, Any]:
-        """This measurement as JSON values."""
+        """Return this measurement as JSON values."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Measurement:
-        """The measurement that `to_json` wrote."""
-        blocks = {
-            name: tuple(map(Block.from_json, values[name])) for name in ("blocks", "anchor_blocks") if name in values
-        }
-        return cls(**{**values, **blocks})
+        """Return the measurement that `to_json` wrote, today or under the names of an older schema."""
+        named = {OLD_NAMES.get(name, name): value for name, value in values.items()}
+        named |= {"blocks": tuple(map(Block.from_json, named["blocks"]))}
+        reference_blocks = named.pop("anchor_blocks", None) or named.get("reference_blocks", ())
+        named |= {"reference_blocks": tuple(map(Block.from_json, reference_blocks))}
+        pacer = named.pop("pacer", None)
+        if pacer is not None:  # schema 2: blocks beside a pacer, whose ratio to a slow anchor was measured apart
+            reference = " ".join((named["baseline"], *(f"{k}={v}" for k, v in named["baseline_config"].items())))
+            backend, *settings = pacer.split()
+            config = {name: _literal(text) for name, _, text in (each.partition("=") for each in settings)}
+            named |= {
+                "baseline": backend,
+                "baseline_config": config,
+                "baseline_source_hash": "",
+                "reference": reference,
+            }
+        return cls(**named)
 
 
-def undisturbed(blocks: Sequence[Block], fewest: int = FEWEST_CLEAN_BLOCKS) -> tuple[Block, ...]:
-    """The undisturbed blocks, or every block where fewer than `fewest` are undisturbed."""
-    clean = tuple(block for block in blocks if block.disturbed is None)
-    return clean if len(clean) >= fewest else tuple(blocks)
+def clean(blocks: Sequence[Block]) -> tuple[Block, ...]:
+    """Return the blocks that nothing disturbed."""
+    return tuple(block for block in blocks if block.disturbed is None)
 
 
 def by_process(blocks: Sequence[Block]) -> list[list[float]]:
-    """The log ratios of `blocks`, one list for each process that took some."""
+    """Return the log ratios of `blocks`, one list for each process that took some."""
     processes = sorted({block.process for block in blocks})
     return [[block.log_ratio for block in blocks if block.process == process] for process in processes]
 
 
+def _median(values: Sequence[float]) -> float:
+    return statistics.median(values) if values else math.nan
+
+
 def _quartiles_ms(samples_ns: Sequence[int]) -> tuple[float, float, float]:
-    if len(samples_ns) == 1:
-        return (samples_ns[0] / 1e6,) * 3
+    if len(samples_ns) < 2:
+        return (samples_ns[0] / 1e6 if samples_ns else math.nan,) * 3
     first, middle, third = statistics.quantiles(samples_ns, n=4, method="inclusive")
     return first / 1e6, middle / 1e6, third / 1e6
+
+
+def _literal(text: str) -> Value:
+    try:
+        value: Value = ast.literal_eval(text)
+        return value
+    except (SyntaxError, ValueError):
+        return text

@@ -1,4 +1,4 @@
-"""What goes on around a block of samples: throttling, heat, steal, involuntary switches, other processes, frequency."""
+"""State of the system around a block of samples: throttling, heat, steal, other processes, frequency."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ DISTURBING_SWITCHES_PER_S = 200.0
 
 
 @dataclass(frozen=True)
-class Change:
-    """What changed between two looks; None where the system does not tell."""
+class Delta:
+    """Difference between two snapshots; None where the system does not tell."""
 
     throttled: int | None
     steal_ms: float | None
@@ -42,7 +42,7 @@ class Change:
 
     @property
     def disturbed(self) -> str | None:
-        """Why samples taken meanwhile are not to be trusted, or None."""
+        """Reason not to trust samples taken meanwhile, or None."""
         limit_ms = max(TICKS_MEAN_NOTHING_MS, DISTURBING_SHARE * self.wall_ms * usable_threads())
         if self.throttled:
             return f"the cgroup quota ran out {self.throttled} times"
@@ -58,8 +58,8 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Look:
-    """The counters of the system at one moment."""
+class Snapshot:
+    """Counters of the system at one moment."""
 
     throttled: int | None
     steal_ms: float | None
@@ -70,11 +70,11 @@ class Look:
     overheated: int | None
     mhz: float | None
 
-    def until(self, later: Look) -> Change:
-        """What changed from this look to a later one."""
+    def until(self, later: Snapshot) -> Delta:
+        """Return the difference from this snapshot to a later one."""
         busy_ms = _difference(self.busy_ms, later.busy_ms)
         own_ms = later.own_ms - self.own_ms
-        return Change(
+        return Delta(
             throttled=_difference(self.throttled, later.throttled),
             steal_ms=_difference(self.steal_ms, later.steal_ms),
             involuntary=_difference(self.involuntary, later.involuntary),
@@ -85,10 +85,10 @@ class Look:
         )
 
 
-def look() -> Look:
-    """The counters now."""
+def snapshot() -> Snapshot:
+    """Return the counters now."""
     steal_ms, busy_ms = _system_times_ms()
-    return Look(
+    return Snapshot(
         throttled=_throttled(),
         steal_ms=steal_ms,
         involuntary=None if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw,
@@ -100,12 +100,19 @@ def look() -> Look:
     )
 
 
+def observe(seconds: float) -> str | None:
+    """Sleep for so long and return what would have disturbed samples taken meanwhile, or None."""
+    before = snapshot()
+    time.sleep(seconds)
+    return before.until(snapshot()).disturbed
+
+
 def _difference(before: N | None, after: N | None) -> N | None:
     return None if before is None or after is None else after - before
 
 
 def _system_times_ms(path: Path = Path("/proc/stat")) -> tuple[float | None, float | None]:
-    """Time stolen by the hypervisor, and time in which CPUs were busy, since boot."""
+    """Return the time stolen by the hypervisor and the time in which CPUs were busy, since boot."""
     try:
         with path.open() as file:
             user, nice, system, _, _, irq, softirq, steal = (int(field) for field in file.readline().split()[1:9])
@@ -116,7 +123,7 @@ def _system_times_ms(path: Path = Path("/proc/stat")) -> tuple[float | None, flo
 
 
 def _throttled() -> int | None:
-    """Periods in which the quota of this process's cgroup ran out, in either version of cgroups."""
+    """Return the number of periods in which the quota of this process's cgroup (version 1 or 2) ran out."""
     for path in _cpu_stat_paths():
         try:
             lines = path.read_text().splitlines()
@@ -129,13 +136,13 @@ def _throttled() -> int | None:
 
 
 def _own_cpus(most: int = 8) -> list[Path]:
-    """The folders of some CPUs that this process may use: reading those of all takes long on a large machine."""
+    """Return the folders of a few CPUs that this process may use: reading all takes long on a large machine."""
     usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     return [CPUS / f"cpu{number}" for number in usable[:most]]
 
 
 def _counts(name: str) -> list[int]:
-    """The numbers in a file of this name of each CPU, where there is one."""
+    """Return the numbers in the file of this name of each CPU; empty where one is missing."""
     found = []
     for cpu in _own_cpus():
         try:
@@ -146,13 +153,13 @@ def _counts(name: str) -> list[int]:
 
 
 def _overheated() -> int | None:
-    """How often the CPUs were slowed because of heat."""
+    """Return how often the CPUs were slowed because of heat."""
     counts = _counts("thermal_throttle/core_throttle_count")
     return sum(counts) if counts else None
 
 
 def _mhz() -> float | None:
-    """The mean frequency of the CPUs now, or that of the first as the system sees it."""
+    """Return the mean frequency of the CPUs now, or that of the first CPU as the system sees it."""
     counts = _counts("cpufreq/scaling_cur_freq")
     if counts:
         return sum(counts) / len(counts) / 1e3

@@ -1,4 +1,4 @@
-"""Blocks of interleaved samples: candidates and an anchor timed side by side, and what was going on around them."""
+"""Blocks of interleaved samples: candidates timed beside a baseline, with the state of the system around them."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ import torch
 import torch.utils.benchmark
 from torch import Tensor
 
-from scanlab.bench import system_state as surroundings
+from scanlab.bench import system_state
 from scanlab.bench.samples import Block
 from scanlab.contract.backend import ScanFn
-from scanlab.contract.cpu import thread_count, torch_threads
+from scanlab.contract.cpu import torch_threads
 from scanlab.contract.problem import ScanInputs, ScanProblem
-from scanlab.contract.space import Config
 
 # A sample lasts at least this long, so that reading the clock (some 50 ns) and waking threads are no part of it.
 SAMPLE_S = 2e-3
-# Samples of one arm in one block: more of the short ones, whose spread is larger, so that a block lasts long enough
-# for neighbours to show in the system's counts, which step by 10 ms; fewer of the long ones.
+# Samples of one candidate in one block: more of the short ones, whose spread is larger, so that a block lasts long
+# enough for other processes to show in the system's counters, which step by 10 ms; fewer of the long ones.
 BLOCK_SAMPLES = 3
-MOST_SAMPLES = 9
+MAX_SAMPLES = 9
 SHORT_BLOCK_S = 0.02
 BLOCK_S = 0.1
-# One call of this length is a pilot by itself: what was proved has been called before.
+# A call of this duration calibrates itself: a verified candidate has been called before.
 LONG_CALL_S = 0.05
-# Inputs take turns, so that a scan does not find them in the cache where its last call left them; with
-# copies beyond this nothing is gained, because they exceed most caches.
-ROTATION_BYTES = 32 << 20
-ROTATION_COPIES = 4
+# Calls go through copies of the inputs in turn, so that a scan does not find them in the cache where its last call left
+# them; with more than this nothing is gained, because the copies exceed most caches.
+MAX_COPIES_BYTES = 32 << 20
+MAX_COPIES = 4
 
 
 @dataclass(frozen=True)
-class Arm:
-    """A scan with its inputs, ready to be timed.
+class TimedCall:
+    """A function without arguments, calibrated for timing.
 
-    call     one call, on the next of its inputs
-    calls    calls in one sample
-    samples  samples in one block
-    cost_s   what its samples in one block take together, about
+    Attributes:
+        call: One call, on the next of the input copies.
+        calls: Calls in one sample.
+        samples: Samples in one block.
+        call_s: Duration of one call, as the calibration saw it.
     """
 
     call: Callable[[], object]
@@ -54,21 +54,31 @@ class Arm:
     threads: int
     calls: int
     samples: int
-    cost_s: float
+    call_s: float
+
+    @property
+    def block_s(self) -> float:
+        """Duration of the samples of one block, about."""
+        return block_s(self.calls, self.samples, self.call_s)
 
 
-def rotation(inputs: tuple[ScanInputs, ...]) -> tuple[tuple[ScanInputs, ...], ...]:
-    """`inputs`, and copies of them in other memory with the same strides, as many as are cheap."""
+def block_s(calls: int, samples: int, call_s: float) -> float:
+    """Return the duration of a block of so many samples, with the call that precedes a sample of several."""
+    return samples * (calls + (calls > 1)) * call_s
+
+
+def input_copies(inputs: tuple[ScanInputs, ...]) -> tuple[tuple[ScanInputs, ...], ...]:
+    """Return `inputs` and copies of them in other memory with the same strides, as many as are cheap."""
     size = sum(tensor.untyped_storage().nbytes() for each in inputs for tensor in each.tensors().values())
-    copies = max(1, min(ROTATION_COPIES, ROTATION_BYTES // max(1, size)))
+    copies = max(1, min(MAX_COPIES, MAX_COPIES_BYTES // max(1, size)))
     return (inputs, *(tuple(_copy(each) for each in inputs) for _ in range(copies - 1)))
 
 
 def shuffled(inputs: ScanInputs, groups: int, seed: int) -> ScanInputs:
-    """`inputs` with the channels of each group in another order, in other memory with the same strides.
+    """Return `inputs` with the channels of each group in another order, in other memory with the same strides.
 
-    The numbers are distributed as before, and every channel has its own still; an answer that was kept for the
-    old inputs is wrong for these.
+    The values are distributed as before and each channel keeps its own; an answer kept for the old inputs is wrong
+    for these.
     """
     generator = torch.Generator().manual_seed(seed)
     dim = inputs.u.shape[1]
@@ -85,76 +95,86 @@ def shuffled(inputs: ScanInputs, groups: int, seed: int) -> ScanInputs:
     return copied
 
 
-def call_of(scan: ScanFn, problem: ScanProblem, turns: Sequence[tuple[ScanInputs, ...]]) -> Callable[[], object]:
-    """What is timed: one call of `scan` on the next of `turns`, with the backward pass where there are gradients."""
-    call = _training_call(scan, turns) if problem.gradients else _inference_call(scan, turns)
+def call_of(scan: ScanFn, problem: ScanProblem, copies: Sequence[tuple[ScanInputs, ...]]) -> Callable[[], object]:
+    """Return one call of `scan` on the next of `copies`, with the backward pass where the problem has gradients."""
+    call = _training_call(scan, copies) if problem.gradients else _inference_call(scan, copies)
     return torch.set_grad_enabled(problem.gradients)(call)
 
 
-def arm(call: Callable[[], object], problem: ScanProblem, config: Config) -> Arm:
-    """`call` after a pilot that warms it up and finds how many calls make a sample.
+def calibrate(call: Callable[[], object], device: str, threads: int) -> TimedCall:
+    """Warm `call` up and find how many calls make a sample.
 
-    One call that takes long is enough. Otherwise `torch.utils.benchmark.Timer.blocked_autorange` holds torch's
-    threads, synchronises the device and grows the number of calls. The pilot times one scan after another, so it
-    decides nothing else.
+    One call that takes long is enough. Otherwise `torch.utils.benchmark.Timer.blocked_autorange` sets torch's threads,
+    synchronizes the device and grows the number of calls. Candidates are calibrated one after another, so that the
+    result decides nothing else.
     """
-    threads = thread_count(config)
-    call_s = _sample_ns(Arm(call, problem.device, threads, calls=1, samples=1, cost_s=0.0)) / 1e9
+    call_s = _sample_ns(TimedCall(call, device, threads, calls=1, samples=1, call_s=0.0)) / 1e9
     if call_s < LONG_CALL_S:
         timer = torch.utils.benchmark.Timer("call()", globals={"call": call}, num_threads=threads)
         call_s = timer.blocked_autorange(min_run_time=SAMPLE_S).median
     calls = max(1, math.ceil(SAMPLE_S / call_s))
-    samples = samples_in_block(calls * call_s)
-    return Arm(call, problem.device, threads, calls, samples, samples * (calls + (calls > 1)) * call_s)
+    return TimedCall(call, device, threads, calls, samples_in_block(calls * call_s), call_s)
 
 
 def samples_in_block(sample_s: float) -> int:
-    """How many samples of this length one arm has in one block."""
-    wanted = min(MOST_SAMPLES, max(BLOCK_SAMPLES, int(SHORT_BLOCK_S / sample_s)))
+    """Return how many samples of this duration a candidate has in one block."""
+    wanted = min(MAX_SAMPLES, max(BLOCK_SAMPLES, int(SHORT_BLOCK_S / sample_s)))
     return max(1, min(wanted, int(BLOCK_S / sample_s)))
 
 
 def take_round(
-    arms: Sequence[Arm], anchor: Arm, rng: random.Random, number: int = 0, process: int = 0
+    candidates: Sequence[TimedCall],
+    baseline: TimedCall,
+    rng: random.Random,
+    number: int = 0,
+    process: int = 0,
+    before_sample: Callable[[int], None] = lambda position: None,
 ) -> tuple[Block, ...]:
-    """One block for each arm, all with the samples of one anchor, taken in random order."""
-    schedule = [one for one in (*arms, anchor) for _ in range(one.samples)]
+    """Take one block for each candidate, all with the samples of one baseline, in random order.
+
+    Args:
+        candidates: May hold one of them twice, as the A/A control does.
+        before_sample: Called with the position of the candidate before each of its samples; -1 is the baseline.
+    """
+    everyone = {-1: baseline, **dict(enumerate(candidates))}
+    schedule = [position for position, timed in everyone.items() for _ in range(timed.samples)]
     rng.shuffle(schedule)
-    taken: dict[int, list[int]] = {id(one): [] for one in schedule}
-    before = surroundings.look()
+    taken: dict[int, list[int]] = {position: [] for position in everyone}
+    before = system_state.snapshot()
     collecting = gc.isenabled()
     gc.disable()
     try:
-        for one in schedule:
-            taken[id(one)].append(_sample_ns(one))
+        for position in schedule:
+            before_sample(position)
+            taken[position].append(_sample_ns(everyone[position]))
     finally:
         if collecting:
             gc.enable()
-    change = before.until(surroundings.look())
+    delta = before.until(system_state.snapshot())
     return tuple(
         Block(
-            candidate_ns=tuple(taken[id(one)]),
-            anchor_ns=tuple(taken[id(anchor)]),
-            order="".join("a" if each is anchor else "c" if each is one else "o" for each in schedule),
+            candidate_ns=tuple(taken[position]),
+            baseline_ns=tuple(taken[-1]),
+            order="".join("b" if each < 0 else "c" if each == position else "o" for each in schedule),
             round=number,
             process=process,
-            throttled=change.throttled,
-            steal_ms=change.steal_ms,
-            involuntary=change.involuntary,
-            neighbours_ms=change.neighbours_ms,
-            overheated=change.overheated,
-            mhz=change.mhz,
-            disturbed=change.disturbed,
+            throttled=delta.throttled,
+            steal_ms=delta.steal_ms,
+            involuntary=delta.involuntary,
+            neighbours_ms=delta.neighbours_ms,
+            overheated=delta.overheated,
+            mhz=delta.mhz,
+            disturbed=delta.disturbed,
         )
-        for one in arms
+        for position in range(len(candidates))
     )
 
 
 def peak_bytes(call: Callable[[], object], device: str, threads: int) -> int | None:
-    """Memory that one call on so many threads takes beyond what is in use before it; None where the system cannot tell.
+    """Return the bytes that one call takes beyond what is in use before it; None where the system cannot tell.
 
-    On CUDA the allocator's own count. On Linux the growth of the resident set, whatever allocates: memory
-    that the allocators hold in reserve is handed back first, and the system's high-water mark is reset.
+    On CUDA the allocator's own count. On Linux the growth of the resident set, whatever allocates: memory that the
+    allocators hold in reserve is released first, and the system's high-water mark is reset.
     """
     with torch_threads(threads):
         if device == "cuda":
@@ -165,7 +185,7 @@ def peak_bytes(call: Callable[[], object], device: str, threads: int) -> int | N
             torch.cuda.synchronize()
             return torch.cuda.max_memory_allocated() - before
         try:
-            _hand_back()
+            _release_reserves()
             Path("/proc/self/clear_refs").write_text("5")
             before = _resident_bytes("VmRSS")
             call()
@@ -174,8 +194,8 @@ def peak_bytes(call: Callable[[], object], device: str, threads: int) -> int | N
             return None
 
 
-def _hand_back() -> None:
-    """Empty malloc's reserve, and have the system take what it was offered: pages that count until then."""
+def _release_reserves() -> None:
+    """Return malloc's reserve to the system, and page out what was freed lazily, which counts until then."""
     libc, page_out = ctypes.CDLL(None), 21
     libc.malloc_trim(0)
     start = end = 0
@@ -192,16 +212,16 @@ def _resident_bytes(field: str) -> int:
     return int(fields[field].split()[0]) * 1024
 
 
-def _sample_ns(one: Arm) -> int:
-    with torch_threads(one.threads):
-        if one.calls > 1:  # a short call would otherwise pay for the threads and caches that the last arm left
-            one.call()
-        _synchronize(one.device)
+def _sample_ns(timed: TimedCall) -> int:
+    with torch_threads(timed.threads):
+        if timed.calls > 1:  # a short call would otherwise pay for the threads and caches that another candidate left
+            timed.call()
+        _synchronize(timed.device)
         start = time.perf_counter_ns()
-        for _ in range(one.calls):
-            one.call()
-        _synchronize(one.device)
-        return max(1, round((time.perf_counter_ns() - start) / one.calls))
+        for _ in range(timed.calls):
+            timed.call()
+        _synchronize(timed.device)
+        return max(1, round((time.perf_counter_ns() - start) / timed.calls))
 
 
 def _synchronize(device: str) -> None:
@@ -209,15 +229,15 @@ def _synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _inference_call(scan: ScanFn, turns: Sequence[tuple[ScanInputs, ...]]) -> Callable[[], object]:
-    following = itertools.cycle(turns)
+def _inference_call(scan: ScanFn, copies: Sequence[tuple[ScanInputs, ...]]) -> Callable[[], object]:
+    following = itertools.cycle(copies)
     return lambda: scan(*next(following))
 
 
-def _training_call(scan: ScanFn, turns: Sequence[tuple[ScanInputs, ...]]) -> Callable[[], object]:
-    leaves = [tuple(_leaves(each) for each in inputs) for inputs in turns]
+def _training_call(scan: ScanFn, copies: Sequence[tuple[ScanInputs, ...]]) -> Callable[[], object]:
+    leaves = [tuple(_leaves(each) for each in inputs) for inputs in copies]
     following = itertools.cycle(leaves)
-    grad_out = torch.ones_like(turns[0][0].u)
+    grad_out = torch.ones_like(copies[0][0].u)
 
     def call() -> object:
         inputs = next(following)

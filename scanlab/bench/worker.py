@@ -1,307 +1,504 @@
-"""One process's part of a race: rounds of interleaved blocks, here or in a fresh process.
+"""Build, verify and time candidates, in a process of their own that may crash, hang or be killed.
 
-Two runs of one program differ by more than two rounds of one run do (where memory lands, which CPU, which
-clock), so that a race is held in several processes. Run as a program this module is such a process.
+A worker is the unit of evaluation. It loads the inputs and the reference outputs of a context once, then prepares
+candidates (build, first call, verify, calibrate) and takes rounds of interleaved blocks of them beside a baseline.
+
+`ProcessWorker` runs `python -m scanlab.bench.worker` and talks to it over pipes. It kills the process, with the
+compilers that it started, when a request takes longer than its timeout; a candidate during which the process ended is
+reported as crashed, and the next request starts another process. `LocalWorker` does the same work in the calling
+process, for backends that another process does not find by name: nothing there survives a crash or a hang.
 """
 
 from __future__ import annotations
 
-import json
+import mmap
+import os
+import pickle
 import random
-import statistics
+import signal
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
+from typing import IO, Protocol
 
 import torch
 
-from scanlab.bench.prove import Failure, Proven, Setting, guarded, prove
+from scanlab.bench import system_state
+from scanlab.bench.context import BenchmarkContext, Candidate
+from scanlab.bench.records import State
 from scanlab.bench.samples import Block
-from scanlab.bench.timing import Arm, peak_bytes, take_round
-from scanlab.contract import registry
+from scanlab.bench.timing import TimedCall, block_s, calibrate, call_of, input_copies, peak_bytes, take_round
 from scanlab.contract.backend import Backend
-from scanlab.contract.space import Config
-from scanlab.contract.verify import Verdict
-from scanlab.errors import RejectedError, UnknownBackendError
+from scanlab.contract.verify import Verdict, verify
+from scanlab.errors import RejectedError, ScanlabError, UnavailableError
 
-FEWEST_ROUNDS = 8
-MOST_ROUNDS = 60
-
-
-@dataclass(frozen=True)
-class Entrant:
-    """A backend and a configuration that take part in a race."""
-
-    backend: Backend
-    config: Config
+# A build may compile for minutes on a slow machine; what takes longer than this is stuck.
+BUILD_TIMEOUT_S = 900.0
+# What one round, or one weighing of memory, may take beyond what the calibration says: other processes slow it down.
+MIN_TIMEOUT_S = 30.0
+TIMEOUT_FACTOR = 20.0
 
 
 @dataclass(frozen=True)
-class Lane:
-    """What one entrant did in one heat: its blocks and what belongs to them, or why it failed."""
+class Evaluation:
+    """What preparing a candidate gave; it may be timed where `state` is ok.
 
-    blocks: tuple[Block, ...] = ()
+    Attributes:
+        build_ms: Compiling and allocating.
+        first_call_ms: The first call, which may compile too.
+        calls: Calls in one sample.
+        samples: Samples in one block.
+        call_ms: Duration of one call, as the calibration saw it.
+    """
+
+    state: State
+    reason: str | None = None
     verdict: Verdict | None = None
-    calls: int = 0
     build_ms: float = 0.0
     first_call_ms: float = 0.0
-    peak_bytes: int | None = None
-    failure: Failure | None = None
+    calls: int = 1
+    samples: int = 1
+    call_ms: float = 0.0
 
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Lane:
-        """The lane that `asdict` wrote."""
-        verdict, failure = values["verdict"], values["failure"]
-        if failure is not None:
-            failure = Failure(**{**failure, "verdict": failure["verdict"] and Verdict.from_json(failure["verdict"])})
-        return cls(
-            **{
-                **values,
-                "blocks": tuple(Block.from_json(block) for block in values["blocks"]),
-                "verdict": verdict and Verdict.from_json(verdict),
-                "failure": failure,
-            }
-        )
+    @property
+    def block_s(self) -> float:
+        """Duration of one block of its samples, about."""
+        return block_s(self.calls, self.samples, self.call_ms / 1e3)
 
 
-@dataclass(frozen=True)
-class Heat:
-    """What the entrants did in one process.
+class CandidateFailedError(ScanlabError):
+    """A candidate that had been prepared raised, or took its process with it, while it was timed."""
 
-    lanes         one for each entrant, in their order
-    doubled       the entrant that ran twice, -1 where none did
-    twin          the blocks of its second run
-    anchor_calls  calls in one sample of the anchor
+    def __init__(self, candidate: Candidate, reason: str) -> None:
+        super().__init__(f"{candidate.label}: {reason}")
+        self.candidate = candidate
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return CandidateFailedError, (self.candidate, self.reason)
+
+
+class Worker(Protocol):
+    """Builds, verifies and times candidates.
+
+    Attributes:
+        isolated: Whether candidates run in another process, which may be started afresh.
     """
 
-    lanes: tuple[Lane, ...]
-    doubled: int
-    twin: tuple[Block, ...]
-    anchor_calls: int
-    rounds: int
+    isolated: bool
 
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Heat:
-        """The heat that `asdict` wrote."""
-        lanes = tuple(Lane.from_json(lane) for lane in values["lanes"])
-        return cls(**{**values, "lanes": lanes, "twin": tuple(Block.from_json(block) for block in values["twin"])})
+    def verify(self, candidate: Candidate) -> Evaluation:
+        """Build, call and verify `candidate`, and forget it; any failure is an evaluation too."""
 
+    def prepare(self, candidate: Candidate) -> Evaluation:
+        """Build, call, verify and calibrate `candidate`, unless it is prepared; any failure is an evaluation too."""
 
-def run_heat(
-    entrants: Sequence[Entrant | Proven],
-    anchor: Entrant | Proven,
-    setting: Setting,
-    deadline: float,
-    process: int = 0,
-    most_rounds: int = MOST_ROUNDS,
-    decided: Callable[[Heat], bool] = lambda heat: False,
-    on_round: Callable[[int], None] = lambda number: None,
-) -> Heat:
-    """Time `entrants` beside `anchor` in this process until `decided`, or until `deadline` of time.monotonic().
+    def take_round(self, candidates: Sequence[Candidate], baseline: Candidate, number: int) -> tuple[Block, ...]:
+        """Take round `number`: one block of each candidate, which must be prepared, beside the baseline.
 
-    Every entrant is proved first (a Proven one has been). Entrants that take long run in fewer rounds, always
-    beside the anchor; the first round has all of them, whatever the deadline. Raises RejectedError where the
-    anchor cannot run.
-    """
-    yardstick = anchor if isinstance(anchor, Proven) else prove(anchor.backend, anchor.config, setting)
-    if isinstance(yardstick, Failure):
-        raise RejectedError(f"the anchor cannot run: {yardstick.reason}")
-    anchor_arm = yardstick.arm(setting)
-    runners = [_runner(entrant, setting) for entrant in entrants]
-    _set_pace(runners, anchor_arm, deadline, most_rounds)
-    rng = random.Random(f"{setting.seed} {process}")
-    twin = _twin(runners, setting)
-    number, slowness, undisturbed_rounds = 0, 1.0, 0
-    while undisturbed_rounds < most_rounds and number < 2 * most_rounds:
-        due = [runner for runner in runners if runner.arm is not None and number % runner.every == 0]
-        due += [twin] if twin is not None else []
-        if not due:
-            break
-        arms = [runner.arm for runner in due if runner.arm is not None]
-        expected_s = sum(arm.cost_s for arm in (*arms, anchor_arm))
-        started = time.monotonic()
-        if number and started + slowness * expected_s > deadline:
-            break
-        blocks = guarded(partial(take_round, arms, anchor_arm, rng, number, process))
-        if isinstance(blocks, Failure):
-            _disqualify(due, blocks)
-            twin = _twin(runners, setting)
-            continue
-        slowness = max(1.0, (time.monotonic() - started) / expected_s)
-        for runner, block in zip(due, blocks, strict=True):
-            runner.blocks.append(block)
-        undisturbed_rounds += blocks[0].disturbed is None
-        number += 1
-        on_round(number)
-        if number >= FEWEST_ROUNDS and decided(_heat(runners, twin, anchor_arm, number)):
-            break
-    for runner in runners:
-        runner.weigh()
-    return _heat(runners, twin, anchor_arm, number)
+        Raises:
+            CandidateFailedError: One of them raised or ended the process. The others may be timed again.
+        """
+
+    def peak_bytes(self, candidate: Candidate) -> int | None:
+        """Return the bytes that one call takes beyond what is in use before it; None where that cannot be known."""
+
+    def release(self, candidates: Iterable[Candidate]) -> None:
+        """Forget `candidates` and free what they hold."""
+
+    def load(self, context: BenchmarkContext) -> None:
+        """Forget everything prepared; what follows is of `context`, in the same process."""
+
+    def restart(self, context: BenchmarkContext | None = None) -> None:
+        """Forget everything prepared; what follows runs in a fresh process, in `context` where one is given."""
+
+    def disturbance(self, seconds: float) -> str | None:
+        """Do nothing for so long and return what would have disturbed a block meanwhile, or None."""
+
+    def close(self) -> None:
+        """End the process, and whatever it started."""
 
 
-@dataclass
-class _Runner:
-    """An entrant on its way; `arm` is None once it failed."""
-
-    proven: Proven | Failure
-    arm: Arm | None = None
-    every: int = 1
-    blocks: list[Block] = field(default_factory=list)
-    peak_bytes: int | None = None
-
-    def fail(self, failure: Failure) -> None:
-        self.proven, self.arm = failure, None
-
-    def weigh(self) -> None:
-        """Measure its memory, which is no part of any round."""
-        if self.arm is not None:
-            peak = guarded(partial(peak_bytes, self.arm.call, self.arm.device, self.arm.threads))
-            if isinstance(peak, Failure):
-                self.fail(peak)
-            else:
-                self.peak_bytes = peak
-
-    def lane(self) -> Lane:
-        if isinstance(self.proven, Failure) or self.arm is None:
-            return Lane(failure=self.proven if isinstance(self.proven, Failure) else None)
-        proven = self.proven
-        return Lane(
-            tuple(self.blocks), proven.verdict, self.arm.calls, proven.build_ms, proven.first_call_ms, self.peak_bytes
-        )
-
-
-def _runner(entrant: Entrant | Proven, setting: Setting) -> _Runner:
-    proven = entrant if isinstance(entrant, Proven) else prove(entrant.backend, entrant.config, setting)
-    arm = proven if isinstance(proven, Failure) else guarded(partial(proven.arm, setting))
-    return _Runner(arm) if isinstance(arm, Failure) else _Runner(proven, arm)
-
-
-def _twin(runners: Sequence[_Runner], setting: Setting) -> _Runner | None:
-    """The fastest entrant once more: the one that others must be told apart from."""
-    while ready := [
-        (runner.arm.cost_s / (runner.arm.calls * runner.arm.samples), runner) for runner in runners if runner.arm
-    ]:
-        _, fastest = min(ready, key=lambda one: one[0])
-        assert isinstance(fastest.proven, Proven)
-        arm = guarded(partial(fastest.proven.arm, setting))
-        if not isinstance(arm, Failure):
-            return _Runner(fastest.proven, arm)
-        fastest.fail(arm)
-    return None
-
-
-def _heat(runners: Sequence[_Runner], twin: _Runner | None, anchor: Arm, rounds: int) -> Heat:
-    doubled = next((index for index, runner in enumerate(runners) if twin and runner.proven is twin.proven), -1)
-    blocks = tuple(twin.blocks) if twin is not None and doubled >= 0 else ()
-    return Heat(tuple(runner.lane() for runner in runners), doubled, blocks, anchor.calls, rounds)
-
-
-def _set_pace(runners: Sequence[_Runner], anchor: Arm, deadline: float, most_rounds: int) -> None:
-    """Let entrants that take much longer than the others run in fewer rounds, but in enough of them."""
-    paced = [(runner, runner.arm.cost_s) for runner in runners if runner.arm is not None]
-    if not paced:
-        return
-    usual_s = max(anchor.cost_s, statistics.median(cost_s for _, cost_s in paced))
-    for runner, cost_s in paced:
-        runner.every = max(1, round(cost_s / (4 * usual_s)))
-    round_s = anchor.cost_s + sum(cost_s / runner.every for runner, cost_s in paced)
-    rounds = min(most_rounds, max(0.0, deadline - time.monotonic()) / round_s)
-    for runner, _ in paced:
-        runner.every = max(1, min(runner.every, int(rounds / FEWEST_ROUNDS)))
-
-
-def _disqualify(due: Sequence[_Runner], failure: Failure) -> None:
-    """Call each entrant once and take those out that fail; all of them where none does by itself."""
-    alone = [(runner.proven, guarded(runner.arm.call)) for runner in due if runner.arm is not None]
-    guilty = [(proven, outcome) for proven, outcome in alone if isinstance(outcome, Failure)]
-    for proven, reason in guilty or [(proven, failure) for proven, _ in alone]:
-        for runner in due:  # the twin goes with its double
-            if runner.proven is proven:
-                runner.fail(reason)
-
-
-def is_installed(backend: Backend) -> bool:
-    """Whether a fresh process finds this backend by its name, though perhaps with a wider space."""
-    try:
-        return registry.get(backend.name).make is backend.make
-    except UnknownBackendError:
-        return False
-
-
-def run_fresh_heat(
-    entrants: Sequence[Entrant],
-    anchor: Entrant,
-    setting: Setting,
-    deadline: float,
-    killed_at: float,
-    process: int,
-    most_rounds: int = MOST_ROUNDS,
-    on_round: Callable[[int], None] = lambda number: None,
-) -> Heat | str:
-    """`run_heat` in a process of its own, which builds and proves everything anew, or why that process gave nothing.
-
-    The backends must be installed (`is_installed`). A process that still runs at `killed_at` is killed.
-    """
-    with tempfile.TemporaryDirectory(prefix="scanlab-heat-") as folder:
-        request = {
-            "setting": setting,
-            "entrants": [(entrant.backend.name, dict(entrant.config)) for entrant in entrants],
-            "anchor": (anchor.backend.name, dict(anchor.config)),
-            # Another process has another monotonic clock on some systems.
-            "deadline": time.time() + (deadline - time.monotonic()),
-            "process": process,
-            "most_rounds": most_rounds,
-        }
-        torch.save(request, Path(folder) / "request")
-        command = [sys.executable, "-m", __name__, folder]
-        said = Path(folder) / "said"
-        with (
-            said.open("w") as errors,
-            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as worker,
-        ):
-            watchdog = threading.Timer(max(0.0, killed_at - time.monotonic()), worker.kill)
-            watchdog.start()
-            try:
-                assert worker.stdout is not None
-                for line in worker.stdout:
-                    if line.startswith("round "):
-                        on_round(int(line.split()[1]))
-                worker.wait()
-            except BaseException:  # interrupted, or out of time: the process must not go on
-                worker.kill()
-                raise
-            finally:
-                watchdog.cancel()
-        if worker.returncode != 0 and time.monotonic() >= killed_at:
-            return "it still ran when its time was over, and was stopped"
-        if worker.returncode != 0:
-            return f"exit status {worker.returncode}, {(said.read_text().strip() or 'without a word').splitlines()[-1]}"
-        return Heat.from_json(json.loads((Path(folder) / "heat").read_text()))
-
-
-def _main(folder: Path) -> None:
-    request = torch.load(folder / "request", weights_only=False)
-    entrants = [Entrant(registry.get(name), config) for name, config in request["entrants"]]
-    name, config = request["anchor"]
-    heat = run_heat(
-        entrants,
-        Entrant(registry.get(name), config),
-        request["setting"],
-        time.monotonic() + (request["deadline"] - time.time()),
-        request["process"],
-        request["most_rounds"],
-        on_round=lambda number: print(f"round {number}", flush=True),
+def open_worker(context: BenchmarkContext, backends: Iterable[Backend]) -> tuple[Worker, tuple[str, ...]]:
+    """Return a worker for `backends`, and the notice that it is no process of its own where that is so."""
+    strangers = sorted({each.name for each in backends if not Candidate(each, each.space.defaults).is_installed})
+    if not strangers:
+        return ProcessWorker(context), ()
+    names = ", ".join(strangers)
+    return LocalWorker(context), (
+        f"everything ran in this process, because another one does not find {names} by name: a candidate that crashes"
+        " or hangs ends the tuning, and there is no hold-out comparison in fresh processes",
     )
-    (folder / "heat").write_text(json.dumps(asdict(heat)))
+
+
+class LocalWorker:
+    """Worker in the calling process.
+
+    Args:
+        process: Number that its blocks carry.
+        running: One byte that holds the position of the candidate being sampled, plus 1; for whoever may have to ask
+            after a crash.
+    """
+
+    isolated = False
+
+    def __init__(self, context: BenchmarkContext, process: int = 0, running: mmap.mmap | None = None) -> None:
+        self._process = process
+        self._running = running
+        self.load(context)
+
+    def load(self, context: BenchmarkContext) -> None:
+        self._context = context
+        self._copies = input_copies(context.inputs)
+        self._prepared: dict[Candidate, TimedCall] = {}
+        self._evaluations: dict[Candidate, Evaluation] = {}
+        self._position = -1
+        self._rng = random.Random(f"{context.seed} {self._process}")
+
+    def verify(self, candidate: Candidate) -> Evaluation:
+        return self._guarded(lambda: self._built(candidate)[0])
+
+    def prepare(self, candidate: Candidate) -> Evaluation:
+        if candidate in self._prepared:
+            return self._evaluations[candidate]
+        return self._guarded(lambda: self._calibrated(candidate))
+
+    def _guarded(self, action: Callable[[], Evaluation]) -> Evaluation:
+        try:
+            return action()
+        except (RejectedError, UnavailableError) as error:
+            return Evaluation("rejected", str(error))
+        except Exception as error:  # noqa: BLE001  # a backend may raise anything, and one crash must not end a run
+            return Evaluation("crashed", _text(error))
+
+    def _built(self, candidate: Candidate) -> tuple[Evaluation, Callable[[], object]]:
+        problem = self._context.problem
+        start = time.perf_counter()
+        scan = candidate.backend.build(problem, candidate.config)
+        call = call_of(scan, problem, self._copies)
+        built = time.perf_counter()
+        call()
+        called = time.perf_counter()
+        verdict = _combined([verify(scan, reference) for reference in self._context.references])
+        reason = None if verdict.passed else verdict.reason or "it disagrees with the reference"
+        build_ms, first_call_ms = 1e3 * (built - start), 1e3 * (called - built)
+        return Evaluation("ok" if verdict.passed else "wrong", reason, verdict, build_ms, first_call_ms), call
+
+    def _calibrated(self, candidate: Candidate) -> Evaluation:
+        evaluation, call = self._built(candidate)
+        if evaluation.state != "ok":
+            return evaluation
+        timed = calibrate(call, self._context.problem.device, candidate.threads)
+        evaluation = replace(evaluation, calls=timed.calls, samples=timed.samples, call_ms=1e3 * timed.call_s)
+        self._prepared[candidate], self._evaluations[candidate] = timed, evaluation
+        return evaluation
+
+    def take_round(self, candidates: Sequence[Candidate], baseline: Candidate, number: int) -> tuple[Block, ...]:
+        timed = [self._prepared[each] for each in candidates]
+        try:
+            return take_round(
+                timed, self._prepared[baseline], self._rng, number, self._process, before_sample=self._note
+            )
+        except Exception as error:  # see prepare
+            raise CandidateFailedError((*candidates, baseline)[self._position], _text(error)) from error
+
+    def _note(self, position: int) -> None:
+        self._position = position
+        if self._running is not None:
+            self._running[0] = position + 1
+
+    def peak_bytes(self, candidate: Candidate) -> int | None:
+        timed = self._prepared[candidate]
+        try:
+            return peak_bytes(timed.call, timed.device, timed.threads)
+        except Exception as error:
+            raise CandidateFailedError(candidate, _text(error)) from error
+
+    def release(self, candidates: Iterable[Candidate]) -> None:
+        for each in candidates:
+            self._prepared.pop(each, None)
+            self._evaluations.pop(each, None)
+
+    def restart(self, context: BenchmarkContext | None = None) -> None:
+        self.load(context or self._context)
+
+    def disturbance(self, seconds: float) -> str | None:
+        return system_state.observe(seconds)
+
+    def close(self) -> None:
+        self._prepared.clear()
+
+
+class ProcessWorker:
+    """Worker in a process of its own, started on demand and started again after it died.
+
+    Args:
+        timeout_s: What building, verifying and calibrating one candidate may take.
+    """
+
+    isolated = True
+
+    def __init__(self, context: BenchmarkContext, timeout_s: float = BUILD_TIMEOUT_S) -> None:
+        self._timeout_s = timeout_s
+        self._folder = tempfile.TemporaryDirectory(prefix="scanlab-worker-")
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started = 0
+        self._evaluations: dict[Candidate, Evaluation] = {}
+        self._in_process: set[Candidate] = set()
+        self._timed_out = False
+        self._hand_over(context)
+
+    def verify(self, candidate: Candidate) -> Evaluation:
+        return self._evaluated("verify", candidate)
+
+    def _evaluated(self, method: str, candidate: Candidate) -> Evaluation:
+        try:
+            evaluation = self._ask(method, candidate, timeout_s=self._timeout_s)
+        except _WorkerDiedError as death:
+            return Evaluation("crashed", str(death))
+        assert isinstance(evaluation, Evaluation)
+        return evaluation
+
+    def prepare(self, candidate: Candidate) -> Evaluation:
+        if candidate in self._in_process:
+            return self._evaluations[candidate]
+        evaluation = self._evaluated("prepare", candidate)
+        if evaluation.state == "ok":
+            self._evaluations[candidate] = evaluation
+            self._in_process.add(candidate)
+        return evaluation
+
+    def take_round(self, candidates: Sequence[Candidate], baseline: Candidate, number: int) -> tuple[Block, ...]:
+        everyone = (*candidates, baseline)
+        for each in everyone:
+            self._prepare_again(each)
+        expected_s = sum(self._evaluations[each].block_s for each in everyone)
+        timeout_s = MIN_TIMEOUT_S + TIMEOUT_FACTOR * expected_s
+        try:
+            blocks = self._ask("take_round", list(candidates), baseline, number, timeout_s=timeout_s)
+        except _WorkerDiedError as death:
+            position = (self._running[0] - 1) % len(everyone)
+            raise CandidateFailedError(everyone[position], str(death)) from death
+        assert isinstance(blocks, tuple)
+        return blocks
+
+    def peak_bytes(self, candidate: Candidate) -> int | None:
+        self._prepare_again(candidate)
+        timeout_s = MIN_TIMEOUT_S + TIMEOUT_FACTOR * self._evaluations[candidate].block_s
+        try:
+            peak = self._ask("peak_bytes", candidate, timeout_s=timeout_s)
+        except _WorkerDiedError as death:
+            raise CandidateFailedError(candidate, str(death)) from death
+        assert peak is None or isinstance(peak, int)
+        return peak
+
+    def release(self, candidates: Iterable[Candidate]) -> None:
+        held = [each for each in candidates if each in self._in_process]
+        self._in_process.difference_update(held)
+        if held and self._process is not None:
+            with suppress(_WorkerDiedError):
+                self._ask("release", held, timeout_s=MIN_TIMEOUT_S)
+
+    def load(self, context: BenchmarkContext) -> None:
+        self._hand_over(context)
+        self._evaluations.clear()
+        self._in_process.clear()
+        if self._process is not None:
+            try:
+                self._ask("load", timeout_s=self._timeout_s)
+            except _WorkerDiedError as death:
+                raise ScanlabError(f"the inputs of {context.problem.key} could not be loaded: {death}") from death
+
+    def restart(self, context: BenchmarkContext | None = None) -> None:
+        self._end()
+        self._evaluations.clear()
+        if context is not None:
+            self._hand_over(context)
+
+    def disturbance(self, seconds: float) -> str | None:
+        return system_state.observe(seconds)
+
+    def close(self) -> None:
+        self._end()
+        self._folder.cleanup()
+
+    def _prepare_again(self, candidate: Candidate) -> None:
+        """Prepare a candidate that the process held when it died."""
+        if candidate not in self._in_process:
+            evaluation = self.prepare(candidate)
+            if evaluation.state != "ok":
+                raise CandidateFailedError(candidate, evaluation.reason or evaluation.state)
+
+    def _hand_over(self, context: BenchmarkContext) -> None:
+        torch.save(context, Path(self._folder.name) / "context")
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        folder = Path(self._folder.name)
+        (folder / "running").write_bytes(b"\0")
+        with (folder / "running").open("r+b") as file:
+            self._running = mmap.mmap(file.fileno(), 1)
+        with (folder / "stderr").open("wb") as errors:
+            # A session of its own: Ctrl-C reaches this process alone, which ends the worker and its compilers.
+            process = subprocess.Popen(
+                [sys.executable, "-m", "scanlab.bench.worker", str(folder), str(self._started)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                start_new_session=True,
+            )
+        self._started += 1
+        return process
+
+    def _ask(self, method: str, *arguments: object, timeout_s: float) -> object:
+        """Send a request and return the reply.
+
+        Raises:
+            _WorkerDiedError: The process ended, or was killed after `timeout_s`; the message says which.
+            CandidateFailedError: As the worker raised it.
+        """
+        process = self._process = self._process or self._start()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._timed_out = False
+        timer = threading.Timer(timeout_s, self._time_out)
+        timer.start()
+        try:
+            _send(process.stdin, (method, arguments))
+            reply = pickle.loads(_receive(process.stdout))
+        except (EOFError, OSError):
+            timer.cancel()
+            reason = self._last_words(process, timeout_s)
+            self._end()
+            raise _WorkerDiedError(reason) from None
+        except BaseException:  # interrupted in the middle of a reply: what follows on the pipe is not understood
+            self._end()
+            raise
+        finally:
+            timer.cancel()
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    def _time_out(self) -> None:
+        self._timed_out = True
+        if self._process is not None:
+            _kill(self._process)
+
+    def _last_words(self, process: subprocess.Popen[bytes], timeout_s: float) -> str:
+        status = process.wait()
+        if self._timed_out:
+            return f"it still ran after {timeout_s:.0f} s, and its process was killed"
+        if status < 0:
+            return f"its process was ended by {signal.Signals(-status).name}"
+        lines = (Path(self._folder.name) / "stderr").read_text(errors="replace").strip().splitlines()
+        return f"its process ended with exit status {status}: {lines[-1] if lines else 'nothing was printed'}"
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        self._in_process.clear()
+        if process is not None:
+            _kill(process)
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    with suppress(OSError):
+                        pipe.close()
+
+
+class _WorkerDiedError(Exception):
+    """The process of a worker ended; the message says why."""
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill `process` and everything in its process group."""
+    with suppress(ProcessLookupError, PermissionError):
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+
+
+def _text(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _combined(verdicts: Sequence[Verdict]) -> Verdict:
+    """Return one verdict for several: passed where all did, with the largest error of each tensor."""
+    errors: dict[str, float] = {}
+    tolerances: dict[str, float] = {}
+    for verdict in verdicts:
+        errors |= {name: max(error, errors.get(name, 0.0)) for name, error in verdict.errors.items()}
+        tolerances |= verdict.tolerances
+    reasons = dict.fromkeys(verdict.reason for verdict in verdicts if verdict.reason)
+    return Verdict(all(verdict.passed for verdict in verdicts), errors, tolerances, "; ".join(reasons) or None)
+
+
+def _send(stream: IO[bytes], value: object) -> None:
+    content = pickle.dumps(value)
+    stream.write(struct.pack("<Q", len(content)) + content)
+    stream.flush()
+
+
+def _receive(stream: IO[bytes]) -> bytes:
+    head = stream.read(8)
+    size = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
+    content = stream.read(size) if size >= 0 else b""
+    if len(content) != size:
+        raise EOFError
+    return content
+
+
+def _read_requests(stream: IO[bytes], requests: SimpleQueue[bytes]) -> None:
+    """Queue the requests; end this process and its compilers when whoever asks is gone."""
+    while True:
+        try:
+            requests.put(_receive(stream))
+        except (EOFError, OSError):
+            if hasattr(os, "killpg"):
+                os.killpg(os.getpgrp(), signal.SIGKILL)
+            os._exit(1)
+
+
+def _main(folder: Path, process: int) -> None:
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a compiler or a kernel prints must not run into the replies
+    requests: SimpleQueue[bytes] = SimpleQueue()
+    threading.Thread(target=_read_requests, args=(sys.stdin.buffer, requests), daemon=True).start()
+    with (folder / "running").open("r+b") as file:
+        running = mmap.mmap(file.fileno(), 1)
+
+    def load() -> BenchmarkContext:
+        context: BenchmarkContext = torch.load(folder / "context", weights_only=False)
+        return context
+
+    worker = LocalWorker(load(), process, running)
+    methods: dict[str, Callable[..., object]] = {
+        "load": lambda: worker.load(load()),
+        "verify": worker.verify,
+        "prepare": worker.prepare,
+        "take_round": worker.take_round,
+        "peak_bytes": worker.peak_bytes,
+        "release": worker.release,
+    }
+    while True:
+        method, arguments = pickle.loads(requests.get())
+        try:
+            reply: object = methods[method](*arguments)
+        except CandidateFailedError as error:
+            reply = error
+        _send(replies, reply)
 
 
 if __name__ == "__main__":
-    _main(Path(sys.argv[1]))
+    # Under its own name, so that what is pickled here is known there.
+    from scanlab.bench.worker import _main as main
+
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -11,17 +10,16 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from scanlab.bench.compare import race
-from scanlab.bench.prove import Setting
-from scanlab.bench.ranking import Race
+from scanlab.bench.clock import MeasuringClock, QuietWait
+from scanlab.bench.compare import Comparer
+from scanlab.bench.context import BenchmarkContext, Candidate
+from scanlab.bench.ranking import Comparison
+from scanlab.bench.records import Trial
 from scanlab.bench.store import TrialStore
-from scanlab.bench.worker import Entrant
+from scanlab.bench.worker import open_worker
 from scanlab.cli.console import AsJson, Exit, ImagePath, ProblemText, SuiteName, cases_of, notes, out, print_json
 from scanlab.cli.duration import parse_duration
 from scanlab.contract import registry
-from scanlab.contract.backend import Backend
-from scanlab.contract.problem import ScanProblem
-from scanlab.contract.space import Config
 
 
 def bench(
@@ -30,71 +28,91 @@ def bench(
     suite: SuiteName = None,
     image: ImagePath = None,
     budget: Annotated[str, typer.Option(help="Time for each problem: 30s, 2m.")] = "30s",
-    anchor: Annotated[str, typer.Option(help="What the others are compared with.")] = "reference:threads=1",
+    baseline: Annotated[
+        str | None, typer.Option(help="What the others are timed beside; the fastest of them by default.")
+    ] = None,
     results: Annotated[Path, typer.Option("--out", help="The folder that the trials are recorded in.")] = Path(
         "runs/bench"
     ),
     seed: Annotated[int, typer.Option(help="Of the drawn inputs and of the order of samples.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Prove the named backends, then time them in one interleaved run beside an anchor.
+    """Verify the named backends, then time them in interleaved rounds beside a baseline, and rank them.
 
-    Exits with 1 where one was wrong or crashed. Example: `scanlab bench native:threads=1 native:threads=2 chunked`
+    Exits with 1 where one was wrong or crashed, with 3 where too little could be measured to name a winner.
+    Example: `scanlab bench native:threads=1 native:threads=2 chunked`
     """
-    record = TrialStore(results)
-    record.prepare()
+    store = TrialStore(results)
+    store.prepare()
     chosen = [registry.parse_selection(text) for text in selections]
-    yardstick = registry.parse_selection(anchor)
+    beside = None if baseline is None else registry.parse_selection(baseline)
     seconds = parse_duration(budget)
-    races = []
+    found = []
     for case in cases_of(problem, suite, image):
+        candidates = [Candidate.of(*each, case.problem) for each in chosen]
+        given = None if beside is None else Candidate.of(*beside, case.problem)
         with notes.status(f"bench: {case.problem.key}") as status:
-            setting = Setting.of(case.problem, case.inputs, case.label, seed)
-            finished = race(
-                [_entrant(*each, case.problem) for each in chosen],
-                _entrant(*yardstick, case.problem),
-                setting,
-                record,
-                time.monotonic() + seconds,
-                on_round=lambda number: status.update(f"bench: round {number}"),
-            )
-        races.append(finished)
+            context = BenchmarkContext.of(case.problem, case.inputs, case.label, seed)
+            worker, _ = open_worker(context, [each.backend for each in candidates])
+            try:
+                clock = MeasuringClock()
+                wait = QuietWait(
+                    seconds, clock, worker.disturbance, lambda reason: status.update(f"bench: waiting, {reason}")
+                )
+                comparer = Comparer(
+                    context, worker, store, clock, wait, lambda number: status.update(f"bench: round {number}")
+                )
+                with clock.paused():
+                    for each in candidates:
+                        status.update(f"bench: building {each.label}")
+                        worker.prepare(each)
+                compared = comparer.compare(candidates, seconds, baseline=given)
+            finally:
+                worker.close()
+        found.append(compared)
         if not as_json:
             out.print(f"[bold]{case.problem.key}[/]  ({case.label})")
-            show_race(finished)
+            show_comparison(compared)
     if as_json:
-        print_json([{"why": each.why, "trials": [trial.to_json() for trial in each.trials]} for each in races])
-    if any(trial.state in ("wrong", "crashed") for each in races for trial in each.dropped):
+        print_json([{"why": each.why, "trials": [trial.to_json() for trial in each.trials]} for each in found])
+    if any(trial.state in ("wrong", "crashed") for each in found for trial in each.dropped):
         raise typer.Exit(Exit.CHECK_FAILED)
+    if any(each.winner is None for each in found):
+        raise typer.Exit(Exit.CANNOT_RUN)
 
 
-def _entrant(backend: Backend, config: Config, problem: ScanProblem) -> Entrant:
-    return Entrant(backend, backend.space.complete(config, problem, backend.name))
-
-
-def show_race(finished: Race) -> None:
-    """The standings of a race as a table, its notices, and the sentence that names the winner."""
+def show_comparison(compared: Comparison) -> None:
+    """Print the ranking as a table, its notices, and the sentence that names the winner."""
     table = Table("", "backend and configuration", "time", "speed-up", "95 %", "behind", "error", "memory", box=None)
-    for place, standing in enumerate(finished.standings):
-        measurement, verdict = standing.trial.measurement, standing.trial.verdict
+    for each in compared.ranking:
+        measurement, verdict = each.trial.measurement, each.trial.verdict
         assert measurement is not None
         assert verdict is not None
         first, middle, third = measurement.quartiles_ms
         memory = "" if measurement.peak_bytes is None else f"{measurement.peak_bytes / 2**20:.1f} MiB"
+        place = each.place
+        unknown = not (place.tied or place.distinguishable)
         table.add_row(
-            "[green]*[/]" if place == 0 else "=" if standing.tied else "",
-            standing.trial.label,
+            "[green]*[/]" if each is compared.winner else "=" if place.tied else "?" if unknown else "",
+            each.trial.label,
             f"{middle:.3g} ms ({first:.3g} to {third:.3g})",
             f"{measurement.speedup:.2f}x",
             measurement.speedup_interval.spelled(".2f"),
-            f"{math.exp(standing.behind):.2f}x",
+            "unknown" if math.isnan(place.behind) else f"{math.exp(place.behind):.2f}x",
             f"{verdict.worst:.0e}",
             memory,
         )
     out.print(table)
-    for trial in finished.dropped:
-        out.print(f"[red]{trial.label} {trial.state}:[/] {escape(trial.reason or '')}")
-    for notice in finished.notices:
+    for trial in compared.dropped:
+        out.print(failure_line(trial))
+    for notice in compared.notices:
         notes.print(f"[yellow]note:[/] {escape(notice)}")
-    floor = f"{math.expm1(finished.noise_floor):.1%}" if math.isfinite(finished.noise_floor) else "unknown"
-    out.print(f"{escape(finished.why)} Noise floor {floor}; rounds: {finished.rounds}.")
+    floor = f"{math.expm1(compared.noise_floor):.1%}" if math.isfinite(compared.noise_floor) else "unknown"
+    out.print(
+        f"{escape(compared.why)} Noise floor {floor}; clean rounds: {compared.clean_rounds} of {compared.rounds}."
+    )
+
+
+def failure_line(trial: Trial) -> str:
+    """Return the line of a trial that has no numbers: its state and the reason."""
+    return f"[red]{trial.label} {trial.state}:[/] {escape(trial.reason or '')}"

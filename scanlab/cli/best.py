@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,8 +28,8 @@ from scanlab.contract.space import config_key
 from scanlab.errors import InputError
 from scanlab.runtime.dispatch import Decision, decide
 from scanlab.runtime.profile import Profile, ProfileEntry, load_profile
-from scanlab.tuning.recheck import Checked
-from scanlab.tuning.recheck import check as check_trial
+from scanlab.tuning.recheck import CheckedChoice
+from scanlab.tuning.recheck import recheck as recheck_choice
 
 VERDICTS = {True: "[green]holds[/]", False: "[bold red]DEMOTED[/]", None: "[yellow]unknown[/]"}
 
@@ -87,10 +86,10 @@ def _recheck(seconds: float, results: Path, as_json: bool) -> None:
         raise InputError("nothing was chosen on this machine yet. Run `scanlab tune`.")
     record = TrialStore(results)
     record.prepare()
-    checked: list[tuple[ProfileEntry, Checked]] = []
+    checked: list[tuple[ProfileEntry, CheckedChoice]] = []
     for entry in profile.entries:
         with notes.status(f"recheck: {entry.backend} on {entry.problem.key}"):
-            checked.append((entry, _check(entry, record, time.monotonic() + seconds)))
+            checked.append((entry, _check(entry, record, seconds)))
         if not as_json:
             entry, outcome = checked[-1]
             out.print(f"{VERDICTS[outcome.holds]}  {entry.problem.key}\n  {escape(outcome.reason)}")
@@ -108,15 +107,15 @@ def _recheck(seconds: float, results: Path, as_json: bool) -> None:
         raise typer.Exit(Exit.CANNOT_RUN)
 
 
-def _check(entry: ProfileEntry, record: TrialStore, deadline: float) -> Checked:
+def _check(entry: ProfileEntry, record: TrialStore, seconds: float) -> CheckedChoice:
     evidence = entry.evidence.get("trial")
     if evidence is None:
-        return Checked(False, f"the choice of {entry.backend} carries no evidence")
+        return CheckedChoice(False, f"the choice of {entry.backend} carries no evidence")
     try:
         trial = Trial.from_json(evidence)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        return Checked(False, f"the evidence for {entry.backend} is damaged: {type(error).__name__}: {error}")
+        return CheckedChoice(False, f"the evidence for {entry.backend} is damaged: {type(error).__name__}: {error}")
     if (trial.problem, trial.backend, trial.config) != (entry.problem, entry.backend, entry.config):
         deployed = label_of(entry.backend, entry.config)
-        return Checked(False, f"{deployed} is deployed on the evidence of {trial.label} for {trial.problem.key}")
-    return check_trial(trial, record, deadline)
+        return CheckedChoice(False, f"{deployed} is deployed on the evidence of {trial.label} for {trial.problem.key}")
+    return recheck_choice(trial, record, seconds)

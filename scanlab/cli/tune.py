@@ -1,14 +1,13 @@
-"""`scanlab tune`: search, prove, time, report, choose."""
+"""`scanlab tune`: search, verify, time, report, choose."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,11 +15,12 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
-from scanlab.bench.lengths import sweep
+from scanlab.bench.clock import MeasuringClock
+from scanlab.bench.context import Candidate
+from scanlab.bench.lengths import sweep_lengths
 from scanlab.bench.records import Trial
 from scanlab.bench.store import TrialStore
-from scanlab.bench.worker import Entrant
-from scanlab.cli.bench import show_race
+from scanlab.cli.bench import failure_line, show_comparison
 from scanlab.cli.console import AsJson, Exit, ImagePath, ProblemText, SuiteName, cases_of, notes, out, print_json
 from scanlab.cli.duration import parse_duration, spell_duration
 from scanlab.cli.report import REPORT, write
@@ -28,19 +28,20 @@ from scanlab.contract import registry
 from scanlab.contract.backend import Backend, at_most
 from scanlab.contract.machine import this_machine
 from scanlab.contract.problem import ScanProblem
-from scanlab.errors import InputError
+from scanlab.errors import InputError, UnavailableError
 from scanlab.report.select import select
 from scanlab.runtime.deployment import deploy
+from scanlab.runtime.dispatch import decide
 from scanlab.runtime.profile import ProfileEntry
 from scanlab.suites import CAPTURED, Case, load_suite
-from scanlab.tuning.budget import Budget
-from scanlab.tuning.tune import Event, Tuned
+from scanlab.tuning.scheduler import Budget
+from scanlab.tuning.tune import Event, TuningResult
 from scanlab.tuning.tune import tune as tune_problem
 
 DEFAULT_BUDGET = "4m"
-# What is kept of the budget for the time against the length, and for drawing the report.
+# Share of the budget for the time against the length, where that is long enough to start with.
 LENGTHS_SHARE = 0.15
-REPORT_S = 10.0
+MIN_SWEEP_S = 4.0
 # The time against the length, after a search that was given a number of trials and no time.
 SWEEP_S = 30.0
 # What a captured script prints goes to where notices go: standard output is for results.
@@ -58,7 +59,7 @@ def tune(
         Path | None, typer.Option(metavar="SCRIPT", help="Run a script of yours and tune for the problems it has.")
     ] = None,
     backends: Annotated[str | None, typer.Option(help="Separated by spaces; all by default.")] = None,
-    budget: Annotated[str | None, typer.Option(help=f"Time for everything: 90s, 3m; {DEFAULT_BUDGET}.")] = None,
+    budget: Annotated[str | None, typer.Option(help=f"Time of measuring: 90s, 3m; {DEFAULT_BUDGET}.")] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Search this many configurations, however long.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Use at most so many threads.")] = None,
     max_error: Annotated[
@@ -79,21 +80,26 @@ def tune(
 ) -> None:
     """Find the fastest right scan for a problem on this machine, report it, and put it to work.
 
-    Every configuration is held against the float64 oracle before it is timed. Ctrl-C stops cleanly and keeps what
-    was measured; running it again takes up from there. Example: `scanlab tune --suite vim-tiny --budget 3m`,
+    Every configuration is verified against float64 before it is timed. What serves untuned takes part, and is replaced
+    only by what is shown to be faster. Ctrl-C stops cleanly and keeps what was measured; running it again takes up from
+    there. Exits with 3 where too little could be measured, because the machine is too busy for example.
+
+    Example: `scanlab tune --suite vim-tiny --budget 3m`,
     `scanlab tune --capture train.py -- --epochs 1`
     """
-    clock = _Clock(time.monotonic(), parse_duration(budget or DEFAULT_BUDGET) if budget or trials is None else None)
+    budget_s = parse_duration(budget or DEFAULT_BUDGET) if budget or trials is None else None
     chosen = _chosen(backends, threads)
     record = TrialStore(results)
     record.prepare()
     cases = _captured(capture, script_arguments or [], results, problem or suite or image)
     cases = cases or cases_of(problem, suite, image)
     tuned = []
-    for index, case in enumerate(cases):
+    share_s = None if budget_s is None else budget_s / len(cases)
+    sweep_s = SWEEP_S if share_s is None else LENGTHS_SHARE * share_s
+    for case in cases:
         if not as_json:
             out.print(f"[bold]{case.problem.key}[/]  ({case.label})")
-        seconds = clock.left(index, len(cases), keep=LENGTHS_SHARE)
+        seconds = None if share_s is None else share_s - (sweep_s if sweep_s >= MIN_SWEEP_S else 0.0)
         with _progress(as_json) as on_event:
             found = tune_problem(
                 case.problem,
@@ -103,6 +109,7 @@ def tune(
                 record,
                 inputs_label=case.label,
                 storage=storage,
+                untuned=_untuned(case.problem),
                 max_error=max_error,
                 seed=seed,
                 on_event=on_event,
@@ -112,7 +119,8 @@ def tune(
             _show(found)
         if found.interrupted:
             break
-        _sweep(found, case.problem, chosen, record, clock.left(index, len(cases)), seed)
+        if sweep_s >= MIN_SWEEP_S:
+            _sweep(found, chosen, record, sweep_s, seed)
     written = _report(record)
     deployed = _deploy(tuned)
     if as_json:
@@ -147,38 +155,29 @@ def _captured(script: Path | None, arguments: list[str], folder: Path, other: ob
     return load_suite(f"{file}:{CAPTURED}")
 
 
-@dataclass(frozen=True)
-class _Clock:
-    started: float
-    budget_s: float | None
-
-    def left(self, index: int, cases: int, keep: float = 0.0) -> float | None:
-        """Seconds for case number `index` of so many, less what is kept of its share and for the report."""
-        if self.budget_s is None:
-            return None
-        share_s = (self.budget_s - REPORT_S) / cases
-        end_s = self.started + share_s * (index + 1 - keep)
-        return max(1.0, end_s - time.monotonic())
+def _untuned(problem: ScanProblem) -> Candidate | None:
+    """Return what serves `problem` where nothing was tuned; None where nothing does."""
+    try:
+        decision = decide(problem, None)
+    except UnavailableError:
+        return None
+    return Candidate.of(registry.get(decision.backend), decision.config, problem)
 
 
-def _sweep(
-    found: Tuned, problem: ScanProblem, backends: list[Backend], record: TrialStore, seconds: float | None, seed: int
-) -> None:
+def _sweep(found: TuningResult, backends: list[Backend], record: TrialStore, seconds: float, seed: int) -> None:
     """Time the best configuration of every backend over the sequence length, for the plot."""
-    if found.race is None or found.winner is None:
+    if found.comparison is None or found.winner is None:
         return
     by_name = {backend.name: backend for backend in backends}
-    raced = {each.trial.backend: each.trial for each in reversed(found.race.standings)}
-    entrants = [Entrant(by_name[name], trial.config) for name, trial in raced.items()]
-    fastest = next(each for each in entrants if each.backend.name == found.winner.backend)
-    deadline = time.monotonic() + (seconds if seconds is not None else SWEEP_S)
+    best = {each.trial.backend: each.trial for each in reversed(found.comparison.ranking)}
+    candidates = [Candidate(by_name[name], dict(trial.config)) for name, trial in best.items() if name in by_name]
     with notes.status("time against length") as status:
-        sweep(
-            problem,
-            entrants,
-            fastest,
+        sweep_lengths(
+            found.problem,
+            candidates,
             record,
-            deadline,
+            MeasuringClock(),
+            seconds,
             seed,
             on_length=lambda length: status.update(f"time against length: {length}"),
         )
@@ -207,11 +206,11 @@ def _progress(silent: bool) -> Iterator[Any]:
         TextColumn("[dim]{task.description}[/]"),
     )
     with Progress(*columns, console=notes, transient=True, disable=silent) as progress:
-        task = progress.add_task("the oracle", total=1.0, left="", best="")
+        task = progress.add_task("computing the float64 reference", total=1.0, left="", best="")
 
         def on_event(event: Event) -> None:
             best = "" if event.best is None else _short(event.best)
-            left = "" if event.eta_s == math.inf else f"{spell_duration(event.eta_s)} left"
+            left = "" if event.left_s == math.inf else f"{spell_duration(event.left_s)} left"
             progress.update(task, completed=event.done, description=escape(event.label), left=left, best=escape(best))
 
         yield on_event
@@ -223,12 +222,13 @@ def _short(trial: Trial) -> str:
     return f"best so far {trial.label}: {measurement.median_ms:.3g} ms, {measurement.speedup:.3g}x"
 
 
-def _show(found: Tuned) -> None:
-    if found.race is not None:
-        show_race(found.race)
-    counts = {
-        state: sum(trial.state == state for trial in found.trials) for state in ("ok", "pruned", "wrong", "crashed")
-    }
+def _show(found: TuningResult) -> None:
+    if found.comparison is not None:
+        show_comparison(found.comparison)
+    for trial in found.failed:
+        out.print(failure_line(trial))
+    states = ("ok", "pruned", "disturbed", "wrong", "crashed")
+    counts = {state: sum(trial.state == state for trial in found.trials) for state in states}
     said = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     out.print(f"{len(found.trials)} configurations ({said or 'none'}), {found.new} of them tried now.")
     for notice in found.notices:
@@ -241,7 +241,7 @@ def _report(record: TrialStore) -> list[Path]:
     return write(trials, record.folder / REPORT) if select(trials, this_machine()).trials else []
 
 
-def _deploy(tuned: list[Tuned]) -> Path | None:
+def _deploy(tuned: list[TuningResult]) -> Path | None:
     """Put the winners into this machine's profile, and return it if any of them serves from now on."""
     entries = [
         ProfileEntry(
@@ -270,11 +270,14 @@ def _say_where(written: list[Path], deployed: Path | None) -> None:
         out.print(f"wrote {deployed}, which scanlab.selective_scan_fn and the models follow from now on")
 
 
-def _as_json(found: Tuned) -> dict[str, Any]:
+def _as_json(found: TuningResult) -> dict[str, Any]:
     winner = found.winner
     return {
         "winner": None if winner is None else winner.to_json(),
         "why": found.why,
+        "evidence": found.evidence.label,
+        "gain_over_defaults": None if found.gain is None else dataclasses.asdict(found.gain),
+        "ties": sorted(found.tied),
         "tried": len(found.trials),
         "new": found.new,
         "interrupted": found.interrupted,

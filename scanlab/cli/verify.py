@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import typer
@@ -12,8 +12,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from scanlab.bench.prove import Failure, Setting, prove
+from scanlab.bench.context import BenchmarkContext, Candidate
 from scanlab.bench.records import label_of
+from scanlab.bench.worker import Evaluation, Worker, open_worker
 from scanlab.cli.console import AsJson, Exit, ImagePath, ProblemText, SuiteName, cases_of, notes, out, print_json
 from scanlab.cli.verify_model import verify_model
 from scanlab.contract import registry
@@ -27,8 +28,8 @@ MOST_CONFIGURATIONS = 1000
 
 
 @dataclass(frozen=True)
-class Proof:
-    """One configuration of one backend held against the oracle on one problem."""
+class Verification:
+    """One configuration of one backend held against the reference on one problem."""
 
     backend: str
     config: Config
@@ -41,7 +42,7 @@ class Proof:
     reason: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """This proof as JSON values."""
+        """Return this verification as JSON values."""
         return self.__dict__ | {"problem": self.problem.key, "config": dict(self.config)}
 
 
@@ -74,28 +75,29 @@ def verify(
         verify_model(model, selections, image, size, dtypes, as_json)
         return
     plan = list(_plan(selections or [], problem, suite, image, seed))
-    proofs: list[Proof] = []
+    results: list[Verification] = []
     stopped = False
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    settings: dict[ScanProblem, Setting] = {}
+    verifier = _Verifier(seed)
     with Progress(*columns, console=notes, transient=True, disable=as_json) as progress:
         task = progress.add_task("verify", total=len(plan))
         for backend, config, case in plan:
             progress.update(task, description=f"{backend.name} {config_key(config)}")
             try:
-                proofs.append(_prove(backend, config, case, seed, settings))
+                results.append(verifier.verify(backend, config, case))
             except KeyboardInterrupt:
                 notes.print(f"interrupted at {label_of(backend.name, config)} on {case.problem.key}")
                 stopped = True
                 break
             progress.advance(task)
+    verifier.close()
     if as_json:
-        print_json([proof.to_json() for proof in proofs])
+        print_json([result.to_json() for result in results])
     else:
-        _show(proofs)
+        _show(results)
     if stopped:
         raise typer.Exit(Exit.INTERRUPTED)
-    if any(proof.state in ("wrong", "crashed") for proof in proofs):
+    if any(result.state in ("wrong", "crashed") for result in results):
         raise typer.Exit(Exit.CHECK_FAILED)
 
 
@@ -130,43 +132,69 @@ def _configs(backend: Backend, problem: ScanProblem) -> list[dict[str, Value]]:
     return every if len(every) <= MOST_CONFIGURATIONS else list(backend.space.in_turn(problem))
 
 
-def _prove(backend: Backend, config: Config, case: Case, seed: int, settings: dict[ScanProblem, Setting]) -> Proof:
-    refused = backend.unavailable() or backend.rejects(case.problem)
-    if refused:
-        return Proof(backend.name, config, case.problem, case.label, "rejected", reason=refused)
-    if case.problem not in settings:
-        settings[case.problem] = Setting.of(case.problem, case.inputs, case.label, seed)
-    full = backend.space.complete(config, case.problem, backend.name)
-    result = prove(backend, full, settings[case.problem])
-    state, reason = (result.state, result.reason) if isinstance(result, Failure) else ("ok", None)
-    if result.verdict is None:
-        return Proof(backend.name, full, case.problem, case.label, state, reason=reason)
-    errors, tolerances = result.verdict.errors, result.verdict.tolerances
-    tensor = max(errors, key=lambda name: errors[name] / tolerances[name])
-    return Proof(
-        backend.name, full, case.problem, case.label, state, errors[tensor], tensor, tolerances[tensor], reason
-    )
+class _Verifier:
+    """Worker that is given the context of each problem, computed once."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._contexts: dict[ScanProblem, BenchmarkContext] = {}
+        self._loaded: BenchmarkContext | None = None
+        self._worker: Worker | None = None
+
+    def verify(self, backend: Backend, config: Config, case: Case) -> Verification:
+        """Hold one configuration against the reference on one problem."""
+        refused = backend.unavailable() or backend.rejects(case.problem)
+        if refused:
+            return Verification(backend.name, config, case.problem, case.label, "rejected", reason=refused)
+        candidate = Candidate.of(backend, config, case.problem)
+        result = self._evaluate(candidate, case)
+        found = Verification(
+            backend.name, candidate.config, case.problem, case.label, result.state, reason=result.reason
+        )
+        if result.verdict is None:
+            return found
+        errors, tolerances = result.verdict.errors, result.verdict.tolerances
+        tensor = max(errors, key=lambda name: errors[name] / tolerances[name])
+        return replace(found, worst=errors[tensor], tensor=tensor, allowed=tolerances[tensor])
+
+    def _evaluate(self, candidate: Candidate, case: Case) -> Evaluation:
+        if case.problem not in self._contexts:
+            self._contexts[case.problem] = BenchmarkContext.of(case.problem, case.inputs, case.label, self._seed)
+        context = self._contexts[case.problem]
+        if self._worker is None:
+            self._worker, _ = open_worker(context, [candidate.backend])
+        elif context is not self._loaded:
+            self._worker.load(context)
+        self._loaded = context
+        return self._worker.verify(candidate)
+
+    def close(self) -> None:
+        """End the process of the worker."""
+        if self._worker is not None:
+            self._worker.close()
 
 
-def _show(proofs: list[Proof]) -> None:
+def _show(results: list[Verification]) -> None:
     table = Table("backend", "configuration", box=None, pad_edge=False)
     table.add_column("problem", overflow="fold")
     for header in ("verdict", "largest error", "allowed", "of"):
         table.add_column(header)
     marks = {"ok": "[green]ok[/]", "rejected": "[dim]rejected[/]"}
-    for proof in proofs:
-        mark = marks.get(proof.state, f"[bold red]{proof.state}[/]")
-        settings = " ".join(f"{name}={value}" for name, value in proof.config.items())
-        if proof.worst is None:
-            why = proof.reason if proof.state == "rejected" else "see below"
-            table.add_row(proof.backend, settings, proof.problem.key, mark, escape(why or ""))
+    for result in results:
+        mark = marks.get(result.state, f"[bold red]{result.state}[/]")
+        settings = " ".join(f"{name}={value}" for name, value in result.config.items())
+        if result.worst is None:
+            why = result.reason if result.state == "rejected" else "see below"
+            table.add_row(result.backend, settings, result.problem.key, mark, escape(why or ""))
         else:
-            errors = (f"{proof.worst:.1e}", f"{proof.allowed:.0e}", proof.tensor)
-            table.add_row(proof.backend, settings, proof.problem.key, mark, *errors)
+            errors = (f"{result.worst:.1e}", f"{result.allowed:.0e}", result.tensor)
+            table.add_row(result.backend, settings, result.problem.key, mark, *errors)
     out.print(table)
-    for proof in proofs:
-        if proof.state in ("wrong", "crashed"):
-            label = escape(label_of(proof.backend, proof.config))
-            out.print(f"[bold red]{label}[/] on {proof.problem.key}: {escape(proof.reason or '')}")
-    counts = {state: sum(proof.state == state for proof in proofs) for state in ("ok", "rejected", "wrong", "crashed")}
+    for result in results:
+        if result.state in ("wrong", "crashed"):
+            label = escape(label_of(result.backend, result.config))
+            out.print(f"[bold red]{label}[/] on {result.problem.key}: {escape(result.reason or '')}")
+    counts = {
+        state: sum(result.state == state for result in results) for state in ("ok", "rejected", "wrong", "crashed")
+    }
     out.print(", ".join(f"{count} {state}" for state, count in counts.items()))

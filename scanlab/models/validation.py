@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scanlab.bench.prove import Failure, guarded
 from scanlab.bench.timing import peak_bytes
+from scanlab.bench.worker import Evaluation
 from scanlab.contract.problem import DTYPES
 from scanlab.contract.space import Config
-from scanlab.errors import ConfigError, RejectedError
+from scanlab.errors import ConfigError, RejectedError, UnavailableError
 from scanlab.models.digits import digits_model, digits_test_set
 from scanlab.models.vision_mamba import VisionMamba
 from scanlab.runtime.dispatch import Dispatcher
@@ -103,7 +103,7 @@ def validate(
         progress(selection)
         model = _model(build, weights, selection)
         logits = _attempted(partial(model, images))
-        if isinstance(logits, Failure):
+        if isinstance(logits, Evaluation):
             results.append(Validation(selection, {}, logits.state == "rejected", reason=logits.reason))
             continue
         result = _judge(selection, _config_of(model), logits, exact)
@@ -164,7 +164,7 @@ def validate_task(
             progress(f"{selection}, {dtype}")
             model = digits_model(Dispatcher(selection))
             logits = _attempted(partial(_read, model, images, dtype))
-            if isinstance(logits, Failure):
+            if isinstance(logits, Evaluation):
                 passed = logits.state == "rejected"
                 results.append(TaskValidation(selection, dtype, {}, passed, reason=logits.reason))
             else:
@@ -206,16 +206,14 @@ def profiled_selections(profile: Profile | None) -> list[str]:
     return list(deployed)
 
 
-def _attempted(action: Callable[[], Tensor]) -> Tensor | Failure:
-    """What `action` returns, or why not; a configuration that is not legal for this model is rejected."""
-
-    def run() -> Tensor:
-        try:
-            return action()
-        except ConfigError as error:
-            raise RejectedError(str(error)) from error
-
-    return guarded(run)
+def _attempted(action: Callable[[], Tensor]) -> Tensor | Evaluation:
+    """Return what `action` returns, or why there is nothing; a configuration not legal for this model is rejected."""
+    try:
+        return action()
+    except (ConfigError, RejectedError, UnavailableError) as error:
+        return Evaluation("rejected", str(error))
+    except Exception as error:  # noqa: BLE001  # a backend may raise anything
+        return Evaluation("crashed", f"{type(error).__name__}: {error}")
 
 
 def _model(build: Callable[..., VisionMamba], weights: Mapping[str, Tensor], selection: str) -> VisionMamba:

@@ -204,8 +204,8 @@ def _fastest(ranked: Sequence[Placing]) -> str:
     unconfirmed = "" if first.trial.phase != "search" else " In the search: no race has confirmed it."
     return (
         f"Fastest: {first.trial.label}, {milliseconds(measured.median_ms)} a call, {three_digits(measured.speedup)}"
-        f" times as fast as {first.trial.anchor_label} ({spread}), which took"
-        f" {milliseconds(measured.anchor_median_ms)} in the same blocks.{unconfirmed}"
+        f" times as fast as {first.trial.reference_label} ({spread}), which took"
+        f" {milliseconds(measured.reference_median_ms)} in the same blocks.{unconfirmed}"
     )
 
 

@@ -39,7 +39,7 @@ class Bar(NamedTuple):
 @applied()
 def speedup_bars(contest: Contest, placings: Sequence[Placing], caption: str) -> Figure:
     """The speed-up of every backend over the anchor, with 95 % intervals; what has none says why."""
-    anchor = next((placing.trial.anchor_label for placing in placings if placing.measured), "the anchor")
+    anchor = next((placing.trial.reference_label for placing in placings if placing.measured), "the anchor")
     bars = [bar(placing.trial) for placing in placings]
     subtitle = f"{contest.title}. Best configuration of each backend; bars: 95 % interval."
     return bar_chart(bars, f"Speed-up over {anchor}", subtitle, caption, f"speed-up over {anchor} (times)")

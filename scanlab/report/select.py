@@ -77,10 +77,10 @@ def select(trials: Iterable[Trial], machine: Machine) -> Selection:
     sources = {(contest_of(trial), trial.backend): trial.source_hash for trial in here}
     fresh = [trial for trial in here if sources[contest_of(trial), trial.backend] == trial.source_hash]
     anchors: dict[Contest, str] = {}
-    for trial in sorted(fresh, key=lambda trial: trial.anchor_label.startswith("reference")):
+    for trial in sorted(fresh, key=lambda trial: trial.reference_label.startswith("reference")):
         if trial.measurement is not None:
-            anchors[contest_of(trial)] = trial.anchor_label
-    comparable = [trial for trial in fresh if trial.anchor_label in ("", anchors.get(contest_of(trial)))]
+            anchors[contest_of(trial)] = trial.reference_label
+    comparable = [trial for trial in fresh if trial.reference_label in ("", anchors.get(contest_of(trial)))]
     last = {(trial.phase, *trial.identity): trial.id for trial in comparable}
     kept = [trial for trial in comparable if last[trial.phase, *trial.identity] == trial.id]
     counts = (

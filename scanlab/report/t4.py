@@ -27,6 +27,7 @@ INVALIDITY: Mapping[State, str] = {
     "wrong": "correctness",
     "crashed": "runtime",
     "rejected": "constraints",
+    "disturbed": "correct",
 }
 OBJECTIVE = "time"
 
@@ -91,7 +92,7 @@ def _result(trial: Trial) -> dict[str, Any]:
 def _times(measured: Measurement) -> dict[str, Any]:
     return {
         "compilation_time": measured.build_ms + measured.first_call_ms,
-        "runtimes": [sample / 1e6 for block in measured.used for sample in block.candidate_ns],
+        "runtimes": [sample / 1e6 for block in measured.clean for sample in block.candidate_ns],
     }
 
 
@@ -104,7 +105,7 @@ def _measurements(trial: Trial) -> list[tuple[str, float | str, str]]:
     measured = trial.measurement
     if measured is None:
         return about
-    about += [(OBJECTIVE, measured.median_ms, "ms"), ("speedup", measured.speedup, f"times {trial.anchor_label}")]
+    about += [(OBJECTIVE, measured.median_ms, "ms"), ("speedup", measured.speedup, f"times {trial.reference_label}")]
     if measured.peak_bytes is not None:
         about.append(("peak_memory", float(measured.peak_bytes), "bytes"))
     return about

@@ -188,4 +188,4 @@ def _numbers(trial: Trial) -> dict[str, float | str]:
     values = (first, third, measured.speedup, low, high, trial.problem.state_updates / middle * 1e3, error)
     peak = math.nan if measured.peak_bytes is None else measured.peak_bytes
     numbers = dict(zip(NUMBERS, (middle, *values, peak, measured.build_ms, measured.first_call_ms), strict=True))
-    return {"anchor": trial.anchor_label, **numbers}
+    return {"anchor": trial.reference_label, **numbers}

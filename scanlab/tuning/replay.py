@@ -11,12 +11,21 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.samplers import RandomSampler, TPESampler
+from optuna.trial import TrialState
 
 from scanlab.bench.records import Trial
 from scanlab.contract.space import Config, Value, config_key
-from scanlab.tuning.search import Sampler, simulate
+from scanlab.tuning.fleet.storage import quiet_optuna
+from scanlab.tuning.search import MAX_REPEATS
+
+Sampler = Literal["random", "tpe"]
 
 # A choice within this of the best is right: nobody would notice the difference.
 CLOSE = math.log(1.02)
@@ -158,3 +167,32 @@ def _measured(bag: Sequence[float], blocks: int, rng: random.Random) -> float:
     """The median of so many consecutive blocks of a bag, which is taken to be a ring."""
     start = rng.randrange(len(bag))
     return statistics.median(bag[(start + step) % len(bag)] for step in range(blocks))
+
+
+def simulate(
+    values: Mapping[str, Sequence[Value]],
+    outcome: Callable[[Config], float | None],
+    trials: int,
+    sampler: Sampler,
+    seed: int,
+) -> None:
+    """Ask `sampler` for `trials` configurations of these tunables, each answered by `outcome`; nothing is stored.
+
+    An `outcome` of None is a configuration that nothing is known of; neither it nor a repetition counts.
+    """
+    distributions: dict[str, BaseDistribution] = {
+        name: CategoricalDistribution(list(choices)) for name, choices in values.items()
+    }
+    told: dict[str, float | None] = {}
+    with quiet_optuna():
+        chosen = RandomSampler(seed=seed) if sampler == "random" else TPESampler(seed=seed, group=True)
+        study = optuna.create_study(sampler=chosen)
+        for _ in range(20 * trials + MAX_REPEATS):
+            asked = study.ask(distributions)
+            key = config_key(asked.params)
+            if key not in told:
+                told[key] = outcome(asked.params)
+            answer = told[key]
+            study.tell(asked, answer, state=TrialState.FAIL if answer is None else TrialState.COMPLETE)
+            if sum(value is not None for value in told.values()) >= trials:
+                return

@@ -1,7 +1,7 @@
-"""The search of one backend's space: what to try next, by what is recorded.
+"""Search of one backend's space: what to try next, by what is recorded, and when a trial has measured enough.
 
-The records are the truth. The queue says who works on what, and holds nothing that could not be told to it
-again, so that a storage that is lost or damaged costs nothing but its history of attempts that a crash cut short.
+The records are the truth. The queue says who works on what, and holds nothing that could not be told to it again, so
+that a storage that is lost or damaged costs nothing but the knowledge of who works on what.
 """
 
 from __future__ import annotations
@@ -12,21 +12,19 @@ import json
 import math
 import random
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
-from typing import Literal
+from collections.abc import Iterable, Sequence
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.samplers import RandomSampler, TPESampler
+from optuna.samplers import TPESampler
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
-from scanlab.bench.prove import Proven, Setting
-from scanlab.bench.records import RecordError, Trial, decode, error_of, log_ratio
+from scanlab.bench.context import BenchmarkContext, Candidate
+from scanlab.bench.records import RecordError, Trial, decode, error_of
+from scanlab.bench.samples import Measurement
 from scanlab.bench.store import TrialStore
 from scanlab.contract.backend import Backend
-from scanlab.contract.space import Config, Value, config_key
+from scanlab.contract.space import Config, config_key
 from scanlab.errors import ConfigError
 from scanlab.tuning.fleet.storage import quiet_optuna
 from scanlab.tuning.fleet.trial_queue import Lease, TrialQueue
@@ -34,62 +32,112 @@ from scanlab.tuning.fleet.trial_queue import Lease, TrialQueue
 # Up to this many legal configurations a search may try every one of them, where there is time for that.
 EXHAUSTIVE_SIZE = 256
 # A sampler that proposes only what cannot be tried, so many times in a row, has nothing left to say.
-MOST_REPEATS = 40
-# A configuration during which a process has died this often is taken to be the cause.
-MOST_DEATHS = 3
+MAX_REPEATS = 40
+
+MIN_BLOCKS = 3
+MAX_BLOCKS = 16
+# What would be the best of its backend is measured until an interval at 95 % is known.
+CONFIRMED_BLOCKS = 6
+# Half the width of the interval of the log ratio at which more blocks would tell a search nothing.
+PRECISE_ENOUGH = 0.02
+# One clean block is enough to give up a configuration that takes this many times as long as the best of its backend.
+HOPELESS_FACTOR = 2.0
+
+
+def is_confirmed(measurement: Measurement) -> bool:
+    """Return whether a measurement rests on enough clean blocks to prune others."""
+    return len(measurement.clean) >= CONFIRMED_BLOCKS
+
+
+def has_converged(measurement: Measurement, best: Measurement | None) -> bool:
+    """Return whether a search needs no further blocks of a candidate.
+
+    Disturbed blocks are repeated, up to the most there may be; what would be the new best is confirmed.
+    """
+    if len(measurement.blocks) >= MAX_BLOCKS:
+        return True
+    interval = measurement.baseline_interval
+    leads = best is None or interval.high < best.baseline_interval.high
+    needed = CONFIRMED_BLOCKS if leads else MIN_BLOCKS
+    return len(measurement.clean) >= needed and interval.high - interval.low <= 2 * PRECISE_ENOUGH
+
+
+def should_prune(measurement: Measurement, best: Measurement | None) -> str | None:
+    """Return why more blocks would not make this the best of its backend, or None.
+
+    Args:
+        best: Confirmed; the upper end of its interval is what a candidate is held against.
+    """
+    if best is None or not measurement.clean:
+        return None
+    gap = measurement.baseline_interval.low - best.baseline_interval.high
+    behind = math.exp(measurement.baseline_log_ratio - best.baseline_log_ratio)
+    if gap > math.log(HOPELESS_FACTOR):
+        return f"takes {behind:.2g} times as long as the best of its backend, by the first clean blocks"
+    if gap > 0 and len(measurement.clean) >= MIN_BLOCKS:
+        return f"takes {behind:.2f} times as long as the best of its backend, and their intervals are apart"
+    return None
+
+
+def upper_end(trial: Trial) -> float:
+    """Return the pessimistic end of the interval of log(time / baseline's time) of a trial that was measured."""
+    assert trial.measurement is not None
+    return trial.measurement.baseline_interval.high
 
 
 class Search:
-    """The search of one backend's space for the fastest configuration in one setting.
+    """Search of one backend's space for the fastest configuration in one context.
 
-    best       the fastest trial so far whose error is at most `max_error`
-    best_scan  its scan, where this process built it
-    lethal     configurations during which processes died too often, and nothing is recorded of
-    waiting    whether all that is left to try was in the hands of others when this search was last asked
+    Args:
+        baseline: Trials beside another one are not comparable and are left alone.
+        recorded: Trials of this backend, of any context.
+        max_error: The best may not exceed this error.
+        carries: Whether records travel with the study, see `TrialQueue`.
+        first: Configurations to try first, after the defaults.
+
+    Attributes:
+        waiting: Whether all that is left to try was in the hands of others when this search was last asked.
     """
 
     def __init__(
         self,
         backend: Backend,
-        setting: Setting,
-        anchor: Proven,
+        context: BenchmarkContext,
+        baseline: Candidate,
         recorded: Sequence[Trial],
         storage: BaseStorage,
-        results: TrialStore,
+        store: TrialStore,
         max_error: float = math.inf,
         carries: bool = False,
-        hints: Iterable[Config] = (),
+        first: Iterable[Config] = (),
     ) -> None:
-        """`carries`: see TrialQueue; `hints`: what is worth trying first, the winners of other machines and sizes."""
         self.backend = backend
-        self.problem = setting.problem
+        self.problem = context.problem
         self.max_error = max_error
-        self.best: Trial | None = None
-        self.best_scan: Proven | None = None
-        self.lethal: list[Config] = []
         self.waiting = False
-        self._results = results
+        self._context = context
+        self._baseline = baseline
+        self._store = store
         self._records: dict[str, Trial] = {}
         self._leases: dict[str, Lease] = {}
         self._leased: frozenset[str] = frozenset()
         self._known: set[str] = set()
-        self._is_ours = partial(_is_of, backend, setting, anchor)
         self._durations_s = [trial.duration_s for trial in recorded if self._is_ours(trial)]
-        legal = list(itertools.islice(backend.space.configs(setting.problem), EXHAUSTIVE_SIZE + 1))
+        legal = list(itertools.islice(backend.space.configs(self.problem), EXHAUSTIVE_SIZE + 1))
         self._legal = {config_key(each): each for each in legal} if len(legal) <= EXHAUSTIVE_SIZE else None
-        self._first = [backend.space.defaults, *filter(self._is_legal, hints)]
-        self._random = random.Random(setting.seed)
+        self._first = [backend.space.defaults, *filter(self._is_legal, first)]
+        self._random = random.Random(context.seed)
         with quiet_optuna():
-            self._sampler = TPESampler(seed=setting.seed, group=True)
+            self._sampler = TPESampler(seed=context.seed, group=True)
         facts = {
             "kind": "search",
             "backend": backend.name,
-            "problem": setting.problem.key,
-            "inputs": setting.inputs_label,
-            "machine": setting.machine.to_json(),
+            "problem": self.problem.key,
+            "inputs": context.inputs_label,
+            "machine": context.machine.to_json(),
             "configurations": None if self._legal is None else len(self._legal),
         }
-        name = study_name(backend, setting, anchor)
+        name = study_name(backend, context, baseline)
         self._queue = TrialQueue(storage, name, facts, backend.space.tunables, carries)
         self._absorb(recorded)
         self._learn()
@@ -99,22 +147,39 @@ class Search:
 
     @property
     def trials(self) -> tuple[Trial, ...]:
-        """What is recorded of this search, from this process and others."""
+        """Trials of this search, from this process and others."""
         return tuple(self._records.values())
 
     @property
+    def eligible(self) -> list[Trial]:
+        """Trials that may win, by the pessimistic end of their intervals."""
+        trials = [each for each in self.trials if each.state == "ok" and error_of(each) <= self.max_error]
+        return sorted(trials, key=upper_end)
+
+    @property
+    def best(self) -> Measurement | None:
+        """Best confirmed measurement, which others are pruned by."""
+        found = [each.measurement for each in self.eligible if each.measurement and is_confirmed(each.measurement)]
+        return found[0] if found else None
+
+    @property
+    def best_upper_end(self) -> float:
+        """Pessimistic end of the interval of the best trial; infinite without one."""
+        return upper_end(self.eligible[0]) if self.eligible else math.inf
+
+    @property
     def spent_s(self) -> float:
-        """What has been spent on it, by this process and others."""
+        """Time spent on it, by this process and others."""
         return sum(trial.duration_s for trial in self._records.values())
 
     @property
     def left(self) -> int | None:
-        """How many legal configurations have not been tried; None where the space is too large to tell."""
+        """Number of legal configurations that have not been tried; None where the space is too large to tell."""
         return None if self._legal is None else len(self._legal.keys() - self._records.keys())
 
     @property
     def rebuild_s(self) -> float:
-        """What building a tried configuration again takes, in any process: the shortest of the builds so far.
+        """Time to build a tried configuration again, in any process: the shortest of the builds so far.
 
         The first one compiles; after that libraries and generated code lie on disk.
         """
@@ -122,16 +187,24 @@ class Search:
         return min(((each.build_ms + each.first_call_ms) / 1e3 for each in timed), default=0.0)
 
     @property
-    def expected_s(self) -> float | None:
-        """What the next attempt will take, by the last few and a margin; None before the first."""
-        return 1.5 * statistics.median(self._durations_s[-5:]) if self._durations_s else None
+    def expected_s(self) -> float:
+        """Duration of the next trial, by the last few and a margin; 0 before the first."""
+        return 1.5 * statistics.median(self._durations_s[-5:]) if self._durations_s else 0.0
 
-    def ask(self, available_s: float) -> dict[str, Value] | None:
-        """The next configuration to try, which no other process tries; None where there is none.
+    def candidate(self, config: Config) -> Candidate:
+        """Return the candidate of this backend with `config`."""
+        return Candidate(self.backend, dict(config))
+
+    def is_recorded(self, candidate: Candidate) -> bool:
+        """Return whether `candidate` has a trial here."""
+        return config_key(candidate.config) in self._records
+
+    def ask(self, available_s: float) -> Candidate | None:
+        """Return the next candidate to try, which no other process tries; None where there is none.
 
         Every configuration is tried where `available_s` suffices for that, and otherwise TPE chooses.
         """
-        for _ in range(MOST_REPEATS):
+        for _ in range(MAX_REPEATS):
             self._learn()
             config = self._next(available_s)
             self.waiting = config is None and bool(self._leased)
@@ -140,37 +213,30 @@ class Search:
             lease = self._queue.lease(config)
             if lease is not None:
                 self._leases[config_key(config)] = lease
-                return config
+                return self.candidate(config)
         return None
 
-    def tell(self, trial: Trial, scan: Proven | None) -> None:
-        """Take in the record of a configuration that was asked for."""
+    def tell(self, trial: Trial) -> None:
+        """Take in the record of a candidate, whether it was asked for or not."""
         self._durations_s.append(trial.duration_s)
-        self._keep(trial)
-        if self.best is trial:
-            self.best_scan = scan
-        self._leases.pop(config_key(trial.config)).finish(trial)
-
-    def learn(self, trial: Trial) -> None:
-        """Take in the record of a configuration that was not asked for."""
-        self._keep(trial)
-        self._queue.add(trial)
-
-    def give_back(self, config: Config) -> None:
-        """A configuration that was asked for and not tried to the end may be asked for again."""
-        self._leases.pop(config_key(config)).release()
+        self._records[config_key(trial.config)] = trial
+        lease = self._leases.pop(config_key(trial.config), None)
+        if lease is None:
+            self._queue.add(trial)
+        else:
+            lease.finish(trial)
 
     def close(self) -> None:
-        """Give back whatever was asked for and never told."""
+        """Give back whatever was asked for and never told: it may be asked for again."""
         while self._leases:
             _, lease = self._leases.popitem()
             lease.release()
 
-    def _next(self, available_s: float) -> dict[str, Value] | None:
-        taken = {*self._records, *self._leased, *map(config_key, self.lethal)}
+    def _next(self, available_s: float) -> Config | None:
+        taken = {*self._records, *self._leased}
         for config in self._first:
             if config_key(config) not in taken:
-                return dict(config)
+                return config
         if self._legal is None:
             return self._proposed(taken)
         untried = [config for key, config in self._legal.items() if key not in taken]
@@ -178,12 +244,12 @@ class Search:
         proposed = self._proposed(taken) if untried and everything_s > available_s else None
         return proposed or (self._random.choice(untried) if untried else None)
 
-    def _proposed(self, taken: set[str]) -> dict[str, Value] | None:
-        """What TPE makes of the records, in a study of its own that asking for what is taken may not clutter."""
+    def _proposed(self, taken: set[str]) -> Config | None:
+        """Ask TPE, by the records, in a study of its own: proposals that are taken must not fill the shared one."""
         with quiet_optuna():
             study = optuna.create_study(sampler=self._sampler)
             study.add_trials([self._queue.to_optuna(trial) for trial in self.trials])
-            for _ in range(MOST_REPEATS):
+            for _ in range(MAX_REPEATS):
                 asked = study.ask(self._queue.distributions)
                 if config_key(asked.params) not in taken and self._is_legal(asked.params):
                     return dict(asked.params)
@@ -200,94 +266,54 @@ class Search:
         """Take in what other processes have done since the last snapshot."""
         snapshot = self._queue.snapshot()
         if snapshot.recorded.keys() - self._known - {trial.id for trial in self.trials}:
-            loaded = self._results.load().trials
+            loaded = self._store.load().trials
             self._absorb(loaded)
             for id_ in snapshot.recorded.keys() - self._known - {trial.id for trial in loaded}:
                 self._adopt(snapshot.recorded[id_])
         self._known |= snapshot.recorded.keys()
         self._leased = snapshot.leased
-        dead = [json.loads(key) for key, deaths in snapshot.deaths.items() if deaths >= MOST_DEATHS]
-        self.lethal = [config for config in dead if config_key(config) not in self._records and self._is_legal(config)]
 
     def _adopt(self, line: str | None) -> None:
         """Keep a record that travelled with the study among one's own."""
-        if line is None:
-            return
-        try:
-            trial = decode(line.encode())
-        except RecordError:  # measured again here
-            return
-        self._results.append(trial)
-        self._absorb([trial])
+        if line is not None:
+            try:
+                trial = decode(line.encode())
+            except RecordError:
+                return
+            self._store.append(trial)
+            self._absorb([trial])
 
     def _absorb(self, recorded: Iterable[Trial]) -> None:
+        """Take in trials of this search; those that a quiet machine may answer otherwise are tried again."""
         for trial in recorded:
             # What was pruned may have been slower only than something less exact than is asked for now.
-            reopened = trial.state == "pruned" and math.isfinite(self.max_error)
+            reopened = trial.state == "disturbed" or (trial.state == "pruned" and math.isfinite(self.max_error))
             if config_key(trial.config) not in self._records and self._is_ours(trial) and not reopened:
-                self._keep(trial)
+                self._records[config_key(trial.config)] = trial
 
-    def _keep(self, trial: Trial) -> None:
-        self._records[config_key(trial.config)] = trial
-        eligible = trial.state == "ok" and error_of(trial) <= self.max_error
-        if eligible and (self.best is None or log_ratio(trial) < log_ratio(self.best)):
-            self.best, self.best_scan = trial, None
-
-
-def _is_of(backend: Backend, setting: Setting, anchor: Proven, trial: Trial) -> bool:
-    """Whether `trial` belongs to the search of `backend` in this setting beside this anchor."""
-    identity = (
-        setting.machine.silicon_id,
-        setting.machine.software_id,
-        setting.problem.key,
-        setting.inputs_label,
-        backend.name,
-        backend.source_hash,
-        config_key(trial.config),
-    )
-    same_anchor = trial.measurement is None or (
-        trial.measurement.anchor_source_hash == anchor.backend.source_hash
-        and trial.measurement.anchor_config == anchor.config
-    )
-    return trial.phase == "search" and trial.state != "rejected" and trial.identity == identity and same_anchor
+    def _is_ours(self, trial: Trial) -> bool:
+        """Return whether `trial` belongs to this search: machine, software, problem, inputs, source and baseline."""
+        context = self._context
+        identity = (
+            context.machine.silicon_id,
+            context.machine.software_id,
+            self.problem.key,
+            context.inputs_label,
+            self.backend.name,
+            self.backend.source_hash,
+            config_key(trial.config),
+        )
+        same_baseline = trial.measurement is None or (
+            trial.measurement.baseline_source_hash == self._baseline.backend.source_hash
+            and trial.measurement.baseline_config == self._baseline.config
+        )
+        return trial.phase == "search" and trial.state != "rejected" and trial.identity == identity and same_baseline
 
 
-def study_name(backend: Backend, setting: Setting, anchor: Proven) -> str:
-    """One study for each machine, software, problem, inputs, anchor, backend source and space."""
+def study_name(backend: Backend, context: BenchmarkContext, baseline: Candidate) -> str:
+    """Return a name of its own for each machine, software, problem, inputs, baseline, backend source and space."""
     space = json.dumps([[choice.name, choice.values] for choice in backend.space.tunables])
-    sources = f"{anchor.backend.source_hash} {config_key(anchor.config)} {backend.source_hash} {space}"
+    sources = f"{baseline.backend.source_hash} {config_key(baseline.config)} {backend.source_hash} {space}"
     digest = hashlib.sha256(sources.encode()).hexdigest()[:12]
-    machine = f"{setting.machine.silicon_id}-{setting.machine.software_id}"
-    return f"{backend.name} {setting.problem.key} {setting.inputs_label} {machine} {digest}"
-
-
-Sampler = Literal["random", "tpe"]
-
-
-def simulate(
-    values: Mapping[str, Sequence[Value]],
-    outcome: Callable[[Config], float | None],
-    trials: int,
-    sampler: Sampler,
-    seed: int,
-) -> None:
-    """Ask `sampler` for `trials` configurations of these tunables, each answered by `outcome`; nothing is stored.
-
-    An `outcome` of None is a configuration that nothing is known of; neither it nor a repetition counts.
-    """
-    distributions: dict[str, BaseDistribution] = {
-        name: CategoricalDistribution(list(choices)) for name, choices in values.items()
-    }
-    told: dict[str, float | None] = {}
-    with quiet_optuna():
-        chosen = RandomSampler(seed=seed) if sampler == "random" else TPESampler(seed=seed, group=True)
-        study = optuna.create_study(sampler=chosen)
-        for _ in range(20 * trials + MOST_REPEATS):
-            asked = study.ask(distributions)
-            key = config_key(asked.params)
-            if key not in told:
-                told[key] = outcome(asked.params)
-            answer = told[key]
-            study.tell(asked, answer, state=TrialState.FAIL if answer is None else TrialState.COMPLETE)
-            if sum(value is not None for value in told.values()) >= trials:
-                return
+    machine = f"{context.machine.silicon_id}-{context.machine.software_id}"
+    return f"{backend.name} {context.problem.key} {context.inputs_label} {machine} {digest}"

@@ -1,113 +1,185 @@
-"""After the search: a race chooses, and a hold-out run on fresh inputs in fresh processes gives the numbers.
+"""Selection after the search: who is compared, and the hold-out comparison that the published numbers come from.
 
-Whoever is chosen for having been fastest was lucky too: the numbers that chose it flatter it. The hold-out
-run knows nothing of them, so that its numbers may be published and written into a profile.
+Whoever is chosen for having been fastest was lucky too: the numbers that chose it flatter it. The hold-out comparison,
+on fresh inputs in fresh processes, knows nothing of them, so that its numbers may be published and deployed.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from scanlab.bench.compare import race
-from scanlab.bench.pace import Pace, measured_again
-from scanlab.bench.prove import Proven, Setting
-from scanlab.bench.ranking import Race
+from scanlab.bench.compare import MIN_ROUNDS, Comparer
+from scanlab.bench.context import Candidate
+from scanlab.bench.ranking import WORTH_FOR_SIMPLICITY, Comparison, choose, gain_over_untuned, ordered
 from scanlab.bench.records import Trial, error_of, log_ratio
-from scanlab.bench.store import TrialStore
-from scanlab.bench.worker import FEWEST_ROUNDS, Entrant, is_installed
+from scanlab.bench.samples import Measurement
 from scanlab.contract.cpu import usable_threads
-from scanlab.tuning.search import Search
+from scanlab.tuning.search import MIN_BLOCKS, Search, upper_end
 
-# A search takes few blocks, so that its leader may have been lucky: what it saw within this of the leader races
-# too, up to so many entrants.
+# A search takes few blocks, so that its leader may have been lucky: what may lie within this of the leader is compared
+# too, up to so many candidates.
 NEAR = math.log(1.15)
-MOST_FINALISTS = 12
-
+MAX_CANDIDATES = 12
+# Of the leader's backend, and of every other one within reach.
+MIN_OF_LEADER = 3
+MIN_OF_OTHERS = 2
 
 # What a fresh process takes on an idle machine before it builds anything: loading torch and the inputs.
 START_S = 4.0
-MOST_PROCESSES = 5
-# Calls that it takes to prove an entrant and to try it out, and those that it takes to race it.
-PROOF_CALLS = 4
-RACE_CALLS = PROOF_CALLS + FEWEST_ROUNDS
-# The anchor is in every round of the hold-out run where that takes at most this share of its time.
-ANCHOR_SHARE = 0.25
+MAX_PROCESSES = 5
+# Calls that it takes to verify and calibrate a candidate, and those that it takes to compare it.
+PREPARE_CALLS = 7
+COMPARISON_CALLS = PREPARE_CALLS + MIN_ROUNDS
 
 
 @dataclass(frozen=True)
-class Finalist:
-    """Who races, and what building and proving it in a fresh process will take, about."""
+class Selected:
+    """Candidates of a comparison, with the time that preparing each takes in a fresh process, and what was left out."""
 
-    entrant: Entrant | Proven
-    build_s: float
+    prepare_s: dict[Candidate, float]
+    notices: tuple[str, ...] = ()
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        """The candidates, the defaults first."""
+        return list(self.prepare_s)
 
 
-def finalists(searches: Sequence[Search], available_s: float) -> tuple[list[Finalist], tuple[str, ...]]:
-    """The best configuration of every backend, and others that the search could hardly tell from the fastest.
+def select(searches: Sequence[Search], untuned: Candidate, available_s: float) -> Selected:
+    """Return what is compared after the search.
 
-    The defaults of the fastest backend race too, whatever the search saw of them. What is far behind and would take
-    more than its share of the time does not race; that is said.
+    What serves untuned always is. So are the best three of the fastest backend and its defaults, the best two of every
+    other one within reach, what the search can hardly tell from the fastest, and the best of each backend that is far
+    behind, where it is cheap. Candidates are ordered by the pessimistic end of their intervals.
     """
-    bests = [(search, search.best) for search in searches if search.best is not None]
-    if not bests:
-        return [], ()
-    leader = min((best for _, best in bests), key=log_ratio)
-    limit = log_ratio(leader) + NEAR
-    slow = [
-        search.backend.name
-        for search, best in bests
-        if log_ratio(best) > limit and RACE_CALLS * _call_s(best) > available_s / len(bests)
-    ]
-    said = (f"{', '.join(slow)}: too slow to race in the time; their numbers are those of the search",) if slow else ()
-    bests = [(search, best) for search, best in bests if search.backend.name not in slow]
-    chosen = [
-        Finalist(search.best_scan or Entrant(search.backend, best.config), _start_s(search, best))
-        for search, best in bests
-    ]
-    near = [
-        (log_ratio(trial), Finalist(Entrant(search.backend, trial.config), _start_s(search, trial)))
-        for search, best in bests
-        for trial in search.trials
-        if trial.state == "ok"
-        and trial is not best
-        and (log_ratio(trial) <= limit or (best is leader and trial.config == search.backend.space.defaults))
-        and error_of(trial) <= search.max_error
-    ]
-    # The defaults of the leader's backend first: they win a tie, and which other configurations it has is luck.
-    near.sort(key=lambda one: (one[1].entrant.config != one[1].entrant.backend.space.defaults, one[0]))
-    chosen += [finalist for _, finalist in near]
-    return chosen[: max(len(bests), MOST_FINALISTS)], said
+    found = [search for search in searches if search.eligible]
+    if not found:
+        return Selected({untuned: 0.0})
+    leader = min(found, key=lambda search: search.best_upper_end)
+    limit = leader.best_upper_end + NEAR
+    chosen: dict[Candidate, float] = {untuned: 0.0}
+    near: list[tuple[float, Candidate, float]] = []
+    slow: list[str] = []
+    for search in found:
+        own = [(trial, search.candidate(trial.config), _prepare_s(search, trial)) for trial in search.eligible]
+        within = [each for each in own if _lower_end(each[0]) <= limit]
+        few = own[:MIN_OF_LEADER] if search is leader else within[:MIN_OF_OTHERS] or own[:1]
+        if search is leader:
+            few += [each for each in own if each[1].is_default]
+        elif not within and COMPARISON_CALLS * _call_s(own[0][0]) > available_s / len(found):
+            slow.append(search.backend.name)
+            continue
+        chosen |= {candidate: prepare_s for _, candidate, prepare_s in few}
+        near += [(upper_end(trial), candidate, prepare_s) for trial, candidate, prepare_s in within]
+    for _, candidate, prepare_s in sorted(near, key=lambda each: each[0]):
+        if len(chosen) < MAX_CANDIDATES:
+            chosen.setdefault(candidate, prepare_s)
+    said = f"{', '.join(slow)}: too slow to compare in the time; the numbers are those of the search"
+    return Selected(chosen, (said,) if slow else ())
 
 
-def _call_s(trial: Trial) -> float:
-    assert trial.measurement is not None
-    return trial.measurement.median_ms / 1e3
+def best_of_search(searches: Sequence[Search], untuned: Trial | None) -> Trial | None:
+    """Return what the search alone would deploy: what serves untuned, or what is clearly faster by clean blocks."""
+    able = [trial for search in searches for trial in search.eligible if _clean(trial) >= MIN_BLOCKS]
+    best = min(able, key=upper_end, default=None)
+    if untuned is None or untuned.state != "ok" or best is None:
+        return best
+    return best if upper_end(best) + WORTH_FOR_SIMPLICITY < _lower_end(untuned) else untuned
 
 
-def _start_s(search: Search, trial: Trial) -> float:
-    """What building and proving takes in a fresh process."""
-    return search.rebuild_s + PROOF_CALLS * _call_s(trial)
+def hold_out(
+    compared: Comparison,
+    comparer: Comparer,
+    searches: Sequence[Search],
+    untuned: Candidate,
+    baseline: Candidate,
+    deadline: float,
+) -> Comparison | str:
+    """Compare the winner, what serves untuned and the best of every backend on fresh inputs in fresh processes.
+
+    The winner of `compared` is confirmed or demoted. Backends that take too long to build for the time are left out.
+
+    Returns:
+        The hold-out comparison, or why there was none.
+    """
+    if not comparer.worker.isolated:
+        return "there are no fresh processes for backends that are not installed"
+    by_name = {search.backend.name: search for search in searches}
+    prepare_s = {untuned: 0.0}
+    for each in compared.ranking:
+        search = by_name.get(each.trial.backend)
+        if search is not None and (each is compared.winner or each.trial.backend not in _names(prepare_s)):
+            prepare_s[search.candidate(each.trial.config)] = _prepare_s(search, each.trial)
+    winner = compared.winner
+    left_out: list[str] = []
+    available_s = deadline - comparer.clock.now()
+    while not (processes := fresh_processes(prepare_s.values(), available_s)):
+        others = [each for each in prepare_s if each != untuned and winner and each.label != winner.trial.label]
+        if not others:
+            return "there was no time to start fresh processes; give it a larger budget"
+        slowest = max(others, key=lambda candidate: prepare_s[candidate])
+        left_out.append(
+            f"{slowest.backend.name} takes {prepare_s.pop(slowest):.0f} s to build and verify: its numbers stay those"
+            " of the comparison"
+        )
+    context = comparer.context.with_fresh_inputs()
+    comparer.worker.restart(context)
+    held = replace(comparer, context=context).compare(
+        list(prepare_s),
+        deadline,
+        phase="holdout",
+        baseline=baseline if baseline in prepare_s else None,
+        untuned=untuned,
+        processes=processes,
+    )
+    return replace(confirmed(held, compared), notices=(*left_out, *held.notices))
 
 
-def fresh_processes(builds_s: Iterable[float], available_s: float) -> int:
-    """How many fresh processes fit into the time, each spending no more than half of its share on starting."""
-    return max(0, min(MOST_PROCESSES, int(available_s / (2 * _crowding() * (START_S + sum(builds_s))))))
+def confirmed(held: Comparison, compared: Comparison) -> Comparison:
+    """Return `held` led by the winner of `compared`, unless it shows another to be faster; then it says so."""
+    if compared.winner is None or held.winner is None:
+        return held
+    chosen = compared.winner.trial
+    own = next((each for each in held.ranking if each.trial.label == chosen.label), None)
+    if own is held.winner:
+        return held
+    if own is not None and own.place.tied and not held.winner.is_untuned:
+        ranking = ordered(held.ranking, own)
+        return replace(held, ranking=ranking, winner=own, confirms=True, gain=gain_over_untuned(ranking, own))
+    reason = "failed there" if own is None else "is not shown to be faster there"
+    said = f"{chosen.label} won the comparison and {reason}: the hold-out names {held.winner.trial.label} instead"
+    return replace(held, notices=(*held.notices, said))
+
+
+def exact_enough(compared: Comparison, max_error: float) -> Comparison:
+    """Return `compared` with the best winner whose error is at most `max_error`."""
+    if compared.winner is None or error_of(compared.winner.trial) <= max_error:
+        return compared
+    able = [each for each in compared.ranking if error_of(each.trial) <= max_error]
+    winner = choose(able, compared.noise_floor)
+    return replace(
+        compared, ranking=ordered(compared.ranking, winner), winner=winner, gain=gain_over_untuned(able, winner)
+    )
+
+
+def fresh_processes(prepare_s: Iterable[float], available_s: float) -> int:
+    """Return how many fresh processes fit into the time, each spending no more than half of its share on starting."""
+    return max(0, min(MAX_PROCESSES, int(available_s / (2 * _crowding() * (START_S + sum(prepare_s))))))
 
 
 def _crowding() -> float:
-    """How many times longer starting takes here than on an idle machine: the load of the last minute on each CPU."""
+    """Return how many times longer starting takes than on an idle machine: the load of a minute on each CPU."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     return max(1.0, load / usable_threads())
 
 
 def pareto(trials: Iterable[Trial]) -> tuple[Trial, ...]:
-    """The timed trials that no other one beats in time and in error, the fastest (and least exact) first.
+    """Return the timed trials that no other one beats in time and in error, the fastest (and least exact) first.
 
-    Times are compared by their ratio to the anchor, errors by the largest of any tensor against float64.
+    Times are compared by their ratio to the reference, errors by the largest of any tensor against float64.
     """
     timed = [trial for trial in trials if trial.state == "ok" and trial.verdict is not None]
     front: list[Trial] = []
@@ -117,77 +189,27 @@ def pareto(trials: Iterable[Trial]) -> tuple[Trial, ...]:
     return tuple(front)
 
 
-def hold_out(
-    raced: Race,
-    searches: Mapping[str, Search],
-    anchor: Proven,
-    pace: Pace | None,
-    setting: Setting,
-    results: TrialStore,
-    deadline: float,
-    on_round: Callable[[int], None],
-) -> Race | str:
-    """The best of every backend once more, on fresh inputs in fresh processes; or why there is no time for that.
-
-    The anchor is timed in every round, unless it is slow: then once more beside its pacer, which is. The winner of
-    `raced` is confirmed or demoted. Backends that take too long to build for the time are left out, and that is
-    said.
-    """
-    best: dict[str, Trial] = {}
-    for standing in raced.standings:
-        best.setdefault(standing.trial.backend, standing.trial)
-    left_out: list[str] = []
-    no_time = "there was no time to start fresh processes; give it a larger budget"
-    if not fresh_processes([], deadline - time.monotonic()):
-        return no_time
-    fresh = setting.with_fresh_inputs()
-    now = time.monotonic()
-    if pace is not None:
-        if MOST_PROCESSES * RACE_CALLS * pace.anchor_s < ANCHOR_SHARE * (deadline - now):
-            pace = None
-        else:
-            pace = measured_again(pace, anchor, setting, now + ANCHOR_SHARE * (deadline - now))
-    beside = anchor if pace is None else pace.pacer
-    available_s = deadline - time.monotonic()
-    backends = {name: search.backend for name, search in searches.items()}
-    builds_s = {name: _start_s(searches[name], trial) for name, trial in best.items()}
-    while not (processes := fresh_processes([*builds_s.values(), beside.build_ms / 1e3], available_s)):
-        if len(builds_s) == 1:
-            return no_time
-        _, *others = builds_s  # never the winner of the race
-        slowest = max(others, key=lambda name: builds_s[name])
-        left_out.append(
-            f"{slowest} takes {builds_s.pop(slowest):.0f} s to build and prove: its numbers stay those of the race"
-        )
-    strangers = [
-        name for name in (*builds_s, beside.backend.name) if not is_installed(backends.get(name, beside.backend))
-    ]
-    if strangers:
-        return f"a fresh process does not find {', '.join(strangers)} by name"
-    held = race(
-        [Entrant(backends[name], best[name].config) for name in builds_s],
-        anchor,
-        fresh,
-        results,
-        deadline,
-        phase="holdout",
-        processes=processes,
-        on_round=on_round,
-        pace=pace,
-    )
-    outcome = confirmed(held, raced)
-    return replace(outcome, notices=(*left_out, *outcome.notices))
+def _measurement(trial: Trial) -> Measurement:
+    assert trial.measurement is not None
+    return trial.measurement
 
 
-def confirmed(held: Race, raced: Race) -> Race:
-    """`held` led by the winner of `raced`, unless it shows another to be faster; then that is said."""
-    if raced.winner is None or held.winner is None:
-        return held
-    chosen = raced.winner.trial
-    found = [one for one in held.standings if (one.trial.backend, one.trial.config) == (chosen.backend, chosen.config)]
-    if found and (found[0] is held.winner or found[0].tied):
-        rest = (one for one in held.standings if one is not found[0])
-        return replace(held, standings=(found[0], *rest), confirms=found[0] is not held.winner)
-    reason = "is slower there" if found else "failed there"
-    said = f"{chosen.label} won the race and {reason}: the hold-out run names {held.winner.trial.label} instead"
-    return replace(held, notices=(*held.notices, said))
+def _clean(trial: Trial) -> int:
+    return len(_measurement(trial).clean)
+
+
+def _lower_end(trial: Trial) -> float:
+    return _measurement(trial).baseline_interval.low
+
+
+def _call_s(trial: Trial) -> float:
+    return _measurement(trial).median_ms / 1e3
+
+
+def _prepare_s(search: Search, trial: Trial) -> float:
+    """Return the time that building and verifying takes in a fresh process."""
+    return search.rebuild_s + PREPARE_CALLS * _call_s(trial)
+
+
+def _names(candidates: Iterable[Candidate]) -> set[str]:
+    return {each.backend.name for each in candidates}

@@ -1,66 +1,121 @@
-"""From a problem to a winner: every backend proved and searched within a budget, the best raced and held out."""
+"""From a problem to a choice: every backend verified and searched within a budget, the best compared and held out."""
 
 from __future__ import annotations
 
 import math
-import random
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from scanlab.bench.compare import race
-from scanlab.bench.deadline import OutOfTimeError, time_limit
-from scanlab.bench.pace import Pace, anchor_and_pace
-from scanlab.bench.prove import Failure, Proven, Setting
-from scanlab.bench.ranking import Race
-from scanlab.bench.records import Trial, label_of, log_ratio
+from scanlab.bench.clock import MeasuringClock, QuietWait
+from scanlab.bench.compare import Comparer
+from scanlab.bench.context import BenchmarkContext, Candidate
+from scanlab.bench.ranking import Comparison, Gain
+from scanlab.bench.records import Trial
+from scanlab.bench.samples import Block
 from scanlab.bench.store import TrialStore
-from scanlab.bench.worker import Entrant
-from scanlab.contract import registry
+from scanlab.bench.trials import Baseline, reference_candidate, time_reference, trial_of
+from scanlab.bench.worker import CandidateFailedError, Evaluation, Worker, open_worker
 from scanlab.contract.backend import Backend
+from scanlab.contract.evidence import EvidenceRank
 from scanlab.contract.problem import ScanInputs, ScanProblem
-from scanlab.contract.space import Config
-from scanlab.tuning.attempt import attempt
-from scanlab.tuning.budget import Budget, Clock
+from scanlab.errors import RejectedError
 from scanlab.tuning.fleet.overview import publish, winners_on_nearest_machines
 from scanlab.tuning.fleet.storage import open_storage
 from scanlab.tuning.fleet.study_summary import summarize_studies
-from scanlab.tuning.search import Search
-from scanlab.tuning.selection import finalists, fresh_processes, hold_out
-from scanlab.tuning.tuned import Event, EventKind, Tuned
+from scanlab.tuning.scheduler import HOLDOUT_SHARE, MIN_TRIALS, Budget, Scheduler
+from scanlab.tuning.search import Search, has_converged, should_prune
+from scanlab.tuning.selection import best_of_search, exact_enough, fresh_processes, hold_out, select
 from scanlab.tuning.warm_start import winners_on_similar_problems
 
-__all__ = ["Event", "Tuned", "tune"]
-
-# The parts of the budget that are kept for the race and for the hold-out run.
-RACE_SHARE = 0.18
-HOLDOUT_SHARE = 0.14
-# Each of them after a search that was given a number of trials and no time.
-RACE_S = 30.0
-# Every backend gets its default and a few more before the promising ones get the rest.
-FEWEST_TRIALS = 4
-# The share of what is left that the first attempts of all backends may take together, compiling included, and how
-# often one may come back for more after it was cut off.
-UNKNOWN_SHARE = 0.4
-# What is not known yet is taken to be so fast, as a share of the best: what was cut off waits its turn by that.
-UNKNOWN_PROMISE = 0.1
-# Where the anchor is slow, what is on the rungs below its pacer may be so too: an attempt takes so many calls.
-CALLS_OF_ATTEMPT = 7
-MOST_CUT_OFFS = 1
-# How often it is looked whether other processes have done, or left, what they are trying.
+# The reference loop is timed beside the baseline for at most this share of the budget.
+REFERENCE_SHARE = 0.06
+REFERENCE_S = 5.0
+# Waiting for a busy machine takes at most as long as the budget, and so long for a budget of trials.
+MAX_WAIT_S = 60.0
+# How often other processes are looked at that are trying what is left.
 POLL_S = 0.2
-# The loop's steps are so short that on several threads it mostly waits for the slowest of them: a neighbour on
-# one CPU slows it manyfold, and every ratio to it would tell of the neighbour. One thread is a steady yardstick.
-STEADY: Config = {"threads": 1}
-# The share of the budget by which it is known what everything is timed beside.
-PACE_SHARE = 0.4
-SEARCH_SHARE = 1 - RACE_SHARE - HOLDOUT_SHARE
-# What still runs at these shares of the budget is cut off, so that the promise is kept: an attempt of the
-# search, which may eat into the time for the race, and the finals.
-CUT_OFF_ATTEMPT = 0.85
-CUT_OFF = 1.05
+# Candidates of each search that stay built for the comparison.
+KEPT_OF_SEARCH = 3
+
+EventKind = Literal["building", "started", "finished", "skipped", "waiting", "round"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened in a tuning, for a progress display.
+
+    Attributes:
+        kind: Building a default; started or finished a trial; skipped something (then `message` says why); waiting for
+            a quiet machine or for other processes; a round of a comparison.
+        label: The backend and configuration, or the comparison.
+        done: Share of the budget that is used.
+        left_s: Time left, about.
+        trial: The finished one.
+        best: The fastest of the search so far.
+    """
+
+    kind: EventKind
+    label: str
+    elapsed_s: float
+    left_s: float
+    done: float
+    trial: Trial | None = None
+    best: Trial | None = None
+    message: str | None = None
+
+
+@dataclass(frozen=True)
+class TuningResult:
+    """Outcome of a tuning.
+
+    Attributes:
+        trials: Every trial of this problem on this machine that the search rests on, older ones too.
+        failed: Trials of the backends that take no part, with their reasons.
+        new: Number of trials that this run made.
+        winner: The configuration to deploy; None where too little was measured to name one.
+        comparison: The hold-out comparison where it named a winner, else the one that chose; None without any.
+        tied: Labels of what a comparison could not distinguish from the winner.
+        exhausted: Backends whose every configuration has been tried.
+        notices: What was skipped or repaired, and why.
+        interrupted: Whether a person stopped it.
+        too_busy: Why nothing could be measured undisturbed, where that is so.
+    """
+
+    problem: ScanProblem
+    trials: tuple[Trial, ...]
+    failed: tuple[Trial, ...]
+    new: int
+    winner: Trial | None
+    comparison: Comparison | None
+    tied: frozenset[str]
+    exhausted: tuple[str, ...]
+    notices: tuple[str, ...]
+    interrupted: bool
+    elapsed_s: float
+    too_busy: str | None = None
+
+    @property
+    def evidence(self) -> EvidenceRank:
+        """Rank of the evidence that the winner rests on."""
+        return EvidenceRank.NONE if self.winner is None else self.winner.evidence
+
+    @property
+    def gain(self) -> Gain | None:
+        """Gain of the winner over what serves untuned; None where it is that, or where nothing was compared."""
+        return None if self.comparison is None else self.comparison.gain
+
+    @property
+    def why(self) -> str:
+        """One sentence that names the winner and says why."""
+        if self.comparison is not None and self.comparison.winner is not None:
+            return self.comparison.why
+        if self.winner is not None:
+            return f"{self.winner.label}: the fastest of the search; it was not compared, so that luck may have part."
+        if self.too_busy is not None:
+            return f"No winner: the machine was too busy to measure anything ({self.too_busy}). Try again later."
+        return "No winner: no configuration that may win could be timed."
 
 
 def tune(
@@ -68,315 +123,335 @@ def tune(
     inputs: tuple[ScanInputs, ...],
     backends: Sequence[Backend],
     budget: Budget,
-    results: TrialStore,
+    store: TrialStore,
     *,
     inputs_label: str = "made",
     storage: str | None = None,
-    anchor: Entrant | None = None,
+    untuned: Candidate | None = None,
     max_error: float = math.inf,
     seed: int = 0,
     on_event: Callable[[Event], None] = lambda event: None,
-) -> Tuned:
-    """Search the spaces of `backends` for `problem`, race the best, and hold the winner's numbers out.
+    clock: MeasuringClock | None = None,
+    open_worker: Callable[[BenchmarkContext, Iterable[Backend]], tuple[Worker, tuple[str, ...]]] = open_worker,
+) -> TuningResult:
+    """Search the spaces of `backends` for `problem`, compare the best, and hold the winner's numbers out.
 
-    storage    see `open_storage`; None for a journal beside the records
-    anchor     what everything is timed beside; the reference loop on one thread where None
-    max_error  the largest error against float64, as a share, that a winner may have beyond being proved
-    Returns what there is when a person interrupts it. Running it again takes up what is recorded and measures
-    only what is not. Raises ResultsError where results cannot be written, RejectedError where the anchor
-    cannot run. An anchor that is too slow for the budget is replaced, and that is said.
+    First the defaults of every backend are built, each to its end, whatever the budget. The fastest of them becomes the
+    baseline that everything is timed beside, and the budget starts. Returns what there is when a person interrupts it.
+    Running it again takes up what is recorded and measures only what is not.
+
+    Args:
+        storage: See `open_storage`; None for a journal beside the records.
+        untuned: What serves where nothing was tuned, which has to be beaten; the baseline where None.
+        max_error: The largest error against float64, as a share, that a winner may have beyond being verified.
+
+    Raises:
+        ResultsError: Results cannot be written.
     """
-    clock = Clock(time.monotonic(), budget)
-    results.prepare()
-    loaded = results.load()
-    opened, repaired = open_storage(storage, results.folder)
-    shared = storage is not None
-    searched = summarize_studies(opened, problem.key)
-    setting = Setting.of(problem, inputs, inputs_label, seed)
-    wanted = anchor or Entrant(registry.get("reference"), STEADY)
-    yardstick, pace, too_slow = anchor_and_pace(wanted, backends, setting, clock.at(PACE_SHARE))
-    run = _Run(
-        setting, yardstick, pace, results, clock, on_event, [*loaded.notices, *repaired, *searched.notices, *too_slow]
-    )
-    if pace is not None:
-        run.slow_anchor_s = pace.anchor_s
-    elif too_slow and budget.seconds is not None:
-        run.slow_anchor_s = PACE_SHARE * budget.seconds
-    for backend in backends:
-        recorded = [trial for trial in loaded.trials if trial.backend == backend.name]
-        refusal = backend.unavailable() or backend.rejects(problem)
-        if refusal is None:
-            elsewhere = winners_on_nearest_machines(searched.studies, backend.name, setting.machine)
-            hints = (*elsewhere, *winners_on_similar_problems(loaded.trials, backend, problem, setting.machine))
-            search = Search(backend, setting, yardstick, recorded, opened, results, max_error, shared, hints)
-            run.searches.append(search)
-        else:
-            run.refuse(backend, refusal, recorded)
-    outcome: Race | None = None
+    clock = clock or MeasuringClock()
+    store.prepare()
+    loaded = store.load()
+    opened, repaired = open_storage(storage, store.folder)
+    with clock.paused():
+        context = BenchmarkContext.of(problem, inputs, inputs_label, seed)
+    everyone = [*backends, *([untuned.backend] if untuned is not None else [])]
+    worker, said = open_worker(context, everyone)
+    run = _Tuning(context, worker, store, budget, clock, on_event, max_error, [*loaded.notices, *repaired, *said])
     try:
-        run.search()
-        outcome = run.finals()
-        if outcome is not None and shared:
-            publish(outcome, setting, opened)
+        run.build_defaults(backends, untuned, loaded.trials)
+        if run.baseline is not None:
+            summaries = summarize_studies(opened, problem.key)
+            run.notices += summaries.notices
+            for backend in run.able:
+                recorded = [trial for trial in loaded.trials if trial.backend == backend.name]
+                first = [
+                    *([untuned.config] if untuned is not None and untuned.backend.name == backend.name else []),
+                    *winners_on_nearest_machines(summaries.studies, backend.name, context.machine),
+                    *winners_on_similar_problems(loaded.trials, backend, problem, context.machine),
+                ]
+                shared = storage is not None
+                run.searches.append(
+                    Search(backend, context, run.baseline.candidate, recorded, opened, store, max_error, shared, first)
+                )
+            run.search()
+            run.compare()
+            if run.comparison is not None and storage is not None:
+                publish(run.comparison, context, opened)
     except KeyboardInterrupt:
         run.interrupted = True
     finally:
         for search in run.searches:
             search.close()
-    return Tuned(
-        trials=tuple(trial for search in run.searches for trial in search.trials),
-        new=run.new,
-        fastest=run.best,
-        race=outcome,
-        tied=frozenset(run.tied),
-        exhausted=tuple(search.backend.name for search in run.searches if search.left == 0),
-        notices=tuple(run.notices),
-        interrupted=run.interrupted,
-        elapsed_s=time.monotonic() - clock.started,
-    )
+        worker.close()
+    return run.result()
 
 
-@dataclass
-class _Run:
+class _Tuning:
     """One tuning under way."""
 
-    setting: Setting
-    anchor: Proven
-    pace: Pace | None
-    results: TrialStore
-    clock: Clock
-    on_event: Callable[[Event], None]
-    notices: list[str]
-    searches: list[Search] = field(default_factory=list)
-    finished: set[str] = field(default_factory=set)
-    waiting: set[str] = field(default_factory=set)
-    cut_off: Counter[str] = field(default_factory=Counter)
-    wasted_s: dict[str, float] = field(default_factory=dict)
-    tied: set[str] = field(default_factory=set)
-    slow_anchor_s: float = 0.0
-    new: int = 0
-    interrupted: bool = False
+    def __init__(
+        self,
+        context: BenchmarkContext,
+        worker: Worker,
+        store: TrialStore,
+        budget: Budget,
+        clock: MeasuringClock,
+        on_event: Callable[[Event], None],
+        max_error: float,
+        notices: list[str],
+    ) -> None:
+        self.able: list[Backend] = []
+        self.baseline: Baseline | None = None
+        self.searches: list[Search] = []
+        self.comparison: Comparison | None = None
+        self.interrupted = False
+        self._context = context
+        self._worker = worker
+        self._store = store
+        self._clock = clock
+        self._on_event = on_event
+        self._max_error = max_error
+        self.notices = notices
+        self._failed: list[Trial] = []
+        self._tied: set[str] = set()
+        self._defaults: dict[Candidate, Evaluation] = {}
+        self._kept: set[Candidate] = set()
+        self._untuned: Candidate | None = None
+        self._untuned_trial: Trial | None = None
+        self._disturbance: str | None = None
+        self._scheduler = Scheduler(self.searches, budget, clock, self._skip)
+        limit_s = MAX_WAIT_S if budget.seconds is None else budget.seconds
+        self._wait = QuietWait(limit_s, clock, worker.disturbance, self._on_wait)
 
-    def refuse(self, backend: Backend, refusal: str, recorded: Sequence[Trial]) -> None:
-        """Say why a backend takes no part, and record it the first time."""
-        self.notices.append(f"{backend.name} takes no part: {refusal}")
-        failure = Failure("rejected", refusal)
-        trial = self.setting.trial("search", backend, backend.space.defaults, time.time(), failure)
-        if all((known.identity, known.reason) != (trial.identity, refusal) for known in recorded):
-            self.results.append(trial)
+    def build_defaults(self, backends: Sequence[Backend], untuned: Candidate | None, recorded: Sequence[Trial]) -> None:
+        """Build and verify the defaults of every backend, choose the baseline, and time the reference beside it."""
+        defaults = {}
+        for backend in sorted(backends, key=lambda each: each.rank):
+            candidate = Candidate(backend, backend.space.defaults)
+            refusal = backend.unavailable() or backend.rejects(self._context.problem)
+            if refusal is not None:
+                self._fail(candidate, Evaluation("rejected", refusal), recorded)
+                continue
+            evaluation = self._build(candidate, recorded)
+            if evaluation.state == "ok":
+                defaults[candidate] = evaluation
+                self.able.append(backend)
+            else:
+                self._fail(candidate, evaluation, recorded)
+        self._defaults = dict(defaults)
+        if untuned is not None and untuned not in defaults:
+            evaluation = self._build(untuned, recorded)
+            if evaluation.state == "ok":
+                self._defaults[untuned] = evaluation
+        if not defaults:
+            return
+        fastest = min(defaults, key=lambda candidate: defaults[candidate].call_ms)
+        baseline = _recorded_baseline(self._context, defaults, recorded) or fastest
+        self._untuned = untuned if untuned in self._defaults else baseline
+        self._emit("building", f"timing {reference_candidate().label}")
+        deadline = self._clock.now() + min(REFERENCE_S, self._scheduler.at(REFERENCE_SHARE))
+        self.baseline, missing = time_reference(
+            self._worker, baseline, defaults[baseline].calls, self._clock, deadline, self._wait
+        )
+        if missing is not None:
+            self.notices.append(f"speed-ups refer to {baseline.label}: {missing}")
+
+    def _build(self, candidate: Candidate, recorded: Sequence[Trial]) -> Evaluation:
+        estimate_s = _build_s(candidate, recorded)
+        about = "" if estimate_s is None else f" (about {estimate_s:.0f} s)"
+        self._emit("building", f"building {candidate.backend.name}{about}")
+        with self._clock.paused():
+            return self._worker.prepare(candidate)
+
+    def _fail(self, candidate: Candidate, evaluation: Evaluation, recorded: Sequence[Trial]) -> None:
+        """Record why a backend takes no part, unless that is recorded."""
+        trial = trial_of(self._context, "search", candidate, time.time(), evaluation)
+        if not any((each.identity, each.reason) == (trial.identity, trial.reason) for each in recorded):
+            self._store.append(trial)
+        self._failed.append(trial)
+        self.notices.append(f"{candidate.backend.name} takes no part: {evaluation.reason}")
 
     def search(self) -> None:
-        """Try configurations until the time for it is over or nothing is left to try."""
-        anchor_arm = self._beside.arm(self.setting)
-        rng = random.Random(self.setting.seed)
-        while (search := self._most_promising()) is not None:
-            asked = search.ask(self._time_for(search))
-            self._condemn(search)
-            if asked is None:
-                if search.waiting:
-                    self._wait(search)
-                else:
-                    self.finished.add(search.backend.name)
+        """Try one configuration after the other until time, trials or configurations are used up."""
+        assert self._untuned is not None
+        by_name = {search.backend.name: search for search in self.searches}
+        if self._untuned.backend.name not in by_name:
+            self._untuned_trial = self._evaluate(self._untuned, None, math.inf)
+            self._store.append(self._untuned_trial)
+        while (search := self._scheduler.next_search()) is not None:
+            candidate = search.ask(self._scheduler.time_for(search))
+            if candidate is None:
+                self._wait_for_others(search)
                 continue
-            self.waiting.clear()
-            label = label_of(search.backend.name, asked)
-            self._emit("started", label)
-            best = search.best.measurement if search.best else None
-            begun = time.monotonic()
-            try:
-                with time_limit(self._limit(search)):
-                    trial, scan = attempt(
-                        search.backend,
-                        asked,
-                        self.setting,
-                        self.anchor,
-                        anchor_arm,
-                        best,
-                        rng,
-                        deadline=time.monotonic() + self._time_for(search) / FEWEST_TRIALS,
-                        pace=self.pace,
-                    )
-            except (OutOfTimeError, KeyboardInterrupt) as stopped:
-                search.give_back(asked)
-                if isinstance(stopped, KeyboardInterrupt):
-                    raise
-                self.cut_off[search.backend.name] += 1
-                self.wasted_s[search.backend.name] = time.monotonic() - begun
-                if self.cut_off[search.backend.name] > MOST_CUT_OFFS or time.monotonic() > self.clock.at(SEARCH_SHARE):
-                    self._skip(search, f"{label} was cut off: the budget does not hold it; give it more")
-                continue
-            self.results.append(trial)
-            search.tell(trial, scan)
-            self.new += 1
-            self._emit("finished", label, trial=trial)
+            self._scheduler.waiting.clear()
+            self._emit("started", candidate.label)
+            deadline = self._clock.now() + self._scheduler.time_for(search) / MIN_TRIALS
+            trial = self._evaluate(candidate, search, deadline)
+            self._store.append(trial)
+            search.tell(trial)
+            self._scheduler.new_trials += 1
+            self._release(candidate)
+            self._emit("finished", candidate.label, trial=trial)
 
-    def _condemn(self, search: Search) -> None:
-        """Record the configurations that process after process died of."""
-        for config in search.lethal:
-            failure = Failure("crashed", "process after process died while trying this configuration")
-            trial = self.setting.trial("search", search.backend, config, time.time(), failure)
-            self.results.append(trial)
-            search.learn(trial)
-
-    def _wait(self, search: Search) -> None:
-        """Let other searches go first, or a moment pass, while other processes try what is left of this one."""
-        self.waiting.add(search.backend.name)
-        self._emit("waiting", f"{search.backend.name}: others try what is left")
-        if all(each.backend.name in self.waiting for each in self._running()):
-            time.sleep(POLL_S)
-            self.waiting.clear()
-
-    def finals(self) -> Race | None:
-        """The race that chooses, and the hold-out run that its winner's numbers come from."""
-        chosen, too_slow = finalists(self.searches, self._race_ends(1 - HOLDOUT_SHARE) - time.monotonic())
-        self.notices += too_slow
-        if not chosen:
-            return None
-        raced: Race | None = None
+    def _evaluate(self, candidate: Candidate, search: Search | None, deadline: float) -> Trial:
+        """Verify `candidate`, and time it beside the baseline for as long as it is promising."""
+        assert self.baseline is not None
+        best = None if search is None else search.best
+        started_at = time.time()
+        evaluation = self._worker.prepare(candidate)
+        if evaluation.state != "ok":
+            return trial_of(self._context, "search", candidate, started_at, evaluation)
+        blocks: list[Block] = []
+        pruned: str | None = None
         try:
-            with time_limit(self.clock.at(CUT_OFF)):
-                until = self._race_ends(1 - HOLDOUT_SHARE)
-                processes = fresh_processes([one.build_s for one in chosen], until - time.monotonic())
-                raced = race(
-                    [one.entrant for one in chosen],
-                    self.anchor,
-                    self.setting,
-                    self.results,
-                    until,
-                    # A single fresh process would only cost the scans that are built here already.
-                    processes=processes if processes > 1 else 0,
-                    on_round=partial(self._on_round, "race"),
-                    pace=self.pace,
-                )
-                self.tied |= {standing.trial.label for standing in raced.ties}
-                held = self._hold_out(raced)
-                self.tied |= {standing.trial.label for standing in held.ties}
-                return held
-        except OutOfTimeError:
-            self.notices.append("the finals were cut off: building the finalists again took the rest of the budget")
-        except KeyboardInterrupt:
-            self.interrupted = True
-        return raced
+            while True:
+                begun = self._clock.now()
+                blocks += self._worker.take_round([candidate], self.baseline.candidate, len(blocks))
+                late = 2 * self._clock.now() - begun > deadline
+                if blocks[-1].disturbed:
+                    self._disturbance = blocks[-1].disturbed
+                    self._wait()
+                measurement = self.baseline.measurement(evaluation, blocks, None)
+                pruned = should_prune(measurement, best)
+                if pruned or late or has_converged(measurement, best):
+                    break
+            measurement = replace(measurement, peak_bytes=self._worker.peak_bytes(candidate))
+        except CandidateFailedError as failure:
+            if failure.candidate != candidate:
+                raise RejectedError(f"the baseline cannot be timed any more: {failure}") from failure
+            evaluation = replace(evaluation, state="crashed", reason=failure.reason, verdict=None)
+            return trial_of(self._context, "search", candidate, started_at, evaluation)
+        return trial_of(self._context, "search", candidate, started_at, evaluation, measurement, pruned)
 
-    def _hold_out(self, raced: Race) -> Race:
-        held = hold_out(
-            raced,
-            {search.backend.name: search for search in self.searches},
-            self.anchor,
-            self.pace,
-            self.setting,
-            self.results,
-            self._race_ends(1.0),
-            partial(self._on_round, "hold-out"),
+    def _release(self, candidate: Candidate) -> None:
+        """Keep built what may be compared: the defaults and the best few of each search."""
+        best = {
+            search.candidate(trial.config) for search in self.searches for trial in search.eligible[:KEPT_OF_SEARCH]
+        }
+        built = self._kept | {candidate}
+        self._kept = built & best
+        self._worker.release(built - best - self._defaults.keys() - {reference_candidate()})
+
+    def _wait_for_others(self, search: Search) -> None:
+        """Let other searches go first, or a moment pass, while other processes try what is left of this one."""
+        if not search.waiting:
+            self._scheduler.finish(search)
+            return
+        self._scheduler.waiting.add(search.backend.name)
+        self._emit("waiting", f"{search.backend.name}: others try what is left")
+        if all(each.backend.name in self._scheduler.waiting for each in self._scheduler.running):
+            time.sleep(POLL_S)
+            self._scheduler.waiting.clear()
+
+    def compare(self) -> None:
+        """Compare the best of the search, and hold the winner out."""
+        assert self.baseline is not None
+        assert self._untuned is not None
+        until = self._scheduler.comparison_ends(1 - HOLDOUT_SHARE)
+        selected = select(self.searches, self._untuned, until - self._clock.now())
+        self.notices += selected.notices
+        baseline = self.baseline.candidate
+        comparer = Comparer(self._context, self._worker, self._store, self._clock, self._wait)
+        processes = fresh_processes(selected.prepare_s.values(), until - self._clock.now())
+        compared = replace(comparer, on_round=lambda number: self._on_round("comparison", number)).compare(
+            selected.candidates,
+            until,
+            baseline=baseline,
+            untuned=self._untuned,
+            # A single fresh process would only cost what is built already.
+            processes=processes if processes > 1 else 0,
         )
+        compared = self.comparison = exact_enough(compared, self._max_error)
+        self._tied |= {each.trial.label for each in compared.ties}
+        if compared.winner is None:
+            self.notices += compared.notices
+            return
+        held = hold_out(
+            compared,
+            replace(comparer, on_round=lambda number: self._on_round("hold-out", number)),
+            self.searches,
+            self._untuned,
+            baseline,
+            self._scheduler.comparison_ends(1.0),
+        )
+        self.notices += compared.notices
         if isinstance(held, str) or held.winner is None:
             reason = held if isinstance(held, str) else "; ".join(held.notices)
-            self.notices.append(f"no hold-out run, so that the numbers are those of the race that chose: {reason}")
-            return raced
-        self.notices += raced.notices
-        return held
+            self.notices.append(f"no hold-out comparison: the numbers are those of the one that chose: {reason}")
+            return
+        self.comparison = exact_enough(held, self._max_error)
+        self.notices += held.notices
+        self._tied |= {each.trial.label for each in held.ties}
 
-    def _race_ends(self, share: float) -> float:
-        return time.monotonic() + RACE_S if self.clock.budget.seconds is None else self.clock.at(share)
+    def result(self) -> TuningResult:
+        """Return what was found."""
+        trials = [trial for search in self.searches for trial in search.trials]
+        winner = None
+        if self.comparison is not None:
+            winner = None if self.comparison.winner is None else self.comparison.winner.trial
+        elif self._untuned is not None:
+            own = [trial for trial in trials if trial.label == self._untuned.label]
+            winner = best_of_search(self.searches, next(iter(own), self._untuned_trial))
+        cleanly = any(trial.state in ("ok", "pruned") for trial in trials)
+        return TuningResult(
+            problem=self._context.problem,
+            trials=tuple(trials),
+            failed=tuple(self._failed),
+            new=self._scheduler.new_trials,
+            winner=winner,
+            comparison=self.comparison,
+            tied=frozenset(self._tied),
+            exhausted=tuple(search.backend.name for search in self.searches if search.left == 0),
+            notices=tuple(dict.fromkeys(self.notices)),
+            interrupted=self.interrupted,
+            elapsed_s=self._clock.elapsed_s(),
+            too_busy=None if cleanly else self._disturbance,
+        )
 
-    @property
-    def best(self) -> Trial | None:
-        """The fastest trial of the search so far."""
-        return min((search.best for search in self.searches if search.best), key=log_ratio, default=None)
-
-    def _most_promising(self) -> Search | None:
-        """Whose turn it is: defaults first, those of the highest rank, then a few of everybody's that has the time
-        for a few, then shares of time by speed.
-        """
-        if self.clock.budget.trials is not None and self.new >= self.clock.budget.trials:
-            return None
-        now, until = time.monotonic(), self.clock.at(SEARCH_SHARE)
-        for search in self._running():
-            if search.left == 0:
-                self.finished.add(search.backend.name)
-            elif now + self._expected_s(search) > until:
-                takes = f" (about {search.expected_s:.1f} s each)" if search.expected_s else ""
-                left = "other" if search.left is None else f"its other {search.left}"
-                was = "was cut off, and there is" if self.cut_off[search.backend.name] else "there is"
-                self._skip(search, f"{search.backend.name}: {was} no time left for {left} configurations{takes}")
-        running = [each for each in self._running() if each.backend.name not in self.waiting] or self._running()
-        for count in range(1, FEWEST_TRIALS + 1):
-            # What was cut off comes back after everybody else has had a few.
-            behind = [each for each in running if len(each.trials) < count and not self.cut_off[each.backend.name]]
-            behind = [each for each in behind if FEWEST_TRIALS * self._expected_s(each) <= self._fair_s]
-            if behind:
-                return max(behind, key=lambda each: each.backend.rank)
-        return min(running, key=self._dearness, default=None)
-
-    def _dearness(self, search: Search) -> float:
-        """The time it has had, what was cut off too, for each share of the time that it deserves."""
-        had_s = search.spent_s + self.wasted_s.get(search.backend.name, 0.0)
-        return (had_s or self._expected_s(search)) / self._promise(search)
-
-    def _expected_s(self, search: Search) -> float:
-        """What its next attempt will take; before the first as if it were as slow as a slow anchor."""
-        if search.expected_s is not None:
-            return search.expected_s
-        return 0.0 if search.backend.name == self._beside.backend.name else CALLS_OF_ATTEMPT * self.slow_anchor_s
-
-    def _limit(self, search: Search) -> float:
-        """When an attempt is cut off: those of unknown backends may not take the time of the others."""
-        known = search.expected_s is not None or search.backend.name == self._beside.backend.name
-        if known or self.clock.budget.seconds is None or self._running() == [search]:
-            return self.clock.at(CUT_OFF_ATTEMPT)
-        now = time.monotonic()
-        unknown = sum(each.expected_s is None and not self.cut_off[each.backend.name] for each in self._running())
-        return now + (self.clock.at(SEARCH_SHARE) - now) * UNKNOWN_SHARE / max(1, unknown)
-
-    def _promise(self, search: Search) -> float:
-        """Its best speed as a share of the best of all, which is its share of the time too."""
-        if search.best is None or self.best is None:
-            return UNKNOWN_PROMISE
-        return math.exp(log_ratio(self.best) - log_ratio(search.best))
-
-    def _time_for(self, search: Search) -> float:
-        """The time that this search may count on, when all that still run get alike; none where trials are too few."""
-        running = len(self._running())
-        if self.clock.budget.trials is not None:
-            trials = (self.clock.budget.trials - self.new) / running
-            if search.left is not None and search.left > max(trials, FEWEST_TRIALS):
-                return 0.0
-        return self._fair_s
-
-    @property
-    def _beside(self) -> Proven:
-        """What everything is timed beside."""
-        return self.anchor if self.pace is None else self.pace.pacer
-
-    @property
-    def _fair_s(self) -> float:
-        """What is left of the time for the search, shared alike by all that still run."""
-        return (self.clock.at(SEARCH_SHARE) - time.monotonic()) / len(self._running())
-
-    def _running(self) -> list[Search]:
-        return [search for search in self.searches if search.backend.name not in self.finished]
-
-    def _skip(self, search: Search, message: str) -> None:
-        self.finished.add(search.backend.name)
+    def _skip(self, backend: str, message: str) -> None:
         self.notices.append(message)
-        self._emit("skipped", search.backend.name, message=message)
+        self._emit("skipped", backend, message=message)
+
+    def _on_wait(self, reason: str) -> None:
+        self._disturbance = reason
+        message = f"the machine is busy ({reason}): waiting for up to {max(0.0, self._wait.left_s):.0f} s"
+        self._emit("waiting", message, message=message)
 
     def _on_round(self, name: str, number: int) -> None:
         self._emit("round", f"{name}, round {number}")
 
-    def _emit(
-        self,
-        kind: EventKind,
-        label: str,
-        trial: Trial | None = None,
-        message: str | None = None,
-    ) -> None:
-        elapsed_s = time.monotonic() - self.clock.started
-        budget = self.clock.budget
-        by_time = 0.0 if budget.seconds is None else elapsed_s / budget.seconds
-        by_trials = 0.0 if budget.trials is None else self.new / budget.trials
-        done = min(1.0, max(by_time, by_trials))
-        eta_s = elapsed_s * (1 - done) / done if done > 0 else math.inf
-        if budget.seconds is not None:
-            eta_s = min(eta_s, max(0.0, budget.seconds - elapsed_s))
-        self.on_event(Event(kind, label, elapsed_s, eta_s, done, trial, self.best, message))
+    def _emit(self, kind: EventKind, label: str, trial: Trial | None = None, message: str | None = None) -> None:
+        leaders = [search.eligible[0] for search in self.searches if search.eligible]
+        best = min(leaders, key=lambda each: each.measurement.baseline_interval.high, default=None)  # type: ignore[union-attr]
+        scheduler = self._scheduler
+        event = Event(kind, label, self._clock.elapsed_s(), scheduler.left_s, scheduler.done, trial, best, message)
+        self._on_event(event)
+
+
+def _recorded_baseline(
+    context: BenchmarkContext, defaults: Iterable[Candidate], recorded: Sequence[Trial]
+) -> Candidate | None:
+    """Return the default that earlier trials of this context were timed beside, so that they stay comparable."""
+    machine = context.machine
+    for trial in sorted(recorded, key=lambda each: each.started_at, reverse=True):
+        same = (
+            trial.machine.silicon_id == machine.silicon_id
+            and trial.machine.software_id == machine.software_id
+            and (trial.problem, trial.inputs_label, trial.phase) == (context.problem, context.inputs_label, "search")
+        )
+        if same and trial.measurement is not None:
+            for candidate in defaults:
+                source = candidate.backend.source_hash
+                if (trial.baseline_label, trial.measurement.baseline_source_hash) == (candidate.label, source):
+                    return candidate
+    return None
+
+
+def _build_s(candidate: Candidate, recorded: Sequence[Trial]) -> float | None:
+    """Return how long building took when this backend was last built by hand of these records."""
+    durations_s = [
+        (trial.measurement.build_ms + trial.measurement.first_call_ms) / 1e3
+        for trial in recorded
+        if trial.backend == candidate.backend.name and trial.measurement is not None
+    ]
+    return max(durations_s, default=None)

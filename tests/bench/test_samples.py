@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
 from helpers.records import block, measurement
-from scanlab.bench.samples import Measurement, undisturbed
+from scanlab.bench.samples import Measurement, clean
 
 MS = 1_000_000
 
@@ -38,24 +39,70 @@ def test_medians_and_quartiles_are_over_all_samples():
     one = measurement(block([1 * MS, 2 * MS, 3 * MS], [10 * MS]), block([4 * MS, 5 * MS], [30 * MS]))
     assert one.quartiles_ms == (2.0, 3.0, 4.0)
     assert one.median_ms == 3.0
-    assert one.anchor_median_ms == 20.0
+    assert one.reference_median_ms == 20.0
 
 
 def test_one_sample_is_its_own_median():
     assert measurement(block([7 * MS], [7 * MS])).quartiles_ms == (7.0, 7.0, 7.0)
 
 
-def test_disturbed_blocks_are_kept_but_not_used_where_there_are_enough_others():
-    calm = [block([MS], [2 * MS]) for _ in range(3)]
+def test_disturbed_blocks_are_kept_and_give_no_number():
     noisy = block([50 * MS], [2 * MS], disturbed="steal")
-    assert measurement(*calm, noisy).speedup == pytest.approx(2.0)
-    assert measurement(*calm, noisy).disturbed_blocks == 1
-    assert measurement(calm[0], noisy).used == (calm[0], noisy)
+    mixed = measurement(block([MS], [2 * MS]), noisy)
+    assert (mixed.speedup, mixed.median_ms, mixed.disturbed_blocks) == (pytest.approx(2.0), 1.0, 1)
+    alone = measurement(noisy, noisy)
+    assert math.isnan(alone.median_ms)
+    assert math.isnan(alone.speedup)
+    assert not alone.speedup_interval.known
+    assert not alone.baseline_interval.known
 
 
 def test_a_slow_block_is_never_dropped_for_being_slow():
     blocks = [block([MS], [MS]), block([MS], [MS]), block([90 * MS], [MS]), block([MS], [MS])]
-    assert undisturbed(blocks) == tuple(blocks)
+    assert clean(blocks) == tuple(blocks)
+
+
+def test_a_speedup_is_the_product_of_two_ratios_and_as_unsure_as_both():
+    beside = [block([MS], [2 * MS])] * 6
+    reference = [block([spread * MS], [MS]) for spread in (7, 7, 8, 8, 9, 9)]
+    one = replace(measurement(*beside), reference="loop threads=1", reference_blocks=tuple(reference))
+    assert one.speedup == pytest.approx(16.0)
+    assert one.reference_median_ms == 8.0
+    assert one.speedup_interval == pytest.approx((14.0, 18.0))
+    assert one.baseline_log_ratio == pytest.approx(-math.log(2))
+    assert not replace(one, reference_blocks=tuple(reference[:3])).speedup_interval.known
+    assert Measurement.from_json(one.to_json()) == one
+
+
+def test_a_reference_and_its_blocks_go_together():
+    with pytest.raises(ValueError, match="exactly when it names one"):
+        replace(measurement(), reference="loop")
+
+
+def old(values):
+    """JSON of today's measurement in the words of schema 2."""
+    words = {"baseline": "anchor", "baseline_config": "anchor_config", "baseline_source_hash": "anchor_source_hash"}
+    words |= {"baseline_calls": "anchor_calls"}
+    kept = {words.get(name, name): value for name, value in values.items() if not name.startswith("reference")}
+    kept["blocks"] = [
+        {("anchor_ns" if name == "baseline_ns" else name): value for name, value in each.items()}
+        for each in values["blocks"]
+    ]
+    return kept
+
+
+def test_a_record_of_schema_1_is_read():
+    assert Measurement.from_json(old(measurement().to_json())) == measurement()
+
+
+def test_a_record_of_schema_2_with_a_pacer_is_read():
+    values = old(measurement(block([2 * MS], [MS])).to_json())
+    anchor = old(measurement(block([8 * MS], [MS])).to_json())["blocks"]
+    read = Measurement.from_json(values | {"pacer": "quick threads=2 exp=fast", "anchor_blocks": anchor})
+    assert (read.baseline, dict(read.baseline_config)) == ("quick", {"threads": 2, "exp": "fast"})
+    assert read.reference == "reference threads=1"
+    assert read.speedup == pytest.approx(4.0)
+    assert Measurement.from_json(values | {"pacer": None, "anchor_blocks": []}).reference is None
 
 
 def test_a_measurement_without_blocks_is_refused():

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from scanlab.bench import system_state as surroundings
-from scanlab.bench.system_state import Change, look
+from scanlab.bench import system_state
+from scanlab.bench.system_state import Delta, snapshot
 
 NAMES = ("throttled", "steal_ms", "involuntary", "neighbours_ms", "wall_ms")
 
@@ -25,7 +25,7 @@ NAMES = ("throttled", "steal_ms", "involuntary", "neighbours_ms", "wall_ms")
     ],
 )
 def test_what_others_take_disturbs(values, reason):
-    assert reason in str(Change(**dict(zip(NAMES, values, strict=True))).disturbed)
+    assert reason in str(Delta(**dict(zip(NAMES, values, strict=True))).disturbed)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_what_others_take_disturbs(values, reason):
     ],
 )
 def test_nothing_or_too_little_to_tell_does_not(values):
-    assert Change(**dict(zip(NAMES, values, strict=True))).disturbed is None
+    assert Delta(**dict(zip(NAMES, values, strict=True))).disturbed is None
 
 
 def test_heat_disturbs_and_the_frequency_is_kept(tmp_path, monkeypatch):
@@ -47,36 +47,36 @@ def test_heat_disturbs_and_the_frequency_is_kept(tmp_path, monkeypatch):
         (cpu / "cpufreq").mkdir()
         (cpu / "thermal_throttle" / "core_throttle_count").write_text("7\n")
         (cpu / "cpufreq" / "scaling_cur_freq").write_text("2500000\n")
-    monkeypatch.setattr(surroundings, "CPUS", tmp_path)
-    before = look()
-    assert before.until(look()).overheated == 0
+    monkeypatch.setattr(system_state, "CPUS", tmp_path)
+    before = snapshot()
+    assert before.until(snapshot()).overheated == 0
     (cpu / "thermal_throttle" / "core_throttle_count").write_text("9\n")
-    change = before.until(look())
+    change = before.until(snapshot())
     assert (change.overheated, change.mhz) == (2, 2500.0)
     assert change.disturbed == "the CPU was slowed 2 times because it was too hot"
 
 
 def test_without_counts_of_its_own_a_cpu_has_the_frequency_that_the_system_says(tmp_path, monkeypatch):
-    monkeypatch.setattr(surroundings, "CPUS", tmp_path / "missing")
-    monkeypatch.setattr(surroundings, "CPUINFO", tmp_path / "cpuinfo")
-    assert (look().overheated, look().mhz) == (None, None)
+    monkeypatch.setattr(system_state, "CPUS", tmp_path / "missing")
+    monkeypatch.setattr(system_state, "CPUINFO", tmp_path / "cpuinfo")
+    assert (snapshot().overheated, snapshot().mhz) == (None, None)
     (tmp_path / "cpuinfo").write_text("processor\t: 0\ncpu MHz\t\t: 2445.424\n")
-    assert look().mhz == 2445.424
+    assert snapshot().mhz == 2445.424
 
 
 def test_a_neighbour_is_seen_and_our_own_work_is_not_taken_for_one():
-    if look().busy_ms is None:
+    if snapshot().busy_ms is None:
         pytest.skip("this system does not count the CPU time of others")
-    before = look()
+    before = snapshot()
     own_until = time.process_time() + 0.3
     while time.process_time() < own_until:
         pass
-    alone = before.until(look())
+    alone = before.until(snapshot())
     neighbour = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
-        before = look()
+        before = snapshot()
         time.sleep(0.5)
-        beside = before.until(look())
+        beside = before.until(snapshot())
     finally:
         neighbour.kill()
         neighbour.wait()

@@ -1,4 +1,4 @@
-"""Samples are taken as promised: long enough, in turns, with one anchor, on inputs that change places."""
+"""Samples are taken as promised: long enough, interleaved with one baseline, on copies of the inputs in turn."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import torch
 
 from helpers.fakes import TINY
 from scanlab.bench import timing as measure
-from scanlab.bench.timing import arm, call_of, peak_bytes, rotation, shuffled, take_round
+from scanlab.bench.timing import TimedCall, calibrate, call_of, input_copies, peak_bytes, shuffled, take_round
 from scanlab.contract import registry
 from scanlab.contract.problem import ScanInputs, ScanOutput, make_inputs
 
 MS = 1_000_000
 
 
-def slept(seconds: float) -> measure.Arm:
-    return arm(lambda: time.sleep(seconds), TINY, {"threads": 1})
+def slept(seconds: float) -> TimedCall:
+    return calibrate(lambda: time.sleep(seconds), "cpu", 1)
 
 
 def test_the_pilot_makes_samples_long_enough():
@@ -29,28 +29,28 @@ def test_the_pilot_makes_samples_long_enough():
     assert short.calls > 1
 
 
-def test_a_round_interleaves_every_arm_with_one_anchor():
-    arms, anchor = [slept(1e-4), slept(2e-3)], slept(1e-3)
-    blocks = take_round(arms, anchor, random.Random(0), number=7, process=2)
-    assert [len(each.candidate_ns) for each in blocks] == [each.samples for each in arms]
-    for one, each in zip(arms, blocks, strict=True):
-        assert each.anchor_ns == blocks[0].anchor_ns
-        assert len(each.anchor_ns) == anchor.samples
+def test_a_round_interleaves_every_candidate_with_one_baseline():
+    timed, baseline = [slept(1e-4), slept(2e-3)], slept(1e-3)
+    blocks = take_round(timed, baseline, random.Random(0), number=7, process=2)
+    assert [len(each.candidate_ns) for each in blocks] == [each.samples for each in timed]
+    for one, each in zip(timed, blocks, strict=True):
+        assert each.baseline_ns == blocks[0].baseline_ns
+        assert len(each.baseline_ns) == baseline.samples
         assert each.order.count("c") == one.samples
-        assert each.order.count("a") == anchor.samples
-        assert len(each.order) == sum(arm.samples for arm in (*arms, anchor))
+        assert each.order.count("b") == baseline.samples
+        assert len(each.order) == sum(each.samples for each in (*timed, baseline))
         assert (each.round, each.process) == (7, 2)
     assert all(each.log_ratio > 0 for each in blocks[1:])
 
 
 def test_the_order_is_drawn_anew_for_every_round():
-    arms, anchor, rng = [slept(1e-4)], slept(1e-4), random.Random(0)
-    assert len({take_round(arms, anchor, rng)[0].order for _ in range(8)}) > 1
+    timed, baseline, rng = [slept(1e-4)], slept(1e-4), random.Random(0)
+    assert len({take_round(timed, baseline, rng)[0].order for _ in range(8)}) > 1
 
 
 def test_garbage_collection_is_off_while_samples_are_taken_and_on_again_after():
     seen = []
-    one = arm(lambda: seen.append(gc.isenabled()), TINY, {"threads": 1})
+    one = calibrate(lambda: seen.append(gc.isenabled()), "cpu", 1)
     seen.clear()
     take_round([one], one, random.Random(0))
     assert set(seen) == {False}
@@ -60,21 +60,21 @@ def test_garbage_collection_is_off_while_samples_are_taken_and_on_again_after():
 def test_threads_are_those_of_the_configuration_and_restored():
     seen = []
     before = torch.get_num_threads()
-    one = arm(lambda: seen.append(torch.get_num_threads()), TINY, {"threads": before + 1})
-    other = arm(lambda: None, TINY, {"threads": 1})
+    one = calibrate(lambda: seen.append(torch.get_num_threads()), "cpu", before + 1)
+    other = calibrate(lambda: None, "cpu", 1)
     take_round([one], other, random.Random(0))
     peak_bytes(one.call, one.device, one.threads)
     assert set(seen) == {before + 1}
     assert torch.get_num_threads() == before
 
 
-def test_rotated_inputs_are_equal_elsewhere_in_memory_with_the_same_strides():
+def test_input_copies_are_equal_elsewhere_in_memory_with_the_same_strides():
     both = torch.randn(1, 12, 5)
     (inputs,) = make_inputs(TINY.replace(length=5, dim=6))
     viewed = inputs.with_tensors(u=both[:, :6], z=both[:, 6:])
-    turns = rotation((viewed,))
-    assert len(turns) > 1
-    for (copy,) in turns[1:]:
+    copies = input_copies((viewed,))
+    assert len(copies) > 1
+    for (copy,) in copies[1:]:
         for name, tensor in viewed.tensors().items():
             copied = getattr(copy, name)
             assert torch.equal(copied, tensor)
@@ -97,9 +97,9 @@ def test_shuffled_inputs_pose_the_same_problem_with_the_channels_in_another_orde
         torch.testing.assert_close(old[:, channels].sort(dim=1).values, new[:, channels].sort(dim=1).values)
 
 
-def test_large_inputs_do_not_rotate(monkeypatch):
-    monkeypatch.setattr(measure, "ROTATION_BYTES", 16)
-    assert len(rotation(make_inputs(TINY))) == 1
+def test_large_inputs_are_not_copied(monkeypatch):
+    monkeypatch.setattr(measure, "MAX_COPIES_BYTES", 16)
+    assert len(input_copies(make_inputs(TINY))) == 1
 
 
 def test_calls_take_the_inputs_in_turn_without_gradients():
@@ -109,11 +109,11 @@ def test_calls_take_the_inputs_in_turn_without_gradients():
         seen.append((inputs[0].u.data_ptr(), torch.is_grad_enabled()))
         return ScanOutput(inputs[0].u, inputs[0].A)
 
-    turns = rotation(make_inputs(TINY))
-    call = call_of(scan, TINY, turns)
-    for _ in range(2 * len(turns)):
+    copies = input_copies(make_inputs(TINY))
+    call = call_of(scan, TINY, copies)
+    for _ in range(2 * len(copies)):
         call()
-    assert [pointer for pointer, _ in seen] == 2 * [inputs[0].u.data_ptr() for inputs in turns]
+    assert [pointer for pointer, _ in seen] == 2 * [inputs[0].u.data_ptr() for inputs in copies]
     assert not any(grad for _, grad in seen)
 
 

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
 import pytest
 
-from scanlab.bench.compare import race
-from scanlab.bench.prove import Setting
-from scanlab.bench.store import TrialStore
-from scanlab.bench.worker import Entrant
+from helpers.records import trial
 from scanlab.cli import best as command
 from scanlab.contract import registry
-from scanlab.contract.problem import ScanProblem, make_inputs
+from scanlab.contract.problem import ScanProblem
 from scanlab.runtime.profile import Profile, ProfileEntry, profile_path
-from scanlab.tuning.recheck import Checked
+from scanlab.tuning.recheck import CheckedChoice
 
 PROBLEM = ScanProblem(batch=1, dim=6, length=20, state=4)
 
 
 @pytest.fixture
 def profile(run, tmp_path):
-    """A profile with one choice that was really raced."""
+    """A profile with one choice that was measured."""
     two_phase = registry.get("two_phase")
-    setting = Setting.of(PROBLEM, make_inputs(PROBLEM), "made", seed=0)
-    reference = Entrant(registry.get("reference"), {"threads": 1})
-    entrant = Entrant(two_phase, {"threads": 1})
-    raced = race([entrant], reference, setting, TrialStore(tmp_path / "runs"), time.monotonic() + 1)
-    evidence = {"trial": raced.winner.trial.to_json()}
+    chosen = trial(problem=PROBLEM, backend="two_phase", source_hash=two_phase.source_hash, config={"threads": 1})
+    evidence = {"trial": chosen.to_json()}
     Profile.empty().with_entry(
         ProfileEntry(PROBLEM, "two_phase", two_phase.source_hash, {"threads": 1}, evidence)
     ).save(profile_path())
@@ -40,11 +33,11 @@ def profile(run, tmp_path):
 def test_the_exit_code_says_whether_every_choice_holds(run, profile, monkeypatch, holds, code, word):
     seen = []
 
-    def check_trial(trial, record, deadline):
+    def check_trial(trial, record, seconds):
         seen.append(trial.label)
-        return Checked(holds, "because of [the] reason")
+        return CheckedChoice(holds, "because of [the] reason")
 
-    monkeypatch.setattr(command, "check_trial", check_trial)
+    monkeypatch.setattr(command, "recheck_choice", check_trial)
     outcome = run("best", "--recheck", "--budget", "5s")
     assert outcome.code == code
     assert word in outcome.out
@@ -65,7 +58,7 @@ def test_a_choice_without_evidence_does_not_hold(run):
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        ({"measurement": {"unheard": 1}}, "the evidence for two_phase is damaged: TypeError"),
+        ({"measurement": {"unheard": 1}}, "the evidence for two_phase is damaged: KeyError"),
         ({"problem": "batch=1"}, "the evidence for two_phase is damaged: ProblemError"),
         ({"config": {"threads": 4}}, "two_phase threads=1 is deployed on the evidence of two_phase threads=4"),
     ],

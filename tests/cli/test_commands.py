@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from scanlab.bench.prove import prove
+from scanlab.bench.worker import ProcessWorker
 from scanlab.cli.app import COMMANDS as TABLE
 from scanlab.cli.doctor import KEEP_FREED
 from scanlab.contract import registry
@@ -143,12 +143,14 @@ def test_verify_holds_configurations_against_the_oracle(run):
 
 
 def test_verify_interrupted_shows_what_it_has_and_where_it_was(run, monkeypatch):
-    def prove_until_ctrl_c(backend, config, setting):
-        if config["threads"] != backend.space.defaults["threads"]:
-            raise KeyboardInterrupt
-        return prove(backend, config, setting)
+    verify = ProcessWorker.verify
 
-    monkeypatch.setattr("scanlab.cli.verify.prove", prove_until_ctrl_c)
+    def verify_until_ctrl_c(worker, candidate):
+        if not candidate.is_default:
+            raise KeyboardInterrupt
+        return verify(worker, candidate)
+
+    monkeypatch.setattr(ProcessWorker, "verify", verify_until_ctrl_c)
     monkeypatch.setattr(registry, "parse_selection", lambda text: (with_threads(registry.get(text)), {}))
     outcome = run("verify", "reference", "--problem", SMALL)
     assert outcome.code == 130

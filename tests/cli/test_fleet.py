@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from helpers.simulated import tune_simulated
 from scanlab.contract import machine as machine_module
 from scanlab.runtime.profile import Profile, profile_path
 
@@ -23,16 +25,20 @@ def elsewhere(monkeypatch):
 
     def become(model=None):
         other = here if model is None else replace(here, silicon=replace(here.silicon, model_name=model))
-        for module in ("cli.fleet", "cli.report", "runtime.profile", "bench.prove"):
+        for module in ("cli.fleet", "cli.report", "runtime.profile", "bench.context"):
             monkeypatch.setattr(f"scanlab.{module}.this_machine", lambda: other)
         return other
 
     return become
 
 
+def two_phase_first(candidate):
+    return 1.0 if candidate.backend.name == "two_phase" else 3.0
+
+
 @pytest.fixture(autouse=True)
 def brief(monkeypatch):
-    monkeypatch.setattr("scanlab.tuning.tune.RACE_S", 0.1)
+    monkeypatch.setattr("scanlab.cli.tune.tune_problem", partial(tune_simulated, time_ms=two_phase_first))
     monkeypatch.setattr("scanlab.cli.tune.SWEEP_S", 0.1)
     monkeypatch.setattr("scanlab.cli.tune._report", lambda record: [])
 

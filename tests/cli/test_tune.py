@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+from helpers.simulated import tune_simulated
 from scanlab.runtime.profile import Profile, profile_path
 
 TUNE = ("tune", "--problem", "batch=1,dim=6,length=20,state=4", "--backends", "reference two_phase", "--out", "here")
 
 
-def test_tune_chooses_reports_and_deploys_and_a_second_run_measures_nothing_again(run, tmp_path):
+def test_tune_chooses_reports_and_deploys_and_a_second_run_measures_nothing_again(run, tmp_path, monkeypatch):
+    quick = partial(tune_simulated, time_ms=lambda each: 1.0 if each.backend.name == "two_phase" else 5.0)
+    monkeypatch.setattr("scanlab.cli.tune.tune_problem", quick)
+    monkeypatch.setattr("scanlab.cli.tune.MIN_SWEEP_S", 1e9)
     first = run(*TUNE, "--budget", "18s", "--json")
     assert first.code == 0
     (found,) = first.json
-    assert found["winner"]["backend"] in ("reference", "two_phase")
+    assert found["winner"]["backend"] == "two_phase"
     assert found["winner"]["verdict"]["passed"]
     assert found["winner"]["backend"] in found["why"]
     assert found["new"] == found["tried"] > 0
@@ -30,12 +36,13 @@ def test_tune_chooses_reports_and_deploys_and_a_second_run_measures_nothing_agai
     assert (tmp_path / "elsewhere" / "index.html").exists()
 
 
-def test_tune_that_could_try_nothing_says_so_and_writes_no_report(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("scanlab.tuning.tune._Run.search", lambda self: None)
+def test_tune_on_a_busy_machine_chooses_nothing_and_says_so(run, tmp_path, monkeypatch):
+    busy = {"disturbance": lambda second: "other processes used 900 ms of CPU"}
+    monkeypatch.setattr("scanlab.cli.tune.tune_problem", partial(tune_simulated, worker=busy))
     outcome = run(*TUNE, "--trials", "1")
     assert outcome.code == 3
-    assert "No winner" in outcome.out
-    assert not (tmp_path / "here" / "report").exists()
+    assert "No winner: the machine was too busy" in outcome.out
+    assert not profile_path().exists()
 
 
 def test_tune_refuses_what_it_cannot_do(run):

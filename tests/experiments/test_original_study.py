@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from scanlab.bench.prove import Proven, Setting, prove
+from scanlab.bench.context import BenchmarkContext, Candidate
+from scanlab.bench.worker import LocalWorker
 from scanlab.contract.problem import ScanProblem, make_inputs
 from scanlab_kernels.selective_scan import cpp_torch
 
@@ -28,6 +29,7 @@ CLAIMS = load().CLAIMS
 @pytest.mark.skipif(cpp_torch.backend.unavailable() is not None, reason="no C++ compiler")
 @pytest.mark.parametrize("backend", CLAIMS, ids=lambda backend: backend.name)
 def test_each_step_agrees_with_float64(backend):
-    outcome = prove(backend, {}, Setting.of(PROBLEM, make_inputs(PROBLEM), "drawn", 0))
-    assert isinstance(outcome, Proven), outcome
+    context = BenchmarkContext.of(PROBLEM, make_inputs(PROBLEM), "drawn", 0)
+    outcome = LocalWorker(context).verify(Candidate(backend, backend.space.defaults))
+    assert outcome.state == "ok", outcome
     assert outcome.verdict.worst < 2e-6

@@ -15,22 +15,22 @@ PASSED = Verdict(passed=True, errors={"out": 1e-7}, tolerances={"out": 2e-5})
 
 
 def block(
-    candidate_ns: Sequence[int], anchor_ns: Sequence[int], process: int = 0, disturbed: str | None = None
+    candidate_ns: Sequence[int], baseline_ns: Sequence[int], process: int = 0, disturbed: str | None = None
 ) -> Block:
     """A block of these samples."""
     return Block(
-        tuple(candidate_ns), tuple(anchor_ns), order="ca" * len(candidate_ns), process=process, disturbed=disturbed
+        tuple(candidate_ns), tuple(baseline_ns), order="cb" * len(candidate_ns), process=process, disturbed=disturbed
     )
 
 
 def measurement(*blocks: Block) -> Measurement:
     """A measurement of these blocks, or of one made up."""
     return Measurement(
-        anchor="reference",
-        anchor_config={"threads": 1},
-        anchor_source_hash="0123456789abcdef",
+        baseline="reference",
+        baseline_config={"threads": 1},
+        baseline_source_hash="0123456789abcdef",
         calls=3,
-        anchor_calls=1,
+        baseline_calls=1,
         build_ms=1.5,
         first_call_ms=2.5,
         peak_bytes=4096,

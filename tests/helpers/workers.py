@@ -8,46 +8,42 @@ from collections.abc import Iterator
 from pathlib import Path
 
 DELAYS_MS = tuple(float(step) for step in range(12))
-# Under this many deaths a configuration is tried again.
-MOST_DEATHS = 2
 
 WORKER = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
-from helpers.fakes import TINY, lethal, sleepy
-from helpers.workers import DELAYS_MS, MOST_DEATHS
-from scanlab.tuning import attempt, search as study, tune as module
-from scanlab.tuning.budget import Budget
+from helpers.fakes import TINY, sleepy
+from helpers.simulated import tune_simulated
+from helpers.workers import DELAYS_MS
 from scanlab.bench.store import TrialStore
-from scanlab.tuning.tune import tune
 from scanlab.contract.problem import make_inputs
-module.RACE_S, attempt.MOST_BLOCKS, study.MOST_DEATHS = 0.1, 2, MOST_DEATHS
-backends = {"sleepy": sleepy(delays_ms=DELAYS_MS), "lethal": lethal()}
-folder, backend, storage, stalls_at = sys.argv[2:]
+from scanlab.tuning.scheduler import Budget
+folder, storage, stalls_at = sys.argv[2:]
 started = 0
 def say(event):
     global started
     if event.kind in ("started", "waiting"):
         print(event.kind, event.label, flush=True)
     if event.kind == "started":
+        time.sleep(0.05)  # so that another process has its turn
         started += 1
         if started == int(stalls_at):
             time.sleep(600)
     if event.kind == "finished":
         print("finished", event.trial.id, flush=True)
-results, chosen = TrialStore(folder), [backends[backend]]
-tune(TINY, make_inputs(TINY), chosen, Budget(trials=100), results, storage=storage or None, on_event=say)
+store, chosen = TrialStore(folder), [sleepy(delays_ms=DELAYS_MS)]
+tune_simulated(TINY, make_inputs(TINY), chosen, Budget(trials=100), store, storage=storage or None, on_event=say)
 print("done", flush=True)
 """
 
 
-def start(folder: Path, backend: str, storage: str = "", stalls_at: int = 0) -> subprocess.Popen[str]:
-    """A process that tunes the backend of lab_fakes called `backend`, with its records in `folder`.
+def start(folder: Path, storage: str = "", stalls_at: int = 0) -> subprocess.Popen[str]:
+    """A process that tunes `sleepy` on a simulated worker, with its records in `folder`.
 
     At the start of trial number `stalls_at`, counted from 1, it waits to be killed.
     """
     here = str(Path(__file__).parents[1])
-    command = [sys.executable, "-c", WORKER, here, str(folder), backend, storage, str(stalls_at)]
+    command = [sys.executable, "-c", WORKER, here, str(folder), storage, str(stalls_at)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

@@ -44,7 +44,7 @@ def test_the_last_repetition_counts_and_not_the_luckiest():
 
 def test_ratios_to_another_anchor_are_not_compared():
     beside_reference = timed(2.0, started_at=1.0)
-    other = dataclasses.replace(measurement(), anchor="two_phase")
+    other = dataclasses.replace(measurement(), baseline="two_phase")
     beside_other = timed(9.0, config={"chunk": 64, "threads": 1}, measurement=other, started_at=2.0)
     failed = trial(state="crashed", reason="boom", measurement=None, config={"chunk": 8, "threads": 1}, started_at=3.0)
     chosen = select([beside_other, beside_reference, failed], this_machine())

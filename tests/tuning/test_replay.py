@@ -9,8 +9,7 @@ import pytest
 
 from helpers.records import block, measurement, trial
 from scanlab.contract.space import config_key
-from scanlab.tuning.replay import Policy, Record, record_of, replay
-from scanlab.tuning.search import simulate
+from scanlab.tuning.replay import Policy, Record, record_of, replay, simulate
 
 
 def noisy(spread: float, configs: int = 12, blocks: int = 40) -> Record:

@@ -1,124 +1,120 @@
-"""The storage of studies: whatever a crash left of it, it opens, says what it repaired, and loses nothing whole."""
+"""Search: what is tried next, when a trial has measured enough, and what may prune it."""
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
+from dataclasses import replace
 
-import optuna
-import pytest
-
-from helpers.fakes import TINY, fake
-from helpers.records import trial
-from scanlab.bench.prove import Setting, prove
+from helpers.fakes import TINY, fake, sleepy
+from helpers.records import block, measurement, trial
+from helpers.simulated import tiny_context
+from scanlab.bench.context import Candidate
 from scanlab.bench.store import TrialStore
 from scanlab.contract import registry
-from scanlab.contract.problem import make_inputs
 from scanlab.contract.space import Tunable
-from scanlab.errors import ResultsError
 from scanlab.tuning.fleet.storage import open_storage
-from scanlab.tuning.search import Search
+from scanlab.tuning.search import MAX_BLOCKS, Search, has_converged, should_prune
+
+MS = 1_000_000
+BASELINE = Candidate(registry.get("reference"), {"threads": 1})
 
 
-def filled(folder):
-    """The journal of a study with three trials, and its lines."""
-    storage, _ = open_storage(None, folder)
-    study = optuna.create_study(study_name="s", storage=storage)
-    for value in range(3):
-        study.add_trial(optuna.trial.create_trial(value=float(value)))
-    path = folder / "studies.journal"
-    return path, path.read_bytes().splitlines(keepends=True)
+def of(ratios, disturbed=None):
+    """A measurement whose blocks have these ratios to the baseline."""
+    made = measurement(*(block([int(MS * ratio)], [MS], disturbed=disturbed) for ratio in ratios))
+    return replace(made, baseline_source_hash=BASELINE.backend.source_hash)
 
 
-def values(folder):
-    storage, notices = open_storage(None, folder)
-    study = optuna.load_study(study_name="s", storage=storage)
-    return [each.value for each in study.trials], notices
+BEST = of([1.0, 1.01, 0.99, 1.0, 1.0, 1.0])
 
 
-def test_a_whole_journal_opens_silently(tmp_path):
-    filled(tmp_path)
-    assert values(tmp_path) == ([0.0, 1.0, 2.0], ())
+def search_in(folder, backend, recorded=(), storage=None):
+    opened, _ = open_storage(storage, folder)
+    return Search(backend, tiny_context(), BASELINE, recorded, opened, TrialStore(folder))
 
 
-@pytest.mark.parametrize("kept", [1, 10, -2])
-def test_a_torn_tail_is_cut_off_and_copied_aside_and_the_next_record_survives(tmp_path, kept):
-    path, lines = filled(tmp_path)
-    path.write_bytes(b"".join(lines[:-1]) + lines[-1][:kept])
-    found, notices = values(tmp_path)
-    assert found == [0.0, 1.0]
-    (notice,) = notices
-    assert "unfinished last line" in notice
-    (aside,) = tmp_path.glob("studies.journal.damaged-*")
-    assert aside.read_bytes() == lines[-1][:kept]
-    storage, _ = open_storage(None, tmp_path)
-    optuna.load_study(study_name="s", storage=storage).add_trial(optuna.trial.create_trial(value=9.0))
-    assert values(tmp_path) == ([0.0, 1.0, 9.0], ())
+def test_one_clean_block_suffices_for_the_hopeless():
+    assert "2.5 times as long" in should_prune(of([2.5]), BEST)
+    assert should_prune(of([1.9]), BEST) is None
 
 
-def test_without_the_repair_optuna_loses_the_next_record_and_then_everything(tmp_path):
-    """The fault that the repair is for; when this fails, the repair may go."""
-    path, lines = filled(tmp_path)
-    path.write_bytes(b"".join(lines[:-1]) + lines[-1][:10])
-    backend = optuna.storages.journal.JournalFileBackend(str(path))
-    for number in (8, 9):
-        backend.append_logs([{"number": number}])
-    with pytest.raises(json.JSONDecodeError):
-        list(backend.read_logs(0))
+def test_disturbed_blocks_prune_nothing_and_are_pruned_by_nothing():
+    assert should_prune(of([9.0] * 5, disturbed="steal"), BEST) is None
+    assert should_prune(of([9.0] * 5), None) is None
 
 
-def test_damage_further_up_moves_the_journal_aside(tmp_path):
-    path, lines = filled(tmp_path)
-    path.write_bytes(lines[0] + b"\x00garbage\n" + b"".join(lines[1:]))
-    storage, notices = open_storage(None, tmp_path)
-    assert storage.get_all_studies() == []
-    assert "rebuilt from the records" in notices[0]
-    (aside,) = tmp_path.glob("studies.journal.damaged-*")
-    assert b"garbage" in aside.read_bytes()
+def test_the_slightly_slower_is_given_up_once_the_intervals_are_apart():
+    assert "intervals are apart" in should_prune(of([1.2, 1.21, 1.22]), BEST)
+    assert should_prune(of([1.2, 1.21]), BEST) is None
+    assert should_prune(of([1.2, 0.95, 1.3]), BEST) is None
 
 
-def test_a_database_url_and_a_path_are_storages_too(tmp_path):
-    for text in (f"sqlite:///{tmp_path}/studies.db", str(tmp_path / "elsewhere" / "my.journal")):
-        storage, _ = open_storage(text, tmp_path)
-        optuna.create_study(study_name="s", storage=storage)
-        again, _ = open_storage(text, tmp_path)
-        assert [each.study_name for each in again.get_all_studies()] == ["s"]
+def test_a_lucky_best_prunes_by_the_pessimistic_end_of_its_interval():
+    lucky = of([0.1, 0.1, 1.0, 1.0, 1.0, 1.0])
+    assert lucky.baseline_interval.low < -1
+    assert should_prune(of([1.05, 1.05, 1.05]), of([0.1, 0.1, 1.0, 1.1, 1.1, 1.1])) is None
 
 
-@pytest.mark.parametrize("text", ["sqlite:////nosuchfolder/studies.db"])
-def test_a_storage_that_cannot_be_opened_is_said_with_the_cure(tmp_path, text):
-    with pytest.raises(ResultsError, match="Name a writable journal file, or a database URL"):
-        open_storage(text, tmp_path)
+def test_what_would_be_the_best_is_confirmed():
+    assert not has_converged(of([0.5, 0.5, 0.5]), BEST)
+    assert has_converged(of([0.5] * 6), BEST)
+    assert not has_converged(of([1.0] * 3), None)
+    assert has_converged(of([1.1, 1.1, 1.1]), BEST)
 
 
-def test_a_search_on_a_database_takes_up_from_the_records(tmp_path):
-    setting = Setting.of(TINY, make_inputs(TINY), "made", seed=0)
-    anchor = prove(registry.get("reference"), {"threads": 1}, setting)
+def test_blocks_are_repeated_until_sure_or_until_there_are_many():
+    assert not has_converged(of([1.5, 1.8, 1.3]), BEST)
+    assert not has_converged(of([1.1] * 6, disturbed="steal"), BEST)
+    assert has_converged(of([1.5] * MAX_BLOCKS, disturbed="steal"), BEST)
+
+
+def test_only_a_confirmed_and_clean_trial_is_the_best(tmp_path):
+    backend = sleepy()
+    common = {"problem": TINY, "backend": "sleepy", "source_hash": backend.source_hash}
+    lucky = trial(config={"delay_ms": 0.0}, measurement=of([0.1] * 3), **common)
+    solid = trial(config={"delay_ms": 1.0}, measurement=of([0.8] * 6), **common)
+    search = search_in(tmp_path, backend, [lucky, solid])
+    assert search.best == solid.measurement
+    assert [each.id for each in search.eligible] == [lucky.id, solid.id]
+
+
+def test_disturbed_trials_are_tried_again(tmp_path):
+    backend = sleepy(delays_ms=(0.0, 1.0))
+    disturbed = trial(
+        problem=TINY,
+        backend="sleepy",
+        source_hash=backend.source_hash,
+        config={"delay_ms": 1.0},
+        state="disturbed",
+        reason="steal",
+        measurement=of([1.0] * 5, disturbed="steal"),
+    )
+    assert search_in(tmp_path, backend, [disturbed]).left == 2
+
+
+def test_a_search_asks_for_the_defaults_first_and_for_everything(tmp_path):
     backend = fake("pair", lambda scan, config: scan, (Tunable("a", (0, 1), 1), Tunable("b", ("x", "y"), "y")))
-    url = f"sqlite:///{tmp_path}/studies.db"
+    search = search_in(tmp_path, backend, storage=f"sqlite:///{tmp_path}/studies.db")
     asked = []
-    search = Search(backend, setting, anchor, [], open_storage(url, tmp_path)[0], TrialStore(tmp_path))
-    while (config := search.ask(available_s=60.0)) is not None:
-        asked.append(config)
-        failure = trial(backend="pair", config=config, state="crashed", measurement=None, verdict=None, reason="boom")
-        search.tell(failure, None)
+    while (candidate := search.ask(available_s=60.0)) is not None:
+        asked.append(dict(candidate.config))
+        search.tell(
+            trial(backend="pair", config=asked[-1], state="crashed", measurement=None, verdict=None, reason="boom")
+        )
     assert asked[0] == {"a": 1, "b": "y"}
     assert sorted(map(str, asked)) == sorted(map(str, backend.space.configs(TINY)))
     assert search.best is None
 
 
-def test_asking_and_giving_back_asks_for_the_same_again(tmp_path):
-    setting = Setting.of(TINY, make_inputs(TINY), "made", seed=0)
-    anchor = prove(registry.get("reference"), {"threads": 1}, setting)
+def test_what_was_asked_for_and_not_told_may_be_asked_for_again(tmp_path):
     backend = fake("one", lambda scan, config: scan, (Tunable("a", tuple(range(6)), 3),))
-    search = Search(backend, setting, anchor, [], open_storage(None, tmp_path)[0], TrialStore(tmp_path))
-    first = search.ask(60.0)
-    search.give_back(first)
-    assert search.ask(60.0) == first == {"a": 3}
+    search = search_in(tmp_path, backend)
+    assert dict(search.ask(60.0).config) == {"a": 3}
+    search.close()
+    assert dict(search.ask(60.0).config) == {"a": 3}
 
 
-def test_importing_the_lab_below_the_study_does_not_load_optuna():
-
-    code = "import sys, scanlab.bench.compare, scanlab.bench.records; sys.exit('optuna' in sys.modules)"
+def test_importing_the_benchmark_does_not_load_optuna():
+    code = "import sys, scanlab.bench.compare, scanlab.bench.store; sys.exit('optuna' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

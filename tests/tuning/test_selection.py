@@ -7,7 +7,7 @@ import os
 import pytest
 
 from helpers.records import block, measurement, trial
-from scanlab.bench.ranking import Race, Standing
+from scanlab.bench.ranking import Comparison, Place, RankedCandidate
 from scanlab.bench.stats import Interval
 from scanlab.contract.cpu import usable_threads
 from scanlab.contract.verify import Verdict
@@ -16,70 +16,65 @@ from scanlab.tuning.selection import confirmed, fresh_processes, pareto
 MS = 1_000_000
 
 
-def outcome(*standings, phase="race"):
-    """A race whose standings are (backend, behind, tied), or with a rank too, which else is 5."""
+def outcome(*named, phase="race"):
+    """A comparison of (backend, behind, distinguishable), or with a rank too, which else is 5; the first wins."""
     made = [
-        Standing(
-            trial(backend=backend, phase=phase, measurement=measurement(block([MS], [2 * MS]))),
+        RankedCandidate(
+            trial(backend=backend, phase=phase, measurement=measurement(*[block([MS], [2 * MS])] * 6)),
             *rank or (5,),
-            behind,
-            Interval(behind, behind),
-            tied,
+            0,
+            Place(behind, Interval(behind, behind), distinguishable),
         )
-        for backend, behind, tied, *rank in standings
+        for backend, behind, distinguishable, *rank in named
     ]
-    return Race(tuple(made), (), 0.01, 9, 2, ())
+    return Comparison(tuple(made), made[0], (), 0.01, 9, 9, 2, ())
 
 
-def names(race):
-    return [standing.trial.backend for standing in race.standings]
+def names(compared):
+    return [each.trial.backend for each in compared.ranking]
 
 
 def test_a_winner_that_leads_the_hold_out_too_is_confirmed():
-    held = outcome(("quick", 0.0, True), ("slow", 1.0, False), phase="holdout")
-    assert confirmed(held, outcome(("quick", 0.0, True), ("slow", 1.2, False))) == held
+    held = outcome(("quick", 0.0, False), ("slow", 1.0, True), phase="holdout")
+    assert confirmed(held, outcome(("quick", 0.0, False), ("slow", 1.2, True))) == held
 
 
 def test_a_winner_that_ties_in_the_hold_out_stays_the_winner():
-    held = outcome(("other", 0.0, True), ("chosen", 0.005, True), ("slow", 1.0, False), phase="holdout")
-    found = confirmed(held, outcome(("chosen", 0.0, True), ("other", 0.004, True)))
+    held = outcome(("other", 0.0, False), ("chosen", 0.005, False), ("slow", 1.0, True), phase="holdout")
+    found = confirmed(held, outcome(("chosen", 0.0, False), ("other", 0.004, False)))
     assert names(found) == ["chosen", "other", "slow"]
-    assert found.notices == ()
     assert "tied with other" in found.why
-    assert found.why.endswith("chosen as the winner of the race before.")
+    assert "chosen as the winner of the comparison before" in found.why
 
 
 @pytest.mark.parametrize(
     ("tie", "advantage"),
     [
-        (("other", 0.01, True, 8), "simplest"),
-        (("other", -0.02, True, 8), "simplest"),
-        (("other", 0.01, True, 5), "most exact, then smallest in memory, of its rank"),
+        (("other", 0.01, False, 8), "simplest"),
+        (("other", 0.01, False, 5), "most exact, then smallest in memory, of its rank"),
     ],
 )
 def test_the_sentence_says_what_a_tie_was_decided_by(tie, advantage):
-    assert outcome(("chosen", 0.0, True), tie).why.endswith(f"and chosen as the {advantage}.")
+    assert outcome(("chosen", 0.0, False), tie).why.endswith(f"and chosen as the {advantage}.")
 
 
-def test_what_is_far_behind_is_not_called_a_tie_though_it_was_not_told_apart():
-    found = outcome(("chosen", 0.01, True), ("fastest", 0.0, True, 8), ("simple", 0.3, True, 1))
-    assert "tied with fastest chunk=32 threads=1, and chosen as the simplest; not told apart from simple" in found.why
-    alone = outcome(("chosen", 0.0, True), ("simple", 0.3, True, 1)).why
-    assert "tied" not in alone
-    assert alone.endswith("not told apart from simple chunk=32 threads=1, by the rounds there were (9).")
+def test_what_is_far_behind_is_not_called_a_tie_though_it_was_not_distinguished():
+    why = outcome(("chosen", 0.0, False), ("simple", 0.3, False, 1)).why
+    assert "tied" not in why
+    assert why.endswith("not distinguishable from simple chunk=32 threads=1 by 9 clean rounds.")
 
 
 def test_a_winner_that_is_slower_in_the_hold_out_is_demoted_aloud():
-    held = outcome(("other", 0.0, True), ("chosen", 0.4, False), phase="holdout")
-    found = confirmed(held, outcome(("chosen", 0.0, True), ("other", 0.1, False)))
+    held = outcome(("other", 0.0, False), ("chosen", 0.4, True), phase="holdout")
+    found = confirmed(held, outcome(("chosen", 0.0, False), ("other", 0.1, True)))
     assert names(found) == ["other", "chosen"]
     (notice,) = found.notices
-    assert "chosen chunk=32 threads=1 won the race and is slower there" in notice
+    assert "chosen chunk=32 threads=1 won the comparison and is not shown to be faster there" in notice
     assert "names other" in notice
 
 
 def test_a_winner_that_fails_in_the_hold_out_is_demoted_aloud():
-    found = confirmed(outcome(("other", 0.0, True), phase="holdout"), outcome(("chosen", 0.0, True)))
+    found = confirmed(outcome(("other", 0.0, False), phase="holdout"), outcome(("chosen", 0.0, False)))
     assert names(found) == ["other"]
     assert "failed there" in found.notices[0]
 

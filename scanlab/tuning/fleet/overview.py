@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from optuna.storages import BaseStorage
 
-from scanlab.bench.prove import Setting
-from scanlab.bench.ranking import Race
+from scanlab.bench.context import BenchmarkContext
+from scanlab.bench.ranking import Comparison
 from scanlab.bench.records import RecordError, Trial, decode, log_ratio
 from scanlab.contract.machine import Machine
 from scanlab.contract.problem import ScanProblem
@@ -119,17 +119,17 @@ def fleet_overview(storage: BaseStorage) -> FleetOverview:
     )
 
 
-def publish(outcome: Race, setting: Setting, storage: BaseStorage) -> None:
+def publish(outcome: Comparison, context: BenchmarkContext, storage: BaseStorage) -> None:
     """Write the outcome of a comparison into the study of this kind of machine and this problem."""
-    machine, problem = setting.machine, setting.problem
+    machine, problem = context.machine, context.problem
     facts = {
         "kind": "finals",
         "problem": problem.key,
-        "inputs": setting.inputs_label,
+        "inputs": context.inputs_label,
         "machine": machine.to_json(),
     }
-    name = f"finals {problem.key} {setting.inputs_label} {machine.silicon_id}-{machine.software_id}"
-    trials = [standing.trial for standing in outcome.standings]
+    name = f"finals {problem.key} {context.inputs_label} {machine.silicon_id}-{machine.software_id}"
+    trials = [each.trial for each in outcome.ranking]
     TrialQueue(storage, name, facts, (), carries_records=True).publish(trials, outcome.why)
 
 

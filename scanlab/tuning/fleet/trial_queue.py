@@ -126,10 +126,11 @@ class TrialQueue:
 
     def to_optuna(self, trial: Trial, attrs: Mapping[str, Any] | None = None) -> FrozenTrial:
         """Return a record as a trial of optuna, for a sampler to learn from."""
-        steps = {len(trial.measurement.blocks): log_ratio(trial)} if trial.measurement else {}
+        value, measurement = _value(trial), trial.measurement
+        steps = {} if measurement is None or value is None else {len(measurement.blocks): value}
         return optuna.trial.create_trial(
             state=_state(trial),
-            value=_value(trial),
+            value=value,
             params=dict(trial.config),
             distributions=self.distributions,
             user_attrs=dict(attrs or {}),
@@ -209,4 +210,4 @@ def _state(trial: Trial) -> TrialState:
 
 
 def _value(trial: Trial) -> float | None:
-    return None if trial.measurement is None else log_ratio(trial)
+    return log_ratio(trial) if trial.state in ("ok", "pruned") else None

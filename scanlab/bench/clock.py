@@ -1,0 +1,74 @@
+"""Clock of the time spent on measuring; tests give it another source of time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+# A machine that nothing disturbed for so long is quiet.
+QUIET_S = 0.2
+
+
+class MeasuringClock:
+    """Monotonic seconds since its creation, without the pauses: first builds, and waiting for a quiet machine.
+
+    Args:
+        source: Monotonic seconds.
+    """
+
+    def __init__(self, source: Callable[[], float] = time.monotonic) -> None:
+        self._source = source
+        self._started = source()
+        self._paused_s = 0.0
+
+    def now(self) -> float:
+        """Return the seconds of measuring so far."""
+        return self.elapsed_s() - self._paused_s
+
+    def elapsed_s(self) -> float:
+        """Return the seconds since the creation, pauses included."""
+        return self._source() - self._started
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time that the block takes out of `now`."""
+        begun = self._source()
+        try:
+            yield
+        finally:
+            self._paused_s += self._source() - begun
+
+
+class QuietWait:
+    """Waiting for a busy machine to calm down; the time is no measuring time, and has a limit of its own.
+
+    Args:
+        limit_s: All waiting together takes at most so long.
+        clock: Paused while waiting.
+        disturbance: Does nothing for so many seconds and returns what would have disturbed samples, or None.
+        on_wait: Called with the reason after each look at a machine that is still busy.
+    """
+
+    def __init__(
+        self,
+        limit_s: float,
+        clock: MeasuringClock,
+        disturbance: Callable[[float], str | None],
+        on_wait: Callable[[str], None] = lambda reason: None,
+    ) -> None:
+        self.left_s = limit_s
+        self._clock = clock
+        self._disturbance = disturbance
+        self._on_wait = on_wait
+
+    def __call__(self) -> None:
+        """Wait until nothing disturbs for a moment, or until the limit is used up."""
+        with self._clock.paused():
+            while self.left_s > 0:
+                begun = self._clock.elapsed_s()
+                reason = self._disturbance(QUIET_S)
+                self.left_s -= self._clock.elapsed_s() - begun
+                if reason is None:
+                    return
+                self._on_wait(reason)

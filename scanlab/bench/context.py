@@ -1,0 +1,120 @@
+"""Candidates, and the context that the trials of one run share: problem, inputs, reference outputs, machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from scanlab.bench.records import label_of
+from scanlab.bench.roofline import Roofline, roofline_here
+from scanlab.bench.timing import shuffled
+from scanlab.contract import registry
+from scanlab.contract.backend import Backend
+from scanlab.contract.cpu import thread_count
+from scanlab.contract.machine import Machine, this_machine
+from scanlab.contract.problem import ScanInputs, ScanProblem, make_inputs
+from scanlab.contract.space import Config, Value, config_key
+from scanlab.contract.verify import ReferenceOutputs, reference_outputs
+from scanlab.errors import UnknownBackendError
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A backend and a complete configuration; equal to another of the same names and values.
+
+    Another process receives the name of the backend and finds the backend by it, see `is_installed`.
+    """
+
+    backend: Backend
+    config: Mapping[str, Value]
+
+    @classmethod
+    def of(cls, backend: Backend, config: Config, problem: ScanProblem) -> Candidate:
+        """Return the candidate whose unnamed tunables have their defaults.
+
+        Raises:
+            ConfigError: The configuration is not legal for `problem`.
+        """
+        return cls(backend, backend.space.complete(config, problem, backend.name))
+
+    @cached_property
+    def key(self) -> tuple[str, str]:
+        """Name of the backend and canonical text of the configuration."""
+        return self.backend.name, config_key(self.config)
+
+    @property
+    def label(self) -> str:
+        """Backend and configuration in one line."""
+        return label_of(self.backend.name, self.config)
+
+    @property
+    def threads(self) -> int:
+        """Threads that its calls use."""
+        return thread_count(self.config)
+
+    @property
+    def is_default(self) -> bool:
+        """Whether every tunable has its default."""
+        return dict(self.config) == self.backend.space.defaults
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether another process finds this backend by its name, though perhaps with a wider space."""
+        try:
+            return registry.get(self.backend.name).make is self.backend.make
+        except UnknownBackendError:
+            return False
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Candidate) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _by_name, (self.backend.name, dict(self.config))
+
+
+def _by_name(name: str, config: dict[str, Value]) -> Candidate:
+    return Candidate(registry.get(name), config)
+
+
+@dataclass(frozen=True)
+class BenchmarkContext:
+    """Problem, inputs and reference outputs that the trials of one run share.
+
+    Attributes:
+        inputs_label: Where the inputs came from.
+        references: Reference outputs for the inputs themselves, and for a draw of hard ones (`make_inputs`, seed + 1).
+        roofline: What the CPU could do at best; None for a problem on another device.
+    """
+
+    problem: ScanProblem
+    inputs_label: str
+    seed: int
+    machine: Machine
+    references: tuple[ReferenceOutputs, ...]
+    roofline: Roofline | None
+
+    @classmethod
+    def of(cls, problem: ScanProblem, inputs: tuple[ScanInputs, ...], inputs_label: str, seed: int) -> BenchmarkContext:
+        """Return the context for `inputs`; computes the float64 reference, which takes as long as its loop."""
+        references = tuple(reference_outputs(problem, each) for each in (inputs, make_inputs(problem, seed=seed + 1)))
+        roofline = roofline_here() if problem.device == "cpu" else None
+        return cls(problem, inputs_label, seed, this_machine(), references, roofline)
+
+    @property
+    def inputs(self) -> tuple[ScanInputs, ...]:
+        """The inputs that candidates are timed on."""
+        return self.references[0].inputs
+
+    def with_fresh_inputs(self) -> BenchmarkContext:
+        """Return the context for inputs of the same kind that no trial of this one has seen; the hard ones stay."""
+        fresh = tuple(shuffled(each, self.problem.groups, self.seed + 2) for each in self.inputs)
+        references = (reference_outputs(self.problem, fresh), *self.references[1:])
+        return replace(self, seed=self.seed + 2, references=references)
+
+    def attainable_ms(self, candidate: Candidate) -> float | None:
+        """Return the time of a kernel that wastes nothing on the candidate's threads; None without a roofline."""
+        return None if self.roofline is None else 1e3 * self.roofline.attainable_s(self.problem, candidate.threads)

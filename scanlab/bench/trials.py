@@ -1,0 +1,150 @@
+"""Trials from what a worker returns: the baseline that blocks were taken beside, and the record of a candidate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scanlab.bench.clock import MeasuringClock, QuietWait
+from scanlab.bench.context import BenchmarkContext, Candidate
+from scanlab.bench.records import Phase, State, Trial
+from scanlab.bench.samples import Block, Measurement, clean
+from scanlab.bench.worker import CandidateFailedError, Evaluation, Worker
+from scanlab.contract import registry
+
+# Fewer clean blocks among disturbed ones say nothing.
+MIN_CLEAN_BLOCKS = 3
+# Blocks of the reference beside the baseline: enough for an interval where they are cheap.
+MAX_REFERENCE_BLOCKS = 9
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The candidate that blocks are taken beside, and the reference that speed-ups refer to.
+
+    Attributes:
+        calls: Calls in one sample of the candidate.
+        reference: Label of the reference; None where speed-ups refer to the baseline itself.
+        reference_blocks: Blocks of the reference beside the candidate.
+    """
+
+    candidate: Candidate
+    calls: int
+    reference: str | None = None
+    reference_blocks: tuple[Block, ...] = ()
+
+    def measurement(self, evaluation: Evaluation, blocks: Sequence[Block], peak_bytes: int | None) -> Measurement:
+        """Return the measurement that `blocks` beside this baseline make."""
+        return Measurement(
+            baseline=self.candidate.backend.name,
+            baseline_config=dict(self.candidate.config),
+            baseline_source_hash=self.candidate.backend.source_hash,
+            calls=evaluation.calls,
+            baseline_calls=self.calls,
+            build_ms=evaluation.build_ms,
+            first_call_ms=evaluation.first_call_ms,
+            peak_bytes=peak_bytes,
+            blocks=tuple(blocks),
+            reference=self.reference,
+            reference_blocks=self.reference_blocks,
+        )
+
+
+def reference_candidate() -> Candidate:
+    """Return the reference loop on one thread.
+
+    Its steps are so short that on several threads it mostly waits for the slowest of them: a neighbour on one CPU slows
+    it many times over, and every ratio to it would tell of the neighbour.
+    """
+    backend = registry.get("reference")
+    return Candidate(backend, backend.space.defaults | {"threads": 1})
+
+
+def time_reference(
+    worker: Worker,
+    baseline: Candidate,
+    calls: int,
+    clock: MeasuringClock,
+    deadline: float,
+    wait_for_quiet: QuietWait,
+) -> tuple[Baseline, str | None]:
+    """Time the reference loop a few times beside `baseline`, at least once, until `deadline` of `clock`.
+
+    Returns:
+        The baseline, and why its speed-ups refer to itself where the reference could not be timed.
+    """
+    reference = reference_candidate()
+    if reference == baseline:
+        return Baseline(baseline, calls), None
+    with clock.paused():
+        evaluation = worker.prepare(reference)
+    if evaluation.state != "ok":
+        return Baseline(baseline, calls), f"{reference.label} {evaluation.state}: {evaluation.reason}"
+    blocks: list[Block] = []
+    try:
+        while len(clean(blocks)) < MAX_REFERENCE_BLOCKS and len(blocks) < 2 * MAX_REFERENCE_BLOCKS:
+            if blocks and clock.now() + evaluation.block_s > deadline:
+                break
+            blocks += worker.take_round([reference], baseline, len(blocks))
+            if blocks[-1].disturbed:
+                wait_for_quiet()
+    except CandidateFailedError as failure:
+        return Baseline(baseline, calls), str(failure)
+    if not clean(blocks):
+        return Baseline(baseline, calls), f"every block of {reference.label} was disturbed ({blocks[-1].disturbed})"
+    return Baseline(baseline, calls, reference.label, tuple(blocks)), None
+
+
+def trial_of(
+    context: BenchmarkContext,
+    phase: Phase,
+    candidate: Candidate,
+    started_at: float,
+    evaluation: Evaluation,
+    measurement: Measurement | None = None,
+    pruned: str | None = None,
+) -> Trial:
+    """Return the record of a candidate.
+
+    A time that the machine cannot have computed the problem in makes it wrong, whatever its verdict.
+
+    Args:
+        started_at: Seconds since the epoch.
+        evaluation: What preparing it gave, or the failure that came later.
+        measurement: Where it could be timed.
+        pruned: Why it was not measured to the end.
+    """
+    state, reason = evaluation.state, evaluation.reason
+    if measurement is not None:
+        state, reason = _state_of(measurement, pruned)
+        refusal = (
+            context.roofline.refuses(context.problem, candidate.threads, measurement.median_ms / 1e3)
+            if context.roofline is not None and measurement.clean
+            else None
+        )
+        if refusal is not None:
+            state, reason, measurement = "wrong", refusal, None
+    return Trial(
+        phase=phase,
+        problem=context.problem,
+        inputs_label=context.inputs_label,
+        backend=candidate.backend.name,
+        source_hash=candidate.backend.source_hash,
+        config=dict(candidate.config),
+        state=state,
+        machine=context.machine,
+        seed=context.seed,
+        started_at=started_at,
+        duration_s=time.time() - started_at,
+        verdict=evaluation.verdict,
+        measurement=measurement,
+        reason=reason,
+    )
+
+
+def _state_of(measurement: Measurement, pruned: str | None) -> tuple[State, str | None]:
+    disturbed = [block.disturbed for block in measurement.blocks if block.disturbed]
+    if disturbed and len(measurement.clean) < MIN_CLEAN_BLOCKS:
+        return "disturbed", f"{len(disturbed)} of {len(measurement.blocks)} blocks were disturbed ({disturbed[-1]})"
+    return ("ok", None) if pruned is None else ("pruned", pruned)
