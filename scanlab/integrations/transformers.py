@@ -30,7 +30,7 @@ from scanlab.contract.problem import ScanInputs
 from scanlab.errors import ProblemError, UnavailableError
 from scanlab.integrations.transformers_cache import Memory, memory_of
 from scanlab.models.mamba_weights import as_scanned, rates
-from scanlab.runtime.dispatch import ENV_STRICT, scan
+from scanlab.runtime.dispatch import ENV_STRICT, promoted, scan
 from scanlab.runtime.ops import (
     PrepackedWeight,
     WeightCache,
@@ -182,7 +182,7 @@ def _mix(mixer: Any, hidden: Tensor, memory: Memory, mask: Tensor | None, masks_
     recording = torch.is_grad_enabled() and (
         hidden.requires_grad or any(each.requires_grad for each in mixer.parameters())
     )
-    if past is not None and memory.conv is not None and mask is None and not recording and _is_plain(mixer):
+    if past is not None and memory.conv is not None and mask is None and not recording and _steps_fused(mixer):
         dt = mixer.dt_proj
         y = mixer_step(
             _product(mixer, "in_proj", hidden)[:, 0],
@@ -201,7 +201,7 @@ def _mix(mixer: Any, hidden: Tensor, memory: Memory, mask: Tensor | None, masks_
     if not masks_hidden:
         x = _masked(x, mask)
     if past is not None and memory.conv is not None and not recording:
-        u = causal_conv1d_update(x.mT, memory.conv, taps, bias, activation="silu").mT
+        u = causal_conv1d_update(x.mT.to(memory.conv.dtype), memory.conv, taps, bias, activation="silu").mT
     else:
         u = causal_conv1d(memory.extend(x.mT), taps, bias, activation="silu")[..., -length:].mT
     u = _masked(u, mask)
@@ -226,15 +226,27 @@ def _mix(mixer: Any, hidden: Tensor, memory: Memory, mask: Tensor | None, masks_
             # a copy: the cache is overwritten in place, and gradients want what was there
             initial_state=None if past is None else as_scanned(past, u.dtype).flatten(1, -2).clone(),
         )
-        scanned, last_state = scan(inputs)
+        scanned, last_state = scan(promoted(inputs))
         memory.keep(last_state.view(batch, *A.shape))
-        y = scanned.mT
+        y = scanned.mT.to(u.dtype)
     return _product(mixer, "out_proj", y)
 
 
-def _is_plain(mixer: Any) -> bool:
-    """Whether the selection is two matrix products with weights of their own and no norms, as in Mamba itself."""
-    return type(mixer).__name__ == MIXERS["mamba"] and type(mixer.x_proj) is type(mixer.dt_proj) is nn.Linear
+def _steps_fused(mixer: Any) -> bool:
+    """Return True where one step is plain products with weights of the states' dtype: Mamba itself, no autocast."""
+    layers = (mixer.in_proj, mixer.x_proj, mixer.dt_proj, mixer.out_proj)
+    return (
+        type(mixer).__name__ == MIXERS["mamba"] and all(map(_is_plain, layers)) and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Return True where `layer` is a Linear without hooks, so that multiplying with its weight is all that it does.
+
+    Quantisation and adapters replace the class; pruning, weight_norm and spectral_norm recompute the weight in a hook.
+    """
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return type(layer) is nn.Linear and "forward" not in vars(layer) and not any(hooks)
 
 
 def _masked(values: Tensor, mask: Tensor | None) -> Tensor:
@@ -260,7 +272,7 @@ def _packed(mixer: nn.Module, name: str, weight: Tensor, x: Tensor) -> Prepacked
 def _product(mixer: Any, name: str, x: Tensor, half: slice = slice(None)) -> Tensor:
     """The projection called `name`, or half of what it puts out, with its weight packed where that is possible."""
     projection = getattr(mixer, name)
-    if type(projection) is not nn.Linear:  # quantised, or adapted: it alone knows how to multiply
+    if not _is_plain(projection):
         whole: Tensor = projection(x)
         return whole[..., half]
     bias = None if projection.bias is None else projection.bias[half]
@@ -272,7 +284,7 @@ def _halves(mixer: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
     if hasattr(mixer, "n_mamba_heads"):
         x, z = mixer.in_proj(hidden).unflatten(-1, (-1, 2)).unbind(-1)
         return x.contiguous(), z.contiguous()
-    if type(mixer.in_proj) is not nn.Linear:
+    if not _is_plain(mixer.in_proj):
         x, z = mixer.in_proj(hidden).chunk(2, dim=-1)
         return x, z
     # two products instead of one that is split: both come out dense
@@ -292,9 +304,9 @@ def _selection(mixer: Any, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | 
     selected = _product(mixer, "x_proj", u)
     low_rank, B, C = (norm(each) for norm, each in zip(_norms(mixer), selected.split(sizes, dim=-1), strict=True))
     projection = mixer.dt_proj
-    if type(projection) is nn.Linear:  # the bias goes into the scan, where it is added in float32
+    if _is_plain(projection):  # the bias goes into the scan, where it is added in float32
         return packed_linear(low_rank, _packed(mixer, "dt_proj", projection.weight, low_rank)), B, C, projection.bias
-    return projection(low_rank), B, C, None  # quantised, or adapted: it alone knows how to multiply
+    return projection(low_rank), B, C, None
 
 
 def _norms(mixer: Any) -> Iterator[Callable[[Tensor], Tensor]]:

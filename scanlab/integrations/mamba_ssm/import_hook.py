@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from scanlab.integrations.mamba_ssm import manifest
+from scanlab.integrations.mamba_ssm.fallback import imports_without_fallback
 
 log = logging.getLogger("scanlab")
 
@@ -98,7 +99,8 @@ class Finder(MetaPathFinder):
         """Fill `module` with what scanlab has in its place."""
         name = module.__name__
         self.replaced.add(name)
-        vars(module).update(manifest.unprovided(name) | manifest.served(name))
+        vars(module).update(manifest.served(name))
+        vars(module)["__getattr__"] = functools.partial(_missing, name, manifest.unprovided(name))
         if name in manifest.VERSIONS:
             vars(module)["__version__"] = manifest.VERSIONS[name]
 
@@ -154,6 +156,13 @@ class Wrapping(Loader):
             self.finder.serve(module)
             return
         self.finder.wrap(module)
+
+
+def _missing(module: str, placeholders: Mapping[str, type], name: str) -> type:
+    """Return the placeholder of `name` to an import without a fallback; to all other code the name is absent."""
+    if name in placeholders and imports_without_fallback(sys._getframe(1)):
+        return placeholders[name]
+    raise AttributeError(f"module {module!r} has no attribute {name!r}: scanlab, which stands in for it, lacks it.")
 
 
 def by_device(theirs: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
