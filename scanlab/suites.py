@@ -1,4 +1,4 @@
-"""The problems that are tuned: named suites, drawn, captured from a model on a photograph, or those of a script."""
+"""Suites of problems to tune: drawn, captured from a model on a photograph, or recorded from a script."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FIELDS = {"summary", "model", "image_size", "problems"}
 
 @dataclass(frozen=True)
 class Case:
-    """One problem to tune, with the inputs to tune it on and where they came from."""
+    """A problem to tune, the inputs to tune it on, and where they came from."""
 
     problem: ScanProblem
     inputs: tuple[ScanInputs, ...]
@@ -28,7 +28,11 @@ class Case:
 
 
 def read_suites(path: Path = SHIPPED) -> dict[str, dict[str, Any]]:
-    """The suites in a TOML file by name; raises InputError where it is missing or not a file of suites."""
+    """Return the suites of a TOML file by name.
+
+    Raises:
+        InputError: The file cannot be read, is not TOML, or holds something else than suites.
+    """
     try:
         suites = tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError) as error:
@@ -36,15 +40,32 @@ def read_suites(path: Path = SHIPPED) -> dict[str, dict[str, Any]]:
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path} is not TOML: {error}.") from error
     for name, suite in suites.items():
-        if not isinstance(suite, dict) or not suite.keys() <= FIELDS or ("model" in suite) == ("problems" in suite):
-            raise InputError(f"suite {name!r} in {path}: must be a table of a summary, and a `model` or `problems`.")
+        fault = _fault_of(suite)
+        if fault is not None:
+            raise InputError(f"suite {name!r} in {path}: {fault}.")
     return suites
 
 
-def load_suite(name: str, image: Path | None = None) -> tuple[Case, ...]:
-    """The cases of the suite called `name`, or "FILE.toml:NAME" for a suite in a file of yours.
+def _fault_of(suite: object) -> str | None:
+    """Return what is wrong with a suite as read from TOML, or None."""
+    if not isinstance(suite, dict) or not suite.keys() <= FIELDS or ("model" in suite) == ("problems" in suite):
+        return "must be a table of a summary, and a `model` or `problems`"
+    if not isinstance(suite.get("summary", ""), str):
+        return "summary must be a text"
+    if "model" in suite:
+        return None if isinstance(suite["model"], str) else "model must be the name of a Vim, such as 'vim_tiny'"
+    problems = suite["problems"]
+    if not isinstance(problems, list) or not problems or not all(isinstance(text, str) for text in problems):
+        return "problems must be a list of at least one text such as 'batch=1,dim=384,length=197'"
+    return None
 
-    A model's suite is captured on `image`, or on the photograph that ships with scikit-learn.
+
+def load_suite(name: str, image: Path | None = None) -> tuple[Case, ...]:
+    """Return the cases of a suite.
+
+    Args:
+        name: A shipped suite, or "FILE.toml:NAME" for one in a file of yours.
+        image: The photograph that a model's suite is captured on; the one that scikit-learn ships by default.
     """
     file, separator, own = name.rpartition(":")
     suites = read_suites(Path(file)) if separator else read_suites()
@@ -60,12 +81,12 @@ def load_suite(name: str, image: Path | None = None) -> tuple[Case, ...]:
 
 
 def drawn_case(problem: ScanProblem, seed: int = 0) -> Case:
-    """`problem` with inputs drawn by `make_inputs`."""
+    """Return `problem` with inputs drawn by `make_inputs`."""
     return Case(problem, make_inputs(problem, seed), f"drawn, seed {seed}")
 
 
 def recorded_suite(script: str, usage: Mapping[ScanProblem, Usage]) -> str:
-    """The text of a file with one suite, called CAPTURED: the problems that `script` has, in the order of `usage`."""
+    """Return the text of a file with one suite, CAPTURED: the problems of `script`, in the order of `usage`."""
     total_s = sum(each.seconds for each in usage.values())
     lines = [
         f'    "{problem.key}",  # {each.calls} calls, {each.seconds / total_s:.1%} of the time in forward scans'
@@ -87,10 +108,10 @@ def _capture(name: str, suite: Mapping[str, Any], image: Path | None) -> Case:
     from scanlab.runtime.ops import in_torch
 
     size = suite.get("image_size")
-    build = getattr(vision_mamba, str(suite["model"]), None)
-    if build is None or not isinstance(size, int):
+    build = vision_mamba.RELEASED.get(suite["model"])
+    if build is None or not isinstance(size, int) or isinstance(size, bool) or size < 16:
         raise InputError(
-            f"suite {name!r}: model must name a Vim such as vim_tiny, and image_size be a number of pixels."
+            f"suite {name!r}: model must be one of {', '.join(vision_mamba.RELEASED)}, and image_size at least 16 pixels."
         )
     photograph = images.sample_photograph() if image is None else images.open_image(image)
     model = capture.trained_like_(build(img_size=size, scan="reference")).eval()
@@ -99,4 +120,4 @@ def _capture(name: str, suite: Mapping[str, Any], image: Path | None) -> Case:
     with in_torch():
         problem, inputs = capture.capture_scan_inputs(model, pixels, layer)
     where = "scikit-learn's china.jpg" if image is None else str(image.name)
-    return Case(problem, inputs, f"captured from {suite['model']} at {size} px on {where}, layer {layer}")
+    return Case(problem, inputs, f"captured from {suite['model']} with synthetic weights at {size} px on {where}, layer {layer}")

@@ -1,0 +1,48 @@
+"""Suite files: odd ones are refused with a sentence, and labels say what the inputs are."""
+
+from __future__ import annotations
+
+import pytest
+
+from scanlab.errors import InputError
+from scanlab.suites import load_suite, read_suites
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("mine = 3", "must be a table"),
+        ("[[mine]]\nproblems = []", "must be a table"),
+        ("[mine]", "must be a table"),
+        ("[mine]\nproblems = []", "problems must be a list of at least one text"),
+        ("[mine]\nproblems = 'batch=1,dim=2,length=3'", "problems must be a list of at least one text"),
+        ("[mine]\nproblems = [{batch = 1}]", "problems must be a list of at least one text"),
+        ("[mine]\nproblems = [[1]]", "problems must be a list of at least one text"),
+        ("[mine]\nsummary = 3\nmodel = 'vim_tiny'", "summary must be a text"),
+        ("[mine]\nmodel = 3", "model must be the name of a Vim"),
+        ("[mine", "is not TOML"),
+    ],
+)
+def test_an_odd_suite_is_refused(tmp_path, text, complaint):
+    file = tmp_path / "suites.toml"
+    file.write_text(text)
+    with pytest.raises(InputError, match=complaint):
+        read_suites(file)
+
+
+@pytest.mark.parametrize(
+    "suite",
+    ["model = 'torch'\nimage_size = 32", "model = 'vim_tiny'", "model = 'vim_tiny'\nimage_size = true"],
+)
+def test_a_model_that_cannot_be_built_is_refused(tmp_path, suite):
+    file = tmp_path / "suites.toml"
+    file.write_text(f"[mine]\n{suite}")
+    with pytest.raises(InputError, match="model must be one of vim_tiny.*image_size"):
+        load_suite(f"{file}:mine")
+
+
+def test_the_label_of_a_captured_problem_says_that_the_weights_are_synthetic(tmp_path):
+    file = tmp_path / "suites.toml"
+    file.write_text("[mine]\nmodel = 'vim_tiny'\nimage_size = 32")
+    (case,) = load_suite(f"{file}:mine")
+    assert "synthetic weights" in case.label
