@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from scanlab.contract.problem import ScanInputs, ScanProblem, make_inputs
-from scanlab.errors import InputError
+from scanlab.errors import InputError, UnavailableError
 from scanlab.runtime.usage import Usage
 
 SHIPPED = Path(__file__).with_name("suites.toml")
 CAPTURED = "captured"
+MAX_TENSOR_BYTES = 2**38  # more than the memory of any machine that one problem is tuned on
 FIELDS = {"summary", "model", "image_size", "problems"}
 
 
@@ -81,7 +84,21 @@ def load_suite(name: str, image: Path | None = None) -> tuple[Case, ...]:
 
 
 def drawn_case(problem: ScanProblem, seed: int = 0) -> Case:
-    """Return `problem` with inputs drawn by `make_inputs`."""
+    """Return `problem` with inputs drawn by `make_inputs`.
+
+    Raises:
+        InputError: The problem does not fit into memory, or torch knows no such device.
+        UnavailableError: The device is not there.
+    """
+    try:
+        torch.empty(0, device=problem.device)
+    except (RuntimeError, AssertionError) as error:
+        known = problem.device.partition(":")[0] in ("cpu", "cuda")
+        kind = UnavailableError if known else InputError
+        raise kind(f"device={problem.device}: {str(error).splitlines()[0]}. Use device=cpu.") from error
+    needed_bytes = 4 * problem.batch * problem.dim * problem.length
+    if needed_bytes > MAX_TENSOR_BYTES:
+        raise InputError(f"{problem.key}: one tensor would take {needed_bytes / 2**30:.0f} GiB; make it smaller.")
     return Case(problem, make_inputs(problem, seed), f"drawn, seed {seed}")
 
 
@@ -111,7 +128,8 @@ def _capture(name: str, suite: Mapping[str, Any], image: Path | None) -> Case:
     build = vision_mamba.RELEASED.get(suite["model"])
     if build is None or not isinstance(size, int) or isinstance(size, bool) or size < 16:
         raise InputError(
-            f"suite {name!r}: model must be one of {', '.join(vision_mamba.RELEASED)}, and image_size at least 16 pixels."
+            f"suite {name!r}: model must be one of {', '.join(vision_mamba.RELEASED)}, and image_size at least 16"
+            " pixels."
         )
     photograph = images.sample_photograph() if image is None else images.open_image(image)
     model = capture.trained_like_(build(img_size=size, scan="reference")).eval()
@@ -120,4 +138,6 @@ def _capture(name: str, suite: Mapping[str, Any], image: Path | None) -> Case:
     with in_torch():
         problem, inputs = capture.capture_scan_inputs(model, pixels, layer)
     where = "scikit-learn's china.jpg" if image is None else str(image.name)
-    return Case(problem, inputs, f"captured from {suite['model']} with synthetic weights at {size} px on {where}, layer {layer}")
+    return Case(
+        problem, inputs, f"captured from {suite['model']} with synthetic weights at {size} px on {where}, layer {layer}"
+    )

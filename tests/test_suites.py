@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from scanlab.errors import InputError
-from scanlab.suites import load_suite, read_suites
+from scanlab.contract.problem import ScanProblem
+from scanlab.errors import InputError, UnavailableError
+from scanlab.suites import drawn_case, load_suite, read_suites
 
 
 @pytest.mark.parametrize(
@@ -46,3 +48,15 @@ def test_the_label_of_a_captured_problem_says_that_the_weights_are_synthetic(tmp
     file.write_text("[mine]\nmodel = 'vim_tiny'\nimage_size = 32")
     (case,) = load_suite(f"{file}:mine")
     assert "synthetic weights" in case.label
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused():
+    with pytest.raises(UnavailableError, match="device=cuda.*device=cpu"):
+        drawn_case(ScanProblem(batch=1, dim=4, length=8, device="cuda"))
+
+
+@pytest.mark.parametrize(("changes", "complaint"), [({"device": "tpu"}, "device=tpu"), ({"length": 2**40}, "smaller")])
+def test_a_problem_that_cannot_be_drawn_is_refused(changes, complaint):
+    with pytest.raises(InputError, match=complaint):
+        drawn_case(ScanProblem(batch=1, dim=4, length=8).replace(**changes))

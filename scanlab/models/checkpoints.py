@@ -109,7 +109,26 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     ):
         held = ", ".join(map(str, list(content)[:LISTED])) if isinstance(content, Mapping) else type(content).__name__
         raise InputError(f"{path} holds {held or 'nothing'}: must be weights by name, or hold them under 'model'.")
+    for name, value in weights.items():
+        fault = _fault_of(name, value)
+        if fault is not None:
+            raise InputError(f"{path}: {name!r} {fault}; save dense floating-point weights under their names.")
     return dict(weights)
+
+
+def _fault_of(name: object, value: Tensor) -> str | None:
+    """Return why `value` cannot be a weight, or None."""
+    if not isinstance(name, str):
+        return "is no name"
+    if value.is_meta:
+        return "is on the meta device and holds no numbers"
+    if value.is_quantized or value.layout != torch.strided:
+        return "is sparse or quantized"
+    if not value.is_floating_point():
+        return f"is {value.dtype}"
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        return f"is expanded to {tuple(value.shape)}"
+    return None
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

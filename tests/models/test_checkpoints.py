@@ -232,3 +232,21 @@ def test_without_a_connection_the_error_says_what_to_do(monkeypatch, tmp_path):
         checkpoints.download("vim_base")
     with pytest.raises(InputError, match="vim_huge.*vim_tiny"):
         checkpoints.download("vim_huge")
+
+
+@pytest.mark.parametrize(
+    ("weights", "complaint"),
+    [
+        ({"a": torch.zeros(2, dtype=torch.complex64)}, "is torch.complex64"),
+        ({"a": torch.zeros(2, dtype=torch.bool)}, "is torch.bool"),
+        ({"a": torch.zeros(2, dtype=torch.int64)}, "is torch.int64"),
+        ({"a": torch.zeros(2, device="meta")}, "meta device"),
+        ({"a": torch.eye(2).to_sparse()}, "sparse or quantized"),
+        ({3: torch.zeros(2)}, "is no name"),
+        ({"a": torch.zeros(1).expand(10**9)}, "is expanded"),
+    ],
+)
+def test_odd_weights_are_refused_by_name(tmp_path, weights, complaint):
+    torch.save(weights, tmp_path / "odd.pth")
+    with pytest.raises(InputError, match=complaint):
+        checkpoints.read_weights(tmp_path / "odd.pth")
