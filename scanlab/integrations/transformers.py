@@ -234,10 +234,9 @@ def _mix(mixer: Any, hidden: Tensor, memory: Memory, mask: Tensor | None, masks_
 
 def _steps_fused(mixer: Any) -> bool:
     """Return True where one step is plain products with weights of the states' dtype: Mamba itself, no autocast."""
-    layers = (mixer.in_proj, mixer.x_proj, mixer.dt_proj, mixer.out_proj)
-    return (
-        type(mixer).__name__ == MIXERS["mamba"] and all(map(_is_plain, layers)) and not torch.is_autocast_enabled("cpu")
-    )
+    if type(mixer).__name__ != MIXERS["mamba"] or torch.is_autocast_enabled("cpu"):
+        return False
+    return all(map(_is_plain, (mixer.in_proj, mixer.x_proj, mixer.dt_proj, mixer.out_proj)))
 
 
 def _is_plain(layer: nn.Module) -> bool:

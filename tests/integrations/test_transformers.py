@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import scanlab
 from scanlab.contract.cpu import torch_threads
+from scanlab.contract.verify import relative_error
 from scanlab.errors import ProblemError, UnavailableError
 from scanlab.integrations import transformers as integration
 from scanlab.integrations.transformers import patch, unpatch
@@ -299,3 +301,36 @@ def test_without_transformers_the_cure_is_named(monkeypatch) -> None:
 def test_importing_the_integration_does_not_import_transformers() -> None:
     program = "import sys, scanlab.integrations.transformers; assert 'transformers' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@every_family
+@masked_or_not
+def test_autocast_gives_what_the_unpatched_model_gives(family, masked):
+    model, given = small(family), prompt(masked)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = model(**given).logits.float()
+        patch(model)
+        assert relative_error(model(**given).logits.float(), expected.double()) < 0.05
+        made = model.generate(**given, max_new_tokens=3, do_sample=False)
+    assert made.shape[1] > given["input_ids"].shape[1]
+
+
+@pytest.mark.parametrize("name", ["in_proj", "x_proj", "out_proj"])
+def test_hooks_on_projections_change_what_they_change_unpatched(name):
+    model, ids = small("Mamba"), prompt(False)["input_ids"]
+    getattr(model.backbone.layers[0].mixer, name).register_forward_hook(lambda module, args, out: 0.5 * out)
+    with torch.no_grad():
+        expected = model(ids).logits
+        stepped = model.generate(ids, max_new_tokens=4, do_sample=False, eos_token_id=None)
+        patch(model)
+        torch.testing.assert_close(model(ids).logits, expected, rtol=1e-4, atol=1e-4)
+        assert torch.equal(model.generate(ids, max_new_tokens=4, do_sample=False, eos_token_id=None), stepped)
+
+
+def test_a_pruned_model_is_trained():
+    model, ids = small("Mamba"), prompt(False)["input_ids"]
+    prune.l1_unstructured(model.backbone.layers[0].mixer.in_proj, "weight", 0.5)
+    patch(model.train())
+    for _ in range(2):
+        model(ids, labels=ids, use_cache=False).loss.backward()
+    assert model.backbone.layers[0].mixer.in_proj.weight_orig.grad.any()
