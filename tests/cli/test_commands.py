@@ -201,7 +201,7 @@ def test_bench_times_what_was_named_and_records_it(run, tmp_path):
         (["classify", "photo.jpg"], "examples/classify_an_image.py"),
         (["verify", "--model", "vim-tiny", "--problem", SMALL], "leave --problem and --suite out"),
         (["best", "--recheck", "--suite", "vim-tiny"], "leave --problem, --suite and --image out"),
-        (["run", "--record", "nowhere/suite.toml", "-m", "this"], "nowhere is no folder to write to"),
+        (["run", "--record", "nowhere/suite.toml", "-m", "this"], "nowhere/suite.toml: cannot be written"),
         (["best", "--suite", "mine.toml"], "one in a file of yours is FILE.toml:NAME"),
         (["fleet", "--storage", "nowhere/studies.journal"], "there is no such file; name the one"),
         (["fleet", "--storage", "grpc://nowhere"], "error: --storage grpc://nowhere: a proxy is named as"),
