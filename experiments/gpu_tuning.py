@@ -17,7 +17,7 @@ from gpu_timing import COPIES, calls_of, in_rows, inputs_of, times_s
 
 from scanlab.contract.problem import ScanOutput, ScanProblem, make_inputs
 from scanlab.contract.space import Config, config_key
-from scanlab.contract.verify import Expectation, expectation, verify
+from scanlab.contract.verify import ReferenceOutputs, reference_outputs, verify
 from scanlab.errors import RejectedError
 from scanlab_kernels.selective_scan.triton import backend as triton
 
@@ -25,11 +25,11 @@ COMPILE_LIMIT_S = 90.0
 
 
 @functools.cache
-def expected_outputs(problem: ScanProblem) -> Expectation:
+def expected_outputs(problem: ScanProblem) -> ReferenceOutputs:
     """Return the reference outputs for a batch of 1 and at most 400 steps, which run the same compiled code."""
     small = problem.replace(batch=1, length=min(problem.length, 400))
     inputs = make_inputs(small)
-    return expectation(small, tuple(map(in_rows, inputs)) if problem.layout == "dim_last" else inputs)
+    return reference_outputs(small, tuple(map(in_rows, inputs)) if problem.layout == "dim_last" else inputs)
 
 
 def verified(problem: ScanProblem, config: Config) -> Callable[..., ScanOutput]:
