@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scanlab.contract.cpu import FOLLOW_TORCH
-from scanlab.contract.problem import ScanOutput, ScanProblem
+from scanlab.contract.problem import Problem, ScanOutput, ScanProblem
 from scanlab.contract.space import Config, Space
 from scanlab.errors import ConfigError, RejectedError, UnavailableError
 
@@ -18,30 +18,44 @@ ScanFn = Callable[..., ScanOutput]
 
 
 @dataclass(frozen=True)
-class Capabilities:
-    """What a backend can solve. Every field is a fact that `rejects` turns into a reason."""
+class OpCapabilities:
+    """What a backend of any op can solve: facts that `rejects` turns into a reason."""
 
     devices: tuple[str, ...] = ("cpu",)
     dtypes: tuple[str, ...] = ("float32",)
-    directions: tuple[str, ...] = ("forward",)
     gradients: bool = False
+
+    def rejects(self, problem: Problem) -> str | None:
+        """Return why a backend with these capabilities cannot solve `problem`, or None."""
+        if problem.device not in self.devices:
+            return f"device {problem.device}: it has {', '.join(self.devices)}"
+        if problem.dtype not in self.dtypes:
+            return f"dtype {problem.dtype}: it has {', '.join(self.dtypes)}"
+        if problem.gradients and not self.gradients:
+            return "it has no gradients"
+        return None
+
+
+@dataclass(frozen=True)
+class Capabilities(OpCapabilities):
+    """What a backend of the scan can solve."""
+
+    directions: tuple[str, ...] = ("forward",)
     groups: bool = False
     constant_BC: bool = False
     complex_A: bool = False
     initial_state: bool = False
     max_state: int = 256
 
-    def rejects(self, problem: ScanProblem) -> str | None:
-        """Why a backend with these capabilities cannot solve `problem`, or None."""
-        for noun, asked, offered in (
-            ("device", problem.device, self.devices),
-            ("dtype", problem.dtype, self.dtypes),
-            ("direction", problem.direction, self.directions),
-        ):
-            if asked not in offered:
-                return f"{noun} {asked}: it has {', '.join(offered)}"
+    def rejects(self, problem: Problem) -> str | None:
+        """Return why a backend with these capabilities cannot solve `problem`, or None."""
+        reason = super().rejects(problem)
+        if reason is not None:
+            return reason
+        assert isinstance(problem, ScanProblem)
+        if problem.direction not in self.directions:
+            return f"direction {problem.direction}: it has {', '.join(self.directions)}"
         for asked_for, has, noun in (
-            (problem.gradients, self.gradients, "gradients"),
             (problem.groups > 1, self.groups, f"{problem.groups} groups"),
             (problem.constant_B or problem.constant_C, self.constant_BC, "constant B or C"),
             (problem.complex_A, self.complex_A, "complex A"),

@@ -56,6 +56,7 @@ class Op:
         probes: Corners that every configuration of a backend is verified on, not its defaults alone.
         corners_of: (configuration) -> further problems, beyond the blocks and tiles that the configuration names.
         tolerances: The largest error of a returned tensor, as a share of its largest value, by dtype.
+        input_suffixes: What distinguishes the names of gradients of the first, second, ... NamedTuple of inputs.
     """
 
     name: str
@@ -68,4 +69,5 @@ class Op:
     corners: tuple[Problem, ...]
     probes: tuple[Problem, ...]
     corners_of: Callable[[Config], tuple[Problem, ...]] = no_corners
-    tolerances: Mapping[torch.dtype, float] = field(default_factory=TOLERANCES.copy)
+    tolerances: Mapping[torch.dtype, float] = field(default_factory=TOLERANCES.copy, hash=False)
+    input_suffixes: tuple[str, ...] = ("",)

@@ -80,14 +80,15 @@ def verify(function: Callable[..., Any], expected: ReferenceOutputs) -> Verdict:
     """
     op = registry.op(expected.problem.op)
     before = tuple(_map(each, torch.clone) for each in expected.inputs)
-    _poison_free_memory(expected)
+    dtypes = _returned_dtypes(op, expected.inputs)
+    _poison_free_memory(expected, dtypes)
     observed = _observe(op, function, expected.inputs, expected.problem.gradients)
     errors: dict[str, float] = {}
     tolerances: dict[str, float] = {}
     reasons: list[str] = []
     for name, truth in expected.tensors.items():
         tensor = observed[name].cpu()
-        kind = _returned_dtype(name, expected)
+        kind = dtypes[name]
         tolerances[name] = op.tolerances[kind.to_real()]
         if tensor.shape != truth.shape or tensor.dtype != kind:
             errors[name] = math.inf
@@ -110,7 +111,9 @@ def verify(function: Callable[..., Any], expected: ReferenceOutputs) -> Verdict:
 
 
 def relative_error(tensor: Tensor, truth: Tensor) -> float:
-    """Largest difference over the largest value of `truth`; inf where finiteness, or a sign of infinity, differs.
+    """Return the largest difference as a share of the largest value of `truth`.
+
+    It is infinite where one is finite and the other is not, or where infinities differ in sign.
 
     Where `truth` is zero throughout, or has nothing finite, the difference itself is returned.
     """
@@ -142,12 +145,10 @@ def _observe(op: Op, function: Callable[..., Any], inputs: Inputs, gradients: bo
     if not gradients:
         with torch.no_grad():
             return dict(zip(names, function(*inputs), strict=True))
-    leaves = tuple(_map(each, lambda tensor: tensor.detach().requires_grad_()) for each in inputs)
+    leaves = tuple(_map(each, _leaf) for each in inputs)
     output = function(*leaves)
     observed = {name: tensor.detach() for name, tensor in zip(names, output, strict=True)}
-    named: dict[str, Tensor] = {}
-    for direction, each in zip(("", "_back"), leaves, strict=False):
-        named |= {f"grad_{name}{direction}": tensor for name, tensor in _tensors(each).items()}
+    named = _differentiated(op, leaves)
     found = torch.autograd.grad(
         output, list(named.values()), [_weights(tensor) for tensor in output], allow_unused=True
     )
@@ -156,8 +157,23 @@ def _observe(op: Op, function: Callable[..., Any], inputs: Inputs, gradients: bo
     return observed
 
 
+def _leaf(tensor: Tensor) -> Tensor:
+    is_real_valued = tensor.is_floating_point() or tensor.is_complex()
+    return tensor.detach().requires_grad_() if is_real_valued else tensor
+
+
+def _differentiated(op: Op, inputs: Inputs) -> dict[str, Tensor]:
+    """Return the inputs that have a gradient, by the name of that gradient."""
+    return {
+        f"grad_{name}{suffix}": tensor
+        for suffix, each in zip(op.input_suffixes[: len(inputs)], inputs, strict=True)
+        for name, tensor in _tensors(each).items()
+        if tensor.is_floating_point() or tensor.is_complex()
+    }
+
+
 def _weights(tensor: Tensor) -> Tensor:
-    """The fixed gradient that flows into an output: the same numbers for every dtype that holds them."""
+    """Return the fixed gradient that flows into an output: the same numbers for every dtype that holds them."""
     generator = torch.Generator().manual_seed(tensor.numel())
     kind = torch.complex64 if tensor.is_complex() else torch.float32
     drawn = torch.randn(tensor.shape, generator=generator, dtype=kind)
@@ -167,27 +183,27 @@ def _weights(tensor: Tensor) -> Tensor:
     return drawn.to(device=tensor.device, dtype=tensor.dtype)
 
 
-def _returned_dtype(name: str, expected: ReferenceOutputs) -> torch.dtype:
-    outputs = registry.op(expected.problem.op).output_dtypes(expected.inputs)
-    if name in outputs:
-        return outputs[name]
-    tensor: Tensor = getattr(expected.inputs[0], name.removeprefix("grad_").removesuffix("_back"))
-    return tensor.dtype
+def _returned_dtypes(op: Op, inputs: Inputs) -> dict[str, torch.dtype]:
+    """Return the dtype of every output and of every gradient, by its name."""
+    gradients = {name: tensor.dtype for name, tensor in _differentiated(op, inputs).items()}
+    return {**op.output_dtypes(inputs), **gradients}
 
 
-def _poison_free_memory(expected: ReferenceOutputs) -> None:
+def _poison_free_memory(expected: ReferenceOutputs, dtypes: Mapping[str, torch.dtype]) -> None:
     """Leave NaN in the memory that the allocator will hand out next, so that an output never written shows.
 
     Filled and freed in the sizes of the expected tensors: allocators reuse blocks of the size just freed.
     """
     for name, truth in expected.tensors.items():
-        kind = _returned_dtype(name, expected)
+        kind = dtypes[name]
         blocks = [torch.full(truth.shape, math.nan, dtype=kind, device=expected.problem.device) for _ in range(4)]
         del blocks
 
 
 def _to_float64(tensor: Tensor) -> Tensor:
-    return tensor.to("cpu", torch.complex128 if tensor.is_complex() else torch.float64)
+    if tensor.is_complex():
+        return tensor.to("cpu", torch.complex128)
+    return tensor.to("cpu", torch.float64) if tensor.is_floating_point() else tensor.cpu()
 
 
 def _tensors(inputs: Any) -> dict[str, Tensor]:

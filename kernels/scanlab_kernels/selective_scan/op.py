@@ -116,8 +116,10 @@ def _corners() -> Iterator[ScanProblem]:
             yield from (asked.replace(**options) for options in OPTIONS)
         for batch, dim, length, state in SIZES:
             yield PLAIN.replace(batch=batch, dim=dim, length=length, state=state, gradients=gradients)
-        for dtype in ("bfloat16", "float16"):
-            yield PLAIN.replace(dim=67, length=66, dtype=dtype, gradients=gradients)
+    # Faults that show only where an option meets a size beyond a tile or a block.
+    for direction in DIRECTIONS:
+        wide = PLAIN.replace(batch=1, dim=66, length=67, state=2, direction=direction)
+        yield from (wide.replace(**options) for options in OPTIONS)
 
 
 # Sizes that no tile, chunk or vector divides; with gradients, because a scan can be right and its gradient wrong.
@@ -130,11 +132,13 @@ PROBES = (
 def corners_of(config: Config) -> tuple[ScanProblem, ...]:
     """Return problems that are wider and longer than the largest block that `config` names."""
     largest = max((value for value in config.values() if isinstance(value, int)), default=0)
-    if largest < PROBES[0].dim:
+    if largest < 64:
         return ()
-    return (
-        PLAIN.replace(batch=1, dim=largest + 1, length=3, state=2),
-        PLAIN.replace(batch=1, dim=2, length=largest + 1, state=2),
+    sizes = ({"dim": largest + 1, "length": 3}, {"dim": 2, "length": largest + 1})
+    return tuple(
+        PLAIN.replace(batch=1, state=2, direction=direction, gradients=gradients, **each)
+        for each in sizes
+        for direction, gradients in (("forward", True), ("reverse", False))
     )
 
 
@@ -149,4 +153,5 @@ op = Op(
     corners=tuple(_corners()),
     probes=PROBES,
     corners_of=corners_of,
+    input_suffixes=("", "_reverse"),
 )

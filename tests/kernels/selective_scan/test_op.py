@@ -35,12 +35,14 @@ def test_every_option_has_a_corner_with_gradients_and_one_without():
 
 
 def test_corners_reach_beyond_the_blocks_that_a_configuration_names():
-    wide, long = op.corners_of({"channel_tile": 1536, "exp": "exact", "threads": 0})
-    assert (wide.dim, long.length) == (1537, 1537)
+    corners = op.corners_of({"channel_tile": 1536, "exp": "exact", "threads": 0})
+    assert max(corner.dim for corner in corners) == max(corner.length for corner in corners) == 1537
+    assert {corner.gradients for corner in corners} == {False, True}
     assert op.corners_of({"chunk": 8}) == ()
     assert max(probe.dim for probe in op.probes) > 64
 
 
 def test_the_problem_names_its_op():
     assert registry.op(ScanProblem.op) is op
+    assert hash(op) == hash(registry.op("selective_scan"))
     assert op.work(PROBLEM).multiply_adds == 4 * PROBLEM.state_updates
