@@ -1,6 +1,6 @@
 """A third-party op with two backends: the causal moving average of a signal.
 
-Two entry points make scanlab know it (see pyproject.toml beside this file). `scanlab verify moving_pool` then verifies it.
+Two entry points make scanlab know it (see pyproject.toml beside this file); `scanlab verify moving_pool` verifies it.
 """
 
 from __future__ import annotations
