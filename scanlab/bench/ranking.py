@@ -122,6 +122,9 @@ class Comparison:
     def why(self) -> str:
         """One sentence that names the winner and says why."""
         if self.winner is None:
+            busy = next((each.reason for each in self.dropped if each.state == "disturbed"), None)
+            if not self.ranking and busy is not None:
+                return f"No winner: the machine was too busy, {busy}. Try again when it is quiet."
             if not self.ranking:
                 return "No winner: no candidate could be timed."
             return f"No winner: {self.clean_rounds} clean rounds of {self.rounds} are too few to tell."

