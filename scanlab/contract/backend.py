@@ -1,4 +1,4 @@
-"""What a scan implementation is: its facts as data, and one function that builds the scan."""
+"""Backends of an op: the facts that describe an implementation, and the function that builds it for a problem."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ ScanFn = Callable[..., ScanOutput]
 
 @dataclass(frozen=True)
 class OpCapabilities:
-    """What a backend of any op can solve: facts that `rejects` turns into a reason."""
+    """The problems that a backend of any op can solve.
+
+    Attributes:
+        devices: Device types, such as "cpu".
+        dtypes: Names of the dtypes of the inputs, such as "float32".
+        gradients: Whether outputs can be differentiated.
+    """
 
     devices: tuple[str, ...] = ("cpu",)
     dtypes: tuple[str, ...] = ("float32",)
@@ -38,7 +44,16 @@ class OpCapabilities:
 
 @dataclass(frozen=True)
 class Capabilities(OpCapabilities):
-    """What a backend of the scan can solve."""
+    """The problems that a backend of the scan can solve.
+
+    Attributes:
+        directions: Orders of time, of "forward", "reverse" and "bidirectional".
+        groups: Whether B and C may have more than one group.
+        constant_BC: Whether B and C may be constant over time.
+        complex_A: Whether A may be complex.
+        initial_state: Whether an initial state may be given.
+        max_state: Largest size of the state.
+    """
 
     directions: tuple[str, ...] = ("forward",)
     groups: bool = False
@@ -81,24 +96,25 @@ WHOLE_CONTRACT = Capabilities(
 
 
 def always_available() -> str | None:
-    """The availability of a backend that needs nothing beyond torch."""
+    """Return None: the default of a backend that needs nothing beyond torch."""
     return None
 
 
 @dataclass(frozen=True)
 class Backend:
-    """A scan implementation: a value with one function.
+    """An implementation of an op.
 
-    name          one word; also the name of its file and of its entry point
-    summary       one line: what it does differently
-    rank          its place on the ladder, simplest first; a tie between backends goes to the lower one
-    sources       the files whose content decides what it computes and how fast
-    space         its tunables and which combinations are legal
-    capabilities  the problems that it solves
-    make          (problem, complete legal config) -> ScanFn; compiling and allocating belong here
-    unavailable   why it cannot run on this machine, with the cure, or None
-    explicit_only  it serves only who asks for it by name: it runs here to be verified, far too slowly to serve
-    op            the name of the op that it implements
+    Attributes:
+        name: One word; also the name of its file and of its entry point.
+        summary: The difference from other backends, in a line.
+        rank: Its position in an order by simplicity, simplest first; a tie between backends goes to the lower one.
+        sources: The files whose content decides its results and its speed.
+        space: Its tunables and which combinations are legal.
+        capabilities: The problems that it solves.
+        make: (problem, complete legal config) -> ScanFn; compiling and allocating belong here.
+        unavailable: () -> why it cannot run on this machine, with the cure, or None.
+        explicit_only: Whether it serves only callers that name it, because it is too slow and runs to be verified.
+        op: The name of the op that it implements.
     """
 
     name: str
@@ -113,13 +129,16 @@ class Backend:
     op: str = "selective_scan"
 
     def rejects(self, problem: ScanProblem) -> str | None:
-        """Why this backend cannot solve `problem`, or None."""
+        """Return why this backend cannot solve `problem`, or None."""
         return self.capabilities.rejects(problem)
 
     def build(self, problem: ScanProblem, config: Config | None = None) -> ScanFn:
-        """The scan for `problem` under `config` (missing tunables take their defaults).
+        """Return the scan for `problem` under `config`, whose missing tunables take their defaults.
 
-        Raises UnavailableError, RejectedError or ConfigError, each with its reason; then nothing was built.
+        Raises:
+            UnavailableError: The backend cannot run on this machine.
+            RejectedError: The backend cannot solve `problem`.
+            ConfigError: `config` is not legal for `problem`.
         """
         reason = self.unavailable()
         if reason is not None:

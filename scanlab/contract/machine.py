@@ -1,4 +1,4 @@
-"""The machine at hand: facts about its silicon, which key every result, and about its software."""
+"""The machine that runs: hardware facts, which key every result, and the software that compiled and ran the kernels."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Silicon:
 
 @dataclass(frozen=True)
 class Software:
-    """What compiled and ran the kernels."""
+    """Versions of the software that compiled and ran the kernels."""
 
     python: str
     torch: str
@@ -118,7 +118,7 @@ class Machine:
         return _digest({name: getattr(self.software, name) for name in ("python", "torch", "compiler")})
 
     def describe(self) -> str:
-        """One line for plots and tables."""
+        """Return one line for plots and tables."""
         silicon, software = self.silicon, self.software
         gpus = "".join(f", {name}" for name in silicon.gpus)
         cpus = f"{silicon.usable_cpus} usable CPU{'s' if silicon.usable_cpus > 1 else ''}"
@@ -127,12 +127,12 @@ class Machine:
         return f"{silicon.model_name}, {cpus}, {vector}{gpus}; {runs}"
 
     def to_json(self) -> dict[str, Any]:
-        """This machine as JSON values."""
+        """Return this machine as JSON values."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Machine:
-        """The machine that `to_json` wrote."""
+        """Return the machine that `to_json` wrote."""
         silicon: dict[str, Any] = dict(values["silicon"])
         for name in ("flags", "caches", "gpus"):
             silicon[name] = tuple(silicon[name])
@@ -141,7 +141,7 @@ class Machine:
 
 @functools.cache
 def this_machine() -> Machine:
-    """The machine that this process runs on."""
+    """Return the machine that this process runs on."""
     return Machine(_silicon(), _software())
 
 
@@ -178,7 +178,7 @@ def _software() -> Software:
 
 
 def _linux_cpu() -> dict[str, str]:
-    """The facts of the first processor in /proc/cpuinfo, or nothing where there is no such file."""
+    """Return the facts of the first processor in /proc/cpuinfo; empty where there is no such file."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -199,7 +199,7 @@ def _linux_caches() -> tuple[str, ...]:
 
 
 def _sysctl_cpu() -> dict[str, str]:
-    """The same facts on macOS, under the names of /proc/cpuinfo."""
+    """Return the facts of the processor on macOS, under the names of /proc/cpuinfo; empty on other systems."""
     names = {
         "machdep.cpu.vendor": "vendor_id",
         "machdep.cpu.brand_string": "model name",

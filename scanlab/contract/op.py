@@ -1,4 +1,4 @@
-"""An op of a state-space model: what is asked of it, hard inputs, the float64 reference, and what it costs at least."""
+"""Ops of a state-space model: the problem of each, its test inputs, its float64 reference and its minimal cost."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOLERANCES = {torch.float64: 1e-13, torch.float32: 2e-5, torch.float16: 2.0**-9,
 
 @dataclass(frozen=True)
 class Work:
-    """The least that any implementation must do for a problem.
+    """Lower bounds on the work of any implementation for a problem.
 
     Args:
         multiply_adds: Fused multiply-adds of one lane each.
@@ -46,17 +46,17 @@ class Op:
 
     Args:
         name: One word or several joined by underscores, such as "selective_scan".
-        summary: What it computes, in a line.
+        summary: The computation, in a line.
         problem: The type of its problems, whose class attribute `op` is `name`.
         make_inputs: (problem, seed) -> inputs that make errors show; reproducible.
-        reference: (problem in float64 on the CPU) -> what computes the outputs, as a NamedTuple of tensors.
+        reference: (problem in float64 on the CPU) -> a function of the inputs that returns a NamedTuple of tensors.
         output_dtypes: (inputs) -> the dtype of each output, by its name.
-        work: (problem) -> the least that it must do.
+        work: (problem) -> lower bounds on the work.
         corners: The hard problems: the command line, the contract test and the tests all take them from here.
         probes: Corners that every configuration of a backend is verified on, not its defaults alone.
         corners_of: (configuration) -> further problems, beyond the blocks and tiles that the configuration names.
         tolerances: The largest error of a returned tensor, as a share of its largest value, by dtype.
-        input_suffixes: What distinguishes the names of gradients of the first, second, ... NamedTuple of inputs.
+        input_suffixes: Suffixes of the names of gradients, for the first, second, ... NamedTuple of inputs.
     """
 
     name: str

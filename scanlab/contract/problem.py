@@ -1,4 +1,4 @@
-"""The problem: which scan is asked for, the tensors that go in, and the glossary of letters.
+"""Problems of the scan, the tensors of its inputs and outputs, and a glossary of their names.
 
     u           (batch, dim, length)            input
     delta       (batch, dim, length)            step size before bias and softplus
@@ -62,20 +62,21 @@ class ScanInputs(NamedTuple):
     initial_state: Tensor | None = None
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors that are there, by name."""
+        """Return the tensors that are not None, by name."""
         return {name: value for name, value in self._asdict().items() if value is not None}
 
     def with_tensors(self, **tensors: Tensor) -> ScanInputs:
-        """These inputs with some tensors replaced."""
+        """Return these inputs with some tensors replaced."""
         return self._replace(**tensors)
 
 
 class ScanOutput(NamedTuple):
-    """What a scan returns.
+    """The output of a scan.
 
-    out         (batch, dim, length), the dtype of u; the sum of both directions where there are two
-    last_state  (batch, dim, state), the dtype of A; (2, batch, dim, state) where there are two directions.
-                The state after the last step in the order of the scan: in reverse that step is time 0.
+    Attributes:
+        out: (batch, dim, length) in the dtype of u; the sum of both directions where there are two.
+        last_state: (batch, dim, state) in the dtype of A; (2, batch, dim, state) where there are two directions. It is
+            the state after the last step in the order of the scan: in reverse, that step is time 0.
     """
 
     out: Tensor
@@ -83,10 +84,14 @@ class ScanOutput(NamedTuple):
 
 
 class Problem:
-    """What is asked of an op, never how; the base of one frozen dataclass for each op.
+    """A problem of an op: its sizes, dtype and options. Each op derives one frozen dataclass from it.
 
-    The fields of a problem are whole numbers, text and booleans, so that it is hashable and has a text form. Every
-    problem has `dtype` ("float32"), `device` ("cpu") and `gradients` (whether outputs are differentiated too).
+    The fields of a problem are integers, strings and booleans, so that it is hashable and has a text form.
+
+    Attributes:
+        dtype: Name of the dtype of the inputs, such as "float32".
+        device: Device type, such as "cpu".
+        gradients: Whether outputs are differentiated too.
     """
 
     op: ClassVar[str]
@@ -137,7 +142,7 @@ class Problem:
 
     @property
     def family(self) -> Self:
-        """What this problem shares with those for which the same implementations compete: sizes and costless fields."""
+        """This problem with every size 1 and every costless field at its default: problems of a family share it."""
         defaults = {field.name: field.default for field in _fields(type(self))}
         return self.replace(**dict.fromkeys(self.sizes, 1), **{name: defaults[name] for name in self.costless})
 
@@ -153,12 +158,13 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class ScanProblem(Problem):
-    """What is asked of a scan, never how: sizes, dtype, device, direction, and which parts of the contract are used.
+    """A problem of the scan: sizes, dtype, device, direction, and the options of the recurrence that are used.
 
-    `direction` is the order of time. A bidirectional problem has two sets of inputs, the second one scanned
-    from the last time step to the first, and one output, their sum. `gradients` says that outputs are
-    differentiated too. `layout` names the axis of u, delta, z and out whose stride is 1; the shapes stay
-    (batch, dim, length).
+    Attributes:
+        direction: The order of time. A bidirectional problem has two sets of inputs, the second of which is scanned
+            from the last time step to the first, and one output, their sum.
+        gradients: Whether outputs are differentiated too.
+        layout: The axis of u, delta, z and out whose stride is 1; the shapes are (batch, dim, length) in either case.
     """
 
     op: ClassVar[str] = "selective_scan"
@@ -204,7 +210,11 @@ class ScanProblem(Problem):
     def of(
         cls, *inputs: ScanInputs, delta_softplus: bool, direction: Direction, gradients: bool = False
     ) -> ScanProblem:
-        """The problem that these tensors pose; raises ProblemError where they do not fit together."""
+        """Return the problem that the tensors of `inputs` pose.
+
+        Raises:
+            ProblemError: The tensors do not fit together.
+        """
         if len(inputs) != (2 if direction == "bidirectional" else 1):
             raise ProblemError(
                 f"direction {direction} with {len(inputs)} sets of inputs: bidirectional takes two, others one."
@@ -218,7 +228,7 @@ class ScanProblem(Problem):
 
     @property
     def directions(self) -> int:
-        """How many sets of inputs the problem has: 2 where bidirectional, else 1."""
+        """Number of input sets: 2 where bidirectional, else 1."""
         return 2 if self.direction == "bidirectional" else 1
 
     @property
@@ -333,11 +343,11 @@ def _problem_of(inputs: ScanInputs, delta_softplus: bool, direction: Direction, 
 
 
 def make_inputs(problem: ScanProblem, seed: int = 0) -> tuple[ScanInputs, ...]:
-    """Hard, reproducible inputs for `problem`: one set for each direction.
+    """Return reproducible random inputs for `problem`, one set for each direction, that make errors visible.
 
-    Hard means that errors show: the slowest states decay by about exp(-0.01) and the fastest by exp(-3) a
-    step, so that long and short memories both matter; A is not made of integers; steps differ by channel
-    and by time. The numbers depend on the seed and on the problem's sizes, not on dtype, device or layout.
+    The slowest states decay by about exp(-0.01) and the fastest by exp(-3) a step, so that long and short memories
+    both matter; A is not made of integers; step sizes differ by channel and by time. The numbers depend on the seed
+    and on the sizes of the problem, not on its dtype, device or layout.
     """
     generator = torch.Generator().manual_seed(seed)
     return tuple(_draw(problem, generator) for _ in range(problem.directions))

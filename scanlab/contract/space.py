@@ -1,4 +1,4 @@
-"""The legal configurations of a backend: tunables, their defaults, and what forbids a combination."""
+"""The legal configurations of a backend: tunables, their defaults, and the combinations that are forbidden."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Config = Mapping[str, Value]
 
 
 def config_key(config: Config) -> str:
-    """One canonical spelling of a configuration, for records and for comparing."""
+    """Return the canonical text of a configuration, for records and comparisons."""
     return json.dumps(dict(sorted(config.items())), separators=(",", ":"))
 
 
@@ -27,7 +27,7 @@ class Tunable:
         name: Its name in a configuration.
         values: The values that a search tries, in their natural order.
         default: One of `values`.
-        summary: What it decides, in a line.
+        summary: Its effect, in a line.
         also_legal: Further values that a caller may name and no search tries.
     """
 
@@ -50,7 +50,7 @@ class Tunable:
 
 
 def everything_allowed(config: Config, problem: ScanProblem) -> str | None:
-    """The rule of a space in which every combination of values is legal."""
+    """Return None: the default of a space in which every combination of values is legal."""
     return None
 
 
@@ -76,13 +76,19 @@ class Space:
         return {choice.name: choice.default for choice in self.tunables}
 
     def num_nondefault(self, config: Config) -> int:
-        """How many tunables a full `config` has elsewhere than at their defaults."""
+        """Return the number of tunables whose value in a complete `config` is not the default."""
         return sum(config[name] != default for name, default in self.defaults.items())
 
     def complete(self, config: Config, problem: ScanProblem, backend: str) -> dict[str, Value]:
-        """`config` with the defaults filled in; raises ConfigError where it is not legal, never clamps.
+        """Return `config` with its missing tunables at their defaults. No value is clamped.
 
-        `backend` is only named in the error.
+        Args:
+            config: Values by the name of the tunable.
+            problem: The problem that the configuration must be legal for.
+            backend: Name of the backend, for the error.
+
+        Raises:
+            ConfigError: The configuration is not legal for `problem`.
         """
         cure = f"see `scanlab list {backend}`"
         known = {choice.name: choice for choice in self.tunables}
@@ -100,7 +106,7 @@ class Space:
         return full
 
     def configs(self, problem: ScanProblem) -> Iterator[dict[str, Value]]:
-        """Every legal configuration, the defaults first, then in the order of the values."""
+        """Yield every legal configuration, the defaults first, then in the order of the values."""
         yield self.defaults
         for values in itertools.product(*(choice.values for choice in self.tunables)):
             config = dict(zip((choice.name for choice in self.tunables), values, strict=True))
@@ -108,10 +114,7 @@ class Space:
                 yield config
 
     def in_turn(self, problem: ScanProblem, around: Config | None = None) -> Iterator[dict[str, Value]]:
-        """The configuration `around`, by default the defaults, then each of its tunables in turn at each other value.
-
-        Those that are not legal for `problem` are left out.
-        """
+        """Yield `around`, by default the defaults, and each legal configuration that differs from it in one tunable."""
         middle = self.defaults | dict(around or {})
         if self.forbids(middle, problem) is None:
             yield middle

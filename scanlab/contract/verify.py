@@ -21,7 +21,14 @@ from scanlab.contract.problem import Problem
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether an implementation agreed with the reference, and by how much, tensor by tensor."""
+    """Agreement of an implementation with the reference, tensor by tensor.
+
+    Attributes:
+        passed: Whether every tensor is within its tolerance and no input was changed.
+        errors: Largest error of each tensor, as a share of its largest value.
+        tolerances: Largest error that is allowed, by the name of the tensor.
+        reason: Why the implementation failed, or None.
+    """
 
     passed: bool
     errors: Mapping[str, float]
@@ -34,7 +41,7 @@ class Verdict:
         return max(self.errors.values(), default=math.inf)
 
     def to_json(self) -> dict[str, Any]:
-        """This verdict as JSON values."""
+        """Return this verdict as JSON values."""
         return {
             "passed": self.passed,
             "errors": dict(self.errors),
@@ -44,16 +51,16 @@ class Verdict:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Verdict:
-        """The verdict that `to_json` wrote."""
+        """Return the verdict that `to_json` wrote."""
         return cls(**values)
 
 
 @dataclass(frozen=True)
 class ReferenceOutputs:
-    """What the float64 reference says of a problem and its inputs; computed once, compared with many implementations.
+    """Outputs of the float64 reference for a problem and its inputs; computed once, compared with many implementations.
 
     Args:
-        problem: What was asked.
+        problem: The problem.
         inputs: The inputs, as implementations get them.
         tensors: Outputs, and gradients where the problem has them, in float64 on the CPU, by name.
     """
