@@ -37,6 +37,7 @@ from gpu_tuning import compile_defaults, tuned, verified
 from scanlab.contract.problem import DTYPES, ScanInputs, ScanOutput, ScanProblem
 from scanlab.report.formatting import between, milliseconds, per_second
 from scanlab.report.tables import config_text
+from scanlab.runtime import implementations
 from scanlab.runtime import ops as mixer
 from scanlab_kernels.selective_scan import _bidirectional as directions
 from scanlab_kernels.selective_scan import reference
@@ -291,7 +292,7 @@ def unusable() -> str | None:
     """Return why nothing can be measured here, or None."""
     if triton.INTERPRETED:
         return "the interpreter is switched on; unset TRITON_INTERPRET."
-    return triton.unavailable() or (None if mixer.implementation("cuda") == "triton" else mixer.explain())
+    return triton.unavailable() or (None if mixer.implementation("cuda") == "triton" else implementations.explain())
 
 
 def main(
@@ -309,7 +310,7 @@ def main(
     setting = common.setting()
     ceilings = gpu_ceiling.seconds_each()
     limits = f"{1e-9 / ceilings[0]:.0f} GB/s copied, {1e-9 / ceilings[1]:.0f} G exponentials/s"
-    caption = f"{torch.cuda.get_device_name()}; {setting}; {limits}; {mixer.explain()}"
+    caption = f"{torch.cuda.get_device_name()}; {setting}; {limits}; {implementations.explain()}"
     print(caption, flush=True)
     rows: list[Row] = []
     workers = max(1, (os.cpu_count() or 1) - 2)

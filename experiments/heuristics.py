@@ -25,7 +25,7 @@ from scanlab.contract import registry
 from scanlab.contract.space import Value
 from scanlab.report import tables
 from scanlab.report.formatting import times
-from scanlab.runtime.defaults import SHIPPED, Measured, Standing, read
+from scanlab.runtime.defaults import SHIPPED, DefaultEntry, MeasuredProblem, read
 
 ROOT = Path(__file__).parents[1]
 PHASES = ("search", "race", "holdout")  # a later one weighs more: it was measured longer, beside fewer others
@@ -33,7 +33,7 @@ PHASES = ("search", "race", "holdout")  # a later one weighs more: it was measur
 LEFT_OUT = ("compiled",)
 
 
-def standings_of(trials: Iterable[Trial]) -> tuple[Standing, ...]:
+def standings_of(trials: Iterable[Trial]) -> tuple[DefaultEntry, ...]:
     """The best trial of each installed backend in the last phase that it reached, the fastest first.
 
     Those beside another anchor than the reference loop are left out: their speed-ups are others.
@@ -45,7 +45,7 @@ def standings_of(trials: Iterable[Trial]) -> tuple[Standing, ...]:
         if trial.state == "ok" and against_reference and trial.phase in PHASES and trial.backend in installed:
             timed.setdefault(trial.backend, []).append(trial)
     best = {name: best_of(each) for name, each in timed.items()}
-    made = [Standing(name, carried_over(trial), speedup(trial)) for name, trial in best.items()]
+    made = [DefaultEntry(name, carried_over(trial), speedup(trial)) for name, trial in best.items()]
     return tuple(sorted(made, key=lambda standing: standing.speedup, reverse=True))
 
 
@@ -71,7 +71,7 @@ def carried_over(trial: Trial) -> Mapping[str, Value]:
     return {name: value for name, value in trial.config.items() if (name, value) != ("threads", every)}
 
 
-def measured(folder: Path) -> list[Measured]:
+def measured(folder: Path) -> list[MeasuredProblem]:
     """One for each machine and problem in a folder of results."""
     groups: dict[tuple[str, str], list[Trial]] = {}
     for trial in TrialStore(folder).load().trials:
@@ -83,7 +83,7 @@ def measured(folder: Path) -> list[Measured]:
         source = folder.resolve().relative_to(ROOT).as_posix()
         if len(standings) > 1:  # a problem that one backend alone was tried on ranks nothing
             vectors = silicon.instruction_set
-            found.append(Measured(problem, silicon.model_name, vectors, silicon.usable_cpus, source, standings))
+            found.append(MeasuredProblem(problem, silicon.model_name, vectors, silicon.usable_cpus, source, standings))
         else:
             print(
                 f"{source}: {problem.key} is left out: {len(standings)} backends were timed beside the reference loop"
@@ -91,15 +91,15 @@ def measured(folder: Path) -> list[Measured]:
     return found
 
 
-def text_of(each: Measured) -> str:
+def text_of(each: MeasuredProblem) -> str:
     """One table of the file."""
     standings = [
         f"    {{ backend = {json.dumps(one.backend)}, speedup = {one.speedup:.3g},"
         f" config = {{ {', '.join(f'{name} = {json.dumps(value)}' for name, value in one.config.items())} }} }},"
-        for one in each.standings
+        for one in each.entries
     ]
     facts = [f"{name} = {json.dumps(getattr(each, name))}" for name in ("machine", "instruction_set", "cpus", "source")]
-    return "\n".join(("[[measured]]", f'problem = "{each.problem.key}"', *facts, "standings = [", *standings, "]\n"))
+    return "\n".join(("[[measured]]", f'problem = "{each.problem.key}"', *facts, "entries = [", *standings, "]\n"))
 
 
 def main(
@@ -117,7 +117,7 @@ def main(
     write_table(list((old | new).values()))
 
 
-def write_table(every: Sequence[Measured], out: Path = common.RESULTS / "heuristics") -> None:
+def write_table(every: Sequence[MeasuredProblem], out: Path = common.RESULTS / "heuristics") -> None:
     """Write the shipped defaults as a page and a CSV file: a row for each problem and backend."""
     rows = [
         {
@@ -128,7 +128,7 @@ def write_table(every: Sequence[Measured], out: Path = common.RESULTS / "heurist
             "speedup": standing.speedup,
         }
         for each in every
-        for standing in each.standings
+        for standing in each.entries
     ]
     frame = pd.DataFrame(rows)
     text = frame.assign(speedup=frame["speedup"].map(times))

@@ -31,7 +31,7 @@ from scanlab.integrations import mamba_ssm
 from scanlab.report.formatting import three_digits, times
 from scanlab.runtime import ops as mixer
 from scanlab.runtime.dispatch import dispatcher
-from scanlab_kernels.linear.packed_linear import takes_blocks
+from scanlab_kernels.linear import onednn
 
 LAYERS = ("addmm", "mm", "linear")
 PRODUCTS = (*LAYERS, "bmm", "convolution", "conv2d")
@@ -107,7 +107,7 @@ def calls(size: int, dtype: torch.dtype, backend: str | None) -> dict[str, commo
         logits = ours(image)
     assert len(products.calls) > len(ours.layers)
     found: dict[str, common.Call] = {"ours": free(lambda: ours(image)), "products": free(products.again())}
-    if takes_blocks():
+    if onednn.unavailable(torch.float32) is None:
         found["packed"] = free(products.packed())
     if dtype == torch.float32:
         official = official_vim(size, ours)

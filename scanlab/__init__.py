@@ -22,8 +22,7 @@ if TYPE_CHECKING:
         vim_tiny,
         vim_tiny_stride8,
     )
-    from scanlab.runtime.dispatch import selective_scan_fn
-    from scanlab.runtime.explanation import explain
+    from scanlab.runtime.dispatch import explain, selective_scan_fn
 
 __version__ = "0.2.0"
 
@@ -43,8 +42,7 @@ __all__ = [
 
 _HOMES = {
     "scanlab.contract.problem": ("ScanInputs", "ScanOutput", "ScanProblem"),
-    "scanlab.runtime.dispatch": ("selective_scan_fn",),
-    "scanlab.runtime.explanation": ("explain",),
+    "scanlab.runtime.dispatch": ("explain", "selective_scan_fn"),
 }
 
 

@@ -29,6 +29,7 @@ import platformdirs
 import torch
 from filelock import FileLock, Timeout
 
+from scanlab import settings
 from scanlab.contract.compiler import CURE, Compiler, find_compiler
 from scanlab.contract.cpu import usable_threads
 from scanlab.errors import UnavailableError
@@ -56,7 +57,7 @@ exit $status
 
 def cache_folder() -> Path:
     """Return the folder of built libraries: $SCANLAB_CACHE, or the user's cache folder on this system."""
-    chosen = os.environ.get("SCANLAB_CACHE")
+    chosen = settings.CACHE.get()
     return Path(chosen) if chosen else platformdirs.user_cache_path("scanlab")
 
 
@@ -281,7 +282,7 @@ def _make_private(folder: Path) -> None:
         UnavailableError: Others can write to it or to the folder that $SCANLAB_CACHE names.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for path in (folder,) if os.environ.get("SCANLAB_CACHE") else (folder, folder.parent):
+    for path in (folder,) if settings.CACHE.get() else (folder, folder.parent):
         if path.stat().st_uid == os.getuid():
             path.chmod(0o700)
     for path in (folder, folder.parent):

@@ -1,4 +1,4 @@
-"""What every op of the mixer asks of its tensors before it touches them."""
+"""Checks that every op makes of its tensors before it touches them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def expect(name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
-    """Raise ProblemError unless a floating tensor of this shape lies where `like` does."""
+    """Raise ProblemError unless `tensor` is floating, of this shape, and on the device of `like`."""
     if tensor.shape != shape:
         raise ProblemError(f"{name} is {tuple(tensor.shape)}: must be {shape}, as the other tensors are shaped.")
     if tensor.dtype not in FLOATING:
@@ -21,7 +21,7 @@ def expect(name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor) -> N
 
 
 def expect_int32(name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
-    """Raise ProblemError unless an int32 tensor of this shape lies where `like` does."""
+    """Raise ProblemError unless `tensor` is int32, of this shape, and on the device of `like`."""
     if tensor.shape != shape or tensor.dtype != torch.int32 or tensor.device != like.device:
         raise ProblemError(
             f"{name} is {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}:"
@@ -30,5 +30,5 @@ def expect_int32(name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """`tensor` in the dtype the ops compute in: float64 stays, all others become float32."""
+    """Return `tensor` in the dtype that the ops compute in: float64 stays, all others become float32."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -1,4 +1,4 @@
-"""What inference computes from weights once, and keeps for as long as they stay what they were."""
+"""Cache of what inference computes from weights, valid for as long as they stay unchanged."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from scanlab.runtime.serving import is_native
+from scanlab_kernels.cpu import extension
 
-SAMPLED = 4  # values of a weight that are looked at
+SAMPLED = 4  # values along each axis of a weight that its fingerprint holds
 
 Made = TypeVar("Made")
 
 
 class WeightCache(Generic[Made]):
-    """What `make()` makes of weights, made anew when one of them is another one or was changed in place.
+    """Value computed from weights, computed anew when one of them was replaced or changed in place.
 
-    torch does not count changes through `.data`, which optimisers and averages of weights make: a few of the
-    values are looked at for those. Call `forget` where only single values change so. A copy, or one that was
-    pickled, starts empty.
+    torch does not count changes through `.data`, which optimisers and weight averaging make; the fingerprint of a
+    weight samples its values for that. Call `clear` after changing single values that way. A copy, or a pickled one,
+    starts empty. At most one value is kept.
     """
 
     def __init__(self) -> None:
-        self.forget()
+        self.clear()
 
-    def forget(self) -> None:
-        """Drop what is kept."""
-        # the mark of the weights, what is made of them, and they: their addresses are theirs for as long as they live
+    def clear(self) -> None:
+        """Drop the value."""
+        # The weights are kept too: an address identifies a weight only while it lives.
         self._kept: tuple[object, Made, Sequence[Tensor]] | None = None
 
     def __call__(self, make: Callable[[], Made], *weights: Tensor | None) -> Made:
-        """`make()`, which reads `weights` and nothing else that changes; kept where it `keeps` them."""
+        """Return `make()`, which reads `weights` and nothing else that changes; kept where `can_keep(weights)`."""
         given = [weight for weight in weights if weight is not None]
-        if not keeps(*given):
+        if not can_keep(given):
             return make()
-        mark = torch.ops.scanlab_mixer.fingerprint(given) if is_native() else tuple(map(_mark, given))
-        kept = self._kept  # read once: another thread may forget, or make something else
+        mark = fingerprint(given)
+        kept = self._kept  # read once: another thread may clear it, or store another value
         if kept is None or kept[0] != mark:
-            # What is made serves gradients of other tensors too, which inference tensors do not.
+            # The value serves gradients of other tensors too, which inference tensors do not.
             with torch.inference_mode(False), torch.no_grad():
                 kept = self._kept = mark, make(), given
         return kept[1]
@@ -52,16 +52,26 @@ class WeightCache(Generic[Made]):
         return WeightCache, ()
 
 
+def fingerprint(weights: list[Tensor]) -> object:
+    """Return a value that changes when one of the weights is replaced or changed in place."""
+    if extension.is_loaded():
+        return torch.ops.scanlab_mixer.fingerprint(weights)
+    return tuple(map(_mark, weights))
+
+
 def _mark(weight: Tensor) -> tuple[object, ...]:
-    """Where a weight lies, what torch knows of its changes, and a few values all over it, bit by bit."""
+    """Return the address of a weight, its version counter, its layout, and the bits of a sample of its values."""
     some = weight.detach()[tuple(slice(None, None, max(1, extent // SAMPLED)) for extent in weight.shape)]
     bits = some.contiguous().flatten().view(torch.uint8).tolist()
     return weight.data_ptr(), weight._version, weight.shape, weight.stride(), weight.dtype, bits
 
 
-def keeps(*weights: Tensor) -> bool:
-    """Whether what is made of these weights can be kept: no derivative is wanted, torch counts their
-    changes, and they lie where looking at them waits for nothing."""
+def can_keep(weights: Sequence[Tensor]) -> bool:
+    """Return whether a value computed from these weights can be kept.
+
+    It cannot where a derivative is wanted, where torch does not count their changes, and where reading them means
+    waiting for a device.
+    """
     if (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()  # the weights of torch.func stand for others

@@ -26,7 +26,7 @@ from scanlab.cli.duration import parse_duration
 from scanlab.contract.problem import ScanProblem
 from scanlab.contract.space import config_key
 from scanlab.errors import InputError
-from scanlab.runtime.dispatch import Decision, decide
+from scanlab.runtime.decisions import Decision, decide
 from scanlab.runtime.profile import Profile, ProfileEntry, load_profile
 from scanlab.tuning.recheck import CheckedChoice
 from scanlab.tuning.recheck import recheck as recheck_choice
@@ -49,8 +49,8 @@ def best(
 ) -> None:
     """Show which backend and configuration serve a problem on this machine, and on what basis.
 
-    The basis is exact (tuned for this problem), nearest (tuned for one like it), kin (taken over from another machine
-    by `scanlab fleet --adopt`), heuristic (a default that was measured elsewhere) or fallback. With --recheck, exits
+    The basis is exact (tuned for this problem), nearest (tuned for one like it), adopted (from another machine, by
+    `scanlab fleet --adopt`), default (one that ships, measured elsewhere) or fallback. With --recheck, exits
     with 1 where a choice no longer holds and with 3 where the time did not suffice to tell.
 
     Example: `scanlab best --problem batch=1,dim=384,length=197`
@@ -76,7 +76,7 @@ def best(
 
 def _answer(problem: ScanProblem, profile: Profile | None) -> dict[str, Any]:
     decision: Decision = decide(problem, profile)
-    entry = profile.exact(problem) if profile is not None and decision.basis in ("exact", "kin") else None
+    entry = profile.exact(problem) if profile is not None and decision.basis in ("exact", "adopted") else None
     return {"problem": problem.key, **asdict(decision), "evidence": {} if entry is None else dict(entry.evidence)}
 
 

@@ -15,8 +15,8 @@ from scanlab.cli.console import AsJson, Exit, notes, out, print_json
 from scanlab.cli.duration import spell_duration
 from scanlab.contract.machine import this_machine
 from scanlab.contract.problem import ScanProblem
+from scanlab.runtime.decisions import refuses
 from scanlab.runtime.deployment import deploy
-from scanlab.runtime.dispatch import refuses
 from scanlab.runtime.profile import Profile, ProfileEntry, load_profile, profile_path
 from scanlab.tuning.fleet.overview import BestTrial, FleetOverview, MachineSummary, fleet_overview
 from scanlab.tuning.fleet.storage import open_storage

@@ -30,8 +30,8 @@ from scanlab.contract.machine import this_machine
 from scanlab.contract.problem import ScanProblem
 from scanlab.errors import InputError, UnavailableError
 from scanlab.report.select import select
+from scanlab.runtime.decisions import decide
 from scanlab.runtime.deployment import deploy
-from scanlab.runtime.dispatch import decide
 from scanlab.runtime.profile import ProfileEntry
 from scanlab.suites import CAPTURED, Case, load_suite
 from scanlab.tuning.scheduler import Budget

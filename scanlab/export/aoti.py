@@ -16,7 +16,7 @@ from scanlab.contract import registry
 from scanlab.contract.problem import Direction, ScanInputs, ScanOutput, ScanProblem
 from scanlab.errors import UnavailableError
 from scanlab.models.vision_mamba import VisionMamba
-from scanlab.runtime.dispatch import Decision, decisions, refuses
+from scanlab.runtime.decisions import Decision, decisions, refuses
 from scanlab.runtime.profile import Profile
 
 BACKEND = "native"  # whose scan is a torch op that a library registers without Python

@@ -34,7 +34,7 @@ from scanlab.export.aoti import FrozenScan, write_package
 from scanlab.export.onnx_graph import write_graph
 from scanlab.models.classify import class_names
 from scanlab.models.vision_mamba import VisionMamba
-from scanlab.runtime.dispatch import Decision
+from scanlab.runtime.decisions import Decision
 from scanlab.runtime.profile import Profile, ProfileEntry, load_profile
 
 Format = Literal["aoti", "onnx"]

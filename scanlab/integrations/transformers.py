@@ -14,7 +14,6 @@ import functools
 import importlib
 import inspect
 import logging
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -26,19 +25,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scanlab import settings
 from scanlab.contract.problem import ScanInputs
 from scanlab.errors import ProblemError, UnavailableError
 from scanlab.integrations.transformers_cache import Memory, memory_of
 from scanlab.models.mamba_weights import as_scanned, rates
-from scanlab.runtime.dispatch import ENV_STRICT, promoted, scan
+from scanlab.runtime.dispatch import promoted, scan
 from scanlab.runtime.ops import (
     PrepackedWeight,
     WeightCache,
     causal_conv1d,
     causal_conv1d_update,
     has_few_rows,
+    linear,
     mixer_step,
-    packed_linear,
     selective_state_update,
 )
 
@@ -165,8 +165,8 @@ def _refusal(mixer: Any, hidden: Tensor) -> str | None:
 
 @functools.cache
 def _announce(message: str) -> None:
-    if os.environ.get(ENV_STRICT) == "1":
-        raise UnavailableError(f"{message} ({ENV_STRICT}=1 makes this an error.)")
+    if settings.strict():
+        raise UnavailableError(f"{message} ({settings.STRICT.name}=1 makes this an error.)")
     log.warning("scanlab: %s", message)
 
 
@@ -275,7 +275,7 @@ def _product(mixer: Any, name: str, x: Tensor, half: slice = slice(None)) -> Ten
         whole: Tensor = projection(x)
         return whole[..., half]
     bias = None if projection.bias is None else projection.bias[half]
-    return packed_linear(x, _packed(mixer, f"{name} {half.start} {half.stop}", projection.weight[half], x), bias)
+    return linear(x, _packed(mixer, f"{name} {half.start} {half.stop}", projection.weight[half], x), bias)
 
 
 def _halves(mixer: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -304,7 +304,7 @@ def _selection(mixer: Any, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | 
     low_rank, B, C = (norm(each) for norm, each in zip(_norms(mixer), selected.split(sizes, dim=-1), strict=True))
     projection = mixer.dt_proj
     if _is_plain(projection):  # the bias goes into the scan, where it is added in float32
-        return packed_linear(low_rank, _packed(mixer, "dt_proj", projection.weight, low_rank)), B, C, projection.bias
+        return linear(low_rank, _packed(mixer, "dt_proj", projection.weight, low_rank)), B, C, projection.bias
     return projection(low_rank), B, C, None
 
 

@@ -23,8 +23,8 @@ from scanlab.runtime.ops import (
     Projections,
     ScanArguments,
     WeightCache,
-    before_scan,
-    packed_linear,
+    linear,
+    mamba_front,
 )
 
 # How layers compute whose weights are read here; a parametrized layer is one of them.
@@ -75,19 +75,19 @@ class Weights(NamedTuple):
 
     def scanned_ahead(self, hidden: Tensor) -> ScanInputs:
         """What is scanned ahead, of hidden (batch, length, dim)."""
-        z, (selected,) = before_scan(hidden, self.parts, self.ahead)
+        z, (selected,) = mamba_front(hidden, self.parts, self.ahead)
         return self.scan_ahead.inputs(selected, z)
 
     def scanned_both_ways(self, hidden: Tensor) -> tuple[ScanInputs, ScanInputs]:
         """What is scanned ahead, and what back, both in natural order of time."""
         assert self.scan_back is not None
-        z, selected = before_scan(hidden, self.parts, self.ahead, self.back)
+        z, selected = mamba_front(hidden, self.parts, self.ahead, self.back)
         return self.scan_ahead.inputs(selected[0], z), self.scan_back.inputs(selected[-1], z)
 
     def mixed(self, y: Tensor, *, halves: bool) -> Tensor:
         """The output (batch, length, dim) for what was scanned, (batch, inner, length), or for half of it."""
         # halving the weight is halving the sum, on the smaller tensor; a bias is not halved
-        out = packed_linear(y.mT, self.out_halved if halves else self.out, self.out_bias)
+        out = linear(y.mT, self.out_halved if halves else self.out, self.out_bias)
         return out if self.gamma is None else out * self.gamma
 
 
@@ -115,12 +115,12 @@ class Mixing(nn.Module):
 
     def train(self, mode: bool = True) -> Self:
         """As in torch; what inference derived from the weights is dropped, for `.data` may change them unseen."""
-        self._derived.forget()
+        self._derived.clear()
         return super().train(mode)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """As in torch: the weights are cast or moved, and nothing of the old ones is kept."""
-        self._derived.forget()
+        self._derived.clear()
         applied: Self = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return applied
 

@@ -1,6 +1,6 @@
-"""What serves where nothing was tuned: standings measured elsewhere, shipped with the package.
+"""Measured defaults that ship with the package, for problems that nobody tuned on this machine.
 
-The file is made from recorded trials by `python experiments/heuristics.py`, and says from which, and on what machine.
+`python experiments/heuristics.py` makes defaults.toml from recorded trials; it names the results and the machine.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from scanlab.contract.problem import ScanProblem
 from scanlab.contract.space import Config
 
 SHIPPED = Path(__file__).with_name("defaults.toml")
-# What a kernel is chosen by, beside the sizes: two problems that differ in more of these are less alike.
+# Traits that decide which kernel is fastest, beside the sizes.
 TRAITS = ("direction", "gradients", "dtype", "layout", "complex_A", "constant_B", "constant_C")
 
 
 @dataclass(frozen=True)
-class Standing:
-    """How a backend did: its best configuration, and how many times as fast as the reference loop on one thread."""
+class DefaultEntry:
+    """Best configuration of a backend, and its speed-up over the reference loop on one thread."""
 
     backend: str
     config: Config
@@ -31,51 +31,51 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One problem on one machine: the standings of all backends, the fastest first."""
+class MeasuredProblem:
+    """One problem on one machine, and the backends measured there, the fastest first."""
 
     problem: ScanProblem
     machine: str
     instruction_set: str
     cpus: int
     source: str
-    standings: tuple[Standing, ...]
+    entries: tuple[DefaultEntry, ...]
 
     @property
     def where(self) -> str:
-        """The machine, and the results that say so."""
+        """The machine and the results, in words."""
         return f"{self.machine} with {self.cpus} CPUs and {self.instruction_set} ({self.source})"
 
 
-def most_alike(problem: ScanProblem) -> Iterator[Measured]:
-    """What was measured that is like `problem` on this machine, the most alike first; none for another device.
+def most_similar(problem: ScanProblem) -> Iterator[MeasuredProblem]:
+    """Return the measured problems on the device of `problem`, the most similar first.
 
-    Likeness goes by traits of the problem, then by the instruction set, and last by the sizes and the number of
+    Similarity goes by traits of the problem, then by the instruction set, and last by the sizes and the number of
     CPUs, as the sum of absolute log ratios.
     """
     silicon = this_machine().silicon
 
-    def unlikeness(each: Measured) -> tuple[int, bool, float]:
+    def dissimilarity(each: MeasuredProblem) -> tuple[int, bool, float]:
         traits = sum(getattr(each.problem, name) != getattr(problem, name) for name in TRAITS)
-        apart = each.problem.distance(problem) + abs(math.log(each.cpus / silicon.usable_cpus))
-        return traits, each.instruction_set != silicon.instruction_set, apart
+        distance = each.problem.distance(problem) + abs(math.log(each.cpus / silicon.usable_cpus))
+        return traits, each.instruction_set != silicon.instruction_set, distance
 
-    here = [each for each in read() if each.problem.device == problem.device]
-    return iter(sorted(here, key=unlikeness))
+    measured = [each for each in read() if each.problem.device == problem.device]
+    return iter(sorted(measured, key=dissimilarity))
 
 
 @functools.cache
-def read(path: Path = SHIPPED) -> tuple[Measured, ...]:
-    """What the file holds."""
+def read(path: Path = SHIPPED) -> tuple[MeasuredProblem, ...]:
+    """Return the measured problems in a file."""
     return tuple(
-        Measured(
+        MeasuredProblem(
             problem=ScanProblem.parse(each["problem"]),
             machine=each["machine"],
             instruction_set=each["instruction_set"],
             cpus=each["cpus"],
             source=each["source"],
-            standings=tuple(
-                Standing(standing["backend"], standing["config"], standing["speedup"]) for standing in each["standings"]
+            entries=tuple(
+                DefaultEntry(entry["backend"], entry["config"], entry["speedup"]) for entry in each["entries"]
             ),
         )
         for each in tomllib.loads(path.read_text())["measured"]

@@ -13,13 +13,13 @@ from typing import Any
 
 import platformdirs
 
+from scanlab import settings
 from scanlab.contract.evidence import EvidenceRank
 from scanlab.contract.machine import this_machine
 from scanlab.contract.problem import ScanProblem
 from scanlab.contract.space import Config
 from scanlab.errors import ProfileError
 
-ENV_PATH = "SCANLAB_PROFILE"
 SCHEMA_VERSION = 1
 FIELDS = {"schema_version", "machine", "machine_id", "entries"}
 # An entry serves another problem of its family up to this distance: sizes that differ by a factor of 8 in all.
@@ -201,7 +201,7 @@ class Profile:
         except OSError as error:
             raise ProfileError(
                 f"cannot read the profile {path}: {error.strerror}."
-                f" Run `scanlab tune` to write one there, or name another place in {ENV_PATH}."
+                f" Run `scanlab tune` to write one there, or name another place in {settings.PROFILE.name}."
             ) from error
         except (ValueError, RecursionError) as error:
             raise ProfileError(f"the profile {path} is damaged: not JSON ({error}). {cure}") from error
@@ -230,7 +230,7 @@ def profile_path() -> Path:
 
     That file is named by the silicon, so that machines which share a home folder do not share their choices.
     """
-    named = os.environ.get(ENV_PATH)
+    named = settings.PROFILE.get()
     if named:
         return Path(named)
     return (
@@ -241,11 +241,11 @@ def profile_path() -> Path:
 def load_profile() -> Profile | None:
     """Return this machine's profile; None if none was written yet."""
     path = profile_path()
-    if not path.exists() and ENV_PATH not in os.environ:
+    if not path.exists() and settings.PROFILE.get() is None:
         return None
     return Profile.load(path)
 
 
 def unwritable(path: Path, error: OSError) -> ProfileError:
     """Return the error for a place that cannot be written."""
-    return ProfileError(f"cannot write the profile {path}: {error}. Name another place in {ENV_PATH}.")
+    return ProfileError(f"cannot write the profile {path}: {error}. Name another place in {settings.PROFILE.name}.")

@@ -33,7 +33,7 @@ def run(monkeypatch, capsys, tmp_path):
     for name in ("SCANLAB_BACKEND", "SCANLAB_STRICT", "SCANLAB_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
-    dispatch.forget_dispatchers()
+    dispatch.clear()
 
     def run(*arguments: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["scanlab", *arguments])
@@ -43,4 +43,4 @@ def run(monkeypatch, capsys, tmp_path):
         return Outcome(int(exit_.value.code or 0), printed.out, printed.err)
 
     yield run
-    dispatch.forget_dispatchers()
+    dispatch.clear()

@@ -103,7 +103,7 @@ def test_doctor_says_when_the_compiler_is_missing(run, monkeypatch):
 
 
 def test_best_follows_the_profile_and_says_on_what_basis(run):
-    assert run("best", "--problem", SMALL, "--json").json[0]["basis"] == "heuristic"
+    assert run("best", "--problem", SMALL, "--json").json[0]["basis"] == "default"
     problem = ScanProblem.parse(SMALL)
     chunked = registry.get("chunked")
     entry = ProfileEntry(problem, "chunked", chunked.source_hash, {"chunk": 16, "threads": 1}, {"why": "it won"})

@@ -58,7 +58,7 @@ def test_a_machine_that_nobody_tuned_takes_over_the_choice_of_its_kin_which_is_m
     assert entry.adopted_from == abacus.describe()
     assert entry.evidence["trial"] == found["best"][0]["trial"]
     best = run("best", "--problem", PROBLEM, "--json").json[0]
-    assert (best["backend"], best["config"], best["basis"]) == ("two_phase", dict(entry.config), "kin")
+    assert (best["backend"], best["config"], best["basis"]) == ("two_phase", dict(entry.config), "adopted")
     assert "nearest machine, an abacus" in best["reason"]
     assert run(*TUNE, "--out", "here").code == 0
     assert run("best", "--problem", PROBLEM, "--json").json[0]["basis"] == "exact"

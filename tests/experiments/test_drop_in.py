@@ -11,7 +11,7 @@ from helpers.records import block, measurement, trial
 from scanlab.bench.store import TrialStore
 from scanlab.contract import registry
 from scanlab.contract.problem import ScanProblem
-from scanlab.runtime import defaults as heuristics
+from scanlab.runtime import defaults
 
 from .test_experiments import page_of, script  # noqa: F401  # a fixture is used by its name
 
@@ -58,10 +58,10 @@ def test_the_heuristics_are_the_best_of_each_backend_in_the_last_phase_it_reache
     out = tmp_path / "heuristics.toml"
     for _ in range(2):  # a second time replaces what is there
         experiment.main([tmp_path / "seen"], out=out)
-        (found,) = heuristics.read.__wrapped__(out)
+        (found,) = defaults.read.__wrapped__(out)
         assert found.problem == trial().problem
         assert found.source == "seen"
-        assert [(one.backend, one.config, one.speedup) for one in found.standings] == [
+        assert [(one.backend, one.config, one.speedup) for one in found.entries] == [
             ("chunked", {"chunk": 64}, 4.0),
             ("two_phase", {}, 2.0),
         ]

@@ -21,14 +21,14 @@ def experiment(monkeypatch):
     """The experiment as it is when it runs as a script, at a small size."""
     monkeypatch.syspath_prepend(str(SCRIPTS))
     monkeypatch.setenv("SCANLAB_BACKEND", "chunked:threads=1")
-    dispatch.forget_dispatchers()
+    dispatch.clear()
     module = importlib.import_module("transformers_mamba")
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, "vocab_size": 50}
     for name, value in {"SIZES": sizes, "LENGTHS": (9,), "LIMIT_S": 0.0, "GENERATED": 3}.items():
         monkeypatch.setattr(module, name, value)
     with torch_threads(1):
         yield module
-    dispatch.forget_dispatchers()
+    dispatch.clear()
 
 
 def test_the_table_has_every_ratio(experiment, tmp_path, capsys):

@@ -13,6 +13,6 @@ from scanlab.runtime import dispatch
 def two_phase_scan(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Scans without a compiler: they are tested elsewhere, what surrounds them here."""
     monkeypatch.setenv("SCANLAB_BACKEND", "two_phase:threads=1")
-    dispatch.forget_dispatchers()
+    dispatch.clear()
     yield
-    dispatch.forget_dispatchers()
+    dispatch.clear()

@@ -13,17 +13,18 @@ import torch
 
 import scanlab
 from scanlab.errors import ConfigError, UnavailableError
+from scanlab.runtime import implementations as serving
 from scanlab.runtime import ops as mixer
-from scanlab.runtime import serving
+from scanlab_kernels import pytorch
 from scanlab_kernels.cpu import extension as native
 
 
 @pytest.fixture(autouse=True)
 def afresh() -> Iterator[None]:
     """A process that has not chosen yet, and afterwards again."""
-    serving.forget()
+    serving.clear()
     yield
-    serving.forget()
+    serving.clear()
 
 
 @pytest.fixture
@@ -42,14 +43,14 @@ def test_native_serves_where_it_can(monkeypatch, caplog) -> None:
     assert mixer.implementation() == mixer.implementation() == "native"
     assert [record.levelname for record in caplog.records] == ["INFO"]
     assert serving.ops_for(torch.ones(1)) is torch.ops.scanlab_mixer
-    assert serving.ops_for(torch.ones(1, device="meta")) is None
+    assert serving.ops_for(torch.ones(1, device="meta")) is pytorch
 
 
 @pytest.mark.usefixtures("no_compiler")
 def test_without_a_compiler_pytorch_serves_and_a_warning_says_why(caplog) -> None:
     x, weight = torch.randn(1, 3, 5), torch.randn(3, 2)
     for _ in range(2):
-        torch.testing.assert_close(mixer.causal_conv1d(x, weight), mixer.causal_conv1d_reference(x, weight))
+        torch.testing.assert_close(mixer.causal_conv1d(x, weight), mixer.in_torch()(mixer.causal_conv1d)(x, weight))
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert "no-such-compiler" in record.getMessage()
@@ -66,7 +67,7 @@ def test_native_asked_for_and_not_to_be_had_is_an_error(monkeypatch, name, value
 def test_torch_can_be_asked_for(monkeypatch) -> None:
     monkeypatch.setenv("SCANLAB_MIXER", "torch")
     assert mixer.implementation() == "torch"
-    assert serving.ops_for(torch.ones(1)) is None
+    assert serving.ops_for(torch.ones(1)) is pytorch
 
 
 def test_an_unknown_choice_is_named(monkeypatch) -> None:
@@ -82,8 +83,8 @@ def test_a_gpu_that_triton_cannot_serve_is_served_by_pytorch_and_a_warning_says_
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert "on cuda run in PyTorch, several times slower: triton cannot run here: triton is not here." in record.message
-    assert mixer.explain() == "the mixer's ops on cuda: PyTorch: triton cannot run here: triton is not here."
-    assert mixer.explain() in scanlab.explain()
+    assert serving.explain() == "the mixer's ops on cuda: PyTorch: triton cannot run here: triton is not here."
+    assert serving.explain() in scanlab.explain()
 
 
 @pytest.mark.parametrize(("name", "value"), [("SCANLAB_MIXER", "triton"), ("SCANLAB_STRICT", "1")])
@@ -102,7 +103,7 @@ def test_float64_on_a_gpu_is_left_to_pytorch_and_a_warning_says_why(monkeypatch,
     assert serving.implementation("cuda", double=True) == "torch"
     (record,) = caplog.records
     assert "in float64 run in PyTorch" in record.message
-    assert mixer.explain().splitlines()[0] == "the mixer's ops on cuda: Triton"
+    assert serving.explain().splitlines()[0] == "the mixer's ops on cuda: Triton"
 
 
 @pytest.mark.usefixtures("native")
@@ -134,6 +135,6 @@ compiled = torch.compile(mixer.causal_conv1d, fullgraph=True, backend="aot_eager
 assert torch.equal(compiled(x, weight), mixer.causal_conv1d(x, weight))
 with mixer.in_torch():
     torch._dynamo.reset()
-    torch.testing.assert_close(compiled(x, weight), mixer.causal_conv1d_reference(x, weight))
+    torch.testing.assert_close(compiled(x, weight), mixer.in_torch()(mixer.causal_conv1d)(x, weight))
 """
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -10,18 +10,17 @@ import pytest
 from scanlab.contract import registry
 from scanlab.contract.machine import this_machine
 from scanlab.contract.problem import ScanProblem
-from scanlab.runtime import defaults as heuristics
-from scanlab.runtime import dispatch
-from scanlab.runtime.defaults import Measured, Standing, most_alike, read
+from scanlab.runtime import decisions, defaults
+from scanlab.runtime.defaults import DefaultEntry, MeasuredProblem, most_similar, read
 
 PROBLEM = ScanProblem(batch=1, dim=384, length=200)
 
 
-def measured(problem: ScanProblem, **facts: object) -> Measured:
+def measured(problem: ScanProblem, **facts: object) -> MeasuredProblem:
     silicon = this_machine().silicon
     here = {"machine": "here", "instruction_set": silicon.instruction_set, "cpus": silicon.usable_cpus}
-    standings = (Standing("two_phase", {}, 3.0), Standing("reference", {}, 1.0))
-    return Measured(problem=problem, source="results/x", standings=standings, **here | facts)
+    entries = (DefaultEntry("two_phase", {}, 3.0), DefaultEntry("reference", {}, 1.0))
+    return MeasuredProblem(problem=problem, source="results/x", entries=entries, **here | facts)
 
 
 @pytest.mark.parametrize(
@@ -35,29 +34,29 @@ def measured(problem: ScanProblem, **facts: object) -> Measured:
     ],
     ids=["size", "gradients before size", "instructions before size", "direction before instructions", "CPUs"],
 )
-def test_the_most_alike_stands_first(near, far, monkeypatch):
+def test_the_most_similar_stands_first(near, far, monkeypatch):
     for order in ((near, far), (far, near)):
-        monkeypatch.setattr(heuristics, "read", lambda order=order: order)
-        assert list(most_alike(PROBLEM)) == [near, far]
+        monkeypatch.setattr(defaults, "read", lambda order=order: order)
+        assert list(most_similar(PROBLEM)) == [near, far]
 
 
 def test_what_was_measured_on_a_cpu_says_nothing_of_a_gpu():
-    assert list(most_alike(PROBLEM))
-    assert not list(most_alike(PROBLEM.replace(device="cuda")))
+    assert list(most_similar(PROBLEM))
+    assert not list(most_similar(PROBLEM.replace(device="cuda")))
 
 
 def test_a_configuration_that_is_not_legal_here_gives_way_to_the_defaults(monkeypatch):
     there = measured(PROBLEM)
-    illegal = dataclasses.replace(there, standings=(Standing("two_phase", {"threads": 4096}, 3.0),))
-    monkeypatch.setattr(dispatch, "most_alike", lambda problem: iter([illegal]))
-    decision = dispatch.decide(PROBLEM, None)
-    assert (decision.backend, decision.basis) == ("two_phase", "heuristic")
+    illegal = dataclasses.replace(there, entries=(DefaultEntry("two_phase", {"threads": 4096}, 3.0),))
+    monkeypatch.setattr(decisions, "most_similar", lambda problem: iter([illegal]))
+    decision = decisions.decide(PROBLEM, None)
+    assert (decision.backend, decision.basis) == ("two_phase", "default")
     assert decision.config == registry.get("two_phase").space.defaults
 
 
 def test_what_stands_first_and_cannot_serve_is_named_with_its_reason(monkeypatch):
     there = measured(PROBLEM)
-    standings = (Standing("example", {}, 9.0), Standing("two_phase", {}, 3.0))
+    entries = (DefaultEntry("example", {}, 9.0), DefaultEntry("two_phase", {}, 3.0))
     registry_get = registry.get
 
     def get(name):
@@ -66,8 +65,8 @@ def test_what_stands_first_and_cannot_serve_is_named_with_its_reason(monkeypatch
         return dataclasses.replace(registry_get("chunked"), name="example", unavailable=lambda: "there is no compiler")
 
     monkeypatch.setattr(registry, "get", get)
-    monkeypatch.setattr(dispatch, "most_alike", lambda problem: iter([dataclasses.replace(there, standings=standings)]))
-    decision = dispatch.decide(PROBLEM, None)
+    monkeypatch.setattr(decisions, "most_similar", lambda problem: iter([dataclasses.replace(there, entries=entries)]))
+    decision = decisions.decide(PROBLEM, None)
     assert decision.backend == "two_phase"
     assert decision.reason.endswith("; example: there is no compiler")
 
@@ -76,9 +75,9 @@ def test_what_ships_names_backends_that_are_installed_and_results_that_are_here(
     shipped = read()
     assert shipped
     for each in shipped:
-        assert [one.speedup for one in each.standings] == sorted((one.speedup for one in each.standings), reverse=True)
+        assert [one.speedup for one in each.entries] == sorted((one.speedup for one in each.entries), reverse=True)
         assert Path(__file__).parents[2].joinpath(each.source).is_dir()
-        for standing in each.standings:
-            backend = registry.get(standing.backend)
+        for entry in each.entries:
+            backend = registry.get(entry.backend)
             assert backend.rejects(each.problem) is None
-            assert backend.space.complete(standing.config, each.problem, backend.name)
+            assert backend.space.complete(entry.config, each.problem, backend.name)

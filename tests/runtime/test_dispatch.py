@@ -12,8 +12,10 @@ import scanlab
 from scanlab.contract import registry
 from scanlab.contract.problem import ScanInputs, ScanProblem, make_inputs
 from scanlab.errors import ConfigError, ProblemError, UnavailableError, UnknownBackendError
+from scanlab.runtime import decisions as deciding
 from scanlab.runtime import dispatch
-from scanlab.runtime.dispatch import Dispatcher, decide, decisions, selective_scan_fn
+from scanlab.runtime.decisions import decide, decisions
+from scanlab.runtime.dispatch import Dispatcher, selective_scan_fn
 from scanlab.runtime.profile import Profile, ProfileEntry
 
 PROBLEM = ScanProblem(batch=2, dim=6, length=20, state=4)
@@ -25,9 +27,9 @@ def fresh(monkeypatch, tmp_path):
     for name in ("SCANLAB_BACKEND", "SCANLAB_STRICT", "SCANLAB_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    dispatch.forget_dispatchers()
+    dispatch.clear()
     yield
-    dispatch.forget_dispatchers()
+    dispatch.clear()
 
 
 def profile_with(problem: ScanProblem, backend: str = "two_phase", source_hash: str | None = None) -> Profile:
@@ -57,13 +59,13 @@ def test_the_nearest_entry_serves_and_says_so_once(caplog):
 def test_without_a_profile_what_was_measured_elsewhere_serves_and_says_why(caplog):
     serve = Dispatcher()
     serve(*make_inputs(PROBLEM))
-    assert serve.decided[PROBLEM].basis == "heuristic"
+    assert serve.decided[PROBLEM].basis == "default"
     assert "times as fast as the reference loop on batch=" in caplog.records[0].message
-    assert "run `scanlab tune`" in caplog.records[0].message
+    assert f"run `scanlab tune --problem {PROBLEM.key}`" in caplog.records[0].message
 
 
 def test_where_nothing_alike_was_measured_the_fallback_serves(monkeypatch):
-    monkeypatch.setattr(dispatch, "most_alike", lambda problem: iter(()))
+    monkeypatch.setattr(deciding, "most_similar", lambda problem: iter(()))
     assert decide(PROBLEM, None).basis == "fallback"
 
 
@@ -79,8 +81,8 @@ def test_a_changed_source_is_said(caplog):
 def test_an_entry_that_is_no_longer_legal_or_known_is_passed_over_and_that_is_said(backend, config, reason):
     profile = Profile.empty().with_entry(ProfileEntry(PROBLEM, backend, "0", config))
     decision = decide(PROBLEM, profile)
-    assert decision.basis == "heuristic"
-    assert decision.reason.startswith(f"what was tuned for {PROBLEM.key} cannot serve: ")
+    assert decision.basis == "default"
+    assert decision.reason.startswith(f"the choice for {PROBLEM.key} cannot serve: ")
     assert reason in decision.reason
     beside = profile.with_entry(ProfileEntry(PROBLEM.replace(length=25), "two_phase", "0", {"threads": 1}))
     assert decide(PROBLEM, beside).basis == "nearest"

@@ -33,13 +33,23 @@ extension = Extension(
 )
 
 
+_loaded = False
+
+
+def is_loaded() -> bool:
+    """Return whether `load` has succeeded in this process."""
+    return _loaded
+
+
 def load() -> str:
-    """Load the native ops, built if need be, and return a description with their instruction set.
+    """Load the native ops, built if need be, and return their name with the instruction set that they run on.
 
     Raises:
-        UnavailableError: They can neither be built nor are cached.
-        ConfigError: SCANLAB_ISA holds something else than it may.
+        UnavailableError: They can neither be built nor are they cached.
+        ConfigError: SCANLAB_ISA has an illegal value.
     """
+    global _loaded
     extension.load()
     torch.ops.scanlab_mixer.use_instruction_set(chosen_isa())
+    _loaded = True
     return f"native C++ ({chosen_isa()})"

@@ -5,10 +5,10 @@ The flags carry the test of the processor with them: `cpu/isa.h` makes a functio
 
 from __future__ import annotations
 
-import os
 import platform
 from dataclasses import dataclass
 
+from scanlab import settings
 from scanlab.contract.machine import this_machine
 from scanlab.errors import ConfigError
 
@@ -73,7 +73,7 @@ def chosen_isa() -> str:
         ConfigError: This machine lacks the one that is forced.
     """
     supported = supported_isas()
-    chosen = os.environ.get("SCANLAB_ISA", supported[-1])
+    chosen = settings.ISA.get() or supported[-1]
     if chosen not in supported:
         raise ConfigError(f"SCANLAB_ISA={chosen!r}: must be one of {supported} on this machine; unset it for the best.")
     return chosen

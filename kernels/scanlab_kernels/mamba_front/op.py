@@ -1,11 +1,12 @@
-"""What a mixer computes between its input and its scan, in one direction or both at once.
+"""Fused front half of a Mamba block: what lies between its input and its scan, in one direction or both at once.
 
     x, z       = the projections of hidden
     u          = silu(the convolution of x)
     low, B, C  = x_weight u
     delta      = dt_weight low
 
-The direction back convolves ahead of the present step instead of behind it, so nothing is turned round.
+The reverse direction convolves with the steps ahead, so that no sequence is reversed. delta lacks its bias and
+softplus, which are the scan's.
 
 Source: state-spaces/mamba@e9594ce, mamba_ssm/ops/selective_scan_interface.py, MambaInnerFn.forward; both directions
 hustvl/Vim@dd0358a, mamba-1p1p1/mamba_ssm/modules/mamba_simple.py, Mamba.forward.
@@ -13,24 +14,30 @@ hustvl/Vim@dd0358a, mamba-1p1p1/mamba_ssm/modules/mamba_simple.py, Mamba.forward
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from scanlab.errors import ProblemError
-from scanlab_kernels.causal_conv1d.op import causal_conv1d, causal_conv1d_bidirectional, check_weights
+from scanlab_kernels.causal_conv1d.op import check_weights
 from scanlab_kernels.checks import expect
-from scanlab_kernels.linear.packed_linear import PrepackedWeight, has_few_rows, is_ours, multiplies, packed_linear
+from scanlab_kernels.linear.op import PrepackedWeight
+
+Linear = Callable[[Tensor, PrepackedWeight, Tensor | None], Tensor]
 
 
 class DirectionWeights:
-    """The weights of one direction.
+    """Weights of one direction.
 
-    conv_weight, conv_bias  (dim, width) and (dim,)
-    x                       (rank + 2 state, dim)
-    dt                      (dim, rank)
-    Raises ProblemError where their shapes, dtypes or devices do not fit together.
+    Args:
+        conv_weight: (dim, width).
+        conv_bias: (dim,) or None.
+        x: (rank + 2 state, dim).
+        dt: (dim, rank).
+
+    Raises:
+        ProblemError: Their shapes, dtypes or devices do not fit together.
     """
 
     def __init__(self, conv_weight: Tensor, conv_bias: Tensor | None, x: PrepackedWeight, dt: PrepackedWeight) -> None:
@@ -45,7 +52,7 @@ class DirectionWeights:
 
 
 class ScanArguments(NamedTuple):
-    """What one direction scans: u and delta (batch, length, dim), B and C (batch, length, state)."""
+    """Arguments of the scan of one direction: u and delta (batch, length, dim), B and C (batch, length, state)."""
 
     u: Tensor
     delta: Tensor
@@ -54,11 +61,14 @@ class ScanArguments(NamedTuple):
 
 
 class Projections:
-    """The weights of what is projected of a mixer's input: x, which is convolved, and the gate z.
+    """Weights of the input projections: x, which is convolved, and the gate z.
 
-    x, z            (dim, model)
-    x_bias, z_bias  (dim,)
-    Raises ProblemError where their shapes, dtypes or devices do not fit together.
+    Args:
+        x, z: (dim, model).
+        x_bias, z_bias: (dim,) or None.
+
+    Raises:
+        ProblemError: Their shapes, dtypes or devices do not fit together.
     """
 
     def __init__(
@@ -71,26 +81,9 @@ class Projections:
                 expect(f"the bias of {name}", bias, (dim,), x.weight)
         self.x, self.z, self.x_bias, self.z_bias = x, z, x_bias, z_bias
 
-    def convolved(self, hidden: Tensor) -> Tensor:
-        """x (..., dim) of hidden (..., model)."""
-        return packed_linear(hidden, self.x, self.x_bias)
 
-    def gate(self, hidden: Tensor) -> Tensor:
-        """z (..., dim) of hidden (..., model)."""
-        return packed_linear(hidden, self.z, self.z_bias)
-
-
-def before_scan(
-    hidden: Tensor, into: Projections, ahead: DirectionWeights, back: DirectionWeights | None = None
-) -> tuple[Tensor, tuple[ScanArguments, ...]]:
-    """The gate z (batch, length, dim), and what each direction scans in natural order of time.
-
-    hidden  (batch, length, model)
-    In one native op where no gradient is wanted on a CPU, in float32 or, where the machine multiplies it, bfloat16;
-    else composed of its parts, which are differentiable. delta lacks its bias and softplus, which are the scan's.
-    Raises ProblemError, before anything is computed, where shapes, dtypes or devices do not fit.
-    """
-    directions = (ahead,) if back is None else (ahead, back)
+def check(hidden: Tensor, into: Projections, directions: tuple[DirectionWeights, ...]) -> None:
+    """Raise ProblemError unless these weights take hidden (batch, length, model)."""
     dim, model = into.x.weight.shape
     if hidden.dim() != 3 or hidden.shape[2] != model:
         raise ProblemError(f"hidden is {tuple(hidden.shape)}: must be (batch, length, {model}).")
@@ -98,54 +91,27 @@ def before_scan(
     for direction in directions:
         if direction.conv_weight.shape[0] != dim:
             raise ProblemError(f"a direction is for {direction.conv_weight.shape[0]} channels: x has {dim}.")
-    if _fuses(hidden, into, directions):
-        return _fused(hidden, into, ahead, back)
-    x = into.convolved(hidden).mT
-    if back is None:
-        us: tuple[Tensor, ...] = (causal_conv1d(x, ahead.conv_weight, ahead.conv_bias, activation="silu"),)
-    else:
-        us = causal_conv1d_bidirectional(
-            x, ahead.conv_weight, ahead.conv_bias, back.conv_weight, back.conv_bias, activation="silu"
-        )
-    selected = tuple(_of(u.mT, direction) for u, direction in zip(us, directions, strict=True))
-    return into.gate(hidden), selected
 
 
-def _of(u: Tensor, direction: DirectionWeights) -> ScanArguments:
-    low_rank, B, C = packed_linear(u, direction.x).split_with_sizes(direction.sizes, 2)
-    return ScanArguments(u, packed_linear(low_rank, direction.dt), B, C)
-
-
-def _fuses(hidden: Tensor, into: Projections, directions: tuple[DirectionWeights, ...]) -> bool:
-    weights = [into.x.weight, into.z.weight]
-    others = [into.x_bias, into.z_bias]
-    for each in directions:
-        weights += each.x.weight, each.dt.weight
-        others += each.conv_weight, each.conv_bias
-    return (
-        not has_few_rows(hidden)
-        and all(weight.dtype == hidden.dtype for weight in weights)
-        and is_ours(hidden, *weights, *others)
-        and multiplies(hidden.dtype)
-        and directions[0].sizes == directions[-1].sizes
-    )
-
-
-def _fused(
-    hidden: Tensor, into: Projections, ahead: DirectionWeights, back: DirectionWeights | None
+def compose(
+    linear: Linear,
+    convolve: Callable[..., tuple[Tensor, Tensor]],
+    hidden: Tensor,
+    into: Projections,
+    directions: tuple[DirectionWeights, ...],
 ) -> tuple[Tensor, tuple[ScanArguments, ...]]:
-    rank, state, _ = ahead.sizes
-    weights = (*_as_read(ahead), *((None, None, None, None) if back is None else _as_read(back)))
-    z, *outs = torch.ops.scanlab_mixer.before_scan(
-        hidden, into.x.native, into.x_bias, into.z.native, into.z_bias, *weights, rank, rank + 2 * state
-    )
-    directions = (outs[:3],) if back is None else (outs[:3], outs[3:])
-    found = []
-    for u, selected, delta in directions:
-        _, B, C = selected.split_with_sizes(ahead.sizes, 2)
-        found.append(ScanArguments(u, delta, B, C))
-    return z, tuple(found)
+    """Compose the front of products and convolutions, differentiable where these are.
 
-
-def _as_read(of: DirectionWeights) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    return of.conv_weight, of.conv_bias, of.x.native, of.dt.native
+    Args:
+        linear: An implementation of `linear`.
+        convolve: An implementation of `causal_conv1d`.
+    """
+    x = linear(hidden, into.x, into.x_bias).mT
+    weights = [each for direction in directions for each in (direction.conv_weight, direction.conv_bias)]
+    us = convolve(x, *weights, *[None] * (4 - len(weights)), None, None, True)
+    arguments = []
+    for u, direction in zip(us[: len(directions)], directions, strict=True):
+        selected = linear(u.mT, direction.x, None)
+        low_rank, B, C = selected.split_with_sizes(direction.sizes, 2)
+        arguments.append(ScanArguments(u.mT, linear(low_rank, direction.dt, None), B, C))
+    return linear(hidden, into.z, into.z_bias), tuple(arguments)

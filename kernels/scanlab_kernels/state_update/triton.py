@@ -18,7 +18,7 @@ from scanlab_kernels.gpu.launch_cache import Launch, launch
 from scanlab_kernels.gpu.math import LOG2_E, load, shrink, sigmoid, softplus
 from scanlab_kernels.gpu.registration import changed, define
 from scanlab_kernels.gpu.tile import states_of
-from scanlab_kernels.state_update.mixer_step import composed
+from scanlab_kernels.state_update.torch import compose_step
 
 TILE = 512  # states of one program, which is one warp
 
@@ -186,13 +186,7 @@ def empty_mixer_output(projected: Tensor, *rest: Any) -> Tensor:
 
 def mixer_step(*arguments: Any) -> Tensor:
     """Return one token through a whole mixer, and update both of its states in place."""
-    return composed(
-        lambda x, conv_state, weight, bias: causal_conv1d_update(x, conv_state, weight, bias, None, None, True),
-        lambda state, u, dt, A_log, B, C, D, z, bias: selective_state_update(
-            state, u, dt, A_log, B, C, D, z, bias, True, None, True
-        ),
-        *arguments,
-    )
+    return compose_step(causal_conv1d_update, selective_state_update, *arguments)
 
 
 define(

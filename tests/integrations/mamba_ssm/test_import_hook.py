@@ -247,9 +247,9 @@ def test_strict_is_honoured(monkeypatch, tmp_path):
     monkeypatch.setenv("SCANLAB_STRICT", "1")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     monkeypatch.delenv("SCANLAB_BACKEND", raising=False)
-    dispatch.forget_dispatchers()
+    dispatch.clear()
     drop_in.install()
     interface: ModuleType = importlib.import_module("mamba_ssm.ops.selective_scan_interface")
     with pytest.raises(UnavailableError, match="SCANLAB_STRICT=1 makes this an error"):
         interface.selective_scan_fn(*INPUTS, delta_softplus=True)
-    dispatch.forget_dispatchers()
+    dispatch.clear()

@@ -61,7 +61,7 @@ def test_native_is_the_reference_in_float64(
         seeds = [torch.randn(shape, dtype=torch.float64).to(each.dtype) for each in (out, total)]
         leaves = [each for each in (*tensors.values(), residuals[0]) if each is not None]
         got = [out, total, *gradients([out, total], leaves, seeds)]
-    expected = mixer.add_norm_reference(residual=residuals[1], **oracle, **options)
+    expected = mixer.in_torch()(mixer.add_norm)(residual=residuals[1], **oracle, **options)
     wide_leaves = [each for each in (*oracle.values(), residuals[1]) if each is not None]
     want = [*expected, *gradients(expected, wide_leaves, seeds)]
     # a row of one number is its own scale: its gradient is a difference of equal numbers
@@ -83,7 +83,7 @@ def test_is_the_fused_arithmetic_of_the_model(dtype, kind, residual_in_fp32) -> 
     hidden, residual = torch.randn(2, 9, 24).to(dtype), torch.randn(2, 9, 24)
     residual = residual if residual_in_fp32 else residual.to(dtype)
     want = model_add_norm(hidden, residual, norm, fused=True, residual_in_fp32=residual_in_fp32)
-    for add_norm in (mixer.add_norm, mixer.add_norm_reference):
+    for add_norm in (mixer.add_norm, mixer.in_torch()(mixer.add_norm)):
         got = add_norm(
             hidden, residual, norm.weight, getattr(norm, "bias", None), kind=kind, residual_in_fp32=residual_in_fp32
         )
@@ -98,7 +98,9 @@ def test_gradient_of_one_output_alone() -> None:
     )
     for pick in (0, 1):
         (got,) = torch.autograd.grad(mixer.add_norm(hidden, residual, weight)[pick].square().sum(), [hidden])
-        (want,) = torch.autograd.grad(mixer.add_norm_reference(hidden, residual, weight)[pick].square().sum(), [hidden])
+        (want,) = torch.autograd.grad(
+            mixer.in_torch()(mixer.add_norm)(hidden, residual, weight)[pick].square().sum(), [hidden]
+        )
         assert_close([got], [want], ["hidden"], 1e-13)
 
 

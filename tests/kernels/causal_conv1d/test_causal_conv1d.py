@@ -24,8 +24,8 @@ from scanlab.contract.cpu import torch_threads
 from scanlab.errors import ProblemError
 from scanlab.runtime import ops as mixer
 
-CONVOLUTIONS = {"native": mixer.causal_conv1d, "reference": mixer.causal_conv1d_reference}
-UPDATES = {"native": mixer.causal_conv1d_update, "reference": mixer.causal_conv1d_update_reference}
+CONVOLUTIONS = {"native": mixer.causal_conv1d, "reference": mixer.in_torch()(mixer.causal_conv1d)}
+UPDATES = {"native": mixer.causal_conv1d_update, "reference": mixer.in_torch()(mixer.causal_conv1d_update)}
 LAYOUTS = ("dim-last", "length-last", "strided")
 
 pytestmark = pytest.mark.usefixtures("native")
@@ -63,10 +63,10 @@ def test_without_a_compiler_torch_convolves_the_same(layout: str, activation: st
     with mixer.in_torch():
         out = mixer.causal_conv1d(x, weight, bias, activation=activation, reverse=reverse)
         both = mixer.causal_conv1d_bidirectional(x, weight, bias, back, None, activation=activation)
-    truth = mixer.causal_conv1d_reference(x, weight, bias, activation=activation, reverse=reverse)
+    truth = mixer.in_torch()(mixer.causal_conv1d)(x, weight, bias, activation=activation, reverse=reverse)
     truths = (
-        mixer.causal_conv1d_reference(x, weight, bias, activation=activation),
-        mixer.causal_conv1d_reference(x, back, None, activation=activation, reverse=True),
+        mixer.in_torch()(mixer.causal_conv1d)(x, weight, bias, activation=activation),
+        mixer.in_torch()(mixer.causal_conv1d)(x, back, None, activation=activation, reverse=True),
     )
     for got, expected in zip((out, *both), (truth, *truths), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
@@ -104,7 +104,7 @@ def test_native_is_the_reference_in_float64(
         seed_gradient = torch.randn(out.shape, dtype=torch.float64).to(dtype)
         got = [out, *gradients([out], list(tensors.values()), [seed_gradient])]
     oracle = {name: wide(tensor) for name, tensor in tensors.items()}
-    expected = mixer.causal_conv1d_reference(**oracle, **options)
+    expected = mixer.in_torch()(mixer.causal_conv1d)(**oracle, **options)
     want = [expected, *gradients([expected], list(oracle.values()), [seed_gradient])]
     assert_close(got, want, ["out", *tensors], TOLERANCES[dtype])
     assert [tensor.dtype for tensor in got] == [dtype] * len(got)
@@ -124,8 +124,8 @@ def test_both_directions_at_once(isa: str, layout: str, dtype: torch.dtype) -> N
     oracle = [wide(tensor) for tensor in (x, *weights)]
     ahead, back = oracle[1:3], oracle[3:]
     expected = [
-        mixer.causal_conv1d_reference(oracle[0], *ahead, activation="silu"),
-        mixer.causal_conv1d_reference(oracle[0].flip(-1), *back, activation="silu").flip(-1),
+        mixer.in_torch()(mixer.causal_conv1d)(oracle[0], *ahead, activation="silu"),
+        mixer.in_torch()(mixer.causal_conv1d)(oracle[0].flip(-1), *back, activation="silu").flip(-1),
     ]
     want = [*expected, *gradients(expected, oracle, [seed.to(dtype) for seed in seeds])]
     names = ["out", "out_back", "x", "weight", "bias", "weight_back", "bias_back"]
@@ -149,7 +149,7 @@ def test_long_sequences_give_the_same_bits_on_any_number_of_threads(shape, layou
         together = run()
     assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
     oracle = [wide(tensor) for tensor in (x, *weights)]
-    expected = mixer.causal_conv1d_reference(*oracle, activation="silu")
+    expected = mixer.in_torch()(mixer.causal_conv1d)(*oracle, activation="silu")
     assert_close(alone, [expected, *gradients([expected], oracle, [seed])], ["out", "x", "weight", "bias"], 2e-6)
 
 
@@ -270,10 +270,10 @@ def test_native_updates_are_the_reference_in_float64(
         "cache_seqlens": torch.randint(0, 50, (batch,), dtype=torch.int32) if circular else None,
         "conv_state_indices": places if picked else None,
     }
-    wide_state = state.double()
+    wide_state = state.double().clone()
     with instruction_set(isa):
         out = mixer.causal_conv1d_update(x, state, weight, bias, **options)
-    want = mixer.causal_conv1d_update_reference(x.double(), wide_state, weight, bias, **options)
+    want = mixer.in_torch()(mixer.causal_conv1d_update)(x.double(), wide_state, weight, bias, **options)
     assert_close([out], [want], ["out"], TOLERANCES[dtype])
     assert torch.equal(state.double(), wide_state)
     assert out.dtype == dtype

@@ -7,13 +7,23 @@ import torch
 import torch.nn.functional as F
 
 from helpers.instruction_sets import assert_close
-from scanlab.runtime.ops import PrepackedWeight, in_torch, packed_linear
-from scanlab_kernels.linear.packed_linear import MOST_THIN_ROWS, is_thin
+from scanlab.runtime import products
+from scanlab.runtime.ops import PrepackedWeight, linear
+from scanlab_kernels.linear.native import MAX_FEW_ROWS
 
 pytestmark = pytest.mark.usefixtures("native")
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, MOST_THIN_ROWS])
+@pytest.fixture(autouse=True)
+def by_native_products(monkeypatch, native):
+    """Products by the native kernels, whatever is fastest on this machine."""
+    monkeypatch.setenv("SCANLAB_LINEAR", "native")
+    products.clear()
+    yield
+    products.clear()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, MAX_FEW_ROWS])
 @pytest.mark.parametrize(("out", "depth"), [(1, 1), (7, 16), (8, 31), (19, 100), (1000, 40)])
 @pytest.mark.parametrize("biased", [False, True])
 def test_it_is_the_product(isa, rows, out, depth, biased) -> None:
@@ -42,19 +52,8 @@ def test_a_row_does_not_depend_on_the_others() -> None:
 
 def test_a_packed_linear_of_few_rows() -> None:
     x, weight, bias = torch.randn(2, 3, 24), torch.randn(40, 24), torch.randn(40)
-    assert is_thin(x, weight)
-    got = packed_linear(x, PrepackedWeight(weight), bias)
+    got = linear(x, PrepackedWeight(weight), bias)
     torch.testing.assert_close(got, F.linear(x, weight, bias))
-
-
-def test_who_wants_more_than_a_product_gets_it_from_torch() -> None:
-    x, weight = torch.randn(2, 24), torch.randn(40, 24)
-    assert not is_thin(torch.randn(MOST_THIN_ROWS + 1, 24), weight)
-    assert not is_thin(x[:0], weight)
-    assert not is_thin(x.double(), weight.double())
-    assert not is_thin(x.requires_grad_(), weight)
-    with in_torch():
-        assert not is_thin(x.detach(), weight)
 
 
 def test_torchs_own_checks_of_the_op() -> None:

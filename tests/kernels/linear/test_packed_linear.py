@@ -6,13 +6,24 @@ import torch.nn.functional as F
 
 from helpers.instruction_sets import INSTRUCTION_SETS, instruction_set
 from scanlab.contract.cpu import torch_threads
-from scanlab.runtime.ops import PrepackedWeight, in_torch, packed_linear
-from scanlab_kernels.linear.packed_linear import FEWEST_ROWS, multiplies, packs
+from scanlab.runtime import products
+from scanlab.runtime.ops import PrepackedWeight, in_torch, linear
+from scanlab_kernels.linear import native as native_products
+from scanlab_kernels.linear.native import MIN_ROWS
 
 pytestmark = pytest.mark.usefixtures("native")
 
 
-def tensors(dtype=torch.float32, rows=FEWEST_ROWS):
+@pytest.fixture(autouse=True)
+def by_native_products(monkeypatch, native):
+    """Products by the native kernels, whatever is fastest on this machine."""
+    monkeypatch.setenv("SCANLAB_LINEAR", "native")
+    products.clear()
+    yield
+    products.clear()
+
+
+def tensors(dtype=torch.float32, rows=MIN_ROWS):
     generator = torch.Generator().manual_seed(0)
     return tuple(torch.randn(shape, generator=generator).to(dtype) for shape in ((2, rows, 24), (40, 24), (40,)))
 
@@ -21,7 +32,7 @@ def tensors(dtype=torch.float32, rows=FEWEST_ROWS):
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_it_is_the_product(dtype, bound, with_bias):
     x, weight, bias = tensors(dtype)
-    out = packed_linear(x, PrepackedWeight(weight), bias if with_bias else None)
+    out = linear(x, PrepackedWeight(weight), bias if with_bias else None)
     right = F.linear(x.double(), weight.double(), bias.double() if with_bias else None)
     assert out.dtype == dtype
     assert (out.double() - right).abs().max() <= bound * right.abs().max()
@@ -34,8 +45,9 @@ def test_it_is_the_product(dtype, bound, with_bias):
 def test_every_shape_on_every_instruction_set(isa, dtype, features, rows, depth):
     x, weight, bias = (torch.randn(shape).to(dtype) for shape in ((rows, depth), (features, depth), (features,)))
     with instruction_set(isa):
-        assert packs(x, weight) or not multiplies(dtype)
-        out = packed_linear(x, PrepackedWeight(weight), bias)
+        if not native_products.multiplies(dtype):
+            pytest.skip(f"no product of {dtype} on {isa}")
+        out = native_products.linear(x, PrepackedWeight(weight), bias)
     right = F.linear(x.double(), weight.double(), bias.double())
     assert (out - right).abs().max() <= (3e-6 if dtype == torch.float32 else 4e-3) * right.abs().max()
 
@@ -45,7 +57,7 @@ def test_the_bits_do_not_depend_on_the_threads():
     outs = []
     for threads in (1, 2, 3, 8):
         with torch_threads(threads):
-            outs.append(packed_linear(x, PrepackedWeight(weight), bias))
+            outs.append(linear(x, PrepackedWeight(weight), bias))
     assert all(torch.equal(outs[0], out) for out in outs)
 
 
@@ -53,8 +65,8 @@ def test_a_slice_of_rows_and_a_slice_of_the_weight():
     x, weight, _ = tensors()
     half = weight[20:]
     strided, first = half[:, ::2], half[:, :7]
-    torch.testing.assert_close(packed_linear(x[..., ::2], PrepackedWeight(strided)), F.linear(x[..., ::2], strided))
-    torch.testing.assert_close(packed_linear(x[..., :7], PrepackedWeight(first)), F.linear(x[..., :7], first))
+    torch.testing.assert_close(linear(x[..., ::2], PrepackedWeight(strided)), F.linear(x[..., ::2], strided))
+    torch.testing.assert_close(linear(x[..., :7], PrepackedWeight(first)), F.linear(x[..., :7], first))
 
 
 def test_a_form_of_another_weight_is_refused():
@@ -65,13 +77,13 @@ def test_a_form_of_another_weight_is_refused():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_bias_of_any_strides(isa: str, dtype: torch.dtype) -> None:
-    x, weight, bias = tensors(dtype, FEWEST_ROWS)
+    x, weight, bias = tensors(dtype, MIN_ROWS)
     strided = torch.full((3 * len(bias),), float("nan"), dtype=dtype)[::3]
     strided.copy_(bias)
     packed = PrepackedWeight(weight)
-    assert torch.equal(packed_linear(x, packed, strided), packed_linear(x, packed, bias))
+    assert torch.equal(linear(x, packed, strided), linear(x, packed, bias))
     one = bias[:1].expand(len(bias))
-    assert torch.equal(packed_linear(x, packed, one), packed_linear(x, packed, one.contiguous()))
+    assert torch.equal(linear(x, packed, one), linear(x, packed, one.contiguous()))
 
 
 def test_a_view_of_a_packed_weight_is_refused() -> None:
@@ -90,17 +102,16 @@ def test_a_tensor_without_data_among_others_is_refused() -> None:
 def test_gradients_flow_where_they_are_wanted():
     x, weight, _ = tensors()
     weight.requires_grad_()
-    assert not packs(x, weight)
-    (gradient,) = torch.autograd.grad(packed_linear(x, PrepackedWeight(weight)).sum(), weight)
+    (gradient,) = torch.autograd.grad(linear(x, PrepackedWeight(weight)).sum(), weight)
     torch.testing.assert_close(gradient, x.sum((0, 1)).expand(40, 24))
 
 
-@pytest.mark.parametrize("rows", [1, FEWEST_ROWS])
+@pytest.mark.parametrize("rows", [1, MIN_ROWS])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_gradient_of_the_bias_alone(rows, dtype):
     x, weight, bias = tensors(dtype, rows)
     bias.requires_grad_()
-    (gradient,) = torch.autograd.grad(packed_linear(x, PrepackedWeight(weight), bias).sum(), bias)
+    (gradient,) = torch.autograd.grad(linear(x, PrepackedWeight(weight), bias).sum(), bias)
     torch.testing.assert_close(gradient, torch.full_like(bias, x[..., 0].numel()))
 
 
@@ -113,29 +124,32 @@ def test_torch_knows_their_shapes():
         torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
-def test_few_rows_other_dtypes_and_the_ops_in_torch_are_not_packed():
+def test_what_is_more_than_a_product_is_not_packed():
     x, weight, _ = tensors()
-    assert not packs(x[:1, : FEWEST_ROWS - 1], weight)
-    assert not packs(x.double(), weight.double())
+    for few, other in ((x[:1, : MIN_ROWS - 1], weight), (x.double(), weight.double())):
+        packed = PrepackedWeight(other)
+        linear(few, packed)
+        assert set(vars(packed)) == {"weight"}
+    packed = PrepackedWeight(weight)
     with in_torch():
-        assert not packs(x, weight)
+        linear(x, packed)
     with torch.autocast("cpu"):
-        assert not packs(x, weight)
-        assert packed_linear(x, PrepackedWeight(weight)).dtype == torch.bfloat16
+        assert linear(x, packed).dtype == torch.bfloat16
+    assert set(vars(packed)) == {"weight"}
 
 
 @pytest.mark.parametrize("rows", [0, 3, 40])
 @pytest.mark.parametrize(("into", "out"), [(0, 5), (5, 0), (0, 0)])
 def test_nothing_to_multiply(rows: int, into: int, out: int) -> None:
     x, weight, bias = torch.randn(rows, into), torch.randn(out, into), torch.randn(out)
-    assert torch.equal(packed_linear(x, PrepackedWeight(weight), bias), F.linear(x, weight, bias))
+    assert torch.equal(linear(x, PrepackedWeight(weight), bias), F.linear(x, weight, bias))
 
 
 @pytest.mark.parametrize("rows", [3, 40])
 def test_derivatives_by_transforms(rows: int) -> None:
     x, weight, tangent = torch.randn(rows, 20), torch.randn(30, 20), torch.randn(30, 20)
-    packed_linear(x, PrepackedWeight(weight))
-    _, moved = torch.func.jvp(lambda weight: packed_linear(x, PrepackedWeight(weight)), (weight,), (tangent,))
+    linear(x, PrepackedWeight(weight))
+    _, moved = torch.func.jvp(lambda weight: linear(x, PrepackedWeight(weight)), (weight,), (tangent,))
     torch.testing.assert_close(moved, F.linear(x, tangent))
-    gradient = torch.func.grad(lambda weight: packed_linear(x, PrepackedWeight(weight)).square().sum())(weight)
+    gradient = torch.func.grad(lambda weight: linear(x, PrepackedWeight(weight)).square().sum())(weight)
     torch.testing.assert_close(gradient, 2 * F.linear(x, weight).T @ x)

@@ -10,11 +10,21 @@ from helpers.instruction_sets import INSTRUCTION_SETS, assert_close, instruction
 from scanlab.contract.cpu import torch_threads
 from scanlab.errors import ProblemError
 from scanlab.runtime import ops as mixer
+from scanlab.runtime import products
 from scanlab.runtime.ops import DirectionWeights, PrepackedWeight, Projections
-from scanlab_kernels.linear.packed_linear import multiplies
-from scanlab_kernels.mamba_front.op import _fuses
+from scanlab_kernels.linear.native import multiplies
 
 pytestmark = pytest.mark.usefixtures("native")
+
+
+@pytest.fixture(autouse=True)
+def by_native_products(monkeypatch, native):
+    """Products by the native kernels, whatever is fastest on this machine."""
+    monkeypatch.setenv("SCANLAB_LINEAR", "native")
+    products.clear()
+    yield
+    products.clear()
+
 
 NAMES = ("u", "delta", "B", "C")
 
@@ -52,8 +62,8 @@ def wide_projections(into: Projections) -> Projections:
 
 
 def assert_right(hidden: Tensor, into: Projections, *directions: DirectionWeights, tolerance: float = 2e-6) -> None:
-    got_z, got = mixer.before_scan(hidden, into, *directions)
-    want_z, want = mixer.before_scan(hidden.double(), wide_projections(into), *map(wide, directions))
+    got_z, got = mixer.mamba_front(hidden, into, *directions)
+    want_z, want = mixer.mamba_front(hidden.double(), wide_projections(into), *map(wide, directions))
     assert len(got) == len(want) == len(directions)
     assert_close((got_z,), (want_z,), ("z",), tolerance)
     for one, other in zip(got, want, strict=True):
@@ -67,7 +77,7 @@ def test_it_is_its_parts_in_float64(isa: str, both: bool, shape: tuple[int, int,
     batch, length, dim = shape
     hidden, into = torch.randn(batch, length, 20), projections(dim)
     directions = [weights(dim), weights(dim, bias=False)][: 1 + both]
-    assert _fuses(hidden, into, tuple(directions))
+    assert mixer.is_fused(hidden, into, tuple(directions))
     with instruction_set(isa):
         assert_right(hidden, into, *directions)
 
@@ -102,7 +112,7 @@ def test_the_bits_do_not_depend_on_the_threads() -> None:
     found = []
     for threads in (1, 2, 3, 8):
         with torch_threads(threads):
-            z, selected = mixer.before_scan(hidden, into, *directions)
+            z, selected = mixer.mamba_front(hidden, into, *directions)
             found.append([z, *(tensor for each in selected for tensor in each)])
     assert all(torch.equal(one, other) for each in found[1:] for one, other in zip(found[0], each, strict=True))
 
@@ -115,14 +125,14 @@ def test_bfloat16_fused_and_composed(isa: str, shape: tuple[int, int, int], rank
     hidden, into = torch.randn(batch, length, 20).bfloat16(), projections(dim, dtype=torch.bfloat16)
     directions = tuple(weights(dim, rank=rank, dtype=torch.bfloat16) for _ in range(2))
     with instruction_set(isa):
-        assert _fuses(hidden, into, directions) == multiplies(torch.bfloat16)
+        assert mixer.is_fused(hidden, into, directions) == multiplies(torch.bfloat16)
         # four roundings in a row: of x, of u, of what is selected from it, and of the steps
         assert_right(hidden, into, *directions, tolerance=1.5e-2)
 
 
 def test_float64_is_composed() -> None:
     hidden, into, direction = torch.randn(1, 40, 20).double(), wide_projections(projections(16)), wide(weights(16))
-    assert not _fuses(hidden, into, (direction,))
+    assert not mixer.is_fused(hidden, into, (direction,))
     assert_right(hidden, into, direction, tolerance=0.0)
 
 
@@ -135,11 +145,11 @@ def test_gradients_flow_to_every_weight_that_wants_one(wanted: int) -> None:
     )[wanted]
     assert leaf is not None
     leaf.requires_grad_()
-    z, (got,) = mixer.before_scan(hidden, into, direction)
+    z, (got,) = mixer.mamba_front(hidden, into, direction)
     (gradient,) = torch.autograd.grad(got.delta.square().sum() + z.square().sum(), leaf)
     assert gradient.abs().max() > 0
     with torch.no_grad():
-        again_z, (again,) = mixer.before_scan(hidden, into, direction)
+        again_z, (again,) = mixer.mamba_front(hidden, into, direction)
     assert_close((again_z, *again), (z, *got), ("z", *NAMES), 1e-5)
 
 
@@ -205,9 +215,9 @@ def test_projections_that_do_not_fit_are_refused(wrong: dict[str, Tensor]) -> No
 )
 def test_inputs_that_do_not_fit_are_refused(hidden: Tensor) -> None:
     with pytest.raises(ProblemError):
-        mixer.before_scan(hidden, projections(16), weights(16))
+        mixer.mamba_front(hidden, projections(16), weights(16))
 
 
 def test_a_direction_of_other_channels_is_refused() -> None:
     with pytest.raises(ProblemError, match="15 channels: x has 16"):
-        mixer.before_scan(torch.randn(1, 40, 20), projections(16), weights(15))
+        mixer.mamba_front(torch.randn(1, 40, 20), projections(16), weights(15))

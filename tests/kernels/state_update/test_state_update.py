@@ -12,7 +12,7 @@ from helpers.instruction_sets import DTYPES, INSTRUCTION_SETS, TOLERANCES, asser
 from scanlab.errors import ProblemError
 from scanlab.runtime import ops as mixer
 
-UPDATES = {"native": mixer.selective_state_update, "reference": mixer.selective_state_update_reference}
+UPDATES = {"native": mixer.selective_state_update, "reference": mixer.in_torch()(mixer.selective_state_update)}
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -82,7 +82,7 @@ def test_native_is_the_reference_in_float64(
     options = {"dt_softplus": softplus, "state_batch_indices": indices, "log_A": log_A}
     with instruction_set(isa):
         out = mixer.selective_state_update(stored, **inputs, **options)
-    want = mixer.selective_state_update_reference(
+    want = mixer.in_torch()(mixer.selective_state_update)(
         oracle, **{name: wide(tensor) for name, tensor in inputs.items()}, **options
     )
     narrow = {torch.float32} if torch.float64 not in (dtype, state_dtype) else {torch.float64}
@@ -106,7 +106,9 @@ def test_out_is_computed_before_the_state_is_rounded() -> None:
     for update in UPDATES.values():
         stored, wanted = state.clone(), exact.clone()
         out = update(stored, **inputs)
-        want = mixer.selective_state_update_reference(wanted, **{name: wide(each) for name, each in inputs.items()})
+        want = mixer.in_torch()(mixer.selective_state_update)(
+            wanted, **{name: wide(each) for name, each in inputs.items()}
+        )
         assert_close([out], [want], ["out"], 1e-6)
         assert torch.equal(stored, wanted.to(torch.bfloat16))
 

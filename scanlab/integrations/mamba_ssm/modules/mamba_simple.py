@@ -143,7 +143,7 @@ class Mamba(Mixing):
         y, last_state = dispatch.scan(*inputs, direction="bidirectional" if both_ways else "forward")
         scan.say_who_serves()
         if states is not None:
-            last = weights.parts.convolved(hidden_states[:, -self.d_conv :])
+            last = mixer.linear(hidden_states[:, -self.d_conv :], weights.parts.x, weights.parts.x_bias)
             states[0].copy_(F.pad(last.mT, (self.d_conv - last.shape[1], 0)))
             states[1].copy_(last_state)
         return weights.mixed(y, halves=both_ways and self.bimamba_type == "v2" and self.if_divide_out)
@@ -161,7 +161,7 @@ class Mamba(Mixing):
         else:
             into, out = self.weights().into, self.weights().out
         y = mixer.mixer_step(
-            mixer.packed_linear(hidden, into, self.in_proj.bias),
+            mixer.linear(hidden, into, self.in_proj.bias),
             conv_state,
             ssm_state,
             *taps(self.conv1d),
@@ -171,7 +171,7 @@ class Mamba(Mixing):
             self.A_log,
             self.D,
         )
-        return mixer.packed_linear(y, out, self.out_proj.bias)[:, None], conv_state, ssm_state
+        return mixer.linear(y, out, self.out_proj.bias)[:, None], conv_state, ssm_state
 
     def allocate_inference_cache(
         self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None, **kwargs: Any

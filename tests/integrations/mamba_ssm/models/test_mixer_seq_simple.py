@@ -22,9 +22,9 @@ PROMPT = torch.tensor([[3, 1, 4], [1, 5, 9]])
 @pytest.fixture(autouse=True)
 def small_scan(monkeypatch):
     monkeypatch.setenv("SCANLAB_BACKEND", "two_phase:threads=1")
-    dispatch.forget_dispatchers()
+    dispatch.clear()
     yield
-    dispatch.forget_dispatchers()
+    dispatch.clear()
 
 
 @pytest.fixture

@@ -31,9 +31,9 @@ TOLERANCE = 2e-5
 def small_scan(monkeypatch):
     """The scan itself is tested elsewhere: these tests need no compiler."""
     monkeypatch.setenv("SCANLAB_BACKEND", "two_phase:threads=1")
-    dispatch.forget_dispatchers()
+    dispatch.clear()
     yield
-    dispatch.forget_dispatchers()
+    dispatch.clear()
 
 
 @pytest.fixture

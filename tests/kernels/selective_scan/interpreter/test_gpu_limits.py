@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from scanlab.models.vision_mamba import VisionMamba
-from scanlab.runtime import serving
+from scanlab.runtime import implementations as serving
 
 EXPERIMENTS = Path(__file__).parents[4] / "experiments"
 
@@ -65,9 +65,9 @@ def experiment(monkeypatch):
     monkeypatch.setattr(timing, "MAX_CALLS", 1)
     monkeypatch.setattr(ceiling, "exponential_call", lambda: (lambda: None, 4))
     monkeypatch.setenv("SCANLAB_MIXER", "triton")
-    serving.forget()
+    serving.clear()
     yield limits
-    serving.forget()
+    serving.clear()
 
 
 def test_it_measures_every_shape_and_writes_the_page(experiment, tmp_path, capsys):

@@ -12,7 +12,8 @@ import scanlab
 from helpers.instruction_sets import TOLERANCES, assert_close, gradients, wide
 from scanlab.errors import ProblemError, UnavailableError
 from scanlab.models.vision_mamba import VisionMamba
-from scanlab.runtime import dispatch, serving
+from scanlab.runtime import decisions, dispatch
+from scanlab.runtime import implementations as serving
 from scanlab.runtime import ops as mixer
 from scanlab_kernels.causal_conv1d.triton import backward as conv_backward
 from scanlab_kernels.causal_conv1d.triton import tile as conv_tile
@@ -27,9 +28,9 @@ def interpreted(monkeypatch):
     monkeypatch.setenv("SCANLAB_MIXER", "triton")
     monkeypatch.setattr(conv_tile, "STEPS", 2)
     monkeypatch.setattr(conv_backward, "TURNS", 2)
-    serving.forget()
+    serving.clear()
     yield
-    serving.forget()
+    serving.clear()
 
 
 def leaf(*shape: int, dtype: torch.dtype = FLOAT) -> Tensor:
@@ -69,7 +70,7 @@ def test_a_convolution(extra, reverse, dtype):
         options["seq_idx"] = torch.tensor([[0, 0, 1, 1, 1], [2, 2, 2, -1, -1]], dtype=torch.int32)
     agrees(
         lambda **given: mixer.causal_conv1d(**given, **options),
-        lambda **given: mixer.causal_conv1d_reference(**given, **options),
+        lambda **given: mixer.in_torch()(mixer.causal_conv1d)(**given, **options),
         tensors,
         dtype,
     )
@@ -79,8 +80,8 @@ def test_a_convolution(extra, reverse, dtype):
 def test_both_directions_of_any_width(width, dim, length):
     def reference(x, weight, bias, weight_back, bias_back):
         return (
-            mixer.causal_conv1d_reference(x, weight, bias),
-            mixer.causal_conv1d_reference(x, weight_back, bias_back, reverse=True),
+            mixer.in_torch()(mixer.causal_conv1d)(x, weight, bias),
+            mixer.in_torch()(mixer.causal_conv1d)(x, weight_back, bias_back, reverse=True),
         )
 
     torch.manual_seed(0)
@@ -102,7 +103,7 @@ def test_add_and_norm(kind, has_residual, dtype):
     options = {"kind": kind, "residual_in_fp32": has_residual}
     agrees(
         lambda residual=None, **given: mixer.add_norm(residual=residual, **given, **options),
-        lambda residual=None, **given: mixer.add_norm_reference(residual=residual, **given, **options),
+        lambda residual=None, **given: mixer.in_torch()(mixer.add_norm)(residual=residual, **given, **options),
         tensors,
         dtype,
     )
@@ -140,7 +141,7 @@ def test_a_step_of_a_convolution(steps, circular, dtype):
     }
     exact = state.double()
     out = mixer.causal_conv1d_update(x, state, weight, bias, **options)
-    want = mixer.causal_conv1d_update_reference(x.double(), exact, weight, bias, **options)
+    want = mixer.in_torch()(mixer.causal_conv1d_update)(x.double(), exact, weight, bias, **options)
     assert_close([out], [want], ["out"], 2 * TOLERANCES[dtype])
     assert torch.equal(state.double(), exact)
 
@@ -178,7 +179,7 @@ def test_a_step_of_the_scan(own, groups, log_A, dtype):
     exact = {name: wide(tensor) for name, tensor in given.items()}
     options = {"dt_softplus": log_A, "log_A": log_A}
     out = mixer.selective_state_update(**given, **options)
-    want = mixer.selective_state_update_reference(**exact, **options)
+    want = mixer.in_torch()(mixer.selective_state_update)(**exact, **options)
     assert_close([out, given["state"]], [want, exact["state"]], ["out", "state"], 2 * TOLERANCES[dtype])
 
 
@@ -212,7 +213,7 @@ def token() -> dict[str, Tensor]:
 def test_a_token_through_a_mixer():
     given = token()
     exact = {name: tensor.double() for name, tensor in given.items()}
-    got, want = mixer.mixer_step(**given), mixer.mixer_step_reference(**exact)
+    got, want = mixer.mixer_step(**given), mixer.in_torch()(mixer.mixer_step)(**exact)
     states = ["conv_state", "state"]
     assert_close(
         [got, *(given[name] for name in states)], [want, *(exact[name] for name in states)], ["out", *states], 4e-6
@@ -288,7 +289,7 @@ def test_vision_mamba_is_the_same_on_the_kernels_of_the_gpu_and_of_the_cpu(monke
 
     def run(scan: str, ops: str) -> list[Tensor]:
         monkeypatch.setenv("SCANLAB_MIXER", ops)
-        serving.forget()
+        serving.clear()
         model.scan = scan
         logits = model(images)
         return [logits, *torch.autograd.grad(logits, list(model.parameters()), seed)]
@@ -301,10 +302,10 @@ def test_vision_mamba_is_the_same_on_the_kernels_of_the_gpu_and_of_the_cpu(monke
 
 def test_the_interpreter_serves_only_who_asks_for_it(monkeypatch):
     problem = scanlab.ScanProblem(batch=1, dim=2, length=3)
-    assert dispatch.refuses("triton", {}, problem) == "triton: here it serves only who asks for it by name"
+    assert decisions.refuses("triton", {}, problem) == "triton: here it serves only who asks for it by name"
     monkeypatch.setattr(dispatch, "most_alike", lambda problem: iter(()))
-    assert "triton" not in [decision.backend for decision in dispatch.decisions(problem, None)]
+    assert "triton" not in [decision.backend for decision in decisions.decisions(problem, None)]
     assert triton.backend.unavailable() is None
     monkeypatch.delenv("SCANLAB_MIXER")
-    serving.forget()
+    serving.clear()
     assert serving.implementation() != "triton"

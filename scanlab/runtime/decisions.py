@@ -1,0 +1,114 @@
+"""Decide which backend serves a scan, and why.
+
+In this order: the profile's entry for exactly this problem, measured on this kind of machine or adopted from the
+nearest one; its entry for the nearest problem of the same family; the fastest on the most similar problem among the
+defaults that ship; the first of FALLBACKS that is available and accepts the problem.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from scanlab.contract import registry
+from scanlab.contract.problem import ScanProblem
+from scanlab.contract.space import Config, config_key
+from scanlab.errors import ConfigError, UnavailableError, UnknownBackendError
+from scanlab.runtime.defaults import most_similar
+from scanlab.runtime.profile import Profile, ProfileEntry
+
+# `compiled` is not here because it compiles for every new shape, which a caller did not ask for.
+FALLBACKS = ("triton", "native", "chunked", "reference")
+
+Basis = Literal["named", "exact", "adopted", "nearest", "default", "fallback"]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Backend and configuration that serve a problem, on what basis, and the reason in words."""
+
+    backend: str
+    config: Config
+    basis: Basis
+    reason: str
+
+
+def decisions(problem: ScanProblem, profile: Profile | None) -> Iterator[Decision]:
+    """Yield the decisions for `problem` from best to last resort; those that would be refused are left out."""
+    passed_over: list[str] = []
+    for entry in () if profile is None else profile.nearest(problem):
+        refusal = refuses(entry.backend, entry.config, problem)
+        if refusal is not None:
+            passed_over.append(f"the choice for {entry.problem.key} cannot serve: {refusal}")
+        elif entry.problem == problem:
+            basis: Basis = "exact" if entry.adopted_from is None else "adopted"
+            yield Decision(entry.backend, entry.config, basis, f"tuned for exactly {problem.key}{_where(entry)}")
+        else:
+            reason = f"tuned for the nearest problem {entry.problem.key}{_where(entry)}"
+            yield Decision(entry.backend, entry.config, "nearest", "; ".join((reason, *passed_over)))
+    untuned = "; ".join(passed_over) or "nothing near this problem was tuned here"
+    yield from _defaults(problem, untuned)
+    refused: list[str] = []
+    for name in FALLBACKS:
+        refusal = refuses(name, {}, problem)
+        if refusal is None:
+            yield Decision(name, registry.get(name).space.defaults, "fallback", "; ".join((untuned, *refused)))
+        else:
+            refused.append(refusal)
+
+
+def _defaults(problem: ScanProblem, untuned: str) -> Iterator[Decision]:
+    """Yield the backends measured on the most similar problem that ships; a refused one is named as a reason.
+
+    Args:
+        untuned: Reason why no entry of the profile serves.
+    """
+    for similar in itertools.islice(most_similar(problem), 1):
+        refused: list[str] = []
+        for entry in similar.entries:
+            defaults = registry.get(entry.backend).space.defaults
+            refusals = {config_key(each): refuses(entry.backend, each, problem) for each in (entry.config, defaults)}
+            config = next((each for each in (entry.config, defaults) if refusals[config_key(each)] is None), None)
+            if config is None:
+                refused.append(str(refusals[config_key(defaults)]))
+                continue
+            faster = f"it was {entry.speedup:.3g} times as fast as the reference loop on {similar.problem.key}"
+            reasons = (untuned, f"{faster} on {similar.where}", *refused)
+            yield Decision(entry.backend, config, "default", "; ".join(reasons))
+
+
+def decide(problem: ScanProblem, profile: Profile | None) -> Decision:
+    """Return the best decision for `problem`.
+
+    Raises:
+        UnavailableError: No backend can serve it.
+    """
+    for decision in decisions(problem, profile):
+        return decision
+    raise nothing_serves(problem)
+
+
+def nothing_serves(problem: ScanProblem, *failures: str) -> UnavailableError:
+    """Return the error for a problem that no backend serves, with the reason of each."""
+    reasons = (*failures, *filter(None, (refuses(name, {}, problem) for name in FALLBACKS)))
+    return UnavailableError(f"no backend serves {problem.key}: {'; '.join(reasons)}. See `scanlab list`.")
+
+
+def _where(entry: ProfileEntry) -> str:
+    """Return where an entry was measured, if that was not on this kind of machine."""
+    return "" if entry.adopted_from is None else f" on the nearest machine, {entry.adopted_from}"
+
+
+def refuses(name: str, config: Config, problem: ScanProblem) -> str | None:
+    """Return why the backend called `name` cannot serve `problem` under `config` unasked, or None."""
+    try:
+        backend = registry.get(name)
+        backend.space.complete(config, problem, name)
+    except (UnknownBackendError, ConfigError) as error:
+        return str(error)
+    reason = backend.rejects(problem) or backend.unavailable()
+    if backend.explicit_only:
+        reason = reason or "here it serves only who asks for it by name"
+    return None if reason is None else f"{name}: {reason}"

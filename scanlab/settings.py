@@ -1,0 +1,48 @@
+"""The environment variables that scanlab reads, all of them, and the bounds of what it keeps in memory."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Setting:
+    """An environment variable.
+
+    Args:
+        name: Its name.
+        meaning: What it decides.
+        default: What holds where it is not set, in words.
+    """
+
+    name: str
+    meaning: str
+    default: str
+
+    def get(self) -> str | None:
+        """Return its value, or None where it is unset or empty."""
+        return os.environ.get(self.name) or None
+
+
+BACKEND = Setting("SCANLAB_BACKEND", "backend of every scan, such as chunked:chunk=32", "the profile's choice")
+STRICT = Setting("SCANLAB_STRICT", "1 makes it an error when something else than the tuned choice serves", "a warning")
+MIXER = Setting("SCANLAB_MIXER", "native, triton or torch: implementation of the ops around the scan", "by device")
+LINEAR = Setting("SCANLAB_LINEAR", "native, onednn or torch: implementation of products in inference", "by silicon")
+PROFILE = Setting("SCANLAB_PROFILE", "path of the profile", "a file for this silicon in the user's data folder")
+CACHE = Setting("SCANLAB_CACHE", "folder of compiled kernels", "the user's cache folder")
+ISA = Setting("SCANLAB_ISA", "instruction set of the C++ kernels: plain, avx2, avx512 or neon", "the best of the CPU")
+
+ALL = (BACKEND, STRICT, MIXER, LINEAR, PROFILE, CACHE, ISA)
+
+# A dispatcher keeps this many bound scans, and as many decisions; the one that was not used for longest goes first.
+MAX_KEPT_SCANS = 1024
+# Distinct warnings that are said once; beyond, the oldest may be said again.
+MAX_KEPT_WARNINGS = 256
+# Plans that one layer of a model keeps: one for each kind of input.
+MAX_KEPT_PLANS = 16
+
+
+def strict() -> bool:
+    """Return whether SCANLAB_STRICT makes fallbacks errors."""
+    return STRICT.get() == "1"
