@@ -22,6 +22,7 @@ check: lint types test
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	git ls-files '*.h' '*.cpp' | xargs $(BIN)/clang-format --dry-run -Werror
 
 types: $(VENV)/.ready

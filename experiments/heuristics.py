@@ -105,8 +105,9 @@ def text_of(each: MeasuredProblem) -> str:
 def main(
     folders: Annotated[list[Path], typer.Argument(help="Folders of results.")],
     out: Annotated[Path, typer.Option(help="The file to write.")] = SHIPPED,
+    page: Annotated[Path, typer.Option(help="Folder of the page that shows them.")] = common.RESULTS / "heuristics",
 ) -> None:
-    """Write the standings that the folders hold, beside those of other machines that the file has."""
+    """Write the defaults that the folders hold, beside those of other machines that the file has."""
     new = {(each.machine, each.cpus, each.problem): each for folder in folders for each in measured(folder)}
     old = {(each.machine, each.cpus, each.problem): each for each in (read(out) if out.exists() else ())}
     header = (
@@ -114,10 +115,10 @@ def main(
     )
     out.write_text("\n".join((header, *map(text_of, (old | new).values()))))
     print(f"wrote {out}: {len(old | new)} problems, {len(new)} of them from {', '.join(map(str, folders))}")
-    write_table(list((old | new).values()))
+    write_table(list((old | new).values()), page)
 
 
-def write_table(every: Sequence[MeasuredProblem], out: Path = common.RESULTS / "heuristics") -> None:
+def write_table(every: Sequence[MeasuredProblem], out: Path) -> None:
     """Write the shipped defaults as a page and a CSV file: a row for each problem and backend."""
     rows = [
         {

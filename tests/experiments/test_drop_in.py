@@ -57,7 +57,7 @@ def test_the_heuristics_are_the_best_of_each_backend_in_the_last_phase_it_reache
         record.append(each)
     out = tmp_path / "heuristics.toml"
     for _ in range(2):  # a second time replaces what is there
-        experiment.main([tmp_path / "seen"], out=out)
+        experiment.main([tmp_path / "seen"], out=out, page=tmp_path / "page")
         (found,) = defaults.read.__wrapped__(out)
         assert found.problem == trial().problem
         assert found.source == "seen"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
 
 import scanlab
+from scanlab import settings
 from scanlab.contract import registry
-from scanlab.contract.problem import ScanInputs, ScanProblem, make_inputs
+from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem, make_inputs
 from scanlab.errors import ConfigError, ProblemError, UnavailableError, UnknownBackendError
 from scanlab.runtime import decisions as deciding
 from scanlab.runtime import dispatch
@@ -182,3 +184,29 @@ def test_one_dispatcher_serves_many_threads():
         thread.join()
     for index in range(3):
         assert torch.equal(results[index], results[index + 3])
+
+
+def test_what_is_kept_does_not_grow_with_the_lengths(monkeypatch, caplog):
+    monkeypatch.setattr(settings, "MAX_KEPT_SCANS", 16)
+    monkeypatch.setattr(settings, "MAX_KEPT_WARNINGS", 4)
+    built = []
+    backend = replace(registry.get("reference"), make=lambda problem, config: built.append(problem) or first_of)
+    monkeypatch.setattr(registry, "get", lambda name: backend)
+    serve = Dispatcher()
+    whole = make_inputs(PROBLEM.replace(length=3000))[0]
+    for length in range(1, 3000):
+        serve(ScanInputs(*(part(tensor, length) for tensor in whole)))
+    assert len(built) == 2999
+    assert [problem.length for problem in serve.decided] == list(range(2984, 3000))
+    serve(ScanInputs(*(part(tensor, 2999) for tensor in whole)))
+    assert len(built) == 2999
+    serve(ScanInputs(*(part(tensor, 5) for tensor in whole)))
+    assert len(built) == 3000
+
+
+def part(tensor, length):
+    return tensor[..., :length] if tensor is not None and tensor.dim() == 3 else tensor
+
+
+def first_of(inputs):
+    return ScanOutput(inputs.u, inputs.A)
