@@ -11,7 +11,11 @@ import pytest
 
 from scanlab.integrations import mamba_ssm as drop_in
 
-OFFICIAL = ("mamba_ssm", "causal_conv1d", "selective_scan_cuda", "causal_conv1d_cuda")
+OFFICIAL = (
+    *("mamba_ssm", "causal_conv1d", "selective_scan_cuda", "causal_conv1d_cuda"),
+    *("selective_scan_cuda_core", "selective_scan_cuda_nrow", "selective_scan_cuda_oflex"),
+    *("selective_scan_cuda_ndstate", "selective_scan", "selective_scan_vmamba", "selective_scan_vmamba_pt202"),
+)
 
 
 def loaded() -> set[str]:

@@ -32,7 +32,7 @@ def install() -> None:
         return
     finder = Finder()
     sys.meta_path.insert(0, finder)
-    for name in sorted(manifest.MODULES & sys.modules.keys()):
+    for name in sorted(manifest.MODULES & sys.modules.keys() - manifest.UNWRAPPED):
         finder.wrap(sys.modules[name])
     _rebind(finder.wrappers)
 
@@ -76,6 +76,8 @@ class Finder(MetaPathFinder):
         if fullname not in manifest.MODULES:
             return None
         there = self._elsewhere(fullname, path, target)
+        if there is not None and fullname in manifest.UNWRAPPED:
+            return None
         if there is not None:
             assert there.loader is not None
             there.loader = Wrapping(there.loader, self)

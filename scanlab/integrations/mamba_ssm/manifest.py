@@ -13,6 +13,7 @@ from scanlab.errors import UnavailableError
 
 HERE = "scanlab.integrations.mamba_ssm"
 CONV_HERE = "scanlab.integrations.causal_conv1d"
+VMAMBA_HERE = "scanlab.integrations.vmamba"
 VERSIONS = {"mamba_ssm": "2.3.2+scanlab", "causal_conv1d": "1.6.1+scanlab"}
 PACKAGES = (
     "mamba_ssm",
@@ -79,7 +80,18 @@ SERVED: dict[str, dict[str, tuple[str, ...]]] = {
     "causal_conv1d_cuda": {
         f"{HERE}.cuda_extensions": ("causal_conv1d_fwd", "causal_conv1d_bwd", "causal_conv1d_update")
     },
+    "selective_scan_cuda_core": {f"{VMAMBA_HERE}.selective_scan_cuda_core": ("fwd", "bwd")},
+    "selective_scan_cuda_nrow": {f"{VMAMBA_HERE}.selective_scan_cuda_core": ("fwd", "bwd")},
+    "selective_scan_cuda_oflex": {f"{VMAMBA_HERE}.selective_scan_cuda_oflex": ("fwd", "bwd")},
+    "selective_scan_cuda_ndstate": {f"{VMAMBA_HERE}.selective_scan_cuda_ndstate": ("fwd", "bwd")},
+    "selective_scan": {VMAMBA_HERE: ("selective_scan_fn", "selective_scan_ref")},
+    "selective_scan_vmamba": {VMAMBA_HERE: ("selective_scan_fn", "selective_scan_cuda_core")},
+    "selective_scan_vmamba_pt202": {VMAMBA_HERE: ("selective_scan_fn", "selective_scan_cuda_core")},
 }
+
+# Served where they are absent and never wrapped: files of other projects have these names, with other signatures.
+# The official ones call compiled modules, which are wrapped.
+UNWRAPPED = {"selective_scan", "selective_scan_vmamba", "selective_scan_vmamba_pt202"}
 
 NEWER = "scanlab has Mamba-1; for this one install mamba_ssm, on a machine with CUDA"
 GRAPHS = "captured graphs are a matter of GPUs; decode without them"
