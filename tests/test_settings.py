@@ -1,0 +1,40 @@
+"""The documented environment variables are the ones that the code reads, and nobody else reads them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from scanlab import settings
+
+ROOT = Path(__file__).parents[1]
+PRODUCT = [*ROOT.glob("scanlab/**/*.py"), *ROOT.glob("kernels/**/*.py")]
+# A macro of the C++ sources, which has the same prefix.
+MACROS = {"SCANLAB_NEON"}
+
+
+def test_the_documented_names_are_those_in_the_code() -> None:
+    texts = [path.read_text() for path in PRODUCT]
+    named = {name for text in texts for name in re.findall(r"\bSCANLAB_[A-Z]+\b", text)}
+    assert named - MACROS == {each.name for each in settings.ALL}
+
+
+def test_no_other_file_reads_them() -> None:
+    readers = [path for path in PRODUCT if re.search(r"environ(\.get\()?\W+SCANLAB_", path.read_text())]
+    assert not readers
+
+
+def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCANLAB_STRICT", "1")
+    assert settings.strict()
+    monkeypatch.setenv("SCANLAB_STRICT", "")
+    assert settings.STRICT.get() is None
+    assert not settings.strict()
+
+
+def test_every_setting_says_what_it_means() -> None:
+    for each in settings.ALL:
+        assert each.meaning
+        assert each.default
