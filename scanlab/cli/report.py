@@ -27,7 +27,7 @@ def report(
 
     Example: `scanlab report runs`
     """
-    for path in write(read(results), folder or results / REPORT):
+    for path in write(read(results), folder or results / REPORT, results):
         out.print(f"wrote {path}")
 
 
@@ -41,11 +41,16 @@ def read(folder: Path) -> tuple[Trial, ...]:
     return trials
 
 
-def write(trials: Sequence[Trial], folder: Path) -> list[Path]:
-    """The report of `trials` on this machine, written to `folder`, and beside it the same in the T4 format."""
+def write(trials: Sequence[Trial], folder: Path, results: Path) -> list[Path]:
+    """Write the report of `trials` and of the decisions in `results` to `folder`, and beside it the T4 format."""
+    from scanlab.report.decision import load_decisions
     from scanlab.report.document import write_report
     from scanlab.report.t4 import write_t4
     from scanlab.tuning.importance import importances
 
     here = this_machine()
-    return [*write_report(trials, here, folder, importances(trials)), *write_t4(trials, here, folder / "t4")]
+    decisions, notices = load_decisions(results)
+    for notice in notices:
+        notes.print(f"[yellow]note:[/] {escape(notice)}")
+    written = write_report(trials, here, folder, importances(trials), decisions)
+    return [*written, *write_t4(trials, here, folder / "t4")]

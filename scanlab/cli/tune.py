@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,9 +30,10 @@ from scanlab.contract.backend import Backend, at_most
 from scanlab.contract.machine import this_machine
 from scanlab.contract.problem import ScanProblem
 from scanlab.errors import InputError, UnavailableError
+from scanlab.report.decision import TuningDecision, save_decisions
 from scanlab.report.select import select
 from scanlab.runtime.decisions import decide
-from scanlab.runtime.deployment import deploy
+from scanlab.runtime.deployment import Deployment, deploy
 from scanlab.runtime.profile import ProfileEntry
 from scanlab.suites import CAPTURED, Case, load_suite
 from scanlab.tuning.scheduler import Budget
@@ -121,12 +123,27 @@ def tune(
             break
         if sweep_s >= MIN_SWEEP_S:
             _sweep(found, chosen, record, sweep_s, seed)
+    deployment = _deploy(tuned)
+    served = () if deployment is None else deployment.deployed
+    save_decisions(
+        [
+            TuningDecision.of(
+                found,
+                case.label,
+                this_machine(),
+                deployed=found.winner is not None and any(each.problem == found.problem for each in served),
+                command=shlex.join(["scanlab", *sys.argv[1:]]),
+                budget=f"{trials} configurations" if budget_s is None else spell_duration(budget_s),
+            )
+            for case, found in zip(cases, tuned, strict=False)
+        ],
+        record.folder,
+    )
     written = _report(record)
-    deployed = _deploy(tuned)
     if as_json:
         print_json([_as_json(found) for found in tuned])
     else:
-        _say_where(written, deployed)
+        _say_where(written, deployment.path if deployment is not None and deployment.deployed else None)
         for found in tuned:
             out.print(f"[bold green]{escape(found.why)}[/]")
     if any(found.interrupted for found in tuned):
@@ -238,11 +255,11 @@ def _show(found: TuningResult) -> None:
 def _report(record: TrialStore) -> list[Path]:
     """The report of what is recorded; nothing where there is nothing yet of this machine, as after an early Ctrl-C."""
     trials = record.load().trials
-    return write(trials, record.folder / REPORT) if select(trials, this_machine()).trials else []
+    return write(trials, record.folder / REPORT, record.folder) if select(trials, this_machine()).trials else []
 
 
-def _deploy(tuned: list[TuningResult]) -> Path | None:
-    """Put the winners into this machine's profile, and return it if any of them serves from now on."""
+def _deploy(tuned: list[TuningResult]) -> Deployment | None:
+    """Put the winners into this machine's profile; None where there is no winner."""
     entries = [
         ProfileEntry(
             problem=found.winner.problem,
@@ -259,7 +276,7 @@ def _deploy(tuned: list[TuningResult]) -> Path | None:
     deployment = deploy(entries)
     for notice in deployment.notices:
         notes.print(f"[yellow]note:[/] {escape(notice)}")
-    return deployment.path if deployment.deployed else None
+    return deployment
 
 
 def _say_where(written: list[Path], deployed: Path | None) -> None:

@@ -14,6 +14,7 @@ from scanlab.bench.records import Trial
 from scanlab.contract.machine import Machine
 from scanlab.errors import ResultsError
 from scanlab.report import figures, page, tables
+from scanlab.report.decision import TuningDecision, decisions_on
 from scanlab.report.formatting import milliseconds, three_digits
 from scanlab.report.select import (
     Contest,
@@ -75,15 +76,17 @@ def write_report(
     machine: Machine,
     folder: Path,
     importances: Mapping[str, Mapping[str, float]] | None = None,
+    decisions: Sequence[TuningDecision] = (),
 ) -> list[Path]:
     """Write the report of `trials` on `machine` to `folder` and return what was written, report.md first.
 
     importances  by backend: the share of the variation between its trials that each tunable explains
+    decisions    of the tunings; those of other machines are left out
     Writes report.md, index.html (stands alone), tables/*.csv and figures/*.png and *.svg; the same bytes for the
     same trials. Trials of other machines, and stale ones, are only in tables/trials.csv. Raises ResultsError
     where no trial counts, and where the folder cannot be written.
     """
-    document = compose(trials, machine, importances or {})
+    document = compose(trials, machine, importances or {}, decisions)
     pictures = [picture for section in document.sections for picture in section.pictures]
     try:
         for name in ("tables", "figures"):
@@ -101,19 +104,29 @@ def write_report(
     return [*texts, *(path for paths in drawn.values() for path in paths)]
 
 
-def compose(trials: Sequence[Trial], machine: Machine, importances: Mapping[str, Mapping[str, float]]) -> Document:
-    """The report of `trials` on `machine`."""
+def compose(
+    trials: Sequence[Trial],
+    machine: Machine,
+    importances: Mapping[str, Mapping[str, float]],
+    decisions: Sequence[TuningDecision] = (),
+) -> Document:
+    """Return the report of `trials` on `machine`."""
     chosen = select(trials, machine)
     if not chosen.trials:
         raise ResultsError(
             f"none of the {len(trials)} trials is of this machine ({machine.describe()}). Run `scanlab tune` first."
         )
     caption = f"{machine.describe()}; {_dates(chosen.trials)}"
-    speedups, errors = tables.speedup_table(chosen.trials), tables.error_table(chosen.trials)
     found = contests(chosen.trials)
+    decided = {contest: each for contest, each in decisions_on(machine, decisions).items() if contest in found}
+    deployed = {contest: each.label for contest, each in decided.items() if each.deployed and each.label}
+    speedups, errors = tables.speedup_table(chosen.trials, deployed), tables.error_table(chosen.trials)
     names = slugs(found)
-    sections = [
-        _contest_section(contest, members, names[contest], caption, speedups, errors)
+    sections = [_decision_section(each) for each in decided.values()]
+    sections += [
+        _contest_section(
+            contest, members, names[contest], caption, speedups, errors, decided.get(contest), deployed.get(contest)
+        )
         for contest, members in found.items()
     ]
     sections += _length_sections(chosen.trials, caption)
@@ -148,6 +161,11 @@ def markdown(document: Document) -> str:
     return "\n\n".join(line for line in lines if line) + "\n"
 
 
+def _decision_section(decision: TuningDecision) -> Section:
+    rows = pd.DataFrame(list(decision.rows().items()), columns=["of", "is"])
+    return Section(f"Decision: {decision.contest.title}", decision.why, {"Evidence": rows}, [])
+
+
 def _contest_section(
     contest: Contest,
     members: Sequence[Trial],
@@ -155,15 +173,17 @@ def _contest_section(
     caption: str,
     speedups: pd.DataFrame,
     errors: pd.DataFrame,
+    decision: TuningDecision | None,
+    deployed: str | None,
 ) -> Section:
-    ranked = placings(members)
+    ranked = placings(members, deployed)
     searched = [trial for trial in members if trial.phase == "search"]
-    said = _fastest(ranked)
+    said = _fastest(ranked) if decision is None else decision.why
     drawn = (
         ("speedup", figures.speedup_bars(contest, ranked, caption), f"Speed-up of every backend. {said}"),
         (
             "landscape",
-            figures.landscapes(contest, searched, caption),
+            figures.landscapes(contest, searched, caption, deployed),
             "Speed-up over pairs of tunables, a heat map each.",
         ),
         ("history", figures.history(contest, searched, caption), "Best speed-up of each backend over the search."),
@@ -175,7 +195,7 @@ def _contest_section(
     }
     return Section(
         contest.title,
-        said,
+        said if decision is None else "",
         _not_empty(shown),
         [Picture(f"{kind}-{name}", figure, alt) for kind, figure, alt in drawn if figure is not None],
     )

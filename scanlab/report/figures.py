@@ -40,17 +40,17 @@ class Bar(NamedTuple):
 def speedup_bars(contest: Contest, placings: Sequence[Placing], caption: str) -> Figure:
     """The speed-up of every backend over the anchor, with 95 % intervals; what has none says why."""
     anchor = next((placing.trial.reference_label for placing in placings if placing.measured), "the anchor")
-    bars = [bar(placing.trial) for placing in placings]
+    bars = [bar(placing.trial, placing.deployed) for placing in placings]
     subtitle = f"{contest.title}. Best configuration of each backend; bars: 95 % interval."
     return bar_chart(bars, f"Speed-up over {anchor}", subtitle, caption, f"speed-up over {anchor} (times)")
 
 
-def bar(trial: Trial) -> Bar:
+def bar(trial: Trial, deployed: bool = False) -> Bar:
     """The bar of one trial, or the note why it has none."""
     if trial.measurement is None:
         return Bar(trial.backend, "", look(trial.backend), note=f"{trial.state}: {trial.reason}")
     detail = " ".join(f"{name}={value}" for name, value in trial.config.items())
-    note = "search only" if trial.phase == "search" else ""
+    note = ", ".join(filter(None, ("deployed" * deployed, "search only" * (trial.phase == "search"))))
     interval = speedup_interval(trial.measurement)
     return Bar(trial.backend, detail, look(trial.backend), trial.measurement.speedup, *interval, note)
 
@@ -178,10 +178,11 @@ def _proportional_guide(axes: Axes, lengths: Sequence[int], high_ms: float) -> N
 
 
 @applied()
-def landscapes(contest: Contest, trials: Sequence[Trial], caption: str) -> Figure | None:
+def landscapes(contest: Contest, trials: Sequence[Trial], caption: str, deployed: str | None = None) -> Figure | None:
     """The speed-up over the two tunables with most values, one heat map for each backend that has two.
 
-    trials  those of the search on one contest; other tunables are at their best in each cell
+    trials    those of the search on one contest; other tunables are at their best in each cell
+    deployed  label of the deployed configuration, whose cell is framed in the place of the best
     """
     backends = dict.fromkeys(trial.backend for trial in trials)
     panels = {backend: pair for backend in backends if (pair := _two_axes(trials, backend)) is not None}
@@ -190,11 +191,11 @@ def landscapes(contest: Contest, trials: Sequence[Trial], caption: str) -> Figur
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
     tallest = max(len(down[1]) for _, down in panels.values())
-    subtitle = f"{contest.title}. Speed-up over the anchor; the best cell is framed."
+    subtitle = f"{contest.title}. Speed-up over the anchor; framed: the deployed configuration, or else the best cell."
     title = "Landscape of the tunables"
     made = sheet(3.8 * max(columns, 2), rows * (0.95 + 0.34 * tallest), title, subtitle, caption, columns, rows)
     for axes, (backend, (across, down)) in zip(made.axes, panels.items(), strict=False):
-        _draw_landscape(axes, backend, [trial for trial in trials if trial.backend == backend], across, down)
+        _draw_landscape(axes, backend, [trial for trial in trials if trial.backend == backend], across, down, deployed)
     for axes in made.axes[len(panels) :]:
         axes.set_axis_off()
     return made.figure
@@ -223,7 +224,9 @@ def _in_order(value: Value) -> tuple[bool, float, str]:
     return not number, float(value) if number else 0.0, str(value)
 
 
-def _draw_landscape(axes: Axes, backend: str, trials: Sequence[Trial], across: Tunable, down: Tunable) -> None:
+def _draw_landscape(
+    axes: Axes, backend: str, trials: Sequence[Trial], across: Tunable, down: Tunable, deployed: str | None
+) -> None:
     cells = np.full((len(down[1]), len(across[1])), math.nan)
     words: dict[tuple[int, int], str] = {}
     for row, column in np.ndindex(cells.shape):
@@ -245,6 +248,8 @@ def _draw_landscape(axes: Axes, backend: str, trials: Sequence[Trial], across: T
         axes.text(column, row, word, ha="center", va="center", size=8.0 if known else 7.0, color=colour)
     if not np.isnan(cells).all():
         row, column = np.unravel_index(np.nanargmax(cells), cells.shape)
+        for config in [trial.config for trial in trials if trial.label == deployed]:
+            row, column = down[1].index(config[down[0]]), across[1].index(config[across[0]])
         axes.add_patch(
             Rectangle(
                 (column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=INK, linewidth=2.4, zorder=5, clip_on=False

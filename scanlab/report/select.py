@@ -40,11 +40,13 @@ class Placing:
     trial   what its numbers, or the reason why it has none, come from
     tried   configurations tried
     failed  configurations that were wrong, rejected or crashed
+    deployed  whether `trial` is of the configuration that is deployed
     """
 
     trial: Trial
     tried: int
     failed: int
+    deployed: bool = False
 
     @property
     def backend(self) -> str:
@@ -144,13 +146,19 @@ def families(trials: Iterable[Trial]) -> list[tuple[Trial, ...]]:
     ]
 
 
-def placings(trials: Sequence[Trial]) -> list[Placing]:
-    """Every backend among the trials of one contest: the fastest first, then those without numbers by name."""
+def placings(trials: Sequence[Trial], deployed: str | None = None) -> list[Placing]:
+    """Return every backend among the trials of one contest: the fastest first, then those without numbers by name.
+
+    Args:
+        deployed: Label of the deployed configuration, which its backend is shown with.
+    """
     found = []
     for backend in {trial.backend for trial in trials}:
         mine = [trial for trial in trials if trial.backend == backend]
         failed = {trial.identity for trial in mine if trial.measurement is None}
-        found.append(Placing(best(mine), len({trial.identity for trial in mine}), len(failed)))
+        own = [trial for trial in mine if trial.label == deployed]
+        tried = len({trial.identity for trial in mine})
+        found.append(Placing(best(own or mine), tried, len(failed), deployed=bool(own)))
     return sorted(found, key=lambda placing: (*_rank(placing.trial)[-1:], placing.backend))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 
 import pandas as pd
@@ -19,22 +19,24 @@ NUMBERS = (
 )
 
 
-def speedup_table(trials: Iterable[Trial]) -> pd.DataFrame:
+def speedup_table(trials: Iterable[Trial], deployed: Mapping[Contest, str] | None = None) -> pd.DataFrame:
     """One row for each contest and backend, the fastest first; backends without numbers come last, with the reason.
 
-    trials  those that count, see `evidence.select`
-    Columns: problem, inputs, backend, config, numbers_from (phase), anchor, NUMBERS, state, reason, tried and
+    trials    those that count, see `select`
+    deployed  label of the deployed configuration of each contest that has one
+    Columns: problem, inputs, backend, config, deployed, numbers_from (phase), anchor, NUMBERS, state, reason, tried and
     failed (configurations), source_hash. `speedup_low` and `_high` are the 95 % interval of the paired ratio to
     the anchor, empty where there are too few blocks for one; `error` is the largest of any tensor against float64, a
     share of that tensor's largest value.
     """
     rows = []
-    for members in contests(trials).values():
-        for placing in placings(members):
+    for contest, members in contests(trials).items():
+        for placing in placings(members, (deployed or {}).get(contest)):
             trial = placing.trial
             outcome = {"state": trial.state, "reason": trial.reason or "", "tried": placing.tried}
             outcome |= {"failed": placing.failed, "source_hash": trial.source_hash}
-            rows.append(_subject(trial) | {"numbers_from": trial.phase} | _numbers(trial) | outcome)
+            chosen = {"deployed": placing.deployed, "numbers_from": trial.phase}
+            rows.append(_subject(trial) | chosen | _numbers(trial) | outcome)
     return pd.DataFrame(rows)
 
 
@@ -112,7 +114,7 @@ def readable_speedups(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows of a `speedup_table` that belong to one contest, as text with units."""
     return pd.DataFrame(
         {
-            "backend": row.backend,
+            "backend": f"{row.backend} (deployed)" if row.deployed else row.backend,
             "configuration, or why not": _settled(row.config, row.state, row.reason),
             "median": milliseconds(row.median_ms),
             "quartiles": between(row.quartile1_ms, row.quartile3_ms, milliseconds),

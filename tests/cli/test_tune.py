@@ -24,6 +24,8 @@ def test_tune_chooses_reports_and_deploys_and_a_second_run_measures_nothing_agai
     report = tmp_path / "here" / "report"
     assert (report / "report.md").stat().st_size > 1000
     assert list((report / "figures").glob("speedup-*.png"))
+    assert found["why"] in (report / "report.md").read_text()
+    assert "two_phase (deployed)" in (report / "report.md").read_text()
     (entry,) = Profile.load(profile_path()).entries
     assert (entry.backend, dict(entry.config)) == (found["winner"]["backend"], found["winner"]["config"])
     assert entry.evidence["trial"]["id"] == found["winner"]["id"]

@@ -1,0 +1,183 @@
+"""Decision of a tuning and the evidence for it, kept as JSON beside the records of its results folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from scanlab.bench.records import label_of
+from scanlab.contract.machine import Machine
+from scanlab.contract.problem import ScanProblem
+from scanlab.contract.space import Value
+from scanlab.errors import ResultsError
+from scanlab.report.select import Contest, slugs
+
+if TYPE_CHECKING:
+    from scanlab.tuning.tune import TuningResult
+
+DECISIONS = "decisions"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningDecision:
+    """Configuration that a tuning chose, and how sure that is.
+
+    Attributes:
+        why: The sentence that `scanlab tune` printed.
+        evidence: Name of the rank of the evidence.
+        backend: Of the chosen configuration; None where nothing was chosen.
+        gain: Over what serves untuned, in words; None where that was chosen, or where nothing was compared.
+        ties: Labels of what could not be distinguished from the chosen configuration.
+        noise_floor: Relative difference between two runs of one configuration, at 95 %; None where unknown.
+        rounds: Rounds of the comparison that decided; 0 without one.
+        disturbed_rounds: Those of them that other processes disturbed.
+        deployed: Whether the configuration serves from then on.
+        command: The command line, without what it was run from.
+        version: Of scanlab.
+        budget: In words.
+    """
+
+    problem: ScanProblem
+    inputs_label: str
+    machine: Machine
+    why: str
+    evidence: str
+    backend: str | None
+    config: Mapping[str, Value] = field(default_factory=dict)
+    gain: str | None
+    ties: tuple[str, ...]
+    noise_floor: float | None
+    rounds: int
+    disturbed_rounds: int
+    deployed: bool
+    command: str
+    version: str
+    budget: str
+
+    @classmethod
+    def of(
+        cls,
+        found: TuningResult,
+        inputs_label: str,
+        machine: Machine,
+        *,
+        deployed: bool,
+        command: str,
+        budget: str,
+    ) -> TuningDecision:
+        """Return the decision of a tuning."""
+        winner, comparison = found.winner, found.comparison
+        floor = math.inf if comparison is None else comparison.noise_floor
+        return cls(
+            problem=found.problem,
+            inputs_label=inputs_label,
+            machine=machine,
+            why=found.why,
+            evidence=found.evidence.label,
+            backend=None if winner is None else winner.backend,
+            config={} if winner is None else dict(winner.config),
+            gain=None if found.gain is None else f"{found.gain.text} over {found.gain.over}",
+            ties=tuple(sorted(found.tied)),
+            noise_floor=math.expm1(floor) if math.isfinite(floor) else None,
+            rounds=0 if comparison is None else comparison.rounds,
+            disturbed_rounds=0 if comparison is None else comparison.rounds - comparison.clean_rounds,
+            deployed=deployed,
+            # A database URL may hold a password, and reports are passed on.
+            command=re.sub(r"//[^/@\s]+@", "//...@", command),
+            version=machine.software.scanlab,
+            budget=budget,
+        )
+
+    @property
+    def contest(self) -> Contest:
+        """Problem and inputs that it is about."""
+        return Contest(self.problem, self.inputs_label)
+
+    @property
+    def label(self) -> str | None:
+        """Backend and configuration in one line; None where nothing was chosen."""
+        return None if self.backend is None else label_of(self.backend, self.config)
+
+    def rows(self) -> dict[str, str]:
+        """Return the evidence by its name, in words."""
+        disturbed = f"{self.disturbed_rounds} of {self.rounds} rounds" if self.rounds else "?"
+        return {
+            "chosen": self.label or "nothing",
+            "deployed": "yes" if self.deployed else "no",
+            "evidence": self.evidence,
+            "gain over the defaults": self.gain or "none shown",
+            "tied with": ", ".join(self.ties) or "nothing",
+            "noise floor": "?" if self.noise_floor is None else f"{self.noise_floor:.1%}",
+            "disturbed": disturbed,
+            "command": self.command,
+            "budget": self.budget,
+            "scanlab": self.version,
+            "machine": self.machine.describe(),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Return this decision as JSON values."""
+        return asdict(self) | {"problem": self.problem.key, "machine": self.machine.to_json()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> TuningDecision:
+        """Return the decision that `to_json` wrote."""
+        problem, machine = ScanProblem.parse(values["problem"]), Machine.from_json(values["machine"])
+        return cls(**{**values, "problem": problem, "machine": machine, "ties": tuple(values["ties"])})
+
+
+class LoadedDecisions(NamedTuple):
+    """Decisions of a results folder, and a notice for every file that could not be read."""
+
+    decisions: tuple[TuningDecision, ...]
+    notices: tuple[str, ...]
+
+
+def save_decisions(decisions: Iterable[TuningDecision], results: Path) -> None:
+    """Write each decision to `results`, in a file for its problem, inputs and machine.
+
+    A decision that was not deployed leaves a deployed one in its place, which goes on serving.
+
+    Raises:
+        ResultsError: If it cannot be written.
+    """
+    folder = results / DECISIONS
+    deployed = {_file_name(each) for each in load_decisions(results).decisions if each.deployed}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for decision in decisions:
+            name = _file_name(decision)
+            if decision.deployed or name not in deployed:
+                partial = folder / f"{name}.partial"
+                partial.write_text(json.dumps(decision.to_json(), indent=1) + "\n", encoding="utf-8")
+                partial.replace(folder / name)
+    except OSError as error:
+        raise ResultsError(f"{folder}: cannot write the decision: {error.strerror}. Name another folder.") from error
+
+
+def load_decisions(results: Path) -> LoadedDecisions:
+    """Return every readable decision in `results`."""
+    decisions, notices = [], []
+    for path in sorted((results / DECISIONS).glob("*.json")):
+        try:
+            decisions.append(TuningDecision.from_json(json.loads(path.read_text(encoding="utf-8"))))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            notices.append(f"{path}: skipped, because it cannot be read as a decision: {type(error).__name__}: {error}")
+    return LoadedDecisions(tuple(decisions), tuple(notices))
+
+
+def decisions_on(machine: Machine, decisions: Sequence[TuningDecision]) -> dict[Contest, TuningDecision]:
+    """Return the decisions made on `machine` with its present software, by what they are about."""
+    ids = (machine.silicon_id, machine.software_id)
+    return {each.contest: each for each in decisions if (each.machine.silicon_id, each.machine.software_id) == ids}
+
+
+def _file_name(decision: TuningDecision) -> str:
+    (slug,) = slugs([decision.contest]).values()
+    inputs = re.sub(r"[^\w.-]", "_", decision.inputs_label)
+    return f"{slug}-{inputs}-{decision.machine.silicon_id}.json"
