@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import runpy
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from rich.markup import escape
 from scanlab.cli.console import Exit, notes
 from scanlab.errors import InputError
 from scanlab.integrations import mamba_ssm
+from scanlab.integrations.cuda_on_cpu import on_cpu
 from scanlab.runtime.usage import UsageFile, log_usage
 from scanlab.suites import CAPTURED, recorded_suite
 
@@ -28,6 +30,9 @@ def run(
     record: Annotated[
         Path | None, typer.Option(help="Write the script's scan problems to this file, as a suite to tune.")
     ] = None,
+    cpu: Annotated[
+        bool, typer.Option("--cpu", help="Run on the CPU what asks for a cuda device; no effect where CUDA is.")
+    ] = False,
 ) -> None:
     """Run a Python script as it is: what it imports from mamba_ssm and causal_conv1d is served by scanlab on the CPU.
 
@@ -37,7 +42,7 @@ def run(
         raise InputError(f"there is no script {target}; for a module: scanlab run -m {target}.")
     file = None if record is None else UsageFile(record)
     mamba_ssm.install()
-    with log_usage() as log:
+    with on_cpu() if cpu else nullcontext(), log_usage() as log:
         try:
             _run_as_main(target, arguments or [], module)
         finally:

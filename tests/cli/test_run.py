@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from scanlab.contract.problem import ScanProblem
 from scanlab.integrations import mamba_ssm as drop_in
@@ -29,6 +30,46 @@ def scan(length):
 
 for length in map(int, sys.argv[1:]):
     scan(length)
+"""
+TRAINS = """
+import torch
+from torch.cuda.amp import GradScaler, autocast
+import selective_scan_cuda_oflex
+
+class Scan(torch.autograd.Function):
+    @staticmethod
+    @torch.cuda.amp.custom_fwd
+    def forward(ctx, u, A, B):
+        out, x = selective_scan_cuda_oflex.fwd(u, u, A, B, B, None, None, True, 1, True)
+        ctx.save_for_backward(u, A, B, x)
+        return out
+
+    @staticmethod
+    @torch.cuda.amp.custom_bwd
+    def backward(ctx, dout):
+        u, A, B, x = ctx.saved_tensors
+        du, ddelta, dA, dB, dC, *_ = selective_scan_cuda_oflex.bwd(u, u, A, B, B, None, None, dout, x, True, 1)
+        return du + ddelta, dA, dB + dC
+
+torch.cuda.set_device(0)
+model = torch.nn.Linear(9, 9).cuda()
+A = torch.nn.Parameter(-torch.ones(6, 4, device="cuda"))
+optimizer = torch.optim.SGD([*model.parameters(), A], lr=0.1)
+scaler = GradScaler()
+losses = []
+for _ in range(2):
+    u = torch.linspace(0, 1, 54).view(1, 6, 9).cuda(non_blocking=True)
+    B = torch.ones(1, 2, 4, 9).to("cuda:0")
+    with autocast():
+        loss = (Scan.apply(model(u), A, B) - 1).square().mean()
+    optimizer.zero_grad()
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    torch.cuda.synchronize()
+    losses.append(loss.item())
+assert losses[1] < losses[0]
+print("trained on", A.device)
 """
 
 
@@ -81,6 +122,15 @@ def test_the_exit_code_is_the_script_s_own(run, script, ending, code, said):
     assert found.code == code
     assert said in found.err
     assert "run.py" not in found.err  # a traceback begins in the script
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA here")
+def test_a_script_that_asks_for_cuda_trains_on_the_cpu(run, script, monkeypatch):
+    monkeypatch.setenv("SCANLAB_BACKEND", "reference")
+    found = run("run", "--cpu", script(TRAINS))
+    assert (found.code, found.out) == (0, "trained on cpu\n")
+    assert found.err.count("this machine has no CUDA") == 1
+    assert run("run", script(TRAINS)).code == 1
 
 
 def test_a_script_that_is_not_there(run):

@@ -1,0 +1,117 @@
+"""Run code that asks for CUDA on the CPU, for a block or for a script (`scanlab run --cpu`)."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+NOTICE = "scanlab: this machine has no CUDA; what asks for a cuda device runs on the CPU."
+
+CUDA_DEVICE = re.compile(r"cuda(:\d+)?")
+TENSOR_TYPES = (
+    *("FloatTensor", "DoubleTensor", "HalfTensor", "BFloat16Tensor"),
+    *("LongTensor", "IntTensor", "ShortTensor", "ByteTensor", "CharTensor", "BoolTensor"),
+)
+
+
+@contextmanager
+def on_cpu() -> Iterator[None]:
+    """Map cuda devices to the CPU within a `with` block; where CUDA is available, do nothing.
+
+    Tensors, modules and factory functions take "cuda", "cuda:1", `torch.device("cuda")` and, as a device, an index.
+    `torch.load` loads to the CPU. Calls of `torch.cuda` that only steer the device do nothing. PyTorch itself turns
+    autocast and GradScaler for cuda off without CUDA, with a warning: the block runs in the dtypes of its tensors.
+    `torch.cuda.is_available()` stays False, so that code with a path for the CPU takes it.
+
+    Device arguments are mapped in the thread that enters the block, methods and functions in all threads.
+    """
+    if torch.cuda.is_available():
+        yield
+        return
+    print(NOTICE, file=sys.stderr)
+    with ExitStack() as stack:
+        for owner, replacements in _replacements():
+            for name, replacement in replacements.items():
+                stack.enter_context(_replaced(owner, name, replacement))
+        stack.enter_context(_DevicesOnCpu())
+        yield
+
+
+class _DevicesOnCpu(TorchFunctionMode):
+    """Replace cuda devices among the arguments of PyTorch's functions and methods."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        positional = [_on_cpu(each) for each in args]
+        named = {name: _on_cpu(value) for name, value in (kwargs or {}).items()}
+        if _is_index(named.get("device")):
+            named["device"] = "cpu"
+        if func is torch.Tensor.to and len(positional) > 1 and _is_index(positional[1]):
+            positional[1] = "cpu"
+        return func(*positional, **named)
+
+
+def _on_cpu(value: Any) -> Any:
+    """Return the CPU for a cuda device or its name, and any other value as it is."""
+    if isinstance(value, torch.device):
+        return torch.device("cpu") if value.type == "cuda" else value
+    return "cpu" if isinstance(value, str) and CUDA_DEVICE.fullmatch(value) else value
+
+
+def _is_index(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _replacements() -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Yield classes and modules, and by name what stands in them while cuda is mapped."""
+    load, set_default_device = torch.load, torch.set_default_device
+
+    def load_on_cpu(f: Any, map_location: Any = None, *args: Any, **kwargs: Any) -> Any:
+        return load(f, map_location if callable(map_location) else "cpu", *args, **kwargs)
+
+    def set_default_device_on_cpu(device: Any) -> None:
+        set_default_device("cpu" if _is_index(device) else _on_cpu(device))
+
+    yield torch.Tensor, {"cuda": _itself, "pin_memory": _itself}
+    yield torch.nn.Module, {"cuda": _itself}
+    yield torch.UntypedStorage, {"cuda": _itself}
+    yield torch.TypedStorage, {"cuda": _itself}
+    yield torch, {"load": load_on_cpu, "set_default_device": set_default_device_on_cpu}
+    steering = ("synchronize", "empty_cache", "set_device", "reset_peak_memory_stats", "ipc_collect")
+    yield torch.cuda, {name: _returning(None) for name in steering}
+    yield torch.cuda, {"current_device": _returning(0), "get_device_name": _returning("CPU"), "device": nullcontext}
+    yield torch.cuda, {name: getattr(torch, name) for name in TENSOR_TYPES}
+
+
+def _itself(self: Any, *args: Any, **kwargs: Any) -> Any:
+    return self
+
+
+def _returning(value: Any) -> Callable[..., Any]:
+    """Return a new function for each name: TorchDynamo refuses to find one object under two names."""
+    return lambda *args, **kwargs: value
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, replacement: Any) -> Iterator[None]:
+    """Set an attribute within a `with` block; afterwards it is inherited again where it was inherited before."""
+    own = vars(owner).get(name)
+    setattr(owner, name, replacement)
+    try:
+        yield
+    finally:
+        if own is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, own)
