@@ -1,1 +1,1 @@
-"""Vision Mamba, its weights, and the photographs it looks at."""
+"""Vision Mamba, its weights, and image preprocessing."""

@@ -1,4 +1,4 @@
-"""Scan inputs as a model really makes them: trained-like weights, a photograph, and a look at one layer's scan."""
+"""Realistic scan inputs: trained-like weights, a photograph, and the inputs that the scan of one layer receives."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EMBEDDINGS = ("pos_embed", "cls_token", "cls_token_head", "cls_token_tail")
 
 
 class CapturedScan(NamedTuple):
-    """The problem that one layer's scan poses, and what it received: one ScanInputs for each direction."""
+    """The problem of one layer's scan and its inputs, one ScanInputs for each direction."""
 
     problem: ScanProblem
     inputs: tuple[ScanInputs, ...]
@@ -27,10 +27,10 @@ class CapturedScan(NamedTuple):
 
 @torch.no_grad()
 def trained_like_(model: VisionMamba, seed: int = 0) -> VisionMamba:
-    """Fill the model in place with weights that look trained, the same on every machine; returns it.
+    """Fill the model in place with weights that look trained, the same on every machine, and return it.
 
-    They differ from fresh ones where training moves them and where a wrong scan could hide: the rates in A
-    are no integers and differ by channel, D and the norms are near 1 and not 1, the step sizes of both
+    They differ from fresh weights where training moves them and where a wrong scan could stay unnoticed: the rates
+    in A are no integers and differ by channel, D and the norms are near 1 and not 1, the step sizes of both
     directions span two decades (a fresh backward direction has them all alike), no bias is 0. The numbers
     depend on seed, names and shapes alone, through numpy's raw PCG64 stream, which numpy keeps stable.
     """
@@ -43,7 +43,7 @@ def trained_like_(model: VisionMamba, seed: int = 0) -> VisionMamba:
 
 
 def _trained_like(name: str, uniform: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Values for the parameter `name` out of numbers uniform in [0, 1) of its shape."""
+    """Return values for the parameter `name`, computed from numbers uniform in [0, 1) of its shape."""
     unit = math.sqrt(3.0) * (2.0 * uniform - 1.0)  # mean 0, variance 1
     module, _, leaf = name.rpartition(".")
     module = module.rpartition(".")[2]
@@ -66,7 +66,7 @@ def _trained_like(name: str, uniform: NDArray[np.float64]) -> NDArray[np.float64
 
 
 class _CapturedError(Exception):
-    """Ends a forward pass whose rest nobody needs; carries what was captured."""
+    """Stops a forward pass after the captured layer; carries the captured inputs."""
 
     def __init__(self, captured: CapturedScan) -> None:
         super().__init__("captured")
@@ -75,10 +75,18 @@ class _CapturedError(Exception):
 
 @torch.no_grad()
 def capture_scan_inputs(model: VisionMamba, images: Tensor, layer: int) -> CapturedScan:
-    """What the scan of layer number `layer` receives for these images, (batch, channels, height, width).
+    """Return the inputs that the scan of one layer receives for `images`.
 
-    The layers before it run on the model's own scan, those after it not at all. The tensors are detached and
-    have the strides that the model gives them. Raises ProblemError where there is no such layer.
+    The layers before it run on the model's own scan, those after it do not run. The tensors are detached and have the
+    strides that the model gives them.
+
+    Args:
+        model: The model.
+        images: (batch, channels, height, width).
+        layer: Index of the layer, from 0.
+
+    Raises:
+        ProblemError: There is no such layer.
     """
     if not 0 <= layer < len(model.layers):
         raise ProblemError(f"layer={layer}: this model has layers 0 to {len(model.layers) - 1}.")

@@ -1,4 +1,4 @@
-"""Weights in and out: official checkpoints, safetensors, published weights by name, fitted to another model size.
+"""Reading, writing and downloading weights: official checkpoints, safetensors files, and fits to another model size.
 
 Source: hustvl/Vim@dd0358a, vim/main.py (what a training state holds, what fine-tuning keeps), vim/utils.py,
 interpolate_pos_embed; the names of the published files are those under which their users load them.
@@ -48,7 +48,7 @@ LISTED = 8  # names of a kind that an error lists
 
 @dataclass(frozen=True)
 class Published:
-    """Where the weights of a released model are on the Hugging Face hub, and the sizes that tell them apart."""
+    """Location of a released model's weights on the Hugging Face hub, and the sizes that identify the model."""
 
     repository: str
     file: str
@@ -73,11 +73,19 @@ def open_model(
     num_classes: int | None = None,
     scan: Scan | str | None = None,
 ) -> VisionMamba:
-    """A released model with weights, in evaluation mode.
+    """Return a released model with its weights, in evaluation mode.
 
-    `source` is a file with the weights of a released model, whose sizes say which one it is, or a published
-    name, see `published`. An `img_size` other than that of the weights resizes the position embedding; another
-    `num_classes` gives a fresh head. Raises InputError, also where the model is not the one that `name` names.
+    Args:
+        source: A file with the weights of a released model, which is identified by its sizes, or a published name (see
+            `published`).
+        name: The model that the weights must belong to; any by default.
+        img_size: Side of the images in pixels. The position embedding is resized where the weights have another size.
+        num_classes: Number of classes. A number other than that of the weights gives a freshly initialised head.
+        scan: The scan, as for `VisionMamba`.
+
+    Raises:
+        InputError: The weights cannot be read, are not those of a released model, or belong to another model than
+            `name`.
     """
     path = Path(source)
     weights = read_weights(download(str(source)) if published(str(source)) and not path.is_file() else path)
@@ -92,11 +100,14 @@ def open_model(
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The weights in a file by their official names, on the CPU.
+    """Return the weights in a file by their official names, on the CPU.
 
-    `.safetensors`, or a file of torch.save: a training state with the weights under `model`, or the weights
-    alone. Such files are unpickled as data: they may hold tensors, plain values and an argparse.Namespace;
-    anything else, which could run code, is refused. Raises InputError.
+    The file is `.safetensors` or was written by torch.save: a training state with the weights under `model`, or the
+    weights alone. Such files are unpickled as data: they may hold tensors, plain values and an argparse.Namespace;
+    anything else, which could run code, is refused.
+
+    Raises:
+        InputError: The file cannot be read, or does not hold weights.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file; published names are {', '.join(PUBLISHED)}.")
@@ -185,7 +196,7 @@ def save_weights(model: VisionMamba, path: Path) -> None:
 
 
 def published(name: str) -> Published | None:
-    """What is published as `name`: vim_tiny, vim-tiny, or the name of the file with or without its suffix."""
+    """Return the published weights called `name`: vim_tiny, vim-tiny, or the file name with or without its suffix."""
     for model, each in PUBLISHED.items():
         if name.replace("-", "_") == model or name in (each.file, each.file.removesuffix(".pth")):
             return each
@@ -193,9 +204,10 @@ def published(name: str) -> Published | None:
 
 
 def download(name: str) -> Path:
-    """The weights published as `name`, from the hub or the local cache; an interrupted download goes on.
+    """Return the file of the weights published as `name`, from the local cache or the hub, resuming a download.
 
-    Raises InputError where there is no such name, or neither a connection nor a cached copy.
+    Raises:
+        InputError: There is no such name, or neither a connection nor a cached copy.
     """
     source = published(name)
     if source is None:
@@ -213,7 +225,11 @@ def download(name: str) -> Path:
 
 
 def released_name(weights: Mapping[str, Tensor]) -> str:
-    """Which released model these weights belong to, by their sizes; raises InputError where it is none."""
+    """Return the name of the released model that has weights of these sizes.
+
+    Raises:
+        InputError: No released model has these sizes.
+    """
     position = weights.get("pos_embed")
     for name, each in PUBLISHED.items():
         if position is not None and position.shape == (1, each.tokens, each.embed_dim):
@@ -226,11 +242,21 @@ def released_name(weights: Mapping[str, Tensor]) -> str:
 
 
 def load_weights(model: VisionMamba, weights: Mapping[str, Tensor], *, new_head: bool = False) -> tuple[str, ...]:
-    """Load weights, by their official names, into the model in place; returns the names that had to be fitted.
+    """Load weights, by their official names, into the model in place.
 
-    Fitted is the position embedding, where the model has another grid of patches, and with `new_head` a head
-    of another number of classes, which stays as it is initialised. Rotary tables of another grid follow from
-    the model's own. Raises InputError with the missing, unexpected and misshapen names.
+    The position embedding is resized where the model has another grid of patches. Rotary tables of another grid follow
+    from the model's own.
+
+    Args:
+        model: The model.
+        weights: Tensors by their official names.
+        new_head: Leave a head of another number of classes as it is initialised.
+
+    Returns:
+        The names of the weights that were resized or left out.
+
+    Raises:
+        InputError: Names are missing, unexpected or of another shape.
     """
     expected = model.state_dict()
     fitted = dict(weights)
@@ -273,11 +299,16 @@ def _listed(names: list[str]) -> str:
 
 
 def resize_position_embedding(position: Tensor, grid: tuple[int, ...], class_tokens: int) -> Tensor:
-    """position (1, tokens, embed_dim) of a square grid, resized to `grid` (rows, columns) of patches; bicubic.
+    """Return the position embedding of a square grid of patches, resized to another grid by bicubic interpolation.
 
-    As the official code does it: the first `class_tokens` rows are kept and the others taken for patches.
-    With the class token in the middle this is a mistake, which keeps patch 0's row and resizes the class
-    token's along with the patches; but the released stride-8 weights were fine-tuned through it.
+    As in the official code, the first `class_tokens` rows are kept and the others are taken for patches. With the class
+    token in the middle this is a mistake, which keeps the row of patch 0 and resizes that of the class token along with
+    the patches; but the released stride-8 weights were fine-tuned through it.
+
+    Args:
+        position: (1, tokens, embed_dim).
+        grid: (rows, columns) of the new grid.
+        class_tokens: Number of class tokens.
     """
     kept, patches = position[:, :class_tokens], position[:, class_tokens:]
     side = math.isqrt(patches.shape[1])

@@ -1,4 +1,4 @@
-"""Pictures into classes, in batches; a picture that cannot be read is reported and does not stop the others."""
+"""Classification of pictures in batches; a picture that cannot be read is reported and does not stop the others."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ class Classified:
 
 
 def find_pictures(paths: Sequence[Path]) -> list[Path]:
-    """The files in `paths` as they are, and in the place of a folder the pictures below it, sorted.
+    """Return the files in `paths` as they are, with each folder replaced by the pictures below it, sorted.
 
-    Raises InputError for a folder without any.
+    Raises:
+        InputError: A folder holds no pictures.
     """
     suffixes = Image.registered_extensions()
     found: list[Path] = []
@@ -46,10 +47,12 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
 
 
 def classify(model: VisionMamba, paths: Sequence[Path], *, top: int = 5, batch: int = 8) -> Iterator[Classified]:
-    """Each picture's `top` classes, in the order of `paths`, `batch` pictures at a time; lazily, for progress.
+    """Yield the `top` classes of each picture, in the order of `paths`, computed lazily in batches of `batch` pictures.
 
     Classes have the names that `class_names` gives them.
-    Raises InputError where a model gives a picture no finite numbers.
+
+    Raises:
+        InputError: The logits of a picture are not finite.
     """
     waiting: list[tuple[Path, Tensor | str]] = []
     for number, path in enumerate(paths, start=1):
@@ -63,7 +66,7 @@ def classify(model: VisionMamba, paths: Sequence[Path], *, top: int = 5, batch: 
 
 
 def class_names(classes: int) -> Sequence[str]:
-    """The names of ImageNet where a model has its 1000 classes, and else numbers."""
+    """Return the class names of ImageNet for 1000 classes, and otherwise the class numbers."""
     return CLASSES if classes == len(CLASSES) else [f"class {index}" for index in range(classes)]
 
 

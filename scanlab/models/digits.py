@@ -1,7 +1,7 @@
-"""A trained model small enough to ship: handwritten digits read by Vision Mamba, and the digits held out for testing.
+"""A small trained Vision Mamba that classifies handwritten digits, and the digits held out for testing.
 
 The pictures are scikit-learn's: 1,797 scanned digits of 8 x 8 pixels (E. Alpaydin and C. Kaynak 1998, Optical
-Recognition of Handwritten Digits, UCI). The weights are what experiments/train_digits.py trained.
+Recognition of Handwritten Digits, UCI). The weights are those that experiments/train_digits.py trained.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Digits(NamedTuple):
 
 
 def untrained_digits_model(scan: Scan | str | None = None) -> VisionMamba:
-    """The model with fresh weights: 4 layers over 7 x 7 overlapping patches, whose mean is classified.
+    """Return the model with fresh weights: 4 layers over 7 x 7 overlapping patches, whose mean is classified.
 
     There is no class token: on so few pictures one learns several times as slowly as the mean.
     """
@@ -51,14 +51,14 @@ def untrained_digits_model(scan: Scan | str | None = None) -> VisionMamba:
 
 
 def digits_model(scan: Scan | str | None = None) -> VisionMamba:
-    """The trained model, in evaluation mode; `scan` as for VisionMamba."""
+    """Return the trained model, in evaluation mode; `scan` as for VisionMamba."""
     model = untrained_digits_model(scan)
     load_weights(model, read_weights(WEIGHTS))
     return model.eval()
 
 
 def digits_split() -> tuple[Digits, Digits]:
-    """The digits to train on (1,437) and those held out (360), always the same; loads scikit-learn."""
+    """Return the digits to train on (1,437) and those held out (360), always the same; needs scikit-learn."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -70,5 +70,5 @@ def digits_split() -> tuple[Digits, Digits]:
 
 
 def digits_test_set() -> Digits:
-    """The 360 digits that the trained model has never seen."""
+    """Return the 360 digits that were held out from training."""
     return digits_split()[1]

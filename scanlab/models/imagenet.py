@@ -1,4 +1,4 @@
-"""The names of the 1000 classes of ImageNet-1k, in the order of the logits."""
+"""Names of the 1000 classes of ImageNet-1k, in the order of the logits."""
 
 _NAMES = """
 tench; goldfish; great white shark; tiger shark; hammerhead shark; electric ray; stingray; rooster; hen; ostrich;

@@ -1,4 +1,4 @@
-"""Photographs into what the model sees: the official evaluation pipeline, and files of every kind made fit for it.
+"""Image preprocessing: the official evaluation pipeline, and conversion of image files to RGB with 8 bits.
 
 Source: hustvl/Vim@dd0358a, vim/datasets.py, build_transform (evaluation); the arithmetic of its resize and
 crop is torchvision's.
@@ -28,9 +28,12 @@ DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, str
 
 
 def open_image(path: Path) -> Image.Image:
-    """The picture in a file: upright, RGB, 8 bits; raises InputError, naming the file, where there is none.
+    """Return the picture in a file: upright, RGB, 8 bits.
 
-    Transparent parts become white. The first frame of an animation. 16-bit grey is scaled to 8 bits.
+    Transparent parts become white, 16-bit grey is scaled to 8 bits, and of an animation the first frame is returned.
+
+    Raises:
+        InputError: The file does not hold a picture that can be read; the error names the file.
     """
     try:
         with warnings.catch_warnings():
@@ -64,10 +67,12 @@ def _rgb(image: Image.Image, path: Path) -> Image.Image:
 
 
 def prepare(image: Image.Image, size: int = 224) -> Tensor:
-    """The official evaluation pipeline: float32 (3, size, size), normalised with the statistics of ImageNet.
+    """Return the picture as the official evaluation pipeline prepares it: float32 (3, size, size), ImageNet-normalised.
 
-    The shorter side is resized to size / 0.875 (256 for 224), bicubic, and the centre cut out. Raises
-    InputError where the picture is so narrow that resizing it would make it huge.
+    The shorter side is resized to size / 0.875 (256 for 224), bicubic, and the centre is cut out.
+
+    Raises:
+        InputError: The picture is so narrow that resizing it would make it huge.
     """
     shorter = int(size / CROP_RATIO)
     width, height = image.size
@@ -84,7 +89,7 @@ def prepare(image: Image.Image, size: int = 224) -> Tensor:
 
 
 def sample_photograph(name: str = "china.jpg") -> Image.Image:
-    """A photograph that ships with scikit-learn, china.jpg (a temple) or flower.jpg, 640 x 427; RGB."""
+    """Return a photograph that ships with scikit-learn, china.jpg (a temple) or flower.jpg: 640 x 427, RGB."""
     if name not in SAMPLES:
         raise InputError(f"sample photograph {name!r}: must be one of {', '.join(SAMPLES)}.")
     spec = importlib.util.find_spec("sklearn")  # finds the package without importing it, which takes a second

@@ -1,4 +1,4 @@
-"""Images into sequences of patches."""
+"""Patch embedding: images to sequences of patches."""
 
 from __future__ import annotations
 
@@ -37,11 +37,15 @@ class PatchEmbed(nn.Module):
 
     @property
     def num_patches(self) -> int:
-        """How many patches an image gives."""
+        """Number of patches of an image."""
         return math.prod(self.grid_size)
 
     def forward(self, images: Tensor) -> Tensor:
-        """images (batch, channels, *img_size) -> (batch, patches, embed_dim), row by row."""
+        """Return the embedded patches, row by row.
+
+        Shape:
+            images (batch, channels, *img_size) -> (batch, patches, embed_dim).
+        """
         expected = (self.proj.in_channels, *self.img_size)
         if images.dim() != 4 or images.shape[1:] != expected:
             raise ProblemError(

@@ -31,11 +31,18 @@ class Rope(nn.Module):
         self.register_buffer("freqs_sin", angles.sin())
 
     def forward(self, tokens: Tensor, flipped: bool = False) -> Tensor:
-        """tokens (batch, length, dim), where `flipped` in reversed order -> the same shape, order and dtype.
+        """Rotate tokens by the angles of their positions.
 
-        An odd length means a class token to the official code, and that it comes first: token 0 stays as it
-        is and the others take the angles in order. With the class token in the middle, this skips patch 0
-        and gives the class token a patch's angle; weights trained that way need it.
+        An odd length means a class token to the official code, and that it comes first: token 0 is not rotated and the
+        others take the angles in order. With the class token in the middle, this skips patch 0 and gives the class
+        token the angle of a patch; weights trained that way need it.
+
+        Args:
+            tokens: (batch, length, dim).
+            flipped: Whether the tokens are in reversed order.
+
+        Returns:
+            The rotated tokens, in the shape, order and dtype of `tokens`.
         """
         if flipped:
             return self.forward(tokens.flip(1)).flip(1)

@@ -1,8 +1,8 @@
-"""Models as judges of backends: logits and classes of Vision Mamba on a scan, against those of the float64 model.
+"""Validation of backends on whole models: logits and classes of Vision Mamba, compared with the float64 model.
 
-`validate` shows one image to a released model, whose weights are trained-like; `validate_task` has a trained model read
-the digits that were held out from its training. The first finds errors that grow over 24 layers, the second says
-whether an error costs answers, in every dtype.
+`validate` runs a released model with trained-like weights on images; `validate_task` runs a trained model on the digits
+that were held out from its training. The first finds errors that grow over 24 layers, the second shows whether an error
+changes predictions, in every dtype.
 """
 
 from __future__ import annotations
@@ -32,19 +32,24 @@ LOGIT_BUDGET = 2e-5
 ROUNDS = 5
 
 BATCH = 36  # digits at once: the reference loop's tensors then fit where memory is used again
-ORACLE = "reference:threads=1"
+REFERENCE = "reference:threads=1"
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a dtype may cost: error of a logit, as a share of the largest, and the share of digits read otherwise."""
+    """Largest deviations that a dtype is allowed.
+
+    Attributes:
+        logit_error: Error of a logit, as a share of the largest logit.
+        changed_share: Share of the digits that are classified differently.
+    """
 
     logit_error: float
     changed_share: float
 
 
-# About four times what the dtype itself costs on the reference scan (1.9e-7, 6.2e-3, 5.6e-4). In float64, where the
-# reference is the truth, other orders of summation come to 3e-16.
+# About four times the error of the dtype itself on the reference scan (1.9e-7, 6.2e-3, 5.6e-4). In float64, whose
+# result is the reference, other orders of summation differ by 3e-16.
 TASK_BUDGETS = {
     "float64": Budget(1e-13, 0.0),
     "float32": Budget(1e-6, 0.0),
@@ -55,15 +60,16 @@ TASK_BUDGETS = {
 
 @dataclass(frozen=True)
 class Validation:
-    """What the model computes on one backend, beside the float64 model on the reference scan.
+    """Agreement of the model on one backend with the float64 model on the reference scan.
 
-    selection         the backend as it was asked for, such as "chunked:chunk=32"
-    logit_difference  largest absolute difference of a logit
-    top1_agrees       whether every image's first class is the same
-    top5_agreement    share of the float64 model's first five classes that are among the first five here
-    latency_ms        quartiles of a whole forward pass
-    peak_bytes        memory that one forward pass takes beyond what was in use before it
-    reason            why the backend failed, or has no numbers
+    Attributes:
+        selection: The backend as the caller named it, such as "chunked:chunk=32".
+        logit_difference: Largest absolute difference of a logit.
+        top1_agrees: Whether the first class of every image is the same.
+        top5_agreement: Share of the float64 model's first five classes that are among the first five of this one.
+        latency_ms: Quartiles of a whole forward pass.
+        peak_bytes: Memory that one forward pass takes beyond what was in use before it.
+        reason: Why the backend failed, or has no numbers.
     """
 
     selection: str
@@ -77,7 +83,7 @@ class Validation:
     reason: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """This validation as JSON values."""
+        """Return this validation as JSON values."""
         return asdict(self)
 
 
@@ -89,14 +95,23 @@ def validate(
     selections: Sequence[str],
     progress: Callable[[str], None] = lambda step: None,
 ) -> list[Validation]:
-    """`build(scan=...)` with `weights` on `images` (batch, 3, height, width), under each of `selections`.
+    """Compare a model under each of `selections` with the same model in float64 on the reference scan, and time it.
 
-    The truth is the model in float64 on the reference scan. Latencies are taken in turn, round by round, so
-    that what the machine does meanwhile strikes every backend alike. A backend that cannot run is listed with
-    its reason and has not passed only where it ran and was wrong.
+    Latencies are measured in interleaved rounds, so that interference affects every backend alike.
+
+    Args:
+        build: Called with `scan=...`; returns the model.
+        weights: The weights of the model.
+        images: (batch, 3, height, width).
+        selections: Backends with optional settings, such as "chunked:chunk=32".
+        progress: Called with a line of text at each step.
+
+    Returns:
+        One result for each selection. A backend that cannot run is listed with its reason; it fails only where it ran
+        and was wrong.
     """
     progress("the float64 model")
-    exact = _model(build, weights, ORACLE).double()(images.double())
+    exact = _model(build, weights, REFERENCE).double()(images.double())
     results: list[Validation] = []
     running: list[tuple[VisionMamba, Validation]] = []
     for selection in selections:
@@ -122,12 +137,13 @@ def validate(
 
 @dataclass(frozen=True)
 class TaskValidation:
-    """How the trained model reads the held-out digits on one backend in one dtype.
+    """Classification of the held-out digits by the trained model on one backend in one dtype.
 
-    accuracy        share of the digits that are read rightly
-    logit_error     largest difference of a logit from the float64 model's, as a share of the largest logit
-    top1_agreement  share of the digits that are read as the float64 model reads them
-    reason          why the backend failed, or has no numbers
+    Attributes:
+        accuracy: Share of the digits that are classified correctly.
+        logit_error: Largest difference of a logit from the float64 model's, as a share of the largest logit.
+        top1_agreement: Share of the digits that are classified as by the float64 model.
+        reason: Why the backend failed, or has no numbers.
     """
 
     selection: str
@@ -140,7 +156,7 @@ class TaskValidation:
     reason: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """This validation as JSON values."""
+        """Return this validation as JSON values."""
         return asdict(self)
 
 
@@ -150,14 +166,20 @@ def validate_task(
     dtypes: Sequence[str] = tuple(TASK_BUDGETS),
     progress: Callable[[str], None] = lambda step: None,
 ) -> list[TaskValidation]:
-    """The trained digits model under each of `selections` in each of `dtypes`, held to the budget of the dtype.
+    """Compare the trained digits model under each of `selections` in each of `dtypes` with the float64 model.
 
-    The truth is the model in float64 on the reference scan. What cannot run is listed with its reason and has
-    not failed; what breaks a budget, or crashes, has.
+    Args:
+        selections: Backends with optional settings, such as "chunked:chunk=32".
+        dtypes: Names of dtypes, each with a budget of its own.
+        progress: Called with a line of text at each step.
+
+    Returns:
+        One result for each pair. A backend that cannot run is listed with its reason and has not failed; one that
+        exceeds the budget of the dtype, or crashes, has.
     """
     images, labels = digits_test_set()
     progress("the float64 model")
-    exact = _read(digits_model(Dispatcher(ORACLE)), images, "float64")
+    exact = _read(digits_model(Dispatcher(REFERENCE)), images, "float64")
     results = []
     for selection in selections:
         for dtype in dtypes:
@@ -173,7 +195,7 @@ def validate_task(
 
 
 def _read(model: VisionMamba, images: Tensor, dtype: str) -> Tensor:
-    """The float64 logits of `model` cast to `dtype`."""
+    """Return the float64 logits of `model` cast to `dtype`."""
     cast = model.cast_(DTYPES[dtype])
     return torch.cat([cast(batch.to(DTYPES[dtype])).double() for batch in images.split(BATCH)])
 
@@ -198,7 +220,7 @@ def _judge_task(
 
 
 def profiled_selections(profile: Profile | None) -> list[str]:
-    """What `profile` deploys, each backend and configuration once, as text that names it."""
+    """Return the backends and configurations that `profile` deploys, each once, as selections."""
     deployed = {
         f"{entry.backend}:{','.join(f'{name}={value}' for name, value in sorted(entry.config.items()))}": None
         for entry in (profile.entries if profile else ())

@@ -180,7 +180,7 @@ class VisionMamba(nn.Module):
 
     @property
     def scan(self) -> Scan:
-        """How recurrences are computed; None, the name of a backend or a callable may be assigned."""
+        """The scan that computes the recurrences; None, the name of a backend or a callable may be assigned."""
         return resolve_scan(self._scan)
 
     @scan.setter
@@ -189,7 +189,7 @@ class VisionMamba(nn.Module):
         self._scan = scan  # a name and not what it names, so that models can be copied and pickled
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that an optimiser should not decay, as the official training asks for them."""
+        """Return the names of parameters that an optimiser should not decay, as the official training asks for them."""
         return {"pos_embed", "cls_token", "dist_token", "cls_token_head", "cls_token_tail"}
 
     def forward(
@@ -199,14 +199,20 @@ class VisionMamba(nn.Module):
         if_random_cls_token_position: bool = False,
         if_random_token_rank: bool = False,
     ) -> Tensor:
-        """images (batch, channels, height, width), cast to the dtype of the weights -> logits (batch, num_classes).
+        """Return the logits of `images`, which are cast to the dtype of the weights.
 
-        Without a class token and with final_pool_type 'all', logits (batch, tokens, num_classes). With
-        return_features what the head would get: (batch, embed_dim), or (batch, tokens, embed_dim) for 'all' and
-        'max'. The other two are the official options for randomised evaluation.
+        The official `inference_params` is left out: stepping through tokens one by one is only defined forward in time,
+        and the official code silently drops the backward direction there.
 
-        The official `inference_params` is missing on purpose: it steps through tokens one by one, which is
-        only defined forward in time, and there silently drops the backward direction.
+        Args:
+            images: (batch, channels, height, width).
+            return_features: Return the input of the head instead: (batch, embed_dim), or (batch, tokens, embed_dim) for
+                the final_pool_type 'all' and 'max'.
+            if_random_cls_token_position: The official option for randomised evaluation.
+            if_random_token_rank: The official option for randomised evaluation.
+
+        Returns:
+            (batch, num_classes); without a class token and with final_pool_type 'all', (batch, tokens, num_classes).
         """
         features = self.forward_features(images, if_random_cls_token_position, if_random_token_rank)
         if return_features:
@@ -218,7 +224,7 @@ class VisionMamba(nn.Module):
     def forward_features(
         self, images: Tensor, if_random_cls_token_position: bool = False, if_random_token_rank: bool = False
     ) -> Tensor:
-        """What the head gets: the class token, the mean of both class tokens, or the pooled tokens; see `forward`."""
+        """Return the input of the head: the class token, the mean of both class tokens, or the pooled tokens."""
         tokens, class_positions = self._embed(images, if_random_cls_token_position)
         if if_random_token_rank:
             order = torch.randperm(tokens.shape[1])
@@ -235,7 +241,7 @@ class VisionMamba(nn.Module):
         return tokens.mean(dim=1) if self.final_pool_type == "mean" else tokens
 
     def feature_map(self, images: Tensor) -> Tensor:
-        """The normalised patch tokens as an image: (batch, embed_dim, rows, columns), for dense tasks.
+        """Return the normalised patch tokens as an image: (batch, embed_dim, rows, columns), for dense tasks.
 
         Class tokens are left out; nothing is flipped.
         """
@@ -245,7 +251,7 @@ class VisionMamba(nn.Module):
         return tokens[:, patches].mT.reshape(len(images), self.embed_dim, *self.patch_embed.grid_size)
 
     def _embed(self, images: Tensor, random_class_position: bool = False) -> tuple[Tensor, list[int]]:
-        """The tokens that enter the first block, and which of them are class tokens."""
+        """Return the tokens that enter the first block, and the positions of the class tokens among them."""
         patches = self.patch_embed(images)
         batch, count, _ = patches.shape
         if self.num_tokens == 2:
@@ -266,7 +272,7 @@ class VisionMamba(nn.Module):
         return tokens, class_positions
 
     def _encode(self, tokens: Tensor, flipped: bool = False) -> Tensor:
-        """tokens (batch, length, embed_dim) through all blocks and the last norm."""
+        """Return the tokens (batch, length, embed_dim) after all blocks and the last norm."""
         hidden, residual, scan = tokens, None, self.scan
         if self.if_bidirectional:
             # the sum of both layers' residuals doubles the stream at each pair, and an odd last layer is not used
@@ -302,7 +308,7 @@ def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def residual_scale(depth: int, initializer_cfg: Mapping[str, float] | None) -> float:
-    """What the initial output weights of mixers are scaled by, 1 / sqrt(depth) unless told otherwise."""
+    """Return the factor of the initial output weights of mixers, 1 / sqrt(depth) by default."""
     names = ("initializer_range", "rescale_prenorm_residual", "n_residuals_per_layer")
     options = initializer_cfg or {}
     unknown = sorted(set(options) - set(names))
@@ -314,7 +320,7 @@ def residual_scale(depth: int, initializer_cfg: Mapping[str, float] | None) -> f
 
 
 def resolve_scan(scan: Scan | str | None) -> Scan:
-    """The scan that `scan` means: this machine's choice, the backend of that name, or itself."""
+    """Return the scan that `scan` names: this machine's choice for None, a backend for a name, or `scan` itself."""
     if scan is not None and not isinstance(scan, str):
         return scan
     from scanlab.runtime import dispatch
@@ -323,7 +329,7 @@ def resolve_scan(scan: Scan | str | None) -> Scan:
 
 
 class ReleasedOptions(TypedDict, total=False):
-    """What a released model leaves open."""
+    """Options that every released model takes."""
 
     img_size: int | tuple[int, int]
     num_classes: int
@@ -340,27 +346,27 @@ def _released(embed_dim: int, stride: int, options: ReleasedOptions) -> VisionMa
 
 
 def vim_tiny(**options: Unpack[ReleasedOptions]) -> VisionMamba:
-    """Vim-tiny: 7,148,008 parameters, 197 tokens; official vim_tiny_patch16_224_..._with_midclstok_div2."""
+    """Build Vim-tiny: 7,148,008 parameters, 197 tokens; vim_tiny_patch16_224_..._with_midclstok_div2."""
     return _released(192, 16, options)
 
 
 def vim_small(**options: Unpack[ReleasedOptions]) -> VisionMamba:
-    """Vim-small: 25,796,584 parameters, 197 tokens; official vim_small_patch16_224_..._with_midclstok_div2."""
+    """Build Vim-small: 25,796,584 parameters, 197 tokens; vim_small_patch16_224_..._with_midclstok_div2."""
     return _released(384, 16, options)
 
 
 def vim_base(**options: Unpack[ReleasedOptions]) -> VisionMamba:
-    """Vim-base: 97,598,440 parameters, 197 tokens; official vim_base_patch16_224_..._with_middle_cls_token_div2."""
+    """Build Vim-base: 97,598,440 parameters, 197 tokens; vim_base_patch16_224_..._with_middle_cls_token_div2."""
     return _released(768, 16, options)
 
 
 def vim_tiny_stride8(**options: Unpack[ReleasedOptions]) -> VisionMamba:
-    """Vim-tiny, overlapping patches: 7,250,344 parameters, 730 tokens; official vim_tiny_patch16_stride8_224_..."""
+    """Build Vim-tiny with overlapping patches: 7,250,344 parameters, 730 tokens; vim_tiny_patch16_stride8_224_..."""
     return _released(192, 8, options)
 
 
 def vim_small_stride8(**options: Unpack[ReleasedOptions]) -> VisionMamba:
-    """Vim-small, overlapping patches: 26,001,256 parameters, 730 tokens; official vim_small_patch16_stride8_224_..."""
+    """Build Vim-small with overlapping patches: 26,001,256 parameters, 730 tokens; vim_small_patch16_stride8_224_..."""
     return _released(384, 8, options)
 
 
