@@ -206,7 +206,7 @@ class BackendContract:
 
 
 def _second_derivatives(scan: ScanFn, problem: ScanProblem) -> dict[str, Tensor]:
-    """The gradient of the squares of the gradients, by the name of each tensor and the number of its direction."""
+    """Return the gradient of the sum of squared gradients, by the name of each tensor and its direction's number."""
     inputs = make_inputs(problem)
     leaves = {
         f"{name} {number}": tensor.requires_grad_()
@@ -220,13 +220,13 @@ def _second_derivatives(scan: ScanFn, problem: ScanProblem) -> dict[str, Tensor]
 
 
 def _strided(tensor: Tensor) -> Tensor:
-    """The same values, two elements apart, with NaN between them."""
+    """Return the same values with a stride of two elements and NaN between them."""
     return torch.stack((tensor, torch.full_like(tensor, math.nan)), dim=-1)[..., 0]
 
 
 @contextmanager
 def _poisoned_memory() -> Iterator[None]:
-    """Uninitialised memory is full of NaN here, wherever torch hands it out."""
+    """Fill the uninitialised memory that torch hands out in this block with NaN."""
     strict, warn_only = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),

@@ -29,14 +29,14 @@ class _Once(torch.autograd.Function):
 
 
 def once(compute: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
-    """`compute(*tensors)`, whose derivative raises NotImplementedError."""
+    """Return `compute(*tensors)`, whose derivative raises NotImplementedError."""
     return cast("tuple[Tensor, ...]", _Once.apply(compute, *tensors))  # type: ignore[no-untyped-call]
 
 
 def refusing(message: str) -> tuple[Callable[..., None], Callable[..., NoReturn]]:
-    """What an op that computes gradients keeps for its own, nothing, and these, which raise NotImplementedError.
+    """Return a `setup_context` and a `backward` for an op without a derivative; the latter raises NotImplementedError.
 
-    In the order of `torch.library.register_autograd`'s arguments `setup_context` and `backward`.
+    They are in the order of the arguments of `torch.library.register_autograd`.
     """
 
     def keep_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

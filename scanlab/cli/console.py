@@ -1,4 +1,4 @@
-"""What every command shares: where it prints, its exit codes, and its common options."""
+"""Consoles, exit codes and options that all commands share."""
 
 from __future__ import annotations
 
@@ -48,12 +48,16 @@ DEFAULT_SUITE = "vim-tiny"
 
 
 def print_json(value: Any) -> None:
-    """`value` as JSON on standard output."""
+    """Print `value` as JSON on standard output."""
     typer.echo(json.dumps(value, indent=2))
 
 
 def cases_of(problem: str | None, suite: str | None, image: Path | None = None) -> tuple[Case, ...]:
-    """The cases that `--problem`, `--suite` and `--image` ask for; the vim-tiny suite where nothing is asked for."""
+    """Return the cases that `--problem`, `--suite` and `--image` name; by default those of the vim-tiny suite.
+
+    Raises:
+        InputError: A problem is given together with a suite or an image.
+    """
     if problem is None:
         return load_suite(suite or DEFAULT_SUITE, image)
     if suite is not None or image is not None:

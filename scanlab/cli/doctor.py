@@ -36,7 +36,7 @@ class Finding:
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """The machine, the compiler, the threads really usable, what works, what does not, why, and the cure.
+    """Show the machine, the compiler, the usable threads, and what does not work, with reason and cure.
 
     Exits with 1 where something is wrong. Example: `scanlab doctor`
     """
@@ -100,7 +100,7 @@ def _openmp() -> Finding:
 
 
 def _mapped_files() -> set[str]:
-    """The files that this process has mapped; none where the system does not say."""
+    """Return the files that this process has mapped; none where the system does not list them."""
     try:
         return {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/" in line}
     except OSError:
@@ -108,7 +108,7 @@ def _mapped_files() -> set[str]:
 
 
 def _huge_pages() -> Finding:
-    """What large tensors lie on: touching fresh memory in small pages takes as long as a scan of it."""
+    """Report the page size of large tensors: touching fresh memory in small pages takes as long as a scan of it."""
     try:
         modes = HUGE_PAGES.read_text()
     except OSError:
@@ -123,7 +123,7 @@ def _huge_pages() -> Finding:
 
 
 def _freed_memory() -> Finding:
-    """Whether freed blocks go back to the system, which hands them out again page by page, zeroed."""
+    """Report whether freed blocks return to the system, which hands them out again page by page, zeroed."""
     mapped = _mapped_files()
     if any(name in Path(path).name for path in mapped for name in ("jemalloc", "tcmalloc", "mimalloc")):
         return Finding("freed memory", True, "kept by the allocator that is loaded instead of the system's")

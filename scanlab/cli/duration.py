@@ -1,4 +1,4 @@
-"""Durations as people write them: 90s, 3m, 1h30m."""
+"""Parsing and formatting of durations such as 90s, 3m and 1h30m."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of "90s", "3m", "1h30m" or a bare number of seconds; raises InputError for anything else."""
+    """Return the seconds of a duration such as "90s", "3m", "1h30m" or a bare number of seconds.
+
+    Raises:
+        InputError: `text` is not a duration, or not more than 0.
+    """
     parts = re.findall(r"(\d+(?:\.\d+)?)([smh]?)", text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
         raise InputError(f"duration {text!r}: must be a number with s, m or h, such as 90s, 3m or 1h30m.")
@@ -21,6 +25,6 @@ def parse_duration(text: str) -> float:
 
 
 def spell_duration(seconds: float) -> str:
-    """ "45 s" or "3 min 10 s"."""
+    """Return a duration as text, such as "45 s" or "3 min 10 s"."""
     whole = max(0, round(seconds))
     return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60:02d} s"

@@ -22,7 +22,7 @@ from scanlab.models.vision_mamba import RELEASED
 
 
 class Target(StrEnum):
-    """What the files are for."""
+    """Uses of the exported files."""
 
     AOTI = "aoti"
     ONNX = "onnx"
@@ -41,17 +41,17 @@ def export(
         str, typer.Option(help="A .pth or .safetensors file, or a published name such as vim_t_midclstok_76p1acc.")
     ],
     to: Annotated[Path, typer.Option(help="The folder to write; new, or empty.")],
-    model: Annotated[str, typer.Option(help="vim-tiny, vim-small, vim-base or a stride8 kin.")] = "vim-tiny",
+    model: Annotated[str, typer.Option(help="vim-tiny, vim-small, vim-base or a stride8 variant.")] = "vim-tiny",
     target: Annotated[Target, typer.Option("--format", help="aoti is for torch, onnx for ONNX Runtime.")] = Target.AOTI,
     size: Annotated[int, typer.Option(min=1, help="Pixels along one side of what the model sees.")] = 224,
     batch: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """A model with its weights as files that run without scanlab, checked in a fresh process.
+    """Write a model with its weights as files that run without scanlab, checked in a fresh process.
 
     For torch: a package of AOTInductor, which is compiled here and needs no compiler where it is used, with the
     kernels that it calls and the profile that it follows; for processors like this one. For ONNX Runtime: a graph
-    of its own operators. Beside them a manifest and run.py, which names what is in a picture.
+    of its own operators. Beside them a manifest and run.py, which classifies a picture.
     Exits with 1, and writes nothing, where the logits are not the model's.
     Example: `scanlab export --model vim-tiny --weights vim_t.pth --to vim-tiny-package`
     """

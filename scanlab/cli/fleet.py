@@ -31,7 +31,7 @@ def fleet(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """The machines that tune with one storage, how far they are, the best of each, and which backend wins where.
+    """Show the machines that tune with one storage, their progress, the best of each, and which backend wins where.
 
     With --adopt this machine's profile takes over what is tuned elsewhere and not here: from its own kind of
     machine as it is, and else from its nearest machine (by instruction sets, cores and caches), which is marked as

@@ -18,7 +18,7 @@ def list_backends(
     backend: Annotated[str | None, typer.Argument(help="One backend, with all there is to know of it.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """The backends, what each can do, its tunables and defaults; those that cannot run here, with reason and cure.
+    """List the backends, their capabilities, tunables and defaults; those that cannot run here, with reason and cure.
 
     Example: `scanlab list chunked`
     """

@@ -19,7 +19,7 @@ from scanlab.runtime.profile import Profile, ProfileEntry, load_profile, profile
 
 
 class Action(StrEnum):
-    """What to do with the profile."""
+    """Actions on the profile."""
 
     LIST = "list"
     SHOW = "show"

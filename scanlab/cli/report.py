@@ -23,7 +23,7 @@ def report(
     results: Annotated[Path, typer.Argument(help="The folder that trials were recorded in.")] = Path("runs"),
     folder: Annotated[Path | None, typer.Option("--to", help="Where the report goes; RESULTS/report.")] = None,
 ) -> None:
-    """Tables (Markdown, CSV, T4), plots (PNG and SVG) and a page, from recorded results, without measuring again.
+    """Write tables (Markdown, CSV, T4), plots (PNG and SVG) and a page from recorded results, without measuring.
 
     Example: `scanlab report runs`
     """
@@ -32,7 +32,11 @@ def report(
 
 
 def read(folder: Path) -> tuple[Trial, ...]:
-    """The trials recorded in `folder`, what is wrong with them said; raises InputError where there are none."""
+    """Return the trials recorded in `folder`, and print what is wrong with them.
+
+    Raises:
+        InputError: There are no trials.
+    """
     trials, notices = TrialStore(folder).load()
     for notice in notices:
         notes.print(f"[yellow]note:[/] {escape(notice)}")

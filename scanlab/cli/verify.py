@@ -1,4 +1,4 @@
-"""`scanlab verify`: every backend and configuration against the float64 oracle."""
+"""`scanlab verify`: compare backends and configurations with the float64 reference."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ def verify(
     seed: Annotated[int, typer.Option(min=0, help="Of the inputs that are drawn.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Hold every backend and configuration against the float64 oracle: outputs, last state, gradients.
+    """Compare every backend and configuration with the float64 reference: outputs, last state, gradients.
 
     Without a problem or a suite: two hard problems for every configuration, and the corners of the contract for
     the defaults. Of more than a thousand configurations each tunable is tried in turn. A problem that a backend
     rejects is listed with its reason and is no failure. Exits with 1 where a scan is wrong or crashes.
-    Ctrl-C shows what was held against the oracle until then. Example: `scanlab verify chunked native:threads=1`
+    Ctrl-C shows the results until then. Example: `scanlab verify chunked native:threads=1`
     """
     if model is not None:
         if problem is not None or suite is not None:
@@ -104,7 +104,7 @@ def verify(
 def _plan(
     selections: list[str], problem: str | None, suite: str | None, image: Any, seed: int
 ) -> Iterator[tuple[Backend, Config, Case]]:
-    """What is held against what; a selection with settings stands for that configuration alone."""
+    """Yield the backends, configurations and cases to verify; a selection with settings names one configuration."""
     chosen = [registry.parse_selection(text) for text in selections] or [(each, {}) for each in registry.load_all()[0]]
     asked = problem is not None or suite is not None
     for backend, config in chosen:
@@ -127,7 +127,7 @@ def _drawn(problems: Iterable[Problem], seed: int) -> tuple[Case, ...]:
 
 
 def _configs(backend: Backend, problem: ScanProblem) -> list[dict[str, Value]]:
-    """Every configuration; of a space too large for that, each tunable in turn at each of its values."""
+    """Return every configuration; in a large space, those that differ from the defaults in one tunable."""
     every = list(itertools.islice(backend.space.configs(problem), MOST_CONFIGURATIONS + 1))
     return every if len(every) <= MOST_CONFIGURATIONS else list(backend.space.in_turn(problem))
 
@@ -142,7 +142,7 @@ class _Verifier:
         self._worker: Worker | None = None
 
     def verify(self, backend: Backend, config: Config, case: Case) -> Verification:
-        """Hold one configuration against the reference on one problem."""
+        """Compare one configuration with the reference on one problem."""
         refused = backend.unavailable() or backend.rejects(case.problem)
         if refused:
             return Verification(backend.name, config, case.problem, case.label, "rejected", reason=refused)

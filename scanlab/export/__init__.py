@@ -1,1 +1,1 @@
-"""A model as files that run without scanlab: packages of AOTInductor for torch, graphs for ONNX Runtime."""
+"""Export of models to files that run without scanlab: AOTInductor packages for torch, graphs for ONNX Runtime."""

@@ -1,4 +1,4 @@
-"""A model as a package of AOTInductor: compiled here, loaded elsewhere by torch alone.
+"""Export of a model to an AOTInductor package: compiled on this machine, loaded elsewhere by torch alone.
 
 The graph calls the native ops by name, so whoever loads the package loads their libraries first.
 """
@@ -36,7 +36,11 @@ class FrozenScan:
     def __call__(
         self, *inputs: ScanInputs, delta_softplus: bool = True, direction: Direction = "forward"
     ) -> ScanOutput:
-        """The scan of these tensors; raises UnavailableError where the native op cannot serve them."""
+        """Return the scan of these tensors.
+
+        Raises:
+            UnavailableError: The native op cannot serve them.
+        """
         problem = ScanProblem.of(*inputs, delta_softplus=delta_softplus, direction=direction)
         if problem not in self.decided:
             self.decided[problem] = self._decide(problem)
@@ -53,10 +57,13 @@ class FrozenScan:
 
 @torch.no_grad()
 def write_package(model: VisionMamba, images: Tensor, scan: FrozenScan, path: Path) -> tuple[Path, ...]:
-    """Compile `model` for inputs of the shape of `images` into the package `path`; needs a C++ compiler.
+    """Compile `model` for inputs of the shape of `images` into the package `path`, for processors like this machine's.
 
-    Returns the libraries that define the ops it calls. Its instructions are those of this machine's processor.
-    Raises UnavailableError where nothing can be compiled here.
+    Returns:
+        The libraries that define the ops that the package calls.
+
+    Raises:
+        UnavailableError: No C++ compiler works on this machine.
     """
     from torch._inductor import aoti_compile_and_package
     from torch._inductor.exc import CppCompileError, InductorError, InvalidCxxCompiler

@@ -1,10 +1,10 @@
-"""A folder that runs a model without scanlab, and the proof that it does: its logits in a fresh process.
+"""Export of a model to a folder that runs without scanlab, checked by comparing its logits in a fresh process.
 
 model.pt2, kernels/  the package of AOTInductor and the libraries of the ops that it calls
-profile.json         which configuration of the native scan is frozen into it, and on what basis
+profile.json         the configuration of the native scan that is frozen into it, and on what basis
 model.onnx           the graph for ONNX Runtime
-run.py               names what is in a picture, in 20 lines on loading.py; classes.txt holds the names
-manifest.json        what all this was made of and with, and how far its logits were off
+run.py               classifies a picture, in 20 lines on loading.py; classes.txt holds the class names
+manifest.json        the origin of the model, the software that wrote it, and the errors of its logits
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ FILES: Mapping[Format, str] = {"aoti": "model.pt2", "onnx": "model.onnx"}
 # computes the scan anew.
 TOLERANCES: Mapping[Format, float] = {"aoti": 1e-5, "onnx": 1e-4}
 SCRIPTS = tuple(Path(__file__).with_name(name) for name in ("run.py", "loading.py"))
-# Neither scanlab nor a compiler can be found there.
+# Run in the fresh process, where neither scanlab nor a compiler can be found.
 FRESH = """
 import pathlib, sys
 sys.modules["scanlab"] = None
@@ -57,10 +57,11 @@ np.save(logits, load(model)(np.load(images)))
 
 @dataclass(frozen=True)
 class Check:
-    """The logits of an exported model in a fresh process, beside those of the model itself.
+    """Comparison of an exported model's logits in a fresh process with those of the model itself.
 
-    difference  the largest absolute one, as a share of the largest logit; None where the process failed
-    reason      how it failed, or by how much the logits are off, or None
+    Attributes:
+        difference: The largest absolute difference, as a share of the largest logit; None where the process failed.
+        reason: Why the check failed, or None.
     """
 
     file: str
@@ -70,20 +71,20 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether the logits are the model's, within the tolerance."""
+        """Whether the logits agree with those of the model, within the tolerance."""
         return self.reason is None
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What `export` made: the checks of its models, and the choices that are frozen into a package."""
+    """Result of `export`: the checks of the exported models, and the choices that are frozen into a package."""
 
     checks: tuple[Check, ...]
     decided: Mapping[ScanProblem, Decision]
 
     @property
     def passed(self) -> bool:
-        """Whether every check did, and so the folder was written."""
+        """Whether every check passed, so that the folder was written."""
         return all(check.passed for check in self.checks)
 
 
@@ -96,11 +97,21 @@ def export(
     origin: Mapping[str, str],
     say: Callable[[str], None] = lambda step: None,
 ) -> Exported:
-    """Write the folder of this module for `model`, for `batch` pictures at once; whole, and only if its checks pass.
+    """Write `model`, for `batch` pictures at once, to a folder; write nothing where a check fails.
 
-    A package follows this machine's profile. `origin` is what the manifest tells of the model's name and weights.
-    Raises InputError for a model in training, and for a folder that holds something or cannot be written;
-    UnavailableError where a format cannot be made here.
+    A package follows this machine's profile.
+
+    Args:
+        model: The model, in evaluation mode.
+        folder: The folder to write; new, or empty.
+        formats: The formats to write.
+        batch: Pictures at once.
+        origin: Facts about the model's name and weights, for the manifest.
+        say: Called with a line of text at each step.
+
+    Raises:
+        InputError: The model is in training, or the folder is not empty or cannot be written.
+        UnavailableError: A format cannot be written on this machine.
     """
     if model.training:
         raise InputError("the model is in training: call its eval() first, for an export has no dropout.")
@@ -154,7 +165,7 @@ def _write_aoti(model: VisionMamba, images: Tensor, scan: FrozenScan, folder: Pa
 
 
 def _check(file: Path, images: Tensor, logits: Tensor, tolerance: float) -> Check:
-    """The exported model on these images in a process that has torch or ONNX Runtime, and no compiler."""
+    """Compare the logits of the exported model in `file`, run in a fresh process without a compiler, with `logits`."""
     with tempfile.TemporaryDirectory() as place:
         given, found = Path(place) / "images.npy", Path(place) / "logits.npy"
         np.save(given, images.numpy())
@@ -172,7 +183,7 @@ def _check(file: Path, images: Tensor, logits: Tensor, tolerance: float) -> Chec
 
 
 def _write_manifest(folder: Path, facts: Mapping[str, object], checks: Sequence[Check]) -> None:
-    """What is in the folder, with the SHA-256 of every file but the manifest itself."""
+    """Write the manifest, with the SHA-256 of every file in the folder but the manifest itself."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     hashes = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     models = {check.file: {"dtype": "float32", **asdict(check)} for check in checks}

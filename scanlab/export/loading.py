@@ -1,4 +1,4 @@
-"""What run.py stands on: a model of this folder as a function of pictures, and a picture as the model takes it."""
+"""Loading of an exported model and preparation of a picture, for run.py."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ Array = np.ndarray[Any, np.dtype[np.float32]]
 
 
 def load(path: Path) -> Callable[[Array], Array]:
-    """The model in `path` as a function from pictures (batch, 3, size, size) to logits (batch, classes)."""
+    """Return the model in `path` as a function from pictures (batch, 3, size, size) to logits (batch, classes)."""
     if path.suffix == ".onnx":
         import onnxruntime
 
@@ -26,7 +26,7 @@ def load(path: Path) -> Callable[[Array], Array]:
 
 
 def prepare(path: str, batch: int, size: int) -> Array:
-    """The middle of the picture in `path`, `batch` times: (batch, 3, size, size), normalised as ImageNet is."""
+    """Return the centre of the picture in `path`, repeated: (batch, 3, size, size), with ImageNet's normalisation."""
     from PIL import Image, ImageOps
 
     picture = ImageOps.exif_transpose(Image.open(path)).convert("RGB")

@@ -1,4 +1,4 @@
-"""A model as an ONNX graph of standard operators, its recurrences as Scans; the only file that needs onnx."""
+"""Export of a model to an ONNX graph of standard operators, with its recurrences as Scan; needs onnx."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ NEEDED = ("onnx", "onnxscript", "onnxruntime")  # what writes it, what torch tra
 
 
 def scan_operator(*inputs: ScanInputs, delta_softplus: bool = True, direction: Direction = "forward") -> ScanOutput:
-    """The Scan of a Mixer out of what becomes ONNX's operator Scan; both directions are one, side by side.
+    """Compute the scan of a Mamba block with the higher-order op that becomes ONNX's Scan, both directions in one.
 
-    Takes what a Mixer gives: D, z and delta_bias, B and C varying and without groups, no initial state.
+    It takes the inputs of a Mamba block: D, z and delta_bias, B and C varying and without groups, no initial state.
     """
     # imported by the trace itself: what it brings along takes a second to load
     from torch._higher_order_ops.scan import scan
@@ -56,9 +56,12 @@ def scan_operator(*inputs: ScanInputs, delta_softplus: bool = True, direction: D
 
 @torch.no_grad()
 def write_graph(model: VisionMamba, images: Tensor, path: Path) -> None:
-    """Write `model` for inputs of the shape of `images` as the ONNX file `path`, weights included; compiles nothing.
+    """Write `model` for inputs of the shape of `images` as the ONNX file `path`, weights included.
 
-    Its input is `images` and its output `logits`. Raises UnavailableError where one of NEEDED is missing.
+    The input of the graph is `images` and its output `logits`.
+
+    Raises:
+        UnavailableError: A package in NEEDED is missing.
     """
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:

@@ -1,6 +1,6 @@
-"""Names what is in a picture: python run.py PICTURE [model.pt2 | model.onnx]. Needs no compiler and no scanlab.
+"""Classify a picture: python run.py PICTURE [model.pt2 | model.onnx]. Needs no compiler and no scanlab.
 
-model.pt2 needs torch, model.onnx needs onnxruntime; both numpy and, for the picture, pillow.
+model.pt2 needs torch, model.onnx needs onnxruntime; both need numpy and pillow.
 """
 
 import json

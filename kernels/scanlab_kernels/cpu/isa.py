@@ -32,7 +32,7 @@ class InstructionSet:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """What the compiler needs: options, macros, and the test that the processor passes."""
+        """Compiler options, macros, and the definition of the test that the processor passes."""
         needs = "&&".join(f"SCANLAB_HAS_{feature}" for feature in self.features) or "true"
         return (
             *(f"-m{feature}" for feature in self.features),

@@ -47,7 +47,7 @@ extension = Extension(
 
 
 def forbids(config: Config, problem: ScanProblem) -> str | None:
-    """Why this configuration is not legal for the problem, or None."""
+    """Return why this configuration is not legal for the problem, or None."""
     for special, noun in (
         (problem.dtype == "float64", "float64"),
         (problem.complex_A, "a complex A"),
@@ -61,7 +61,7 @@ def forbids(config: Config, problem: ScanProblem) -> str | None:
 
 
 def make(problem: ScanProblem, config: Config) -> ScanFn:
-    """The compiled scan; compiles on the first use on a machine."""
+    """Return the compiled scan; compile it on the first use on a machine."""
     native_ops.load(extension)
     settings = (
         problem.delta_softplus,

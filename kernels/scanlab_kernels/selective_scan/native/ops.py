@@ -1,4 +1,4 @@
-"""What torch must know about the native ops beside their kernels and gradients: shapes without data."""
+"""Shape inference and vmap rules of the native ops, for torch's tracing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def load(extension: Extension) -> None:
 
 
 def one_by_one(op: Any, info: Any, axes: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
-    """What `op` returns for each entry of the mapped axes, stacked, and where the mapped axis of each result is."""
+    """Return the results of `op` for each entry of the mapped axes, stacked, and the mapped axis of each result."""
     results = [
         op(*(value if axis is None else value.select(axis, entry) for value, axis in zip(arguments, axes, strict=True)))
         for entry in range(info.batch_size)
