@@ -29,7 +29,7 @@ def two_phases(name: str, solve: recurrence.Solver) -> Backend:
         drive = ((delta * u)[..., None] * B.mT).movedim(3, 0)
         states = recurrence.solved(decay, drive, h, solve)
         y = torch.einsum("lbgcn,bgcnl->bgcl", states, C)
-        return pointwise.finish(y, states[-1].clone(), inputs)
+        return pointwise.epilogue(y, states[-1].clone(), inputs)
 
     def make(problem: ScanProblem, config: Config) -> ScanFn:
         cpp_torch.LIBRARY.load()

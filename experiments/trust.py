@@ -159,8 +159,10 @@ def kills_of_a_tuner(kills: int, folder: Path) -> Claim:
             said.update(line for line in lines if " " not in line)
         searched = [trial for trial in TrialStore(own).load().trials if trial.phase == "search"]
         lost = said - {trial.id for trial in searched}
-        timed = {(trial.backend, config_key(trial.config)) for trial in searched if trial.measurement is not None}
-        wrong += len(lost) + (legal - len(timed)) + (len(searched) - len(timed))
+        tried = [(trial.backend, config_key(trial.config)) for trial in searched]
+        # What other work disturbed is measured again; that is no repetition.
+        clean = [key for key, trial in zip(tried, searched, strict=True) if trial.state != "disturbed"]
+        wrong += len(lost) + (legal - len(set(tried))) + (len(clean) - len(set(clean)))
         finished += len(said)
         cut_short += sum(times > 1 for times in begun.values())
         if done >= kills:

@@ -26,11 +26,12 @@ def run(tmp_path, seconds: float, lengths=(4, 8)):
 
 def test_every_length_is_verified_timed_and_recorded(tmp_path):
     trials, recorded = run(tmp_path, seconds=20.0)
-    assert {(trial.backend, trial.problem.length) for trial in trials} == {
+    # Beside other work a point may have too few clean rounds to be drawn; it is recorded all the same.
+    assert {(trial.backend, trial.problem.length) for trial in recorded} == {
         (name, length) for name in ("reference", "two_phase") for length in (4, 8)
     }
-    assert all(trial.phase == "lengths" and trial.verdict.passed and trial.measurement for trial in trials)
-    assert {trial.id for trial in recorded} == {trial.id for trial in trials}
+    assert all(trial.phase == "lengths" and trial.verdict.passed and trial.measurement for trial in recorded)
+    assert {trial.id for trial in trials} <= {trial.id for trial in recorded}
 
 
 def test_without_time_left_a_line_ends_and_nothing_is_guessed(tmp_path):

@@ -38,8 +38,8 @@ def test_a_trial_survives_its_line(one):
     [
         ({"verdict": None}, "without a passed verdict"),
         ({"verdict": FAILED}, "without a passed verdict"),
-        ({"measurement": None}, "exactly when it is ok or pruned"),
-        ({"state": "wrong", "reason": "off"}, "exactly when it is ok or pruned"),
+        ({"measurement": None}, "exactly when it is ok, pruned, disturbed"),
+        ({"state": "wrong", "reason": "off"}, "exactly when it is ok, pruned, disturbed"),
         ({"state": "pruned"}, "a reason exactly when"),
         ({"state": "fine"}, "state='fine': must be one of ok, wrong"),
         ({"phase": "sprint"}, "phase='sprint': must be one of search"),
@@ -181,9 +181,16 @@ def test_a_newer_schema_is_told_from_damage():
         decode(line_of(changed("schema", 99)))
 
 
-def test_what_old_records_lack_is_optional():
+def test_a_record_of_the_first_schema_still_loads():
     record = changed("schema", 1)
-    del record["trial"]["measurement"]["pacer"]
-    del record["trial"]["measurement"]["anchor_blocks"]
-    del record["trial"]["measurement"]["blocks"][0]["mhz"]
-    assert decode(line_of(record)).measurement.pacer is None
+    measurement = record["trial"]["measurement"]
+    for old in ("anchor", "anchor_config", "anchor_source_hash", "anchor_calls"):
+        measurement[old] = measurement.pop(old.replace("anchor", "baseline"))
+    measurement.pop("reference_blocks", None)
+    for block in measurement["blocks"]:
+        block["anchor_ns"] = block.pop("baseline_ns")
+        del block["mhz"]
+    loaded, now = decode(line_of(record)).measurement, trial().measurement
+    assert loaded.baseline == now.baseline
+    assert loaded.log_ratio == now.log_ratio
+    assert loaded.blocks[0].mhz is None
