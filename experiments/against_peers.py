@@ -34,13 +34,13 @@ RACES = 3
 
 
 def candidates_of(backend: Backend, problem: ScanProblem) -> list[Candidate]:
-    """A peer at its defaults and with each value of its tunables in turn; native at its defaults."""
+    """Return a peer at its defaults and with each value of its tunables in turn; native at its defaults."""
     configs = backend.space.in_turn(problem) if backend.name in PEERS else [backend.space.defaults]
     return [Candidate(backend, config) for config in configs]
 
 
 def measured(problem: ScanProblem, names: tuple[str, ...], race_s: float, folder: Path) -> pd.DataFrame:
-    """A row for each backend, the fastest first; `over_native` compares medians of pooled blocks."""
+    """Return a row for each backend, the fastest first; `over_native` compares medians of pooled blocks."""
     candidates = [each for name in ("native", *names) for each in candidates_of(registry.get(name), problem)]
     taken: dict[str, list[Trial]] = {}
     for seed in range(RACES):
@@ -62,7 +62,7 @@ def measured(problem: ScanProblem, names: tuple[str, ...], race_s: float, folder
 
 
 def installed(name: str) -> str:
-    """`name` with the version that is installed."""
+    """Return `name` with the version that is installed."""
     try:
         return f"{name} {version(name)}"
     except PackageNotFoundError:
@@ -74,7 +74,7 @@ def main(
     names: Annotated[str, typer.Option(help="Which peers.")] = ",".join(PEERS),
     out: Path = common.RESULTS / "against_peers",
 ) -> None:
-    """Race the peers that are installed, and write the table."""
+    """Compare the peers that are installed, and write the table."""
     peers = tuple(names.split(","))
     missing = [name for name in peers if name not in registry.names()]
     if missing:

@@ -34,7 +34,7 @@ FEWEST, MOST, LIMIT_S = 5, 20, 20.0
 
 
 def crops(count: int) -> Tensor:
-    """`count` windows of the sample photographs at random places and scales, normalised, (count, 3, 224, 224)."""
+    """Return normalised windows of the sample photographs at random places and scales: (count, 3, 224, 224)."""
     generator, made = np.random.default_rng(0), []
     mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
     for index in range(count):
@@ -49,7 +49,7 @@ def crops(count: int) -> Tensor:
 
 @torch.inference_mode()
 def compared(name: str, model: VisionMamba, images: Tensor, labels: Tensor | None = None) -> dict[str, object]:
-    """A row: what `model` in bfloat16 makes of `images`, beside itself in float32."""
+    """Return a row that compares `model` in bfloat16 with itself in float32 on `images`."""
     with torch.inference_mode(False):  # nothing is kept of weights that are made in it
         half = copy.deepcopy(model).bfloat16()
     exact = torch.cat([model(batch) for batch in images.split(BATCH)])
@@ -75,7 +75,7 @@ def compared(name: str, model: VisionMamba, images: Tensor, labels: Tensor | Non
 
 
 def shares(logits: Tensor, labels: Tensor) -> float:
-    """The share of images whose first class is their label."""
+    """Return the share of images whose first class is their label."""
     return float((logits.argmax(1) == labels).float().mean())
 
 
@@ -100,7 +100,7 @@ def main(
 
 
 def share(value: float) -> str:
-    """A share in per cent; empty where there is none."""
+    """Format a share in per cent; NaN becomes empty text."""
     return "" if np.isnan(value) else f"{value:.1%}"
 
 

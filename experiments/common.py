@@ -1,4 +1,4 @@
-"""What several experiments share: interleaved times, fresh processes, lines to plot, pages to write."""
+"""Helpers of the experiments: interleaved times, fresh processes, plots and pages."""
 
 import math
 import multiprocessing
@@ -37,7 +37,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 
 
 def place() -> str:
-    """The machine and the day."""
+    """Return the machine and the day, as text."""
     day = time.strftime("%Y-%m-%d", time.gmtime())
     pages = ", torch on huge pages" if os.environ.get("THP_MEM_ALLOC_ENABLE") == "1" else ""
     kept = ", freed memory kept" if "MALLOC_TRIM_THRESHOLD_" in os.environ else ""
@@ -45,7 +45,7 @@ def place() -> str:
 
 
 def setting() -> str:
-    """The machine, the day and the load, for the caption of what is measured next."""
+    """Return the machine, the day and the load, as text for a caption."""
     return f"{place()}, load before the run {os.getloadavg()[0]:.2f}"
 
 
@@ -82,7 +82,7 @@ def compared(
 
 
 def served_by(dispatcher: Dispatcher) -> str:
-    """The backends and configurations that `dispatcher` has used so far."""
+    """Return the backends and configurations that `dispatcher` has used so far, as text."""
     used = {f"{each.backend} {tables.config_text(each.config)}".strip() for each in dispatcher.decided.values()}
     return ", ".join(sorted(used))
 
@@ -90,9 +90,12 @@ def served_by(dispatcher: Dispatcher) -> str:
 def interleaved(
     calls: Mapping[str, Call], fewest: int, most: int, limit_s: float, *, warm: bool = False
 ) -> dict[str, NDArray[np.float64]]:
-    """Seconds of each call, in rounds of all calls in random order: at least `fewest`, and new ones until `limit_s`.
+    """Time calls in rounds of all calls in random order: at least `fewest` rounds, and new ones until `limit_s`.
 
-    The first round is not counted, unless the calls are warm already.
+    The first round is not counted, unless `warm`.
+
+    Returns:
+        Seconds of each call, by name.
     """
     taken: dict[str, list[float]] = {name: [] for name in calls}
     uncounted = 0 if warm else 1
@@ -113,10 +116,10 @@ def quartiles_s(samples: NDArray[np.float64]) -> dict[str, float]:
 
 
 def fresh_peak_bytes(ready: Callable[..., Call], *arguments: object) -> float | None:
-    """Bytes that the call `ready(*arguments)` takes beyond what was in use before it, in a process of its own.
+    """Return the peak memory in bytes of the call `ready(*arguments)`, measured in a fresh process.
 
-    A page at least, which is all that the system tells apart. NaN where it cannot tell; None, with the reason printed,
-    where that process died.
+    The memory that was in use before the call is subtracted. The resolution is a page. NaN where the system does not
+    report it; None, with the reason printed, where the process died.
     """
     peak = in_fresh_process(_peak_bytes, ready, arguments)
     if isinstance(peak, str):
@@ -133,7 +136,7 @@ def _peak_bytes(ready: Callable[..., Call], arguments: tuple[object, ...]) -> fl
 
 
 def in_fresh_process(function: Callable[..., T], *arguments: object) -> T | str:
-    """What `function(*arguments)` returns in a process of its own, or why that process came to nothing."""
+    """Return the result of `function(*arguments)` in a fresh process, or the reason why that process failed."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send, args=(sender, function, arguments))
@@ -167,17 +170,17 @@ class Plot(NamedTuple):
 
 
 def lines_of(frame: pd.DataFrame) -> dict[str, dict[float, float]]:
-    """A line for each column, over the index."""
+    """Return one line of a plot for each column, over the index."""
     return {str(name): frame[name].dropna().to_dict() for name in frame}
 
 
 def spelled(frame: pd.DataFrame, spell: Callable[[float], str]) -> pd.DataFrame:
-    """The numbers of `frame` as text, its index as the first column."""
+    """Return the numbers of `frame` as text, with its index as the first column."""
     return frame.map(spell).rename(index=str).reset_index()
 
 
 def crossing(ratio: "pd.Series[float]") -> str:
-    """Where a ratio, over its index, first exceeds 1: interpolated over logarithms."""
+    """Return the index at which a ratio first exceeds 1, interpolated over logarithms, as text."""
     above = ratio.to_numpy() > 1.0
     if above[0] or not above.any():
         return f"{'below' if above[0] else 'not up to'} {ratio.index[0 if above[0] else -1]}"
@@ -188,7 +191,7 @@ def crossing(ratio: "pd.Series[float]") -> str:
 
 @applied()
 def drawn(plot: Plot, caption: str) -> Figure:
-    """The plot as a figure; every line is named where it ends."""
+    """Draw the plot as a figure, with a label at the end of every line."""
     made = sheet(7.6, 4.4, plot.title, plot.subtitle, caption)
     (axes,) = made.axes
     axes.set(yscale="log", xlabel=plot.x_label, ylabel=plot.y_label)

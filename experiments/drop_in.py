@@ -35,7 +35,7 @@ TOLERANCE = 1e-4  # of the largest logit
 
 
 def models(size: int, depth: int) -> dict[str, torch.nn.Module]:
-    """The same Vision Mamba on each mixer."""
+    """Return the same Vision Mamba on each mixer."""
     mamba_ssm.install()
     import vim_by_name  # what it imports by the names of mamba_ssm is there only now
 
@@ -51,13 +51,13 @@ def models(size: int, depth: int) -> dict[str, torch.nn.Module]:
 
 
 def one_image(model: torch.nn.Module, images: torch.Tensor) -> None:
-    """A forward pass of the first image."""
+    """Run a forward pass of the first image."""
     with torch.inference_mode():
         model(images[:1])
 
 
 def training_step(model: torch.nn.Module, images: torch.Tensor) -> None:
-    """Forward, backward, and a step of AdamW, on all images."""
+    """Run forward, backward and a step of AdamW on all images."""
     loss = F.cross_entropy(model(images), torch.arange(len(images)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-9)  # one step leaves the weights as good as they were
     optimizer.zero_grad()

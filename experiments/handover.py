@@ -1,7 +1,7 @@
-"""How far apart two CPUs are: what one wrote comes to the other within 30 ns of a shared cache, or within 200.
+"""Latency between two CPUs: a value written by one reaches the other in 30 ns through a shared cache, else in 200 ns.
 
-Virtual machines are moved between the two; passes whose layers hand their tensors from thread to thread take a third
-more time there. So pages that time two threads say which it was.
+Virtual machines are moved between the two cases; passes whose layers hand their tensors from thread to thread take a
+third more time in the second. Pages that time two threads therefore report the latency.
 """
 
 import functools
@@ -26,7 +26,7 @@ def _load() -> None:
 
 
 def handover_ns() -> float:
-    """Nanoseconds between the first two usable CPUs, the shortest of a few tries; not a number where it cannot tell."""
+    """Return the latency in ns between the first two usable CPUs, the shortest of a few tries, or NaN."""
     cpus = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
     if len(cpus) < 2:
         return math.nan
@@ -35,5 +35,5 @@ def handover_ns() -> float:
 
 
 def handover() -> str:
-    """The same as a phrase for a caption."""
+    """Return the latency as a phrase for a caption."""
     return f"a cache line from CPU to CPU in {handover_ns():.0f} ns"

@@ -34,9 +34,9 @@ LEFT_OUT = ("compiled",)
 
 
 def standings_of(trials: Iterable[Trial]) -> tuple[DefaultEntry, ...]:
-    """The best trial of each installed backend in the last phase that it reached, the fastest first.
+    """Return the best trial of each installed backend in the last phase that it reached, the fastest first.
 
-    Those beside another anchor than the reference loop are left out: their speed-ups are others.
+    Trials with another baseline than the reference loop are left out: their speed-ups are not comparable.
     """
     installed = set(registry.names()) - set(LEFT_OUT)
     timed: dict[str, list[Trial]] = {}
@@ -60,19 +60,19 @@ def best_of(trials: Sequence[Trial]) -> Trial:
 
 
 def speedup(trial: Trial) -> float:
-    """How many times as fast as the reference loop on one thread."""
+    """Return the speed-up over the reference loop on one thread."""
     assert trial.measurement is not None
     return trial.measurement.speedup
 
 
 def carried_over(trial: Trial) -> Mapping[str, Value]:
-    """The configuration without what another machine would choose for itself: to use all its CPUs."""
+    """Return the configuration without the number of threads where it uses all CPUs of the machine."""
     every = trial.machine.silicon.usable_cpus
     return {name: value for name, value in trial.config.items() if (name, value) != ("threads", every)}
 
 
 def measured(folder: Path) -> list[MeasuredProblem]:
-    """One for each machine and problem in a folder of results."""
+    """Return one result for each machine and problem in a folder of results."""
     groups: dict[tuple[str, str], list[Trial]] = {}
     for trial in TrialStore(folder).load().trials:
         groups.setdefault((trial.machine.silicon_id, trial.problem.key), []).append(trial)
@@ -92,7 +92,7 @@ def measured(folder: Path) -> list[MeasuredProblem]:
 
 
 def text_of(each: MeasuredProblem) -> str:
-    """One table of the file."""
+    """Return one table of the defaults file."""
     standings = [
         f"    {{ backend = {json.dumps(one.backend)}, speedup = {one.speedup:.3g},"
         f" config = {{ {', '.join(f'{name} = {json.dumps(value)}' for name, value in one.config.items())} }} }},"

@@ -1,4 +1,4 @@
-"""The native kernel beside the limits of the machine it runs on.
+"""The native kernel reaches a measured share of the arithmetic throughput of its machine.
 
 The ceiling is the arithmetic of the scan between registers alone (the exponential that the kernel takes by default, one
 more product and two fused products for each state update, denormals flushed), measured in the same rounds as the
@@ -45,31 +45,31 @@ ceiling = Extension(
 
 
 def problem(batch: int, dim: int, length: int, **fields: object) -> ScanProblem:
-    """The scan as Vim and Mamba pose it: softplus, bias, D and z on, channels last."""
+    """Return the scan of Vim and Mamba: softplus, bias, D and z on, channels last."""
     return ScanProblem(batch=batch, dim=dim, length=length, layout="dim_last", **fields)  # type: ignore[arg-type]
 
 
 def inputs_of(asked: ScanProblem) -> ScanInputs:
-    """Inputs whose B and C are slices of a projection's output, as in the models."""
+    """Return inputs whose B and C are slices of a projection's output, as in the models."""
     inputs = make_inputs(asked)[0]
     return inputs._replace(B=inputs.B.mT.contiguous().mT, C=inputs.C.mT.contiguous().mT)
 
 
 def scan(asked: ScanProblem, config: Config) -> common.Call:
-    """One call of the kernel."""
+    """Return one call of the kernel."""
     inputs, run = inputs_of(asked), native.backend.build(asked, config)
     return lambda: run(inputs)
 
 
 def train(asked: ScanProblem, config: Config) -> common.Call:
-    """One call forward and back."""
+    """Return one call of the forward and the backward pass."""
     inputs = ScanInputs(*(tensor.requires_grad_() for tensor in inputs_of(asked).tensors().values()))
     run, weights = native.backend.build(asked.replace(gradients=True), config), torch.randn_like(inputs.u)
     return lambda: torch.autograd.grad(run(inputs).out, tuple(inputs.tensors().values()), weights)
 
 
 def best_s(call: common.Call, clock: Callable[[], float]) -> float:
-    """The shortest of the calls that fit into a round, three at least."""
+    """Return the shortest time of the calls that fit into a round, at least three."""
     samples: list[float] = []
     while len(samples) < 3 or sum(samples) < ROUND_S:
         start = clock()
@@ -86,7 +86,7 @@ def ratios(
 
 
 def largest_error() -> float:
-    """The largest error of the output against the float64 oracle, as a share of the largest value."""
+    """Return the largest error of the output against the float64 reference, as a share of the largest value."""
     worst = 0.0
     for batch, dim, length in ((1, 384, 197), (2, 40, 1000), (1, 16, 4096)):
         asked = problem(batch, dim, length)
@@ -100,7 +100,7 @@ def largest_error() -> float:
 
 
 def measured(rounds: int) -> list[tuple[str, str, list[float]]]:
-    """What was measured, in words, what the ratio should be, and the ratios."""
+    """Return for each measurement its description, the expected ratio, and the ratios."""
     seeds = torch.linspace(-0.5, 0.5, 64)
     updates = torch.ops.scanlab_ceiling.updates(seeds, CEILING_REPEATS)
     limit = lambda: torch.ops.scanlab_ceiling.updates(seeds, CEILING_REPEATS)  # noqa: E731

@@ -27,7 +27,7 @@ FEWEST, MOST, LIMIT_S = 3, 30, 5.0  # rounds of one length
 
 
 def drawn_system(length: int) -> ScanInputs:
-    """A time-invariant system in float64: a step size for each channel, constant B and C."""
+    """Draw a time-invariant system in float64: a step size for each channel, constant B and C."""
     generator = torch.Generator().manual_seed(length)
     u = torch.randn(1, DIM, length, generator=generator, dtype=torch.float64)
     B, C = torch.randn(2, DIM, STATE, generator=generator, dtype=torch.float64)
@@ -37,7 +37,7 @@ def drawn_system(length: int) -> ScanInputs:
 
 
 def kernel(system: ScanInputs) -> Tensor:
-    """What one unit of input leads to: (dim, length)."""
+    """Return the impulse response of the system: (dim, length)."""
     step = system.delta[0, :, :1]
     powers = torch.arange(system.u.shape[-1], dtype=step.dtype)
     decay = torch.exp((step * system.A)[..., None] * powers)
@@ -45,20 +45,20 @@ def kernel(system: ScanInputs) -> Tensor:
 
 
 def convolution(system: ScanInputs, spectrum: Tensor) -> Tensor:
-    """The output by FFT; padded so that the end does not wrap around to the beginning."""
+    """Compute the output by FFT, padded so that the end does not wrap around to the beginning."""
     length = system.u.shape[-1]
     product = torch.fft.rfft(system.u, n=2 * length) * spectrum
     return torch.fft.irfft(product, n=2 * length)[..., :length] + system.D[:, None] * system.u
 
 
 def spectrum(system: ScanInputs) -> Tensor:
-    """The transformed kernel, which a trained model computes once."""
+    """Return the transformed kernel, which a trained model computes once."""
     return torch.fft.rfft(kernel(system), n=2 * system.u.shape[-1])
 
 
 @torch.inference_mode()
 def compared(length: int) -> dict[str, float]:
-    """Errors, as shares of the largest output, and times of both computations."""
+    """Return the errors, as shares of the largest output, and the times of both computations."""
     exact = drawn_system(length)
     truth = Dispatcher("reference")(exact, delta_softplus=False).out
     system = exact.with_tensors(**{name: tensor.float() for name, tensor in exact.tensors().items()})

@@ -21,7 +21,7 @@ from scanlab_kernels.selective_scan import cpp_torch
 
 
 def two_phases(name: str, solve: recurrence.Solver) -> Backend:
-    """All states by `solve`, then all outputs, on data as the reference loop lays them out."""
+    """Return a backend that computes all states by `solve`, then all outputs, in the reference loop's layout."""
 
     def scan(inputs: ScanInputs, problem: ScanProblem) -> ScanOutput:
         u, delta, A, B, C, h = pointwise.operands(inputs, problem)
@@ -40,7 +40,7 @@ def two_phases(name: str, solve: recurrence.Solver) -> Backend:
 
 
 def in_parallel(name: str, backend: Backend) -> Backend:
-    """`backend` with each direction in a thread of its own, and torch held to one thread in each."""
+    """Return `backend` with each direction in a thread of its own, in which torch uses one thread."""
 
     def make(problem: ScanProblem, config: Config) -> ScanFn:
         ahead, back = (backend.build(problem.replace(direction=way), {"threads": 1}) for way in ("forward", "reverse"))

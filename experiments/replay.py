@@ -1,4 +1,4 @@
-"""A search alone chooses wrong; a race of its best, on new samples, repairs that.
+"""A search alone chooses wrong; a comparison of its best candidates on new samples corrects that.
 
 A recorded study is searched again and again on its own recorded noise, by each sampler and with several budgets, and
 every choice is held against what all the blocks of the record say together. The study is every configuration of a

@@ -38,13 +38,13 @@ class Attention(nn.Module):
         self.qkv, self.out = nn.Linear(DIM, 3 * DIM), nn.Linear(DIM, DIM)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """hidden (batch, length, dim) -> the same shape."""
+        """Mix `hidden` (batch, length, dim); the shape is kept."""
         q, k, v = self.qkv(hidden).unflatten(-1, (3, HEADS, DIM // HEADS)).permute(2, 0, 3, 1, 4)
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 def ready(line: str, length: int) -> common.Call:
-    """One call of a layer on a sequence of `length`."""
+    """Return one call of a layer on a sequence of `length`."""
     hidden = torch.randn(1, length, DIM)
     if line == "SDPA":
         attention = Attention().eval()
@@ -56,7 +56,7 @@ def ready(line: str, length: int) -> common.Call:
 
 
 def fits(points: list[dict[str, float]], length: int, point_s: float) -> bool:
-    """Whether a line may go on to `length`: time is expected to grow by the square, and memory as the length does."""
+    """Return whether a line may go on to `length`, with time growing by its square and memory linearly."""
     if not points:
         return True
     last = points[-1]

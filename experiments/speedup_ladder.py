@@ -29,13 +29,13 @@ from scanlab.report.select import placings
 
 PROBLEM = ScanProblem(batch=1, dim=384, length=197, direction="bidirectional", layout="dim_last")
 OUT = Path(__file__).parents[1] / "results" / "speedup_ladder"
-# A race ends as soon as the fastest is known, which here is soon; several show how the slower ones spread.
+# A comparison ends as soon as the fastest is known, which here is soon; several show how the slower ones spread.
 RACES = 5
 RACE_S = 45.0
 
 
 def pooled(trials: Sequence[Trial]) -> Trial:
-    """One trial with the blocks of all, each race counted as a process; or the one that failed."""
+    """Return one trial with the blocks of all, each comparison counted as a process; or the trial that failed."""
     taken = [trial.measurement for trial in trials if trial.measurement is not None]
     if len(taken) < len(trials):
         return next(trial for trial in trials if trial.measurement is None)
@@ -44,7 +44,7 @@ def pooled(trials: Sequence[Trial]) -> Trial:
 
 
 def candidates_of(backend: Backend) -> list[Candidate]:
-    """`backend` at its defaults, with each number of threads that it takes."""
+    """Return `backend` at its defaults, with each number of threads that it takes."""
     threads = next((choice.values for choice in backend.space.tunables if choice.name == "threads"), None)
     configs = [{"threads": count} for count in threads] if threads else [{}]
     return [Candidate(backend, backend.space.defaults | config) for config in configs]

@@ -30,7 +30,7 @@ LEARNING_RATE = 4e-3
 
 
 def shifted(images: Tensor) -> Tensor:
-    """Each 8 x 8 image moved by up to one pixel in each direction, with paper where there was no image."""
+    """Move each 8 x 8 image by up to one pixel in each direction and fill with the background."""
     padded = F.pad(images[:, 0], (1, 1, 1, 1), value=-1.0)
     row, column = torch.randint(0, 3, (2, len(images), 1, 1))
     places = torch.arange(8)

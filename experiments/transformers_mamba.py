@@ -30,7 +30,11 @@ LIMIT_S = 60.0  # the unpatched model gets at least three rounds, and more until
 
 
 def models() -> dict[str, Any]:
-    """The model as it comes, and patched, on the same weights; raises SystemExit where their tokens differ."""
+    """Return the original and the patched model on the same weights.
+
+    Raises:
+        SystemExit: Their tokens differ.
+    """
     from transformers import MambaConfig, MambaForCausalLM
 
     torch.manual_seed(0)
@@ -47,14 +51,14 @@ def models() -> dict[str, Any]:
 
 
 def prefill(model: Any, length: int) -> common.Call:
-    """A prompt of `length` tokens read, with the state for what comes next."""
+    """Return a call that reads a prompt of `length` tokens and keeps the state."""
     prompt = torch.arange(length)[None] % model.config.vocab_size
     return torch.inference_mode()(lambda: model(prompt, use_cache=True, logits_to_keep=1))
 
 
 @torch.inference_mode()
 def decoding(model: Any) -> common.Call:
-    """The most likely next token, TOKENS times, each from the state that the one before left."""
+    """Return a call that generates TOKENS tokens greedily, each from the state that the one before left."""
     past = model(torch.arange(16)[None], use_cache=True).cache_params
 
     def decode() -> None:
@@ -66,7 +70,7 @@ def decoding(model: Any) -> common.Call:
 
 
 def products(model: Any) -> common.Call:
-    """The matrix-vector products of TOKENS tokens and nothing else."""
+    """Return a call of the matrix-vector products of TOKENS tokens and nothing else."""
     pairs = [(torch.rand(1, each.in_features), each.weight) for each in model.modules() if hasattr(each, "in_features")]
 
     def multiply() -> None:
@@ -78,7 +82,7 @@ def products(model: Any) -> common.Call:
 
 
 def row(what: str, asked: str, slow: Any, fast: Any, patched: Any) -> dict[str, object]:
-    """Quartiles over the rounds of the ratio slow / fast, the ratio of the fastest, and the patched model's time."""
+    """Return quartiles over the rounds of slow / fast, the ratio of the fastest, and the patched model's time."""
     quartiles = dict(
         zip(("quartile1", "median", "quartile3"), np.quantile(slow / fast, (0.25, 0.5, 0.75)), strict=True)
     )
@@ -87,7 +91,7 @@ def row(what: str, asked: str, slow: Any, fast: Any, patched: Any) -> dict[str, 
 
 
 def measured(rounds: int) -> pd.DataFrame:
-    """A row for each ratio."""
+    """Return a row for each ratio."""
     both = models()
     rows = []
     for length in LENGTHS:

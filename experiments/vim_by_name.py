@@ -17,7 +17,7 @@ class OfficialMamba(Mamba):
     """The mixer as the official repository composes it: two fused calls, the second one on reversed sequences."""
 
     def forward(self, hidden_states: Tensor, inference_params: object = None) -> Tensor:
-        """hidden_states (batch, length, dim) -> the same shape."""
+        """Mix hidden_states (batch, length, dim); the shape is kept."""
         batch, length, dim = hidden_states.shape
         xz = (self.in_proj.weight @ hidden_states.reshape(-1, dim).T).unflatten(1, (batch, length)).transpose(0, 1)
         ahead = self.direction(xz, self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D)
@@ -27,7 +27,7 @@ class OfficialMamba(Mamba):
     def direction(
         self, xz: Tensor, conv: nn.Conv1d, x_proj: nn.Linear, dt_proj: nn.Linear, A_log: Tensor, D: Tensor
     ) -> Tensor:
-        """One direction of xz (batch, 2 d_inner, length) -> (batch, d_inner, length)."""
+        """Compute one direction of xz (batch, 2 d_inner, length) -> (batch, d_inner, length)."""
         A = -A_log.exp()
         return mamba_inner_fn_no_out_proj(
             xz, conv.weight, conv.bias, x_proj.weight, dt_proj.weight, A, D=D, delta_bias=dt_proj.bias
@@ -40,7 +40,7 @@ class PlainMamba(OfficialMamba):
     def direction(
         self, xz: Tensor, conv: nn.Conv1d, x_proj: nn.Linear, dt_proj: nn.Linear, A_log: Tensor, D: Tensor
     ) -> Tensor:
-        """One direction of xz (batch, 2 d_inner, length) -> (batch, d_inner, length)."""
+        """Compute one direction of xz (batch, 2 d_inner, length) -> (batch, d_inner, length)."""
         batch, _, length = xz.shape
         x, z = xz.chunk(2, dim=1)
         x = F.silu(conv(x)[..., :length])
@@ -54,7 +54,7 @@ class PlainMamba(OfficialMamba):
 def plain_scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor
 ) -> Tensor:
-    """The selective scan in the steps of the official selective_scan_ref, which scanlab's own reference shortens.
+    """Compute the selective scan in the steps of the official selective_scan_ref.
 
     Source: state-spaces/mamba@e9594ce, mamba_ssm/ops/selective_scan_interface.py, selective_scan_ref.
     """
@@ -77,13 +77,13 @@ class Layer(nn.Module):
         self.norm = RMSNorm(dim)
 
     def forward(self, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-        """hidden and residual (batch, length, dim), residual None in the first layer -> the next of both."""
+        """Return the next hidden and residual (batch, length, dim); the residual is None in the first layer."""
         hidden, residual = normed(hidden, self.norm, residual)
         return self.mixer(hidden), residual
 
 
 def normed(hidden: Tensor, norm: RMSNorm, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The norm of hidden + residual, and the sum."""
+    """Return the norm of hidden + residual, and the sum."""
     return rms_norm_fn(
         hidden, norm.weight, norm.bias, residual=residual, eps=norm.eps, prenorm=True, residual_in_fp32=True
     )
@@ -110,7 +110,7 @@ class Vim(nn.Module):
         self.norm_f = RMSNorm(dim)
 
     def forward(self, images: Tensor) -> Tensor:
-        """images (batch, 3, size, size) -> logits (batch, classes)."""
+        """Return the logits (batch, classes) of images (batch, 3, size, size)."""
         hidden = self.patch_embed["proj"](images).flatten(2).mT
         middle = hidden.shape[1] // 2
         token = self.cls_token.expand(len(hidden), -1, -1)

@@ -56,7 +56,7 @@ class Products(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def again(self) -> common.Call:
-        """All of them, as torch computes them."""
+        """Return a call of all products, as torch computes them."""
 
         def every() -> None:
             for func, args, kwargs in self.calls:
@@ -65,7 +65,7 @@ class Products(TorchDispatchMode):
         return every
 
     def packed(self) -> common.Call:
-        """All of them, those of linear layers by oneDNN with packed weights."""
+        """Return a call of all products, those of linear layers by oneDNN with packed weights."""
         others = [call for call in self.calls if call[0].overloadpacket.__name__ not in LAYERS]
         layers = [_packed(*call[:2]) for call in self.calls if call[0].overloadpacket.__name__ in LAYERS]
 
@@ -79,7 +79,7 @@ class Products(TorchDispatchMode):
 
 
 def _packed(func: Any, args: tuple[Any, ...]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """x, the packed weight and the bias of a recorded product of a linear layer."""
+    """Return the input, the packed weight and the bias of a recorded product of a linear layer."""
     name = func.overloadpacket.__name__
     bias, x, weight = args if name == "addmm" else (args[2] if len(args) > 2 else None, *args[:2])
     weight = weight if name == "linear" else weight.t()
@@ -98,7 +98,7 @@ def official_vim(size: int, like: scanlab.VisionMamba) -> torch.nn.Module:
 
 
 def calls(size: int, dtype: torch.dtype, backend: str | None) -> dict[str, common.Call]:
-    """A forward pass of ours and its matrix products, on one image; in float32 the official composition too."""
+    """Return a forward pass and its matrix products on one image; in float32 the official composition too."""
     torch.manual_seed(0)
     ours = scanlab.vim_tiny(img_size=size, scan=backend).eval().to(dtype)
     image = torch.rand(1, 3, size, size, dtype=dtype)
@@ -117,7 +117,7 @@ def calls(size: int, dtype: torch.dtype, backend: str | None) -> dict[str, commo
 
 
 def in_a_row_s(call: common.Call) -> float:
-    """Seconds of a call among its like: the median of those that fit into a while, after one that is not counted."""
+    """Return the median time in seconds of consecutive calls, after one that is not counted."""
     call()
     taken: list[float] = []
     while sum(taken) < SPAN_S:
@@ -128,7 +128,7 @@ def in_a_row_s(call: common.Call) -> float:
 
 
 def in_rounds(every: dict[str, common.Call], rounds: int) -> pd.DataFrame:
-    """Seconds of each call, a row for each round, and how far apart the CPUs were before it."""
+    """Return the seconds of each call, a row for each round, and the latency between CPUs before it."""
     taken = []
     for _ in range(rounds):
         apart_ns = handover_ns()
@@ -138,7 +138,7 @@ def in_rounds(every: dict[str, common.Call], rounds: int) -> pd.DataFrame:
 
 
 def measured(size: int, rounds: int, backend: str | None) -> pd.DataFrame:
-    """A row for each ratio and dtype, of all rounds, and of those with the CPUs near to each other and far apart."""
+    """Return a row for each ratio and dtype: of all rounds, and split by the latency between CPUs."""
     rows = []
     for dtype in (torch.float32, torch.bfloat16):
         every = calls(size, dtype, backend)

@@ -34,7 +34,7 @@ INSTALL = "DeiT comes from transformers, which is not installed: pip install 'tr
 
 
 def ready(name: str, size: int, backend: str | None, batch: int = 1) -> common.Call:
-    """One forward pass of the model `name` on `batch` images of `size` x `size`."""
+    """Return one forward pass of the model `name` on `batch` images of `size` x `size`."""
     kind, _, width = name.rpartition("-")
     images = torch.rand(batch, 3, size, size)
     if kind == "Vim":
@@ -52,7 +52,7 @@ def ready(name: str, size: int, backend: str | None, batch: int = 1) -> common.C
 
 
 def measured(size: int, backend: str | None) -> pd.DataFrame:
-    """A row for each model; `over_vim` is its time as a multiple of that of Vim, paired in each round."""
+    """Return a row for each model; `over_vim` is its time as a multiple of that of Vim, paired in each round."""
     said = {"setting": common.place(), "load_before": os.getloadavg()[0]}
     peaks = {name: common.fresh_peak_bytes(ready, name, size, backend) for name in MODELS}
     calls = {name: ready(name, size, backend) for name, peak in peaks.items() if peak is not None}
@@ -66,7 +66,7 @@ def measured(size: int, backend: str | None) -> pd.DataFrame:
 
 
 def write(frame: pd.DataFrame, folder: Path) -> None:
-    """The page: everything measured so far, beside what is claimed."""
+    """Write the page: all measurements so far, beside the claims."""
     frame = frame.assign(images_per_s=1.0 / frame.median_s, ns_per_pixel=1e9 * frame.median_s / frame["size"] ** 2)
     names = [name for name in MODELS if name in set(frame.model)]
     columns = ("images_per_s", "peak_bytes", "ns_per_pixel", "over_vim")

@@ -1,8 +1,8 @@
 """A backend of one's own: the recurrence written out, one time step after the other, for the plainest problems.
 
 Install it beside scanlab (`pip install --no-deps experiments/example_backend`); `scanlab list` then names it,
-`scanlab verify example` proves it and `scanlab tune` lets it race. It claims little: float32, forward in time,
-no gradients. What it does not claim, scanlab rejects for it, with the reason.
+`scanlab verify example` verifies it and `scanlab tune` times it beside the others. It claims little:
+float32, forward in time, no gradients. What it does not claim, scanlab rejects for it, with the reason.
 """
 
 from pathlib import Path
