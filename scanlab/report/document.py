@@ -22,6 +22,7 @@ from scanlab.report.select import (
     contest_of,
     contests,
     families,
+    is_known,
     oldest_first,
     placings,
     select,
@@ -32,9 +33,9 @@ from scanlab.report.select import (
 FAILURES = "Configurations without numbers"
 READING = (
     "Time is the median of one call, with the quartiles of all samples. The speed-up is the median over the blocks of"
-    " the ratio to the anchor, both taken within one block, with its 95 % bootstrap interval; fewer than six blocks"
+    " the ratio to the reference, both taken within one block, with its 95 % bootstrap interval; fewer than six blocks"
     " cannot be that sure, and have none. The last column says"
-    " where the numbers come from: from a hold-out run on fresh inputs where there was one, else from the race between"
+    " where the numbers come from: from a hold-out run on fresh inputs where there was one, else from the comparison of"
     " the finalists, else from the search, where the best of many is also the luckiest. State updates are"
     " batch x dim x length x state x directions of one forward pass. The error is the largest of any tensor against"
     " float64, as a share of that tensor's largest value. Memory is what one call takes beyond what was in use before"
@@ -149,7 +150,7 @@ def compose(
 
 
 def markdown(document: Document) -> str:
-    """The report as Markdown, its pictures beside it in figures/."""
+    """Return the report as Markdown, its pictures beside it in figures/."""
     lines = [f"# {document.title}", *document.about]
     for section in document.sections:
         lines += [f"## {section.title}", section.text]
@@ -204,7 +205,7 @@ def _contest_section(
 def _length_sections(trials: Sequence[Trial], caption: str) -> list[Section]:
     sections = []
     for number, members in enumerate(families(trials), start=1):
-        lengths = sorted({trial.problem.length for trial in members if trial.measurement is not None})
+        lengths = sorted({trial.problem.length for trial in members if is_known(trial)})
         text = f"{contest_of(members[0]).title}; and at lengths up to {lengths[-1]}."
         alt = f"Time of one call at lengths from {lengths[0]} to {lengths[-1]}, a line for each backend."
         picture = Picture(f"lengths-{number}", figures.length_lines(members, caption), alt)
@@ -214,14 +215,14 @@ def _length_sections(trials: Sequence[Trial], caption: str) -> list[Section]:
 
 
 def _fastest(ranked: Sequence[Placing]) -> str:
-    """One sentence on the fastest backend, and on what it was timed beside."""
+    """Return one sentence on the fastest backend, and on what it was timed beside."""
     first = ranked[0]
-    if first.measured is None:
+    if first.measured is None or not is_known(first.trial):
         return "No backend has numbers; the reasons are below."
     measured = first.measured
     low, high = speedup_interval(measured)
     spread = f"95 %: {three_digits(low)} to {three_digits(high)}" if low <= high else "too few blocks for an interval"
-    unconfirmed = "" if first.trial.phase != "search" else " In the search: no race has confirmed it."
+    unconfirmed = "" if first.trial.phase != "search" else " In the search: no comparison has confirmed it."
     return (
         f"Fastest: {first.trial.label}, {milliseconds(measured.median_ms)} a call, {three_digits(measured.speedup)}"
         f" times as fast as {first.trial.reference_label} ({spread}), which took"
@@ -240,6 +241,6 @@ def _rows_of(frame: pd.DataFrame, contest: Contest) -> pd.DataFrame:
 
 
 def _dates(trials: Iterable[Trial]) -> str:
-    """The days, in UTC, on which `trials` were measured."""
+    """Return the days, in UTC, on which `trials` were measured."""
     days = sorted({datetime.fromtimestamp(trial.started_at, UTC).date().isoformat() for trial in trials})
     return f"measured on {days[0]}" if len(days) == 1 else f"measured from {days[0]} to {days[-1]}"

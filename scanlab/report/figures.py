@@ -19,7 +19,7 @@ from scanlab.bench.records import Trial
 from scanlab.bench.samples import Measurement
 from scanlab.contract.space import Value
 from scanlab.report.formatting import TO, between, milliseconds, shortest, three_digits, times
-from scanlab.report.select import Contest, Placing, best, speedup_interval
+from scanlab.report.select import Contest, Placing, best, is_known, speedup_interval
 from scanlab.report.style import FAINT, HALO, INK, Look, applied, framed_bar, label_ends, log_ticks, look, over, sheet
 
 
@@ -38,17 +38,22 @@ class Bar(NamedTuple):
 
 @applied()
 def speedup_bars(contest: Contest, placings: Sequence[Placing], caption: str) -> Figure:
-    """The speed-up of every backend over the anchor, with 95 % intervals; what has none says why."""
-    anchor = next((placing.trial.reference_label for placing in placings if placing.measured), "the anchor")
+    """Draw the speed-up of every backend over the reference, with 95 % intervals; what has none says why."""
+    reference = next((placing.trial.reference_label for placing in placings if placing.measured), "the reference")
     bars = [bar(placing.trial, placing.deployed) for placing in placings]
     subtitle = f"{contest.title}. Best configuration of each backend; bars: 95 % interval."
-    return bar_chart(bars, f"Speed-up over {anchor}", subtitle, caption, f"speed-up over {anchor} (times)")
+    return bar_chart(bars, f"Speed-up over {reference}", subtitle, caption, f"speed-up over {reference} (times)")
 
 
 def bar(trial: Trial, deployed: bool = False) -> Bar:
-    """The bar of one trial, or the note why it has none."""
-    if trial.measurement is None:
-        return Bar(trial.backend, "", look(trial.backend), note=f"{trial.state}: {trial.reason}")
+    """Return the bar of one trial, or the note why it has none."""
+    if trial.measurement is None or not is_known(trial):
+        return Bar(
+            trial.backend,
+            "",
+            look(trial.backend),
+            note=f"{'? ' * (trial.measurement is not None)}{trial.state}: {trial.reason}",
+        )
     detail = " ".join(f"{name}={value}" for name, value in trial.config.items())
     note = ", ".join(filter(None, ("deployed" * deployed, "search only" * (trial.phase == "search"))))
     interval = speedup_interval(trial.measurement)
@@ -57,7 +62,7 @@ def bar(trial: Trial, deployed: bool = False) -> Bar:
 
 @applied()
 def bar_chart(bars: Sequence[Bar], title: str, subtitle: str, caption: str, unit: str) -> Figure:
-    """Horizontal bars, each with its interval, value and, where one is made, its claim.
+    """Draw horizontal bars, each with its interval, value and, where one is made, its claim.
 
     The axis is logarithmic where the values are far apart; bars then start at 1, and otherwise at 0.
     """
@@ -110,9 +115,9 @@ def _draw_bar(axes: Axes, row: int, bar: Bar, base: float) -> None:
 
 @applied()
 def length_lines(trials: Sequence[Trial], caption: str) -> Figure:
-    """Time of one call against the length of the sequence, the fastest configuration of each backend.
+    """Draw the time of one call against the length of the sequence, the fastest configuration of each backend.
 
-    trials  a family (see `evidence.families`): they differ in the length of their problem
+    trials  a family (see `families`): they differ in the length of their problem
     """
     problem = trials[0].problem
     lines = {backend: _fastest_by_length(trials, backend) for backend in dict.fromkeys(t.backend for t in trials)}
@@ -153,8 +158,8 @@ def _fastest_by_length(trials: Sequence[Trial], backend: str) -> dict[int, Measu
     for trial in trials:
         if trial.backend == backend and trial.measurement is not None:
             by_length.setdefault(trial.problem.length, []).append(trial)
-    found = {length: best(members).measurement for length, members in sorted(by_length.items())}
-    return {length: measured for length, measured in found.items() if measured is not None}
+    found = {length: best(members) for length, members in sorted(by_length.items())}
+    return {length: trial.measurement for length, trial in found.items() if trial.measurement and is_known(trial)}
 
 
 def _draw_line(axes: Axes, backend: str, line: Mapping[int, Measurement]) -> None:
@@ -168,7 +173,7 @@ def _draw_line(axes: Axes, backend: str, line: Mapping[int, Measurement]) -> Non
 
 
 def _proportional_guide(axes: Axes, lengths: Sequence[int], high_ms: float) -> None:
-    """A line of slope 1 along which time grows as the length does."""
+    """Draw a line of slope 1 along which time grows as the length does."""
     ends = (lengths[0], lengths[-1])
     heights = [1.2 * high_ms * length / ends[1] for length in ends]
     axes.plot(ends, heights, color=FAINT, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1)
@@ -179,7 +184,7 @@ def _proportional_guide(axes: Axes, lengths: Sequence[int], high_ms: float) -> N
 
 @applied()
 def landscapes(contest: Contest, trials: Sequence[Trial], caption: str, deployed: str | None = None) -> Figure | None:
-    """The speed-up over the two tunables with most values, one heat map for each backend that has two.
+    """Draw the speed-up over the two tunables with most values, one heat map for each backend that has two.
 
     trials    those of the search on one contest; other tunables are at their best in each cell
     deployed  label of the deployed configuration, whose cell is framed in the place of the best
@@ -191,7 +196,7 @@ def landscapes(contest: Contest, trials: Sequence[Trial], caption: str, deployed
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
     tallest = max(len(down[1]) for _, down in panels.values())
-    subtitle = f"{contest.title}. Speed-up over the anchor; framed: the deployed configuration, or else the best cell."
+    subtitle = f"{contest.title}. Speed-up over the reference; framed: the deployed configuration, else the best."
     title = "Landscape of the tunables"
     made = sheet(3.8 * max(columns, 2), rows * (0.95 + 0.34 * tallest), title, subtitle, caption, columns, rows)
     for axes, (backend, (across, down)) in zip(made.axes, panels.items(), strict=False):
@@ -205,7 +210,7 @@ Tunable = tuple[str, tuple[Value, ...]]
 
 
 def _two_axes(trials: Sequence[Trial], backend: str) -> tuple[Tunable, Tunable] | None:
-    """The two tunables of `backend` with most values tried, or None where fewer than two vary."""
+    """Return the two tunables of `backend` with most values tried, or None where fewer than two vary."""
     tried: dict[str, set[Value]] = {}
     for trial in trials:
         for name, value in trial.config.items() if trial.backend == backend else ():
@@ -239,6 +244,9 @@ def _draw_landscape(
         if measured is None:
             words[row, column] = here[-1].state
             continue
+        if not is_known(best(here)):
+            words[row, column] = "?"
+            continue
         cells[row, column] = measured.speedup
         words[row, column] = three_digits(measured.speedup)
     image = axes.imshow(np.log(cells), cmap="cividis", aspect="auto")
@@ -267,21 +275,23 @@ def _draw_landscape(
 
 @applied()
 def history(contest: Contest, trials: Sequence[Trial], caption: str) -> Figure | None:
-    """The best speed-up found so far by each backend, against the time that the search had spent.
+    """Draw the best speed-up found so far by each backend, against the time that the search had spent.
 
     trials  those of the search on one contest, oldest first
     """
     spent = np.cumsum([trial.duration_s for trial in trials])
     found: dict[str, list[tuple[float, float]]] = {}
+    unknown: dict[str, list[tuple[float, float]]] = {}
     for second, trial in zip(spent, trials, strict=True):
         if trial.measurement is not None:
-            found.setdefault(trial.backend, []).append((float(second), trial.measurement.speedup))
+            marks = found if is_known(trial) else unknown
+            marks.setdefault(trial.backend, []).append((float(second), trial.measurement.speedup))
     if not found:
         return None
-    subtitle = f"{contest.title}. Marks: trials; steps: the best of each backend so far."
+    subtitle = f"{contest.title}. Marks: trials, hollow where disturbed; steps: the best so far."
     made = sheet(7.6, 4.2, "How the search went", subtitle, caption)
     (axes,) = made.axes
-    axes.set(yscale="log", xlabel="time spent on trials (s)", ylabel="speed-up over the anchor (times)")
+    axes.set(yscale="log", xlabel="time spent on trials (s)", ylabel="speed-up over the reference (times)")
     ends = {}
     end_s = 1.02 * float(spent[-1])
     for backend, points in found.items():
@@ -293,7 +303,12 @@ def history(contest: Contest, trials: Sequence[Trial], caption: str) -> Figure |
             seconds, speedups, marker, color=colour, markersize=5.0, markeredgecolor=INK, markeredgewidth=0.5, alpha=0.8
         )
         axes.step([*seconds, end_s], [*so_far, so_far[-1]], where="post", color=colour, zorder=3)
+    limits = axes.get_ylim()
+    for backend, points in unknown.items():
+        style = look(backend)
+        axes.plot(*zip(*points, strict=True), style.marker, markersize=5.0, mfc="none", mec=style.colour)
     axes.set_xlim(0.0, end_s)
+    axes.set_ylim(limits)  # a disturbed trial may be far off, and would press the others together
     log_ticks(axes, "y", times)
     axes.grid(axis="y")
     words = {backend: f"{backend}  {times(end)}" for backend, end in ends.items()}
@@ -303,7 +318,7 @@ def history(contest: Contest, trials: Sequence[Trial], caption: str) -> Figure |
 
 @applied()
 def importance_bars(importances: Mapping[str, Mapping[str, float]], caption: str) -> Figure | None:
-    """How much of the spread of a backend's times each tunable explains, as shares of 1.
+    """Draw how much of the spread of a backend's times each tunable explains, as shares of 1.
 
     importances  by backend, by tunable
     """

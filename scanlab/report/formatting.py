@@ -12,7 +12,7 @@ BINARY_PREFIXES = ((2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"), (0.0, "
 
 
 def three_digits(value: float) -> str:
-    """`value` with three significant digits, without an exponent."""
+    """Return `value` with three significant digits, without an exponent."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     # Rounding first: 9.996 has its digits after 10.0, not after 9.99.
@@ -21,12 +21,12 @@ def three_digits(value: float) -> str:
 
 
 def shortest(value: float) -> str:
-    """`value` without trailing zeros, for the ticks of an axis."""
+    """Return `value` without trailing zeros, for the ticks of an axis."""
     return f"{value:g}"
 
 
 def milliseconds(value_ms: float, digits: Callable[[float], str] = three_digits) -> str:
-    """A time: "1.23 ms", "12.3 µs" or "1.23 s"."""
+    """Return a time: "1.23 ms", "12.3 µs" or "1.23 s"."""
     if math.isnan(value_ms):
         return ""
     rounded = float(f"{value_ms:.3g}")
@@ -35,12 +35,12 @@ def milliseconds(value_ms: float, digits: Callable[[float], str] = three_digits)
 
 
 def times(ratio: float, digits: Callable[[float], str] = three_digits) -> str:
-    """A ratio: "12.3×"."""
+    """Return a ratio: "12.3×"."""
     return "" if math.isnan(ratio) else f"{digits(ratio)}{TIMES}"
 
 
 def per_second(rate: float) -> str:
-    """A rate without its noun: "1.23 G/s"."""
+    """Return a rate without its noun: "1.23 G/s"."""
     if math.isnan(rate):
         return ""
     scale, prefix = next(pair for pair in PREFIXES if rate >= pair[0])
@@ -48,7 +48,7 @@ def per_second(rate: float) -> str:
 
 
 def memory(value_bytes: float) -> str:
-    """Memory: "1.50 MiB", "80.0 KiB" or "0 B"."""
+    """Return an amount of memory: "1.50 MiB", "80.0 KiB" or "0 B"."""
     if math.isnan(value_bytes):
         return ""
     scale, unit = next(pair for pair in BINARY_PREFIXES if value_bytes >= pair[0])
@@ -56,12 +56,12 @@ def memory(value_bytes: float) -> str:
 
 
 def scientific(value: float) -> str:
-    """An error: "1.2e-07"."""
+    """Return an error: "1.2e-07"."""
     return "" if math.isnan(value) else f"{value:.1e}"
 
 
 def between(low: float, high: float, spell: Callable[[float], str]) -> str:
-    """A range of two numbers of one kind, the unit once where it is the same: "1.20 – 1.31 ms"."""
+    """Return a range of two numbers of one kind, the unit once where it is the same: "1.20 – 1.31 ms"."""
     if math.isnan(low) or math.isnan(high):
         return ""
     first, last = spell(low), spell(high)

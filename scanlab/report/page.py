@@ -48,7 +48,7 @@ LONG_TEXT = 48
 
 
 def html(document: Document, drawn: Mapping[str, Sequence[Path]]) -> str:
-    """The page; `drawn` holds the files of each picture by its name, one of them an SVG."""
+    """Return the page; `drawn` holds the files of each picture by its name, one of them an SVG."""
     body = [f"<h1>{escape(document.title)}</h1>"]
     body += [f'<p class="about">{escape(line)}</p>' for line in document.about]
     for section in document.sections:

@@ -13,8 +13,8 @@ from scanlab.bench.stats import Interval
 from scanlab.contract.machine import Machine
 from scanlab.contract.problem import ScanProblem
 
-# A hold-out run times what a race has chosen on inputs that no choice has seen; a race times finalists side by
-# side and is taken after the search, so that its numbers are not the luckiest of many; a backend that reached
+# A hold-out times what a comparison has chosen on inputs that no choice has seen; a comparison times candidates
+# side by side and is taken after the search, so that its numbers are not the luckiest of many; a backend that reached
 # neither is shown with the numbers of its search, and marked.
 AUTHORITY = ("holdout", "race", "search")
 
@@ -55,7 +55,7 @@ class Placing:
 
     @property
     def measured(self) -> Measurement | None:
-        """The measurement, or None where the backend has no proved one."""
+        """The measurement, or None where the backend has none that is verified."""
         return self.trial.measurement
 
 
@@ -67,50 +67,55 @@ class Selection(NamedTuple):
 
 
 def select(trials: Iterable[Trial], machine: Machine) -> Selection:
-    """The trials of `machine` that are not stale and can be compared, oldest first.
+    """Return the trials of `machine` that are not stale and can be compared, oldest first.
 
     A trial is stale where the same backend was tried later in the same contest with other sources, and where the
     same configuration was tried later in the same phase: the last try counts, not the luckiest. Ratios to
-    different anchors cannot be compared: those to the reference loop count, or else to the anchor used last.
+    different references cannot be compared: those to the reference loop count, or else to the reference used last.
     """
     ordered = oldest_first(trials)
     ids = (machine.silicon_id, machine.software_id)
     here = [trial for trial in ordered if (trial.machine.silicon_id, trial.machine.software_id) == ids]
     sources = {(contest_of(trial), trial.backend): trial.source_hash for trial in here}
     fresh = [trial for trial in here if sources[contest_of(trial), trial.backend] == trial.source_hash]
-    anchors: dict[Contest, str] = {}
+    references: dict[Contest, str] = {}
     for trial in sorted(fresh, key=lambda trial: trial.reference_label.startswith("reference")):
         if trial.measurement is not None:
-            anchors[contest_of(trial)] = trial.reference_label
-    comparable = [trial for trial in fresh if trial.reference_label in ("", anchors.get(contest_of(trial)))]
+            references[contest_of(trial)] = trial.reference_label
+    comparable = [trial for trial in fresh if trial.reference_label in ("", references.get(contest_of(trial)))]
     last = {(trial.phase, *trial.identity): trial.id for trial in comparable}
     kept = [trial for trial in comparable if last[trial.phase, *trial.identity] == trial.id]
     counts = (
         (len(ordered) - len(here), "from another machine or with other software"),
         (len(here) - len(fresh), "of sources that have changed since"),
-        (len(fresh) - len(comparable), "beside another anchor"),
+        (len(fresh) - len(comparable), "beside another reference"),
         (len(comparable) - len(kept), "repeated later"),
     )
     return Selection(tuple(kept), tuple(f"{count} {why}" for count, why in counts if count))
 
 
+def is_known(trial: Trial) -> bool:
+    """Return whether `trial` was measured in enough clean rounds for its numbers to mean something."""
+    return trial.measurement is not None and trial.state != "disturbed"
+
+
 def speedup_interval(measured: Measurement) -> Interval:
-    """The 95 % interval of the speed-up; not a number where too few blocks say nothing that sure."""
+    """Return the 95 % interval of the speed-up; not a number where too few blocks say nothing that sure."""
     return measured.speedup_interval if measured.speedup_interval.known else Interval(math.nan, math.nan)
 
 
 def oldest_first(trials: Iterable[Trial]) -> list[Trial]:
-    """`trials` in one order, whatever the order they come in."""
+    """Return `trials` in one order, whatever the order they come in."""
     return sorted(trials, key=lambda trial: (trial.started_at, trial.id))
 
 
 def contest_of(trial: Trial) -> Contest:
-    """The contest that `trial` was about."""
+    """Return the contest that `trial` was about."""
     return Contest(trial.problem, trial.inputs_label)
 
 
 def slugs(found: Iterable[Contest]) -> dict[Contest, str]:
-    """A name for the files of each contest, such as "1x384x197x16-bidirectional-dim_last"; numbered where two agree."""
+    """Name the files of each contest, such as "1x384x197x16-bidirectional-dim_last"; numbered where two agree."""
     names: dict[Contest, str] = {}
     for contest in found:
         sizes, options = _spelled(contest.problem)
@@ -121,7 +126,7 @@ def slugs(found: Iterable[Contest]) -> dict[Contest, str]:
 
 
 def contests(trials: Iterable[Trial]) -> dict[Contest, tuple[Trial, ...]]:
-    """The trials that compare backends, by contest, in the order in which the contests were first tried."""
+    """Return the trials that compare backends, by contest, in the order in which the contests were first tried."""
     found: dict[Contest, list[Trial]] = {}
     for trial in trials:
         if trial.phase in AUTHORITY:
@@ -130,15 +135,15 @@ def contests(trials: Iterable[Trial]) -> dict[Contest, tuple[Trial, ...]]:
 
 
 def families(trials: Iterable[Trial]) -> list[tuple[Trial, ...]]:
-    """The trials of time against length, those whose problems differ in nothing else together.
+    """Return the trials of time against length, those whose problems differ in nothing else together.
 
-    A family whose measured trials have fewer than two lengths is left out: it shows nothing.
+    A family known at fewer than two lengths is left out: it shows nothing.
     """
     found: dict[ScanProblem, list[Trial]] = {}
     for trial in trials:
         if trial.phase == "lengths":
             found.setdefault(trial.problem.replace(length=1), []).append(trial)
-    measured = {problem: [trial for trial in members if trial.measurement] for problem, members in found.items()}
+    measured = {problem: [trial for trial in members if is_known(trial)] for problem, members in found.items()}
     return [
         tuple(members)
         for problem, members in found.items()
@@ -159,23 +164,23 @@ def placings(trials: Sequence[Trial], deployed: str | None = None) -> list[Placi
         own = [trial for trial in mine if trial.label == deployed]
         tried = len({trial.identity for trial in mine})
         found.append(Placing(best(own or mine), tried, len(failed), deployed=bool(own)))
-    return sorted(found, key=lambda placing: (*_rank(placing.trial)[-1:], placing.backend))
+    return sorted(found, key=lambda placing: (_rank(placing.trial)[-1], placing.measured is None, placing.backend))
 
 
 def best(trials: Sequence[Trial]) -> Trial:
-    """The trial that a backend's numbers come from; where none was measured, the last one tried."""
+    """Return the trial that a backend's numbers come from; where none was measured, the last one tried."""
     measured = [trial for trial in trials if trial.measurement is not None]
     return min(measured, key=_rank) if measured else max(trials, key=lambda trial: trial.started_at)
 
 
-def _rank(trial: Trial) -> tuple[int, bool, float]:
+def _rank(trial: Trial) -> tuple[bool, int, bool, float]:
     authority = AUTHORITY.index(trial.phase) if trial.phase in AUTHORITY else len(AUTHORITY)
-    ratio = float("inf") if trial.measurement is None else trial.measurement.log_ratio
-    return authority, trial.state != "ok", ratio
+    ratio = trial.measurement.log_ratio if trial.measurement is not None and is_known(trial) else math.inf
+    return not is_known(trial), authority, trial.state != "ok", ratio
 
 
 def _spelled(problem: ScanProblem) -> tuple[list[str], list[str]]:
-    """The four sizes, and the words for what differs from the defaults."""
+    """Return the four sizes, and the words for what differs from the defaults."""
     settings = dict(part.split("=") for part in problem.key.split(","))
     sizes = [settings.pop(name) for name in ("batch", "dim", "length", "state")]
     words = {"true": "{name}", "false": "no {name}"}

@@ -28,7 +28,7 @@ INK = "#1F2328"
 FAINT = "#6A737D"
 RULE = "#D0D7DE"
 LABEL_INCHES = 0.17
-MOST_TICKS = 8
+MAX_TICKS = 8
 
 RC = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture on every machine
@@ -81,7 +81,7 @@ STRANGER_HATCHES = ("//", "\\\\", "++", "xx", "oo", "--")
 
 
 def look(backend: str) -> Look:
-    """The look of `backend`; that of a name not known here follows from the name alone."""
+    """Return the look of `backend`; that of a name not known here follows from the name alone."""
     if backend in LOOKS:
         return LOOKS[backend]
     hue, shade, marker, hatch = hashlib.sha256(backend.encode()).digest()[:4]
@@ -101,7 +101,7 @@ SIDE_BY_SIDE = tuple(
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:
-    """The looks of lines in one figure: those of backends theirs, those of strangers as far apart as can be."""
+    """Return the looks of lines in one figure: those of backends theirs, those of strangers as far apart as can be."""
     strangers = itertools.cycle(SIDE_BY_SIDE)
     return {name: LOOKS.get(name) or next(strangers) for name in names}
 
@@ -117,7 +117,7 @@ class Sheet:
 def sheet(
     width: float, height: float, title: str, subtitle: str, caption: str, columns: int = 1, rows: int = 1
 ) -> Sheet:
-    """A sheet with `rows` x `columns` axes, to be made inside `applied()`.
+    """Return a sheet with `rows` x `columns` axes, to be made inside `applied()`.
 
     width, height  inches of the drawing; title and caption add to the height what they need
     """
@@ -140,7 +140,7 @@ def sheet(
 
 
 def apart(positions: Sequence[float], gap: float) -> list[float]:
-    """`positions`, moved as little as needed for neighbours to be `gap` apart; their order stays.
+    """Return `positions`, moved as little as needed for neighbours to be `gap` apart; their order stays.
 
     Labels that would touch form a cluster around their mean; clusters that would touch are merged.
     """
@@ -180,7 +180,7 @@ def log_ticks(
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for digits in ((1, 2, 5), (1, 3), (1,)):
         ticks = [digit * 10.0**power for power in powers for digit in digits if low <= digit * 10.0**power <= high]
-        if len(ticks) <= MOST_TICKS:
+        if len(ticks) <= MAX_TICKS:
             break
     axis.set_major_locator(FixedLocator(ticks))
     axis.set_minor_locator(NullLocator())
@@ -204,13 +204,13 @@ def label_ends(axes: Axes, ends: Mapping[str, float], texts: Mapping[str, str], 
 
 
 def framed_bar(axes: Axes, place: float, value: float, thickness: float, shape: Look, base: float = 0.0) -> None:
-    """A horizontal bar from `base` to `value` in the look of a backend; its hatch shows on dark and on light."""
+    """Draw a horizontal bar from `base` to `value` in the look of a backend; its hatch shows on dark and on light."""
     long = value - base
     axes.barh(place, long, thickness, base, color=shape.colour, edgecolor=over(shape.colour), hatch=shape.hatch, lw=0.0)
     axes.barh(place, long, thickness, base, color="none", edgecolor=INK, lw=0.8)
 
 
 def over(colour: str) -> str:
-    """Ink or white, whichever shows on `colour`."""
+    """Return ink or white, whichever shows on `colour`."""
     red, green, blue = to_rgb(colour)
     return INK if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.42 else "white"

@@ -8,11 +8,12 @@ from datetime import UTC, datetime
 
 import pandas as pd
 
-from scanlab.bench.records import Trial
+from scanlab.bench.records import MEASURED, Trial
 from scanlab.contract.space import Config
 from scanlab.report.formatting import between, memory, milliseconds, per_second, scientific, three_digits, times
-from scanlab.report.select import Contest, best, contest_of, contests, placings, speedup_interval
+from scanlab.report.select import Contest, best, contest_of, contests, is_known, placings, speedup_interval
 
+UNKNOWN = "?"
 NUMBERS = (
     *("median_ms", "quartile1_ms", "quartile3_ms", "speedup", "speedup_low", "speedup_high"),
     *("state_updates_per_s", "error", "peak_bytes", "build_ms", "first_call_ms"),
@@ -20,14 +21,14 @@ NUMBERS = (
 
 
 def speedup_table(trials: Iterable[Trial], deployed: Mapping[Contest, str] | None = None) -> pd.DataFrame:
-    """One row for each contest and backend, the fastest first; backends without numbers come last, with the reason.
+    """Return a row for each contest and backend, the fastest first; those without numbers come last, with the reason.
 
     trials    those that count, see `select`
     deployed  label of the deployed configuration of each contest that has one
-    Columns: problem, inputs, backend, config, deployed, numbers_from (phase), anchor, NUMBERS, state, reason, tried and
-    failed (configurations), source_hash. `speedup_low` and `_high` are the 95 % interval of the paired ratio to
-    the anchor, empty where there are too few blocks for one; `error` is the largest of any tensor against float64, a
-    share of that tensor's largest value.
+    Columns: problem, inputs, backend, config, deployed, numbers_from (phase), reference, NUMBERS, state, reason,
+    tried and failed (configurations), source_hash. `speedup_low` and `_high` are the 95 % interval of the paired
+    ratio to the reference, empty where there are too few blocks for one; `error` is the largest of any tensor against
+    float64, a share of that tensor's largest value.
     """
     rows = []
     for contest, members in contests(trials).items():
@@ -41,17 +42,17 @@ def speedup_table(trials: Iterable[Trial], deployed: Mapping[Contest, str] | Non
 
 
 def error_table(trials: Iterable[Trial]) -> pd.DataFrame:
-    """The largest error of each tensor over all configurations of a backend that were held against float64.
+    """Return the largest error of each tensor over all configurations of a backend that were held against float64.
 
     Columns: problem, inputs, backend, config (with the largest error), tensor, configurations (held against
     float64), worst_error (a share of the tensor's largest value), tolerance, passed.
     """
-    proved: dict[tuple[Contest, str, str], list[Trial]] = {}
+    verified: dict[tuple[Contest, str, str], list[Trial]] = {}
     for trial in trials:
         for tensor in trial.verdict.errors if trial.verdict else ():
-            proved.setdefault((contest_of(trial), trial.backend, tensor), []).append(trial)
+            verified.setdefault((contest_of(trial), trial.backend, tensor), []).append(trial)
     rows = []
-    for (_, _, tensor), members in sorted(proved.items(), key=lambda item: (item[0][0].problem.key, *item[0][1:])):
+    for (_, _, tensor), members in sorted(verified.items(), key=lambda item: (item[0][0].problem.key, *item[0][1:])):
         verdicts = [trial.verdict for trial in members if trial.verdict is not None]
         errors = [verdict.errors[tensor] for verdict in verdicts]
         worst = errors.index(max(errors))
@@ -65,7 +66,7 @@ def error_table(trials: Iterable[Trial]) -> pd.DataFrame:
 
 
 def trial_table(trials: Iterable[Trial]) -> pd.DataFrame:
-    """Every trial in a row, in the order given: as in `speedup_table`, with its phase, samples and blocks."""
+    """Return every trial in a row, in the order given: as in `speedup_table`, with its phase, samples and blocks."""
     rows = []
     for trial in trials:
         started = datetime.fromtimestamp(trial.started_at, UTC).isoformat(timespec="seconds")
@@ -84,7 +85,7 @@ def trial_table(trials: Iterable[Trial]) -> pd.DataFrame:
 
 
 def length_table(trials: Iterable[Trial]) -> pd.DataFrame:
-    """The time of one call as text: a row for each backend that was measured, a column for each length."""
+    """Return the time of one call as text: a row for each backend that was measured, a column for each length."""
     by_length: dict[str, dict[int, list[Trial]]] = {}
     for trial in trials:
         if trial.measurement is not None:
@@ -92,14 +93,17 @@ def length_table(trials: Iterable[Trial]) -> pd.DataFrame:
     lengths = sorted({length for found in by_length.values() for length in found})
     rows = []
     for backend, found in by_length.items():
-        fastest = {length: best(members).measurement for length, members in found.items()}
-        cells = {length: milliseconds(measured.median_ms) for length, measured in fastest.items() if measured}
+        fastest = {length: best(members) for length, members in found.items()}
+        cells = {
+            length: milliseconds(trial.measurement.median_ms) if is_known(trial) and trial.measurement else UNKNOWN
+            for length, trial in fastest.items()
+        }
         rows.append({"backend": backend} | {str(length): cells.get(length, "") for length in lengths})
     return pd.DataFrame(rows)
 
 
 def failure_table(trials: Iterable[Trial]) -> pd.DataFrame:
-    """The configurations without numbers, as text: those of one backend that failed alike are one row."""
+    """Return the configurations without numbers, as text: those of one backend that failed alike are one row."""
     alike: dict[tuple[str, str, str], dict[str, None]] = {}
     for trial in trials:
         if trial.measurement is None:
@@ -111,27 +115,27 @@ def failure_table(trials: Iterable[Trial]) -> pd.DataFrame:
 
 
 def readable_speedups(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows of a `speedup_table` that belong to one contest, as text with units."""
+    """Return rows of a `speedup_table` that belong to one contest, as text with units."""
     return pd.DataFrame(
         {
             "backend": f"{row.backend} (deployed)" if row.deployed else row.backend,
             "configuration, or why not": _settled(row.config, row.state, row.reason),
-            "median": milliseconds(row.median_ms),
-            "quartiles": between(row.quartile1_ms, row.quartile3_ms, milliseconds),
-            "speed-up": times(row.speedup),
-            "95 % interval": between(row.speedup_low, row.speedup_high, three_digits),
-            "state updates": per_second(row.state_updates_per_s),
+            "median": _known(milliseconds(row.median_ms), row.state),
+            "quartiles": _known(between(row.quartile1_ms, row.quartile3_ms, milliseconds), row.state),
+            "speed-up": _known(times(row.speedup), row.state),
+            "95 % interval": _known(between(row.speedup_low, row.speedup_high, three_digits), row.state),
+            "state updates": _known(per_second(row.state_updates_per_s), row.state),
             "error": scientific(row.error),
             "memory": memory(row.peak_bytes),
             "build": milliseconds(row.build_ms),
-            "from": "" if math.isnan(row.median_ms) else row.numbers_from,
+            "from": row.numbers_from if row.state in MEASURED else "",
         }
         for row in frame.itertuples()
     )
 
 
 def readable_errors(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows of an `error_table` that belong to one contest, as text."""
+    """Return rows of an `error_table` that belong to one contest, as text."""
     return pd.DataFrame(
         {
             "backend": row.backend,
@@ -148,18 +152,18 @@ def readable_errors(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def config_text(config: Config) -> str:
-    """A configuration as a person would write it: "chunk=32 threads=2"."""
+    """Return a configuration as a person would write it: "chunk=32 threads=2"."""
     return " ".join(f"{name}={value}" for name, value in config.items())
 
 
 def csv(frame: pd.DataFrame) -> str:
-    """`frame` as CSV; six significant digits, which is more than a timing has."""
+    """Return `frame` as CSV; six significant digits, which is more than a timing has."""
     text: str = frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
     return text
 
 
 def markdown(frame: pd.DataFrame) -> str:
-    """A frame of text as a Markdown table."""
+    """Return a frame of text as a Markdown table."""
     text: str = frame.map(_markdown_cell).to_markdown(index=False, disable_numparse=True)
     return text
 
@@ -168,8 +172,13 @@ def _markdown_cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
+def _known(text: str, state: str) -> str:
+    """Return `text`, or "?" where a trial was measured in too few clean rounds for it."""
+    return text or (UNKNOWN if state in MEASURED else "")
+
+
 def _settled(config: str, state: str, reason: str) -> str:
-    """The configuration where there is nothing else to say, or what became of it; a rejection is of none."""
+    """Return the configuration where there is nothing else to say, or what became of it; a rejection is of none."""
     if state == "ok":
         return config
     return ", ".join(filter(None, ("" if state == "rejected" else config, f"{state}: {reason}")))
@@ -184,10 +193,12 @@ def _numbers(trial: Trial) -> dict[str, float | str]:
     error = trial.verdict.worst if trial.verdict else math.nan
     measured = trial.measurement
     if measured is None:
-        return {"anchor": "", **dict.fromkeys(NUMBERS, math.nan), "error": error}
+        return {"reference": "", **dict.fromkeys(NUMBERS, math.nan), "error": error}
     first, middle, third = measured.quartiles_ms
     low, high = speedup_interval(measured)
     values = (first, third, measured.speedup, low, high, trial.problem.state_updates / middle * 1e3, error)
     peak = math.nan if measured.peak_bytes is None else measured.peak_bytes
+    if not is_known(trial):
+        middle, values = math.nan, (math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, error)
     numbers = dict(zip(NUMBERS, (middle, *values, peak, measured.build_ms, measured.first_call_ms), strict=True))
-    return {"anchor": trial.reference_label, **numbers}
+    return {"reference": trial.reference_label, **numbers}

@@ -153,3 +153,15 @@ def test_labels_move_apart_and_keep_their_order():
     assert moved[1] < moved[2] < moved[3] < moved[0]
     places = sorted(moved)
     assert all(later - earlier >= 1.0 - 1e-9 for earlier, later in itertools.pairwise(places))
+
+
+def test_disturbed_trials_are_hollow_and_without_digits():
+    odd = timed(330.0, state="disturbed", reason="8 of 9 blocks", backend="native", config={"threads": 2})
+    trials = [*SEARCH[:4], odd]
+    bars = texts(figures.speedup_bars(CONTEST, placings(trials), CAPTION))
+    assert "? disturbed: 8 of 9 blocks" in bars
+    assert not any("330" in text for text in bars)
+    (axes,) = figures.history(CONTEST, trials, CAPTION).axes
+    assert [line.get_ydata() for line in axes.lines if line.get_markerfacecolor() == "none"] == [
+        pytest.approx([330.0], rel=1e-3)
+    ]

@@ -11,7 +11,7 @@ from scanlab.report.select import Contest, contests, families, placings, select,
 
 
 def timed(speedup: float, **changes):
-    """A trial that is `speedup` times as fast as its anchor."""
+    """A trial that is `speedup` times as fast as its reference."""
     took_ns = round(8_000_000 / speedup)
     return trial(**({"measurement": measurement(block([took_ns] * 3, [8_000_000]))} | changes))
 
@@ -42,14 +42,14 @@ def test_the_last_repetition_counts_and_not_the_luckiest():
     assert chosen.left_out == ("1 repeated later",)
 
 
-def test_ratios_to_another_anchor_are_not_compared():
+def test_ratios_to_another_reference_are_not_compared():
     beside_reference = timed(2.0, started_at=1.0)
     other = dataclasses.replace(measurement(), baseline="two_phase")
     beside_other = timed(9.0, config={"chunk": 64, "threads": 1}, measurement=other, started_at=2.0)
     failed = trial(state="crashed", reason="boom", measurement=None, config={"chunk": 8, "threads": 1}, started_at=3.0)
     chosen = select([beside_other, beside_reference, failed], this_machine())
     assert chosen.trials == (beside_reference, failed)
-    assert chosen.left_out == ("1 beside another anchor",)
+    assert chosen.left_out == ("1 beside another reference",)
 
 
 def test_a_hold_out_counts_more_than_a_luckier_race_and_that_more_than_a_luckier_search():
@@ -99,3 +99,10 @@ def test_titles_and_slugs_say_what_differs_from_the_defaults():
         "1x384x197x16-groups_2-bidirectional-gradients-no_z",
         "1x384x197x16-groups_2-bidirectional-gradients-no_z-2",
     ]
+
+
+def test_a_disturbed_trial_never_stands_before_a_clean_one():
+    lucky = timed(330.0, state="disturbed", reason="8 of 9 blocks", config={"chunk": 8, "threads": 1})
+    alone = timed(330.0, state="disturbed", reason="8 of 9 blocks", backend="native")
+    clean = timed(63.5)
+    assert [each.trial for each in placings([lucky, alone, clean])] == [clean, alone]

@@ -18,7 +18,7 @@ from scanlab.report.formatting import TIMES, TO
 MS = 1_000_000
 PROVED = Verdict(passed=True, errors={"out": 3e-7, "last_state": 1e-7}, tolerances={"out": 2e-5, "last_state": 2e-5})
 OFF = Verdict(passed=False, errors={"out": 0.5, "last_state": 1e-7}, tolerances={"out": 2e-5, "last_state": 2e-5})
-# Ratios to the anchor within the blocks: 8/2, 12/3 and 10/2.5, that is 4 in each, while the machine slows down.
+# Ratios to the reference within the blocks: 8/2, 12/3 and 10/2.5, that is 4 in each, while the machine slows down.
 DRIFTING = measurement(
     *(block([1 * MS, 2 * MS, 3 * MS], [8 * MS]), block([2 * MS, 3 * MS, 4 * MS], [12 * MS])) * 2,
     *[block([2_500_000], [10 * MS])] * 2,
@@ -46,7 +46,7 @@ def test_the_speedup_table_has_the_numbers_of_the_samples():
     assert native["state_updates_per_s"] == pytest.approx(64 / 0.0025)
     assert native["error"] == 3e-7
     assert (native["peak_bytes"], native["build_ms"], native["first_call_ms"]) == (4096, 1.5, 2.5)
-    assert (native["numbers_from"], native["anchor"], native["state"]) == ("race", "reference threads=1", "ok")
+    assert (native["numbers_from"], native["reference"], native["state"]) == ("race", "reference threads=1", "ok")
 
 
 def test_no_backend_is_dropped_and_each_failure_has_its_reason():
@@ -77,7 +77,7 @@ def test_a_few_blocks_have_no_interval():
     assert chunked["speedup"] == pytest.approx(2.0)
     assert math.isnan(chunked["speedup_low"])
     assert math.isnan(chunked["speedup_high"])
-    assert rows(tables.readable_speedups(tables.speedup_table(TRIALS)))["chunked"]["95 % interval"] == ""
+    assert rows(tables.readable_speedups(tables.speedup_table(TRIALS)))["chunked"]["95 % interval"] == "?"
 
 
 def test_memory_that_nobody_could_tell_is_empty():
@@ -146,3 +146,10 @@ def test_markdown_keeps_bars_and_line_ends_out_of_the_table():
     assert len(lines) == 2 + 4
     assert any("a \\| b" in line for line in lines)
     assert any("no compiler here" in line for line in lines)
+
+
+def test_a_disturbed_time_is_unknown():
+    noisy = trial(measurement=measurement(block([MS], [9 * MS])), state="disturbed", reason="8 of 9 blocks")
+    row = tables.readable_speedups(tables.speedup_table([noisy])).iloc[0]
+    assert [row[name] for name in ("median", "quartiles", "speed-up", "95 % interval", "state updates")] == ["?"] * 5
+    assert row["error"] == "1.0e-07"

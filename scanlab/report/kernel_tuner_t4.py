@@ -52,7 +52,7 @@ def write_t4(trials: Iterable[Trial], machine: Machine, folder: Path) -> list[Pa
 
 
 def results(trials: Sequence[Trial]) -> dict[str, Any]:
-    """The T4 results of `trials`, as JSON values; times are in milliseconds."""
+    """Return the T4 results of `trials`, as JSON values; times are in milliseconds."""
     return {
         "schema_version": SCHEMA_VERSION,
         "metadata": {"timeunit": "milliseconds"},
@@ -61,7 +61,7 @@ def results(trials: Sequence[Trial]) -> dict[str, Any]:
 
 
 def metadata(machine: Machine) -> dict[str, Any]:
-    """The T4 metadata of `machine`, as JSON values."""
+    """Return the T4 metadata of `machine`, as JSON values."""
     software = machine.software
     return {
         "schema_version": SCHEMA_VERSION,

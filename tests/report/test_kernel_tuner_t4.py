@@ -11,7 +11,7 @@ from scanlab.contract.machine import this_machine
 from scanlab.contract.problem import ScanProblem
 from scanlab.contract.verify import Verdict
 from scanlab.errors import ResultsError
-from scanlab.report.t4 import write_t4
+from scanlab.report.kernel_tuner_t4 import write_t4
 
 FAILED = {"measurement": None, "verdict": None}
 WRONG = Verdict(False, {"out": 0.5}, {"out": 2e-5}, "it disagrees")
