@@ -45,6 +45,11 @@ class WeightCache(Generic[Made]):
                 kept = self._kept = mark, make(), given
         return kept[1]
 
+    def holds(self, value: Made) -> bool:
+        """Return whether `value` is the one that is kept."""
+        kept = self._kept
+        return kept is not None and kept[1] is value
+
     def __deepcopy__(self, memo: dict[int, object]) -> WeightCache[Made]:
         return WeightCache()
 

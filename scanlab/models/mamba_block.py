@@ -136,10 +136,5 @@ class Mixer(Mixing):
         self.out_proj.weight.mul_(residual_scale)
 
     def forward(self, hidden: Tensor, scan: Scan) -> Tensor:
-        """hidden (batch, length, dim) -> (batch, length, dim), the recurrence computed by `scan`."""
-        weights = self.weights()
-        if self.bimamba_type == "none":
-            y = scan(weights.scanned_ahead(hidden)).out
-        else:
-            y = scan(*weights.scanned_both_ways(hidden), direction="bidirectional").out
-        return weights.mixed(y, halves=self.halves)
+        """Return the mixed tokens of hidden (batch, length, dim), the same shape, with the recurrence by `scan`."""
+        return self.mix(hidden, scan, bidirectional=self.bimamba_type != "none", halves=self.halves)

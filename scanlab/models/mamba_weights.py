@@ -15,8 +15,11 @@ from typing import Any, Literal, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from scanlab.contract.problem import ScanInputs
+from scanlab import settings
+from scanlab.contract.backend import ScanFn
+from scanlab.contract.problem import Direction, ScanInputs
 from scanlab.errors import ProblemError
+from scanlab.runtime.dispatch import Scan, input_kind, serving
 from scanlab.runtime.ops import (
     DirectionWeights,
     PrepackedWeight,
@@ -25,7 +28,10 @@ from scanlab.runtime.ops import (
     WeightCache,
     linear,
     mamba_front,
+    plan_front,
+    plan_linear,
 )
+from scanlab_kernels.mamba_front.op import Front, Linear
 
 # How layers compute whose weights are read here; a parametrized layer is one of them.
 PLAIN = (nn.Linear.forward, nn.Conv1d.forward)
@@ -48,10 +54,18 @@ class ScanWeights(NamedTuple):
     D: Tensor
     delta_bias: Tensor
 
-    def inputs(self, selected: ScanArguments, z: Tensor) -> ScanInputs:
-        """The inputs of the scan in natural time order, views of what is dim-last, gate z included."""
-        u, delta, B, C = selected
-        return ScanInputs(u.mT, delta.mT, self.A, B.mT, C.mT, self.D, z.mT, self.delta_bias)
+    def inputs(self, arguments: ScanArguments, z: Tensor) -> ScanInputs:
+        """Return the inputs of the scan with the gate z (batch, dim, length): views, in order of time."""
+        u, delta, B, C = arguments
+        return ScanInputs(u.mT, delta.mT, self.A, B.mT, C.mT, self.D, z, self.delta_bias)
+
+
+class Plan(NamedTuple):
+    """Ops of a block, resolved for one kind of input: fused front, scan, and output projection."""
+
+    front: Front
+    scan: ScanFn
+    linear: Linear
 
 
 class Weights(NamedTuple):
@@ -72,23 +86,47 @@ class Weights(NamedTuple):
     out_halved: PrepackedWeight
     out_bias: Tensor | None
     gamma: Tensor | None
+    plans: dict[object, Plan]
+
+    @property
+    def directions(self) -> tuple[DirectionWeights, ...]:
+        """Weights of the front of each direction that has its own."""
+        return (self.ahead,) if self.back is None else (self.ahead, self.back)
+
+    def front(self, hidden: Tensor, bidirectional: bool) -> tuple[ScanInputs, ...]:
+        """Return the inputs of the scan of hidden (batch, length, dim) in each direction, in order of time."""
+        z, arguments = mamba_front(hidden, self.parts, self.ahead, self.back if bidirectional else None)
+        return self.scan_inputs(z, arguments, bidirectional)
 
     def scanned_ahead(self, hidden: Tensor) -> ScanInputs:
-        """What is scanned ahead, of hidden (batch, length, dim)."""
-        z, (selected,) = mamba_front(hidden, self.parts, self.ahead)
-        return self.scan_ahead.inputs(selected, z)
+        """Return the inputs of the scan forward in time."""
+        return self.front(hidden, bidirectional=False)[0]
 
     def scanned_both_ways(self, hidden: Tensor) -> tuple[ScanInputs, ScanInputs]:
-        """What is scanned ahead, and what back, both in natural order of time."""
+        """Return the inputs of the scans forward in time and in reverse."""
+        forward, reverse = self.front(hidden, bidirectional=True)
+        return forward, reverse
+
+    def scan_inputs(
+        self, z: Tensor, arguments: tuple[ScanArguments, ...], bidirectional: bool
+    ) -> tuple[ScanInputs, ...]:
+        """Return the inputs of the scan from what the front computed."""
+        gate = z.mT
+        forward = self.scan_ahead.inputs(arguments[0], gate)
+        if not bidirectional:
+            return (forward,)
         assert self.scan_back is not None
-        z, selected = mamba_front(hidden, self.parts, self.ahead, self.back)
-        return self.scan_ahead.inputs(selected[0], z), self.scan_back.inputs(selected[-1], z)
+        return forward, self.scan_back.inputs(arguments[-1], gate)
+
+    def project(self, product: Linear, y: Tensor, halves: bool) -> Tensor:
+        """Return the output (batch, length, dim) of a scan's (batch, inner, length), or of half of it."""
+        # halving the weight is halving the sum, on the smaller tensor; a bias is not halved
+        out = product(y.mT, self.out_halved if halves else self.out, self.out_bias)
+        return out if self.gamma is None else out * self.gamma
 
     def mixed(self, y: Tensor, *, halves: bool) -> Tensor:
-        """The output (batch, length, dim) for what was scanned, (batch, inner, length), or for half of it."""
-        # halving the weight is halving the sum, on the smaller tensor; a bias is not halved
-        out = linear(y.mT, self.out_halved if halves else self.out, self.out_bias)
-        return out if self.gamma is None else out * self.gamma
+        """Return `project` with the product that serves y."""
+        return self.project(linear, y, halves)
 
 
 class Mixing(nn.Module):
@@ -129,7 +167,8 @@ class Mixing(nn.Module):
 
         Raises ProblemError where a layer computes anything else than with its weight: it would be passed over.
         """
-        layers: list[Any] = [self._modules[name] for name in LAYERS[self.bimamba_type]]
+        modules = self._modules
+        layers: list[Any] = [modules[name] for name in LAYERS[self.bimamba_type]]
         for layer in layers:
             if type(layer).forward not in PLAIN:
                 raise ProblemError(
@@ -137,8 +176,32 @@ class Mixing(nn.Module):
                     " torch.nn.Linear or Conv1d does, for the mixer multiplies with its weight itself; merge an adapter"
                     " into the weight, or parametrize the weight."
                 )
-        own = [held(self, name) for name in OWN[self.bimamba_type]]
-        return self._derived(self._make, *own, *(held(layer, name) for layer in layers for name in ("weight", "bias")))
+        tensors = [get_parameter(self, name) for name in OWN[self.bimamba_type]]
+        tensors += [get_parameter(layer, name) for layer in layers for name in ("weight", "bias")]
+        return self._derived(self._make, *tensors)
+
+    def mix(self, hidden: Tensor, scan: Scan, *, bidirectional: bool, halves: bool) -> Tensor:
+        """Return the output of the block for hidden (batch, length, dim), the same shape.
+
+        The ops are resolved once for each kind of input in inference, and kept with the weights.
+        """
+        weights = self.weights()
+        kind = input_kind(hidden, scan) if self._derived.holds(weights) else None
+        plan = weights.plans.get(kind) if kind is not None else None
+        if plan is None:
+            inputs = weights.front(hidden, bidirectional)
+            direction: Direction = "bidirectional" if bidirectional else "forward"
+            y = scan(*inputs, direction=direction).out
+            serve = serving(scan)
+            if kind is not None and serve is not None:
+                directions = weights.directions if bidirectional else (weights.ahead,)
+                bound = serve.bind(inputs, True, direction)
+                plan = Plan(plan_front(hidden, weights.parts, directions), bound.scan, plan_linear(y.mT, weights.out))
+                keep_plan(weights.plans, kind, plan)
+            return weights.mixed(y, halves=halves)
+        z, arguments = plan.front(hidden)
+        y = plan.scan(*weights.scan_inputs(z, arguments, bidirectional)).out
+        return weights.project(plan.linear, y, halves)
 
     def _make(self) -> Weights:
         inner, bias = len(self.A_log), self.in_proj.bias
@@ -160,6 +223,7 @@ class Mixing(nn.Module):
             out_halved=PrepackedWeight(0.5 * self.out_proj.weight),
             out_bias=self.out_proj.bias,
             gamma=self.gamma,
+            plans={},
         )
 
     def _direction(self, suffix: Literal["", "_b"]) -> DirectionWeights:
@@ -179,8 +243,15 @@ class Mixing(nn.Module):
         )
 
 
-def held(module: nn.Module, name: str) -> Tensor | None:
-    """`module.name`, a parameter or what stands for it, without the search that nn.Module makes for a parameter."""
+def keep_plan(plans: dict[object, Plan], kind: object, plan: Plan) -> None:
+    """Keep a plan, and drop the oldest beyond settings.MAX_KEPT_PLANS."""
+    plans[kind] = plan
+    while len(plans) > settings.MAX_KEPT_PLANS:
+        plans.pop(next(iter(plans)), None)
+
+
+def get_parameter(module: nn.Module, name: str) -> Tensor | None:
+    """Return `module.name`, a parameter or its parametrization, without nn.Module's search for a parameter."""
     own = module._parameters
     found: Tensor | None = own[name] if name in own else getattr(module, name)
     return found

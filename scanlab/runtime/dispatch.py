@@ -85,12 +85,7 @@ class Dispatcher:
         Raises:
             ProblemError: The tensors do not fit together.
         """
-        key = (_signature(inputs), delta_softplus, direction, promote, torch.is_grad_enabled())
-        try:
-            bound = self._bound[key]
-            self._bound.move_to_end(key)
-        except KeyError:
-            bound = self._bind(key, inputs, delta_softplus, direction, promote)
+        bound = self.bind(inputs, delta_softplus, direction, promote)
         if bound.promotes:
             inputs = tuple(map(promoted, inputs))
         logs = usage.active()
@@ -101,6 +96,18 @@ class Dispatcher:
         for each in logs:
             each.add(bound.problem, time.perf_counter() - start)
         return result
+
+    def bind(
+        self, inputs: tuple[ScanInputs, ...], delta_softplus: bool, direction: Direction, promote: bool = False
+    ) -> BoundScan:
+        """Return the scan that serves such tensors; arguments and errors are those of a call."""
+        key = (_signature(inputs), delta_softplus, direction, promote, torch.is_grad_enabled())
+        try:
+            bound = self._bound[key]
+            self._bound.move_to_end(key)
+        except KeyError:
+            bound = self._build_for(key, inputs, delta_softplus, direction, promote)
+        return bound
 
     @property
     def decided(self) -> dict[ScanProblem, Decision]:
@@ -113,7 +120,7 @@ class Dispatcher:
         """Whether it has logged which backend serves some problem."""
         return bool(self._warned)
 
-    def _bind(
+    def _build_for(
         self, key: object, given: tuple[ScanInputs, ...], delta_softplus: bool, direction: Direction, promote: bool
     ) -> BoundScan:
         inputs = tuple(map(promoted, given)) if promote else given
@@ -194,6 +201,7 @@ def _signature(inputs: tuple[ScanInputs, ...]) -> tuple[object, ...]:
 
 _dispatchers: dict[str | None, Dispatcher] = {}
 _dispatchers_lock = threading.Lock()
+_generation = 0  # how often everything was cleared
 
 
 def dispatcher(named: str | None = None) -> Dispatcher:
@@ -211,8 +219,10 @@ def dispatcher(named: str | None = None) -> Dispatcher:
 
 def clear() -> None:
     """Drop everything built and decided, so that the profile and the environment are read again."""
+    global _generation
     with _dispatchers_lock:
         _dispatchers.clear()
+        _generation += 1
     implementations.clear()
     products.clear()
 
@@ -221,6 +231,33 @@ def scan(*inputs: ScanInputs, delta_softplus: bool = True, direction: Direction 
     """Return the scan of these tensors by the machine's choice; the Scan that models use unless given another."""
     serve = _dispatchers.get(None) or dispatcher()
     return serve(*inputs, delta_softplus=delta_softplus, direction=direction)
+
+
+def input_kind(hidden: Tensor, asked: Scan) -> object | None:
+    """Return a key of all that decides which ops serve a block of a model; None where a plan of them must not be kept.
+
+    A plan may call the ops directly only where torch would do nothing but compute: it records no gradient, is not
+    compiled, and runs without autocast.
+    """
+    serve = serving(asked)
+    if (
+        serve is None
+        or torch.is_grad_enabled()
+        or type(hidden) is not Tensor
+        or not hidden.is_cpu
+        or torch.is_autocast_enabled("cpu")
+        or implementations.is_in_torch()
+        or usage.active()
+    ):
+        return None
+    return hidden.shape, hidden.dtype, serve, _generation
+
+
+def serving(asked: Scan) -> Dispatcher | None:
+    """Return the dispatcher behind a Scan, or None where it is another callable."""
+    if asked is scan:
+        return _dispatchers.get(None) or dispatcher()
+    return asked if isinstance(asked, Dispatcher) else None
 
 
 def explain() -> str:

@@ -138,6 +138,11 @@ def clear() -> None:
     _decided.clear()
 
 
+def is_in_torch() -> bool:
+    """Return whether this is inside a block of `in_torch`."""
+    return _in_torch.get()
+
+
 @contextmanager
 def in_torch() -> Iterator[None]:
     """Run the ops in PyTorch inside this block, as for a single forward pass, which is over before a build would be."""

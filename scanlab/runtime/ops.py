@@ -11,15 +11,15 @@ from typing import Literal
 from torch import Tensor
 
 from scanlab.runtime.implementations import implementation, in_torch, ops_for
-from scanlab.runtime.products import decide, has_few_rows, linear
+from scanlab.runtime.products import decide, has_few_rows, linear, plan_linear
 from scanlab_kernels.add_norm import op as add_norm_op
 from scanlab_kernels.causal_conv1d import op as conv_op
 from scanlab_kernels.causal_conv1d.op import Activation, final_states
 from scanlab_kernels.checks import expect
-from scanlab_kernels.linear.op import PrepackedWeight
+from scanlab_kernels.linear.op import PrepackedWeight, is_plain
 from scanlab_kernels.mamba_front import native as native_front
 from scanlab_kernels.mamba_front import op as front_op
-from scanlab_kernels.mamba_front.op import DirectionWeights, Projections, ScanArguments
+from scanlab_kernels.mamba_front.op import DirectionWeights, Front, Projections, ScanArguments
 from scanlab_kernels.state_update import mixer_step as step_op
 from scanlab_kernels.state_update import op as update_op
 from scanlab_kernels.weight_cache import WeightCache
@@ -41,6 +41,8 @@ __all__ = [
     "linear",
     "mamba_front",
     "mixer_step",
+    "plan_front",
+    "plan_linear",
     "selective_state_update",
 ]
 
@@ -276,10 +278,22 @@ def mamba_front(
         ProblemError: Shapes, dtypes or devices do not fit; nothing was computed.
     """
     directions = (forward,) if reverse is None else (forward, reverse)
+    return plan_front(hidden, into, directions)(hidden)
+
+
+def plan_front(hidden: Tensor, into: Projections, directions: tuple[DirectionWeights, ...]) -> Front:
+    """Return the implementation of `mamba_front` with these weights, for inputs of the kind of `hidden`.
+
+    Raises:
+        ProblemError: Shapes, dtypes or devices do not fit.
+    """
     front_op.check(hidden, into, directions)
     if is_fused(hidden, into, directions):
-        return native_front.mamba_front(hidden, into, directions)
-    return front_op.compose(linear, ops_for(hidden).causal_conv1d, hidden, into, directions)
+        return native_front.bind(into, directions)
+    packed = [into.x, into.z, *(each for direction in directions for each in (direction.x, direction.dt))]
+    others = [each for direction in directions for each in (direction.conv_weight, direction.conv_bias)]
+    product = plan_linear(hidden, *packed) if is_plain(hidden, into.x_bias, into.z_bias, *others) else linear
+    return front_op.compose(product, ops_for(hidden).causal_conv1d, into, directions)
 
 
 def is_fused(hidden: Tensor, into: Projections, directions: tuple[DirectionWeights, ...]) -> bool:

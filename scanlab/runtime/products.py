@@ -76,17 +76,18 @@ def linear(x: Tensor, weight: PrepackedWeight, bias: Tensor | None = None) -> Te
     Shape:
         x (..., in), weight (out, in), bias (out,) -> (..., out).
     """
+    return plan_linear(x, weight)(x, weight, bias) if is_plain(x, bias) else by_torch.linear(x, weight, bias)
+
+
+def plan_linear(x: Tensor, *weights: PrepackedWeight) -> Linear:
+    """Return the implementation of products of inputs like x (..., in), which is plain, with each of the weights."""
     few = has_few_rows(x)
-    if (
-        (not few or 0 < x.numel() <= native.MAX_FEW_ROWS * x.shape[-1])
-        and x.dtype in DTYPES
-        and x.dtype == weight.weight.dtype
-        and weight.weight.numel() > 0
-        and is_plain(x, weight.weight, bias)
-        and implementation() == "native"
-    ):
-        return decide(x.dtype, few).linear(x, weight, bias)
-    return by_torch.linear(x, weight, bias)
+    between = few and not 0 < x.numel() <= native.MAX_FEW_ROWS * x.shape[-1]
+    every = [each.weight for each in weights]
+    fits = all(weight.dtype == x.dtype and weight.numel() for weight in every)
+    if between or not fits or x.dtype not in DTYPES or not is_plain(x, *every) or implementation() != "native":
+        return by_torch.linear
+    return decide(x.dtype, few).linear
 
 
 def has_few_rows(x: Tensor) -> bool:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from scanlab_kernels.linear.native import multiplies
 from scanlab_kernels.linear.op import is_plain
-from scanlab_kernels.mamba_front.op import DirectionWeights, Projections, ScanArguments
+from scanlab_kernels.mamba_front.op import DirectionWeights, Front, Projections, ScanArguments
 
 
 def accepts(hidden: Tensor, into: Projections, directions: tuple[DirectionWeights, ...]) -> bool:
@@ -26,24 +26,24 @@ def accepts(hidden: Tensor, into: Projections, directions: tuple[DirectionWeight
     )
 
 
-def mamba_front(
-    hidden: Tensor, into: Projections, directions: tuple[DirectionWeights, ...]
-) -> tuple[Tensor, tuple[ScanArguments, ...]]:
-    """Return the gate z and the arguments of the scan of each direction."""
-    rank, state, _ = directions[0].sizes
-    z, *outs = torch.ops.scanlab_mixer.before_scan(
-        *(hidden, into.x.native, into.x_bias, into.z.native, into.z_bias),
-        *(each for direction in directions for each in _read(direction)),
-        *([None] * (4 * (2 - len(directions)))),
-        *(rank, rank + 2 * state),
-    )
-    arguments = []
-    for index, direction in enumerate(directions):
-        u, selected, delta = outs[3 * index : 3 * index + 3]
-        _, B, C = selected.split_with_sizes(direction.sizes, 2)
-        arguments.append(ScanArguments(u, delta, B, C))
-    return z, tuple(arguments)
+def bind(into: Projections, directions: tuple[DirectionWeights, ...]) -> Front:
+    """Return the front with these weights, as one op of hidden."""
+    op = torch.ops.scanlab_mixer.before_scan.default
+    rank, state, _ = sizes = directions[0].sizes
+    weights = [into.x.native, into.x_bias, into.z.native, into.z_bias]
+    for each in directions:
+        weights += each.conv_weight, each.conv_bias, each.x.native, each.dt.native
+    weights += [None] * (12 - len(weights))
 
+    def front(hidden: Tensor) -> tuple[Tensor, tuple[ScanArguments, ...]]:
+        z, *outs = op(hidden, *weights, rank, rank + 2 * state)
+        u, selected, delta = outs[:3]
+        _, B, C = selected.split_with_sizes(sizes, 2)
+        forward = ScanArguments(u, delta, B, C)
+        if len(directions) == 1:
+            return z, (forward,)
+        u, selected, delta = outs[3:]
+        _, B, C = selected.split_with_sizes(sizes, 2)
+        return z, (forward, ScanArguments(u, delta, B, C))
 
-def _read(direction: DirectionWeights) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    return direction.conv_weight, direction.conv_bias, direction.x.native, direction.dt.native
+    return front

@@ -60,6 +60,10 @@ class ScanArguments(NamedTuple):
     C: Tensor
 
 
+# hidden (batch, length, model) -> the gate z (batch, length, dim), and the arguments of the scan of each direction
+Front = Callable[[Tensor], tuple[Tensor, tuple[ScanArguments, ...]]]
+
+
 class Projections:
     """Weights of the input projections: x, which is convolved, and the gate z.
 
@@ -96,22 +100,25 @@ def check(hidden: Tensor, into: Projections, directions: tuple[DirectionWeights,
 def compose(
     linear: Linear,
     convolve: Callable[..., tuple[Tensor, Tensor]],
-    hidden: Tensor,
     into: Projections,
     directions: tuple[DirectionWeights, ...],
-) -> tuple[Tensor, tuple[ScanArguments, ...]]:
-    """Compose the front of products and convolutions, differentiable where these are.
+) -> Front:
+    """Return the front composed of products and convolutions, differentiable where these are.
 
     Args:
         linear: An implementation of `linear`.
         convolve: An implementation of `causal_conv1d`.
     """
-    x = linear(hidden, into.x, into.x_bias).mT
     weights = [each for direction in directions for each in (direction.conv_weight, direction.conv_bias)]
-    us = convolve(x, *weights, *[None] * (4 - len(weights)), None, None, True)
-    arguments = []
-    for u, direction in zip(us[: len(directions)], directions, strict=True):
-        selected = linear(u.mT, direction.x, None)
-        low_rank, B, C = selected.split_with_sizes(direction.sizes, 2)
-        arguments.append(ScanArguments(u.mT, linear(low_rank, direction.dt, None), B, C))
-    return linear(hidden, into.z, into.z_bias), tuple(arguments)
+    weights += [None] * (4 - len(weights))
+
+    def front(hidden: Tensor) -> tuple[Tensor, tuple[ScanArguments, ...]]:
+        x = linear(hidden, into.x, into.x_bias).mT
+        arguments = []
+        for u, direction in zip(convolve(x, *weights, None, None, True), directions, strict=False):
+            by_time = u.mT
+            low_rank, B, C = linear(by_time, direction.x, None).split_with_sizes(direction.sizes, 2)
+            arguments.append(ScanArguments(by_time, linear(low_rank, direction.dt, None), B, C))
+        return linear(hidden, into.z, into.z_bias), tuple(arguments)
+
+    return front
