@@ -103,6 +103,7 @@ def test_the_installed_wheel_lists_its_backends(python, tmp_path):
     assert succeeds(python.with_name("scanlab"), "list", "reference")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["cpp_torch", "native"])
 def test_the_installed_wheel_compiles_its_kernels_from_its_own_sources(python, tmp_path, backend):
     reason = registry.get(backend).unavailable()
@@ -117,6 +118,7 @@ def test_the_installed_wheel_compiles_its_kernels_from_its_own_sources(python, t
     assert backend in facts["served"]
 
 
+@pytest.mark.slow
 def test_without_a_compiler_the_pytorch_rungs_serve(python, tmp_path):
     environment = {"PATH": str(tmp_path), "SCANLAB_CACHE": str(tmp_path), "XDG_DATA_HOME": str(tmp_path)}
     done = run(python, "-I", "-c", SCAN, **environment)

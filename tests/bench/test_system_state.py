@@ -64,6 +64,7 @@ def test_without_counts_of_its_own_a_cpu_has_the_frequency_that_the_system_says(
     assert snapshot().mhz == 2445.424
 
 
+@pytest.mark.timing
 def test_a_neighbour_is_seen_and_our_own_work_is_not_taken_for_one():
     if snapshot().busy_ms is None:
         pytest.skip("this system does not count the CPU time of others")

@@ -22,6 +22,7 @@ def slept(seconds: float) -> TimedCall:
     return calibrate(lambda: time.sleep(seconds), "cpu", 1)
 
 
+@pytest.mark.timing
 def test_the_pilot_makes_samples_long_enough():
     assert slept(0.005).calls == 1
     short = slept(1e-4)

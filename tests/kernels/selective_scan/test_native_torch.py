@@ -181,6 +181,7 @@ def test_gradients_from_several_python_threads_at_once(mixer: Mixer, x: Tensor) 
             assert all(map(torch.equal, got, want))
 
 
+@pytest.mark.timing
 def test_other_python_threads_go_on_while_it_computes() -> None:
     long = ScanProblem(batch=1, dim=64, length=8000, state=256)
     inputs = make_inputs(long)
