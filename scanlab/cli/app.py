@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import signal
 import sys
 from typing import NamedTuple
 
@@ -40,6 +41,8 @@ RENAMED = {
     "classify": "the program examples/classify_an_image.py",
     "replay": "the program experiments/replay.py",
 }
+# Commands whose process runs a script of the user, which may have a handler of its own.
+KEEP_SIGTERM = ("run",)
 
 USAGE = "usage: scanlab COMMAND [OPTIONS]      (`scanlab COMMAND --help` has the options and an example)"
 
@@ -91,6 +94,9 @@ def _run(name: str, words: list[str]) -> None:
     from scanlab.cli.console import Exit, notes
 
     command = COMMANDS[name]
+    if name not in KEEP_SIGTERM:
+        # `timeout`, `docker stop` and Slurm end a process like this: its workers and what it measured matter as much.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     app = typer.Typer(
         pretty_exceptions_enable=False,
         add_completion=False,

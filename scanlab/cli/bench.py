@@ -17,7 +17,19 @@ from scanlab.bench.ranking import Comparison
 from scanlab.bench.records import Trial
 from scanlab.bench.store import TrialStore
 from scanlab.bench.worker import open_worker
-from scanlab.cli.console import AsJson, Exit, ImagePath, ProblemText, SuiteName, cases_of, notes, out, print_json
+from scanlab.cli.console import (
+    AsJson,
+    Exit,
+    ImagePath,
+    ProblemText,
+    Seed,
+    SuiteName,
+    cases_of,
+    notes,
+    out,
+    print_json,
+    refuse_repeated,
+)
 from scanlab.cli.duration import parse_duration
 from scanlab.contract import registry
 
@@ -34,7 +46,7 @@ def bench(
     results: Annotated[Path, typer.Option("--out", help="The folder that the trials are recorded in.")] = Path(
         "runs/bench"
     ),
-    seed: Annotated[int, typer.Option(help="Of the drawn inputs and of the order of samples.")] = 0,
+    seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Verify the named backends, then time them in interleaved rounds beside a baseline, and rank them.
@@ -42,11 +54,12 @@ def bench(
     Exits with 1 where one was wrong or crashed, with 3 where too little could be measured to name a winner.
     Example: `scanlab bench native:threads=1 native:threads=2 chunked`
     """
+    refuse_repeated(selections)
+    seconds = parse_duration(budget)
     store = TrialStore(results)
     store.prepare()
     chosen = [registry.parse_selection(text) for text in selections]
     beside = None if baseline is None else registry.parse_selection(baseline)
-    seconds = parse_duration(budget)
     found = []
     for case in cases_of(problem, suite, image):
         candidates = [Candidate.of(*each, case.problem) for each in chosen]

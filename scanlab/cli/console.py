@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
+from collections.abc import Iterable
 from enum import IntEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -44,7 +46,18 @@ ImagePath = Annotated[
     Path | None,
     typer.Option("--image", help="The photograph that a model's suite is captured on; one that scikit-learn ships."),
 ]
+MAX_SEED = 2**32 - 1  # the largest that NumPy takes, with which the search draws
+Seed = Annotated[
+    int, typer.Option(min=0, max=MAX_SEED, help="Of the drawn inputs, and of the search and the order of samples.")
+]
 DEFAULT_SUITE = "vim-tiny"
+
+
+def refuse_repeated(names: Iterable[str]) -> None:
+    """Raise InputError where one of `names` is given twice."""
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise InputError(f"{name!r} is given {count} times: name it once.")
 
 
 def print_json(value: Any) -> None:

@@ -7,6 +7,7 @@ import re
 from scanlab.errors import InputError
 
 SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+MAX_HOURS = 720  # a month; more is a slip of the finger, and overflows timers
 
 
 def parse_duration(text: str) -> float:
@@ -21,6 +22,8 @@ def parse_duration(text: str) -> float:
     seconds = sum(float(number) * SECONDS[unit or "s"] for number, unit in parts)
     if seconds <= 0:
         raise InputError(f"duration {text!r}: must be more than nothing, such as 3m.")
+    if seconds > MAX_HOURS * SECONDS["h"]:
+        raise InputError(f"duration {text!r}: must be at most {MAX_HOURS}h, which is a month.")
     return seconds
 
 

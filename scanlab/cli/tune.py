@@ -22,7 +22,19 @@ from scanlab.bench.lengths import sweep_lengths
 from scanlab.bench.records import Trial
 from scanlab.bench.store import TrialStore
 from scanlab.cli.bench import failure_line, show_comparison
-from scanlab.cli.console import AsJson, Exit, ImagePath, ProblemText, SuiteName, cases_of, notes, out, print_json
+from scanlab.cli.console import (
+    AsJson,
+    Exit,
+    ImagePath,
+    ProblemText,
+    Seed,
+    SuiteName,
+    cases_of,
+    notes,
+    out,
+    print_json,
+    refuse_repeated,
+)
 from scanlab.cli.duration import parse_duration, spell_duration
 from scanlab.cli.report import REPORT, write
 from scanlab.contract import registry
@@ -77,7 +89,7 @@ def tune(
         ),
     ] = None,
     results: Annotated[Path, typer.Option("--out", help="The folder of the records and the report.")] = Path("runs"),
-    seed: Annotated[int, typer.Option(help="Of the drawn inputs, the search and the order of samples.")] = 0,
+    seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Find the fastest right scan for a problem on this machine, report it, and put it to work.
@@ -204,6 +216,7 @@ def _chosen(names: str | None, threads: int | None) -> list[Backend]:
     """The backends to tune; what fails to load is said, and an error where it was asked for by name."""
     if names:
         chosen = [registry.get(name) for name in names.replace(",", " ").split()]
+        refuse_repeated(each.name for each in chosen)
     else:
         loaded, failures = registry.load_all()
         for failure in failures.values():

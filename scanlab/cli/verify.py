@@ -15,7 +15,19 @@ from rich.table import Table
 from scanlab.bench.context import BenchmarkContext, Candidate
 from scanlab.bench.records import label_of
 from scanlab.bench.worker import Evaluation, Worker, open_worker
-from scanlab.cli.console import AsJson, Exit, ImagePath, ProblemText, SuiteName, cases_of, notes, out, print_json
+from scanlab.cli.console import (
+    AsJson,
+    Exit,
+    ImagePath,
+    ProblemText,
+    Seed,
+    SuiteName,
+    cases_of,
+    notes,
+    out,
+    print_json,
+    refuse_repeated,
+)
 from scanlab.cli.verify_model import verify_model
 from scanlab.contract import registry
 from scanlab.contract.backend import Backend
@@ -59,7 +71,7 @@ def verify(
     ] = None,
     size: Annotated[int, typer.Option(help="With --model: pixels along one side of the image.")] = 224,
     dtypes: Annotated[str | None, typer.Option(help="With --model: dtypes of the digits model; all of them.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the inputs that are drawn.")] = 0,
+    seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Compare every backend and configuration with the float64 reference: outputs, last state, gradients.
@@ -69,6 +81,7 @@ def verify(
     rejects is listed with its reason and is no failure. Exits with 1 where a scan is wrong or crashes.
     Ctrl-C shows the results until then. Example: `scanlab verify chunked native:threads=1`
     """
+    refuse_repeated(selections or [])
     if model is not None:
         if problem is not None or suite is not None:
             raise InputError("--model checks a whole model: leave --problem and --suite out.")

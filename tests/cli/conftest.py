@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -42,5 +43,7 @@ def run(monkeypatch, capsys, tmp_path):
         printed = capsys.readouterr()
         return Outcome(int(exit_.value.code or 0), printed.out, printed.err)
 
+    handler = signal.getsignal(signal.SIGTERM)
     yield run
+    signal.signal(signal.SIGTERM, handler)
     dispatch.clear()

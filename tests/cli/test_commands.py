@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -158,6 +160,18 @@ def test_verify_interrupted_shows_what_it_has_and_where_it_was(run, monkeypatch)
     assert f"interrupted at reference threads=7 on {ScanProblem.parse(SMALL).key}" in outcome.err
 
 
+@pytest.mark.parametrize("command", [("verify",), ("bench",), ("tune", "--trials", "1", "--backends")])
+def test_sigterm_is_an_interruption(run, monkeypatch, command):
+    def terminated(worker, candidate):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("the process goes on")
+
+    monkeypatch.setattr(ProcessWorker, "verify", terminated)
+    monkeypatch.setattr(ProcessWorker, "prepare", terminated)
+    assert run(*command, "two_phase", "--problem", SMALL).code == 130
+    assert not profile_path().exists()
+
+
 def with_threads(backend):
     """`backend` as on a machine where it may choose between two numbers of threads."""
     return replace(backend, space=Space((Tunable("threads", (1, 7), 1),)))
@@ -191,6 +205,9 @@ def test_bench_times_what_was_named_and_records_it(run, tmp_path):
         (["best", "--problem", SMALL, "--suite", "vim-tiny"], "leave --suite and --image out"),
         (["bench", "chunked:chunk=3", "--problem", SMALL], "chunk=3 in 'chunked:chunk=3': must be one of 8, 16"),
         (["bench", "chunked", "--problem", SMALL, "--budget", "soon"], "duration 'soon': must be a number"),
+        (["bench", "chunked", "chunked", "--problem", SMALL], "'chunked' is given 2 times: name it once"),
+        (["verify", "chunked", "chunked", "--problem", SMALL], "'chunked' is given 2 times: name it once"),
+        (["bench", "chunked", "--problem", SMALL, "--budget", "721h"], "must be at most 720h"),
         (["bench", "chunked", "--problem", SMALL, "--out", "/proc/nowhere"], "cannot write results"),
         (["verify", "--model", "vim-giant"], "--model vim-giant: must be one of vim-tiny"),
         (["verify", "--model", "vim-tiny", "--image", "missing.jpg"], "missing.jpg does not exist"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
+import pytest
+
 from helpers.simulated import tune_simulated
 from scanlab.runtime.profile import Profile, profile_path
 
@@ -49,8 +51,24 @@ def test_tune_on_a_busy_machine_chooses_nothing_and_says_so(run, tmp_path, monke
 
 def test_tune_refuses_what_it_cannot_do(run):
     assert "no backend is called 'nativ'" in run("tune", "--backends", "nativ").err
-    refused = run(*TUNE, "--threads", "0")
-    assert refused.code == 2
     unwritable = run(*TUNE[:-1], "/proc/nowhere")
     assert unwritable.code == 2
     assert "cannot write results" in unwritable.err
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (("--threads", "0"), "--threads"),
+        (("--threads", "9999"), "threads=9999: reference runs on 1 to"),
+        (("--seed", "-5"), "--seed"),
+        (("--seed", "99999999999"), "--seed"),
+        (("--backends", "chunked,chunked"), "'chunked' is given 2 times: name it once"),
+        (("--budget", "999999999999999h"), "duration '999999999999999h': must be at most 720h"),
+    ],
+)
+def test_tune_refuses_what_no_run_can_do(run, tmp_path, options, complaint):
+    outcome = run(*TUNE, *options)
+    assert outcome.code == 2
+    assert complaint in outcome.err
+    assert not (tmp_path / "here").exists()
