@@ -154,12 +154,28 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
+def _refuse_compressed(path: Path) -> None:
+    """Raise InputError for an archive that unpacks to more than the file holds: torch.save compresses nothing."""
+    with zipfile.ZipFile(path) as archive:
+        unpacked_bytes = sum(entry.file_size for entry in archive.infolist())
+        stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+    packed_bytes = path.stat().st_size
+    if not stored or unpacked_bytes > packed_bytes:
+        raise InputError(
+            f"{path} holds {packed_bytes:,} bytes that unpack to {unpacked_bytes:,}: must be as torch.save writes it,"
+            " uncompressed. If you trust the file, load it yourself and save its weights again."
+        )
+
+
 def _read_pickled(path: Path) -> object:
     try:
+        zipped = zipfile.is_zipfile(path)
+        if zipped:
+            _refuse_compressed(path)
         # the arguments of an official training: all that its state holds besides tensors and plain values
         with torch.serialization.safe_globals([argparse.Namespace]):
             # mapped, so that the optimizer's state, two thirds of an official file, is never read
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         named = re.findall(r"GLOBAL ([\w.]+)", str(error))
         if not named:

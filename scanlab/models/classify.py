@@ -52,8 +52,10 @@ def classify(model: VisionMamba, paths: Sequence[Path], *, top: int = 5, batch: 
     Classes have the names that `class_names` gives them.
 
     Raises:
-        InputError: The logits of a picture are not finite.
+        InputError: The model has no head, or the logits of a picture are not finite.
     """
+    if model.num_classes == 0:
+        raise InputError("the model has no head, so it names no class: open it with weights that have one.")
     waiting: list[tuple[Path, Tensor | str]] = []
     for number, path in enumerate(paths, start=1):
         try:

@@ -22,6 +22,7 @@ def trust(monkeypatch):
     return importlib.import_module("trust")
 
 
+@pytest.mark.timing
 def test_a_writer_and_a_tuner_are_killed_and_lose_nothing(trust, tmp_path):
     written = trust.kills_of_a_writer(2, tmp_path / "writer")
     assert (written.tried, written.wrong, written.holds) == (2, 0, True)

@@ -2,6 +2,7 @@
 
 import argparse
 import pickle
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -51,6 +52,18 @@ def test_weights_alone_are_read_too(tmp_path):
     weights = small().state_dict()
     torch.save(weights, tmp_path / "weights.pt")
     assert same(checkpoints.read_weights(tmp_path / "weights.pt"), weights)
+
+
+@pytest.mark.parametrize("packed", ["data.pkl", "data/0"])
+def test_a_file_that_unpacks_to_more_than_it_holds_is_refused_before_it_does(tmp_path, packed):
+    torch.save({"a": torch.zeros(100_000)}, tmp_path / "stored.pth")
+    with zipfile.ZipFile(tmp_path / "stored.pth") as whole, zipfile.ZipFile(tmp_path / "bomb.pth", "w") as bomb:
+        for entry in whole.infolist():
+            is_packed = entry.filename.endswith(packed)
+            content = whole.read(entry) + bytes(400_000 if is_packed else 0)
+            bomb.writestr(entry.filename, content, zipfile.ZIP_DEFLATED if is_packed else zipfile.ZIP_STORED)
+    with pytest.raises(InputError, match=r"bomb\.pth holds [0-9,]+ bytes that unpack to [0-9,]+: must be"):
+        checkpoints.read_weights(tmp_path / "bomb.pth")
 
 
 class Hostile:

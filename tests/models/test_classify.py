@@ -82,6 +82,11 @@ def test_results_come_as_they_are_ready(album):
     assert next(results).path.name == "a.png"
 
 
+def test_a_model_without_a_head_names_no_class_and_says_so(album):
+    with pytest.raises(InputError, match="no head, so it names no class"):
+        list(classify(small(0), [album / "a.png"]))
+
+
 def test_a_model_that_gives_no_numbers_is_refused(album):
     model = small(4)
     with torch.no_grad():
