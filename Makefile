@@ -9,13 +9,17 @@ ARGS ?=
 # Processes that the tests share. Threads that wait must not spin: they would take the CPUs of the other processes.
 JOBS ?= 2
 
-.PHONY: tune test check lint types clean
+.PHONY: tune test test-timing check lint types clean
 
 tune: $(VENV)/.ready
 	$(BIN)/python -m scanlab tune $(ARGS)
 
 test: $(VENV)/.ready
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(JOBS) -m "not timing" $(ARGS)
+
+# Tests that read a clock and need a quiet machine, one at a time.
+test-timing: $(VENV)/.ready
+	$(BIN)/python -m pytest -m timing $(ARGS)
 
 check: lint types test
 
