@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from scanlab.bench.clock import MeasuringClock
 from scanlab.bench.context import Candidate
 from scanlab.bench.lengths import sweep_lengths
@@ -24,6 +26,7 @@ def run(tmp_path, seconds: float, lengths=(4, 8)):
     return trials, store.load().trials
 
 
+@pytest.mark.timing
 def test_every_length_is_verified_timed_and_recorded(tmp_path):
     trials, recorded = run(tmp_path, seconds=20.0)
     # Beside other work a point may have too few clean rounds to be drawn; it is recorded all the same.

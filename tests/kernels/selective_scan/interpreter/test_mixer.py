@@ -12,7 +12,7 @@ import scanlab
 from helpers.instruction_sets import TOLERANCES, assert_close, gradients, wide
 from scanlab.errors import ProblemError, UnavailableError
 from scanlab.models.vision_mamba import VisionMamba
-from scanlab.runtime import decisions, dispatch
+from scanlab.runtime import decisions
 from scanlab.runtime import implementations as serving
 from scanlab.runtime import ops as mixer
 from scanlab_kernels.causal_conv1d.triton import backward as conv_backward
@@ -78,14 +78,19 @@ def test_a_convolution(extra, reverse, dtype):
 
 @pytest.mark.parametrize(("width", "dim", "length"), [(1, 2, 3), (2, 65, 9), (4, 3, 1), (6, 33, 3)])
 def test_both_directions_of_any_width(width, dim, length):
-    def reference(x, weight, bias, weight_back, bias_back):
+    def reference(x, weight, bias, weight_reverse, bias_reverse):
         return (
             mixer.in_torch()(mixer.causal_conv1d)(x, weight, bias),
-            mixer.in_torch()(mixer.causal_conv1d)(x, weight_back, bias_back, reverse=True),
+            mixer.in_torch()(mixer.causal_conv1d)(x, weight_reverse, bias_reverse, reverse=True),
         )
 
     torch.manual_seed(0)
-    weights = {"weight": leaf(dim, width), "bias": leaf(dim), "weight_back": leaf(dim, width), "bias_back": leaf(dim)}
+    weights = {
+        "weight": leaf(dim, width),
+        "bias": leaf(dim),
+        "weight_reverse": leaf(dim, width),
+        "bias_reverse": leaf(dim),
+    }
     agrees(mixer.causal_conv1d_bidirectional, reference, {"x": leaf(1, dim, length), **weights})
 
 
@@ -303,7 +308,7 @@ def test_vision_mamba_is_the_same_on_the_kernels_of_the_gpu_and_of_the_cpu(monke
 def test_the_interpreter_serves_only_who_asks_for_it(monkeypatch):
     problem = scanlab.ScanProblem(batch=1, dim=2, length=3)
     assert decisions.refuses("triton", {}, problem) == "triton: here it serves only who asks for it by name"
-    monkeypatch.setattr(dispatch, "most_alike", lambda problem: iter(()))
+    monkeypatch.setattr(decisions, "most_similar", lambda problem: iter(()))
     assert "triton" not in [decision.backend for decision in decisions.decisions(problem, None)]
     assert triton.backend.unavailable() is None
     monkeypatch.delenv("SCANLAB_MIXER")
