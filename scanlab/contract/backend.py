@@ -93,6 +93,8 @@ WHOLE_CONTRACT = Capabilities(
     complex_A=True,
     initial_state=True,
 )
+# Backends made of torch ops run on a GPU too.
+WHOLE_CONTRACT_ANYWHERE = replace(WHOLE_CONTRACT, devices=("cpu", "cuda"))
 
 
 def always_available() -> str | None:

@@ -27,6 +27,7 @@ from scanlab.errors import RejectedError, UnavailableError
 from scanlab.runtime import implementations, products, usage
 from scanlab.runtime.decisions import Decision, decisions, nothing_serves
 from scanlab.runtime.profile import Profile, load_profile
+from scanlab.runtime.verification import disagreement, must_verify
 
 log = logging.getLogger("scanlab")
 
@@ -143,10 +144,19 @@ class Dispatcher:
             backend, config = self._named
             scan = backend.build(problem, config)
             full = backend.space.complete(config, problem, backend.name)
-            self._keep_decision(problem, Decision(backend.name, full, "named", f"{backend.name} was asked for by name"))
+            named = Decision(backend.name, full, "named", f"{backend.name} was asked for by name")
+            refusal = disagreement(problem, named) if must_verify(problem, named) else None
+            if refusal is not None:
+                raise RejectedError(f"{refusal}. Choose another backend, and please report this.")
+            self._keep_decision(problem, named)
             return scan
         failures = []
         for decision in decisions(problem, self._profile):
+            refusal = disagreement(problem, decision) if must_verify(problem, decision) else None
+            if refusal is not None:
+                log.error("scanlab: refused: %s.", refusal)
+                failures.append(refusal)
+                continue
             try:
                 scan = registry.get(decision.backend).build(problem, decision.config)
             except (UnavailableError, RejectedError) as error:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from scanlab import settings
 from scanlab.errors import ConfigError, UnavailableError
+from scanlab.runtime import verification
 from scanlab_kernels import pytorch
 from scanlab_kernels.cpu import extension as native
 from scanlab_kernels.gpu import version as triton_version
@@ -101,6 +102,11 @@ def _decide(device: str, double: bool) -> OpDecision:
         if own == "triton" and double:
             raise UnavailableError("the GPU kernels compute in float32; give them float32, bfloat16 or float16.")
         what = LOADERS[own]()
+        if device == "cuda":
+            refusal = verification.ops_disagreement(torch.ops.scanlab_mixer_triton, "triton", device)
+            if refusal is not None:
+                log.error("scanlab: refused: %s.", refusal)
+                raise UnavailableError(refusal)
     except UnavailableError as error:
         if asked == own or settings.strict():
             raise

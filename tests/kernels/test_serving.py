@@ -99,11 +99,21 @@ def test_triton_asked_for_and_not_to_be_had_is_an_error(monkeypatch, name, value
 def test_float64_on_a_gpu_is_left_to_pytorch_and_a_warning_says_why(monkeypatch, caplog) -> None:
     monkeypatch.delenv("SCANLAB_MIXER", raising=False)
     monkeypatch.setitem(serving.LOADERS, "triton", lambda: "Triton")
+    monkeypatch.setattr(serving.verification, "ops_disagreement", lambda *arguments: None)
     assert serving.implementation("cuda") == "triton"
     assert serving.implementation("cuda", double=True) == "torch"
     (record,) = caplog.records
     assert "in float64 run in PyTorch" in record.message
     assert serving.explain().splitlines()[0] == "the mixer's ops on cuda: Triton"
+
+
+def test_triton_ops_that_disagree_with_pytorch_are_refused_loudly(monkeypatch, caplog) -> None:
+    monkeypatch.delenv("SCANLAB_MIXER", raising=False)
+    monkeypatch.setitem(serving.LOADERS, "triton", lambda: "Triton")
+    monkeypatch.setattr(serving.verification, "ops_disagreement", lambda *arguments: "triton's add_norm disagrees")
+    assert serving.implementation("cuda") == "torch"
+    assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
+    assert "triton's add_norm disagrees" in serving.explain()
 
 
 @pytest.mark.usefixtures("native")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scanlab.contract.backend import WHOLE_CONTRACT, Backend, ScanFn
+from scanlab.contract.backend import WHOLE_CONTRACT_ANYWHERE, Backend, ScanFn
 from scanlab.contract.cpu import pinned, threads_tunable
 from scanlab.contract.problem import ScanProblem
 from scanlab.contract.space import Config, Space, Tunable
@@ -41,6 +41,6 @@ backend = Backend(
     space=Space(
         (Tunable("chunk", (8, 16, 32, 64, 128, 256), default=32, summary="time steps of a chunk"), threads_tunable())
     ),
-    capabilities=WHOLE_CONTRACT,
+    capabilities=WHOLE_CONTRACT_ANYWHERE,
     make=make,
 )

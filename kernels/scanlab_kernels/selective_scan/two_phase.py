@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from scanlab.contract.backend import WHOLE_CONTRACT, Backend, ScanFn
+from scanlab.contract.backend import WHOLE_CONTRACT_ANYWHERE, Backend, ScanFn
 from scanlab.contract.cpu import pinned, threads_tunable
 from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
 from scanlab.contract.space import Config, Space
@@ -43,6 +43,6 @@ backend = Backend(
     rank=1,
     sources=tuple(map(Path, (__file__, recurrence.__file__, once.__file__, pointwise.__file__, directions.__file__))),
     space=Space((threads_tunable(),)),
-    capabilities=WHOLE_CONTRACT,
+    capabilities=WHOLE_CONTRACT_ANYWHERE,
     make=make,
 )

@@ -1,0 +1,157 @@
+"""Verify an implementation on this machine before it serves, once, on a small instance: it takes milliseconds.
+
+Verified are the kernels of a GPU, which nobody may have run on such a GPU before, and configurations that were tuned
+for another size. What passed is remembered in the cache folder, for this machine, torch, and source of the backend.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scanlab.contract import registry
+from scanlab.contract.machine import this_machine
+from scanlab.contract.problem import ScanProblem, make_inputs
+from scanlab.contract.space import config_key
+from scanlab.contract.verify import reference_outputs, verify
+from scanlab.errors import RejectedError, UnavailableError
+from scanlab.runtime.decisions import Decision
+from scanlab_kernels import pytorch
+from scanlab_kernels.build import PACKAGE, cache_folder
+
+# A larger problem is verified with its sizes held to these.
+MAX_STATE_UPDATES = 2**18
+MAX_BATCH, MAX_DIM, MAX_LENGTH = 2, 32, 100
+# Largest error of an op of float32, as a share of the largest value.
+OP_TOLERANCE = 2e-5
+
+
+def must_verify(problem: ScanProblem, decision: Decision) -> bool:
+    """Return whether a decision has to be verified here before it serves.
+
+    An exact entry of the profile was verified when it was tuned, and the reference is what others are compared with.
+    """
+    if decision.basis == "exact" or decision.backend == "reference":
+        return False
+    return decision.basis == "nearest" or problem.device != "cpu"
+
+
+def disagreement(problem: ScanProblem, decision: Decision) -> str | None:
+    """Return why a decision's backend disagrees with the reference here, or None where it agrees or has agreed before.
+
+    A configuration that was tuned for another size is verified for each problem, others once for each family.
+    """
+    backend = registry.get(decision.backend)
+    asked = problem if decision.basis == "nearest" else problem.family
+    mark = _mark("scan", backend.name, backend.source_hash, config_key(decision.config), asked.key)
+    if mark.exists():
+        return None
+    small = small_instance(problem)
+    try:
+        scan = backend.build(small, decision.config)
+        verdict = verify(scan, reference_outputs(small, make_inputs(small)))
+    except (RejectedError, UnavailableError, RuntimeError) as error:
+        return f"{backend.name} failed on {small.key}: {error}"
+    if not verdict.passed:
+        what = f"{backend.name} {config_key(decision.config)}"
+        return f"{what} disagrees with the reference on {small.key}: {verdict.reason}"
+    _remember(mark)
+    return None
+
+
+def small_instance(problem: ScanProblem) -> ScanProblem:
+    """Return `problem`, or one like it of fewer steps, channels and sequences where it is large."""
+    if problem.state_updates <= MAX_STATE_UPDATES:
+        return problem
+    per_group = max(1, min(problem.dim, MAX_DIM) // problem.groups)
+    return problem.replace(
+        batch=min(problem.batch, MAX_BATCH),
+        dim=per_group * problem.groups,
+        length=min(problem.length, MAX_LENGTH),
+    )
+
+
+def ops_disagreement(ops: Any, name: str, device: str) -> str | None:
+    """Return why the ops around the scan disagree with PyTorch on a device, or None where they agree or have before.
+
+    Args:
+        ops: Namespace of the ops.
+        name: Of the implementation, such as "triton".
+        device: Such as "cuda".
+    """
+    mark = _mark("ops", name, _kernels_hash(), device)
+    if mark.exists():
+        return None
+    for op, arguments in _op_cases().items():
+        here = [each.to(device) if isinstance(each, Tensor) else each for each in arguments]
+        error = _op_error(getattr(ops, op), getattr(pytorch, op), here)
+        if not error <= OP_TOLERANCE:  # NaN is no agreement
+            return f"{name}'s {op} disagrees with PyTorch on {device} by {error:.1e} of the largest value"
+    _remember(mark)
+    return None
+
+
+def _op_cases() -> dict[str, tuple[Any, ...]]:
+    """Return small arguments of every op around the scan."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    batch, dim, length, state, rank, width = 2, 40, 21, 8, 3, 4
+    weights = normal(dim, width), normal(dim)
+    rates = normal(dim, state)
+    return {
+        "add_norm": (normal(batch, dim), normal(batch, dim), normal(dim), normal(dim), 1e-5, True, True),
+        "causal_conv1d": (normal(batch, dim, length), *weights, *weights, None, None, True),
+        "causal_conv1d_update": (normal(batch, dim), normal(batch, dim, width), *weights, None, None, True),
+        "selective_state_update": (
+            *(normal(batch, dim, state), normal(batch, dim), normal(batch, dim), rates),
+            *(normal(batch, state), normal(batch, state), normal(dim), normal(batch, dim), normal(dim)),
+            *(True, None, True),
+        ),
+        "mixer_step": (
+            *(normal(batch, 2 * dim), normal(batch, dim, width), normal(batch, dim, state), *weights),
+            *(normal(rank + 2 * state, dim) / dim, normal(dim, rank), normal(dim), rates, normal(dim)),
+        ),
+    }
+
+
+def _op_error(op: Callable[..., Any], reference: Callable[..., Any], arguments: list[Any]) -> float:
+    """Return the largest error of an op's outputs and updated tensors, as a share of the largest value of each."""
+    given = [each.clone() if isinstance(each, Tensor) else each for each in arguments]
+    exact = [each.double() if isinstance(each, Tensor) else each for each in arguments]
+    got, want = (_flat(each) for each in (op(*given), reference(*exact)))
+    pairs = zip([*got, *_flat(given)], [*want, *_flat(exact)], strict=True)
+    return max(float((one.double() - other).abs().max() / other.abs().max()) for one, other in pairs)
+
+
+def _flat(values: Any) -> list[Tensor]:
+    return [each for each in ([values] if isinstance(values, Tensor) else values) if isinstance(each, Tensor)]
+
+
+def _mark(*facts: str) -> Path:
+    """Return the empty file whose presence says that these facts were verified on this machine."""
+    here = (this_machine().silicon_id, str(torch.__version__), *facts)
+    return cache_folder() / "verified" / hashlib.sha256("\0".join(here).encode()).hexdigest()[:32]
+
+
+def _kernels_hash() -> str:
+    """Return a hash of the Python sources of all kernels."""
+    digest = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _remember(mark: Path) -> None:
+    try:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    except OSError:
+        return  # it is verified again in the next process
