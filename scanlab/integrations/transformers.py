@@ -30,6 +30,7 @@ from scanlab.contract.problem import ScanInputs
 from scanlab.errors import ProblemError, UnavailableError
 from scanlab.integrations.transformers_cache import Memory, memory_of
 from scanlab.models.mamba_weights import as_scanned, rates
+from scanlab.models.plain_layers import is_plain_layer
 from scanlab.runtime.dispatch import promoted, scan
 from scanlab.runtime.ops import (
     PrepackedWeight,
@@ -236,16 +237,7 @@ def _steps_fused(mixer: Any) -> bool:
     """Return True where one step is plain products with weights of the states' dtype: Mamba itself, no autocast."""
     if type(mixer).__name__ != MIXERS["mamba"] or torch.is_autocast_enabled("cpu"):
         return False
-    return all(map(_is_plain, (mixer.in_proj, mixer.x_proj, mixer.dt_proj, mixer.out_proj)))
-
-
-def _is_plain(layer: nn.Module) -> bool:
-    """Return True where `layer` is a Linear without hooks, so that multiplying with its weight is all that it does.
-
-    Quantisation and adapters replace the class; pruning, weight_norm and spectral_norm recompute the weight in a hook.
-    """
-    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
-    return type(layer) is nn.Linear and "forward" not in vars(layer) and not any(hooks)
+    return all(map(is_plain_layer, (mixer.in_proj, mixer.x_proj, mixer.dt_proj, mixer.out_proj)))
 
 
 def _masked(values: Tensor, mask: Tensor | None) -> Tensor:
@@ -271,7 +263,7 @@ def _packed(mixer: nn.Module, name: str, weight: Tensor, x: Tensor) -> Prepacked
 def _product(mixer: Any, name: str, x: Tensor, half: slice = slice(None)) -> Tensor:
     """The projection called `name`, or half of what it puts out, with its weight packed where that is possible."""
     projection = getattr(mixer, name)
-    if not _is_plain(projection):
+    if not is_plain_layer(projection):
         whole: Tensor = projection(x)
         return whole[..., half]
     bias = None if projection.bias is None else projection.bias[half]
@@ -283,7 +275,7 @@ def _halves(mixer: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
     if hasattr(mixer, "n_mamba_heads"):
         x, z = mixer.in_proj(hidden).unflatten(-1, (-1, 2)).unbind(-1)
         return x.contiguous(), z.contiguous()
-    if not _is_plain(mixer.in_proj):
+    if not is_plain_layer(mixer.in_proj):
         x, z = mixer.in_proj(hidden).chunk(2, dim=-1)
         return x, z
     # two products instead of one that is split: both come out dense
@@ -303,7 +295,7 @@ def _selection(mixer: Any, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | 
     selected = _product(mixer, "x_proj", u)
     low_rank, B, C = (norm(each) for norm, each in zip(_norms(mixer), selected.split(sizes, dim=-1), strict=True))
     projection = mixer.dt_proj
-    if _is_plain(projection):  # the bias goes into the scan, where it is added in float32
+    if is_plain_layer(projection):  # the bias goes into the scan, where it is added in float32
         return linear(low_rank, _packed(mixer, "dt_proj", projection.weight, low_rank)), B, C, projection.bias
     return projection(low_rank), B, C, None
 

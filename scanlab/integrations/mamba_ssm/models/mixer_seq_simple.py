@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scanlab.errors import UnavailableError
@@ -180,7 +179,7 @@ class MambaLMHeadModel(nn.Module, GenerationMixin):
         position_ids are taken for the signature's sake: a Mamba has none.
         """
         hidden = self.backbone(input_ids, inference_params=inference_params)
-        return CausalLMOutput(F.linear(hidden[:, -num_last_tokens:], self.lm_head.weight))
+        return CausalLMOutput(self.lm_head(hidden[:, -num_last_tokens:]))
 
     @classmethod
     def from_pretrained(

@@ -18,6 +18,7 @@ from scanlab.errors import ProblemError
 from scanlab.integrations.mamba_ssm.ops import selective_scan_interface as scan
 from scanlab.models.mamba_block import BIMAMBA_TYPES
 from scanlab.models.mamba_weights import Mixing, taps
+from scanlab.models.plain_layers import is_plain_layer
 from scanlab.runtime import dispatch
 from scanlab.runtime import ops as mixer
 
@@ -149,13 +150,33 @@ class Mamba(Mixing):
         return weights.mixed(y, halves=both_ways and self.bimamba_type == "v2" and self.if_divide_out)
 
     def step(self, hidden_states: Tensor, conv_state: Tensor, ssm_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One token (batch, 1, d_model) -> the same shape, and both states, which are brought up to date in place.
+        """Return the output for one token and both states, which are updated in place.
 
-        conv_state (batch, d_inner, d_conv), ssm_state (batch, d_inner, d_state).
+        Args:
+            hidden_states: (batch, 1, d_model).
+            conv_state: (batch, d_inner, d_conv), newest last.
+            ssm_state: (batch, d_inner, d_state).
+
+        Raises:
+            ProblemError: hidden_states has more than one token.
         """
         if hidden_states.shape[1] != 1:
             raise ProblemError(f"hidden_states has {hidden_states.shape[1]} tokens: a step takes one; step in a loop.")
         hidden = hidden_states[:, 0]
+        advance = self._fused_step if self._is_fused(hidden, conv_state) else self._composed_step
+        return advance(hidden, conv_state, ssm_state)[:, None], conv_state, ssm_state
+
+    def _is_fused(self, hidden: Tensor, conv_state: Tensor) -> bool:
+        """Return True where a step is the product with plain weights in one dtype, which the fused op computes."""
+        layers = (self.in_proj, self.conv1d, self.x_proj, self.dt_proj, self.out_proj)
+        return (
+            all(map(is_plain_layer, layers))
+            and not torch.is_autocast_enabled("cpu")
+            and hidden.dtype == conv_state.dtype == self.x_proj.weight.dtype
+        )
+
+    def _fused_step(self, hidden: Tensor, conv_state: Tensor, ssm_state: Tensor) -> Tensor:
+        """Return the output (batch, d_model) for hidden (batch, d_model) by the op that fuses a step."""
         if mixer.has_few_rows(hidden):
             into, out = mixer.PrepackedWeight(self.in_proj.weight), mixer.PrepackedWeight(self.out_proj.weight)
         else:
@@ -171,7 +192,27 @@ class Mamba(Mixing):
             self.A_log,
             self.D,
         )
-        return mixer.linear(y, out, self.out_proj.bias)[:, None], conv_state, ssm_state
+        return mixer.linear(y, out, self.out_proj.bias)
+
+    def _composed_step(self, hidden: Tensor, conv_state: Tensor, ssm_state: Tensor) -> Tensor:
+        """Return the same from one call of each layer, in the dtypes that the layers and autocast choose."""
+        x, z = self.in_proj(hidden).chunk(2, dim=-1)
+        x = x.to(conv_state.dtype)
+        if is_plain_layer(self.conv1d):
+            u = mixer.causal_conv1d_update(x, conv_state, *taps(self.conv1d), activation="silu")
+        else:
+            conv_state.copy_(torch.cat((conv_state[..., 1:], x[..., None]), dim=-1))
+            u = F.silu(self.conv1d(conv_state)[..., conv_state.shape[-1] - 1])
+        low_rank, B, C = self.x_proj(u.to(hidden.dtype)).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        if is_plain_layer(self.dt_proj):  # the bias is added in float32, before the softplus
+            delta, delta_bias = F.linear(low_rank, self.dt_proj.weight), self.dt_proj.bias
+        else:
+            delta, delta_bias = self.dt_proj(low_rank), None
+        y = mixer.selective_state_update(
+            ssm_state, u, delta, self.A_log, B, C, self.D, z, delta_bias, dt_softplus=True, log_A=True
+        )
+        projected: Tensor = self.out_proj(y.to(hidden.dtype))
+        return projected
 
     def allocate_inference_cache(
         self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None, **kwargs: Any

@@ -82,6 +82,28 @@ def test_stepping_gives_the_tokens_of_the_whole_sequence(model):
     assert model.generate(PROMPT, 12, return_dict_in_generate=True).scores is None
 
 
+def test_under_autocast_a_model_with_float32_weights_generates_and_trains(model):
+    """The steps give the scores of the whole sequence, and both those of float32 to bfloat16's rounding."""
+    ids = torch.cat((PROMPT, PROMPT), 1)
+    with torch.no_grad():
+        exact = model(ids).logits[:, -1]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        made = model.generate(PROMPT, 7, teacher_outputs=ids, return_dict_in_generate=True, output_scores=True)
+        loss = model(ids).logits.square().mean()
+    torch.testing.assert_close(made.scores[-1].float(), exact, rtol=0.05, atol=0.05 * float(exact.abs().max()))
+    loss.backward()
+    under_autocast = [parameter.grad for parameter in model.parameters()]
+    model.zero_grad()
+    model(ids).logits.square().mean().backward()
+    for (name, parameter), grad in zip(model.named_parameters(), under_autocast, strict=True):
+        assert (grad - parameter.grad).norm() < 0.05 * parameter.grad.norm(), name
+
+
+def test_a_hook_on_the_head_is_called(model):
+    model.lm_head.register_forward_hook(lambda module, arguments, out: 0 * out)
+    assert not model(PROMPT).logits.any()
+
+
 def test_a_model_is_written_and_read_again(model, tmp_path):
     model.save_pretrained(str(tmp_path / "saved"))
     again = MambaLMHeadModel.from_pretrained(str(tmp_path / "saved"))

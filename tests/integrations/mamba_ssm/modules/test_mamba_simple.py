@@ -148,6 +148,31 @@ def test_prefill_and_steps_give_what_the_whole_sequence_gives(prompt):
     assert (cache.seqlen_offset, cache.max_seqlen) == (0, 5)
 
 
+def in_steps(mamba: mamba_simple.Mamba, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    states = mamba.allocate_inference_cache(len(x), x.shape[1], dtype=dtype)
+    with torch.no_grad():
+        return torch.cat([mamba.step(token, *states)[0] for token in x.split(1, dim=1)], 1)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16], ids=str)
+def test_steps_under_autocast_give_what_the_whole_sequence_gives(dtype):
+    mamba = mamba_simple.Mamba(16)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        steps, whole = in_steps(mamba, tokens(), dtype), mamba(tokens())
+    assert steps.dtype == whole.dtype == torch.bfloat16
+    torch.testing.assert_close(steps, whole, rtol=0.05, atol=0.05 * float(whole.abs().max()))
+    torch.testing.assert_close(whole.float(), mamba(tokens()).detach(), rtol=0.05, atol=0.05 * float(whole.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["in_proj", "conv1d", "x_proj", "dt_proj", "out_proj"])
+def test_a_step_calls_a_layer_that_has_a_hook(name):
+    mamba, calls = mamba_simple.Mamba(16), []
+    expected = in_steps(mamba, tokens())
+    getattr(mamba, name).register_forward_hook(lambda *_: calls.append(name))
+    torch.testing.assert_close(in_steps(mamba, tokens()), expected)
+    assert len(calls) == 9
+
+
 def test_what_a_step_refuses():
     mamba = mamba_simple.Mamba(16)
     states = mamba.allocate_inference_cache(2, 9, dtype=torch.float32)
