@@ -42,12 +42,16 @@ namespace {
 #define SCANLAB_HAS_avx512bf16 __builtin_cpu_supports("avx512bf16")
 #endif
 
-// Returns whether this machine has the instructions that this unit was compiled for.
+// Returns whether this machine has the instructions that this unit was compiled for. Asks once: in a virtual machine
+// CPUID traps to the hypervisor, which takes longer than a small scan.
 [[maybe_unused]] bool is_supported() {
+    static const bool supported = [] {
 #if defined(__x86_64__)
-    __builtin_cpu_init();
+        __builtin_cpu_init();
 #endif
-    return SCANLAB_ISA_NEEDS;
+        return SCANLAB_ISA_NEEDS;
+    }();
+    return supported;
 }
 
 }  // namespace
