@@ -1,0 +1,1 @@
+"""Reports of recorded trials: selection, tables, figures, pages."""

@@ -15,6 +15,7 @@ from scanlab.contract.machine import Machine
 from scanlab.contract.problem import ScanProblem
 from scanlab.contract.space import Value
 from scanlab.errors import ResultsError
+from scanlab.report.formatting import percent
 from scanlab.report.select import Contest, slugs
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ DECISIONS = "decisions"
 
 @dataclass(frozen=True, kw_only=True)
 class TuningDecision:
-    """Configuration that a tuning chose, and how sure that is.
+    """Configuration that a tuning chose, and the evidence for it.
 
     Attributes:
         why: The sentence that `scanlab tune` printed.
@@ -36,6 +37,7 @@ class TuningDecision:
         noise_floor: Relative difference between two runs of one configuration, at 95 %; None where unknown.
         rounds: Rounds of the comparison that decided; 0 without one.
         disturbed_rounds: Those of them that other processes disturbed.
+        attainable_share: Time of a kernel that wastes nothing over the time of the chosen; None where unknown.
         deployed: Whether the configuration serves from then on.
         command: The command line, without what it was run from.
         version: Of scanlab.
@@ -58,6 +60,7 @@ class TuningDecision:
     command: str
     version: str
     budget: str
+    attainable_share: float | None = None
 
     @classmethod
     def of(
@@ -91,6 +94,7 @@ class TuningDecision:
             command=re.sub(r"//[^/@\s]+@", "//...@", command),
             version=machine.software.scanlab,
             budget=budget,
+            attainable_share=comparison.winner.attainable_share if comparison and comparison.winner else None,
         )
 
     @property
@@ -103,6 +107,17 @@ class TuningDecision:
         """Backend and configuration in one line; None where nothing was chosen."""
         return None if self.backend is None else label_of(self.backend, self.config)
 
+    @property
+    def doubts(self) -> str:
+        """Ties, noise floor and disturbed rounds in one line."""
+        tied = self.ties[0] if len(self.ties) == 1 else f"{len(self.ties)} others"
+        said = [f"tied with {tied}"] if self.ties else []
+        if self.noise_floor is not None:
+            said.append(f"two runs of one configuration differ by up to {percent(self.noise_floor)}")
+        if self.rounds:
+            said.append(f"{self.disturbed_rounds} of {self.rounds} rounds disturbed")
+        return "; ".join(said)
+
     def rows(self) -> dict[str, str]:
         """Return the evidence by its name, in words."""
         disturbed = f"{self.disturbed_rounds} of {self.rounds} rounds" if self.rounds else "?"
@@ -112,7 +127,8 @@ class TuningDecision:
             "evidence": self.evidence,
             "gain over the defaults": self.gain or "none shown",
             "tied with": ", ".join(self.ties) or "nothing",
-            "noise floor": "?" if self.noise_floor is None else f"{self.noise_floor:.1%}",
+            "share of the roofline": "?" if self.attainable_share is None else percent(self.attainable_share),
+            "noise floor": "?" if self.noise_floor is None else percent(self.noise_floor),
             "disturbed": disturbed,
             "command": self.command,
             "budget": self.budget,

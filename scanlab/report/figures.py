@@ -1,4 +1,4 @@
-"""The figures: each takes what to show and returns a matplotlib figure; `save` writes it as PNG and SVG."""
+"""Figures of results: speed, error and length; `save` writes a figure as PNG and SVG."""
 
 from __future__ import annotations
 
@@ -8,23 +8,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from scanlab.bench.records import Trial
 from scanlab.bench.samples import Measurement
-from scanlab.contract.space import Value
-from scanlab.report.formatting import TO, between, milliseconds, shortest, three_digits, times
+from scanlab.report.formatting import between, milliseconds, shortest, three_digits, times
 from scanlab.report.select import Contest, Placing, best, is_known, speedup_interval
-from scanlab.report.style import FAINT, HALO, INK, Look, applied, framed_bar, label_ends, log_ticks, look, over, sheet
+from scanlab.report.style import FAINT, HALO, INK, Look, applied, framed_bar, label_ends, log_ticks, look, sheet
 
 
 class Bar(NamedTuple):
-    """A row of a bar chart: a ratio with its interval, or the note why there is none."""
+    """Row of a bar chart: a ratio with its interval, or the note why there is none."""
 
     name: str
     detail: str
@@ -117,7 +113,7 @@ def _draw_bar(axes: Axes, row: int, bar: Bar, base: float) -> None:
 def length_lines(trials: Sequence[Trial], caption: str) -> Figure:
     """Draw the time of one call against the length of the sequence, the fastest configuration of each backend.
 
-    trials  a family (see `families`): they differ in the length of their problem
+    The trials are a family (see `families`): they differ in the length of their problem.
     """
     problem = trials[0].problem
     lines = {backend: _fastest_by_length(trials, backend) for backend in dict.fromkeys(t.backend for t in trials)}
@@ -183,170 +179,45 @@ def _proportional_guide(axes: Axes, lengths: Sequence[int], high_ms: float) -> N
 
 
 @applied()
-def landscapes(contest: Contest, trials: Sequence[Trial], caption: str, deployed: str | None = None) -> Figure | None:
-    """Draw the speed-up over the two tunables with most values, one heat map for each backend that has two.
+def accuracy(contest: Contest, trials: Sequence[Trial], caption: str) -> Figure | None:
+    """Draw the time of one call against the error, each configuration a dot and the best of each backend filled.
 
-    trials    those of the search on one contest; other tunables are at their best in each cell
-    deployed  label of the deployed configuration, whose cell is framed in the place of the best
+    Args:
+        contest: What was compared.
+        trials: Its trials.
+        caption: Where and when they were measured.
+
+    Returns:
+        The figure, or None where no configuration has both numbers.
     """
-    backends = dict.fromkeys(trial.backend for trial in trials)
-    panels = {backend: pair for backend in backends if (pair := _two_axes(trials, backend)) is not None}
-    if not panels:
+    shown: dict[str, list[tuple[float, float]]] = {}
+    for backend in dict.fromkeys(trial.backend for trial in trials):
+        own = [trial for trial in trials if trial.backend == backend and is_known(trial)]
+        own = [trial for trial in own if trial.verdict is not None and trial.verdict.worst > 0]
+        newest = {trial.label: trial for trial in own if trial.phase != "lengths"}
+        for trial in [*newest.values(), *([best(own)] if own else [])]:
+            if trial.measurement is not None and trial.verdict is not None:
+                shown.setdefault(backend, []).append((trial.verdict.worst, trial.measurement.median_ms))
+    if not shown:
         return None
-    columns = min(2, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    tallest = max(len(down[1]) for _, down in panels.values())
-    subtitle = f"{contest.title}. Speed-up over the reference; framed: the deployed configuration, else the best."
-    title = "Landscape of the tunables"
-    made = sheet(3.8 * max(columns, 2), rows * (0.95 + 0.34 * tallest), title, subtitle, caption, columns, rows)
-    for axes, (backend, (across, down)) in zip(made.axes, panels.items(), strict=False):
-        _draw_landscape(axes, backend, [trial for trial in trials if trial.backend == backend], across, down, deployed)
-    for axes in made.axes[len(panels) :]:
-        axes.set_axis_off()
-    return made.figure
-
-
-Tunable = tuple[str, tuple[Value, ...]]
-
-
-def _two_axes(trials: Sequence[Trial], backend: str) -> tuple[Tunable, Tunable] | None:
-    """Return the two tunables of `backend` with most values tried, or None where fewer than two vary."""
-    tried: dict[str, set[Value]] = {}
-    for trial in trials:
-        for name, value in trial.config.items() if trial.backend == backend else ():
-            tried.setdefault(name, set()).add(value)
-    varied = sorted(
-        ((name, values) for name, values in tried.items() if len(values) > 1), key=lambda item: -len(item[1])
-    )
-    if len(varied) < 2:
-        return None
-    across, down = ((name, tuple(sorted(values, key=_in_order))) for name, values in varied[:2])
-    return across, down
-
-
-def _in_order(value: Value) -> tuple[bool, float, str]:
-    number = isinstance(value, int | float)
-    return not number, float(value) if number else 0.0, str(value)
-
-
-def _draw_landscape(
-    axes: Axes, backend: str, trials: Sequence[Trial], across: Tunable, down: Tunable, deployed: str | None
-) -> None:
-    cells = np.full((len(down[1]), len(across[1])), math.nan)
-    words: dict[tuple[int, int], str] = {}
-    for row, column in np.ndindex(cells.shape):
-        wanted = {across[0]: across[1][column], down[0]: down[1][row]}
-        here = [trial for trial in trials if all(trial.config.get(name) == value for name, value in wanted.items())]
-        if not here:
-            words[row, column] = TO
-            continue
-        measured = best(here).measurement
-        if measured is None:
-            words[row, column] = here[-1].state
-            continue
-        if not is_known(best(here)):
-            words[row, column] = "?"
-            continue
-        cells[row, column] = measured.speedup
-        words[row, column] = three_digits(measured.speedup)
-    image = axes.imshow(np.log(cells), cmap="cividis", aspect="auto")
-    for (row, column), word in words.items():
-        known = not math.isnan(cells[row, column])
-        colour = over(to_hex(tuple(image.to_rgba(np.log(cells[row, column]))))) if known else FAINT
-        axes.text(column, row, word, ha="center", va="center", size=8.0 if known else 7.0, color=colour)
-    if not np.isnan(cells).all():
-        row, column = np.unravel_index(np.nanargmax(cells), cells.shape)
-        for config in [trial.config for trial in trials if trial.label == deployed]:
-            row, column = down[1].index(config[down[0]]), across[1].index(config[across[0]])
-        axes.add_patch(
-            Rectangle(
-                (column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=INK, linewidth=2.4, zorder=5, clip_on=False
-            )
-        )
-    others = sorted({name for trial in trials for name in trial.config} - {across[0], down[0]})
-    rest = f", best over {', '.join(others)}" if others else ""
-    axes.set_title(f"{backend}{rest}", loc="left", size=9.0, weight="bold")
-    axes.set_xticks(range(len(across[1])), [str(value) for value in across[1]])
-    axes.set_yticks(range(len(down[1])), [str(value) for value in down[1]])
-    axes.set(xlabel=across[0], ylabel=down[0])
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-
-
-@applied()
-def history(contest: Contest, trials: Sequence[Trial], caption: str) -> Figure | None:
-    """Draw the best speed-up found so far by each backend, against the time that the search had spent.
-
-    trials  those of the search on one contest, oldest first
-    """
-    spent = np.cumsum([trial.duration_s for trial in trials])
-    found: dict[str, list[tuple[float, float]]] = {}
-    unknown: dict[str, list[tuple[float, float]]] = {}
-    for second, trial in zip(spent, trials, strict=True):
-        if trial.measurement is not None:
-            marks = found if is_known(trial) else unknown
-            marks.setdefault(trial.backend, []).append((float(second), trial.measurement.speedup))
-    if not found:
-        return None
-    subtitle = f"{contest.title}. Marks: trials, hollow where disturbed; steps: the best so far."
-    made = sheet(7.6, 4.2, "How the search went", subtitle, caption)
+    title, subtitle = "Speed against error", f"{contest.title}. Filled: the best configuration of each backend."
+    made = sheet(7.6, 4.2, title, subtitle, caption)
     (axes,) = made.axes
-    axes.set(yscale="log", xlabel="time spent on trials (s)", ylabel="speed-up over the reference (times)")
-    ends = {}
-    end_s = 1.02 * float(spent[-1])
-    for backend, points in found.items():
+    axes.set(xscale="log", yscale="log", ylabel="time of one call")
+    axes.set_xlabel("largest error against float64 (share of the tensor's largest value)")
+    for backend, points in shown.items():
         colour, marker, _ = look(backend)
-        seconds, speedups = (np.array(values) for values in zip(*points, strict=True))
-        so_far = np.maximum.accumulate(speedups)
-        ends[backend] = float(so_far[-1])
-        axes.plot(
-            seconds, speedups, marker, color=colour, markersize=5.0, markeredgecolor=INK, markeredgewidth=0.5, alpha=0.8
-        )
-        axes.step([*seconds, end_s], [*so_far, so_far[-1]], where="post", color=colour, zorder=3)
-    limits = axes.get_ylim()
-    for backend, points in unknown.items():
-        style = look(backend)
-        axes.plot(*zip(*points, strict=True), style.marker, markersize=5.0, mfc="none", mec=style.colour)
-    axes.set_xlim(0.0, end_s)
-    axes.set_ylim(limits)  # a disturbed trial may be far off, and would press the others together
-    log_ticks(axes, "y", times)
-    axes.grid(axis="y")
-    words = {backend: f"{backend}  {times(end)}" for backend, end in ends.items()}
+        axes.plot(*zip(*points, strict=True), marker, markersize=4.5, mfc="none", mec=colour, alpha=0.6)
+        axes.plot(*points[-1], marker, markersize=9, color=colour, markeredgecolor=INK, markeredgewidth=0.7, zorder=3)
+    errors, heights = zip(*(point for points in shown.values() for point in points), strict=True)
+    axes.set_xlim(min(errors) / 1.6, max(errors) * 1.6)
+    axes.set_ylim(min(heights) / 1.5, max(heights) * 1.5)
+    log_ticks(axes, "x", lambda value, _: f"{value:.0e}")
+    log_ticks(axes, "y", milliseconds)
+    axes.grid()
+    ends = {backend: points[-1][1] for backend, points in shown.items()}
+    words = {backend: f"{backend}  {milliseconds(end)}" for backend, end in ends.items()}
     label_ends(axes, ends, words, {backend: look(backend).colour for backend in ends})
-    return made.figure
-
-
-@applied()
-def importance_bars(importances: Mapping[str, Mapping[str, float]], caption: str) -> Figure | None:
-    """Draw how much of the spread of a backend's times each tunable explains, as shares of 1.
-
-    importances  by backend, by tunable
-    """
-    rows = [
-        (backend, name, share)
-        for backend, shares in importances.items()
-        for name, share in sorted(shares.items(), key=lambda item: -item[1])
-    ]
-    if not rows:
-        return None
-    subtitle = "Share of the variation between a backend's trials that each of its tunables explains."
-    made = sheet(7.6, 0.5 + 0.27 * len(rows) + 0.12 * len(importances), "What matters", subtitle, caption)
-    (axes,) = made.axes
-    places, place, previous = [], 0.0, rows[0][0]
-    for backend, _, share in rows:
-        place += 0.45 if backend != previous else 0.0
-        framed_bar(axes, place, share, 0.7, look(backend))
-        axes.text(share + 0.01, place, f"{share:.0%}", va="center", size=8.5)
-        places.append(place)
-        place, previous = place + 1.0, backend
-    axes.set_yticks(places, [f"{backend}: {name}" for backend, name, _ in rows])
-    axes.set_ylim(places[-1] + 0.6, -0.6)
-    axes.set_xlim(0.0, 1.0)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-    axes.grid(axis="x")
-    axes.set_xlabel("importance (share of the variation)")
     return made.figure
 
 

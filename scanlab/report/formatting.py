@@ -1,4 +1,4 @@
-"""Numbers as people read them: three digits and a unit; empty where there is no number."""
+"""Format numbers for people: three digits and a unit, or nothing where there is no number."""
 
 from __future__ import annotations
 
@@ -37,6 +37,11 @@ def milliseconds(value_ms: float, digits: Callable[[float], str] = three_digits)
 def times(ratio: float, digits: Callable[[float], str] = three_digits) -> str:
     """Return a ratio: "12.3×"."""
     return "" if math.isnan(ratio) else f"{digits(ratio)}{TIMES}"
+
+
+def percent(share: float) -> str:
+    """Return a share with two significant digits at least: "55 %", "3.4 %"."""
+    return f"{share:.1%}".replace("%", " %") if abs(share) < 0.1 else f"{share:.0%}".replace("%", " %")
 
 
 def per_second(rate: float) -> str:

@@ -1,4 +1,4 @@
-"""Results in the T4 format, which the tools around Kernel Tuner and other auto-tuners read.
+"""Write results in the T4 format, which Kernel Tuner and other auto-tuners read.
 
 Source of the format: KernelTuner/kernel_tuner@96a6abc, kernel_tuner/schema/T4/1.0.0.
 """
@@ -35,8 +35,13 @@ OBJECTIVE = "time"
 def write_t4(trials: Iterable[Trial], machine: Machine, folder: Path) -> list[Path]:
     """Write the trials of `machine` that count to `folder`, a T4 results file for each contest, and the metadata.
 
-    A configuration holds the backend beside its tunables, which makes one search space of all backends. Returns
-    what was written; raises ResultsError where it cannot be written.
+    A configuration holds the backend beside its tunables, which makes one search space of all backends.
+
+    Returns:
+        The paths of what was written.
+
+    Raises:
+        ResultsError: If it cannot be written.
     """
     found = contests(trial for trial in select(trials, machine).trials if trial.phase != "lengths")
     names = slugs(found)

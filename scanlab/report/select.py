@@ -1,4 +1,4 @@
-"""Which trials count: of one machine, of the newest sources, and of each backend the one its numbers come from."""
+"""Select the trials that count: one machine, the newest sources, and for each backend the trial of its numbers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ AUTHORITY = ("holdout", "race", "search")
 
 
 class Contest(NamedTuple):
-    """A problem and where its inputs came from: what backends are compared on."""
+    """Problem and origin of its inputs, on which backends are compared."""
 
     problem: ScanProblem
     inputs_label: str
@@ -35,12 +35,13 @@ class Contest(NamedTuple):
 
 @dataclass(frozen=True)
 class Placing:
-    """How one backend stands on one contest.
+    """Place of one backend in a contest.
 
-    trial   what its numbers, or the reason why it has none, come from
-    tried   configurations tried
-    failed  configurations that were wrong, rejected or crashed
-    deployed  whether `trial` is of the configuration that is deployed
+    Attributes:
+        trial: The one that its numbers come from, or the reason why it has none.
+        tried: Number of configurations that were tried.
+        failed: Number of those that were wrong, rejected or crashed.
+        deployed: Whether `trial` is of the configuration that is deployed.
     """
 
     trial: Trial
@@ -155,6 +156,7 @@ def placings(trials: Sequence[Trial], deployed: str | None = None) -> list[Placi
     """Return every backend among the trials of one contest: the fastest first, then those without numbers by name.
 
     Args:
+        trials: Those of one contest.
         deployed: Label of the deployed configuration, which its backend is shown with.
     """
     found = []

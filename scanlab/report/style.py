@@ -1,4 +1,4 @@
-"""How every figure looks: one colour, marker and hatch for each backend, and one sheet of paper.
+"""Look of every figure: a colour, marker and hatch for each backend, and one kind of sheet.
 
 Hues are those of Okabe and Ito (2008, Color Universal Design), which people with any colour vision tell
 apart; their lightness is moved apart so that they stay in order when printed in grey.
@@ -29,6 +29,8 @@ FAINT = "#6A737D"
 RULE = "#D0D7DE"
 LABEL_INCHES = 0.17
 MAX_TICKS = 8
+# Text on the colour of a bar or a cell; unlike INK and white, the same in the dark scheme of a page.
+ON_LIGHT, ON_DARK = "#1F2329", "#FEFEFE"
 
 RC = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture on every machine
@@ -59,7 +61,7 @@ applied = functools.partial(style.context, ["default", RC])
 
 
 class Look(NamedTuple):
-    """What a backend looks like in every figure."""
+    """Colour, marker and hatch of a backend in every figure."""
 
     colour: str
     marker: str
@@ -108,7 +110,7 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A figure with a title above and what was measured where below; sizes in inches, margins outside them."""
+    """Figure with a title above, and a caption below that names the machine."""
 
     figure: Figure
     axes: tuple[Axes, ...]
@@ -119,7 +121,7 @@ def sheet(
 ) -> Sheet:
     """Return a sheet with `rows` x `columns` axes, to be made inside `applied()`.
 
-    width, height  inches of the drawing; title and caption add to the height what they need
+    Width and height are inches of the drawing; title and caption add to the height what they need.
     """
     above = textwrap.wrap(subtitle, int(width * 15))
     below = textwrap.wrap(caption, int(width * 18))
@@ -140,7 +142,7 @@ def sheet(
 
 
 def apart(positions: Sequence[float], gap: float) -> list[float]:
-    """Return `positions`, moved as little as needed for neighbours to be `gap` apart; their order stays.
+    """Return `positions`, moved as little as needed for neighbours to be `gap` apart, in the same order.
 
     Labels that would touch form a cluster around their mean; clusters that would touch are merged.
     """
@@ -211,6 +213,6 @@ def framed_bar(axes: Axes, place: float, value: float, thickness: float, shape: 
 
 
 def over(colour: str) -> str:
-    """Return ink or white, whichever shows on `colour`."""
+    """Return a dark or a light colour, whichever shows on `colour`."""
     red, green, blue = to_rgb(colour)
-    return INK if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.42 else "white"
+    return ON_LIGHT if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.42 else ON_DARK

@@ -1,4 +1,4 @@
-"""Trials as tables: pandas frames with plain numbers, and these as text with units, as Markdown and as CSV."""
+"""Tables of trials: pandas frames of plain numbers, and the same as text with units, Markdown and CSV."""
 
 from __future__ import annotations
 
@@ -23,12 +23,15 @@ NUMBERS = (
 def speedup_table(trials: Iterable[Trial], deployed: Mapping[Contest, str] | None = None) -> pd.DataFrame:
     """Return a row for each contest and backend, the fastest first; those without numbers come last, with the reason.
 
-    trials    those that count, see `select`
-    deployed  label of the deployed configuration of each contest that has one
-    Columns: problem, inputs, backend, config, deployed, numbers_from (phase), reference, NUMBERS, state, reason,
-    tried and failed (configurations), source_hash. `speedup_low` and `_high` are the 95 % interval of the paired
-    ratio to the reference, empty where there are too few blocks for one; `error` is the largest of any tensor against
-    float64, a share of that tensor's largest value.
+    Args:
+        trials: Those that count, see `select`.
+        deployed: Label of the deployed configuration of each contest that has one.
+
+    Returns:
+        Columns problem, inputs, backend, config, deployed, numbers_from (phase), reference, NUMBERS, state, reason,
+        tried and failed (configurations), source_hash. `speedup_low` and `_high` are the 95 % interval of the paired
+        ratio to the reference, empty where there are too few blocks for one; `error` is the largest of any tensor
+        against float64, as a share of that tensor's largest value.
     """
     rows = []
     for contest, members in contests(trials).items():
@@ -42,10 +45,11 @@ def speedup_table(trials: Iterable[Trial], deployed: Mapping[Contest, str] | Non
 
 
 def error_table(trials: Iterable[Trial]) -> pd.DataFrame:
-    """Return the largest error of each tensor over all configurations of a backend that were held against float64.
+    """Return the largest error of each tensor over all verified configurations of a backend.
 
-    Columns: problem, inputs, backend, config (with the largest error), tensor, configurations (held against
-    float64), worst_error (a share of the tensor's largest value), tolerance, passed.
+    Returns:
+        Columns problem, inputs, backend, config (with the largest error), tensor, configurations (their number),
+        worst_error (as a share of the tensor's largest value), tolerance, passed.
     """
     verified: dict[tuple[Contest, str, str], list[Trial]] = {}
     for trial in trials:

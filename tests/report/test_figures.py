@@ -12,8 +12,8 @@ from PIL import Image
 
 from helpers.records import block, measurement, trial
 from scanlab.contract.problem import ScanProblem
-from scanlab.report import figures
-from scanlab.report.formatting import TIMES
+from scanlab.report import figures, search_figures
+from scanlab.report.formatting import TIMES, TO
 from scanlab.report.select import contest_of, placings
 from scanlab.report.style import LOOKS, apart, look, over
 
@@ -42,9 +42,10 @@ LENGTHS = [
 DRAWN = {
     "speedup": lambda: figures.speedup_bars(CONTEST, placings(SEARCH), CAPTION),
     "lengths": lambda: figures.length_lines(LENGTHS, CAPTION),
-    "landscape": lambda: figures.landscapes(CONTEST, SEARCH, CAPTION),
-    "history": lambda: figures.history(CONTEST, SEARCH, CAPTION),
-    "importance": lambda: figures.importance_bars({"chunked": {"chunk": 0.25, "threads": 0.75}}, CAPTION),
+    "accuracy": lambda: figures.accuracy(CONTEST, SEARCH, CAPTION),
+    "landscape": lambda: search_figures.landscapes(CONTEST, SEARCH, CAPTION),
+    "history": lambda: search_figures.history(CONTEST, SEARCH, CAPTION),
+    "importance": lambda: search_figures.importance_bars({"chunked": {"chunk": 0.25, "threads": 0.75}}, CAPTION),
 }
 
 
@@ -99,7 +100,15 @@ def test_the_landscape_has_a_cell_for_each_pair_and_says_why_one_is_empty():
     # chunk 8, 16, 32 across; threads 1, 2 down.
     assert [cells[column, 0] for column in range(3)] == ["2.00", "5.00", "crashed"]
     assert cells[0, 1] == "4.00"
-    assert cells[1, 1] == cells[2, 1] == figures.TO
+    assert cells[1, 1] == cells[2, 1] == TO
+
+
+def test_the_accuracy_has_every_configuration_and_names_the_best():
+    figure = DRAWN["accuracy"]()
+    (axes,) = figure.axes
+    dots = [line for line in axes.lines if line.get_markerfacecolor() == "none"]
+    assert [len(line.get_xdata()) for line in dots] == [4, 2]  # the best of each backend is drawn twice
+    assert {"chunked  1.60 ms", "native  200 µs"} <= set(texts(figure))
 
 
 def test_the_history_never_falls():
@@ -112,9 +121,10 @@ def test_the_history_never_falls():
 
 def test_figures_with_nothing_to_show_are_none():
     nothing = [trial(state="crashed", reason="boom", measurement=None, verdict=None)]
-    assert figures.landscapes(CONTEST, nothing, CAPTION) is None
-    assert figures.history(CONTEST, nothing, CAPTION) is None
-    assert figures.importance_bars({}, CAPTION) is None
+    assert figures.accuracy(CONTEST, nothing, CAPTION) is None
+    assert search_figures.landscapes(CONTEST, nothing, CAPTION) is None
+    assert search_figures.history(CONTEST, nothing, CAPTION) is None
+    assert search_figures.importance_bars({}, CAPTION) is None
 
 
 def luminance(colour):
@@ -161,7 +171,7 @@ def test_disturbed_trials_are_hollow_and_without_digits():
     bars = texts(figures.speedup_bars(CONTEST, placings(trials), CAPTION))
     assert "? disturbed: 8 of 9 blocks" in bars
     assert not any("330" in text for text in bars)
-    (axes,) = figures.history(CONTEST, trials, CAPTION).axes
+    (axes,) = search_figures.history(CONTEST, trials, CAPTION).axes
     assert [line.get_ydata() for line in axes.lines if line.get_markerfacecolor() == "none"] == [
         pytest.approx([330.0], rel=1e-3)
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import re
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from helpers.records import block, measurement, trial
 from scanlab.contract.machine import this_machine
 from scanlab.contract.problem import ScanProblem
 from scanlab.errors import ResultsError
-from scanlab.report.document import write_report
+from scanlab.report.write import write_report
 
 MS = 1_000_000
 PROBLEM = ScanProblem(batch=1, dim=4, length=8, state=2)
@@ -80,7 +79,7 @@ def test_the_markdown_names_the_fastest_and_shows_pictures_that_are_there(writte
     assert this_machine().describe() in text
     assert "measured from 1970-01-01 to 1970-01-02" in text
     linked = re.findall(r"\]\(([^)]+)\)", text)
-    assert len(linked) == 8
+    assert len(linked) == 9
     assert all((folder / target).is_file() for target in linked)
 
 
@@ -89,15 +88,30 @@ def test_the_page_stands_alone(written):
     text = (folder / "index.html").read_text()
     page = Page(text)
     assert page.open == []
-    assert len(page.sources) == 5
-    for source in page.sources:
-        kind, _, content = source.partition(";base64,")
-        assert kind == "data:image/svg+xml"
-        assert ElementTree.fromstring(base64.b64decode(content)).tag.endswith("svg")
-    assert [link.partition(";")[0] for link in page.links] == ["data:text/csv"] * 3
-    assert not {"script", "link", "iframe"} & set(page.tags)
+    assert not page.sources
+    pictures = re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL)
+    assert len(pictures) == 5  # the bars of the speed-up are part of the page itself
+    assert all(ElementTree.fromstring(picture).tag.endswith("svg") for picture in pictures)
+    assert [link.partition(";")[0] for link in page.links if not link.startswith("#")] == ["data:text/csv"] * 3
+    assert not {"script", "link", "iframe", "img"} & set(page.tags)
+    assert set(re.findall(r"url\((.)", text)) <= {"#"}
+
+
+def test_the_pictures_follow_the_page_into_its_dark_scheme(written):
+    folder, _ = written
+    text = (folder / "index.html").read_text()
     assert "prefers-color-scheme: dark" in text
-    assert "url(" not in text
+    pictures = "".join(re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL))
+    assert "fill: var(--paper)" in pictures
+    assert not re.search("#1f2328|#ffffff", pictures, flags=re.IGNORECASE)
+
+
+def test_the_page_opens_with_the_winner_and_by_how_much(written):
+    folder, _ = written
+    text = (folder / "index.html").read_text()
+    assert text.index("native is 31.4× as fast as the reference loop") < text.index("<svg")
+    assert "1 of 3 backends" in text
+    assert "&lt;b&gt;: rejected, &lt;i&gt;no" in text
 
 
 def test_names_and_reasons_are_escaped_in_the_page(written):
@@ -139,7 +153,7 @@ def test_where_every_backend_failed_the_report_says_so(tmp_path):
 
 def test_the_report_does_not_load_optuna_or_pyplot():
     program = (
-        "import sys; import scanlab.report.document; print([name for name in sys.modules"
+        "import sys; import scanlab.report.write; print([name for name in sys.modules"
         " if name == 'optuna' or name == 'matplotlib.pyplot'])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
