@@ -48,8 +48,8 @@ def read(folder: Path) -> tuple[Trial, ...]:
 def write(trials: Sequence[Trial], folder: Path, results: Path) -> list[Path]:
     """Write the report of `trials` and of the decisions in `results` to `folder`, and beside it the T4 format."""
     from scanlab.report.decision import load_decisions
-    from scanlab.report.write import write_report
     from scanlab.report.kernel_tuner_t4 import write_t4
+    from scanlab.report.write import write_report
     from scanlab.tuning.importance import importances
 
     here = this_machine()

@@ -69,7 +69,9 @@ def test_the_report_opens_with_the_decision_and_marks_what_is_deployed(tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert DECISION.why in text
     assert "Fastest:" not in text
-    assert all(value in text for value in ("4 of 21 rounds", "1.2 %", "61 %", "scanlab tune --budget 3m", "7 % (4 to 9)"))
+    assert all(
+        value in text for value in ("4 of 21 rounds", "1.2 %", "61 %", "scanlab tune --budget 3m", "7 % (4 to 9)")
+    )
     (row,) = [line for line in text.splitlines() if "chunked (deployed)" in line]
     assert "chunk=32" in row
 

@@ -14,6 +14,7 @@ from helpers.records import block, measurement, trial
 from scanlab.contract.machine import this_machine
 from scanlab.contract.problem import ScanProblem
 from scanlab.errors import ResultsError
+from scanlab.report.formatting import TIMES
 from scanlab.report.write import write_report
 
 MS = 1_000_000
@@ -109,7 +110,7 @@ def test_the_pictures_follow_the_page_into_its_dark_scheme(written):
 def test_the_page_opens_with_the_winner_and_by_how_much(written):
     folder, _ = written
     text = (folder / "index.html").read_text()
-    assert text.index("native is 31.4× as fast as the reference loop") < text.index("<svg")
+    assert text.index(f"native is 31.4{TIMES} as fast as the reference loop") < text.index("<svg")
     assert "1 of 3 backends" in text
     assert "&lt;b&gt;: rejected, &lt;i&gt;no" in text
 
