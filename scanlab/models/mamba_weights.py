@@ -38,8 +38,8 @@ PLAIN = (nn.Linear.forward, nn.Conv1d.forward)
 
 # What holds the weights of a mixer, by bimamba_type: its layers, and parameters of its own.
 SHARED = ("in_proj", "out_proj")
-AHEAD, BACK = ("conv1d", "x_proj", "dt_proj"), ("conv1d_b", "x_proj_b", "dt_proj_b")
-LAYERS = {"none": (*SHARED, *AHEAD), "v1": (*SHARED, *AHEAD), "v2": (*SHARED, *AHEAD, *BACK)}
+FORWARD, REVERSE = ("conv1d", "x_proj", "dt_proj"), ("conv1d_b", "x_proj_b", "dt_proj_b")
+LAYERS = {"none": (*SHARED, *FORWARD), "v1": (*SHARED, *FORWARD), "v2": (*SHARED, *FORWARD, *REVERSE)}
 OWN = {
     "none": ("A_log", "D", "gamma"),
     "v1": ("A_log", "D", "A_b_log", "gamma"),
@@ -71,17 +71,17 @@ class Plan(NamedTuple):
 class Weights(NamedTuple):
     """The weights of a mixer as it computes with them.
 
-    into   the projection in, and as its parts that give what is convolved and the gate
-    back   the weights of the direction back (bimamba_type v2)
-    out    the projection out, and the same halved
+    into     the input projection; `parts` holds it split into the convolved half and the gate
+    reverse  weights of the reverse direction (bimamba_type v2)
+    out      the output projection; `out_halved` is half of it
     """
 
     into: PrepackedWeight
     parts: Projections
-    ahead: DirectionWeights
-    back: DirectionWeights | None
-    scan_ahead: ScanWeights
-    scan_back: ScanWeights | None
+    forward: DirectionWeights
+    reverse: DirectionWeights | None
+    scan_forward: ScanWeights
+    scan_reverse: ScanWeights | None
     out: PrepackedWeight
     out_halved: PrepackedWeight
     out_bias: Tensor | None
@@ -91,32 +91,23 @@ class Weights(NamedTuple):
     @property
     def directions(self) -> tuple[DirectionWeights, ...]:
         """Weights of the front of each direction that has its own."""
-        return (self.ahead,) if self.back is None else (self.ahead, self.back)
+        return (self.forward,) if self.reverse is None else (self.forward, self.reverse)
 
     def front(self, hidden: Tensor, bidirectional: bool) -> tuple[ScanInputs, ...]:
         """Return the inputs of the scan of hidden (batch, length, dim) in each direction, in order of time."""
-        z, arguments = mamba_front(hidden, self.parts, self.ahead, self.back if bidirectional else None)
+        z, arguments = mamba_front(hidden, self.parts, self.forward, self.reverse if bidirectional else None)
         return self.scan_inputs(z, arguments, bidirectional)
-
-    def scanned_ahead(self, hidden: Tensor) -> ScanInputs:
-        """Return the inputs of the scan forward in time."""
-        return self.front(hidden, bidirectional=False)[0]
-
-    def scanned_both_ways(self, hidden: Tensor) -> tuple[ScanInputs, ScanInputs]:
-        """Return the inputs of the scans forward in time and in reverse."""
-        forward, reverse = self.front(hidden, bidirectional=True)
-        return forward, reverse
 
     def scan_inputs(
         self, z: Tensor, arguments: tuple[ScanArguments, ...], bidirectional: bool
     ) -> tuple[ScanInputs, ...]:
         """Return the inputs of the scan from what the front computed."""
         gate = z.mT
-        forward = self.scan_ahead.inputs(arguments[0], gate)
+        forward = self.scan_forward.inputs(arguments[0], gate)
         if not bidirectional:
             return (forward,)
-        assert self.scan_back is not None
-        return forward, self.scan_back.inputs(arguments[-1], gate)
+        assert self.scan_reverse is not None
+        return forward, self.scan_reverse.inputs(arguments[-1], gate)
 
     def project(self, product: Linear, y: Tensor, halves: bool) -> Tensor:
         """Return the output (batch, length, dim) of a scan's (batch, inner, length), or of half of it."""
@@ -194,7 +185,7 @@ class Mixing(nn.Module):
             y = scan(*inputs, direction=direction).out
             serve = serving(scan)
             if kind is not None and serve is not None:
-                directions = weights.directions if bidirectional else (weights.ahead,)
+                directions = weights.directions if bidirectional else (weights.forward,)
                 bound = serve.bind(inputs, True, direction)
                 plan = Plan(plan_front(hidden, weights.parts, directions), bound.scan, plan_linear(y.mT, weights.out))
                 keep_plan(weights.plans, kind, plan)
@@ -207,18 +198,18 @@ class Mixing(nn.Module):
         inner, bias = len(self.A_log), self.in_proj.bias
         x, z = self.in_proj.weight.split(inner)
         x_bias, z_bias = (None, None) if bias is None else bias.split(inner)
-        back, scan_back = None, None
+        reverse, scan_reverse = None, None
         if self.bimamba_type == "v2":
-            back, scan_back = self._direction("_b"), self._scan_weights("_b")
+            reverse, scan_reverse = self._direction("_b"), self._scan_weights("_b")
         elif self.bimamba_type == "v1":
-            scan_back = self._scan_weights("", "A_b_log")
+            scan_reverse = self._scan_weights("", "A_b_log")
         return Weights(
             into=PrepackedWeight(self.in_proj.weight),
             parts=Projections(PrepackedWeight(x), PrepackedWeight(z), x_bias, z_bias),
-            ahead=self._direction(""),
-            back=back,
-            scan_ahead=self._scan_weights(""),
-            scan_back=scan_back,
+            forward=self._direction(""),
+            reverse=reverse,
+            scan_forward=self._scan_weights(""),
+            scan_reverse=scan_reverse,
             out=PrepackedWeight(self.out_proj.weight),
             out_halved=PrepackedWeight(0.5 * self.out_proj.weight),
             out_bias=self.out_proj.bias,

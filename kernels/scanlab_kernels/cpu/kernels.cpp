@@ -68,10 +68,10 @@ void state_update(const StateUpdate& update, int64_t begin, int64_t end, void* w
                        : isa::update_states<float>(update, begin, end, workspace);
 }
 
-int64_t thin_linear_tasks(const Gemv& linear) {
+int64_t gemv_tasks(const Gemv& linear) {
     return (linear.features + isa::gemv_features - 1) / isa::gemv_features;
 }
-void thin_linear(const Gemv& linear, int64_t begin, int64_t end) { return isa::multiply_gemv(linear, begin, end); }
+void gemv(const Gemv& linear, int64_t begin, int64_t end) { return isa::multiply_gemv(linear, begin, end); }
 }  // namespace
 
 extern const Products products_avx512_bfloat16;
@@ -92,8 +92,8 @@ const Kernels SCANLAB_TABLE(SCANLAB_ISA) = {
     .state_update_tasks = state_update_tasks,
     .state_update_workspace_bytes = state_update_workspace,
     .state_update = state_update,
-    .thin_linear_tasks = thin_linear_tasks,
-    .thin_linear = thin_linear,
+    .gemv_tasks = gemv_tasks,
+    .gemv = gemv,
     .float32 = {is_supported, isa::multiply_packed<float>, isa::convolve_group<float>, isa::add_shares<float>},
 #if defined(__AVX512F__)
     .bfloat16 = &products_avx512_bfloat16,

@@ -16,8 +16,8 @@ namespace scanlab::mixer {
 struct Products {
     bool (*is_supported)();
     void (*packed_linear)(const PackedLinear&, int64_t row, int64_t rows, int64_t first_panel, int64_t last_panel);
-    void (*convolve_group)(const BeforeScan&, const Piece&, int64_t group);
-    void (*add_shares)(const BeforeScan&, int64_t row, int64_t rows);
+    void (*convolve_group)(const MambaFront&, const Piece&, int64_t group);
+    void (*add_shares)(const MambaFront&, int64_t row, int64_t rows);
 };
 
 // The kernels of one instruction set. A task is one piece of work that a thread does alone.
@@ -37,8 +37,8 @@ struct Kernels {
     int64_t (*state_update_tasks)(const StateUpdate&);
     size_t (*state_update_workspace_bytes)(const StateUpdate&);
     void (*state_update)(const StateUpdate&, int64_t begin, int64_t end, void* workspace);
-    int64_t (*thin_linear_tasks)(const Gemv&);
-    void (*thin_linear)(const Gemv&, int64_t begin, int64_t end);
+    int64_t (*gemv_tasks)(const Gemv&);
+    void (*gemv)(const Gemv&, int64_t begin, int64_t end);
     Products float32;
     const Products* bfloat16;  // none where the set has no such products; on some machines that have the set, too
 };

@@ -7,7 +7,7 @@
 namespace scanlab::mixer {
 
 // The advice of ops that lack a derivative.
-inline constexpr char cure[] = "call inside scanlab.mixer.in_torch().";
+inline constexpr char cure[] = "call it inside scanlab.runtime.ops.in_torch().";
 
 inline OptionalTensor given(const Tensor& tensor) { return tensor.defined() ? OptionalTensor(tensor) : std::nullopt; }
 

@@ -20,8 +20,8 @@ void multiply_gemv(const Tensor& x, const Tensor& weight, const OptionalTensor& 
     linear.x = rows.const_data_ptr<float>(), linear.out = out.data_ptr<float>();
     linear.weight = weights.const_data_ptr<float>(), linear.weight_row = weights.stride(0);
     const Kernels& kernels = kernels_in_use();
-    spread(kernels.thin_linear_tasks(linear), linear.features * linear.depth,
-           [&](int64_t begin, int64_t end) { kernels.thin_linear(linear, begin, end); });
+    spread(kernels.gemv_tasks(linear), linear.features * linear.depth,
+           [&](int64_t begin, int64_t end) { kernels.gemv(linear, begin, end); });
 }
 
 namespace {
@@ -59,11 +59,11 @@ const Products& products_of(const Tensor& x) {
 
 namespace {
 
-Tensor thin_linear_output(const Tensor& x, const Tensor& weight, const OptionalTensor&) {
+Tensor gemv_output(const Tensor& x, const Tensor& weight, const OptionalTensor&) {
     return at::empty_symint({x.sym_size(0), weight.sym_size(0)}, x.options());
 }
 
-Tensor thin_linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
+Tensor gemv(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
     const Tensor out = at::empty({x.size(0), weight.size(0)}, x.options());
     multiply_gemv(x, weight, bias, out);
     return out;
@@ -126,25 +126,25 @@ Tensor packed_linear(const Tensor& x, const Tensor& packed, const OptionalTensor
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(scanlab_mixer, library) {
-    library.def("thin_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
+    library.def("gemv(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
     library.def("pack_linear(Tensor weight) -> Tensor");
     library.def("packed_linear(Tensor x, Tensor packed, Tensor? bias, SymInt features) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(scanlab_mixer, CPU, library) {
-    library.impl("thin_linear", &thin_linear);
+    library.impl("gemv", &gemv);
     library.impl("pack_linear", &pack_linear);
     library.impl("packed_linear", &packed_linear);
 }
 
 TORCH_LIBRARY_IMPL(scanlab_mixer, Meta, library) {
-    library.impl("thin_linear", &Meta<thin_linear_output>::run);
+    library.impl("gemv", &Meta<gemv_output>::run);
     library.impl("pack_linear", &Meta<pack_linear_output>::run);
     library.impl("packed_linear", &Meta<packed_linear_output>::run);
 }
 
 TORCH_LIBRARY_IMPL(scanlab_mixer, Autograd, library) {
-    library.impl("thin_linear", Undifferentiable<cure>::kernel());
+    library.impl("gemv", Undifferentiable<cure>::kernel());
     library.impl("pack_linear", Undifferentiable<cure>::kernel());
     library.impl("packed_linear", Undifferentiable<cure>::kernel());
 }

@@ -28,5 +28,5 @@ def linear(x: Tensor, weight: PrepackedWeight, bias: Tensor | None) -> Tensor:
 
 def few_rows(x: Tensor, weight: PrepackedWeight, bias: Tensor | None) -> Tensor:
     """Return x weight^T + bias for a few rows of float32; reads no prepacked form."""
-    out: Tensor = torch.ops.scanlab_mixer.thin_linear(x.reshape(-1, x.shape[-1]), weight.weight, bias)
+    out: Tensor = torch.ops.scanlab_mixer.gemv(x.reshape(-1, x.shape[-1]), weight.weight, bias)
     return out.view(*x.shape[:-1], weight.weight.shape[0])

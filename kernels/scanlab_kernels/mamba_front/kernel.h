@@ -7,7 +7,7 @@
 
 namespace scanlab::SCANLAB_ISA {
 
-using mixer::BeforeScan;
+using mixer::MambaFront;
 using mixer::max_steps;
 using mixer::Piece;
 
@@ -26,18 +26,18 @@ SCANLAB_INLINE PackedLinear panel_of(const PackedLinear& linear, int64_t panel, 
 
 // The gate and u of a group of channels in a piece of time, and the group's share of what is selected.
 template <class S>
-void convolve_group(const BeforeScan& before, const Piece& piece, int64_t group) {
-    const Conv& conv = before.conv;
+void convolve_group(const MambaFront& front, const Piece& piece, int64_t group) {
+    const Conv& conv = front.conv;
     const int64_t halo = conv.width - 1, row = piece.batch * conv.length;
     const int64_t begin = larger(0, piece.first - halo), end = smaller(conv.length, piece.stop + halo);
-    const int64_t first = group * before.panels_each,
-                  last = smaller(panels_of(before.into), first + before.panels_each);
+    const int64_t first = group * front.panels_each,
+                  last = smaller(panels_of(front.into), first + front.panels_each);
     alignas(64) S x[(max_steps + 2 * mixer::max_width) * panel_features];
     for (int64_t panel = first; panel < last; panel++) {
-        PackedLinear into = panel_of<S>(before.into, panel, row + begin);
+        PackedLinear into = panel_of<S>(front.into, panel, row + begin);
         into.out = x, into.out_row = panel_features;
         multiply_packed<S>(into, 0, end - begin, 0, 1);
-        multiply_packed<S>(panel_of<S>(before.gate, panel, row + piece.first), 0, piece.stop - piece.first, 0, 1);
+        multiply_packed<S>(panel_of<S>(front.gate, panel, row + piece.first), 0, piece.stop - piece.first, 0, 1);
         Conv part = conv;
         part.batch = 1, part.dim = into.features, part.length = end - begin;
         part.x = {x, conv.direction[0].out.type, 0, 1, panel_features};
@@ -53,31 +53,31 @@ void convolve_group(const BeforeScan& before, const Piece& piece, int64_t group)
             convolve_steps(part, cut, Task(part, cut, 0, 0, block), piece.first - begin, piece.stop - begin);
     }
     for (int d = 0; d < conv.directions; d++) {
-        PackedLinear select = before.select[d];
+        PackedLinear select = front.select[d];
         select.from = first * panel_features;
         select.depth = smaller(last * panel_features, conv.dim) - select.from;
         select.x = static_cast<const S*>(select.x) + (row + piece.first) * select.x_row + select.from;
-        const int64_t share = (d * before.groups + group) * before.share_rows + row + piece.first - before.first_row;
-        select.out = before.shares + share * before.share_row, select.out_row = before.share_row;
+        const int64_t share = (d * front.groups + group) * front.share_rows + row + piece.first - front.first_row;
+        select.out = front.shares + share * front.share_row, select.out_row = front.share_row;
         multiply_packed<S, float>(select, 0, piece.stop - piece.first, 0, panels_of(select));
     }
 }
 
 // Rows [row, rows) of what is selected: the sum of the groups' shares, in their order.
 template <class S>
-void add_shares(const BeforeScan& before, int64_t row, int64_t rows) {
+void add_shares(const MambaFront& front, int64_t row, int64_t rows) {
     constexpr int width = lanes<float>;
-    const int64_t group = before.share_rows * before.share_row;
-    for (int d = 0; d < before.conv.directions; d++) {
-        const PackedLinear& select = before.select[d];
+    const int64_t group = front.share_rows * front.share_row;
+    for (int d = 0; d < front.conv.directions; d++) {
+        const PackedLinear& select = front.select[d];
         for (int64_t at = row; at < rows; at++) {
             const float* shares =
-                before.shares + d * before.groups * group + (at - before.first_row) * before.share_row;
+                front.shares + d * front.groups * group + (at - front.first_row) * front.share_row;
             S* const out = static_cast<S*>(select.out) + at * select.out_row;
             for (int64_t i = 0; i < select.features; i += width) {
                 const int left = int(smaller(width, select.features - i));
                 Vec<float> sum = load_some<float>(shares + i, left);
-                for (int64_t g = 1; g < before.groups; g++) sum += load_some<float>(shares + g * group + i, left);
+                for (int64_t g = 1; g < front.groups; g++) sum += load_some<float>(shares + g * group + i, left);
                 store_some<float>(out + i, sum, left);
             }
         }

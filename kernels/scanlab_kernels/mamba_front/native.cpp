@@ -12,7 +12,7 @@ namespace {
 // z, then u, what is selected and delta of the forward direction, then of the reverse one; empty where there is none.
 using FrontOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-FrontOutputs before_scan_outputs(const Tensor& hidden, const Tensor&, const OptionalTensor&, const Tensor&,
+FrontOutputs mamba_front_outputs(const Tensor& hidden, const Tensor&, const OptionalTensor&, const Tensor&,
                                  const OptionalTensor&, const Tensor& weight, const OptionalTensor&, const Tensor&,
                                  const Tensor&, const OptionalTensor& weight_reverse, const OptionalTensor&,
                                  const OptionalTensor&, const OptionalTensor&, c10::SymInt, c10::SymInt selected) {
@@ -35,16 +35,16 @@ std::vector<Piece> pieces_of(const Conv& conv, int64_t steps) {
 
 // Groups of channels, whose number is that of the terms of a sum and so must not depend on the threads, and pieces of
 // time enough to occupy those.
-std::vector<Piece> cut(BeforeScan& before, int64_t threads) {
+std::vector<Piece> cut(MambaFront& front, int64_t threads) {
     constexpr int64_t max_groups = 4;
-    const int64_t columns = panels(before.conv.dim);
-    before.panels_each = (columns + max_groups - 1) / max_groups;
-    before.groups = (columns + before.panels_each - 1) / before.panels_each;
-    std::vector<Piece> pieces = pieces_of(before.conv, max_steps);
-    const int64_t tasks = before.groups * int64_t(pieces.size());
-    return tasks % threads == 0 || tasks >= 4 * threads ? pieces : pieces_of(before.conv, max_steps / 4);
+    const int64_t columns = panels(front.conv.dim);
+    front.panels_each = (columns + max_groups - 1) / max_groups;
+    front.groups = (columns + front.panels_each - 1) / front.panels_each;
+    std::vector<Piece> pieces = pieces_of(front.conv, max_steps);
+    const int64_t tasks = front.groups * int64_t(pieces.size());
+    return tasks % threads == 0 || tasks >= 4 * threads ? pieces : pieces_of(front.conv, max_steps / 4);
 }
-FrontOutputs before_scan(const Tensor& hidden, const Tensor& into, const OptionalTensor& into_bias, const Tensor& gate,
+FrontOutputs mamba_front(const Tensor& hidden, const Tensor& into, const OptionalTensor& into_bias, const Tensor& gate,
                          const OptionalTensor& gate_bias, const Tensor& weight, const OptionalTensor& bias,
                          const Tensor& select, const Tensor& step, const OptionalTensor& weight_reverse,
                          const OptionalTensor& bias_reverse, const OptionalTensor& select_reverse,
@@ -52,7 +52,7 @@ FrontOutputs before_scan(const Tensor& hidden, const Tensor& into, const Optiona
     TORCH_CHECK_VALUE(hidden.dim() == 3 && weight.dim() == 2, "hidden (batch, length, model) and weight (dim, width)");
     expect("hidden", hidden, hidden.sizes());
     const FrontOutputs outputs =
-        before_scan_outputs(hidden, into, into_bias, gate, gate_bias, weight, bias, select, step, weight_reverse,
+        mamba_front_outputs(hidden, into, into_bias, gate, gate_bias, weight, bias, select, step, weight_reverse,
                             bias_reverse, select_reverse, step_reverse, sym_rank, sym_selected);
     const auto& [z, u, all, delta, u_reverse, selected_reverse, delta_reverse] = outputs;
     const ConvCall call(u.mT(), weight, bias, weight_reverse, bias_reverse, std::nullopt, std::nullopt, true);
@@ -61,52 +61,52 @@ FrontOutputs before_scan(const Tensor& hidden, const Tensor& into, const Optiona
     const auto rows_of = [](const Tensor& tensor) { return tensor.view({-1, tensor.size(2)}); };
     const Tensor flat = hidden.reshape({-1, hidden.size(2)}), rows = flat.stride(1) == 1 ? flat : flat.contiguous();
     const OptionalTensor into_biases = as_read(into_bias), gate_biases = as_read(gate_bias);
-    BeforeScan before;
+    MambaFront front;
     PackedLinear discretize_delta[2];
-    before.conv = call.conv;
-    before.into = product(rows, into, into_biases, dim, Tensor());
-    before.gate = product(rows, gate, gate_biases, dim, rows_of(z));
+    front.conv = call.conv;
+    front.into = product(rows, into, into_biases, dim, Tensor());
+    front.gate = product(rows, gate, gate_biases, dim, rows_of(z));
     const auto direction = [&](int d, const Tensor& u, const Tensor& all, const Tensor& delta, const Tensor& to_all,
                                const Tensor& to_delta) {
-        before.conv.direction[d].out = matrix(u.mT());
-        before.select[d] = product(rows_of(u), to_all, std::nullopt, selected, rows_of(all));
+        front.conv.direction[d].out = matrix(u.mT());
+        front.select[d] = product(rows_of(u), to_all, std::nullopt, selected, rows_of(all));
         discretize_delta[d] = product(rows_of(all).narrow(1, 0, rank), to_delta, std::nullopt, dim, rows_of(delta));
     };
     direction(0, u, all, delta, select, step);
     if (weight_reverse) {
-        TORCH_CHECK_VALUE(select_reverse && step_reverse, "the direction back lacks its weights");
+        TORCH_CHECK_VALUE(select_reverse && step_reverse, "the reverse direction lacks its weights");
         direction(1, u_reverse, selected_reverse, delta_reverse, *select_reverse, *step_reverse);
     }
-    const int64_t threads = at::get_num_threads(), length = before.conv.length, model = hidden.size(2);
-    const std::vector<Piece> pieces = cut(before, threads);
+    const int64_t threads = at::get_num_threads(), length = front.conv.length, model = hidden.size(2);
+    const std::vector<Piece> pieces = cut(front, threads);
     const int64_t count = int64_t(pieces.size()), at_once = std::min(count, std::max<int64_t>(4, threads));
-    before.share_row = padded(selected);
-    before.share_rows = std::min(at_once * max_steps, before.conv.batch * length);
+    front.share_row = padded(selected);
+    front.share_rows = std::min(at_once * max_steps, front.conv.batch * length);
     const Tensor shares =
-        at::empty({before.conv.directions * before.groups * before.share_rows * before.share_row}, at::kFloat);
-    before.shares = shares.data_ptr<float>();
+        at::empty({front.conv.directions * front.groups * front.share_rows * front.share_row}, at::kFloat);
+    front.shares = shares.data_ptr<float>();
     const Products& products = products_of(hidden);
     for (int64_t begin = 0; begin < count; begin += at_once) {
-        const int64_t end = std::min(begin + at_once, count), some = end - begin, tasks = before.groups * some;
+        const int64_t end = std::min(begin + at_once, count), some = end - begin, tasks = front.groups * some;
         const auto row = [&](int64_t piece) {
-            return piece < count ? pieces[piece].batch * length + pieces[piece].first : before.conv.batch * length;
+            return piece < count ? pieces[piece].batch * length + pieces[piece].first : front.conv.batch * length;
         };
-        before.first_row = row(begin);
-        const int64_t stop = row(end), all_rows = stop - before.first_row;
+        front.first_row = row(begin);
+        const int64_t stop = row(end), all_rows = stop - front.first_row;
         // Groups first, so that a thread keeps its channels from here to the scan.
         spread(tasks, all_rows * dim * model / 8, [&](int64_t first, int64_t last) {
             for (int64_t task = first; task < last; task++)
-                products.convolve_group(before, pieces[begin + task % some], task / some);
+                products.convolve_group(front, pieces[begin + task % some], task / some);
         });
-        spread(all_rows, all_rows * selected * before.groups, [&](int64_t first, int64_t last) {
-            products.add_shares(before, before.first_row + first, before.first_row + last);
+        spread(all_rows, all_rows * selected * front.groups, [&](int64_t first, int64_t last) {
+            products.add_shares(front, front.first_row + first, front.first_row + last);
         });
         spread(tasks, all_rows * dim * (rank / 16 + 1), [&](int64_t first, int64_t last) {
             for (int64_t task = first; task < last; task++) {
-                const int64_t piece = begin + task % some, panel = task / some * before.panels_each;
-                for (int d = 0; d < before.conv.directions; d++)
+                const int64_t piece = begin + task % some, panel = task / some * front.panels_each;
+                for (int d = 0; d < front.conv.directions; d++)
                     products.packed_linear(discretize_delta[d], row(piece), row(piece + 1), panel,
-                                           std::min(panel + before.panels_each, panels(dim)));
+                                           std::min(panel + front.panels_each, panels(dim)));
             }
         });
     }
@@ -117,17 +117,17 @@ FrontOutputs before_scan(const Tensor& hidden, const Tensor& into, const Optiona
 
 TORCH_LIBRARY_FRAGMENT(scanlab_mixer, library) {
     library.def(
-        "before_scan(Tensor hidden, Tensor into, Tensor? into_bias, Tensor gate, Tensor? gate_bias, Tensor weight,"
+        "mamba_front(Tensor hidden, Tensor into, Tensor? into_bias, Tensor gate, Tensor? gate_bias, Tensor weight,"
         " Tensor? bias, Tensor select, Tensor step, Tensor? weight_reverse, Tensor? bias_reverse, Tensor? "
         "select_reverse,"
         " Tensor? step_reverse, SymInt rank, SymInt selected)"
         " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
-TORCH_LIBRARY_IMPL(scanlab_mixer, CPU, library) { library.impl("before_scan", &before_scan); }
+TORCH_LIBRARY_IMPL(scanlab_mixer, CPU, library) { library.impl("mamba_front", &mamba_front); }
 
-TORCH_LIBRARY_IMPL(scanlab_mixer, Meta, library) { library.impl("before_scan", &Meta<before_scan_outputs>::run); }
+TORCH_LIBRARY_IMPL(scanlab_mixer, Meta, library) { library.impl("mamba_front", &Meta<mamba_front_outputs>::run); }
 
-TORCH_LIBRARY_IMPL(scanlab_mixer, Autograd, library) { library.impl("before_scan", Undifferentiable<cure>::kernel()); }
+TORCH_LIBRARY_IMPL(scanlab_mixer, Autograd, library) { library.impl("mamba_front", Undifferentiable<cure>::kernel()); }
 
 }  // namespace scanlab::mixer

@@ -12,7 +12,7 @@ namespace scanlab::mixer {
 //
 // A thread works on a group of channels in a piece of time, and the scan after it on channels. What is selected sums
 // over all of them: each group gives its share, in shares[direction][group][row from first_row on][selected].
-struct BeforeScan {
+struct MambaFront {
     Conv conv;                            // x has no data
     PackedLinear into, gate, select[2];   // into has no out
     int64_t groups = 0, panels_each = 0;  // a group is panels_each panels of channels

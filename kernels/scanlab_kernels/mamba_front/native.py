@@ -28,7 +28,7 @@ def accepts(hidden: Tensor, into: Projections, directions: tuple[DirectionWeight
 
 def bind(into: Projections, directions: tuple[DirectionWeights, ...]) -> Front:
     """Return the front with these weights, as one op of hidden."""
-    op = torch.ops.scanlab_mixer.before_scan.default
+    op = torch.ops.scanlab_mixer.mamba_front.default
     rank, state, _ = sizes = directions[0].sizes
     weights = [into.x.native, into.x_bias, into.z.native, into.z_bias]
     for each in directions:

@@ -37,7 +37,7 @@ def stepped() -> Tensor:
 
 
 def multiplied() -> Tensor:
-    return torch.ops.scanlab_mixer.thin_linear(torch.full((2, DIM), TINY), torch.eye(DIM), None)
+    return torch.ops.scanlab_mixer.gemv(torch.full((2, DIM), TINY), torch.eye(DIM), None)
 
 
 @pytest.mark.usefixtures("native")

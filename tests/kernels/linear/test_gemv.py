@@ -30,14 +30,14 @@ def test_it_is_the_product(isa, rows, out, depth, biased) -> None:
     generator = torch.Generator().manual_seed(out)
     x, weight, bias = (torch.randn(shape, generator=generator) for shape in ((rows, depth), (out, depth), (out,)))
     given = bias if biased else None
-    got = torch.ops.scanlab_mixer.thin_linear(x, weight, given)
+    got = torch.ops.scanlab_mixer.gemv(x, weight, given)
     want = F.linear(x.double(), weight.double(), bias.double() if biased else None)
     assert_close([got], [want], ["product"], 2e-6)
 
 
 def test_rows_and_weights_that_lie_apart() -> None:
     x, weight, bias = torch.randn(3, 24), torch.randn(40, 48), torch.randn(80)
-    product = torch.ops.scanlab_mixer.thin_linear
+    product = torch.ops.scanlab_mixer.gemv
     for other in (weight[:, :24], weight[:, ::2], weight[::2, 24:], weight.T[:40, :24]):
         strided = bias[: 2 * len(other) : 2]
         torch.testing.assert_close(product(x[:, ::1], other, strided), F.linear(x, other, strided))
@@ -46,7 +46,7 @@ def test_rows_and_weights_that_lie_apart() -> None:
 
 def test_a_row_does_not_depend_on_the_others() -> None:
     x, weight = torch.randn(4, 100), torch.randn(19, 100)
-    product = torch.ops.scanlab_mixer.thin_linear
+    product = torch.ops.scanlab_mixer.gemv
     assert torch.equal(product(x, weight, None)[2:3], product(x[2:3], weight, None))
 
 
@@ -57,7 +57,7 @@ def test_a_packed_linear_of_few_rows() -> None:
 
 
 def test_torchs_own_checks_of_the_op() -> None:
-    torch.library.opcheck(torch.ops.scanlab_mixer.thin_linear.default, (torch.randn(2, 24), torch.randn(40, 24), None))
+    torch.library.opcheck(torch.ops.scanlab_mixer.gemv.default, (torch.randn(2, 24), torch.randn(40, 24), None))
 
 
 @pytest.mark.parametrize(
@@ -71,4 +71,4 @@ def test_torchs_own_checks_of_the_op() -> None:
 )
 def test_what_does_not_fit_is_refused(x, weight, bias, error) -> None:
     with pytest.raises(error):
-        torch.ops.scanlab_mixer.thin_linear(x, weight, bias)
+        torch.ops.scanlab_mixer.gemv(x, weight, bias)

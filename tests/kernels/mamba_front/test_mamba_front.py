@@ -162,7 +162,7 @@ def test_torch_knows_its_shapes() -> None:
     projected = into.x.native, into.x_bias, into.z.native, None
     for arguments in ((*read(ahead), *read(back)), (*read(ahead), None, None, None, None)):
         torch.library.opcheck(
-            torch.ops.scanlab_mixer.before_scan,
+            torch.ops.scanlab_mixer.mamba_front,
             (hidden, *projected, *arguments, 3, 13),
             test_utils=("test_schema", "test_faketensor"),
         )

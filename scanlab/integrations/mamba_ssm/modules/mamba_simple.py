@@ -140,7 +140,7 @@ class Mamba(Mixing):
             _say_one_way_only()
             both_ways = False
         weights = self.weights()
-        inputs = weights.scanned_both_ways(hidden_states) if both_ways else (weights.scanned_ahead(hidden_states),)
+        inputs = weights.front(hidden_states, both_ways)
         y, last_state = dispatch.scan(*inputs, direction="bidirectional" if both_ways else "forward")
         scan.say_who_serves()
         if states is not None:
