@@ -68,9 +68,7 @@ void state_update(const StateUpdate& update, int64_t begin, int64_t end, void* w
                        : isa::update_states<float>(update, begin, end, workspace);
 }
 
-int64_t gemv_tasks(const Gemv& linear) {
-    return (linear.features + isa::gemv_features - 1) / isa::gemv_features;
-}
+int64_t gemv_tasks(const Gemv& linear) { return (linear.features + isa::gemv_features - 1) / isa::gemv_features; }
 void gemv(const Gemv& linear, int64_t begin, int64_t end) { return isa::multiply_gemv(linear, begin, end); }
 }  // namespace
 

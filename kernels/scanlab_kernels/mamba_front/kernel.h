@@ -30,8 +30,7 @@ void convolve_group(const MambaFront& front, const Piece& piece, int64_t group) 
     const Conv& conv = front.conv;
     const int64_t halo = conv.width - 1, row = piece.batch * conv.length;
     const int64_t begin = larger(0, piece.first - halo), end = smaller(conv.length, piece.stop + halo);
-    const int64_t first = group * front.panels_each,
-                  last = smaller(panels_of(front.into), first + front.panels_each);
+    const int64_t first = group * front.panels_each, last = smaller(panels_of(front.into), first + front.panels_each);
     alignas(64) S x[(max_steps + 2 * mixer::max_width) * panel_features];
     for (int64_t panel = first; panel < last; panel++) {
         PackedLinear into = panel_of<S>(front.into, panel, row + begin);
@@ -71,8 +70,7 @@ void add_shares(const MambaFront& front, int64_t row, int64_t rows) {
     for (int d = 0; d < front.conv.directions; d++) {
         const PackedLinear& select = front.select[d];
         for (int64_t at = row; at < rows; at++) {
-            const float* shares =
-                front.shares + d * front.groups * group + (at - front.first_row) * front.share_row;
+            const float* shares = front.shares + d * front.groups * group + (at - front.first_row) * front.share_row;
             S* const out = static_cast<S*>(select.out) + at * select.out_row;
             for (int64_t i = 0; i < select.features; i += width) {
                 const int left = int(smaller(width, select.features - i));
