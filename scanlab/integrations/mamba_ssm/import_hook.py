@@ -1,14 +1,17 @@
-"""How the drop-in gets under imports: a finder that stands first, wraps what is there and serves the rest."""
+"""Import hook of the drop-in: a finder that stands first, wraps the modules that are there and serves the others."""
 
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
+import inspect
 import logging
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from importlib.metadata import Distribution, DistributionFinder, MetadataPathFinder
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
@@ -32,8 +35,9 @@ def install() -> None:
         return
     finder = Finder()
     sys.meta_path.insert(0, finder)
-    for name in sorted(manifest.MODULES & sys.modules.keys() - manifest.UNWRAPPED):
-        finder.wrap(sys.modules[name])
+    for name in sorted(sys.modules):
+        if manifest.official_name(name) in manifest.MODULES - manifest.UNWRAPPED:
+            finder.wrap(sys.modules[name])
     _rebind(finder.wrappers)
 
 
@@ -57,11 +61,14 @@ def _finder() -> Finder | None:
 
 
 class Finder(MetaPathFinder):
-    """Finds the modules of manifest.MODULES: where others find them too, theirs, wrapped; else scanlab's.
+    """Finder of the modules of manifest.MODULES: those of others, wrapped, and scanlab's where there are none.
 
-    wrappers  by id of the function that each wraps
-    added     (module, name) of what was missing in a module that is there
-    replaced  the names of the modules that are scanlab's
+    A copy of mamba_ssm within another package (`fork.mamba_ssm.ops.triton.layernorm`) is wrapped like mamba_ssm.
+
+    Attributes:
+        wrappers: The wrapper of each function, by the id of the function.
+        added: (module, name) of what was added to a module of others.
+        replaced: Names of the modules that are scanlab's.
     """
 
     def __init__(self) -> None:
@@ -72,8 +79,9 @@ class Finder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The spec of `fullname`, or None where it is no business of ours."""
-        if fullname not in manifest.MODULES:
+        """Return the spec of `fullname`, or None where this finder does not serve it."""
+        official = manifest.official_name(fullname)
+        if official not in manifest.MODULES:
             return None
         there = self._elsewhere(fullname, path, target)
         if there is not None and fullname in manifest.UNWRAPPED:
@@ -82,10 +90,20 @@ class Finder(MetaPathFinder):
             assert there.loader is not None
             there.loader = Wrapping(there.loader, self)
             return there
+        if official != fullname:
+            return None
         # Beside modules of theirs, one that they lack and that we could not use either is really missing.
         if fullname not in manifest.SERVED and fullname.partition(".")[0] not in self.replaced:
             return None
         return importlib.util.spec_from_loader(fullname, Serving(self), is_package=fullname in manifest.PACKAGES)
+
+    def find_distributions(self, context: DistributionFinder.Context | None = None) -> Iterable[Distribution]:
+        """Yield the metadata of a package that is asked for by name, unless it is installed."""
+        name = None if context is None else context.name
+        package = None if name is None else name.lower().replace("-", "_").replace(".", "_")
+        if context is None or package not in manifest.VERSIONS or any(MetadataPathFinder.find_distributions(context)):
+            return
+        yield StandIn(package)
 
     def _elsewhere(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None) -> ModuleSpec | None:
         for finder in sys.meta_path:
@@ -99,28 +117,47 @@ class Finder(MetaPathFinder):
 
     def serve(self, module: ModuleType) -> None:
         """Fill `module` with what scanlab has in its place."""
-        name = module.__name__
+        name, official = module.__name__, manifest.official_name(module.__name__)
         self.replaced.add(name)
-        vars(module).update(manifest.served(name))
-        vars(module)["__getattr__"] = functools.partial(_missing, name, manifest.unprovided(name))
-        if name in manifest.VERSIONS:
-            vars(module)["__version__"] = manifest.VERSIONS[name]
+        vars(module).update(manifest.served(official))
+        vars(module)["__getattr__"] = functools.partial(_missing, name, manifest.unprovided(official))
+        if official in manifest.VERSIONS:
+            vars(module)["__version__"] = manifest.VERSIONS[official]
 
     def wrap(self, module: ModuleType) -> None:
-        """Let the functions of `module` choose by device, and add those it lacks; its classes stay as they are."""
-        for name, ours in manifest.served(module.__name__).items():
+        """Let the functions of `module` choose by device, and add those that mamba_ssm lacks; classes stay theirs."""
+        official = manifest.official_name(module.__name__)
+        for name, ours in manifest.served(official).items():
             theirs = vars(module).get(name)
-            if theirs is None:
+            if theirs is None and official == module.__name__:
                 setattr(module, name, ours)
                 self.added.append((module, name))
             elif isinstance(theirs, FUNCTIONS) and not _is_wrapper(theirs) and not name.endswith("_ref"):
                 wrapper = by_device(theirs, ours)
-                self.wrappers[id(theirs)] = wrapper
-                setattr(module, name, wrapper)
+                if wrapper is not None:
+                    self.wrappers[id(theirs)] = wrapper
+                    setattr(module, name, wrapper)
+
+
+class StandIn(Distribution):
+    """Metadata of a package that scanlab stands in for: its name and the version that it claims."""
+
+    def __init__(self, package: str) -> None:
+        self.package = package
+
+    def read_text(self, filename: str) -> str | None:
+        """Return the text of METADATA; there is no other file."""
+        if filename != "METADATA":
+            return None
+        return f"Metadata-Version: 2.1\nName: {self.package}\nVersion: {manifest.VERSIONS[self.package]}\n"
+
+    def locate_file(self, path: Any) -> Any:
+        """Return `path`: there are no files."""
+        return path
 
 
 class Serving(Loader):
-    """Loads a module of scanlab's under its official name."""
+    """Loader of a module of scanlab's under its official name."""
 
     def __init__(self, finder: Finder) -> None:
         self.finder = finder
@@ -131,7 +168,10 @@ class Serving(Loader):
 
 
 class Wrapping(Loader):
-    """Loads a module as it would have been and wraps it; one that cannot be loaded here is replaced, aloud."""
+    """Loader that loads a module as another loader would and wraps it; one that fails to load is replaced, and logged.
+
+    Of a copy within another package only ops and helpers are replaced, for its models are its own.
+    """
 
     def __init__(self, theirs: Loader, finder: Finder) -> None:
         self.theirs = theirs
@@ -141,14 +181,17 @@ class Wrapping(Loader):
         return getattr(self.theirs, name)  # sources, resources: whatever this loader can beside loading
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        """As the loader that found it does."""
+        """Return what the other loader creates."""
         return self.theirs.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Run the module as it is; where it raises, have scanlab in its place and say why."""
+        """Run the module as it is; where it raises, fill it with scanlab's and log the reason."""
+        official = manifest.official_name(module.__name__)
         try:
             self.theirs.exec_module(module)
-        except Exception as error:  # noqa: BLE001  # whatever stops a package made for CUDA is the reason to serve it
+        except Exception as error:  # whatever stops a package made for CUDA is the reason to serve it
+            if official != module.__name__ and not official.startswith(manifest.REPLACEABLE):
+                raise
             log.warning(
                 "scanlab: %s cannot be imported here (%s: %s); scanlab serves it.",
                 module.__name__,
@@ -160,21 +203,37 @@ class Wrapping(Loader):
         self.finder.wrap(module)
 
 
-def _missing(module: str, placeholders: Mapping[str, type], name: str) -> type:
-    """Return the placeholder of `name` to an import without a fallback; to all other code the name is absent."""
+def _missing(module: str, placeholders: Mapping[str, type], name: str) -> object:
+    """Return a submodule, or the placeholder of `name` to an import without a fallback; else `name` is absent."""
+    submodule = f"{module}.{name}"
+    if submodule in manifest.SERVED:
+        return importlib.import_module(submodule)
     if name in placeholders and imports_without_fallback(sys._getframe(1)):
         return placeholders[name]
     raise AttributeError(f"module {module!r} has no attribute {name!r}: scanlab, which stands in for it, lacks it.")
 
 
-def by_device(theirs: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that calls `ours` where its first tensor is on the CPU, and `theirs` for all others."""
+def by_device(theirs: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any] | None:
+    """Return a function that calls `ours` where its first tensor is on the CPU, and `theirs` for all others.
+
+    Releases differ in the order of parameters, so `ours` is called by their names. A fork may have more: where `ours`
+    lacks one of them, the result is None.
+    """
+    try:
+        signature = inspect.signature(theirs)
+    except ValueError:  # a compiled function without one: called by position, as its callers do
+        signature = None
+    if signature is not None and not signature.parameters.keys() <= inspect.signature(ours).parameters.keys():
+        return None
 
     @functools.wraps(theirs)
     def chosen(*args: Any, **kwargs: Any) -> Any:
         first = next((each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)), None)
-        serves = ours if first is not None and first.is_cpu else theirs
-        return serves(*args, **kwargs)
+        if first is None or not first.is_cpu:
+            return theirs(*args, **kwargs)
+        if signature is None:
+            return ours(*args, **kwargs)
+        return ours(**signature.bind(*args, **kwargs).arguments)
 
     chosen.__scanlab__ = ours  # type: ignore[attr-defined]
     return chosen

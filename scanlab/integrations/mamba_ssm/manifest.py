@@ -1,4 +1,4 @@
-"""Which module of `mamba_ssm` and `causal_conv1d` holds what, and where in scanlab each of it is.
+"""Modules and names of `mamba_ssm`, `causal_conv1d` and their kin, and the place of each in scanlab.
 
 SERVED is what scanlab provides. UNPROVIDED can be imported and raises when it is used: Mamba-2 and 3, what
 surrounds them, and what runs on several machines.
@@ -26,6 +26,9 @@ PACKAGES = (
     "causal_conv1d",
 )
 
+# Of a copy within another package (`fork.mamba_ssm.ops.triton.layernorm`), modules below these may be replaced.
+REPLACEABLE = ("mamba_ssm.ops.", "mamba_ssm.utils.")
+
 SCAN = (
     *("selective_scan_fn", "selective_scan_ref", "mamba_inner_fn", "mamba_inner_ref"),
     *("mamba_inner_fn_no_out_proj", "bimamba_inner_fn", "bimamba_inner_ref"),
@@ -33,7 +36,7 @@ SCAN = (
 NORMS = ("layer_norm_fn", "rms_norm_fn", "layer_norm_linear_fn", "RMSNorm")
 CONV = ("causal_conv1d_fn", "causal_conv1d_update")
 GENERATION = ("InferenceParams", "GenerationMixin", "decode", "sample")
-LANGUAGE_MODEL = ("MambaLMHeadModel", "MixerModel")
+LANGUAGE_MODEL = ("MambaLMHeadModel", "MixerModel", "create_block", "_init_weights")
 
 # module -> {module of scanlab: names}
 SERVED: dict[str, dict[str, tuple[str, ...]]] = {
@@ -54,12 +57,15 @@ SERVED: dict[str, dict[str, tuple[str, ...]]] = {
         f"{HERE}.ops.triton.selective_state_update": ("selective_state_update", "selective_state_update_ref")
     },
     "mamba_ssm.modules": {},
-    "mamba_ssm.modules.mamba_simple": {f"{HERE}.modules.mamba_simple": ("Mamba",), f"{HERE}.modules.block": ("Block",)},
+    "mamba_ssm.modules.mamba_simple": {f"{HERE}.modules.mamba_simple": ("Mamba", "Block")},
+    "mamba_ssm.modules.block": {f"{HERE}.modules.block": ("Block",)},
+    "mamba_ssm.modules.mlp": {f"{HERE}.modules.mlp": ("GatedMLP",)},
     "mamba_ssm.models": {},
     "mamba_ssm.models.config_mamba": {f"{HERE}.models.config_mamba": ("MambaConfig",)},
     "mamba_ssm.models.mixer_seq_simple": {f"{HERE}.models.mixer_seq_simple": LANGUAGE_MODEL},
     "mamba_ssm.utils": {},
     "mamba_ssm.distributed": {},
+    "mamba_ssm.utils.torch": {f"{HERE}.utils.torch": ("custom_fwd", "custom_bwd")},
     "mamba_ssm.utils.generation": {f"{HERE}.utils.generation": GENERATION},
     "mamba_ssm.utils.hf": {f"{HERE}.utils.hf": ("load_config_hf", "load_state_dict_hf")},
     "causal_conv1d": {f"{CONV_HERE}.causal_conv1d_interface": CONV},
@@ -113,10 +119,7 @@ UNPROVIDED = (
     ("mamba_ssm.modules.mamba2", NEWER, ("Mamba2",)),
     ("mamba_ssm.modules.mamba2_simple", NEWER, ("Mamba2Simple",)),
     ("mamba_ssm.modules.mamba3", NEWER, ("Mamba3",)),
-    ("mamba_ssm.modules.block", NEWER, ("Block",)),
     ("mamba_ssm.modules.mha", NEWER, ("MHA",)),
-    ("mamba_ssm.modules.mlp", NEWER, ("GatedMLP",)),
-    ("mamba_ssm.models.mixer_seq_simple", NEWER, ("create_block",)),
     ("mamba_ssm.utils.generation", GRAPHS, ("update_graph_cache", "capture_graph")),
     (
         "mamba_ssm.distributed.distributed_utils",
@@ -133,8 +136,14 @@ UNPROVIDED = (
 MODULES = SERVED.keys() | {module for module, _, _ in UNPROVIDED}
 
 
+def official_name(module: str) -> str:
+    """Return the name of the module of mamba_ssm that `module` is a copy of, and the name of any other as it is."""
+    root, _, rest = module.rpartition(".mamba_ssm.")
+    return f"mamba_ssm.{rest}" if root and not root.startswith("scanlab.") else module
+
+
 def served(module: str) -> dict[str, Any]:
-    """What scanlab has in the place of the names of `module`."""
+    """Return what scanlab has in the place of the names of `module`."""
     return {
         name: getattr(importlib.import_module(home), name)
         for home, names in SERVED.get(module, {}).items()
@@ -143,7 +152,7 @@ def served(module: str) -> dict[str, Any]:
 
 
 def unprovided(module: str) -> dict[str, type]:
-    """The names of `module` that raise when they are used: called, as a function or to make an instance."""
+    """Return the names of `module` that raise when they are called, as a function or to make an instance."""
     return {
         name: _placeholder(module, name, cure) for home, cure, names in UNPROVIDED if home == module for name in names
     }

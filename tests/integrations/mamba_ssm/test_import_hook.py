@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import inspect
 import subprocess
 import sys
@@ -113,6 +114,58 @@ def test_code_with_a_fallback_finds_that_a_name_is_missing():
     assert getattr(importlib.import_module("mamba_ssm"), "Mamba3", None) is None
 
 
+def test_the_package_has_its_modules_as_attributes_and_a_version():
+    drop_in.install()
+    import causal_conv1d
+    import mamba_ssm
+
+    assert mamba_ssm.ops.selective_scan_interface.selective_scan_fn is mamba_ssm.selective_scan_fn
+    assert mamba_ssm.modules.mamba_simple.Mamba is mamba_ssm.Mamba
+    assert not hasattr(mamba_ssm.modules, "mamba3")
+    assert importlib.metadata.version("mamba_ssm") == mamba_ssm.__version__
+    assert importlib.metadata.version("causal-conv1d") == causal_conv1d.__version__
+    assert importlib.metadata.metadata("mamba-ssm")["Name"] == "mamba_ssm"
+    assert importlib.metadata.version("torch")
+    drop_in.uninstall()
+    with pytest.raises(importlib.metadata.PackageNotFoundError):
+        importlib.metadata.version("mamba_ssm")
+
+
+def test_an_installed_package_keeps_its_version(tmp_path, monkeypatch):
+    folder = tmp_path / "mamba_ssm-1.2.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: mamba_ssm\nVersion: 1.2.0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    drop_in.install()
+    assert importlib.metadata.version("mamba_ssm") == "1.2.0"
+
+
+@pytest.mark.parametrize("name", ["custom_fwd", "custom_bwd"])
+def test_the_decorators_of_autograd_functions_follow_autocast_of_the_cpu(name):
+    drop_in.install()
+    decorators = importlib.import_module("mamba_ssm.utils.torch")
+
+    class Double(torch.autograd.Function):
+        @staticmethod
+        @decorators.custom_fwd(cast_inputs=torch.float32)
+        def forward(ctx, x):
+            ctx.dtype = x.dtype
+            return 2 * x
+
+        @staticmethod
+        @decorators.custom_bwd
+        def backward(ctx, grad):
+            assert ctx.dtype == torch.float32
+            return 2 * grad
+
+    x = torch.ones(3, dtype=torch.bfloat16, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = Double.apply(x)
+    assert out.dtype == torch.float32
+    out.sum().backward()
+    assert torch.equal(x.grad, torch.full_like(x, 2))
+
+
 def test_what_nobody_has_is_still_missing():
     drop_in.install()
     with pytest.raises(ModuleNotFoundError):
@@ -148,6 +201,60 @@ def test_a_package_that_is_there_is_wrapped_and_keeps_its_gpu(write):
     # what it lacks is added, and a module it lacks is served
     assert interface.bimamba_inner_fn is scan.bimamba_inner_fn
     assert importlib.import_module("mamba_ssm.ops.triton.layer_norm").RMSNorm
+
+
+THEIR_NORM = """
+def layer_norm_fn(x, weight, bias, residual=None, eps=1e-6, prenorm=False, residual_in_fp32=False, is_rms_norm=False):
+    raise RuntimeError("no GPU at all")
+
+def rms_norm_fn(x, weight, bias, gain_of_the_fork=1.0):
+    return "theirs, with a gain"
+"""
+
+
+def test_a_release_with_another_order_of_parameters_is_served_by_name(write):
+    """mamba_ssm 1.x has eps in the fifth place, 2.x a second input."""
+    write({"mamba_ssm.ops.triton.layernorm": THEIR_NORM})
+    drop_in.install()
+    norm = importlib.import_module("mamba_ssm.ops.triton.layernorm")
+    x = torch.randn(3, 8)
+    torch.testing.assert_close(
+        norm.layer_norm_fn(x, torch.ones(8), torch.zeros(8), None, 0.5),
+        torch.nn.functional.layer_norm(x, (8,), eps=0.5),
+    )
+
+
+def test_a_function_with_parameters_of_its_own_stays_as_it_is(write):
+    write({"mamba_ssm.ops.triton.layernorm": THEIR_NORM})
+    drop_in.install()
+    norm = importlib.import_module("mamba_ssm.ops.triton.layernorm")
+    assert norm.rms_norm_fn(torch.ones(2, 4), torch.ones(4), None) == "theirs, with a gain"
+
+
+def test_a_copy_within_another_package_is_wrapped(write, caplog):
+    write(
+        {
+            "copied.mamba_ssm.ops.selective_scan_interface": THEIR_INTERFACE,
+            "copied.mamba_ssm.ops.triton.layernorm": "import no_such_compiler",
+            "copied.mamba_ssm.modules.mamba_simple": "class Mamba: origin = 'the fork'",
+            "copied.mamba_ssm.modules.broken": "import no_such_package",
+        }
+    )
+    drop_in.install()
+    interface = importlib.import_module("copied.mamba_ssm.ops.selective_scan_interface")
+    out = interface.selective_scan_fn(*INPUTS, delta_softplus=True)
+    torch.testing.assert_close(out, scan.selective_scan_fn(*INPUTS, delta_softplus=True))
+    assert not hasattr(interface, "bimamba_inner_fn")
+    assert importlib.import_module("copied.mamba_ssm.ops.triton.layernorm").RMSNorm(4)(torch.ones(2, 4)).shape == (2, 4)
+    assert "copied.mamba_ssm.ops.triton.layernorm cannot be imported here" in caplog.text
+    assert importlib.import_module("copied.mamba_ssm.modules.mamba_simple").Mamba.origin == "the fork"
+    for missing in ("copied.mamba_ssm.modules.broken", "copied.mamba_ssm.ops.triton.selective_state_update"):
+        with pytest.raises(ModuleNotFoundError):
+            importlib.import_module(missing)
+    drop_in.uninstall()
+    assert interface.selective_scan_fn(*INPUTS) == "theirs on cpu"
+    for name in [name for name in sys.modules if name.partition(".")[0] == "copied"]:
+        del sys.modules[name]
 
 
 def test_beside_a_package_that_is_there_what_could_not_be_used_is_missing(write):

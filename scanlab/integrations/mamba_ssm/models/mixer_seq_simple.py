@@ -1,4 +1,4 @@
-"""The language model of `mamba_ssm.models`, of Mamba-1 layers: its configuration, its backbone, its head.
+"""Language model of `mamba_ssm.models.mixer_seq_simple`, of Mamba-1 layers.
 
 Source: state-spaces/mamba@e9594ce, mamba_ssm/models/mixer_seq_simple.py, config_mamba.py.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import functools
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,25 +16,112 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from scanlab.errors import UnavailableError
+from scanlab.errors import ProblemError, UnavailableError
 from scanlab.integrations.mamba_ssm.models.config_mamba import MambaConfig
 from scanlab.integrations.mamba_ssm.modules.block import Block
 from scanlab.integrations.mamba_ssm.modules.mamba_simple import Mamba, State
+from scanlab.integrations.mamba_ssm.modules.mlp import GatedMLP
 from scanlab.integrations.mamba_ssm.ops.triton.layer_norm import RMSNorm, layer_norm_fn
 from scanlab.integrations.mamba_ssm.utils.generation import GenerationMixin
 from scanlab.integrations.mamba_ssm.utils.hf import load_config_hf, load_state_dict_hf
 
 
 class CausalLMOutput(NamedTuple):
-    """logits (batch, length, vocabulary)."""
+    """Output of a language model: logits (batch, length, vocabulary)."""
 
     logits: Tensor
 
 
-class MixerModel(nn.Module):
-    """Embedding, Mamba-1 blocks, norm: token ids (batch, length) -> (batch, length, d_model).
+def create_block(
+    d_model: int,
+    d_intermediate: int | dict[str, Any] | None = 0,
+    ssm_cfg: dict[str, Any] | None = None,
+    attn_layer_idx: list[int] | None = None,
+    attn_cfg: dict[str, Any] | None = None,
+    norm_epsilon: float = 1e-5,
+    rms_norm: bool = False,
+    residual_in_fp32: bool = False,
+    fused_add_norm: bool = False,
+    layer_idx: int | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Block:
+    """Return a block of a language model, by the arguments of mamba_ssm 2.x or of 1.x.
 
-    Raises UnavailableError for layers of another kind: Mamba-2, attention, or with an MLP.
+    Args:
+        d_intermediate: Hidden width of the MLP behind the mixer, 0 for none. In 1.x, ssm_cfg has this place.
+        ssm_cfg: Arguments of the mixer.
+        attn_layer_idx: Indices of the layers that are attention; scanlab has none.
+        layer_idx: Index of the layer.
+
+    Raises:
+        UnavailableError: The layer is attention or of another kind than Mamba-1.
+        ProblemError: Arguments of 1.x beyond ssm_cfg are given by position.
+    """
+    if isinstance(d_intermediate, int):
+        hidden_features, options = d_intermediate, dict(ssm_cfg or {})
+    elif ssm_cfg is None and attn_layer_idx is None and attn_cfg is None:
+        hidden_features, options = 0, dict(d_intermediate or {})
+    else:
+        raise ProblemError("create_block with ssm_cfg in second place, as in mamba_ssm 1.x: name all others.")
+    layer = options.pop("layer", "Mamba1")
+    if attn_layer_idx and layer_idx in attn_layer_idx:
+        layer = "attention"
+    if layer != "Mamba1":
+        raise UnavailableError(
+            f"layer {layer_idx} is {layer}: scanlab, which stands in for mamba_ssm, has Mamba-1 alone; for this one"
+            " install mamba_ssm, on a machine with CUDA."
+        )
+    where: dict[str, Any] = {"device": device, "dtype": dtype}
+    mlp = functools.partial(GatedMLP, hidden_features=hidden_features, out_features=d_model, **where)
+    block = Block(
+        d_model,
+        functools.partial(Mamba, layer_idx=layer_idx, **options, **where),
+        mlp if hidden_features else nn.Identity,
+        functools.partial(RMSNorm if rms_norm else nn.LayerNorm, eps=norm_epsilon, **where),
+        fused_add_norm=fused_add_norm,
+        residual_in_fp32=residual_in_fp32,
+    )
+    block.layer_idx = layer_idx
+    return block
+
+
+@torch.no_grad()
+def _init_weights(
+    module: nn.Module,
+    n_layer: int,
+    initializer_range: float = 0.02,
+    rescale_prenorm_residual: bool = True,
+    n_residuals_per_layer: int = 1,
+) -> None:
+    """Initialise one module of a language model; `model.apply` calls this for each.
+
+    Biases become zero where they are not marked `_no_reinit`, embeddings normal. The output projection of a branch is
+    drawn anew, smaller by the square root of the number of branches, so that deep residual streams do not grow.
+    """
+    if isinstance(module, nn.Linear):
+        if module.bias is not None and not getattr(module.bias, "_no_reinit", False):
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=initializer_range)
+    if rescale_prenorm_residual:
+        for name, parameter in module.named_parameters():
+            if name in ("out_proj.weight", "fc2.weight"):
+                nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))
+                parameter.div_(math.sqrt(n_residuals_per_layer * n_layer))
+
+
+def _initialise(model: nn.Module, n_layer: int, d_intermediate: int, initializer_cfg: Mapping[str, Any] | None) -> None:
+    residuals = 2 if d_intermediate else 1
+    options = {"n_residuals_per_layer": residuals, **(initializer_cfg or {})}
+    model.apply(functools.partial(_init_weights, n_layer=n_layer, **options))
+
+
+class MixerModel(nn.Module):
+    """Backbone of a language model: token ids (batch, length) -> (batch, length, d_model).
+
+    Raises:
+        UnavailableError: A layer is attention or of another kind than Mamba-1.
     """
 
     def __init__(
@@ -53,56 +142,39 @@ class MixerModel(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        options = dict(ssm_cfg or {})
-        layer = options.pop("layer", "Mamba1")
-        if layer != "Mamba1" or attn_layer_idx or d_intermediate:
-            raise UnavailableError(
-                f"layers of {layer}, attention at {attn_layer_idx or 'none'}, MLPs of {d_intermediate}: scanlab, which"
-                " stands in for mamba_ssm, has Mamba-1 alone; for these install mamba_ssm, on a machine with CUDA."
-            )
-        where: dict[str, Any] = {"device": device, "dtype": dtype}
         self.residual_in_fp32 = residual_in_fp32
         self.fused_add_norm = fused_add_norm
-        self.embedding = nn.Embedding(vocab_size, d_model, **where)
-        norm: Any = functools.partial(RMSNorm if rms_norm else nn.LayerNorm, eps=norm_epsilon, **where)
+        self.embedding = nn.Embedding(vocab_size, d_model, device=device, dtype=dtype)
         self.layers = nn.ModuleList(
-            Block(
+            create_block(
                 d_model,
-                functools.partial(Mamba, layer_idx=index, **options, **where),
-                norm,
-                fused_add_norm=fused_add_norm,
-                residual_in_fp32=residual_in_fp32,
+                d_intermediate,
+                ssm_cfg,
+                attn_layer_idx,
+                attn_cfg,
+                norm_epsilon,
+                rms_norm,
+                residual_in_fp32,
+                fused_add_norm,
+                index,
+                device,
+                dtype,
             )
             for index in range(n_layer)
         )
-        self.norm_f = norm(d_model)
-        self._initialise(n_layer, **(initializer_cfg or {}))
-
-    @torch.no_grad()
-    def _initialise(
-        self,
-        n_layer: int,
-        initializer_range: float = 0.02,
-        rescale_prenorm_residual: bool = True,
-        n_residuals_per_layer: int = 1,
-    ) -> None:
-        """Calm embeddings, and mixers whose output shrinks with the depth."""
-        nn.init.normal_(self.embedding.weight, std=initializer_range)
-        for name, parameter in self.named_parameters():
-            if rescale_prenorm_residual and name.endswith("out_proj.weight"):
-                parameter.div_((n_residuals_per_layer * n_layer) ** 0.5)
-            elif name.endswith("_proj.bias") and not hasattr(parameter, "_no_reinit"):
-                nn.init.zeros_(parameter)
+        norm_class: Any = RMSNorm if rms_norm else nn.LayerNorm
+        self.norm_f = norm_class(d_model, eps=norm_epsilon, device=device, dtype=dtype)
+        _initialise(self, n_layer, d_intermediate, initializer_cfg)
 
     def allocate_inference_cache(
         self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None, **kwargs: Any
     ) -> dict[int, State]:
-        """Zero states of every layer, by its index."""
+        """Return zero states of every layer, by its index."""
         blocks = enumerate(layer for layer in self.layers if isinstance(layer, Block))
         return {index: block.allocate_inference_cache(batch_size, max_seqlen, dtype=dtype) for index, block in blocks}
 
     def forward(self, input_ids: Tensor, inference_params: Any = None) -> Tensor:
-        """input_ids (batch, length) -> (batch, length, d_model)."""
+        """Return the normalised output (batch, length, d_model) of the last layer for input_ids (batch, length)."""
         hidden, residual = self.embedding(input_ids), None
         for layer in self.layers:
             hidden, residual = layer(hidden, residual, inference_params=inference_params)
@@ -125,7 +197,7 @@ class MixerModel(nn.Module):
 
 
 class MambaLMHeadModel(nn.Module, GenerationMixin):
-    """A Mamba-1 language model with the official parameter names: token ids -> logits."""
+    """Mamba-1 language model with the official parameter names."""
 
     def __init__(
         self,
@@ -154,17 +226,18 @@ class MambaLMHeadModel(nn.Module, GenerationMixin):
             dtype=dtype,
         )
         self.lm_head = nn.Linear(config.d_model, vocabulary, bias=False, device=device, dtype=dtype)
+        _initialise(self, config.n_layer, config.d_intermediate, initializer_cfg)
         self.tie_weights()
 
     def tie_weights(self) -> None:
-        """Where the configuration says so, the head is the embedding."""
+        """Make the weight of the head that of the embedding where the configuration says so."""
         if self.config.tie_embeddings:
             self.lm_head.weight = self.backbone.embedding.weight
 
     def allocate_inference_cache(
         self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None, **kwargs: Any
     ) -> dict[int, State]:
-        """Zero states of every layer, by its index."""
+        """Return zero states of every layer, by its index."""
         return self.backbone.allocate_inference_cache(batch_size, max_seqlen, dtype=dtype)
 
     def forward(
@@ -174,9 +247,13 @@ class MambaLMHeadModel(nn.Module, GenerationMixin):
         inference_params: Any = None,
         num_last_tokens: int = 0,
     ) -> CausalLMOutput:
-        """input_ids (batch, length) -> logits (batch, length, vocabulary), of num_last_tokens alone where that is > 0.
+        """Return the logits of each token.
 
-        position_ids are taken for the signature's sake: a Mamba has none.
+        Args:
+            input_ids: (batch, length).
+            position_ids: Ignored. A Mamba has no positions.
+            inference_params: Cache of a generation.
+            num_last_tokens: Return the logits of the last tokens only; 0 means all.
         """
         hidden = self.backbone(input_ids, inference_params=inference_params)
         return CausalLMOutput(self.lm_head(hidden[:, -num_last_tokens:]))
@@ -189,7 +266,7 @@ class MambaLMHeadModel(nn.Module, GenerationMixin):
         dtype: torch.dtype | None = None,
         **kwargs: Any,
     ) -> MambaLMHeadModel:
-        """A published model, or one in a folder."""
+        """Return a published model, or one in a folder."""
         config = MambaConfig(**load_config_hf(pretrained_model_name))
         model = cls(config, device=device, dtype=dtype, **kwargs)
         model.load_state_dict(load_state_dict_hf(pretrained_model_name, device=device, dtype=dtype))

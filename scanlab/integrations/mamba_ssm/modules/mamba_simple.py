@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scanlab.errors import ProblemError
+from scanlab.integrations.mamba_ssm.modules import block
 from scanlab.integrations.mamba_ssm.ops import selective_scan_interface as scan
 from scanlab.models.mamba_block import BIMAMBA_TYPES
 from scanlab.models.mamba_weights import Mixing, taps
@@ -235,3 +237,17 @@ class Mamba(Mixing):
             for state in known[self.layer_idx]:
                 state.zero_()
         return known[self.layer_idx]
+
+
+class Block(block.Block):
+    """Residual block with the arguments of mamba_ssm 1.x, where it has no MLP and is found in this module."""
+
+    def __init__(
+        self,
+        dim: int,
+        mixer_cls: Callable[[int], nn.Module],
+        norm_cls: Callable[[int], nn.Module] = nn.LayerNorm,
+        fused_add_norm: bool = False,
+        residual_in_fp32: bool = False,
+    ) -> None:
+        super().__init__(dim, mixer_cls, nn.Identity, norm_cls, fused_add_norm, residual_in_fp32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from scanlab.errors import ProblemError, UnavailableError
 from scanlab.integrations.mamba_ssm.models.config_mamba import MambaConfig
-from scanlab.integrations.mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
+from scanlab.integrations.mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel, _init_weights, create_block
 from scanlab.integrations.mamba_ssm.utils.generation import GenerationMixin, decode, sample
 from scanlab.runtime import dispatch
 
@@ -58,11 +59,49 @@ def test_names_shapes_and_the_tied_head(model):
 
 
 @pytest.mark.parametrize(
-    "other", [{"ssm_cfg": {"layer": "Mamba2"}}, {"attn_layer_idx": [1]}, {"d_intermediate": 32}], ids=str
+    ("other", "what"), [({"ssm_cfg": {"layer": "Mamba2"}}, "layer 0 is Mamba2"), ({"attn_layer_idx": [1]}, "layer 1")]
 )
-def test_layers_of_another_kind_are_refused(other):
-    with pytest.raises(UnavailableError, match="has Mamba-1 alone"):
+def test_layers_of_another_kind_are_refused(other, what):
+    with pytest.raises(UnavailableError, match=f"{what}.*has Mamba-1 alone"):
         MambaLMHeadModel(MambaConfig(**SMALL | other))
+
+
+def test_layers_may_have_an_mlp(model):
+    made = MambaLMHeadModel(MambaConfig(**SMALL | {"d_intermediate": 24}))
+    assert made.state_dict()["backbone.layers.1.mlp.fc1.weight"].shape == (256, 16)
+    assert {name.replace("layers.1", "layers.0") for name in made.state_dict() if "mlp" in name or "norm2" in name} == {
+        f"backbone.layers.0.{name}.weight" for name in ("mlp.fc1", "mlp.fc2", "norm2")
+    }
+    made.generate(PROMPT, 6)
+    made(PROMPT).logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in made.parameters())
+
+
+def test_a_block_is_made_by_the_arguments_of_both_releases():
+    new = create_block(16, 0, {"d_state": 4}, layer_idx=3, rms_norm=True)
+    old = create_block(16, {"d_state": 4}, layer_idx=3, rms_norm=True)
+    assert new.layer_idx == old.layer_idx == new.mixer.layer_idx == 3
+    assert {name: each.shape for name, each in new.state_dict().items()} == {
+        name: each.shape for name, each in old.state_dict().items()
+    }
+    assert create_block(16).mixer.d_state == create_block(16, None).mixer.d_state == 16
+    with pytest.raises(ProblemError, match="name all others"):
+        create_block(16, {"d_state": 4}, 1e-5)
+
+
+def test_initial_weights_are_those_of_the_depth():
+    block = create_block(16)
+    bias = block.mixer.dt_proj.bias.clone()
+    torch.nn.init.ones_(block.mixer.out_proj.weight)
+    head = torch.nn.Linear(16, 4)
+    embedding = torch.nn.Embedding(500, 16)
+    for module in (block, head, embedding):
+        module.apply(functools.partial(_init_weights, n_layer=4, n_residuals_per_layer=2, initializer_range=0.5))
+    assert torch.equal(block.mixer.dt_proj.bias, bias)
+    assert not head.bias.any()
+    assert 0.47 < embedding.weight.std() < 0.53
+    bound = 1 / (32 * 8) ** 0.5  # of torch's own layers, by the square root of 8 branches
+    assert 0.9 * bound < block.mixer.out_proj.weight.abs().max() <= bound
 
 
 def test_fused_and_plain_norms_are_the_same(model):

@@ -18,8 +18,6 @@ from scanlab.contract.verify import relative_error
 from scanlab.errors import ProblemError
 from scanlab.integrations import mamba_ssm as drop_in
 from scanlab.integrations.mamba_ssm.modules import mamba_simple
-from scanlab.integrations.mamba_ssm.modules.block import Block
-from scanlab.integrations.mamba_ssm.ops.triton.layer_norm import RMSNorm
 from scanlab.integrations.mamba_ssm.utils.generation import InferenceParams
 from scanlab.runtime import dispatch
 
@@ -202,18 +200,3 @@ def test_initial_values_and_the_marks_that_training_scripts_look_for():
     constant = mamba_simple.Mamba(16, dt_init="constant", dt_scale=3.0)
     assert torch.equal(constant.dt_proj.weight, torch.full((32, 1), 3.0))
     assert mamba_simple.Mamba(16, dtype=torch.bfloat16)(tokens().bfloat16()).dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize("fused", [True, False])
-@pytest.mark.parametrize("norm", [nn.LayerNorm, RMSNorm])
-def test_a_block_adds_normalises_and_mixes(fused, norm):
-    block = Block(16, mamba_simple.Mamba, norm, fused_add_norm=fused, residual_in_fp32=True)
-    x = tokens()
-    hidden, residual = block(x)
-    assert torch.equal(residual, x)
-    torch.testing.assert_close(hidden, block.mixer(block.norm(x)))
-    _, total = block(hidden, residual)
-    torch.testing.assert_close(total, hidden + residual)
-    assert len(block.allocate_inference_cache(2, 9)) == 2
-    with pytest.raises(ProblemError, match="fused_add_norm with Identity"):
-        Block(16, mamba_simple.Mamba, nn.Identity, fused_add_norm=True)
