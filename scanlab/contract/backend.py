@@ -132,6 +132,8 @@ class Backend:
 
     def rejects(self, problem: ScanProblem) -> str | None:
         """Return why this backend cannot solve `problem`, or None."""
+        if problem.op != self.op:
+            return f"a problem of {problem.op}: it implements {self.op}"
         return self.capabilities.rejects(problem)
 
     def build(self, problem: ScanProblem, config: Config | None = None) -> ScanFn:

@@ -33,7 +33,7 @@ def test_the_built_in_backends_come_through_the_same_door():
     assert not failures
     assert loaded[0].name == "reference"
     assert sorted(backend.name for backend in loaded) == list(registry.names())
-    assert len({backend.rank for backend in loaded}) == len(loaded)
+    assert len({(backend.op, backend.rank) for backend in loaded}) == len(loaded)
 
 
 def test_an_unknown_name_is_answered_with_the_closest_one():

@@ -1,0 +1,9 @@
+"""Implementations of state-space duality (Mamba-2), one file or folder each, simplest first.
+
+    rank  backend        difference from the one before
+    0     ssd_reference  the recurrence, one step at a time; the reference of all others in float64
+    1     ssd_chunked    products of matrices within chunks, the state carried between them
+
+`problem` has the glossary, `op` the hard problems. The implementations in PyTorch share `_operands` (operands and
+epilogue of the recurrence) and `_chunks` (the loop over chunks, with its gradient).
+"""

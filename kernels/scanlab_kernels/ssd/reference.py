@@ -1,0 +1,50 @@
+"""Recurrence of Mamba-2, one step at a time.
+
+In float64 this is the reference that every other backend of `ssd` is verified against. One state of (batch, heads,
+head_dim, state) exists at a time; for gradients, one for each step. Source: Dao and Gu 2024, eq. 1 and 2, with A_t a
+scalar times the identity (definition 5.1), discretised as in Mamba.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scanlab.contract.backend import Backend, OpCapabilities
+from scanlab.contract.cpu import pinned, threads_tunable
+from scanlab.contract.problem import DTYPES
+from scanlab.contract.space import Config, Space
+from scanlab_kernels.ssd import _operands
+from scanlab_kernels.ssd.problem import SsdInputs, SsdOutput, SsdProblem
+
+WHOLE_CONTRACT: Any = OpCapabilities(devices=("cpu", "cuda"), dtypes=tuple(DTYPES), gradients=True)
+
+
+def ssd(inputs: SsdInputs, problem: SsdProblem) -> SsdOutput:
+    """Return the output and the final state, for example of x (1, 512, 64, 64) with 128 states."""
+    drive, log_decay, B, C, h = _operands.operands(inputs, problem, _operands.new_sequence(inputs))
+    decay = torch.exp(log_decay)  # (1, 512, 1, 64); h (1, 1, 128, 64, 64)
+    y = []
+    for t in range(problem.length):
+        h = decay[:, t, :, None, :, None] * h + torch.einsum("bghp,bgn->bgnhp", drive[:, t], B[:, t])  # eq. 1a
+        y.append(torch.einsum("bgnhp,bgn->bghp", h, C[:, t]))  # eq. 1b
+    return _operands.epilogue(torch.stack(y, dim=1), h, inputs)
+
+
+def make(problem: Any, config: Config) -> Any:
+    """Return the recurrence on config["threads"] threads."""
+    return pinned(lambda inputs: ssd(inputs, problem), int(config["threads"]))
+
+
+backend = Backend(
+    name="ssd_reference",
+    summary="the recurrence, one step at a time in Python",
+    rank=0,
+    sources=tuple(map(Path, (__file__, _operands.__file__))),
+    space=Space((threads_tunable(),)),
+    capabilities=WHOLE_CONTRACT,
+    make=make,
+    op="ssd",
+)
