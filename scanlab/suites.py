@@ -11,22 +11,26 @@ from typing import Any
 
 import torch
 
-from scanlab.contract.problem import ScanInputs, ScanProblem, make_inputs
+from scanlab.contract import registry
+from scanlab.contract.machine import this_machine
+from scanlab.contract.op import Inputs
+from scanlab.contract.problem import Problem, ScanProblem
 from scanlab.errors import InputError, UnavailableError
 from scanlab.runtime.usage import Usage
 
 SHIPPED = Path(__file__).with_name("suites.toml")
 CAPTURED = "captured"
-MAX_TENSOR_BYTES = 2**38  # more than the memory of any machine that one problem is tuned on
-FIELDS = {"summary", "model", "image_size", "problems"}
+# Tuning holds two sets of inputs with their outputs in float64, in this process and in its worker.
+MEMORY_FACTOR = 8
+FIELDS = {"summary", "model", "image_size", "op", "problems"}
 
 
 @dataclass(frozen=True)
 class Case:
     """A problem to tune, the inputs to tune it on, and where they came from."""
 
-    problem: ScanProblem
-    inputs: tuple[ScanInputs, ...]
+    problem: Problem
+    inputs: Inputs
     label: str
 
 
@@ -53,8 +57,9 @@ def _fault_of(suite: object) -> str | None:
     """Return what is wrong with a suite as read from TOML, or None."""
     if not isinstance(suite, dict) or not suite.keys() <= FIELDS or ("model" in suite) == ("problems" in suite):
         return "must be a table of a summary, and a `model` or `problems`"
-    if not isinstance(suite.get("summary", ""), str):
-        return "summary must be a text"
+    for name in ("summary", "op"):
+        if not isinstance(suite.get(name, ""), str):
+            return f"{name} must be a text"
     if "model" in suite:
         return None if isinstance(suite["model"], str) else "model must be the name of a Vim, such as 'vim_tiny'"
     problems = suite["problems"]
@@ -80,11 +85,12 @@ def load_suite(name: str, image: Path | None = None) -> tuple[Case, ...]:
         return (_capture(own, suite, image),)
     if image is not None:
         raise InputError(f"suite {own!r} draws its inputs and takes no image; leave the image out.")
-    return tuple(drawn_case(ScanProblem.parse(text)) for text in suite["problems"])
+    op = suite.get("op", registry.DEFAULT_OP)
+    return tuple(drawn_case(registry.parse_problem(text, op)) for text in suite["problems"])
 
 
-def drawn_case(problem: ScanProblem, seed: int = 0) -> Case:
-    """Return `problem` with inputs drawn by `make_inputs`.
+def drawn_case(problem: Problem, seed: int = 0) -> Case:
+    """Return `problem` with inputs drawn by its op.
 
     Raises:
         InputError: The problem does not fit into memory, or torch knows no such device.
@@ -96,10 +102,14 @@ def drawn_case(problem: ScanProblem, seed: int = 0) -> Case:
         known = problem.device.partition(":")[0] in ("cpu", "cuda")
         kind = UnavailableError if known else InputError
         raise kind(f"device={problem.device}: {str(error).splitlines()[0]}. Use device=cpu.") from error
-    needed_bytes = 4 * problem.batch * problem.dim * problem.length
-    if needed_bytes > MAX_TENSOR_BYTES:
-        raise InputError(f"{problem.key}: one tensor would take {needed_bytes / 2**30:.0f} GiB; make it smaller.")
-    return Case(problem, make_inputs(problem, seed), f"drawn, seed {seed}")
+    op = registry.op(problem.op)
+    needed_bytes, memory_bytes = op.work(problem).traffic_bytes, this_machine().silicon.memory_bytes
+    if memory_bytes and MEMORY_FACTOR * needed_bytes > memory_bytes:
+        raise InputError(
+            f"{problem.key}: its tensors take {needed_bytes / 2**30:.3g} GiB, and tuning them {MEMORY_FACTOR} times as"
+            f" much; this machine has {memory_bytes / 2**30:.3g} GiB. Make the problem smaller."
+        )
+    return Case(problem, op.make_inputs(problem, seed), f"drawn, seed {seed}")
 
 
 def recorded_suite(script: str, usage: Mapping[ScanProblem, Usage]) -> str:

@@ -1,10 +1,12 @@
-"""The backend contract as a pytest class: four lines test a backend, a third party's as well as ours.
+"""The backend contract as pytest classes: four lines test a backend, a third party's as well as ours.
 
     from scanlab.testing import BackendContract
     from my_package import backend
 
     class TestMine(BackendContract):
         backend = backend
+
+A backend of another op than the scan has `OpContract` in the place of `BackendContract`.
 
 What a backend claims is compared with the float64 reference; what it does not claim it must reject with a reason.
 A backend that cannot run on this machine has its computing tests skipped, with its own reason shown.
@@ -24,27 +26,28 @@ import torch
 from torch import Tensor
 
 from scanlab.contract import registry
-from scanlab.contract.backend import Backend, ScanFn
+from scanlab.contract.backend import Backend, Capabilities, OpFn
 from scanlab.contract.cpu import torch_threads
-from scanlab.contract.problem import ScanInputs, ScanProblem, make_inputs
+from scanlab.contract.op import Inputs, map_tensors, tensors_of
+from scanlab.contract.problem import Problem, ScanInputs, ScanProblem
 from scanlab.contract.space import Config, config_key
 from scanlab.contract.verify import reference_outputs, relative_error, verify
 from scanlab.errors import ConfigError, RejectedError, UnavailableError
 
 
-class BackendContract:
-    """Subclass as Test..., set `backend`, and let pytest collect it.
+class OpContract:
+    """Contract of a backend of any op: subclass as Test..., set `backend`, and let pytest collect it.
 
     Attributes:
         backend: The backend under test.
         config: The configuration under which every claim is tested; its missing tunables take their defaults.
         corners: The problems that are tested where the backend claims them and must be rejected elsewhere; those of
-            the scan by default. A backend that compiles for seconds may take fewer.
+            its op by default. A backend that compiles for seconds may take fewer.
     """
 
     backend: ClassVar[Backend]
     config: ClassVar[Config] = {}
-    corners: ClassVar[tuple[ScanProblem, ...] | None] = None
+    corners: ClassVar[tuple[Problem, ...] | None] = None
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Parametrise each test by the claims of the backend."""
@@ -60,41 +63,47 @@ class BackendContract:
         if "legal" in metafunc.fixturenames:
             metafunc.parametrize("legal", list(self.configs()), ids=config_key)
 
-    def plain(self) -> ScanProblem:
-        """Return the simplest problem that the backend claims, of sizes that fit no block."""
+    def plain(self) -> Problem:
+        """Return the first corner without gradients that the backend claims, in its first dtype."""
         can = self.backend.capabilities
-        problem = ScanProblem(batch=2, dim=6, length=37, state=3, dtype=can.dtypes[0], device=can.devices[0])
-        return problem.replace(direction=can.directions[0])
+        corners = (
+            each.replace(dtype=can.dtypes[0], device=can.devices[0], gradients=False)
+            for each in registry.op(self.backend.op).corners
+        )
+        return next(each for each in corners if self.backend.rejects(each) is None)
 
     def configs(self) -> Iterator[Config]:
         """Return `config` and, in turn, each tunable at each other value, as far as legal for the plain problem."""
         return self.backend.space.in_turn(self.plain(), self.config)
 
-    def problems(self) -> Iterator[ScanProblem]:
+    def problems(self) -> Iterator[Problem]:
         """Yield every problem that is either tested or must be rejected: the corners, on the backend's device."""
         corners = registry.op(self.backend.op).corners if self.corners is None else self.corners
         device = self.backend.capabilities.devices[0]
-        yield from (corner.replace(device=device) for corner in corners if isinstance(corner, ScanProblem))
+        yield from (corner.replace(device=device) for corner in corners)
         yield self.plain().replace(device="nowhere")
-        yield self.plain().replace(state=self.backend.capabilities.max_state + 1)
 
-    def scan(self, problem: ScanProblem, config: Config | None = None) -> ScanFn:
-        """Build the scan under test; skip the test with the backend's reason where it cannot run on this machine."""
+    def inputs(self, problem: Problem, seed: int = 0) -> Inputs:
+        """Return the inputs that the op draws for `problem`."""
+        return registry.op(problem.op).make_inputs(problem, seed)
+
+    def build(self, problem: Problem, config: Config | None = None) -> OpFn:
+        """Build what is tested; skip the test with the backend's reason where it cannot run on this machine."""
         reason = self.backend.unavailable()
         if reason is not None:
             pytest.skip(f"{self.backend.name} cannot run here: {reason}")
         return self.backend.build(problem, self.config if config is None else config)
 
-    def check(self, scan: ScanFn, problem: ScanProblem, inputs: tuple[ScanInputs, ...]) -> None:
-        """Assert that outputs, last state and gradients agree with the reference, and that the inputs are unchanged."""
-        verdict = verify(scan, reference_outputs(problem, inputs))
+    def check(self, function: OpFn, problem: Problem, inputs: Inputs) -> None:
+        """Assert that outputs and gradients agree with the reference, and that the inputs are unchanged."""
+        verdict = verify(function, reference_outputs(problem, inputs))
         assert verdict.passed, f"{problem.key}: {verdict.reason}"
 
-    def test_agrees_with_the_reference(self, claimed: ScanProblem) -> None:
-        self.check(self.scan(claimed), claimed, make_inputs(claimed))
+    def test_agrees_with_the_reference(self, claimed: Problem) -> None:
+        self.check(self.build(claimed), claimed, self.inputs(claimed))
 
-    def test_rejects_with_a_reason_and_computes_nothing(self, refused: ScanProblem) -> None:
-        def must_not_run(problem: ScanProblem, config: Config) -> NoReturn:
+    def test_rejects_with_a_reason_and_computes_nothing(self, refused: Problem) -> None:
+        def must_not_run(problem: Problem, config: Config) -> NoReturn:
             raise AssertionError(f"make was called for {problem.key}")
 
         guarded = dataclasses.replace(self.backend, make=must_not_run, unavailable=lambda: None)
@@ -104,17 +113,17 @@ class BackendContract:
             guarded.build(refused)
         assert reason in str(raised.value)
 
-    def test_defaults_are_legal(self, claimed: ScanProblem) -> None:
+    def test_defaults_are_legal(self, claimed: Problem) -> None:
         defaults = self.backend.space.defaults
         assert self.backend.space.complete({}, claimed, self.backend.name) == defaults
         assert next(self.backend.space.configs(claimed)) == defaults
 
     def test_every_value_of_every_tunable_agrees(self, legal: Config) -> None:
         can = self.backend.capabilities
-        wider = [corner for corner in registry.op(self.backend.op).corners_of(legal) if isinstance(corner, ScanProblem)]
+        wider = registry.op(self.backend.op).corners_of(legal)
         for problem in (self.plain(), *(each.replace(dtype=can.dtypes[0], device=can.devices[0]) for each in wider)):
             if self.backend.rejects(problem) is None and self.backend.space.forbids(legal, problem) is None:
-                self.check(self.scan(problem, legal), problem, make_inputs(problem))
+                self.check(self.build(problem, legal), problem, self.inputs(problem))
 
     def test_unknown_tunable_raises(self) -> None:
         with pytest.raises(ConfigError, match="no_such_tunable"):
@@ -131,90 +140,105 @@ class BackendContract:
         with pytest.raises(UnavailableError, match=r"a part is missing; fit it\."):
             without.build(self.plain())
 
-    def test_inputs_of_any_stride(self, mode: ScanProblem) -> None:
-        inputs = tuple(
-            each.with_tensors(**{name: _strided(tensor) for name, tensor in each.tensors().items()})
-            for each in make_inputs(mode)
-        )
-        self.check(self.scan(mode), mode, inputs)
+    def test_inputs_of_any_stride(self, mode: Problem) -> None:
+        inputs = tuple(map_tensors(_strided, each) for each in self.inputs(mode))
+        self.check(self.build(mode), mode, inputs)
 
-    def test_one_group_may_have_its_axis(self, mode: ScanProblem) -> None:
-        inputs = tuple(each.with_tensors(B=each.B[:, None], C=each.C[:, None]) for each in make_inputs(mode))
-        self.check(self.scan(mode), mode, inputs)
-
-    def test_reads_no_uninitialised_memory(self, mode: ScanProblem) -> None:
+    def test_reads_no_uninitialised_memory(self, mode: Problem) -> None:
         with _poisoned_memory():
-            self.check(self.scan(mode), mode, make_inputs(mode))
+            self.check(self.build(mode), mode, self.inputs(mode))
 
     def test_runs_in_inference_mode(self) -> None:
         problem = self.plain()
-        scan, inputs = self.scan(problem), make_inputs(problem)
-        expected = scan(*inputs)
+        function, inputs = self.build(problem), self.inputs(problem)
+        expected = function(*inputs)
         with torch.inference_mode():
-            made_inside = make_inputs(problem)
+            made_inside = self.inputs(problem)
             for given in (inputs, made_inside):
-                assert all(map(torch.equal, scan(*given), expected))
+                assert all(map(torch.equal, function(*given), expected))
 
     def test_repeated_calls_are_equal_and_fresh(self) -> None:
         problem = self.plain()
-        scan, inputs = self.scan(problem), make_inputs(problem)
-        first = scan(*inputs)
+        function, inputs = self.build(problem), self.inputs(problem)
+        first = function(*inputs)
         kept = tuple(tensor.clone() for tensor in first)
-        scan(*make_inputs(problem, seed=1))
+        function(*self.inputs(problem, seed=1))
         assert all(map(torch.equal, first, kept)), "a later call wrote into what an earlier one returned"
         for tensor in first:
             tensor.fill_(math.nan)
-        assert all(map(torch.equal, scan(*inputs), kept)), "the same inputs gave other outputs"
+        assert all(map(torch.equal, function(*inputs), kept)), "the same inputs gave other outputs"
+
+    def test_second_derivatives_are_right_or_refused(self, differentiated: Problem) -> None:
+        found, refusal = {}, ""
+        try:
+            found = _second_derivatives(self.build(differentiated), differentiated)
+        except RuntimeError as error:
+            refusal = str(error)
+        assert found or re.search("derivative|backward", refusal), f"refused, but not said why: {refusal}"
+        exact = differentiated.replace(dtype="float64", device="cpu")
+        truth = _second_derivatives(registry.op(exact.op).reference(exact), exact)
+        for name, tensor in found.items():
+            assert relative_error(tensor, truth[name]) < 1e-2, f"those of {name} are wrong and not refused"
+
+    def test_restores_the_threads_of_torch(self, mode: Problem) -> None:
+        for threads in (1, 3):
+            with torch_threads(threads):
+                function = self.build(mode)
+                assert torch.get_num_threads() == threads, "building changed the threads of torch"
+                function(*self.inputs(mode))
+                assert torch.get_num_threads() == threads, "a call changed the threads of torch"
+
+
+class BackendContract(OpContract):
+    """Contract of a backend of the scan: `OpContract`, and what only scans promise."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield the problems of every op, and one with a state that is too large."""
+        yield from super().problems()
+        can = self.backend.capabilities
+        assert isinstance(can, Capabilities)
+        yield self.plain().replace(state=can.max_state + 1)
+
+    def test_one_group_may_have_its_axis(self, mode: Problem) -> None:
+        scan_inputs: tuple[ScanInputs, ...] = self.inputs(mode)
+        inputs = tuple(each.with_tensors(B=each.B[:, None], C=each.C[:, None]) for each in scan_inputs)
+        self.check(self.build(mode), mode, inputs)
 
     def test_last_state_starts_the_next_scan(self) -> None:
         problem = self.plain().replace(direction="forward", has_initial_state=True)
+        assert isinstance(problem, ScanProblem)
         if self.backend.rejects(problem) is not None:
             pytest.skip(f"{self.backend.name} claims no forward scan with an initial state")
-        (whole,) = make_inputs(problem)
+        (whole,) = self.inputs(problem)
         half = problem.length // 2
-        expected = self.scan(problem)(whole)
+        expected = self.build(problem)(whole)
         out, h = [], whole.initial_state
         for part in (slice(0, half), slice(half, problem.length)):
             over_time = {name: tensor[..., part] for name, tensor in whole.tensors().items() if tensor.dim() == 3}
             over_time.pop("initial_state")
             piece = whole.with_tensors(**over_time)._replace(initial_state=h)
-            result = self.scan(problem.replace(length=piece.u.shape[-1]))(piece)
+            result = self.build(problem.replace(length=piece.u.shape[-1]))(piece)
             out.append(result.out)
             h = result.last_state
         torch.testing.assert_close(torch.cat(out, dim=-1), expected.out)
         torch.testing.assert_close(h, expected.last_state)
 
-    def test_second_derivatives_are_right_or_refused(self, differentiated: ScanProblem) -> None:
-        found, refusal = {}, ""
-        try:
-            found = _second_derivatives(self.scan(differentiated), differentiated)
-        except RuntimeError as error:
-            refusal = str(error)
-        assert found or re.search("derivative|backward", refusal), f"refused, but not said why: {refusal}"
-        exact = differentiated.replace(dtype="float64", device="cpu")
-        truth = _second_derivatives(registry.get("reference").build(exact), exact)
-        for name, tensor in found.items():
-            assert relative_error(tensor, truth[name]) < 1e-2, f"those of {name} are wrong and not refused"
 
-    def test_restores_the_threads_of_torch(self, mode: ScanProblem) -> None:
-        for threads in (1, 3):
-            with torch_threads(threads):
-                scan = self.scan(mode)
-                assert torch.get_num_threads() == threads, "building changed the threads of torch"
-                scan(*make_inputs(mode))
-                assert torch.get_num_threads() == threads, "a call changed the threads of torch"
-
-
-def _second_derivatives(scan: ScanFn, problem: ScanProblem) -> dict[str, Tensor]:
+def _second_derivatives(function: OpFn, problem: Problem) -> dict[str, Tensor]:
     """Return the gradient of the sum of squared gradients, by the name of each tensor and its direction's number."""
-    inputs = make_inputs(problem)
+    op = registry.op(problem.op)
+    inputs = op.make_inputs(problem, 0)
     leaves = {
         f"{name} {number}": tensor.requires_grad_()
         for number, each in enumerate(inputs)
-        for name, tensor in each.tensors().items()
+        for name, tensor in tensors_of(each).items()
+        if tensor.is_floating_point() or tensor.is_complex()
     }
     tensors = list(leaves.values())
-    first = torch.autograd.grad(scan(*inputs).out.square().sum(), tensors, create_graph=True)
+    outputs = function(*inputs)
+    wanted = [getattr(outputs, name) for name in op.timed_outputs] or list(outputs)
+    loss = torch.stack([output.square().sum() for output in wanted]).sum()
+    first = torch.autograd.grad(loss, tensors, create_graph=True)
     squares = torch.stack([gradient.square().sum() for gradient in first]).sum()
     return {name: second.cpu() for name, second in zip(leaves, torch.autograd.grad(squares, tensors), strict=True)}
 

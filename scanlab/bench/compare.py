@@ -35,7 +35,7 @@ MIN_ROUNDS = 8
 MAX_ROUNDS = 60
 # One process cannot show that processes differ.
 MIN_PROCESSES = 2
-# The reference loop takes at most this share of the time, but is timed once at least.
+# The reference takes at most this share of the time, but is timed once at least.
 REFERENCE_SHARE = 0.3
 
 
@@ -90,7 +90,7 @@ class Comparer:
         """Time `candidates` in interleaved rounds until they are distinguishable, or until `deadline`.
 
         Every candidate is verified first and takes part in at least one round. Those that take long are timed in fewer
-        rounds, always beside the baseline. The reference loop is timed a few times for the speed-ups. One trial for
+        rounds, always beside the baseline. The reference is timed a few times for the speed-ups. One trial for
         each candidate is appended to the store.
 
         Args:
@@ -162,7 +162,7 @@ class _Run:
         self._baseline = baseline
         self._baseline_calls = 1
         self.series = [_Series(each, Evaluation("ok")) for each in dict.fromkeys(candidates)]
-        self._reference = _Series(reference_candidate(), Evaluation("ok"))
+        self._reference = _Series(reference_candidate(comparer.context.problem), Evaluation("ok"))
         self._control: _Series | None = None
         self._failure: str | None = None
         self.rounds = 0

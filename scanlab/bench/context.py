@@ -8,12 +8,12 @@ from functools import cached_property
 
 from scanlab.bench.records import label_of
 from scanlab.bench.roofline import Roofline, roofline_here
-from scanlab.bench.timing import shuffled
 from scanlab.contract import registry
 from scanlab.contract.backend import Backend
 from scanlab.contract.cpu import thread_count
 from scanlab.contract.machine import Machine, this_machine
-from scanlab.contract.problem import ScanInputs, ScanProblem, make_inputs
+from scanlab.contract.op import Inputs
+from scanlab.contract.problem import Problem
 from scanlab.contract.space import Config, Value, config_key
 from scanlab.contract.verify import ReferenceOutputs, reference_outputs
 from scanlab.errors import UnknownBackendError
@@ -30,7 +30,7 @@ class Candidate:
     config: Mapping[str, Value]
 
     @classmethod
-    def of(cls, backend: Backend, config: Config, problem: ScanProblem) -> Candidate:
+    def of(cls, backend: Backend, config: Config, problem: Problem) -> Candidate:
         """Return the candidate whose unnamed tunables have their defaults.
 
         Raises:
@@ -86,11 +86,11 @@ class BenchmarkContext:
 
     Attributes:
         inputs_label: Where the inputs came from.
-        references: Reference outputs for the inputs themselves, and for a draw of hard ones (`make_inputs`, seed + 1).
+        references: Reference outputs for the inputs themselves, and for a draw of hard ones (seed + 1).
         roofline: What the CPU could do at best; None for a problem on another device.
     """
 
-    problem: ScanProblem
+    problem: Problem
     inputs_label: str
     seed: int
     machine: Machine
@@ -98,22 +98,27 @@ class BenchmarkContext:
     roofline: Roofline | None
 
     @classmethod
-    def of(cls, problem: ScanProblem, inputs: tuple[ScanInputs, ...], inputs_label: str, seed: int) -> BenchmarkContext:
-        """Return the context for `inputs`; computes the float64 reference, which takes as long as its loop."""
-        references = tuple(reference_outputs(problem, each) for each in (inputs, make_inputs(problem, seed=seed + 1)))
+    def of(cls, problem: Problem, inputs: Inputs, inputs_label: str, seed: int) -> BenchmarkContext:
+        """Return the context for `inputs`; computes the float64 reference, which may take long."""
+        hard = registry.op(problem.op).make_inputs(problem, seed + 1)
+        references = tuple(reference_outputs(problem, each) for each in (inputs, hard))
         roofline = roofline_here() if problem.device == "cpu" else None
         return cls(problem, inputs_label, seed, this_machine(), references, roofline)
 
     @property
-    def inputs(self) -> tuple[ScanInputs, ...]:
+    def inputs(self) -> Inputs:
         """The inputs that candidates are timed on."""
         return self.references[0].inputs
 
     def with_fresh_inputs(self) -> BenchmarkContext:
         """Return the context for inputs of the same kind that no trial of this one has seen; the hard ones stay."""
-        fresh = tuple(shuffled(each, self.problem.groups, self.seed + 2) for each in self.inputs)
-        references = (reference_outputs(self.problem, fresh), *self.references[1:])
-        return replace(self, seed=self.seed + 2, references=references)
+        op, seed = registry.op(self.problem.op), self.seed + 2
+        fresh = (
+            op.make_inputs(self.problem, seed)
+            if op.fresh_inputs is None
+            else op.fresh_inputs(self.problem, self.inputs, seed)
+        )
+        return replace(self, seed=seed, references=(reference_outputs(self.problem, fresh), *self.references[1:]))
 
     def attainable_ms(self, candidate: Candidate) -> float | None:
         """Return the time of a kernel that wastes nothing on the candidate's threads; None without a roofline."""

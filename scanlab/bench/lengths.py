@@ -12,7 +12,8 @@ from scanlab.bench.records import Trial
 from scanlab.bench.samples import Measurement
 from scanlab.bench.store import TrialStore
 from scanlab.bench.worker import open_worker
-from scanlab.contract.problem import ScanProblem, make_inputs
+from scanlab.contract import registry
+from scanlab.contract.problem import Problem
 
 # Each is a comparison of its own on drawn inputs, because no model produces every length.
 LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -21,7 +22,7 @@ MIN_CALLS = 16
 
 
 def sweep_lengths(
-    problem: ScanProblem,
+    problem: Problem,
     candidates: Sequence[Candidate],
     store: TrialStore,
     clock: MeasuringClock,
@@ -43,7 +44,7 @@ def sweep_lengths(
     worker = None
     try:
         for index, length in enumerate(lengths):
-            longer = problem.replace(length=length)
+            longer = problem.replace(**{problem.swept: length})
             growth = 1.0 if index == 0 else length / lengths[index - 1]
             left_s = deadline - clock.now() - growth * reference_s
             fitting, needed_s = [], 0.0
@@ -56,7 +57,9 @@ def sweep_lengths(
                 break
             on_length(length)
             started = clock.now()
-            context = BenchmarkContext.of(longer, make_inputs(longer, seed), f"drawn, seed {seed}", seed)
+            context = BenchmarkContext.of(
+                longer, registry.op(longer.op).make_inputs(longer, seed), f"drawn, seed {seed}", seed
+            )
             reference_s = clock.now() - started
             if worker is None:
                 worker, _ = open_worker(context, [each.backend for each in running])

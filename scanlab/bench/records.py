@@ -16,11 +16,13 @@ from typing import Any, Literal, get_args
 
 from scanlab.bench.field_types import check_field_types
 from scanlab.bench.samples import Measurement
+from scanlab.contract import registry
 from scanlab.contract.evidence import EvidenceRank
 from scanlab.contract.machine import Machine
-from scanlab.contract.problem import ScanProblem
+from scanlab.contract.problem import Problem
 from scanlab.contract.space import Value, config_key
 from scanlab.contract.verify import Verdict
+from scanlab.errors import ScanlabError
 
 Phase = Literal["search", "race", "holdout", "lengths"]
 State = Literal["ok", "wrong", "rejected", "crashed", "pruned", "disturbed"]
@@ -57,7 +59,7 @@ class Trial:
     """
 
     phase: Phase
-    problem: ScanProblem
+    problem: Problem
     inputs_label: str
     backend: str
     source_hash: str
@@ -139,6 +141,7 @@ class Trial:
         return {
             "id": self.id,
             "phase": self.phase,
+            "op": self.problem.op,
             "problem": self.problem.key,
             "inputs_label": self.inputs_label,
             "backend": self.backend,
@@ -162,10 +165,11 @@ class Trial:
         state, reason = values["state"], values["reason"]
         if state in ("ok", "pruned") and not measurement.clean:  # schema 2 knew no state of its own for these
             state, reason = "disturbed", reason or measurement.blocks[0].disturbed
+        problem = registry.parse_problem(values["problem"], values.get("op", registry.DEFAULT_OP))
         return cls(
             **{
-                **values,
-                "problem": ScanProblem.parse(values["problem"]),
+                **{name: value for name, value in values.items() if name != "op"},
+                "problem": problem,
                 "state": state,
                 "reason": reason,
                 "verdict": verdict,
@@ -224,7 +228,7 @@ def decode(line: bytes) -> Trial:
         trial = Trial.from_json(record["trial"])
         _check(trial)
     # Behind a right checksum anything may stand: a record of another branch, or of another program.
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, ScanlabError, TypeError, ValueError) as error:
         raise RecordError(f"its content is not understood: {type(error).__name__}: {error}") from error
     return trial
 
@@ -236,5 +240,8 @@ def _check(trial: Trial) -> None:
         raise ValueError(f"started_at={trial.started_at} and duration_s={trial.duration_s} are no times")
     if trial.machine.silicon.usable_cpus < 1:
         raise ValueError(f"usable_cpus={trial.machine.silicon.usable_cpus}: must be positive")
-    if trial.measurement is not None and not math.isfinite(trial.measurement.log_ratio):
+    measured = trial.measurement
+    blocks = () if measured is None else (*measured.blocks, *measured.reference_blocks)
+    # Of every block: where all were disturbed, the measurement as a whole has no ratio, and is a record all the same.
+    if not all(math.isfinite(block.log_ratio) for block in blocks):
         raise ValueError("the times of the measurement have no ratio")

@@ -18,9 +18,11 @@ from torch import Tensor
 
 from scanlab.bench import system_state
 from scanlab.bench.samples import Block
-from scanlab.contract.backend import ScanFn
+from scanlab.contract import registry
+from scanlab.contract.backend import OpFn
 from scanlab.contract.cpu import torch_threads
-from scanlab.contract.problem import ScanInputs, ScanProblem
+from scanlab.contract.op import Inputs, copy_with_strides, map_tensors, tensors_of
+from scanlab.contract.problem import Problem
 
 # A sample lasts at least this long, so that reading the clock (some 50 ns) and waking threads are no part of it.
 SAMPLE_S = 2e-3
@@ -67,37 +69,16 @@ def block_s(calls: int, samples: int, call_s: float) -> float:
     return samples * (calls + (calls > 1)) * call_s
 
 
-def input_copies(inputs: tuple[ScanInputs, ...]) -> tuple[tuple[ScanInputs, ...], ...]:
+def input_copies(inputs: Inputs) -> tuple[Inputs, ...]:
     """Return `inputs` and copies of them in other memory with the same strides, as many as are cheap."""
-    size = sum(tensor.untyped_storage().nbytes() for each in inputs for tensor in each.tensors().values())
+    size = sum(tensor.untyped_storage().nbytes() for each in inputs for tensor in tensors_of(each).values())
     copies = max(1, min(MAX_COPIES, MAX_COPIES_BYTES // max(1, size)))
-    return (inputs, *(tuple(_copy(each) for each in inputs) for _ in range(copies - 1)))
+    return (inputs, *(tuple(map_tensors(copy_with_strides, each) for each in inputs) for _ in range(copies - 1)))
 
 
-def shuffled(inputs: ScanInputs, groups: int, seed: int) -> ScanInputs:
-    """Return `inputs` with the channels of each group in another order, in other memory with the same strides.
-
-    The values are distributed as before and each channel keeps its own; an answer kept for the old inputs is wrong
-    for these.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    dim = inputs.u.shape[1]
-    size = dim // groups
-    order = torch.cat([group * size + torch.randperm(size, generator=generator) for group in range(groups)])
-    order = order.to(inputs.u.device)
-    axes = {"u": 1, "delta": 1, "z": 1, "initial_state": 1, "A": 0, "D": 0, "delta_bias": 0}
-    axes |= {name: 0 for name in ("B", "C") if getattr(inputs, name).dim() == 2}
-    copied = _copy(inputs)
-    for name, axis in axes.items():
-        tensor = getattr(inputs, name)
-        if tensor is not None:
-            getattr(copied, name).copy_(tensor.index_select(axis, order))
-    return copied
-
-
-def call_of(scan: ScanFn, problem: ScanProblem, copies: Sequence[tuple[ScanInputs, ...]]) -> Callable[[], object]:
-    """Return one call of `scan` on the next of `copies`, with the backward pass where the problem has gradients."""
-    call = _training_call(scan, copies) if problem.gradients else _inference_call(scan, copies)
+def call_of(function: OpFn, problem: Problem, copies: Sequence[Inputs]) -> Callable[[], object]:
+    """Return one call of `function` on the next of `copies`, with the backward pass where the problem has gradients."""
+    call = _training_call(function, problem, copies) if problem.gradients else _inference_call(function, copies)
     return torch.set_grad_enabled(problem.gradients)(call)
 
 
@@ -229,33 +210,29 @@ def _synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _inference_call(scan: ScanFn, copies: Sequence[tuple[ScanInputs, ...]]) -> Callable[[], object]:
+def _inference_call(function: OpFn, copies: Sequence[Inputs]) -> Callable[[], object]:
     following = itertools.cycle(copies)
-    return lambda: scan(*next(following))
+    return lambda: function(*next(following))
 
 
-def _training_call(scan: ScanFn, copies: Sequence[tuple[ScanInputs, ...]]) -> Callable[[], object]:
-    leaves = [tuple(_leaves(each) for each in inputs) for inputs in copies]
-    following = itertools.cycle(leaves)
-    grad_out = torch.ones_like(copies[0][0].u)
+def _training_call(function: OpFn, problem: Problem, copies: Sequence[Inputs]) -> Callable[[], object]:
+    following = itertools.cycle([tuple(map_tensors(_leaf, each) for each in inputs) for inputs in copies])
+    names = registry.op(problem.op).timed_outputs
+    ones: list[Tensor] = []
 
     def call() -> object:
         inputs = next(following)
-        wanted = [tensor for each in inputs for tensor in each.tensors().values()]
-        return torch.autograd.grad(scan(*inputs).out, wanted, grad_out, allow_unused=True)
+        leaves = [tensor for each in inputs for tensor in tensors_of(each).values() if tensor.requires_grad]
+        outputs = function(*inputs)
+        wanted = [getattr(outputs, name) for name in names] or list(outputs)
+        if not ones:
+            ones.extend(torch.ones_like(output) for output in wanted)
+        return torch.autograd.grad(wanted, leaves, ones, allow_unused=True)
 
     return call
 
 
-def _leaves(inputs: ScanInputs) -> ScanInputs:
-    return inputs.with_tensors(**{name: tensor.detach().requires_grad_() for name, tensor in inputs.tensors().items()})
-
-
-def _copy(inputs: ScanInputs) -> ScanInputs:
-    def copied(tensor: Tensor) -> Tensor:
-        # Not clone(): it packs a tensor that is a view of a larger one, and a scan would then read other strides.
-        empty = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-        storage = tensor.untyped_storage().clone()
-        return empty.set_(storage, tensor.storage_offset(), tensor.size(), tensor.stride())
-
-    return inputs.with_tensors(**{name: copied(tensor) for name, tensor in inputs.tensors().items()})
+def _leaf(tensor: Tensor) -> Tensor:
+    """Return `tensor` as a leaf that has a gradient, unless it holds integers."""
+    detached = tensor.detach()
+    return detached.requires_grad_(tensor.is_floating_point() or tensor.is_complex())

@@ -12,6 +12,7 @@ from scanlab.bench.records import Phase, State, Trial
 from scanlab.bench.samples import Block, Measurement, clean
 from scanlab.bench.worker import CandidateFailedError, Evaluation, Worker
 from scanlab.contract import registry
+from scanlab.contract.problem import Problem
 
 # Fewer clean blocks among disturbed ones say nothing.
 MIN_CLEAN_BLOCKS = 3
@@ -51,17 +52,15 @@ class Baseline:
         )
 
 
-def reference_candidate() -> Candidate:
-    """Return the reference loop on one thread.
-
-    Its steps are so short that on several threads it mostly waits for the slowest of them: a neighbour on one CPU slows
-    it many times over, and every ratio to it would tell of the neighbour.
-    """
-    backend = registry.get("reference")
-    return Candidate(backend, backend.space.defaults | {"threads": 1})
+def reference_candidate(problem: Problem) -> Candidate:
+    """Return what speed-ups on `problem` refer to: what its op names, or the simplest of its backends."""
+    named = registry.op(problem.op).speedups_over
+    backend, config = registry.parse_selection(named) if named else (registry.simplest(problem.op), {})
+    return Candidate(backend, backend.space.defaults | config)
 
 
 def time_reference(
+    problem: Problem,
     worker: Worker,
     baseline: Candidate,
     calls: int,
@@ -69,12 +68,12 @@ def time_reference(
     deadline: float,
     wait_for_quiet: QuietWait,
 ) -> tuple[Baseline, str | None]:
-    """Time the reference loop a few times beside `baseline`, at least once, until `deadline` of `clock`.
+    """Time the reference of `problem` a few times beside `baseline`, at least once, until `deadline` of `clock`.
 
     Returns:
         The baseline, and why its speed-ups refer to itself where the reference could not be timed.
     """
-    reference = reference_candidate()
+    reference = reference_candidate(problem)
     if reference == baseline:
         return Baseline(baseline, calls), None
     with clock.paused():

@@ -21,11 +21,13 @@ from scanlab.cli.console import (
     AsJson,
     Exit,
     ImagePath,
+    OpName,
     ProblemText,
     Seed,
     SuiteName,
     cases_of,
     notes,
+    op_of,
     out,
     print_json,
     refuse_repeated,
@@ -36,6 +38,7 @@ from scanlab.contract import registry
 
 def bench(
     selections: Annotated[list[str], typer.Argument(metavar="BACKEND[:TUNABLE=VALUE,...]...", help="What runs.")],
+    op: OpName = None,
     problem: ProblemText = None,
     suite: SuiteName = None,
     image: ImagePath = None,
@@ -61,7 +64,8 @@ def bench(
     chosen = [registry.parse_selection(text) for text in selections]
     beside = None if baseline is None else registry.parse_selection(baseline)
     found = []
-    for case in cases_of(problem, suite, image):
+    asked = op_of(op, (backend for backend, _ in (*chosen, *([beside] if beside else []))))
+    for case in cases_of(problem, suite, image, asked):
         candidates = [Candidate.of(*each, case.problem) for each in chosen]
         given = None if beside is None else Candidate.of(*beside, case.problem)
         with notes.status(f"bench: {case.problem.key}") as status:

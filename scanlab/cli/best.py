@@ -15,15 +15,17 @@ from scanlab.cli.console import (
     AsJson,
     Exit,
     ImagePath,
+    OpName,
     ProblemText,
     SuiteName,
     cases_of,
     notes,
+    op_of,
     out,
     print_json,
 )
 from scanlab.cli.duration import parse_duration
-from scanlab.contract.problem import ScanProblem
+from scanlab.contract.problem import Problem
 from scanlab.contract.space import config_key
 from scanlab.errors import InputError
 from scanlab.runtime.decisions import Decision, decide
@@ -35,6 +37,7 @@ VERDICTS = {True: "[green]holds[/]", False: "[bold red]DEMOTED[/]", None: "[yell
 
 
 def best(
+    op: OpName = None,
     problem: ProblemText = None,
     suite: SuiteName = None,
     image: ImagePath = None,
@@ -61,7 +64,7 @@ def best(
         _recheck(parse_duration(budget), results, as_json)
         return
     profile = load_profile()
-    answers = [_answer(case.problem, profile) for case in cases_of(problem, suite, image)]
+    answers = [_answer(case.problem, profile) for case in cases_of(problem, suite, image, op_of(op))]
     if as_json:
         print_json(answers)
         return
@@ -74,10 +77,15 @@ def best(
             out.print(f"  {escape(evidence)}")
 
 
-def _answer(problem: ScanProblem, profile: Profile | None) -> dict[str, Any]:
+def _answer(problem: Problem, profile: Profile | None) -> dict[str, Any]:
     decision: Decision = decide(problem, profile)
     entry = profile.exact(problem) if profile is not None and decision.basis in ("exact", "adopted") else None
-    return {"problem": problem.key, **asdict(decision), "evidence": {} if entry is None else dict(entry.evidence)}
+    return {
+        "op": problem.op,
+        "problem": problem.key,
+        **asdict(decision),
+        "evidence": {} if entry is None else dict(entry.evidence),
+    }
 
 
 def _recheck(seconds: float, results: Path, as_json: bool) -> None:

@@ -13,7 +13,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from scanlab.contract.problem import ScanProblem
+from scanlab.contract import registry
+from scanlab.contract.backend import Backend
 from scanlab.errors import InputError
 from scanlab.suites import Case, drawn_case, load_suite
 
@@ -37,6 +38,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program t
 ProblemText = Annotated[
     str | None,
     typer.Option("--problem", metavar="NAME=VALUE,...", help="A problem, for example batch=1,dim=384,length=197."),
+]
+OpName = Annotated[
+    str | None,
+    typer.Option("--op", metavar="NAME", help="The op of --problem; that of the named backends, or the scan."),
 ]
 SuiteName = Annotated[
     str | None,
@@ -65,14 +70,40 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2))
 
 
-def cases_of(problem: str | None, suite: str | None, image: Path | None = None) -> tuple[Case, ...]:
-    """Return the cases that `--problem`, `--suite` and `--image` name; by default those of the vim-tiny suite.
+def op_of(named: str | None, backends: Iterable[Backend] = ()) -> str:
+    """Return the op that a command is about: that of `--op`, or that of the backends it names, or the default.
 
     Raises:
-        InputError: A problem is given together with a suite or an image.
+        InputError: The backends implement other ops than `named`, or several.
+        UnknownBackendError: No such op is installed.
     """
-    if problem is None:
-        return load_suite(suite or DEFAULT_SUITE, image)
-    if suite is not None or image is not None:
-        raise InputError("--problem draws its own inputs: leave --suite and --image out, or leave --problem out.")
-    return (drawn_case(ScanProblem.parse(problem)),)
+    ops = {backend.name: backend.op for backend in backends}
+    op = named or next(iter(ops.values()), registry.DEFAULT_OP)
+    for name, own in ops.items():
+        if own != op:
+            raise InputError(f"backend {name!r} implements {own}, not {op}: name backends of one op.")
+    return registry.op(op).name
+
+
+def cases_of(
+    problem: str | None, suite: str | None, image: Path | None = None, op: str = registry.DEFAULT_OP
+) -> tuple[Case, ...]:
+    """Return the cases that `--problem`, `--suite` and `--image` name; by default those of the vim-tiny suite.
+
+    Args:
+        op: The op of the problem.
+
+    Raises:
+        InputError: A problem is given together with a suite or an image, or there is none of another op than the scan.
+    """
+    if problem is not None:
+        if suite is not None or image is not None:
+            raise InputError("--problem draws its own inputs: leave --suite and --image out, or leave --problem out.")
+        return (drawn_case(registry.parse_problem(problem, op)),)
+    if suite is None and op != registry.DEFAULT_OP:
+        raise InputError(f"no problem of {op} is named: add one, such as --problem {registry.op(op).corners[0].key}.")
+    cases = load_suite(suite or DEFAULT_SUITE, image)
+    others = {case.problem.op for case in cases} - {op}
+    if others:
+        raise InputError(f"suite {suite!r} is about {', '.join(others)}: name backends of that op, or leave --op out.")
+    return cases

@@ -14,7 +14,7 @@ from scanlab.bench.records import Trial
 from scanlab.cli.console import AsJson, Exit, notes, out, print_json
 from scanlab.cli.duration import spell_duration
 from scanlab.contract.machine import this_machine
-from scanlab.contract.problem import ScanProblem
+from scanlab.contract.problem import Problem
 from scanlab.runtime.decisions import refuses
 from scanlab.runtime.deployment import deploy
 from scanlab.runtime.profile import Profile, ProfileEntry, load_profile, profile_path
@@ -105,7 +105,7 @@ def _basis(best: BestTrial) -> str:
     return {"holdout": "hold-out run", "race": "race"}.get(best.trial.phase, "search, not raced")
 
 
-def _winners(found: FleetOverview, problem: ScanProblem) -> dict[str, str | None]:
+def _winners(found: FleetOverview, problem: Problem) -> dict[str, str | None]:
     """By kind of machine: the backend that wins there."""
     bests = {each.machine.silicon_id: found.best_on(each.machine.silicon_id, problem) for each in found.machines}
     return {silicon_id: None if best is None else best.trial.backend for silicon_id, best in bests.items()}

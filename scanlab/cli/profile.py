@@ -10,8 +10,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from scanlab.cli.console import AsJson, Exit, out, print_json
-from scanlab.contract.problem import ScanProblem
+from scanlab.cli.console import AsJson, Exit, OpName, op_of, out, print_json
+from scanlab.contract import registry
+from scanlab.contract.problem import Problem
 from scanlab.contract.space import config_key
 from scanlab.errors import InputError
 from scanlab.runtime.deployment import ProfileChange, diff, remove, restore
@@ -33,6 +34,7 @@ def profile(
     target: Annotated[
         str | None, typer.Argument(metavar="[PROBLEM or FILE]", help="A problem, as `list` prints it; or a profile.")
     ] = None,
+    op: OpName = None,
     as_json: AsJson = False,
 ) -> None:
     """List the choices that serve on this machine; show, remove or restore one; or compare profiles.
@@ -51,7 +53,7 @@ def profile(
     else:
         if target is None:
             raise InputError(f"{action} takes a problem: scanlab profile {action} batch=1,dim=384,length=197.")
-        problem = ScanProblem.parse(target)
+        problem = registry.parse_problem(target, op_of(op))
         if action is Action.SHOW:
             _show(problem, as_json)
         else:
@@ -84,7 +86,7 @@ def _list(target: str | None, as_json: bool) -> None:
     out.print(table)
 
 
-def _show(problem: ScanProblem, as_json: bool) -> None:
+def _show(problem: Problem, as_json: bool) -> None:
     found = _loaded()
     entry, history = found.exact(problem), found.history(problem)
     if entry is None and not history:
@@ -160,6 +162,7 @@ def _evidence_lines(entry: ProfileEntry) -> list[str]:
 
 def _summary(entry: ProfileEntry) -> dict[str, Any]:
     return {
+        "op": entry.problem.op,
         "problem": entry.problem.key,
         "backend": entry.backend,
         "source_hash": entry.source_hash,

@@ -26,11 +26,13 @@ from scanlab.cli.console import (
     AsJson,
     Exit,
     ImagePath,
+    OpName,
     ProblemText,
     Seed,
     SuiteName,
     cases_of,
     notes,
+    op_of,
     out,
     print_json,
     refuse_repeated,
@@ -40,7 +42,7 @@ from scanlab.cli.report import REPORT, write
 from scanlab.contract import registry
 from scanlab.contract.backend import Backend, at_most
 from scanlab.contract.machine import this_machine
-from scanlab.contract.problem import ScanProblem
+from scanlab.contract.problem import Problem
 from scanlab.errors import InputError, UnavailableError
 from scanlab.report.decision import TuningDecision, save_decisions
 from scanlab.report.select import select
@@ -66,6 +68,7 @@ def tune(
     script_arguments: Annotated[
         list[str] | None, typer.Argument(metavar="[-- ARGUMENTS]...", help="Of the script that --capture names.")
     ] = None,
+    op: OpName = None,
     problem: ProblemText = None,
     suite: SuiteName = None,
     image: ImagePath = None,
@@ -92,7 +95,7 @@ def tune(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Find the fastest right scan for a problem on this machine, report it, and put it to work.
+    """Find the fastest right implementation for a problem on this machine, report it, and put it to work.
 
     Every configuration is verified against float64 before it is timed. What serves untuned takes part, and is replaced
     only by what is shown to be faster. Ctrl-C stops cleanly and keeps what was measured; running it again takes up from
@@ -102,11 +105,13 @@ def tune(
     `scanlab tune --capture train.py -- --epochs 1`
     """
     budget_s = parse_duration(budget or DEFAULT_BUDGET) if budget or trials is None else None
-    chosen = _chosen(backends, threads)
+    named = [] if backends is None else _named(backends)
+    asked = op_of(op, named)
+    chosen = _limited(named or _installed(asked), threads)
     record = TrialStore(results)
     record.prepare()
     cases = _captured(capture, script_arguments or [], results, problem or suite or image)
-    cases = cases or cases_of(problem, suite, image)
+    cases = cases or cases_of(problem, suite, image, asked)
     tuned = []
     share_s = None if budget_s is None else budget_s / len(cases)
     sweep_s = SWEEP_S if share_s is None else LENGTHS_SHARE * share_s
@@ -184,7 +189,7 @@ def _captured(script: Path | None, arguments: list[str], folder: Path, other: ob
     return load_suite(f"{file}:{CAPTURED}")
 
 
-def _untuned(problem: ScanProblem) -> Candidate | None:
+def _untuned(problem: Problem) -> Candidate | None:
     """Return what serves `problem` where nothing was tuned; None where nothing does."""
     try:
         decision = decide(problem, None)
@@ -194,13 +199,13 @@ def _untuned(problem: ScanProblem) -> Candidate | None:
 
 
 def _sweep(found: TuningResult, backends: list[Backend], record: TrialStore, seconds: float, seed: int) -> None:
-    """Time the best configuration of every backend over the sequence length, for the plot."""
-    if found.comparison is None or found.winner is None:
+    """Time the best configuration of every backend over the size that the op sweeps, for the plot."""
+    if found.comparison is None or found.winner is None or not found.problem.swept:
         return
     by_name = {backend.name: backend for backend in backends}
     best = {each.trial.backend: each.trial for each in reversed(found.comparison.ranking)}
     candidates = [Candidate(by_name[name], dict(trial.config)) for name, trial in best.items() if name in by_name]
-    with notes.status("time against length") as status:
+    with notes.status(f"time against {found.problem.swept}") as status:
         sweep_lengths(
             found.problem,
             candidates,
@@ -208,21 +213,27 @@ def _sweep(found: TuningResult, backends: list[Backend], record: TrialStore, sec
             MeasuringClock(),
             seconds,
             seed,
-            on_length=lambda length: status.update(f"time against length: {length}"),
+            on_length=lambda length: status.update(f"time against {found.problem.swept}: {length}"),
         )
 
 
-def _chosen(names: str | None, threads: int | None) -> list[Backend]:
-    """The backends to tune; what fails to load is said, and an error where it was asked for by name."""
-    if names:
-        chosen = [registry.get(name) for name in names.replace(",", " ").split()]
-        refuse_repeated(each.name for each in chosen)
-    else:
-        loaded, failures = registry.load_all()
-        for failure in failures.values():
-            notes.print(f"[yellow]note:[/] {escape(failure)}")
-        chosen = list(loaded)
-    return chosen if threads is None else [at_most(backend, threads) for backend in chosen]
+def _named(names: str) -> list[Backend]:
+    """Return the backends with these names, each of which must be installed."""
+    named = [registry.get(name) for name in names.replace(",", " ").split()]
+    refuse_repeated(each.name for each in named)
+    return named
+
+
+def _installed(op: str) -> list[Backend]:
+    """Return every backend of `op` that loads; the others are said."""
+    loaded, failures = registry.load_all(op)
+    for failure in failures.values():
+        notes.print(f"[yellow]note:[/] {escape(failure)}")
+    return list(loaded)
+
+
+def _limited(backends: list[Backend], threads: int | None) -> list[Backend]:
+    return backends if threads is None else [at_most(backend, threads) for backend in backends]
 
 
 @contextmanager

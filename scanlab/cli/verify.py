@@ -19,11 +19,13 @@ from scanlab.cli.console import (
     AsJson,
     Exit,
     ImagePath,
+    OpName,
     ProblemText,
     Seed,
     SuiteName,
     cases_of,
     notes,
+    op_of,
     out,
     print_json,
     refuse_repeated,
@@ -31,7 +33,7 @@ from scanlab.cli.console import (
 from scanlab.cli.verify_model import verify_model
 from scanlab.contract import registry
 from scanlab.contract.backend import Backend
-from scanlab.contract.problem import Problem, ScanProblem
+from scanlab.contract.problem import Problem
 from scanlab.contract.space import Config, Value, config_key
 from scanlab.errors import InputError
 from scanlab.suites import Case, drawn_case
@@ -45,7 +47,7 @@ class Verification:
 
     backend: str
     config: Config
-    problem: ScanProblem
+    problem: Problem
     inputs: str
     state: str
     worst: float | None = None
@@ -62,6 +64,7 @@ def verify(
     selections: Annotated[
         list[str] | None, typer.Argument(metavar="[BACKEND[:TUNABLE=VALUE,...]]...", help="Only these; all by default.")
     ] = None,
+    op: OpName = None,
     problem: ProblemText = None,
     suite: SuiteName = None,
     image: ImagePath = None,
@@ -74,11 +77,11 @@ def verify(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Compare every backend and configuration with the float64 reference: outputs, last state, gradients.
+    """Compare every backend and configuration with the float64 reference: outputs and gradients.
 
     Without a problem or a suite: two hard problems for every configuration, and the corners of the contract for
     the defaults. Of more than a thousand configurations each tunable is tried in turn. A problem that a backend
-    rejects is listed with its reason and is no failure. Exits with 1 where a scan is wrong or crashes.
+    rejects is listed with its reason and is no failure. Exits with 1 where one is wrong or crashes.
     Ctrl-C shows the results until then. Example: `scanlab verify chunked native:threads=1`
     """
     refuse_repeated(selections or [])
@@ -87,7 +90,7 @@ def verify(
             raise InputError("--model checks a whole model: leave --problem and --suite out.")
         verify_model(model, selections, image, size, dtypes, as_json)
         return
-    plan = list(_plan(selections or [], problem, suite, image, seed))
+    plan = list(_plan(selections or [], op, problem, suite, image, seed))
     results: list[Verification] = []
     stopped = False
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -115,14 +118,20 @@ def verify(
 
 
 def _plan(
-    selections: list[str], problem: str | None, suite: str | None, image: Any, seed: int
+    selections: list[str], op_name: str | None, problem: str | None, suite: str | None, image: Any, seed: int
 ) -> Iterator[tuple[Backend, Config, Case]]:
     """Yield the backends, configurations and cases to verify; a selection with settings names one configuration."""
-    chosen = [registry.parse_selection(text) for text in selections] or [(each, {}) for each in registry.load_all()[0]]
     asked = problem is not None or suite is not None
+    chosen = [registry.parse_selection(text) for text in selections]
+    if not chosen:
+        only = op_of(op_name) if asked or op_name is not None else None
+        chosen = [(each, {}) for each in registry.load_all(only)[0]]
+    given: tuple[Case, ...] = ()
+    if asked:
+        given = cases_of(problem, suite, image, op_of(op_name, (backend for backend, _ in chosen)))
     for backend, config in chosen:
         op = registry.op(backend.op)
-        cases = cases_of(problem, suite, image) if asked else _drawn(op.probes, seed)
+        cases = given or _drawn(op.probes, seed)
         corners = () if asked else _drawn(op.corners, seed)
         for case in cases:
             refused = backend.unavailable() or backend.rejects(case.problem)
@@ -136,10 +145,10 @@ def _plan(
 
 
 def _drawn(problems: Iterable[Problem], seed: int) -> tuple[Case, ...]:
-    return tuple(drawn_case(each, seed) for each in problems if isinstance(each, ScanProblem))
+    return tuple(drawn_case(each, seed) for each in problems)
 
 
-def _configs(backend: Backend, problem: ScanProblem) -> list[dict[str, Value]]:
+def _configs(backend: Backend, problem: Problem) -> list[dict[str, Value]]:
     """Return every configuration; in a large space, those that differ from the defaults in one tunable."""
     every = list(itertools.islice(backend.space.configs(problem), MOST_CONFIGURATIONS + 1))
     return every if len(every) <= MOST_CONFIGURATIONS else list(backend.space.in_turn(problem))
@@ -150,7 +159,7 @@ class _Verifier:
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._contexts: dict[ScanProblem, BenchmarkContext] = {}
+        self._contexts: dict[Problem, BenchmarkContext] = {}
         self._loaded: BenchmarkContext | None = None
         self._worker: Worker | None = None
 

@@ -6,14 +6,17 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from scanlab.contract.cpu import FOLLOW_TORCH
 from scanlab.contract.problem import Problem, ScanOutput, ScanProblem
 from scanlab.contract.space import Config, Space
 from scanlab.errors import ConfigError, RejectedError, UnavailableError
 
-# A scan built for one problem and one configuration: called with one ScanInputs, or with two (forward, reverse)
-# where the problem is bidirectional.
+# An op built for one problem and one configuration: called with the inputs of the problem, NamedTuples of tensors, it
+# returns a NamedTuple of tensors.
+OpFn = Callable[..., Any]
+# The same for a scan: called with one ScanInputs, or with two (forward, reverse) where the problem is bidirectional.
 ScanFn = Callable[..., ScanOutput]
 
 
@@ -113,7 +116,7 @@ class Backend:
         sources: The files whose content decides its results and its speed.
         space: Its tunables and which combinations are legal.
         capabilities: The problems that it solves.
-        make: (problem, complete legal config) -> ScanFn; compiling and allocating belong here.
+        make: (problem, complete legal config) -> OpFn; compiling and allocating belong here.
         unavailable: () -> why it cannot run on this machine, with the cure, or None.
         explicit_only: Whether it serves only callers that name it, because it is too slow and runs to be verified.
         op: The name of the op that it implements.
@@ -124,20 +127,20 @@ class Backend:
     rank: int
     sources: tuple[Path, ...]
     space: Space
-    capabilities: Capabilities
-    make: Callable[[ScanProblem, Config], ScanFn]
+    capabilities: OpCapabilities
+    make: Callable[[Any, Config], OpFn]
     unavailable: Callable[[], str | None] = always_available
     explicit_only: bool = False
     op: str = "selective_scan"
 
-    def rejects(self, problem: ScanProblem) -> str | None:
+    def rejects(self, problem: Problem) -> str | None:
         """Return why this backend cannot solve `problem`, or None."""
         if problem.op != self.op:
             return f"a problem of {problem.op}: it implements {self.op}"
         return self.capabilities.rejects(problem)
 
-    def build(self, problem: ScanProblem, config: Config | None = None) -> ScanFn:
-        """Return the scan for `problem` under `config`, whose missing tunables take their defaults.
+    def build(self, problem: Problem, config: Config | None = None) -> OpFn:
+        """Return the op for `problem` under `config`, whose missing tunables take their defaults.
 
         Raises:
             UnavailableError: The backend cannot run on this machine.

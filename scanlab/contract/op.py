@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from scanlab.contract.problem import Problem
 from scanlab.contract.space import Config
@@ -28,11 +29,13 @@ class Work:
         multiply_adds: Fused multiply-adds of one lane each.
         exponentials: Exponentials.
         traffic_bytes: Bytes to read and to write, each tensor once.
+        arithmetic: Name of the dtype that the multiply-adds take their operands in.
     """
 
     multiply_adds: float
     exponentials: float
     traffic_bytes: float
+    arithmetic: str = "float32"
 
 
 def no_corners(config: Config) -> tuple[Problem, ...]:
@@ -51,12 +54,17 @@ class Op:
         make_inputs: (problem, seed) -> inputs that make errors show; reproducible.
         reference: (problem in float64 on the CPU) -> a function of the inputs that returns a NamedTuple of tensors.
         output_dtypes: (inputs) -> the dtype of each output, by its name.
-        work: (problem) -> lower bounds on the work.
+        work: (problem) -> lower bounds on the work of one forward pass.
         corners: The hard problems: the command line, the contract test and the tests all take them from here.
         probes: Corners that every configuration of a backend is verified on, not its defaults alone.
         corners_of: (configuration) -> further problems, beyond the blocks and tiles that the configuration names.
         tolerances: The largest error of a returned tensor, as a share of its largest value, by dtype.
         input_suffixes: Suffixes of the names of gradients, for the first, second, ... NamedTuple of inputs.
+        timed_outputs: Names of the outputs that a timed training step differentiates; all of them where empty.
+        fresh_inputs: (problem, inputs, seed) -> inputs like the given ones that need another answer; drawn by
+            `make_inputs` where None.
+        speedups_over: The backend, and what of its configuration is not default, that speed-ups refer to, such as
+            "reference:threads=1"; the simplest backend that is installed where empty.
     """
 
     name: str
@@ -71,3 +79,25 @@ class Op:
     corners_of: Callable[[Config], tuple[Problem, ...]] = no_corners
     tolerances: Mapping[torch.dtype, float] = field(default_factory=TOLERANCES.copy, hash=False)
     input_suffixes: tuple[str, ...] = ("",)
+    timed_outputs: tuple[str, ...] = ()
+    fresh_inputs: Callable[[Any, Inputs, int], Inputs] | None = None
+    speedups_over: str = ""
+
+
+def tensors_of(inputs: Any) -> dict[str, Tensor]:
+    """Return the tensors of a NamedTuple of inputs that are there, by name."""
+    return {name: value for name, value in inputs._asdict().items() if isinstance(value, Tensor)}
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], inputs: Any) -> Any:
+    """Return a NamedTuple of inputs with `function` applied to each tensor."""
+    return inputs._replace(**{name: function(tensor) for name, tensor in tensors_of(inputs).items()})
+
+
+def copy_with_strides(tensor: Tensor) -> Tensor:
+    """Return a copy in other memory with the same strides, those of a view of a larger tensor too.
+
+    `Tensor.clone` packs such a view, and an implementation would then read another layout.
+    """
+    empty = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return empty.set_(tensor.untyped_storage().clone(), tensor.storage_offset(), tensor.size(), tensor.stride())

@@ -100,6 +100,8 @@ class Problem:
     costless: ClassVar[tuple[str, ...]] = ()
     # Fields that `key` names although they have their default.
     always_named: ClassVar[tuple[str, ...]] = ()
+    # The size that a tuning also varies, to draw time against it; none where empty.
+    swept: ClassVar[str] = ""
 
     dtype: str
     device: str
@@ -146,8 +148,17 @@ class Problem:
         defaults = {field.name: field.default for field in _fields(type(self))}
         return self.replace(**dict.fromkeys(self.sizes, 1), **{name: defaults[name] for name in self.costless})
 
-    def distance(self, other: Self) -> float:
-        """Return the sum over the sizes of the absolute log ratio, so that twice and half are equally far."""
+    @property
+    def swept_size(self) -> int:
+        """The value of the size that `swept` names."""
+        return int(getattr(self, self.swept))
+
+    def distance(self, other: Problem) -> float:
+        """Return the sum over the sizes of the absolute log ratio, so that twice and half are equally far.
+
+        Args:
+            other: Of the same op.
+        """
         return sum(abs(math.log(getattr(self, size) / getattr(other, size))) for size in self.sizes)
 
     def replace(self, **changes: object) -> Self:
@@ -171,6 +182,7 @@ class ScanProblem(Problem):
     sizes: ClassVar[tuple[str, ...]] = SIZES
     costless: ClassVar[tuple[str, ...]] = ("has_D", "has_z", "has_delta_bias")
     always_named: ClassVar[tuple[str, ...]] = ("state",)
+    swept: ClassVar[str] = "length"
 
     batch: int
     dim: int

@@ -9,11 +9,14 @@ from typing import TypeVar
 
 from scanlab.contract.backend import Backend
 from scanlab.contract.op import Op
+from scanlab.contract.problem import Problem
 from scanlab.contract.space import Value
 from scanlab.errors import ConfigError, UnknownBackendError
 
 BACKENDS = "scanlab.backends"
 OPS = "scanlab.ops"
+# The op of whoever names none; records and profiles of scanlab 0.1 are all about it.
+DEFAULT_OP = "selective_scan"
 
 Entry = TypeVar("Entry", Backend, Op)
 
@@ -92,6 +95,28 @@ def _load(group: str, noun: str, name: str, kind: type[Entry]) -> Entry:
             f"{noun} {name!r} ({point.value}) is {loaded!r}: must be a scanlab {kind.__name__} whose name is {name!r}."
         )
     return loaded
+
+
+def parse_problem(text: str, op_name: str = DEFAULT_OP) -> Problem:
+    """Return the problem of an op that `text`, such as "batch=1,dim=384,length=197", describes.
+
+    Raises:
+        UnknownBackendError: The op is not installed.
+        ProblemError: The text is not a problem of it.
+    """
+    return op(op_name).problem.parse(text)
+
+
+def simplest(op_name: str) -> Backend:
+    """Return the backend of an op with the lowest rank.
+
+    Raises:
+        UnknownBackendError: There is none.
+    """
+    backends, failures = load_all(op_name)
+    if not backends:
+        raise UnknownBackendError("; ".join((f"no backend of the op {op_name!r} is installed", *failures.values())))
+    return backends[0]
 
 
 def load_all(op: str | None = None) -> tuple[tuple[Backend, ...], dict[str, str]]:

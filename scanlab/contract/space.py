@@ -6,8 +6,9 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from scanlab.contract.problem import ScanProblem
+from scanlab.contract.problem import Problem
 from scanlab.errors import ConfigError
 
 Value = int | float | str | bool
@@ -49,7 +50,7 @@ class Tunable:
             raise ConfigError(f"{self.name}: values {self.legal} repeat; each may stand once.")
 
 
-def everything_allowed(config: Config, problem: ScanProblem) -> str | None:
+def everything_allowed(config: Config, problem: Problem) -> str | None:
     """Return None: the default of a space in which every combination of values is legal."""
     return None
 
@@ -63,7 +64,7 @@ class Space:
     """
 
     tunables: tuple[Tunable, ...] = ()
-    forbids: Callable[[Config, ScanProblem], str | None] = field(default=everything_allowed)
+    forbids: Callable[[Config, Any], str | None] = field(default=everything_allowed)
 
     def __post_init__(self) -> None:
         names = [choice.name for choice in self.tunables]
@@ -79,7 +80,7 @@ class Space:
         """Return the number of tunables whose value in a complete `config` is not the default."""
         return sum(config[name] != default for name, default in self.defaults.items())
 
-    def complete(self, config: Config, problem: ScanProblem, backend: str) -> dict[str, Value]:
+    def complete(self, config: Config, problem: Problem, backend: str) -> dict[str, Value]:
         """Return `config` with its missing tunables at their defaults. No value is clamped.
 
         Args:
@@ -105,7 +106,7 @@ class Space:
             raise ConfigError(f"{backend}: {config_key(full)} is not legal for {problem.key}: {reason}; {cure}.")
         return full
 
-    def configs(self, problem: ScanProblem) -> Iterator[dict[str, Value]]:
+    def configs(self, problem: Problem) -> Iterator[dict[str, Value]]:
         """Yield every legal configuration, the defaults first, then in the order of the values."""
         yield self.defaults
         for values in itertools.product(*(choice.values for choice in self.tunables)):
@@ -113,7 +114,7 @@ class Space:
             if config != self.defaults and self.forbids(config, problem) is None:
                 yield config
 
-    def in_turn(self, problem: ScanProblem, around: Config | None = None) -> Iterator[dict[str, Value]]:
+    def in_turn(self, problem: Problem, around: Config | None = None) -> Iterator[dict[str, Value]]:
         """Yield `around`, by default the defaults, and each legal configuration that differs from it in one tunable."""
         middle = self.defaults | dict(around or {})
         if self.forbids(middle, problem) is None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from scanlab.contract import registry
-from scanlab.contract.op import Inputs, Op
+from scanlab.contract.op import Inputs, Op, map_tensors, tensors_of
 from scanlab.contract.problem import Problem
 
 
@@ -74,7 +74,7 @@ def reference_outputs(problem: Problem, inputs: Inputs) -> ReferenceOutputs:
     """Compute the reference of `problem`'s op in float64, and its gradients where the problem has them."""
     exact = problem.replace(dtype="float64", device="cpu")
     op = registry.op(problem.op)
-    wide = tuple(_map(each, _to_float64) for each in inputs)
+    wide = tuple(map_tensors(_to_float64, each) for each in inputs)
     return ReferenceOutputs(problem, inputs, _observe(op, op.reference(exact), wide, problem.gradients))
 
 
@@ -86,7 +86,7 @@ def verify(function: Callable[..., Any], expected: ReferenceOutputs) -> Verdict:
     is raised.
     """
     op = registry.op(expected.problem.op)
-    before = tuple(_map(each, torch.clone) for each in expected.inputs)
+    before = tuple(map_tensors(torch.clone, each) for each in expected.inputs)
     dtypes = _returned_dtypes(op, expected.inputs)
     _poison_free_memory(expected, dtypes)
     observed = _observe(op, function, expected.inputs, expected.problem.gradients)
@@ -111,8 +111,8 @@ def verify(function: Callable[..., Any], expected: ReferenceOutputs) -> Verdict:
     for old, new in zip(before, expected.inputs, strict=True):
         reasons += [
             f"the implementation changed its input {name}"
-            for name, tensor in _tensors(new).items()
-            if not _unchanged(_tensors(old)[name], tensor)
+            for name, tensor in tensors_of(new).items()
+            if not _unchanged(tensors_of(old)[name], tensor)
         ]
     return Verdict(not reasons, errors, tolerances, "; ".join(reasons) or None)
 
@@ -152,7 +152,7 @@ def _observe(op: Op, function: Callable[..., Any], inputs: Inputs, gradients: bo
     if not gradients:
         with torch.no_grad():
             return dict(zip(names, function(*inputs), strict=True))
-    leaves = tuple(_map(each, _leaf) for each in inputs)
+    leaves = tuple(map_tensors(_leaf, each) for each in inputs)
     output = function(*leaves)
     observed = {name: tensor.detach() for name, tensor in zip(names, output, strict=True)}
     named = _differentiated(op, leaves)
@@ -174,7 +174,7 @@ def _differentiated(op: Op, inputs: Inputs) -> dict[str, Tensor]:
     return {
         f"grad_{name}{suffix}": tensor
         for suffix, each in zip(op.input_suffixes[: len(inputs)], inputs, strict=True)
-        for name, tensor in _tensors(each).items()
+        for name, tensor in tensors_of(each).items()
         if tensor.is_floating_point() or tensor.is_complex()
     }
 
@@ -211,12 +211,3 @@ def _to_float64(tensor: Tensor) -> Tensor:
     if tensor.is_complex():
         return tensor.to("cpu", torch.complex128)
     return tensor.to("cpu", torch.float64) if tensor.is_floating_point() else tensor.cpu()
-
-
-def _tensors(inputs: Any) -> dict[str, Tensor]:
-    """Return the tensors of a NamedTuple of inputs that are there, by name."""
-    return {name: value for name, value in inputs._asdict().items() if isinstance(value, Tensor)}
-
-
-def _map(inputs: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    return inputs._replace(**{name: function(tensor) for name, tensor in _tensors(inputs).items()})

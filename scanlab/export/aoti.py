@@ -44,7 +44,8 @@ class FrozenScan:
         problem = ScanProblem.of(*inputs, delta_softplus=delta_softplus, direction=direction)
         if problem not in self.decided:
             self.decided[problem] = self._decide(problem)
-        return registry.get(BACKEND).build(problem, self.decided[problem].config)(*inputs)
+        output: ScanOutput = registry.get(BACKEND).build(problem, self.decided[problem].config)(*inputs)
+        return output
 
     def _decide(self, problem: ScanProblem) -> Decision:
         for decision in decisions(problem, self._profile):

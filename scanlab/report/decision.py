@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scanlab.bench.records import label_of
+from scanlab.contract import registry
 from scanlab.contract.machine import Machine
-from scanlab.contract.problem import ScanProblem
+from scanlab.contract.problem import Problem
 from scanlab.contract.space import Value
-from scanlab.errors import ResultsError
+from scanlab.errors import ResultsError, ScanlabError
 from scanlab.report.formatting import percent
 from scanlab.report.select import Contest, slugs
 
@@ -44,7 +45,7 @@ class TuningDecision:
         budget: In words.
     """
 
-    problem: ScanProblem
+    problem: Problem
     inputs_label: str
     machine: Machine
     why: str
@@ -138,13 +139,15 @@ class TuningDecision:
 
     def to_json(self) -> dict[str, Any]:
         """Return this decision as JSON values."""
-        return asdict(self) | {"problem": self.problem.key, "machine": self.machine.to_json()}
+        return asdict(self) | {"op": self.problem.op, "problem": self.problem.key, "machine": self.machine.to_json()}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> TuningDecision:
         """Return the decision that `to_json` wrote."""
-        problem, machine = ScanProblem.parse(values["problem"]), Machine.from_json(values["machine"])
-        return cls(**{**values, "problem": problem, "machine": machine, "ties": tuple(values["ties"])})
+        fields = dict(values)
+        problem = registry.parse_problem(fields["problem"], fields.pop("op", registry.DEFAULT_OP))
+        machine = Machine.from_json(fields["machine"])
+        return cls(**{**fields, "problem": problem, "machine": machine, "ties": tuple(fields["ties"])})
 
 
 class LoadedDecisions(NamedTuple):
@@ -182,7 +185,7 @@ def load_decisions(results: Path) -> LoadedDecisions:
     for path in sorted((results / DECISIONS).glob("*.json")):
         try:
             decisions.append(TuningDecision.from_json(json.loads(path.read_text(encoding="utf-8"))))
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        except (OSError, ScanlabError, ValueError, LookupError, TypeError, AttributeError) as error:
             notices.append(f"{path}: skipped, because it cannot be read as a decision: {type(error).__name__}: {error}")
     return LoadedDecisions(tuple(decisions), tuple(notices))
 

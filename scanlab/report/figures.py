@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from scanlab.bench.records import Trial
 from scanlab.bench.samples import Measurement
 from scanlab.report.formatting import between, milliseconds, shortest, three_digits, times
-from scanlab.report.select import Contest, Placing, best, is_known, speedup_interval
+from scanlab.report.select import Contest, Placing, best, contest_of, is_known, speedup_interval
 from scanlab.report.style import FAINT, HALO, INK, Look, applied, framed_bar, label_ends, log_ticks, look, sheet
 
 
@@ -119,12 +119,12 @@ def length_lines(trials: Sequence[Trial], caption: str) -> Figure:
     lines = {backend: _fastest_by_length(trials, backend) for backend in dict.fromkeys(t.backend for t in trials)}
     lines = {backend: line for backend, line in lines.items() if line}
     subtitle = (
-        f"batch {problem.batch}, dim {problem.dim}, state {problem.state}, {problem.direction}, {problem.dtype};"
+        f"{contest_of(trials[0]).spelled};"
         " fastest configuration of each backend at each length; bars from the first to the third quartile."
     )
-    made = sheet(7.6, 4.6, "Time against sequence length", subtitle, caption)
+    made = sheet(7.6, 4.6, f"Time against {problem.swept}", subtitle, caption)
     (axes,) = made.axes
-    axes.set(xscale="log", yscale="log", xlabel="length of the sequence (time steps)", ylabel="time of one call")
+    axes.set(xscale="log", yscale="log", xlabel=problem.swept, ylabel="time of one call")
     lengths = sorted({length for line in lines.values() for length in line})
     right = lengths[-1] * 1.08
     ends, words = {}, {}
@@ -153,7 +153,7 @@ def _fastest_by_length(trials: Sequence[Trial], backend: str) -> dict[int, Measu
     by_length: dict[int, list[Trial]] = {}
     for trial in trials:
         if trial.backend == backend and trial.measurement is not None:
-            by_length.setdefault(trial.problem.length, []).append(trial)
+            by_length.setdefault(trial.problem.swept_size, []).append(trial)
     found = {length: best(members) for length, members in sorted(by_length.items())}
     return {length: trial.measurement for length, trial in found.items() if trial.measurement and is_known(trial)}
 

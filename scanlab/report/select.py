@@ -10,8 +10,9 @@ from typing import NamedTuple
 from scanlab.bench.records import Trial
 from scanlab.bench.samples import Measurement
 from scanlab.bench.stats import Interval
+from scanlab.contract import registry
 from scanlab.contract.machine import Machine
-from scanlab.contract.problem import ScanProblem
+from scanlab.contract.problem import Problem
 
 # A hold-out times what a comparison has chosen on inputs that no choice has seen; a comparison times candidates
 # side by side and is taken after the search, so that its numbers are not the luckiest of many; a backend that reached
@@ -22,15 +23,21 @@ AUTHORITY = ("holdout", "race", "search")
 class Contest(NamedTuple):
     """Problem and origin of its inputs, on which backends are compared."""
 
-    problem: ScanProblem
+    problem: Problem
     inputs_label: str
 
     @property
+    def spelled(self) -> str:
+        """The problem in words: its sizes, and what differs from the defaults."""
+        sizes, options = _spelled(self.problem)
+        problem = ", ".join((*(f"{name} {size}" for name, size in sizes.items()), *options))
+        op = "" if self.problem.op == registry.DEFAULT_OP else f"{self.problem.op}: "
+        return op + problem
+
+    @property
     def title(self) -> str:
-        """The problem in words, its sizes and what differs from the defaults, and its inputs."""
-        (batch, dim, length, state), options = _spelled(self.problem)
-        problem = ", ".join((f"batch {batch}, dim {dim}, length {length}, state {state}", *options))
-        return f"{problem}; inputs {self.inputs_label}"
+        """The problem in words, and its inputs."""
+        return f"{self.spelled}; inputs {self.inputs_label}"
 
 
 @dataclass(frozen=True)
@@ -120,7 +127,8 @@ def slugs(found: Iterable[Contest]) -> dict[Contest, str]:
     names: dict[Contest, str] = {}
     for contest in found:
         sizes, options = _spelled(contest.problem)
-        name = "-".join(("x".join(sizes), *options)).replace(" ", "_")
+        op = () if contest.problem.op == registry.DEFAULT_OP else (contest.problem.op,)
+        name = "-".join((*op, "x".join(sizes.values()), *options)).replace(" ", "_")
         taken = sum(other.problem == contest.problem for other in names)
         names[contest] = f"{name}-{taken + 1}" if taken else name
     return names
@@ -140,15 +148,13 @@ def families(trials: Iterable[Trial]) -> list[tuple[Trial, ...]]:
 
     A family known at fewer than two lengths is left out: it shows nothing.
     """
-    found: dict[ScanProblem, list[Trial]] = {}
+    found: dict[Problem, list[Trial]] = {}
     for trial in trials:
         if trial.phase == "lengths":
-            found.setdefault(trial.problem.replace(length=1), []).append(trial)
+            found.setdefault(trial.problem.replace(**{trial.problem.swept: 1}), []).append(trial)
     measured = {problem: [trial for trial in members if is_known(trial)] for problem, members in found.items()}
     return [
-        tuple(members)
-        for problem, members in found.items()
-        if len({trial.problem.length for trial in measured[problem]}) > 1
+        tuple(members) for problem, members in found.items() if len({trial.problem for trial in measured[problem]}) > 1
     ]
 
 
@@ -181,10 +187,10 @@ def _rank(trial: Trial) -> tuple[bool, int, bool, float]:
     return not is_known(trial), authority, trial.state != "ok", ratio
 
 
-def _spelled(problem: ScanProblem) -> tuple[list[str], list[str]]:
-    """Return the four sizes, and the words for what differs from the defaults."""
+def _spelled(problem: Problem) -> tuple[dict[str, str], list[str]]:
+    """Return the sizes by name, and the words for what else differs from the defaults."""
     settings = dict(part.split("=") for part in problem.key.split(","))
-    sizes = [settings.pop(name) for name in ("batch", "dim", "length", "state")]
+    sizes = {name: settings.pop(name) for name in problem.sizes if name in settings and name != "groups"}
     words = {"true": "{name}", "false": "no {name}"}
     options = []
     for name, value in settings.items():

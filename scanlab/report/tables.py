@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 import pandas as pd
 
 from scanlab.bench.records import MEASURED, Trial
+from scanlab.contract import registry
 from scanlab.contract.space import Config
 from scanlab.report.formatting import between, memory, milliseconds, per_second, scientific, three_digits, times
 from scanlab.report.select import Contest, best, contest_of, contests, is_known, placings, speedup_interval
@@ -16,7 +17,7 @@ from scanlab.report.select import Contest, best, contest_of, contests, is_known,
 UNKNOWN = "?"
 NUMBERS = (
     *("median_ms", "quartile1_ms", "quartile3_ms", "speedup", "speedup_low", "speedup_high"),
-    *("state_updates_per_s", "error", "peak_bytes", "build_ms", "first_call_ms"),
+    *("multiply_adds_per_s", "error", "peak_bytes", "build_ms", "first_call_ms"),
 )
 
 
@@ -93,7 +94,7 @@ def length_table(trials: Iterable[Trial]) -> pd.DataFrame:
     by_length: dict[str, dict[int, list[Trial]]] = {}
     for trial in trials:
         if trial.measurement is not None:
-            by_length.setdefault(trial.backend, {}).setdefault(trial.problem.length, []).append(trial)
+            by_length.setdefault(trial.backend, {}).setdefault(trial.problem.swept_size, []).append(trial)
     lengths = sorted({length for found in by_length.values() for length in found})
     rows = []
     for backend, found in by_length.items():
@@ -128,7 +129,7 @@ def readable_speedups(frame: pd.DataFrame) -> pd.DataFrame:
             "quartiles": _known(between(row.quartile1_ms, row.quartile3_ms, milliseconds), row.state),
             "speed-up": _known(times(row.speedup), row.state),
             "95 % interval": _known(between(row.speedup_low, row.speedup_high, three_digits), row.state),
-            "state updates": _known(per_second(row.state_updates_per_s), row.state),
+            "multiply-adds": _known(per_second(row.multiply_adds_per_s), row.state),
             "error": scientific(row.error),
             "memory": memory(row.peak_bytes),
             "build": milliseconds(row.build_ms),
@@ -200,7 +201,15 @@ def _numbers(trial: Trial) -> dict[str, float | str]:
         return {"reference": "", **dict.fromkeys(NUMBERS, math.nan), "error": error}
     first, middle, third = measured.quartiles_ms
     low, high = speedup_interval(measured)
-    values = (first, third, measured.speedup, low, high, trial.problem.state_updates / middle * 1e3, error)
+    values = (
+        first,
+        third,
+        measured.speedup,
+        low,
+        high,
+        registry.op(trial.problem.op).work(trial.problem).multiply_adds / middle * 1e3,
+        error,
+    )
     peak = math.nan if measured.peak_bytes is None else measured.peak_bytes
     if not is_known(trial):
         middle, values = math.nan, (math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, error)

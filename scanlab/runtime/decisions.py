@@ -1,8 +1,8 @@
-"""Decide which backend serves a scan, and why.
+"""Decide which backend serves a problem, and why.
 
 In this order: the profile's entry for exactly this problem, measured on this kind of machine or adopted from the
 nearest one; its entry for the nearest problem of the same family; the fastest on the most similar problem among the
-defaults that ship; the first of FALLBACKS that is available and accepts the problem.
+defaults that ship; the first of `fallbacks` that is available and accepts the problem.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from scanlab.contract import registry
-from scanlab.contract.problem import ScanProblem
+from scanlab.contract.problem import Problem
 from scanlab.contract.space import Config, config_key
 from scanlab.errors import ConfigError, UnavailableError, UnknownBackendError
 from scanlab.runtime.defaults import most_similar
@@ -35,7 +35,7 @@ class Decision:
     reason: str
 
 
-def decisions(problem: ScanProblem, profile: Profile | None) -> Iterator[Decision]:
+def decisions(problem: Problem, profile: Profile | None) -> Iterator[Decision]:
     """Yield the decisions for `problem` from best to last resort; those that would be refused are left out."""
     passed_over: list[str] = []
     for entry in () if profile is None else profile.nearest(problem):
@@ -51,7 +51,7 @@ def decisions(problem: ScanProblem, profile: Profile | None) -> Iterator[Decisio
     untuned = "; ".join(passed_over) or "nothing near this problem was tuned here"
     yield from _defaults(problem, untuned)
     refused: list[str] = []
-    for name in FALLBACKS:
+    for name in fallbacks(problem):
         refusal = refuses(name, {}, problem)
         if refusal is None:
             yield Decision(name, registry.get(name).space.defaults, "fallback", "; ".join((untuned, *refused)))
@@ -59,7 +59,7 @@ def decisions(problem: ScanProblem, profile: Profile | None) -> Iterator[Decisio
             refused.append(refusal)
 
 
-def _defaults(problem: ScanProblem, untuned: str) -> Iterator[Decision]:
+def _defaults(problem: Problem, untuned: str) -> Iterator[Decision]:
     """Yield the backends measured on the most similar problem that ships; a refused one is named as a reason.
 
     Args:
@@ -79,7 +79,14 @@ def _defaults(problem: ScanProblem, untuned: str) -> Iterator[Decision]:
             yield Decision(entry.backend, config, "default", "; ".join(reasons))
 
 
-def decide(problem: ScanProblem, profile: Profile | None) -> Decision:
+def fallbacks(problem: Problem) -> tuple[str, ...]:
+    """Return the backends that serve `problem` where nothing was measured: of other ops than the scan, the simplest."""
+    if problem.op == registry.DEFAULT_OP:
+        return FALLBACKS
+    return tuple(backend.name for backend in registry.load_all(problem.op)[0])
+
+
+def decide(problem: Problem, profile: Profile | None) -> Decision:
     """Return the best decision for `problem`.
 
     Raises:
@@ -90,9 +97,9 @@ def decide(problem: ScanProblem, profile: Profile | None) -> Decision:
     raise nothing_serves(problem)
 
 
-def nothing_serves(problem: ScanProblem, *failures: str) -> UnavailableError:
+def nothing_serves(problem: Problem, *failures: str) -> UnavailableError:
     """Return the error for a problem that no backend serves, with the reason of each."""
-    reasons = (*failures, *filter(None, (refuses(name, {}, problem) for name in FALLBACKS)))
+    reasons = (*failures, *filter(None, (refuses(name, {}, problem) for name in fallbacks(problem))))
     return UnavailableError(f"no backend serves {problem.key}: {'; '.join(reasons)}. See `scanlab list`.")
 
 
@@ -101,7 +108,7 @@ def _where(entry: ProfileEntry) -> str:
     return "" if entry.adopted_from is None else f" on the nearest machine, {entry.adopted_from}"
 
 
-def refuses(name: str, config: Config, problem: ScanProblem) -> str | None:
+def refuses(name: str, config: Config, problem: Problem) -> str | None:
     """Return why the backend called `name` cannot serve `problem` under `config` unasked, or None."""
     try:
         backend = registry.get(name)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scanlab.contract.machine import this_machine
-from scanlab.contract.problem import ScanProblem
+from scanlab.contract.problem import Problem, ScanProblem
 from scanlab.contract.space import Config
 
 SHIPPED = Path(__file__).with_name("defaults.toml")
@@ -47,8 +47,8 @@ class MeasuredProblem:
         return f"{self.machine} with {self.cpus} CPUs and {self.instruction_set} ({self.source})"
 
 
-def most_similar(problem: ScanProblem) -> Iterator[MeasuredProblem]:
-    """Return the measured problems on the device of `problem`, the most similar first.
+def most_similar(problem: Problem) -> Iterator[MeasuredProblem]:
+    """Return the measured problems of the op and on the device of `problem`, the most similar first.
 
     Similarity goes by traits of the problem, then by the instruction set, and last by the sizes and the number of
     CPUs, as the sum of absolute log ratios.
@@ -60,7 +60,8 @@ def most_similar(problem: ScanProblem) -> Iterator[MeasuredProblem]:
         distance = each.problem.distance(problem) + abs(math.log(each.cpus / silicon.usable_cpus))
         return traits, each.instruction_set != silicon.instruction_set, distance
 
-    measured = [each for each in read() if each.problem.device == problem.device]
+    asked = (problem.op, problem.device)
+    measured = [each for each in read() if (each.problem.op, each.problem.device) == asked]
     return iter(sorted(measured, key=dissimilarity))
 
 

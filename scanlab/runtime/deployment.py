@@ -12,7 +12,7 @@ import filelock
 
 from scanlab.contract import registry
 from scanlab.contract.evidence import EvidenceRank
-from scanlab.contract.problem import ScanProblem
+from scanlab.contract.problem import Problem
 from scanlab.errors import ProfileError, UnknownBackendError
 from scanlab.runtime.profile import Profile, ProfileEntry, profile_path, unwritable
 
@@ -36,7 +36,7 @@ class Deployment:
 class ProfileChange:
     """Difference between two profiles in one problem; None where a profile has no entry for it."""
 
-    problem: ScanProblem
+    problem: Problem
     before: ProfileEntry | None
     after: ProfileEntry | None
 
@@ -75,7 +75,7 @@ def deploy(entries: Iterable[ProfileEntry], path: Path | None = None) -> Deploym
     return Deployment(path, tuple(deployed), (*aside, *notices))
 
 
-def remove(problem: ScanProblem, path: Path | None = None) -> ProfileEntry:
+def remove(problem: Problem, path: Path | None = None) -> ProfileEntry:
     """Remove and return the entry for `problem`; it is kept for `restore`.
 
     Raises:
@@ -94,7 +94,7 @@ def remove(problem: ScanProblem, path: Path | None = None) -> ProfileEntry:
     return removed[0]
 
 
-def restore(problem: ScanProblem, path: Path | None = None) -> ProfileEntry:
+def restore(problem: Problem, path: Path | None = None) -> ProfileEntry:
     """Put the newest replaced entry for `problem` back, and return it; the present one takes its place.
 
     Raises:
@@ -115,9 +115,7 @@ def restore(problem: ScanProblem, path: Path | None = None) -> ProfileEntry:
     return restored[0]
 
 
-def diff(
-    before: Mapping[ScanProblem, ProfileEntry], after: Mapping[ScanProblem, ProfileEntry]
-) -> tuple[ProfileChange, ...]:
+def diff(before: Mapping[Problem, ProfileEntry], after: Mapping[Problem, ProfileEntry]) -> tuple[ProfileChange, ...]:
     """Return the problems that are served differently; evidence alone makes no difference."""
     changes = (
         ProfileChange(problem, before.get(problem), after.get(problem)) for problem in dict.fromkeys([*before, *after])

@@ -14,9 +14,10 @@ from typing import Any
 import platformdirs
 
 from scanlab import settings
+from scanlab.contract import registry
 from scanlab.contract.evidence import EvidenceRank
 from scanlab.contract.machine import this_machine
-from scanlab.contract.problem import ScanProblem
+from scanlab.contract.problem import Problem
 from scanlab.contract.space import Config
 from scanlab.errors import ProfileError
 
@@ -49,7 +50,7 @@ class ProfileEntry:
         adopted_from: Description of the machine that it was measured on, if that is of another kind than this one.
     """
 
-    problem: ScanProblem
+    problem: Problem
     backend: str
     source_hash: str
     config: Config
@@ -73,6 +74,7 @@ class ProfileEntry:
     def to_json(self) -> dict[str, Any]:
         """Return this entry as JSON values."""
         return {
+            "op": self.problem.op,
             "problem": self.problem.key,
             "backend": self.backend,
             "source_hash": self.source_hash,
@@ -85,7 +87,7 @@ class ProfileEntry:
     def from_json(cls, values: Mapping[str, Any]) -> ProfileEntry:
         """Return the entry that `to_json` wrote; raises TypeError, ValueError or KeyError for anything else."""
         entry = cls(
-            problem=ScanProblem.parse(values["problem"]),
+            problem=registry.parse_problem(values["problem"], values.get("op", registry.DEFAULT_OP)),
             backend=values["backend"],
             source_hash=values["source_hash"],
             config=dict(values["config"]),
@@ -127,7 +129,7 @@ class Profile:
         without = self.without(entry.problem)
         return replace(without, entries=(*without.entries, entry))
 
-    def without(self, problem: ScanProblem) -> Profile:
+    def without(self, problem: Problem) -> Profile:
         """Return this profile without an entry for `problem`; an earlier entry is kept among the replaced."""
         entry = self.exact(problem)
         if entry is None:
@@ -139,15 +141,15 @@ class Profile:
             replaced=(*(each for each in self.replaced if each.problem != problem), *history),
         )
 
-    def exact(self, problem: ScanProblem) -> ProfileEntry | None:
+    def exact(self, problem: Problem) -> ProfileEntry | None:
         """Return the entry for `problem` itself, if any."""
         return next((entry for entry in self.entries if entry.problem == problem), None)
 
-    def history(self, problem: ScanProblem) -> tuple[ProfileEntry, ...]:
+    def history(self, problem: Problem) -> tuple[ProfileEntry, ...]:
         """Return the replaced entries for `problem`, the newest last."""
         return tuple(each for each in self.replaced if each.problem == problem)
 
-    def nearest(self, problem: ScanProblem) -> tuple[ProfileEntry, ...]:
+    def nearest(self, problem: Problem) -> tuple[ProfileEntry, ...]:
         """Return the entries for problems of the same family within MAX_DISTANCE, the nearest first."""
         family = [entry for entry in self.entries if entry.problem.family == problem.family]
         near = [entry for entry in family if problem.distance(entry.problem) <= MAX_DISTANCE]

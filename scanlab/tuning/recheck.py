@@ -16,7 +16,6 @@ from scanlab.bench.worker import Worker, open_worker
 from scanlab.contract import registry
 from scanlab.contract.backend import Backend
 from scanlab.contract.machine import this_machine
-from scanlab.contract.problem import make_inputs
 from scanlab.errors import UnknownBackendError
 
 # Machines have worse days: a choice is demoted for its speed only when it is certainly slower than this share
@@ -68,7 +67,8 @@ def recheck(
     seed = chosen.seed + 3
     clock = clock or MeasuringClock()
     with clock.paused():
-        context = BenchmarkContext.of(chosen.problem, make_inputs(chosen.problem, seed), chosen.inputs_label, seed)
+        inputs = registry.op(chosen.problem.op).make_inputs(chosen.problem, seed)
+        context = BenchmarkContext.of(chosen.problem, inputs, chosen.inputs_label, seed)
     candidates = [Candidate(backend, dict(chosen.config)), *rivals]
     worker, _ = open_worker(context, [each.backend for each in candidates])
     try:

@@ -132,6 +132,7 @@ class Search:
         facts = {
             "kind": "search",
             "backend": backend.name,
+            "op": self.problem.op,
             "problem": self.problem.key,
             "inputs": context.inputs_label,
             "machine": context.machine.to_json(),

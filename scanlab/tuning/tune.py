@@ -19,7 +19,8 @@ from scanlab.bench.trials import Baseline, reference_candidate, time_reference, 
 from scanlab.bench.worker import CandidateFailedError, Evaluation, Worker, open_worker
 from scanlab.contract.backend import Backend
 from scanlab.contract.evidence import EvidenceRank
-from scanlab.contract.problem import ScanInputs, ScanProblem
+from scanlab.contract.op import Inputs
+from scanlab.contract.problem import Problem
 from scanlab.errors import RejectedError
 from scanlab.tuning.fleet.overview import publish, winners_on_nearest_machines
 from scanlab.tuning.fleet.storage import open_storage
@@ -29,7 +30,7 @@ from scanlab.tuning.search import Search, has_converged, should_prune
 from scanlab.tuning.selection import best_of_search, exact_enough, fresh_processes, hold_out, select
 from scanlab.tuning.warm_start import winners_on_similar_problems
 
-# The reference loop is timed beside the baseline for at most this share of the budget.
+# The reference is timed beside the baseline for at most this share of the budget.
 REFERENCE_SHARE = 0.06
 REFERENCE_S = 5.0
 # Waiting for a busy machine takes at most as long as the budget, and so long for a budget of trials.
@@ -83,7 +84,7 @@ class TuningResult:
         too_busy: Why nothing could be measured undisturbed, where that is so.
     """
 
-    problem: ScanProblem
+    problem: Problem
     trials: tuple[Trial, ...]
     failed: tuple[Trial, ...]
     new: int
@@ -119,8 +120,8 @@ class TuningResult:
 
 
 def tune(
-    problem: ScanProblem,
-    inputs: tuple[ScanInputs, ...],
+    problem: Problem,
+    inputs: Inputs,
     backends: Sequence[Backend],
     budget: Budget,
     store: TrialStore,
@@ -160,7 +161,7 @@ def tune(
     try:
         run.build_defaults(backends, untuned, loaded.trials)
         if run.baseline is not None:
-            summaries = summarize_studies(opened, problem.key)
+            summaries = summarize_studies(opened, problem)
             run.notices += summaries.notices
             for backend in run.able:
                 recorded = [trial for trial in loaded.trials if trial.backend == backend.name]
@@ -248,10 +249,10 @@ class _Tuning:
         fastest = min(defaults, key=lambda candidate: defaults[candidate].call_ms)
         baseline = _recorded_baseline(self._context, defaults, recorded) or fastest
         self._untuned = untuned if untuned in self._defaults else baseline
-        self._emit("building", f"timing {reference_candidate().label}")
+        self._emit("building", f"timing {reference_candidate(self._context.problem).label}")
         deadline = self._clock.now() + min(REFERENCE_S, self._scheduler.at(REFERENCE_SHARE))
         self.baseline, missing = time_reference(
-            self._worker, baseline, defaults[baseline].calls, self._clock, deadline, self._wait
+            self._context.problem, self._worker, baseline, defaults[baseline].calls, self._clock, deadline, self._wait
         )
         if missing is not None:
             self.notices.append(f"speed-ups refer to {baseline.label}: {missing}")
@@ -330,7 +331,7 @@ class _Tuning:
         }
         built = self._kept | {candidate}
         self._kept = built & best
-        self._worker.release(built - best - self._defaults.keys() - {reference_candidate()})
+        self._worker.release(built - best - self._defaults.keys() - {reference_candidate(self._context.problem)})
 
     def _wait_for_others(self, search: Search) -> None:
         """Let other searches go first, or a moment pass, while other processes try what is left of this one."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from scanlab.bench.records import Trial, log_ratio
 from scanlab.contract.backend import Backend
 from scanlab.contract.machine import Machine
-from scanlab.contract.problem import ScanProblem
+from scanlab.contract.problem import Problem
 from scanlab.contract.space import Config, config_key
 
 # Number of winners that are tried first.
@@ -15,7 +15,7 @@ MAX_HINTS = 3
 
 
 def winners_on_similar_problems(
-    trials: Iterable[Trial], backend: Backend, problem: ScanProblem, here: Machine
+    trials: Iterable[Trial], backend: Backend, problem: Problem, here: Machine
 ) -> tuple[Config, ...]:
     """Return the fastest recorded configurations of `backend` on problems that differ from `problem` in sizes only.
 
@@ -28,7 +28,7 @@ def winners_on_similar_problems(
     Returns:
         At most MAX_HINTS configurations, those of the nearest problem first.
     """
-    best: dict[ScanProblem, Trial] = {}
+    best: dict[Problem, Trial] = {}
     for trial in trials:
         is_same = (trial.backend, trial.source_hash, trial.machine.silicon_id) == (
             backend.name,

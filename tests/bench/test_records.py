@@ -11,10 +11,11 @@ from dataclasses import replace
 
 import pytest
 
-from helpers.records import trial
+from helpers.records import block, measurement, trial
 from scanlab.bench.records import SCHEMA, NewerSchemaError, RecordError, decode, encode
 from scanlab.contract.verify import Verdict
 
+DISTURBED = measurement(block([1_000_000], [2_000_000], disturbed="other processes used 90 ms of CPU"))
 FAILED = Verdict(False, {"out": 1.0}, {"out": 1e-5}, "out is off")
 
 
@@ -26,6 +27,7 @@ FAILED = Verdict(False, {"out": 1.0}, {"out": 1e-5}, "out is off")
         trial(state="wrong", measurement=None, verdict=FAILED, reason="out is off"),
         trial(state="crashed", measurement=None, verdict=None, reason="RuntimeError: boom"),
         trial(config={"exp": "fast", "flag": True, "share": 0.5}, phase="race"),
+        trial(state="disturbed", measurement=DISTURBED, reason="every block was disturbed"),
     ],
     ids=lambda one: one.state,
 )
@@ -119,6 +121,8 @@ ODD = [
     ("trial.phase", 7),
     ("trial.problem", "batch=1"),
     ("trial.problem", None),
+    ("trial.op", None),
+    ("trial.op", "no_such_op"),
     ("trial.config", []),
     ("trial.config", {"threads": [1]}),
     ("trial.config", {"threads": None}),
@@ -161,7 +165,7 @@ def test_odd_content_behind_a_right_checksum_is_a_record_error(path, value):
 
 
 @pytest.mark.parametrize(
-    "field", [name for name in json.loads(encode(trial()))["trial"] if name not in ("id", "reason")]
+    "field", [name for name in json.loads(encode(trial()))["trial"] if name not in ("id", "op", "reason")]
 )
 def test_a_record_that_lacks_a_field_is_a_record_error(field):
     record = changed("schema", SCHEMA)

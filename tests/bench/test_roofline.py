@@ -37,7 +37,7 @@ def test_attainable_is_the_longer_of_arithmetic_and_traffic():
 def test_a_time_below_the_floor_is_refused_with_the_figures():
     refusal = ROOFLINE.refuses(PROBLEM, threads=1, measured_s=10e-6)
     assert "0.01 ms is less than the 0.05 ms" in refusal
-    assert "100000 state updates" in refusal
+    assert PROBLEM.key in refusal
     assert ROOFLINE.refuses(PROBLEM, threads=1, measured_s=60e-6) is None
 
 
@@ -82,4 +82,4 @@ def test_a_scan_that_answers_from_memory_is_wrong_however_right_its_answers():
     trial = trial_of(context, "search", candidate, 0.0, evaluation, measurement)
     assert trial.state == "wrong"
     assert trial.measurement is None
-    assert "did not compute the scan" in trial.reason
+    assert "did not compute the problem" in trial.reason

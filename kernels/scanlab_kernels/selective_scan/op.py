@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from scanlab.contract.op import Inputs, Op, Work
+from scanlab.contract.op import Inputs, Op, Work, copy_with_strides, map_tensors
 from scanlab.contract.problem import DIRECTIONS, ScanInputs, ScanOutput, ScanProblem, make_inputs
 from scanlab.contract.space import Config
 from scanlab_kernels.selective_scan import reference as reference_loop
@@ -78,7 +78,8 @@ def output_dtypes(inputs: Inputs) -> Mapping[str, torch.dtype]:
 def work(problem: ScanProblem) -> Work:
     """Return the least that one forward pass must do: 4 multiply-adds and an exponential for each update of a state."""
     updates = problem.state_updates
-    return Work(MULTIPLY_ADDS * updates, updates, problem.min_bytes)
+    arithmetic = "float64" if problem.dtype == "float64" else "float32"
+    return Work(MULTIPLY_ADDS * updates, updates, problem.min_bytes, arithmetic)
 
 
 # Options of the contract, one corner each for every direction, with and without gradients.
@@ -142,6 +143,28 @@ def corners_of(config: Config) -> tuple[ScanProblem, ...]:
     )
 
 
+def with_channels_in_another_order(problem: ScanProblem, inputs: Inputs, seed: int) -> Inputs:
+    """Return `inputs` with the channels of each group in another order, in other memory with the same strides.
+
+    The values are distributed as before and each channel keeps its own; an answer kept for the old inputs is wrong
+    for these.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    size = problem.dim // problem.groups
+    order = torch.cat([group * size + torch.randperm(size, generator=generator) for group in range(problem.groups)])
+    return tuple(_reordered(each, order.to(each.u.device)) for each in inputs)
+
+
+def _reordered(inputs: ScanInputs, order: torch.Tensor) -> ScanInputs:
+    axes = {"u": 1, "delta": 1, "z": 1, "initial_state": 1, "A": 0, "D": 0, "delta_bias": 0}
+    axes |= {name: 0 for name in ("B", "C") if getattr(inputs, name).dim() == 2}
+    tensors = inputs.tensors()
+    copies: ScanInputs = map_tensors(copy_with_strides, inputs)
+    for name in axes.keys() & tensors.keys():
+        getattr(copies, name).copy_(tensors[name].index_select(axes[name], order))
+    return copies
+
+
 op = Op(
     name="selective_scan",
     summary="the selective scan of Mamba, in one direction of time or in both",
@@ -154,4 +177,9 @@ op = Op(
     probes=PROBES,
     corners_of=corners_of,
     input_suffixes=("", "_reverse"),
+    timed_outputs=("out",),
+    fresh_inputs=with_channels_in_another_order,
+    # On more threads the short steps of the loop mostly wait for the slowest thread: a neighbour on one CPU slows it
+    # many times over, and every ratio to it would tell of the neighbour.
+    speedups_over="reference:threads=1",
 )

@@ -11,7 +11,7 @@ from scanlab.bench.context import BenchmarkContext
 from scanlab.bench.ranking import Comparison
 from scanlab.bench.records import RecordError, Trial, decode, log_ratio
 from scanlab.contract.machine import Machine
-from scanlab.contract.problem import ScanProblem
+from scanlab.contract.problem import Problem
 from scanlab.contract.space import Config
 from scanlab.tuning.fleet.study_summary import StudySummary, summarize_studies
 from scanlab.tuning.fleet.trial_queue import TrialQueue
@@ -64,18 +64,18 @@ class FleetOverview:
     notices: tuple[str, ...] = ()
 
     @property
-    def problems(self) -> tuple[ScanProblem, ...]:
+    def problems(self) -> tuple[Problem, ...]:
         """Problems that were tuned on any machine."""
         return tuple(dict.fromkeys(each.trial.problem for each in self.best))
 
-    def best_on(self, silicon_id: str, problem: ScanProblem) -> BestTrial | None:
+    def best_on(self, silicon_id: str, problem: Problem) -> BestTrial | None:
         """Return the best trial of one kind of machine for `problem`, if any."""
         for each in self.best:
             if (each.trial.machine.silicon_id, each.trial.problem) == (silicon_id, problem):
                 return each
         return None
 
-    def best_for(self, here: Machine, problem: ScanProblem, fits: Callable[[Trial], bool]) -> BestTrial | None:
+    def best_for(self, here: Machine, problem: Problem, fits: Callable[[Trial], bool]) -> BestTrial | None:
         """Return what to run for `problem` on `here`: the best of its own kind, or else of the nearest machine.
 
         Args:
@@ -124,11 +124,12 @@ def publish(outcome: Comparison, context: BenchmarkContext, storage: BaseStorage
     machine, problem = context.machine, context.problem
     facts = {
         "kind": "finals",
+        "op": problem.op,
         "problem": problem.key,
         "inputs": context.inputs_label,
         "machine": machine.to_json(),
     }
-    name = f"finals {problem.key} {context.inputs_label} {machine.silicon_id}-{machine.software_id}"
+    name = f"finals {problem.op} {problem.key} {context.inputs_label} {machine.silicon_id}-{machine.software_id}"
     trials = [each.trial for each in outcome.ranking]
     TrialQueue(storage, name, facts, (), carries_records=True).publish(trials, outcome.why)
 
@@ -148,7 +149,7 @@ def winners_on_nearest_machines(studies: Iterable[StudySummary], backend: str, h
     return first_distinct(study.best for study in nearest if study.best is not None)
 
 
-def _is_timed(trial: Trial, silicon_id: str, problem: ScanProblem) -> bool:
+def _is_timed(trial: Trial, silicon_id: str, problem: Problem) -> bool:
     return trial.state == "ok" and (trial.machine.silicon_id, trial.problem) == (silicon_id, problem)
 
 

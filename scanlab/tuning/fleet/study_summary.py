@@ -14,7 +14,9 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from scanlab.bench.field_types import check_field_types
+from scanlab.contract import registry
 from scanlab.contract.machine import Machine
+from scanlab.contract.problem import Problem
 from scanlab.contract.space import Config, config_key
 from scanlab.tuning.fleet.attributes import BEAT, FACTS, LINE, OWNER, RECORD, WHY
 from scanlab.tuning.fleet.storage import storage_errors
@@ -28,6 +30,7 @@ class StudyFacts:
     Attributes:
         kind: "search" for the search of one backend, "finals" for the outcomes of comparisons.
         problem: Key of the problem.
+        op: Name of its op.
         machine: A machine of the kind that is tuned, as it described itself.
         backend: Name of the backend that is searched.
         configurations: Number of legal configurations; None if the space is too large to tell.
@@ -38,6 +41,7 @@ class StudyFacts:
     machine: Machine
     backend: str | None = None
     configurations: int | None = None
+    op: str = registry.DEFAULT_OP
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> StudyFacts:
@@ -48,6 +52,7 @@ class StudyFacts:
             machine=Machine.from_json(values["machine"]),
             backend=values.get("backend"),
             configurations=values.get("configurations"),
+            op=values.get("op", registry.DEFAULT_OP),
         )
         check_field_types(facts)
         return facts
@@ -83,17 +88,19 @@ class StudySummaries(NamedTuple):
     notices: tuple[str, ...]
 
 
-def summarize_studies(storage: BaseStorage, problem: str | None = None) -> StudySummaries:
-    """Return a summary of every study in `storage`, or of those about the problem with this key."""
+def summarize_studies(storage: BaseStorage, problem: Problem | None = None) -> StudySummaries:
+    """Return a summary of every study in `storage`, or of those about `problem`."""
     summaries: list[StudySummary] = []
     notices: list[str] = []
     with storage_errors():
         for study in storage.get_all_studies():
             facts = study.user_attrs.get(FACTS)
-            if facts is None or (
-                problem is not None and isinstance(facts, Mapping) and facts.get("problem") != problem
-            ):
+            if facts is None:
                 continue
+            if problem is not None and isinstance(facts, Mapping):
+                about = (facts.get("op", registry.DEFAULT_OP), facts.get("problem"))
+                if about != (problem.op, problem.key):
+                    continue
             entries = storage.get_all_trials(study._study_id, deepcopy=False)
             try:
                 summaries.append(_summary(StudyFacts.from_json(facts), entries))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from scanlab.contract import registry
 from scanlab.contract.problem import ScanProblem, make_inputs
 from scanlab.contract.verify import reference_outputs, relative_error
 from scanlab_kernels.selective_scan.op import op
 
+SMALL = ScanProblem(batch=1, dim=8, length=6, state=2)
 PROBLEM = ScanProblem(batch=2, dim=6, length=13, state=5, gradients=True)
 
 
@@ -46,3 +48,19 @@ def test_the_problem_names_its_op():
     assert registry.op(ScanProblem.op) is op
     assert hash(op) == hash(registry.op("selective_scan"))
     assert op.work(PROBLEM).multiply_adds == 4 * PROBLEM.state_updates
+
+
+@pytest.mark.parametrize(
+    "problem", [SMALL, SMALL.replace(groups=2, layout="dim_last", has_initial_state=True)], ids=str
+)
+def test_fresh_inputs_pose_the_same_problem_with_the_channels_in_another_order(problem):
+    (inputs,) = make_inputs(problem)
+    (fresh,) = op.fresh_inputs(problem, (inputs,), 1)
+    scan = registry.get("reference").build(problem, {"threads": 1})
+    old, new = scan(inputs).out, scan(fresh).out
+    assert not torch.equal(old, new)
+    assert fresh.u.stride() == inputs.u.stride()
+    for group in range(problem.groups):
+        channels = slice(group * 8 // problem.groups, (group + 1) * 8 // problem.groups)
+        # Every channel is somewhere in its group, with everything that belongs to it.
+        torch.testing.assert_close(old[:, channels].sort(dim=1).values, new[:, channels].sort(dim=1).values)

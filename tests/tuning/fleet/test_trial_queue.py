@@ -15,6 +15,7 @@ import pytest
 
 from helpers.records import trial
 from scanlab.contract.machine import this_machine
+from scanlab.contract.problem import ScanProblem
 from scanlab.contract.space import Tunable
 from scanlab.tuning.fleet import process_identity
 from scanlab.tuning.fleet.overview import fleet_overview
@@ -103,8 +104,11 @@ def test_the_dead_are_counted_and_what_they_held_is_free(place, tmp_path, monkey
     assert other.lease(CONFIGS[0]) is not None
 
 
-def about(problem="p", **changes):
-    return {"kind": "search", "problem": problem, "machine": this_machine().to_json(), "backend": "made"} | changes
+ABOUT = ScanProblem(batch=1, dim=4, length=8, state=2)
+
+
+def about(**changes):
+    return {"kind": "search", "problem": ABOUT.key, "machine": this_machine().to_json(), "backend": "made"} | changes
 
 
 def test_a_summary_says_what_a_study_is_about_and_how_far_it_is(place, tmp_path):
@@ -114,14 +118,14 @@ def test_a_summary_says_what_a_study_is_about_and_how_far_it_is(place, tmp_path)
     own.add(trial(config=CONFIGS[1], state="crashed", measurement=None, verdict=None, reason="boom"))
     own.lease(CONFIGS[2])
     storage, _ = open_storage(place, tmp_path)
-    ((study,), notices) = summarize_studies(storage, "p")
+    ((study,), notices) = summarize_studies(storage, ABOUT)
     assert notices == ()
-    assert (study.facts.kind, study.facts.problem, study.facts.machine) == ("search", "p", this_machine())
+    assert (study.facts.kind, study.facts.problem, study.facts.machine) == ("search", ABOUT.key, this_machine())
     assert (study.best, study.num_tried) == (CONFIGS[0], 2)
     assert len(study.workers) == len(study.working) == 1
     assert before <= study.heard_at <= time.time()
     assert len(study.lines) == 2
-    assert summarize_studies(storage, "q") == ((), ())
+    assert summarize_studies(storage, ABOUT.replace(length=9)) == ((), ())
 
 
 @pytest.mark.parametrize(
