@@ -191,9 +191,9 @@ def test_a_record_of_the_first_schema_still_loads():
     for old in ("anchor", "anchor_config", "anchor_source_hash", "anchor_calls"):
         measurement[old] = measurement.pop(old.replace("anchor", "baseline"))
     measurement.pop("reference_blocks", None)
-    for block in measurement["blocks"]:
-        block["anchor_ns"] = block.pop("baseline_ns")
-        del block["mhz"]
+    for each in measurement["blocks"]:
+        each["anchor_ns"] = each.pop("baseline_ns")
+        del each["mhz"]
     loaded, now = decode(line_of(record)).measurement, trial().measurement
     assert loaded.baseline == now.baseline
     assert loaded.log_ratio == now.log_ratio
