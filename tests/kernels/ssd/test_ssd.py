@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from scanlab.contract import registry
 from scanlab.contract.backend import Backend
 from scanlab.contract.problem import ScanInputs, ScanProblem
 from scanlab.contract.verify import reference_outputs, relative_error, verify
 from scanlab.errors import ProblemError
 from scanlab_kernels.selective_scan import reference as selective_scan
+from scanlab_kernels.ssd import chunked, reference
+from scanlab_kernels.ssd.op import op
 from scanlab_kernels.ssd.problem import SsdInputs, SsdProblem, make_inputs
 
-BACKENDS = registry.load_all("ssd")[0]
-OP = registry.op("ssd")
+BACKENDS = (reference.backend, chunked.backend)
 PLAIN = SsdProblem(batch=2, length=83, heads=4, head_dim=6, state=5, groups=2, has_seq_idx=True)
 
 
@@ -27,7 +27,7 @@ def check(backend: Backend, problem: SsdProblem, config: dict[str, object] | Non
 
 
 def pairs() -> list[object]:
-    every = itertools.product(BACKENDS, (*OP.corners, *OP.probes))
+    every = itertools.product(BACKENDS, (*op.corners, *op.probes))
     return [
         pytest.param(one, problem, id=f"{one.name}-{problem.key}") for one, problem in every if not one.rejects(problem)
     ]
@@ -41,7 +41,7 @@ def test_agrees_with_the_reference(backend: Backend, problem: SsdProblem) -> Non
 @pytest.mark.parametrize("backend", BACKENDS, ids=lambda each: each.name)
 def test_every_value_of_every_tunable_agrees(backend: Backend) -> None:
     for config in backend.space.in_turn(PLAIN):
-        for problem in (PLAIN, *OP.corners_of(config)):
+        for problem in (PLAIN, *op.corners_of(config)):
             if backend.rejects(problem) is None:
                 check(backend, problem, config)
 
@@ -93,7 +93,7 @@ def test_strides_are_free(backend: Backend) -> None:
 def test_is_the_selective_scan_with_one_rate_for_all_states_of_a_head() -> None:
     problem = SsdProblem(batch=2, length=37, heads=4, head_dim=3, state=5, groups=2, dtype="float64", has_z=True)
     (inputs,) = make_inputs(problem)
-    found = registry.get("ssd_reference").build(problem)(inputs)
+    found = reference.backend.build(problem)(inputs)
     channels = 4 * 3
 
     def over_channels(values: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ def test_is_one_product_with_a_semiseparable_matrix() -> None:
     L = (sums[:, :, None] - sums[:, None, :]).exp().tril()
     M = L * (inputs.C[0, :, 0] @ inputs.B[0, :, 0].T)
     expected = torch.einsum("hts,shp->thp", M, (dt[..., None] * inputs.x)[0])
-    found = registry.get("ssd_reference").build(problem)(inputs)
+    found = reference.backend.build(problem)(inputs)
     torch.testing.assert_close(found.out[0], expected)
 
 
@@ -149,13 +149,13 @@ def test_agrees_with_the_independent_implementation_of_transformers() -> None:
         dt_limit=problem.limits,
         return_final_states=True,
     )
-    found = registry.get("ssd_reference").build(problem)(inputs)
+    found = reference.backend.build(problem)(inputs)
     assert relative_error(found.out, out.double()) < 1e-5
     assert relative_error(found.final_state, final_state.double()) < 1e-5
 
 
 def test_a_problem_is_what_its_inputs_pose() -> None:
-    for corner in OP.corners:
+    for corner in op.corners:
         (inputs,) = make_inputs(corner)
         posed = SsdProblem.of(
             inputs, dt_softplus=corner.dt_softplus, dt_limit=corner.limits, gradients=corner.gradients
