@@ -55,6 +55,12 @@ class Block(nn.Module):
         if fused_add_norm and not isinstance(self.norm, (nn.LayerNorm, RMSNorm)):
             raise ProblemError(f"fused_add_norm with {type(self.norm).__name__}: must be a LayerNorm or an RMSNorm.")
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickled block; mamba_ssm 1.x stores no MLP."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        if "mlp" not in self._modules:
+            self.__dict__.setdefault("mlp", None)
+
     def forward(
         self,
         hidden_states: Tensor,

@@ -23,6 +23,7 @@ from scanlab.models.mamba_weights import Mixing, taps
 from scanlab.models.plain_layers import is_plain_layer
 from scanlab.runtime import dispatch
 from scanlab.runtime import ops as mixer
+from scanlab.runtime.ops import WeightCache
 
 log = logging.getLogger("scanlab")
 
@@ -109,6 +110,20 @@ class Mamba(Mixing):
             self.dt_proj_b = linear(self.dt_rank, inner)
             self.D_b = in_float32(torch.ones(inner, device=device))
         self.out_proj = linear(inner, d_model, bias=bias)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickled mixer; what the official package and forks of it do not store gets its default.
+
+        VideoMamba stores `bimamba`, older releases of Vim `if_devide_out`.
+        """
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        stored = self.__dict__
+        stored.setdefault("bimamba_type", "v2" if stored.get("bimamba") else "none")
+        stored.setdefault("if_divide_out", stored.get("if_devide_out", False))
+        stored.setdefault("init_layer_scale", None)
+        stored.setdefault("_derived", WeightCache())
+        if "gamma" not in self._parameters:
+            self.register_parameter("gamma", None)
 
     @torch.no_grad()
     def _draw_steps(self, low: float, high: float, kind: str, scale: float, floor: float) -> None:

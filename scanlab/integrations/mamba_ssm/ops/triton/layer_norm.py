@@ -1,4 +1,4 @@
-"""The fused norms of `mamba_ssm.ops.triton.layer_norm`, with their signatures, on scanlab_kernels.add_norm.op.
+"""Fused norms of `mamba_ssm.ops.triton.layer_norm`, with their signatures.
 
 Source: state-spaces/mamba@e9594ce, mamba_ssm/ops/triton/layer_norm.py; the semantics of the Triton kernel.
 """
@@ -32,14 +32,26 @@ def layer_norm_fn(
     is_rms_norm: bool = False,
     return_dropout_mask: bool = False,
 ) -> Tensor | tuple[Tensor | None, ...]:
-    """The norm of dropout(rowscale x) + dropout(x1) + residual, by weight and, where given, once more by weight1.
+    """Return the norm of dropout(rowscale x) + dropout(x1) + residual. Differentiable.
 
-    x, x1, residual  (..., dim); rowscale (...), one factor for each row
-    weight, bias     (dim,)
-    Returns out in the dtype of x; then the second norm with weight1; then, if prenorm, the sum, in the dtype of
-    the residual, or without one in float32 where residual_in_fp32 and else as x; then, if return_dropout_mask, the
-    masks of what was kept of x and x1, None where nothing was dropped. Differentiable.
-    Raises ProblemError where shapes or dtypes do not fit.
+    Args:
+        x, x1, residual: (..., dim).
+        weight, bias: (dim,).
+        weight1, bias1: (dim,), for a second norm of the same sum.
+        eps: Added to the variance.
+        dropout_p: Probability of dropping an element of x or x1.
+        rowscale: (...), a factor for each row of x.
+        prenorm: Return the sum too.
+        residual_in_fp32: Without a residual, return the sum in float32 instead of the dtype of x.
+        is_rms_norm: Do not subtract the mean.
+        return_dropout_mask: Return the elements that were kept too.
+
+    Returns:
+        out in the dtype of x. Where asked for, a tuple: out, the second norm, the sum in the dtype of the residual, and
+        the masks of x and x1, None where nothing was dropped.
+
+    Raises:
+        ProblemError: Shapes or dtypes do not fit.
     """
     if x1 is not None and rowscale is not None:
         raise ProblemError("x1 and rowscale are given: rows are scaled only where there is no x1; leave one out.")
@@ -67,7 +79,7 @@ def layer_norm_fn(
 
 
 def _dropped(x: Tensor, probability: float) -> tuple[Tensor, Tensor | None]:
-    """x with elements dropped and the others scaled up, and the mask of those that were kept."""
+    """Return x with elements dropped and the others scaled up, and the mask of those that were kept."""
     if probability == 0.0:
         return x, None
     kept = torch.rand_like(x, dtype=torch.float32) > probability
@@ -89,7 +101,7 @@ def rms_norm_fn(
     residual_in_fp32: bool = False,
     return_dropout_mask: bool = False,
 ) -> Tensor | tuple[Tensor | None, ...]:
-    """`layer_norm_fn` without subtracting the mean."""
+    """Return `layer_norm_fn` without subtracting the mean."""
     return layer_norm_fn(
         x,
         weight,
@@ -120,7 +132,7 @@ def layer_norm_linear_fn(
     residual_in_fp32: bool = False,
     is_rms_norm: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """A linear layer on the norm of x + residual: (..., dim) -> (..., features); with the sum where prenorm."""
+    """Return a linear layer of the norm of x + residual, (..., features); where prenorm, the sum too."""
     normed: Any = layer_norm_fn(
         x,
         norm_weight,
@@ -138,7 +150,7 @@ def layer_norm_linear_fn(
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis, with an optional residual that is added first."""
+    """RMSNorm over the last axis, of the sum with an optional residual."""
 
     def __init__(
         self,
@@ -155,14 +167,20 @@ class RMSNorm(nn.Module):
         self.register_parameter("bias", None)
         self.reset_parameters()
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickled norm; mamba_ssm 1.x stores no dropout."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        if "drop" not in self._modules:
+            self.__dict__.setdefault("drop", None)
+
     def reset_parameters(self) -> None:
-        """Weights of one."""
+        """Set the weights to one."""
         nn.init.ones_(self.weight)
 
     def forward(
         self, x: Tensor, residual: Tensor | None = None, prenorm: bool = False, residual_in_fp32: bool = False
     ) -> Tensor | tuple[Tensor | None, ...]:
-        """x and residual (..., dim) -> the norm of their sum and, where prenorm, the sum."""
+        """Return the norm of x + residual, both (..., dim); where prenorm, the sum too."""
         dropout_p = self.drop.p if self.drop is not None and self.training else 0.0
         return rms_norm_fn(
             x,
