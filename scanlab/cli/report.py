@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
+from rich.table import Table
 
 from scanlab.bench.records import Trial
 from scanlab.bench.store import TrialStore
@@ -15,19 +16,34 @@ from scanlab.cli.console import notes, out
 from scanlab.contract.machine import this_machine
 from scanlab.errors import InputError
 
+if TYPE_CHECKING:
+    from scanlab.report.decision import TuningDecision
+
 # The folder of a report for which no other was named, below the folder of the records.
 REPORT = "report"
+COMPARISON = "comparison"
 
 
 def report(
     results: Annotated[Path, typer.Argument(help="The folder that trials were recorded in.")] = Path("runs"),
-    folder: Annotated[Path | None, typer.Option("--to", help="Where the report goes; RESULTS/report.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--to", help="Where the report goes; RESULTS/report, or B/comparison.")
+    ] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option("--compare", metavar="A B", help="Compare the results in A and B instead, such as two machines."),
+    ] = None,
 ) -> None:
     """Write tables (Markdown, CSV, T4), plots (PNG and SVG) and a page from recorded results, without measuring.
 
-    Example: `scanlab report runs`
+    Example: `scanlab report runs`,
+    `scanlab report --compare runs-before runs`
     """
-    for path in write(read(results), folder or results / REPORT, results):
+    if compare is None:
+        written = write(read(results), folder or results / REPORT, results)
+    else:
+        written = _write_comparison(*compare, folder or compare[1] / COMPARISON)
+    for path in written:
         out.print(f"wrote {path}")
 
 
@@ -35,7 +51,7 @@ def read(folder: Path) -> tuple[Trial, ...]:
     """Return the trials recorded in `folder`, and print what is wrong with them.
 
     Raises:
-        InputError: There are no trials.
+        InputError: If there are none.
     """
     trials, notices = TrialStore(folder).load()
     for notice in notices:
@@ -46,15 +62,49 @@ def read(folder: Path) -> tuple[Trial, ...]:
 
 
 def write(trials: Sequence[Trial], folder: Path, results: Path) -> list[Path]:
-    """Write the report of `trials` and of the decisions in `results` to `folder`, and beside it the T4 format."""
-    from scanlab.report.decision import load_decisions
+    """Write the report of `trials` and of the decisions in `results` to `folder`, and beside it the T4 format.
+
+    It is about this machine, or, where nothing was measured here, about the machine that was measured last.
+    """
     from scanlab.report.kernel_tuner_t4 import write_t4
+    from scanlab.report.select import subject
     from scanlab.report.write import write_report
     from scanlab.tuning.importance import importances
 
     here = this_machine()
+    machine = subject(trials, here)
+    if machine is not here:
+        notes.print(f"[yellow]note:[/] nothing was measured here: the report is about {escape(machine.describe())}")
+    written = write_report(trials, machine, folder, importances(trials), _decisions(results))
+    return [*written, *write_t4(trials, machine, folder / "t4")]
+
+
+def _write_comparison(before: Path, after: Path, folder: Path) -> list[Path]:
+    """Write the comparison of two results folders, and print what changed."""
+    from scanlab.report.compare import Side, change_table, compare, summary, write_comparison
+
+    here = this_machine()
+    names = [path.name if before.name != after.name else str(path) for path in (before, after)]
+    one, other = (
+        Side.of(name, read(path), _decisions(path), here) for name, path in zip(names, (before, after), strict=True)
+    )
+    changes = compare(one, other)
+    for contest in dict.fromkeys(change.contest for change in changes):
+        own = [change for change in changes if change.contest == contest]
+        out.print(f"[bold]{escape(contest.title)}[/]")
+        frame = change_table(own)[["backend", "before", "after", "times as fast", "verdict"]]
+        table = Table(*frame.columns, box=None, pad_edge=False)
+        for row in frame.itertuples(index=False):
+            table.add_row(*row)
+        out.print(table)
+        out.print(escape(summary(own, one, other)))
+    return write_comparison(changes, one, other, folder)
+
+
+def _decisions(results: Path) -> Sequence[TuningDecision]:
+    from scanlab.report.decision import load_decisions
+
     decisions, notices = load_decisions(results)
     for notice in notices:
         notes.print(f"[yellow]note:[/] {escape(notice)}")
-    written = write_report(trials, here, folder, importances(trials), decisions)
-    return [*written, *write_t4(trials, here, folder / "t4")]
+    return decisions

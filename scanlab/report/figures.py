@@ -16,7 +16,7 @@ from scanlab.bench.records import Trial
 from scanlab.bench.samples import Measurement
 from scanlab.report.formatting import between, milliseconds, shortest, three_digits, times
 from scanlab.report.select import Contest, Placing, best, contest_of, is_known, speedup_interval
-from scanlab.report.style import FAINT, HALO, INK, Look, applied, framed_bar, label_ends, log_ticks, look, sheet
+from scanlab.report.style import FAINT, HALO, INK, RULE, Look, applied, framed_bar, label_ends, log_ticks, look, sheet
 
 
 class Bar(NamedTuple):
@@ -176,6 +176,46 @@ def _proportional_guide(axes: Axes, lengths: Sequence[int], high_ms: float) -> N
     middle = (math.sqrt(ends[0] * ends[1]), math.sqrt(heights[0] * heights[1]))
     beside: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "va": "bottom", "bbox": HALO}
     axes.annotate("proportional to length", middle, (-6, 0), size=7.5, color=FAINT, **beside)
+
+
+@applied()
+def change_dots(
+    contest: Contest, times_ms: Mapping[str, tuple[float, float, str]], names: tuple[str, str], caption: str
+) -> Figure | None:
+    """Draw the time of each backend before and after, joined by a line that is bold where they differ.
+
+    Args:
+        contest: What was measured.
+        times_ms: By backend: time before, time after, and the verdict; NaN where there is no time.
+        names: Those of the two results.
+        caption: Where they were measured.
+
+    Returns:
+        The figure, or None where no backend has a time.
+    """
+    reached = [value for *pair, _ in times_ms.values() for value in pair if not math.isnan(value)]
+    if not reached:
+        return None
+    subtitle = f"{contest.title}. Hollow: {names[0]}; filled: {names[1]}."
+    made = sheet(7.6, 0.7 + 0.4 * len(times_ms), "Time of one call, before and after", subtitle, caption)
+    (axes,) = made.axes
+    axes.set(xscale="log", xlabel="time of one call, best configuration of each backend")
+    axes.set_xlim(min(reached) / 1.3, max(reached) * (max(reached) / min(reached)) ** 0.25 * 1.3)
+    for row, (backend, (before, after, verdict)) in enumerate(times_ms.items()):
+        colour, marker, _ = look(backend)
+        differs = verdict in ("faster", "slower")
+        axes.plot([before, after], [row, row], color=INK if differs else RULE, linewidth=2.0 if differs else 1.0)
+        axes.plot(before, row, marker, markersize=8, markerfacecolor="white", markeredgecolor=colour, zorder=3)
+        axes.plot(after, row, marker, markersize=8, color=colour, markeredgecolor=INK, markeredgewidth=0.7, zorder=4)
+        right = max(value for value in (before, after) if not math.isnan(value))
+        beside: dict[str, Any] = {"textcoords": "offset points", "va": "center", "size": 7.5, "bbox": HALO}
+        axes.annotate(verdict, (right, row), (9, 0), color=INK if differs else FAINT, **beside)
+    axes.set_ylim(len(times_ms) - 0.4, -0.6)
+    axes.set_yticks(range(len(times_ms)), list(times_ms), weight="bold")
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x")
+    log_ticks(axes, "x", milliseconds)
+    return made.figure
 
 
 @applied()

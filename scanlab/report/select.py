@@ -74,6 +74,14 @@ class Selection(NamedTuple):
     left_out: tuple[str, ...]
 
 
+def subject(trials: Sequence[Trial], here: Machine) -> Machine:
+    """Return the machine that a report of `trials` is about: `here` where it has some, else that of the newest."""
+    ids = (here.silicon_id, here.software_id)
+    if any((trial.machine.silicon_id, trial.machine.software_id) == ids for trial in trials) or not trials:
+        return here
+    return oldest_first(trials)[-1].machine
+
+
 def select(trials: Iterable[Trial], machine: Machine) -> Selection:
     """Return the trials of `machine` that are not stale and can be compared, oldest first.
 
