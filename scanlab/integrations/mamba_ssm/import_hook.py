@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
+from scanlab.integrations import transformers_hook
 from scanlab.integrations.mamba_ssm import manifest
 from scanlab.integrations.mamba_ssm.fallback import imports_without_fallback
 
@@ -34,7 +35,7 @@ def install() -> None:
     if _finder() is not None:
         return
     finder = Finder()
-    sys.meta_path.insert(0, finder)
+    sys.meta_path[:0] = [finder, transformers_hook.Finder()]
     for name in sorted(sys.modules):
         if manifest.official_name(name) in manifest.MODULES - manifest.UNWRAPPED:
             finder.wrap(sys.modules[name])
@@ -46,7 +47,7 @@ def uninstall() -> None:
     finder = _finder()
     if finder is None:
         return
-    sys.meta_path.remove(finder)
+    sys.meta_path[:] = [each for each in sys.meta_path if not isinstance(each, (Finder, transformers_hook.Finder))]
     _rebind({id(wrapper): wrapper.__wrapped__ for wrapper in finder.wrappers.values()})
     for module, name in finder.added:
         delattr(module, name)
