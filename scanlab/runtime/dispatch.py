@@ -26,6 +26,7 @@ from scanlab.contract.space import Config, config_key
 from scanlab.errors import RejectedError, UnavailableError
 from scanlab.runtime import implementations, products, usage
 from scanlab.runtime.decisions import Decision, decisions, nothing_serves
+from scanlab.runtime.policy import DEFAULT, TUNED, Policy, current
 from scanlab.runtime.profile import Profile, load_profile
 from scanlab.runtime.verification import disagreement, must_verify
 
@@ -209,22 +210,33 @@ def _signature(inputs: tuple[ScanInputs, ...]) -> tuple[object, ...]:
     return *layouts, *[tensor if tensor is None else _describe(tensor) for each in inputs for tensor in each]
 
 
-_dispatchers: dict[str | None, Dispatcher] = {}
+_dispatchers: dict[str | Policy | None, Dispatcher] = {}
 _dispatchers_lock = threading.Lock()
 _generation = 0  # how often everything was cleared
 
 
-def dispatcher(named: str | None = None) -> Dispatcher:
-    """Return the process's dispatcher for the backend called `named`.
+def dispatcher(named: str | Policy | None = None) -> Dispatcher:
+    """Return the process's dispatcher for the backend called `named`, or for a policy.
 
-    Without a name it serves $SCANLAB_BACKEND where that is set, and else follows this machine's profile, which is read
+    Without either it serves $SCANLAB_BACKEND where that is set, and else follows this machine's profile, which is read
     once, on first use.
     """
     with _dispatchers_lock:
         if named not in _dispatchers:
-            asked = named or settings.BACKEND.get()
-            _dispatchers[named] = Dispatcher(named=asked) if asked else Dispatcher(profile=load_profile())
+            _dispatchers[named] = _dispatcher_of(named) if isinstance(named, Policy) else _dispatcher_named(named)
         return _dispatchers[named]
+
+
+def _dispatcher_named(named: str | None) -> Dispatcher:
+    asked = named or settings.BACKEND.get()
+    return Dispatcher(named=asked) if asked else Dispatcher(profile=load_profile())
+
+
+def _dispatcher_of(policy: Policy) -> Dispatcher:
+    selection = policy.selection(ScanProblem.op)
+    if selection == TUNED:
+        return Dispatcher(profile=load_profile() if policy.profile is None else Profile.load(policy.profile))
+    return Dispatcher() if selection == DEFAULT else Dispatcher(named=selection)
 
 
 def clear() -> None:
@@ -239,7 +251,8 @@ def clear() -> None:
 
 def scan(*inputs: ScanInputs, delta_softplus: bool = True, direction: Direction = "forward") -> ScanOutput:
     """Return the scan of these tensors by the machine's choice; the Scan that models use unless given another."""
-    serve = _dispatchers.get(None) or dispatcher()
+    policy = current()
+    serve = _dispatchers.get(policy) or dispatcher(policy)
     return serve(*inputs, delta_softplus=delta_softplus, direction=direction)
 
 
@@ -266,7 +279,8 @@ def input_kind(hidden: Tensor, asked: Scan) -> object | None:
 def serving(asked: Scan) -> Dispatcher | None:
     """Return the dispatcher behind a Scan, or None where it is another callable."""
     if asked is scan:
-        return _dispatchers.get(None) or dispatcher()
+        policy = current()
+        return _dispatchers.get(policy) or dispatcher(policy)
     return asked if isinstance(asked, Dispatcher) else None
 
 
