@@ -65,6 +65,8 @@ class Op:
             `make_inputs` where None.
         speedups_over: The backend, and what of its configuration is not default, that speed-ups refer to, such as
             "reference:threads=1"; the simplest backend that is installed where empty.
+        fallbacks: Names of the backends that serve where nothing was measured, the preferred one first; the simplest
+            first where empty.
     """
 
     name: str
@@ -82,6 +84,7 @@ class Op:
     timed_outputs: tuple[str, ...] = ()
     fresh_inputs: Callable[[Any, Inputs, int], Inputs] | None = None
     speedups_over: str = ""
+    fallbacks: tuple[str, ...] = ()
 
 
 def tensors_of(inputs: Any) -> dict[str, Tensor]:

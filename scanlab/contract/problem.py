@@ -45,6 +45,8 @@ DTYPES = {
 }
 DIRECTIONS = ("forward", "reverse", "bidirectional")
 LAYOUTS = ("length_last", "dim_last")
+# State updates of a problem that the reference solves in milliseconds.
+MAX_SMALL_UPDATES = 2**18
 SIZES = ("batch", "dim", "length", "state", "groups")
 
 
@@ -161,6 +163,10 @@ class Problem:
         """
         return sum(abs(math.log(getattr(self, size) / getattr(other, size))) for size in self.sizes)
 
+    def small(self) -> Self:
+        """Return this problem, or one of its kind that the reference solves in milliseconds; this one by default."""
+        return self
+
     def replace(self, **changes: object) -> Self:
         """Return this problem with some fields changed."""
         changed: Self = dataclasses.replace(self, **changes)  # type: ignore[type-var]  # every problem is a dataclass
@@ -247,6 +253,13 @@ class ScanProblem(Problem):
     def state_updates(self) -> int:
         """State updates of one forward pass: batch x dim x length x state x directions."""
         return self.batch * self.dim * self.length * self.state * self.directions
+
+    def small(self) -> ScanProblem:
+        """Return this problem, or one like it of fewer steps, channels and sequences where it is large."""
+        if self.state_updates <= MAX_SMALL_UPDATES:
+            return self
+        per_group = max(1, min(self.dim, 32) // self.groups)
+        return self.replace(batch=min(self.batch, 2), dim=per_group * self.groups, length=min(self.length, 100))
 
     @property
     def min_bytes(self) -> int:

@@ -19,9 +19,6 @@ from scanlab.errors import ConfigError, UnavailableError, UnknownBackendError
 from scanlab.runtime.defaults import most_similar
 from scanlab.runtime.profile import Profile, ProfileEntry
 
-# `compiled` is not here because it compiles for every new shape, which a caller did not ask for.
-FALLBACKS = ("triton", "native", "chunked", "reference")
-
 Basis = Literal["named", "exact", "adopted", "nearest", "default", "fallback"]
 
 
@@ -80,10 +77,8 @@ def _defaults(problem: Problem, untuned: str) -> Iterator[Decision]:
 
 
 def fallbacks(problem: Problem) -> tuple[str, ...]:
-    """Return the backends that serve `problem` where nothing was measured: of other ops than the scan, the simplest."""
-    if problem.op == registry.DEFAULT_OP:
-        return FALLBACKS
-    return tuple(backend.name for backend in registry.load_all(problem.op)[0])
+    """Return the backends that serve `problem` where nothing was measured, the preferred one first."""
+    return registry.op(problem.op).fallbacks or tuple(each.name for each in registry.load_all(problem.op)[0])
 
 
 def decide(problem: Problem, profile: Profile | None) -> Decision:

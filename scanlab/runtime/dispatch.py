@@ -13,15 +13,15 @@ import operator
 import threading
 import time
 from collections import OrderedDict
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from scanlab import settings
 from scanlab.contract import registry
-from scanlab.contract.backend import Backend, ScanFn
-from scanlab.contract.problem import Direction, ScanInputs, ScanOutput, ScanProblem
+from scanlab.contract.backend import Backend, OpFn, ScanFn
+from scanlab.contract.problem import Direction, Problem, ScanInputs, ScanOutput, ScanProblem
 from scanlab.contract.space import Config, config_key
 from scanlab.errors import RejectedError, UnavailableError
 from scanlab.runtime import implementations, products, usage
@@ -53,13 +53,14 @@ class BoundScan(NamedTuple):
 
 
 class Dispatcher:
-    """A Scan that serves each problem with the backend decided for it, built once and kept.
+    """A Scan that serves each problem with the backend decided for it, built once and kept; `run` serves any op.
 
     At most settings.MAX_KEPT_SCANS are kept; the one unused for longest goes first. Safe to call from several threads
     and after a fork.
 
     Args:
-        named: Backend that serves every problem, such as "native" or "chunked:chunk=32"; overrides the profile.
+        named: Backend that serves every problem of its op, such as "native" or "chunked:chunk=32"; overrides the
+            profile.
         profile: Choices of this machine.
     """
 
@@ -67,7 +68,8 @@ class Dispatcher:
         self._named: tuple[Backend, Config] | None = None if named is None else registry.parse_selection(named)
         self._profile = profile
         self._bound: OrderedDict[object, BoundScan] = OrderedDict()
-        self._decided: OrderedDict[ScanProblem, Decision] = OrderedDict()
+        self._functions: OrderedDict[Problem, OpFn] = OrderedDict()
+        self._decided: OrderedDict[Problem, Decision] = OrderedDict()
         self._warned: OrderedDict[str, None] = OrderedDict()
         self._lock = threading.RLock()
 
@@ -99,6 +101,25 @@ class Dispatcher:
             each.add(bound.problem, time.perf_counter() - start)
         return result
 
+    def run(self, problem: Problem, *inputs: Any) -> Any:
+        """Return the outputs of an op for these inputs, which pose `problem`.
+
+        Args:
+            problem: Of any op that is installed.
+            inputs: As the op's backends take them.
+
+        Raises:
+            UnavailableError: No backend serves the problem.
+        """
+        try:
+            function = self._functions[problem]
+            self._functions.move_to_end(problem)
+        except KeyError:
+            with self._lock:
+                function = self._build(problem)
+                keep(self._functions, problem, function, settings.MAX_KEPT_SCANS)
+        return function(*inputs)
+
     def bind(
         self, inputs: tuple[ScanInputs, ...], delta_softplus: bool, direction: Direction, promote: bool = False
     ) -> BoundScan:
@@ -112,7 +133,7 @@ class Dispatcher:
         return bound
 
     @property
-    def decided(self) -> dict[ScanProblem, Decision]:
+    def decided(self) -> dict[Problem, Decision]:
         """The problems seen last and the decisions that serve them; at most settings.MAX_KEPT_SCANS."""
         with self._lock:
             return dict(self._decided)
@@ -140,8 +161,8 @@ class Dispatcher:
             keep(self._bound, key, bound, settings.MAX_KEPT_SCANS)
         return bound
 
-    def _build(self, problem: ScanProblem) -> ScanFn:
-        if self._named is not None:
+    def _build(self, problem: Problem) -> OpFn:
+        if self._named is not None and self._named[0].op == problem.op:
             backend, config = self._named
             scan = backend.build(problem, config)
             full = backend.space.complete(config, problem, backend.name)
@@ -168,23 +189,24 @@ class Dispatcher:
             return scan
         raise nothing_serves(problem, *failures)
 
-    def _keep_decision(self, problem: ScanProblem, decision: Decision) -> None:
+    def _keep_decision(self, problem: Problem, decision: Decision) -> None:
         keep(self._decided, problem, decision, settings.MAX_KEPT_SCANS)
 
-    def _announce(self, problem: ScanProblem, decision: Decision, failures: list[str]) -> None:
+    def _announce(self, problem: Problem, decision: Decision, failures: list[str]) -> None:
         stale = self._stale(problem, decision)
         if decision.basis == "exact" and not failures and stale is None:
             return
+        noun, op = ("scan", "") if problem.op == registry.DEFAULT_OP else (problem.op, f" --op {problem.op}")
         reasons = "; ".join((*failures, *((stale,) if stale else ()), decision.reason))
-        serves = f"{decision.backend} {config_key(decision.config)} serves this scan: {reasons}"
-        message = f"{serves}; to choose here, run `scanlab tune --problem {problem.key}`."
+        serves = f"{decision.backend} {config_key(decision.config)} serves this {noun}: {reasons}"
+        message = f"{serves}; to choose here, run `scanlab tune{op} --problem {problem.key}`."
         if settings.strict():
             raise UnavailableError(f"{problem.key}: {message} ({settings.STRICT.name}=1 makes this an error.)")
         if serves not in self._warned:
             keep(self._warned, serves, None, settings.MAX_KEPT_WARNINGS)
             log.warning("scanlab: %s", message)
 
-    def _stale(self, problem: ScanProblem, decision: Decision) -> str | None:
+    def _stale(self, problem: Problem, decision: Decision) -> str | None:
         entry = None if self._profile is None else self._profile.exact(problem)
         if decision.basis != "exact" or entry is None:
             return None

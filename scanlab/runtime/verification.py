@@ -16,7 +16,7 @@ from torch import Tensor
 
 from scanlab.contract import registry
 from scanlab.contract.machine import this_machine
-from scanlab.contract.problem import ScanProblem, make_inputs
+from scanlab.contract.problem import Problem
 from scanlab.contract.space import config_key
 from scanlab.contract.verify import reference_outputs, verify
 from scanlab.errors import RejectedError, UnavailableError
@@ -24,24 +24,21 @@ from scanlab.runtime.decisions import Decision
 from scanlab_kernels import pytorch
 from scanlab_kernels.build import PACKAGE, cache_folder
 
-# A larger problem is verified with its sizes held to these.
-MAX_STATE_UPDATES = 2**18
-MAX_BATCH, MAX_DIM, MAX_LENGTH = 2, 32, 100
 # Largest error of an op of float32, as a share of the largest value.
 OP_TOLERANCE = 2e-5
 
 
-def must_verify(problem: ScanProblem, decision: Decision) -> bool:
+def must_verify(problem: Problem, decision: Decision) -> bool:
     """Return whether a decision has to be verified here before it serves.
 
     An exact entry of the profile was verified when it was tuned, and the reference is what others are compared with.
     """
-    if decision.basis == "exact" or decision.backend == "reference":
+    if decision.basis == "exact" or registry.get(decision.backend).rank == 0:
         return False
     return decision.basis == "nearest" or problem.device != "cpu"
 
 
-def disagreement(problem: ScanProblem, decision: Decision) -> str | None:
+def disagreement(problem: Problem, decision: Decision) -> str | None:
     """Return why a decision's backend disagrees with the reference here, or None where it agrees or has agreed before.
 
     A configuration that was tuned for another size is verified for each problem, others once for each family.
@@ -51,10 +48,10 @@ def disagreement(problem: ScanProblem, decision: Decision) -> str | None:
     mark = _mark("scan", backend.name, backend.source_hash, config_key(decision.config), asked.key)
     if mark.exists():
         return None
-    small = small_instance(problem)
+    small = problem.small()
     try:
-        scan = backend.build(small, decision.config)
-        verdict = verify(scan, reference_outputs(small, make_inputs(small)))
+        function = backend.build(small, decision.config)
+        verdict = verify(function, reference_outputs(small, registry.op(small.op).make_inputs(small, 0)))
     except (RejectedError, UnavailableError, RuntimeError) as error:
         return f"{backend.name} failed on {small.key}: {error}"
     if not verdict.passed:
@@ -62,18 +59,6 @@ def disagreement(problem: ScanProblem, decision: Decision) -> str | None:
         return f"{what} disagrees with the reference on {small.key}: {verdict.reason}"
     _remember(mark)
     return None
-
-
-def small_instance(problem: ScanProblem) -> ScanProblem:
-    """Return `problem`, or one like it of fewer steps, channels and sequences where it is large."""
-    if problem.state_updates <= MAX_STATE_UPDATES:
-        return problem
-    per_group = max(1, min(problem.dim, MAX_DIM) // problem.groups)
-    return problem.replace(
-        batch=min(problem.batch, MAX_BATCH),
-        dim=per_group * problem.groups,
-        length=min(problem.length, MAX_LENGTH),
-    )
 
 
 def ops_disagreement(ops: Any, name: str, device: str) -> str | None:

@@ -15,7 +15,7 @@ from scanlab.runtime import verification
 from scanlab.runtime.decisions import Decision
 from scanlab.runtime.dispatch import Dispatcher
 from scanlab.runtime.profile import Profile, ProfileEntry
-from scanlab.runtime.verification import disagreement, must_verify, ops_disagreement, small_instance
+from scanlab.runtime.verification import disagreement, must_verify, ops_disagreement
 from scanlab_kernels import pytorch
 from scanlab_kernels.cpu import extension
 
@@ -104,8 +104,8 @@ def test_a_named_kernel_of_a_gpu_that_disagrees_is_an_error(wrong_backend, monke
 
 
 def test_a_large_problem_is_verified_on_a_small_one() -> None:
-    assert small_instance(PROBLEM) == PROBLEM
-    small = small_instance(ScanProblem(batch=64, dim=1536, length=10_000, groups=3))
+    assert PROBLEM.small() == PROBLEM
+    small = ScanProblem(batch=64, dim=1536, length=10_000, groups=3).small()
     assert (small.batch, small.length, small.groups) == (2, 100, 3)
     assert small.dim % 3 == 0
     assert small.family == ScanProblem(batch=1, dim=3, length=1, groups=3).family

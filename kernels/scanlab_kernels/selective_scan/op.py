@@ -182,4 +182,6 @@ op = Op(
     # On more threads the short steps of the loop mostly wait for the slowest thread: a neighbour on one CPU slows it
     # many times over, and every ratio to it would tell of the neighbour.
     speedups_over="reference:threads=1",
+    # `compiled` is not here because it compiles for every new shape, which a caller did not ask for.
+    fallbacks=("triton", "native", "chunked", "reference"),
 )

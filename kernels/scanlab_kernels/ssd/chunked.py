@@ -19,7 +19,6 @@ zero, where a new sequence begins, is a logarithm like any other.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +30,7 @@ from scanlab.contract.space import Config, Space, Tunable
 from scanlab_kernels import autograd
 from scanlab_kernels.ssd import _chunks, _operands
 from scanlab_kernels.ssd._operands import Operands
+from scanlab_kernels.ssd.problem import SsdFn, SsdProblem
 from scanlab_kernels.ssd.reference import WHOLE_CONTRACT
 
 
@@ -55,7 +55,7 @@ def solve(operands: Operands) -> tuple[Tensor, Tensor]:
     return within + from_start * carried, L[:, :, None, :, -1, 0, None] * h + added
 
 
-def make(problem: Any, config: Config) -> Any:
+def make(problem: SsdProblem, config: Config) -> SsdFn:
     """Return the matrix form in chunks of config["chunk"] time steps, on config["threads"] threads."""
     chunk = int(config["chunk"])
     return pinned(lambda inputs: _chunks.ssd(inputs, problem, chunk, solve), int(config["threads"]))

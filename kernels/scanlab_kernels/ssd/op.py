@@ -100,4 +100,6 @@ op = Op(
     corners=tuple(_corners()),
     probes=PROBES,
     corners_of=corners_of,
+    timed_outputs=("out",),
+    fallbacks=("ssd_chunked", "ssd_reference"),
 )

@@ -30,7 +30,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from scanlab.contract.problem import DTYPE_NAMES, DTYPES, Problem
+from scanlab.contract.problem import DTYPE_NAMES, DTYPES, MAX_SMALL_UPDATES, Problem
 from scanlab.errors import ProblemError
 
 Limits = tuple[float, float]
@@ -87,6 +87,7 @@ class SsdProblem(Problem):
     op: ClassVar[str] = "ssd"
     sizes: ClassVar[tuple[str, ...]] = SIZES
     costless: ClassVar[tuple[str, ...]] = ("skip", "has_z", "has_dt_bias", "dt_limit")
+    swept: ClassVar[str] = "length"
 
     batch: int
     length: int
@@ -189,6 +190,13 @@ class SsdProblem(Problem):
     def state_updates(self) -> int:
         """State updates of one forward pass: batch x length x heads x head_dim x state."""
         return self.batch * self.length * self.heads * self.head_dim * self.state
+
+    def small(self) -> SsdProblem:
+        """Return this problem, or one like it of fewer steps, heads and sequences where it is large."""
+        if self.state_updates <= MAX_SMALL_UPDATES:
+            return self
+        per_group = max(1, min(self.heads, 4) // self.groups)
+        return self.replace(batch=min(self.batch, 2), heads=per_group * self.groups, length=min(self.length, 100))
 
     @property
     def min_bytes(self) -> int:

@@ -8,7 +8,6 @@ scalar times the identity (definition 5.1), discretised as in Mamba.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -17,9 +16,9 @@ from scanlab.contract.cpu import pinned, threads_tunable
 from scanlab.contract.problem import DTYPES
 from scanlab.contract.space import Config, Space
 from scanlab_kernels.ssd import _operands
-from scanlab_kernels.ssd.problem import SsdInputs, SsdOutput, SsdProblem
+from scanlab_kernels.ssd.problem import SsdFn, SsdInputs, SsdOutput, SsdProblem
 
-WHOLE_CONTRACT: Any = OpCapabilities(devices=("cpu", "cuda"), dtypes=tuple(DTYPES), gradients=True)
+WHOLE_CONTRACT = OpCapabilities(devices=("cpu", "cuda"), dtypes=tuple(DTYPES), gradients=True)
 
 
 def ssd(inputs: SsdInputs, problem: SsdProblem) -> SsdOutput:
@@ -33,7 +32,7 @@ def ssd(inputs: SsdInputs, problem: SsdProblem) -> SsdOutput:
     return _operands.epilogue(torch.stack(y, dim=1), h, inputs)
 
 
-def make(problem: Any, config: Config) -> Any:
+def make(problem: SsdProblem, config: Config) -> SsdFn:
     """Return the recurrence on config["threads"] threads."""
     return pinned(lambda inputs: ssd(inputs, problem), int(config["threads"]))
 

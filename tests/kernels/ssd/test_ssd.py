@@ -1,93 +1,56 @@
 """Backends of `ssd`. Run with: pytest tests/kernels/ssd"""
 
-import itertools
-
 import pytest
 import torch
 from torch import Tensor
 
-from scanlab.contract.backend import Backend
 from scanlab.contract.problem import ScanInputs, ScanProblem
-from scanlab.contract.verify import reference_outputs, relative_error, verify
+from scanlab.contract.verify import relative_error
 from scanlab.errors import ProblemError
+from scanlab.testing import OpContract
 from scanlab_kernels.selective_scan import reference as selective_scan
 from scanlab_kernels.ssd import chunked, reference
 from scanlab_kernels.ssd.op import op
-from scanlab_kernels.ssd.problem import SsdInputs, SsdProblem, make_inputs
+from scanlab_kernels.ssd.problem import SsdProblem, make_inputs
 
-BACKENDS = (reference.backend, chunked.backend)
 PLAIN = SsdProblem(batch=2, length=83, heads=4, head_dim=6, state=5, groups=2, has_seq_idx=True)
 
 
-def check(backend: Backend, problem: SsdProblem, config: dict[str, object] | None = None) -> None:
-    if backend.unavailable():
-        pytest.skip(f"{backend.name} cannot run here: {backend.unavailable()}")
-    verdict = verify(backend.build(problem, config), reference_outputs(problem, make_inputs(problem)))
-    assert verdict.passed, f"{problem.key}: {verdict.reason}"
+class SsdContract(OpContract):
+    """Contract of a backend of `ssd`: `OpContract`, and what the recurrence promises."""
+
+    def test_final_state_continues_the_sequence(self) -> None:
+        problem = PLAIN.replace(has_seq_idx=False, has_initial_state=True)
+        (whole,) = make_inputs(problem)
+        expected = self.build(problem)(whole)
+        out, h = [], whole.initial_state
+        for part in (slice(0, 40), slice(40, 83)):
+            varying = {name: getattr(whole, name)[:, part] for name in ("x", "dt", "B", "C")}
+            piece = whole._replace(**varying, initial_state=h)
+            result = self.build(problem.replace(length=piece.x.shape[1]))(piece)
+            out.append(result.out)
+            h = result.final_state
+        torch.testing.assert_close(torch.cat(out, dim=1), expected.out)
+        torch.testing.assert_close(h, expected.final_state)
+
+    def test_new_sequence_forgets_whatever_came_before(self) -> None:
+        problem = PLAIN.replace(has_initial_state=True)
+        (inputs,) = make_inputs(problem)
+        inputs = inputs._replace(seq_idx=(torch.arange(83) >= 41).int().expand(2, 83))
+        spoiled = inputs._replace(x=inputs.x.clone(), initial_state=torch.full_like(inputs.initial_state, 1e30))
+        spoiled.x[:, :41] = 1e30
+        function = self.build(problem)
+        expected, found = function(inputs), function(spoiled)
+        assert torch.equal(found.out[:, 41:], expected.out[:, 41:])
+        assert torch.equal(found.final_state, expected.final_state)
 
 
-def pairs() -> list[object]:
-    every = itertools.product(BACKENDS, (*op.corners, *op.probes))
-    return [
-        pytest.param(one, problem, id=f"{one.name}-{problem.key}") for one, problem in every if not one.rejects(problem)
-    ]
+class TestReference(SsdContract):
+    backend = reference.backend
 
 
-@pytest.mark.parametrize(("backend", "problem"), pairs())
-def test_agrees_with_the_reference(backend: Backend, problem: SsdProblem) -> None:
-    check(backend, problem)
-
-
-@pytest.mark.parametrize("backend", BACKENDS, ids=lambda each: each.name)
-def test_every_value_of_every_tunable_agrees(backend: Backend) -> None:
-    for config in backend.space.in_turn(PLAIN):
-        for problem in (PLAIN, *op.corners_of(config)):
-            if backend.rejects(problem) is None:
-                check(backend, problem, config)
-
-
-@pytest.mark.parametrize("backend", BACKENDS, ids=lambda each: each.name)
-def test_a_final_state_continues_the_sequence(backend: Backend) -> None:
-    if backend.unavailable():
-        pytest.skip(f"{backend.name} cannot run here: {backend.unavailable()}")
-    problem = PLAIN.replace(has_seq_idx=False, has_initial_state=True)
-    (whole,) = make_inputs(problem)
-    expected = backend.build(problem)(whole)
-    out, h = [], whole.initial_state
-    for part in (slice(0, 40), slice(40, 83)):
-        varying = {name: getattr(whole, name)[:, part] for name in ("x", "dt", "B", "C")}
-        piece = whole._replace(**varying, initial_state=h)
-        result = backend.build(problem.replace(length=piece.x.shape[1]))(piece)
-        out.append(result.out)
-        h = result.final_state
-    torch.testing.assert_close(torch.cat(out, dim=1), expected.out)
-    torch.testing.assert_close(h, expected.final_state)
-
-
-@pytest.mark.parametrize("backend", BACKENDS, ids=lambda each: each.name)
-def test_a_new_sequence_forgets_whatever_came_before(backend: Backend) -> None:
-    if backend.unavailable():
-        pytest.skip(f"{backend.name} cannot run here: {backend.unavailable()}")
-    problem = PLAIN.replace(has_initial_state=True)
-    (inputs,) = make_inputs(problem)
-    inputs.seq_idx[:] = (torch.arange(83) >= 41).int()
-    spoiled = inputs._replace(x=inputs.x.clone(), initial_state=torch.full_like(inputs.initial_state, 1e30))
-    spoiled.x[:, :41] = 1e30
-    function = backend.build(problem)
-    expected, found = function(inputs), function(spoiled)
-    assert torch.equal(found.out[:, 41:], expected.out[:, 41:])
-    assert torch.equal(found.final_state, expected.final_state)
-
-
-@pytest.mark.parametrize("backend", BACKENDS, ids=lambda each: each.name)
-def test_strides_are_free(backend: Backend) -> None:
-    if backend.unavailable():
-        pytest.skip(f"{backend.name} cannot run here: {backend.unavailable()}")
-    (inputs,) = make_inputs(PLAIN.replace(has_z=True, has_initial_state=True))
-    function = backend.build(PLAIN.replace(has_z=True, has_initial_state=True))
-    spread = SsdInputs(*(None if each is None else torch.stack((each, each), dim=-1)[..., 0] for each in inputs))
-    for found, expected in zip(function(spread), function(inputs), strict=True):
-        torch.testing.assert_close(found, expected)
+class TestChunked(SsdContract):
+    backend = chunked.backend
 
 
 def test_is_the_selective_scan_with_one_rate_for_all_states_of_a_head() -> None:
