@@ -1,4 +1,4 @@
-"""`scanlab run`: a script as it is, with scanlab in the place of mamba_ssm and causal_conv1d."""
+"""`scanlab run`: run a script as it is, with scanlab in the place of mamba_ssm and causal_conv1d."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.markup import escape
 from scanlab.cli.console import Exit, notes
 from scanlab.errors import InputError
 from scanlab.integrations import mamba_ssm
+from scanlab.integrations.children import in_children
 from scanlab.integrations.cuda_on_cpu import on_cpu
 from scanlab.runtime.usage import UsageFile, log_usage
 from scanlab.suites import CAPTURED, recorded_suite
@@ -36,13 +37,14 @@ def run(
 ) -> None:
     """Run a Python script as it is: what it imports from mamba_ssm and causal_conv1d is served by scanlab on the CPU.
 
-    Nothing has to be installed or changed for it. Exits as the script does. Example: `scanlab run train.py --epochs 1`
+    Nothing has to be installed or changed for it. Processes that the script starts are served too. Exits as the script
+    does. Example: `scanlab run train.py --epochs 1`
     """
     if not module and not Path(target).exists():
         raise InputError(f"there is no script {target}; for a module: scanlab run -m {target}.")
     file = None if record is None else UsageFile(record)
     mamba_ssm.install()
-    with on_cpu() if cpu else nullcontext(), log_usage() as log:
+    with on_cpu() if cpu else nullcontext(), in_children(cpu=cpu), log_usage() as log:
         try:
             _run_as_main(target, arguments or [], module)
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -21,7 +22,7 @@ TENSOR_TYPES = (
 
 
 @contextmanager
-def on_cpu() -> Iterator[None]:
+def on_cpu(*, announce: bool = True) -> Iterator[None]:
     """Map cuda devices to the CPU within a `with` block; where CUDA is available, do nothing.
 
     Tensors, modules and factory functions take "cuda", "cuda:1", `torch.device("cuda")` and, as a device, an index.
@@ -29,12 +30,18 @@ def on_cpu() -> Iterator[None]:
     autocast and GradScaler for cuda off without CUDA, with a warning: the block runs in the dtypes of its tensors.
     `torch.cuda.is_available()` stays False, so that code with a path for the CPU takes it.
 
-    Device arguments are mapped in the thread that enters the block, methods and functions in all threads.
+    The mapping holds in the thread that enters the block and in every `threading.Thread` started within it, those of
+    executors included; there it lasts for the life of the thread. In threads that run already, device arguments
+    ("cuda" in `torch.ones(3, device="cuda")`) are not mapped.
+
+    Args:
+        announce: Say so in one line on stderr.
     """
     if torch.cuda.is_available():
         yield
         return
-    print(NOTICE, file=sys.stderr)
+    if announce:
+        print(NOTICE, file=sys.stderr)
     with ExitStack() as stack:
         for owner, replacements in _replacements():
             for name, replacement in replacements.items():
@@ -83,6 +90,7 @@ def _replacements() -> Iterator[tuple[Any, dict[str, Any]]]:
     def set_default_device_on_cpu(device: Any) -> None:
         set_default_device("cpu" if _is_index(device) else _on_cpu(device))
 
+    yield threading.Thread, {"start": _start_on_cpu(threading.Thread.start)}
     yield torch.Tensor, {"cuda": _itself, "pin_memory": _itself}
     yield torch.nn.Module, {"cuda": _itself}
     yield torch.UntypedStorage, {"cuda": _itself}
@@ -92,6 +100,22 @@ def _replacements() -> Iterator[tuple[Any, dict[str, Any]]]:
     yield torch.cuda, {name: _returning(None) for name in steering}
     yield torch.cuda, {"current_device": _returning(0), "get_device_name": _returning("CPU"), "device": nullcontext}
     yield torch.cuda, {name: getattr(torch, name) for name in TENSOR_TYPES}
+
+
+def _start_on_cpu(start: Callable[[threading.Thread], None]) -> Callable[[threading.Thread], None]:
+    """Return `threading.Thread.start` for threads that map devices, which torch does by thread."""
+
+    def start_on_cpu(thread: threading.Thread) -> None:
+        run = thread.run
+
+        def run_on_cpu() -> None:
+            with _DevicesOnCpu():
+                run()
+
+        thread.run = run_on_cpu  # type: ignore[method-assign]
+        start(thread)
+
+    return start_on_cpu
 
 
 def _itself(self: Any, *args: Any, **kwargs: Any) -> Any:

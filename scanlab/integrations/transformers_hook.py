@@ -22,9 +22,10 @@ from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor  # not imported: processes that never need torch install the drop-in too
 
 MODELING = re.compile(r"transformers\.models\.\w+\.modeling_\w+")
 CONVOLUTIONS = ("causal_conv1d_fn", "causal_conv1d_update")

@@ -134,6 +134,12 @@ def test_a_script_that_asks_for_cuda_trains_on_the_cpu(run, script, monkeypatch)
     assert run("run", script(TRAINS)).code == 1
 
 
+def test_processes_that_the_script_starts_are_served(run, script):
+    child = "import importlib.metadata as m; assert m.version('mamba_ssm').endswith('+scanlab')"
+    found = run("run", script(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], check=True)"))
+    assert found.code == 0, found.err
+
+
 def test_a_script_that_is_not_there(run):
     found = run("run", "nowhere.py")
     assert found.code == 2

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
 from scanlab.integrations.cuda_on_cpu import on_cpu
 
 NAMES = [
+    (threading.Thread, "start"),
     *((torch.Tensor, name) for name in ("cuda", "pin_memory", "to")),
     *((torch.nn.Module, name) for name in ("cuda", "to")),
     *((torch, name) for name in ("load", "zeros", "set_default_device")),
@@ -55,6 +59,27 @@ def test_a_default_device_is_mapped():
         torch.set_default_device("cuda")
         assert torch.zeros(2).is_cpu
         torch.set_default_device(None)
+
+
+class Subclass(threading.Thread):
+    def __init__(self, work):
+        super().__init__()
+        self.work = work
+
+    def run(self):
+        self.work()
+
+
+@pytest.mark.parametrize("kind", [Subclass, lambda work: threading.Thread(target=work)], ids=["subclass", "target"])
+def test_devices_are_mapped_in_threads_too(kind):
+    made = []
+    with on_cpu():
+        thread = kind(lambda: made.append(torch.ones(2, device="cuda")))
+        thread.start()
+        thread.join()
+        with ThreadPoolExecutor(1) as pool:
+            made.append(pool.submit(torch.zeros, 2, device="cuda:1").result())
+    assert [each.is_cpu for each in made] == [True, True]
 
 
 def test_other_arguments_are_passed_as_they_are():

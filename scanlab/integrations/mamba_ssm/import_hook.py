@@ -15,8 +15,6 @@ from importlib.metadata import Distribution, DistributionFinder, MetadataPathFin
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
-from torch import Tensor
-
 from scanlab.integrations import transformers_hook
 from scanlab.integrations.mamba_ssm import manifest
 from scanlab.integrations.mamba_ssm.fallback import imports_without_fallback
@@ -220,6 +218,8 @@ def by_device(theirs: Callable[..., Any], ours: Callable[..., Any]) -> Callable[
     Releases differ in the order of parameters, so `ours` is called by their names. A fork may have more: where `ours`
     lacks one of them, the result is None.
     """
+    from torch import Tensor  # installing takes no seconds: processes that never need torch install this too
+
     try:
         signature = inspect.signature(theirs)
     except ValueError:  # a compiled function without one: called by position, as its callers do
