@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from scanlab.contract.problem import DTYPES, Problem
 from scanlab.errors import ProblemError
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -32,3 +33,13 @@ def expect_int32(name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor
 def wide(tensor: Tensor) -> Tensor:
     """Return `tensor` in the dtype that the ops compute in: float64 stays, all others become float32."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def expect_sizes(problem: Problem) -> None:
+    """Raise ProblemError unless every size of a problem is a whole number of at least 1 and its dtype is known."""
+    for name in problem.sizes:
+        value = getattr(problem, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ProblemError(f"{name}={value!r}: must be a whole number of at least 1.")
+    if problem.dtype not in DTYPES:
+        raise ProblemError(f"dtype={problem.dtype!r}: must be one of {', '.join(DTYPES)}.")

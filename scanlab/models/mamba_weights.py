@@ -31,7 +31,8 @@ from scanlab.runtime.ops import (
     plan_front,
     plan_linear,
 )
-from scanlab_kernels.mamba_front.op import Front, Linear
+from scanlab_kernels.linear.prepacked import Linear
+from scanlab_kernels.mamba_front.op import Front
 
 # How layers compute whose weights are read here; a parametrized layer is one of them.
 PLAIN = (nn.Linear.forward, nn.Conv1d.forward)

@@ -16,7 +16,7 @@ from scanlab_kernels.add_norm import op as add_norm_op
 from scanlab_kernels.causal_conv1d import op as conv_op
 from scanlab_kernels.causal_conv1d.op import Activation, final_states
 from scanlab_kernels.checks import expect
-from scanlab_kernels.linear.op import PrepackedWeight, is_plain
+from scanlab_kernels.linear.weights import PrepackedWeight, is_plain
 from scanlab_kernels.mamba_front import native as native_front
 from scanlab_kernels.mamba_front import op as front_op
 from scanlab_kernels.mamba_front.op import DirectionWeights, Front, Projections, ScanArguments

@@ -19,10 +19,12 @@ from scanlab.errors import ConfigError
 from scanlab.runtime.implementations import implementation
 from scanlab_kernels.linear import native, onednn
 from scanlab_kernels.linear import torch as by_torch
-from scanlab_kernels.linear.op import PrepackedWeight, is_plain
-from scanlab_kernels.mamba_front.op import Linear
+from scanlab_kernels.linear.prepacked import Linear
+from scanlab_kernels.linear.weights import PrepackedWeight, is_plain
 
 Name = Literal["native", "onednn", "torch"]
+# Below, no implementation gains from a prepacked form.
+MIN_ROWS = 32
 NAMES = ("native", "onednn", "torch")
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -34,7 +36,7 @@ class MeasuredProducts:
     Args:
         vendor: As the system names it.
         flags: Instruction sets that the processor has, all of them.
-        float32, bfloat16: Implementation for at least `native.MIN_ROWS` rows.
+        float32, bfloat16: Implementation for at least `MIN_ROWS` rows.
         few_rows: Implementation for at most `native.MAX_FEW_ROWS` rows of float32.
         source: Results that say so.
     """
@@ -92,7 +94,7 @@ def plan_linear(x: Tensor, *weights: PrepackedWeight) -> Linear:
 
 def has_few_rows(x: Tensor) -> bool:
     """Return whether x (..., in) has so few rows that no implementation reads a prepacked form."""
-    return x.numel() == 0 or x.numel() < native.MIN_ROWS * x.shape[-1]
+    return x.numel() == 0 or x.numel() < MIN_ROWS * x.shape[-1]
 
 
 def decide(dtype: torch.dtype, few: bool) -> ProductDecision:
@@ -146,7 +148,7 @@ def _refusal(name: Name, dtype: torch.dtype, few: bool) -> str | None:
             return "native has no product of few rows in bfloat16"
         return None if native.multiplies(dtype) else f"native has no {dtype} on this instruction set"
     if name == "onednn":
-        return "onednn gains nothing on few rows" if few else onednn.unavailable(dtype)
+        return "onednn gains nothing on few rows" if few else onednn.unavailable()
     return None
 
 

@@ -33,6 +33,11 @@ extension = Extension(
 )
 
 
+def unavailable() -> str | None:
+    """Return why the native ops can neither be built here nor are they cached, or None."""
+    return extension.unavailable()
+
+
 _loaded = False
 
 

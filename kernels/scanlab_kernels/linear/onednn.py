@@ -2,27 +2,47 @@
 
 from __future__ import annotations
 
-import platform
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from scanlab_kernels.linear.op import PrepackedWeight
+from scanlab.contract.backend import Backend
+from scanlab.contract.cpu import threads_tunable
+from scanlab.contract.space import Space
+from scanlab_kernels.linear.prepacked import LinearCapabilities, maker
+from scanlab_kernels.linear.weights import PrepackedWeight
 
-X86 = platform.machine() in ("x86_64", "AMD64")
 
-
-def unavailable(dtype: torch.dtype) -> str | None:
-    """Return why oneDNN cannot multiply `dtype` with a prepacked weight here, or None."""
-    if not X86 or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return "this build of torch has no oneDNN product with a prepacked weight"
-    if dtype not in (torch.float32, torch.bfloat16):
-        return f"it takes float32 and bfloat16, not {dtype}"
+def unavailable() -> str | None:
+    """Return why this torch cannot multiply with a weight that oneDNN has prepacked, or None."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return "this build of torch has no oneDNN product with a prepacked weight; install one that has oneDNN."
     return None
 
 
 def linear(x: Tensor, weight: PrepackedWeight, bias: Tensor | None) -> Tensor:
     """Return x weight^T + bias."""
+    packed = weight.form("onednn", pack)
     dense_bias = None if bias is None else bias.contiguous()  # oneDNN reads it as dense, whatever its strides
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight.onednn, dense_bias, "none", [], "")
+    out: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, packed, dense_bias, "none", [], "")
     return out
+
+
+def pack(weight: Tensor) -> Tensor:
+    """Return a weight (out, in) in the blocked layout that oneDNN multiplies with, whatever the number of rows."""
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+    return packed
+
+
+backend = Backend(
+    name="linear_onednn",
+    summary="oneDNN with a prepacked weight",
+    rank=1,
+    sources=(Path(__file__),),
+    space=Space((threads_tunable(),)),
+    capabilities=LinearCapabilities(dtypes=("float32", "bfloat16")),
+    make=maker(linear),
+    unavailable=unavailable,
+    op="linear",
+)

@@ -1,14 +1,33 @@
-"""The linear layer by torch itself, differentiable: the reference."""
+"""The linear layer by torch itself, differentiable."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from scanlab_kernels.linear.op import PrepackedWeight
+from scanlab.contract.backend import Backend
+from scanlab.contract.cpu import threads_tunable
+from scanlab.contract.problem import DTYPES
+from scanlab.contract.space import Space
+from scanlab_kernels.linear.prepacked import LinearCapabilities, maker
+from scanlab_kernels.linear.weights import PrepackedWeight
 
 
 def linear(x: Tensor, weight: PrepackedWeight, bias: Tensor | None) -> Tensor:
     """Return x weight^T + bias; reads no prepacked form."""
     dense_bias = None if bias is None else bias.contiguous()  # oneDNN reads it as dense, whatever its strides
     return F.linear(x, weight.weight, dense_bias)
+
+
+backend = Backend(
+    name="linear_torch",
+    summary="torch.nn.functional.linear",
+    rank=0,
+    sources=(Path(__file__),),
+    space=Space((threads_tunable(),)),
+    capabilities=LinearCapabilities(devices=("cpu", "cuda"), dtypes=tuple(DTYPES), gradients=True),
+    make=maker(linear),
+    op="linear",
+)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scanlab_kernels.linear.native import multiplies
-from scanlab_kernels.linear.op import is_plain
+from scanlab_kernels.linear.native import multiplies, packed
+from scanlab_kernels.linear.weights import is_plain
 from scanlab_kernels.mamba_front.op import DirectionWeights, Front, Projections, ScanArguments
 
 
@@ -30,9 +30,9 @@ def bind(into: Projections, directions: tuple[DirectionWeights, ...]) -> Front:
     """Return the front with these weights, as one op of hidden."""
     op = torch.ops.scanlab_mixer.mamba_front.default
     rank, state, _ = sizes = directions[0].sizes
-    weights = [into.x.native, into.x_bias, into.z.native, into.z_bias]
+    weights = [packed(into.x), into.x_bias, packed(into.z), into.z_bias]
     for each in directions:
-        weights += each.conv_weight, each.conv_bias, each.x.native, each.dt.native
+        weights += each.conv_weight, each.conv_bias, packed(each.x), packed(each.dt)
     weights += [None] * (12 - len(weights))
 
     def front(hidden: Tensor) -> tuple[Tensor, tuple[ScanArguments, ...]]:

@@ -22,9 +22,8 @@ from torch import Tensor
 from scanlab.errors import ProblemError
 from scanlab_kernels.causal_conv1d.op import check_weights
 from scanlab_kernels.checks import expect
-from scanlab_kernels.linear.op import PrepackedWeight
-
-Linear = Callable[[Tensor, PrepackedWeight, Tensor | None], Tensor]
+from scanlab_kernels.linear.prepacked import Linear
+from scanlab_kernels.linear.weights import PrepackedWeight
 
 
 class DirectionWeights:

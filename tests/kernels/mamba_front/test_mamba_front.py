@@ -12,7 +12,7 @@ from scanlab.errors import ProblemError
 from scanlab.runtime import ops as mixer
 from scanlab.runtime import products
 from scanlab.runtime.ops import DirectionWeights, PrepackedWeight, Projections
-from scanlab_kernels.linear.native import multiplies
+from scanlab_kernels.linear.native import multiplies, packed
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -157,9 +157,9 @@ def test_torch_knows_its_shapes() -> None:
     hidden, into, (ahead, back) = torch.randn(2, 20, 20), projections(16), (weights(16), weights(16))
 
     def read(of: DirectionWeights) -> tuple[Tensor | None, ...]:
-        return of.conv_weight, of.conv_bias, of.x.native, of.dt.native
+        return of.conv_weight, of.conv_bias, packed(of.x), packed(of.dt)
 
-    projected = into.x.native, into.x_bias, into.z.native, None
+    projected = packed(into.x), into.x_bias, packed(into.z), None
     for arguments in ((*read(ahead), *read(back)), (*read(ahead), None, None, None, None)):
         torch.library.opcheck(
             torch.ops.scanlab_mixer.mamba_front,

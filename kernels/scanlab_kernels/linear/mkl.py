@@ -1,0 +1,43 @@
+"""The linear layer by MKL with a weight that is prepacked for one number of rows, as torch's compiler calls it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from scanlab.contract.backend import Backend
+from scanlab.contract.cpu import threads_tunable
+from scanlab.contract.space import Space
+from scanlab_kernels.linear.prepacked import LinearCapabilities, maker
+from scanlab_kernels.linear.weights import PrepackedWeight
+
+
+def unavailable() -> str | None:
+    """Return why this torch cannot multiply with a weight that MKL has prepacked, or None."""
+    if not torch.backends.mkl.is_available() or not hasattr(torch.ops.mkl, "_mkl_linear"):
+        return "this build of torch has no MKL product with a prepacked weight; install one that has MKL."
+    return None
+
+
+def linear(x: Tensor, weight: PrepackedWeight, bias: Tensor | None) -> Tensor:
+    """Return x weight^T + bias."""
+    rows = x.numel() // x.shape[-1]
+    packed = weight.form(("mkl", rows), lambda plain: torch.ops.mkl._mkl_reorder_linear_weight(plain.contiguous(), rows))
+    dense_bias = None if bias is None else bias.contiguous()
+    out: Tensor = torch.ops.mkl._mkl_linear.default(x, packed, weight.weight, dense_bias, rows)
+    return out
+
+
+backend = Backend(
+    name="linear_mkl",
+    summary="MKL with a weight prepacked for the number of rows",
+    rank=2,
+    sources=(Path(__file__),),
+    space=Space((threads_tunable(),)),
+    capabilities=LinearCapabilities(),
+    make=maker(linear),
+    unavailable=unavailable,
+    op="linear",
+)

@@ -1,0 +1,77 @@
+"""Weights of linear layers in the forms that implementations read, made once and kept."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from scanlab_kernels.weight_cache import can_keep
+
+if TYPE_CHECKING:
+    from scanlab_kernels.linear.op import LinearInputs
+
+# Weights whose forms a function keeps for callers that keep none themselves.
+MAX_KEPT = 8
+
+
+class PrepackedWeight:
+    """The weight of a linear layer, (out, in), and its forms; each is made when it is first asked for.
+
+    The forms are of the weight as it was: whoever keeps a PrepackedWeight drops it when the weight changes.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+        self._forms: dict[Hashable, Tensor] = {}
+
+    def form(self, key: Hashable, make: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the form called `key`, which is `make` of the weight."""
+        found = self._forms.get(key)
+        if found is None:
+            found = self._forms[key] = make(self.weight)
+        return found
+
+    @property
+    def prepacked_bytes(self) -> int:
+        """Bytes of the forms, beside those of the weight."""
+        return sum(form.untyped_storage().nbytes() for form in self._forms.values())
+
+
+class KeptWeights:
+    """PrepackedWeights of the tensors seen last, valid as long as torch counts no change in them."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[int, tuple[int, PrepackedWeight]] = OrderedDict()
+
+    def of(self, inputs: LinearInputs) -> PrepackedWeight:
+        """Return the holder that `inputs` bring, or the kept one of their weight."""
+        weight, given = inputs.weight, inputs.prepacked
+        if given is not None and given.weight is weight:
+            return given
+        if weight.is_inference():  # torch counts no changes of it
+            return PrepackedWeight(weight)
+        version = weight._version
+        kept = self._kept.get(id(weight))
+        if kept is None or kept[1].weight is not weight or kept[0] != version:
+            kept = self._kept[id(weight)] = version, PrepackedWeight(weight)
+            while len(self._kept) > MAX_KEPT:
+                self._kept.popitem(last=False)
+        return kept[1]
+
+
+def is_plain(x: Tensor, *weights: Tensor | None) -> bool:
+    """Return whether torch would do nothing but compute with these on the CPU.
+
+    No gradient, tangent, transform, autocast or tensor subclass is involved, and `weights` do not change unnoticed.
+    """
+    return (
+        type(x) is Tensor
+        and x.is_cpu
+        and not (torch.is_grad_enabled() and x.requires_grad)
+        and can_keep([weight for weight in weights if weight is not None])
+        and not torch.is_autocast_enabled("cpu")
+    )
