@@ -107,7 +107,7 @@ def calls(size: int, dtype: torch.dtype, backend: str | None) -> dict[str, commo
         logits = ours(image)
     assert len(products.calls) > len(ours.layers)
     found: dict[str, common.Call] = {"ours": free(lambda: ours(image)), "products": free(products.again())}
-    if onednn.unavailable(torch.float32) is None:
+    if onednn.unavailable() is None:
         found["packed"] = free(products.packed())
     if dtype == torch.float32:
         official = official_vim(size, ours)

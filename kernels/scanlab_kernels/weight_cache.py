@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
@@ -11,6 +12,7 @@ from torch.autograd import forward_ad
 
 from scanlab_kernels.cpu import extension
 
+MAX_RECENT = 8  # values that `RecentWeights` keeps
 SAMPLED = 4  # values along each axis of a weight that its fingerprint holds
 
 Made = TypeVar("Made")
@@ -55,6 +57,26 @@ class WeightCache(Generic[Made]):
 
     def __reduce__(self) -> tuple[type[WeightCache[Made]], tuple[()]]:
         return WeightCache, ()
+
+
+class RecentWeights(Generic[Made]):
+    """Values computed from the weights seen last, for callers that keep none; valid until torch counts a change."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[object, tuple[object, Made, Sequence[Tensor | None]]] = OrderedDict()
+
+    def __call__(self, make: Callable[[], Made], *weights: Tensor | None) -> Made:
+        """Return `make()`, which reads `weights` and nothing else that changes."""
+        if any(weight is not None and weight.is_inference() for weight in weights):  # torch counts no changes of these
+            return make()
+        key = tuple(map(id, weights))
+        versions = [0 if weight is None else weight._version for weight in weights]
+        kept = self._kept.get(key)  # holds the weights, without which an address says nothing
+        if kept is None or kept[0] != versions:
+            kept = self._kept[key] = versions, make(), weights
+            while len(self._kept) > MAX_RECENT:
+                self._kept.popitem(last=False)
+        return kept[1]
 
 
 def fingerprint(weights: list[Tensor]) -> object:

@@ -120,7 +120,7 @@ def simplest(op_name: str) -> Backend:
 
 
 def load_all(op: str | None = None) -> tuple[tuple[Backend, ...], dict[str, str]]:
-    """Return every backend that loads, simplest first, and by name the reason why one does not.
+    """Return every backend that loads, simplest first within each op, and by name the reason why one does not.
 
     Args:
         op: Only the backends of this op; those of every op by default.
@@ -133,7 +133,8 @@ def load_all(op: str | None = None) -> tuple[tuple[Backend, ...], dict[str, str]
                 loaded.append(backend)
         except UnknownBackendError as error:
             failures[name] = str(error)
-    return tuple(sorted(loaded, key=lambda backend: (backend.rank, backend.name))), failures
+    order = sorted(loaded, key=lambda backend: (backend.op != DEFAULT_OP, backend.op, backend.rank, backend.name))
+    return tuple(order), failures
 
 
 def parse_selection(text: str) -> tuple[Backend, dict[str, Value]]:

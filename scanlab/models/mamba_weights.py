@@ -22,9 +22,9 @@ from scanlab.errors import ProblemError
 from scanlab.runtime.dispatch import Scan, input_kind, serving
 from scanlab.runtime.ops import (
     DirectionWeights,
+    FrontWeights,
+    InProjection,
     PrepackedWeight,
-    Projections,
-    ScanArguments,
     WeightCache,
     linear,
     mamba_front,
@@ -32,7 +32,7 @@ from scanlab.runtime.ops import (
     plan_linear,
 )
 from scanlab_kernels.linear.prepacked import Linear
-from scanlab_kernels.mamba_front.op import Front
+from scanlab_kernels.mamba_front.weights import Front
 
 # How layers compute whose weights are read here; a parametrized layer is one of them.
 PLAIN = (nn.Linear.forward, nn.Conv1d.forward)
@@ -55,9 +55,8 @@ class ScanWeights(NamedTuple):
     D: Tensor
     delta_bias: Tensor
 
-    def inputs(self, arguments: ScanArguments, z: Tensor) -> ScanInputs:
-        """Return the inputs of the scan with the gate z (batch, dim, length): views, in order of time."""
-        u, delta, B, C = arguments
+    def inputs(self, z: Tensor, u: Tensor, delta: Tensor, B: Tensor, C: Tensor) -> ScanInputs:
+        """Return the inputs of the scan from the outputs of the front, and the gate z (batch, dim, length): views."""
         return ScanInputs(u.mT, delta.mT, self.A, B.mT, C.mT, self.D, z, self.delta_bias)
 
 
@@ -72,15 +71,13 @@ class Plan(NamedTuple):
 class Weights(NamedTuple):
     """The weights of a mixer as it computes with them.
 
-    into     the input projection; `parts` holds it split into the convolved half and the gate
-    reverse  weights of the reverse direction (bimamba_type v2)
-    out      the output projection; `out_halved` is half of it
+    front          weights of the front of every direction; `forward_front` is of the forward one alone
+    scan_forward   weights of the scan of each direction
+    out            the output projection; `out_halved` is half of it
     """
 
-    into: PrepackedWeight
-    parts: Projections
-    forward: DirectionWeights
-    reverse: DirectionWeights | None
+    front: FrontWeights
+    forward_front: FrontWeights
     scan_forward: ScanWeights
     scan_reverse: ScanWeights | None
     out: PrepackedWeight
@@ -89,26 +86,22 @@ class Weights(NamedTuple):
     gamma: Tensor | None
     plans: dict[object, Plan]
 
-    @property
-    def directions(self) -> tuple[DirectionWeights, ...]:
-        """Weights of the front of each direction that has its own."""
-        return (self.forward,) if self.reverse is None else (self.forward, self.reverse)
+    def front_of(self, bidirectional: bool) -> FrontWeights:
+        """Return the weights of the front of the directions that are scanned."""
+        return self.front if bidirectional else self.forward_front
 
-    def front(self, hidden: Tensor, bidirectional: bool) -> tuple[ScanInputs, ...]:
+    def scan_inputs(self, hidden: Tensor, bidirectional: bool) -> tuple[ScanInputs, ...]:
         """Return the inputs of the scan of hidden (batch, length, dim) in each direction, in order of time."""
-        z, arguments = mamba_front(hidden, self.parts, self.forward, self.reverse if bidirectional else None)
-        return self.scan_inputs(z, arguments, bidirectional)
+        return self.from_front(mamba_front(hidden, self.front_of(bidirectional)), bidirectional)
 
-    def scan_inputs(
-        self, z: Tensor, arguments: tuple[ScanArguments, ...], bidirectional: bool
-    ) -> tuple[ScanInputs, ...]:
-        """Return the inputs of the scan from what the front computed."""
-        gate = z.mT
-        forward = self.scan_forward.inputs(arguments[0], gate)
+    def from_front(self, outputs: tuple[Tensor, ...], bidirectional: bool) -> tuple[ScanInputs, ...]:
+        """Return the inputs of the scan from the outputs of the front."""
+        gate = outputs[0].mT
+        forward = self.scan_forward.inputs(gate, *outputs[1:5])
         if not bidirectional:
             return (forward,)
         assert self.scan_reverse is not None
-        return forward, self.scan_reverse.inputs(arguments[-1], gate)
+        return forward, self.scan_reverse.inputs(gate, *outputs[-4:])
 
     def project(self, product: Linear, y: Tensor, halves: bool) -> Tensor:
         """Return the output (batch, length, dim) of a scan's (batch, inner, length), or of half of it."""
@@ -181,34 +174,31 @@ class Mixing(nn.Module):
         kind = input_kind(hidden, scan) if self._derived.holds(weights) else None
         plan = weights.plans.get(kind) if kind is not None else None
         if plan is None:
-            inputs = weights.front(hidden, bidirectional)
+            inputs = weights.scan_inputs(hidden, bidirectional)
             direction: Direction = "bidirectional" if bidirectional else "forward"
             y = scan(*inputs, direction=direction).out
             serve = serving(scan)
             if kind is not None and serve is not None:
-                directions = weights.directions if bidirectional else (weights.forward,)
                 bound = serve.bind(inputs, True, direction)
-                plan = Plan(plan_front(hidden, weights.parts, directions), bound.scan, plan_linear(y.mT, weights.out))
+                plan = Plan(
+                    plan_front(hidden, weights.front_of(bidirectional)), bound.scan, plan_linear(y.mT, weights.out)
+                )
                 keep_plan(weights.plans, kind, plan)
             return weights.mixed(y, halves=halves)
-        z, arguments = plan.front(hidden)
-        y = plan.scan(*weights.scan_inputs(z, arguments, bidirectional)).out
+        y = plan.scan(*weights.from_front(plan.front(hidden), bidirectional)).out
         return weights.project(plan.linear, y, halves)
 
     def _make(self) -> Weights:
-        inner, bias = len(self.A_log), self.in_proj.bias
-        x, z = self.in_proj.weight.split(inner)
-        x_bias, z_bias = (None, None) if bias is None else bias.split(inner)
-        reverse, scan_reverse = None, None
+        into = InProjection(PrepackedWeight(self.in_proj.weight), self.in_proj.bias)
+        forward, scan_reverse = self._direction(""), None
+        forward_front = front = FrontWeights(into, forward)
         if self.bimamba_type == "v2":
-            reverse, scan_reverse = self._direction("_b"), self._scan_weights("_b")
+            front, scan_reverse = FrontWeights(into, forward, self._direction("_b")), self._scan_weights("_b")
         elif self.bimamba_type == "v1":
             scan_reverse = self._scan_weights("", "A_b_log")
         return Weights(
-            into=PrepackedWeight(self.in_proj.weight),
-            parts=Projections(PrepackedWeight(x), PrepackedWeight(z), x_bias, z_bias),
-            forward=self._direction(""),
-            reverse=reverse,
+            front=front,
+            forward_front=forward_front,
             scan_forward=self._scan_weights(""),
             scan_reverse=scan_reverse,
             out=PrepackedWeight(self.out_proj.weight),

@@ -19,14 +19,11 @@ from torch import Tensor
 from scanlab import settings
 from scanlab.errors import ConfigError, UnavailableError
 from scanlab.runtime import verification
-from scanlab_kernels import pytorch
-from scanlab_kernels.cpu import extension as native
-from scanlab_kernels.gpu import version as triton_version
+from scanlab_kernels.implementations import BY_NAME
+from scanlab_kernels.implementations import Name as Implementation
 from scanlab_kernels.selective_scan.triton import backend as triton
 
 log = logging.getLogger("scanlab")
-
-Implementation = Literal["native", "triton", "torch"]
 
 
 class OpDecision(NamedTuple):
@@ -40,19 +37,7 @@ _decided: dict[tuple[str, bool], OpDecision] = {}
 _in_torch = ContextVar("_in_torch", default=False)
 
 
-def load_triton() -> str:
-    """Load the GPU ops and return their name; raises UnavailableError where no Triton kernel runs here."""
-    reason = triton.unavailable()
-    if reason is not None:
-        raise UnavailableError(f"triton cannot run here: {reason}")
-    if triton.INTERPRETED:
-        triton_version.prepare_interpreter()
-    import scanlab_kernels.gpu.ops  # noqa: F401 - registers the ops; imported here because it imports triton
-
-    return "Triton, interpreted on the CPU" if triton.INTERPRETED else "Triton"
-
-
-LOADERS = {"native": native.load, "triton": load_triton}
+LOADERS = {name: each.load for name, each in BY_NAME.items() if name != "torch"}
 
 
 def implementation(device: str = "cpu", double: bool = False) -> Implementation:
@@ -126,9 +111,7 @@ def ops_for(*tensors: Tensor) -> Any:
     found = implementation(device)
     if found == "triton" and torch.float64 in [tensor.dtype for tensor in tensors]:
         found = implementation(device, True)
-    if found == "native":
-        return torch.ops.scanlab_mixer
-    return torch.ops.scanlab_mixer_triton if found == "triton" else pytorch
+    return BY_NAME[found].ops()
 
 
 def explain() -> str:

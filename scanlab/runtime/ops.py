@@ -12,23 +12,24 @@ from torch import Tensor
 
 from scanlab.runtime.implementations import implementation, in_torch, ops_for
 from scanlab.runtime.products import decide, has_few_rows, linear, plan_linear
-from scanlab_kernels.add_norm import op as add_norm_op
-from scanlab_kernels.causal_conv1d import op as conv_op
-from scanlab_kernels.causal_conv1d.op import Activation, final_states
+from scanlab_kernels.add_norm import arguments as add_norm_op
+from scanlab_kernels.causal_conv1d import arguments as conv_op
+from scanlab_kernels.causal_conv1d.arguments import Activation, final_states
 from scanlab_kernels.checks import expect
 from scanlab_kernels.linear.weights import PrepackedWeight, is_plain
+from scanlab_kernels.mamba_front import composed as front_composed
 from scanlab_kernels.mamba_front import native as native_front
-from scanlab_kernels.mamba_front import op as front_op
-from scanlab_kernels.mamba_front.op import DirectionWeights, Front, Projections, ScanArguments
+from scanlab_kernels.mamba_front import weights as front_op
+from scanlab_kernels.mamba_front.weights import DirectionWeights, Front, FrontWeights, InProjection
+from scanlab_kernels.state_update import arguments as update_op
 from scanlab_kernels.state_update import mixer_step as step_op
-from scanlab_kernels.state_update import op as update_op
 from scanlab_kernels.weight_cache import WeightCache
 
 __all__ = [
     "DirectionWeights",
+    "FrontWeights",
+    "InProjection",
     "PrepackedWeight",
-    "Projections",
-    "ScanArguments",
     "WeightCache",
     "add_norm",
     "causal_conv1d",
@@ -263,45 +264,54 @@ def mixer_step(
     return out
 
 
-def mamba_front(
-    hidden: Tensor, into: Projections, forward: DirectionWeights, reverse: DirectionWeights | None = None
-) -> tuple[Tensor, tuple[ScanArguments, ...]]:
-    """Return the gate z (batch, length, dim), and the arguments of the scan of each direction in order of time.
+def mamba_front(hidden: Tensor, weights: FrontWeights) -> tuple[Tensor, ...]:
+    """Return what the scan of a block takes, in order of time: z, then u, delta, B and C of each direction.
 
     One native op where no gradient is wanted and native products are this machine's choice; else composed of the
     products and convolutions that serve, which are differentiable.
 
     Args:
         hidden: (batch, length, model).
+        weights: Of the front, with one direction or two.
+
+    Returns:
+        z, u and delta (batch, length, dim), B and C (batch, length, state); then u, delta, B and C of the reverse
+        direction.
 
     Raises:
         ProblemError: Shapes, dtypes or devices do not fit; nothing was computed.
     """
-    directions = (forward,) if reverse is None else (forward, reverse)
-    return plan_front(hidden, into, directions)(hidden)
+    return plan_front(hidden, weights)(hidden)
 
 
-def plan_front(hidden: Tensor, into: Projections, directions: tuple[DirectionWeights, ...]) -> Front:
+def plan_front(hidden: Tensor, weights: FrontWeights) -> Front:
     """Return the implementation of `mamba_front` with these weights, for inputs of the kind of `hidden`.
 
     Raises:
         ProblemError: Shapes, dtypes or devices do not fit.
     """
-    front_op.check(hidden, into, directions)
-    if is_fused(hidden, into, directions):
-        return native_front.bind(into, directions)
-    packed = [into.x, into.z, *(each for direction in directions for each in (direction.x, direction.dt))]
-    others = [each for direction in directions for each in (direction.conv_weight, direction.conv_bias)]
-    product = plan_linear(hidden, *packed) if is_plain(hidden, into.x_bias, into.z_bias, *others) else linear
-    return front_op.compose(product, ops_for(hidden).causal_conv1d, into, directions)
+    front_op.check(hidden, weights)
+    if is_fused(hidden, weights):
+        return native_front.bind(weights)
+    into, directions = weights.into, weights.directions
+    packed = [into.weight, *(each for direction in directions for each in (direction.x, direction.dt))]
+    others = [into.bias, *(each for direction in directions for each in (direction.conv_weight, direction.conv_bias))]
+    product = plan_linear(hidden, *packed) if is_plain(hidden, *others) else linear
+    return front_composed.compose(
+        front_composed.Parts(product, product, product, ops_for(hidden).causal_conv1d), weights
+    )
 
 
-def is_fused(hidden: Tensor, into: Projections, directions: tuple[DirectionWeights, ...]) -> bool:
+def is_fused(hidden: Tensor, weights: FrontWeights) -> bool:
     """Return whether one native op serves these."""
+    into, directions = weights.into, weights.directions
+    read = [into.weight.weight, *(each.weight for direction in directions for each in (direction.x, direction.dt))]
+    others = [into.bias, *(each for direction in directions for each in (direction.conv_weight, direction.conv_bias))]
     return (
         not has_few_rows(hidden)
         and hidden.is_cpu
         and implementation() == "native"
-        and native_front.accepts(hidden, into, directions)
+        and all(weight.dtype == hidden.dtype for weight in read)
+        and is_plain(hidden, *read, *others)
         and decide(hidden.dtype, few=False).name == "native"
     )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
+from scanlab_kernels.add_norm.op import call
 from scanlab_kernels.checks import wide
+from scanlab_kernels.implementations import TORCH
 
 
 def add_norm(
@@ -29,3 +33,6 @@ def add_norm(
     if bias is not None:
         normed = normed + bias.to(total.dtype)
     return normed.to(hidden.dtype), total if wide_total else total.to(hidden.dtype)
+
+
+backend = TORCH.backend("add_norm", call, Path(__file__).parent, "torch.py")

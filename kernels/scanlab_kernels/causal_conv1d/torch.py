@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scanlab_kernels.causal_conv1d.op import padded
+from scanlab_kernels.causal_conv1d.arguments import padded
+from scanlab_kernels.causal_conv1d.op import call
 from scanlab_kernels.checks import wide
+from scanlab_kernels.implementations import TORCH
 
 
 def causal_conv1d(
@@ -117,3 +121,6 @@ def causal_conv1d_update(
     out = by_taps(x, weight, bias, None, initial, silu, reverse=False)
     conv_state.copy_(newer)
     return out
+
+
+backend = TORCH.backend("causal_conv1d", call, Path(__file__).parent, "torch.py")

@@ -24,7 +24,9 @@ def unavailable() -> str | None:
 def linear(x: Tensor, weight: PrepackedWeight, bias: Tensor | None) -> Tensor:
     """Return x weight^T + bias."""
     rows = x.numel() // x.shape[-1]
-    packed = weight.form(("mkl", rows), lambda plain: torch.ops.mkl._mkl_reorder_linear_weight(plain.contiguous(), rows))
+    packed = weight.form(
+        ("mkl", rows), lambda plain: torch.ops.mkl._mkl_reorder_linear_weight(plain.contiguous(), rows)
+    )
     dense_bias = None if bias is None else bias.contiguous()
     out: Tensor = torch.ops.mkl._mkl_linear.default(x, packed, weight.weight, dense_bias, rows)
     return out

@@ -82,7 +82,9 @@ class LinearProblem(Problem):
         if bias is not None:
             expect("bias", bias, (out_features,), weight)
         if x.numel() == 0 or weight.numel() == 0:
-            raise ProblemError(f"x is {tuple(x.shape)} and weight {tuple(weight.shape)}: every size must be at least 1.")
+            raise ProblemError(
+                f"x is {tuple(x.shape)} and weight {tuple(weight.shape)}: every size must be at least 1."
+            )
         return cls(
             rows=x.numel() // in_features,
             in_features=in_features,
@@ -125,7 +127,7 @@ def work(problem: LinearProblem) -> Work:
     """Return the multiply-adds of the product, and the bytes of x, weight, bias and output, each once."""
     rows, into, out = problem.rows, problem.in_features, problem.out_features
     numbers = rows * into + into * out + rows * out + problem.has_bias * out
-    return Work(rows * into * out, 0, numbers * DTYPES[problem.dtype].itemsize)
+    return Work(rows * into * out, 0, numbers * DTYPES[problem.dtype].itemsize, problem.dtype)
 
 
 # (rows, in_features, out_features): the smallest; short of every tile; one beyond each; deep; wide; few rows.

@@ -12,7 +12,8 @@ from scanlab.contract.cpu import pinned
 from scanlab.contract.problem import Problem
 from scanlab.contract.space import Config
 from scanlab_kernels.linear.op import LinearInputs, LinearOutput, LinearProblem
-from scanlab_kernels.linear.weights import KeptWeights, PrepackedWeight
+from scanlab_kernels.linear.weights import PrepackedWeight
+from scanlab_kernels.weight_cache import RecentWeights
 
 # (x, weight, bias) -> x weight^T + bias
 Linear = Callable[[Tensor, PrepackedWeight, Tensor | None], Tensor]
@@ -47,10 +48,13 @@ def maker(linear: Linear, prepare: Callable[[], object] = lambda: None) -> Calla
 
     def make(problem: LinearProblem, config: Config) -> OpFn:
         prepare()
-        kept = KeptWeights()
+        recent = RecentWeights[PrepackedWeight]()
 
         def run(inputs: LinearInputs) -> LinearOutput:
-            return LinearOutput(linear(inputs.x, kept.of(inputs), inputs.bias))
+            x, weight, bias, given = inputs
+            if given is None or given.weight is not weight:
+                given = recent(lambda: PrepackedWeight(weight), weight)
+            return LinearOutput(linear(x, given, bias))
 
         return pinned(run, int(config["threads"]))
 

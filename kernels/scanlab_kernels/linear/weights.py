@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from scanlab_kernels.weight_cache import can_keep
-
-if TYPE_CHECKING:
-    from scanlab_kernels.linear.op import LinearInputs
-
-# Weights whose forms a function keeps for callers that keep none themselves.
-MAX_KEPT = 8
 
 
 class PrepackedWeight:
@@ -39,28 +31,6 @@ class PrepackedWeight:
     def prepacked_bytes(self) -> int:
         """Bytes of the forms, beside those of the weight."""
         return sum(form.untyped_storage().nbytes() for form in self._forms.values())
-
-
-class KeptWeights:
-    """PrepackedWeights of the tensors seen last, valid as long as torch counts no change in them."""
-
-    def __init__(self) -> None:
-        self._kept: OrderedDict[int, tuple[int, PrepackedWeight]] = OrderedDict()
-
-    def of(self, inputs: LinearInputs) -> PrepackedWeight:
-        """Return the holder that `inputs` bring, or the kept one of their weight."""
-        weight, given = inputs.weight, inputs.prepacked
-        if given is not None and given.weight is weight:
-            return given
-        if weight.is_inference():  # torch counts no changes of it
-            return PrepackedWeight(weight)
-        version = weight._version
-        kept = self._kept.get(id(weight))
-        if kept is None or kept[1].weight is not weight or kept[0] != version:
-            kept = self._kept[id(weight)] = version, PrepackedWeight(weight)
-            while len(self._kept) > MAX_KEPT:
-                self._kept.popitem(last=False)
-        return kept[1]
 
 
 def is_plain(x: Tensor, *weights: Tensor | None) -> bool:

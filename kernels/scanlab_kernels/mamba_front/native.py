@@ -2,48 +2,66 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
-from scanlab_kernels.linear.native import multiplies, packed
-from scanlab_kernels.linear.weights import is_plain
-from scanlab_kernels.mamba_front.op import DirectionWeights, Front, Projections, ScanArguments
+from scanlab.contract.backend import Backend, OpCapabilities, OpFn
+from scanlab.contract.cpu import pinned, threads_tunable
+from scanlab.contract.space import Config, Space
+from scanlab_kernels.build import PACKAGE, headers
+from scanlab_kernels.cpu import extension
+from scanlab_kernels.linear import native as linear
+from scanlab_kernels.linear.native import packed
+from scanlab_kernels.mamba_front.op import FrontProblem, runner
+from scanlab_kernels.mamba_front.weights import Front, FrontWeights
+
+FOLDER = Path(__file__).parent
 
 
-def accepts(hidden: Tensor, into: Projections, directions: tuple[DirectionWeights, ...]) -> bool:
-    """Return whether the op takes these: no gradient, one dtype that it multiplies, directions of one size."""
-    weights = [into.x.weight, into.z.weight]
-    others = [into.x_bias, into.z_bias]
-    for each in directions:
-        weights += each.x.weight, each.dt.weight
-        others += each.conv_weight, each.conv_bias
-    return (
-        hidden.numel() > 0
-        and all(weight.dtype == hidden.dtype for weight in weights)
-        and is_plain(hidden, *weights, *others)
-        and multiplies(hidden.dtype)
-        and directions[0].sizes == directions[-1].sizes
-    )
-
-
-def bind(into: Projections, directions: tuple[DirectionWeights, ...]) -> Front:
+def bind(weights: FrontWeights) -> Front:
     """Return the front with these weights, as one op of hidden."""
     op = torch.ops.scanlab_mixer.mamba_front.default
+    into, directions = weights.into, weights.directions
     rank, state, _ = sizes = directions[0].sizes
-    weights = [packed(into.x), into.x_bias, packed(into.z), into.z_bias]
+    given = [packed(into.x), into.x_bias, packed(into.z), into.z_bias]
     for each in directions:
-        weights += each.conv_weight, each.conv_bias, packed(each.x), packed(each.dt)
-    weights += [None] * (12 - len(weights))
+        given += each.conv_weight, each.conv_bias, packed(each.x), packed(each.dt)
+    given += [None] * (12 - len(given))
 
-    def front(hidden: Tensor) -> tuple[Tensor, tuple[ScanArguments, ...]]:
-        z, *outs = op(hidden, *weights, rank, rank + 2 * state)
-        u, selected, delta = outs[:3]
+    def front(hidden: Tensor) -> tuple[Tensor, ...]:
+        z, u, selected, delta, u_reverse, selected_reverse, delta_reverse = op(hidden, *given, rank, rank + 2 * state)
         _, B, C = selected.split_with_sizes(sizes, 2)
-        forward = ScanArguments(u, delta, B, C)
         if len(directions) == 1:
-            return z, (forward,)
-        u, selected, delta = outs[3:]
-        _, B, C = selected.split_with_sizes(sizes, 2)
-        return z, (forward, ScanArguments(u, delta, B, C))
+            return z, u, delta, B, C
+        _, B_reverse, C_reverse = selected_reverse.split_with_sizes(sizes, 2)
+        return z, u, delta, B, C, u_reverse, delta_reverse, B_reverse, C_reverse
 
     return front
+
+
+def make(problem: FrontProblem, config: Config) -> OpFn:
+    """Return the fused front; compile it on the first use on a machine."""
+    extension.load()
+    return pinned(runner("native", bind), int(config["threads"]))
+
+
+backend = Backend(
+    name="mamba_front_native",
+    summary="one op in C++: what it projects stays in the cache until it is convolved",
+    rank=1,
+    sources=(
+        Path(__file__),
+        *headers(FOLDER),
+        *headers(PACKAGE / "linear"),
+        *headers(PACKAGE / "causal_conv1d"),
+        *headers(PACKAGE / "cpu"),
+        FOLDER / "native.cpp",
+    ),
+    space=Space((threads_tunable(),)),
+    capabilities=OpCapabilities(dtypes=linear.backend.capabilities.dtypes),
+    make=make,
+    unavailable=extension.unavailable,
+    op="mamba_front",
+)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from scanlab.errors import ProblemError
-from scanlab_kernels.causal_conv1d.op import check as check_convolution
+from scanlab_kernels.causal_conv1d.arguments import check as check_convolution
 from scanlab_kernels.checks import expect
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from scanlab_kernels.causal_conv1d.torch import causal_conv1d_update
+from scanlab_kernels.implementations import TORCH
+from scanlab_kernels.state_update.op import call
 
 
 @torch.no_grad()
@@ -103,3 +106,6 @@ def compose_step(
     low_rank, B, C = F.linear(u, x_weight).split([rank, states, states], dim=1)
     delta = F.linear(low_rank, dt_weight)
     return state_update(state, u, delta, A_log, B, C, D, z, dt_bias, True, None, True)
+
+
+backend = TORCH.backend("state_update", call, Path(__file__).parent, "torch.py", gradients=False)

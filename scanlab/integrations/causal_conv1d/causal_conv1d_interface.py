@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from scanlab.runtime import ops as mixer
-from scanlab_kernels.causal_conv1d.op import Activation
+from scanlab_kernels.causal_conv1d.arguments import Activation
 
 
 def activation_of(name: str | None) -> Activation:

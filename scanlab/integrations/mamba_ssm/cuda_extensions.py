@@ -19,7 +19,7 @@ from torch import Tensor
 from scanlab.errors import ProblemError
 from scanlab.runtime import ops as mixer
 from scanlab.runtime.dispatch import selective_scan_fn
-from scanlab_kernels.causal_conv1d.op import Activation
+from scanlab_kernels.causal_conv1d.arguments import Activation
 
 
 def fwd(

@@ -157,11 +157,12 @@ class Mamba(Mixing):
             _say_one_way_only()
             both_ways = False
         weights = self.weights()
-        inputs = weights.front(hidden_states, both_ways)
+        inputs = weights.scan_inputs(hidden_states, both_ways)
         y, last_state = dispatch.scan(*inputs, direction="bidirectional" if both_ways else "forward")
         scan.say_who_serves()
         if states is not None:
-            last = mixer.linear(hidden_states[:, -self.d_conv :], weights.parts.x, weights.parts.x_bias)
+            into = weights.forward_front.into
+            last = mixer.linear(hidden_states[:, -self.d_conv :], into.x, into.x_bias)
             states[0].copy_(F.pad(last.mT, (self.d_conv - last.shape[1], 0)))
             states[1].copy_(last_state)
         return weights.mixed(y, halves=both_ways and self.bimamba_type == "v2" and self.if_divide_out)
@@ -194,10 +195,8 @@ class Mamba(Mixing):
 
     def _fused_step(self, hidden: Tensor, conv_state: Tensor, ssm_state: Tensor) -> Tensor:
         """Return the output (batch, d_model) for hidden (batch, d_model) by the op that fuses a step."""
-        if mixer.has_few_rows(hidden):
-            into, out = mixer.PrepackedWeight(self.in_proj.weight), mixer.PrepackedWeight(self.out_proj.weight)
-        else:
-            into, out = self.weights().into, self.weights().out
+        weights = self.weights()
+        into, out = weights.forward_front.into.weight, weights.out
         y = mixer.mixer_step(
             mixer.linear(hidden, into, self.in_proj.bias),
             conv_state,
