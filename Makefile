@@ -9,7 +9,7 @@ ARGS ?=
 # Processes that the tests share. Threads that wait must not spin: they would take the CPUs of the other processes.
 JOBS ?= 2
 
-.PHONY: tune test test-timing check lint types clean
+.PHONY: tune test test-timing check lint types docs clean
 
 tune: $(VENV)/.ready
 	$(BIN)/python -m scanlab tune $(ARGS)
@@ -20,6 +20,10 @@ test: $(VENV)/.ready
 # Tests that read a clock and need a quiet machine, one at a time.
 test-timing: $(VENV)/.ready
 	$(BIN)/python -m pytest -m timing $(ARGS)
+
+# The documentation site, in build/site; links and references are checked.
+docs: $(VENV)/.ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 check: lint types test
 

@@ -28,21 +28,6 @@ def test_a_sample_runs_in_a_fresh_process(page, number, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_backend_of_contributing_passes_the_contract_test(tmp_path):
-    contract = """
-from scanlab.testing import BackendContract
-
-mine = backend
-
-class TestMine(BackendContract):
-    backend = mine
-"""
-    (tmp_path / "test_mine.py").write_text(samples("CONTRIBUTING.md")[0] + contract)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mine.py"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert done.returncode == 0, done.stdout
-
-
 def test_the_readme_has_samples_and_is_read_in_two_minutes():
     text = (ROOT / "README.md").read_text()
     assert samples("README.md")

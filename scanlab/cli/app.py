@@ -6,11 +6,14 @@ import difflib
 import importlib
 import signal
 import sys
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from scanlab import __version__
 from scanlab.errors import ScanlabError, UnavailableError
 from scanlab.extras import MissingExtraError, require
+
+if TYPE_CHECKING:
+    from typer import Typer
 
 
 class Command(NamedTuple):
@@ -87,26 +90,32 @@ def unknown(name: str) -> str:
     return f"there is no command {name!r}{meant} `scanlab --help` lists them."
 
 
-def _run(name: str, words: list[str]) -> None:
+def load_command(name: str) -> Typer:
+    """Return the command of this name, imported with all that it needs."""
     import typer  # not part of the core
-    from rich.markup import escape
-
-    from scanlab.cli.console import Exit, notes
 
     command = COMMANDS[name]
-    if name not in KEEP_SIGTERM:
-        # `timeout`, `docker stop` and Slurm end a process like this: its workers and what it measured matter as much.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
     app = typer.Typer(
         pretty_exceptions_enable=False,
         add_completion=False,
         context_settings={"help_option_names": ["-h", "--help"]},
         rich_markup_mode="markdown",
     )
+    module = importlib.import_module(f"scanlab.cli.{command.module}")
+    app.command(name, context_settings=getattr(module, "CONTEXT_SETTINGS", None))(getattr(module, command.function))
+    return app
+
+
+def _run(name: str, words: list[str]) -> None:
+    from rich.markup import escape  # not part of the core
+
+    from scanlab.cli.console import Exit, notes
+
+    if name not in KEEP_SIGTERM:
+        # `timeout`, `docker stop` and Slurm end a process like this: its workers and what it measured matter as much.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        module = importlib.import_module(f"scanlab.cli.{command.module}")
-        app.command(name, context_settings=getattr(module, "CONTEXT_SETTINGS", None))(getattr(module, command.function))
-        app(words, prog_name=f"scanlab {name}")
+        load_command(name)(words, prog_name=f"scanlab {name}")
     except ScanlabError as error:
         notes.print(f"[bold red]error:[/] {escape(str(error))}")
         sys.exit(Exit.CANNOT_RUN if isinstance(error, UnavailableError) else Exit.BAD_INPUT)

@@ -337,10 +337,14 @@ def selective_scan_fn(
     Differentiable in every tensor, last_state included.
 
     Args:
-        u, delta, z: (batch, dim, length) in float32, bfloat16, float16 or float64.
+        u: (batch, dim, length) in float32, bfloat16, float16 or float64.
+        delta: Like u.
         A: (dim, state), float32 (float64 with float64); complex A goes with interleaved varying B and C.
-        B, C: (batch, state, length), (batch, groups, state, length), or constant (dim, state).
-        D, delta_bias: (dim,), float32 (float64 with float64).
+        B: (batch, state, length), (batch, groups, state, length), or constant (dim, state).
+        C: Like B.
+        D: (dim,), float32 (float64 with float64).
+        z: Like u.
+        delta_bias: Like D.
         delta_softplus: Apply softplus to delta + delta_bias.
         return_last_state: Return the state after the last step too.
         backend: A backend ("native", "chunked:chunk=32") instead of the machine's choice.
@@ -350,7 +354,10 @@ def selective_scan_fn(
 
     Raises:
         ProblemError: The tensors do not fit together.
-        ConfigError, UnknownBackendError, UnavailableError, RejectedError: `backend` cannot serve.
+        ConfigError: The configuration in `backend` is not legal.
+        UnknownBackendError: There is no such backend.
+        UnavailableError: The backend cannot run here.
+        RejectedError: The backend does not solve this problem.
 
     Source:
         state-spaces/mamba@e9594ce, selective_scan_interface.py, selective_scan_fn.

@@ -1,0 +1,86 @@
+"""Pages of the documentation: samples run, commands parse, settings are told as they are, links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from scanlab import settings
+from scanlab.cli.app import COMMANDS, load_command
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+BLOB = "https://github.com/scanlab/scanlab/"
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """Return the blocks of `page` in one language, but for those that include a file."""
+    found = re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    return [block for block in found if "--8<--" not in block]
+
+
+# The sample of add-a-backend.md runs in the contract test.
+RUN = [page for page in PAGES if blocks(page, "python") and page.name != "add-a-backend.md"]
+
+
+@pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
+def test_the_samples_of_a_page_run_in_their_order(page, tmp_path):
+    (tmp_path / "page.py").write_text("\n".join(blocks(page, "python")))
+    done = subprocess.run([sys.executable, "page.py"], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_backend_of_the_documentation_passes_the_contract_test(tmp_path):
+    contract = """
+from scanlab.testing import BackendContract
+
+mine = backend
+
+class TestMine(BackendContract):
+    backend = mine
+"""
+    (tmp_path / "test_mine.py").write_text(blocks(ROOT / "docs" / "add-a-backend.md", "python")[0] + contract)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mine.py"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def commands() -> list[str]:
+    """Return the scanlab commands of all pages."""
+    lines = [line for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()]
+    told = [command for page in PAGES for command in re.findall(r"`(scanlab [^`.]+)`", page.read_text())]
+    return sorted({line.partition("#")[0].strip() for line in [*lines, *told] if line.startswith("scanlab ")})
+
+
+@pytest.mark.parametrize("line", commands())
+def test_a_command_has_options_and_values_that_exist(line):
+    _, name, *words = shlex.split(line)
+    assert name in COMMANDS
+    if words and "..." not in line:
+        typer.main.get_command(load_command(name)).make_context(name, words)
+
+
+def test_every_setting_is_told_as_it_is():
+    text = (ROOT / "docs" / "environment.md").read_text()
+    rows = [f"| `{setting.name}` | {setting.meaning} | {setting.default} |" for setting in settings.ALL]
+    assert [line for line in text.splitlines() if line.startswith("| `SCANLAB_")] == rows
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_into_the_repository_lead_to_files(page):
+    links = re.findall(rf"\({BLOB}(?:blob|tree)/main/([^)#]+)\)", page.read_text())
+    assert not [link for link in links if not (ROOT / link).exists()]
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "reference" / "api" / "index.html").exists()
