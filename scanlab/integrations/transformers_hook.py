@@ -3,9 +3,10 @@
 Since 5.16 a modeling file of transformers takes every function that it can import from these packages, whatever the
 device. The PyTorch function that it would call otherwise differs from upstream's in two respects:
 
-- `mamba_inner_fn` of PyTorch declines, and the mixer computes step by step. It then masks the padding after the
-  convolution, normalises the step size before its projection (FalconMamba) and calls the projections with their hooks
-  and adapters. Upstream's fused function does none of this, so that training and evaluation differ.
+- The fused functions of PyTorch (`mamba_inner_fn`, `mamba2_split_conv1d_scan_combined`) decline, and the mixer computes
+  step by step. It then masks the padding after the convolution, normalises the step size before its projection
+  (FalconMamba) and calls the projections with their hooks and adapters. Upstream's fused functions do none of this, so
+  that training and evaluation differ.
 - The convolutions of PyTorch take every activation, those of upstream SiLU alone.
 
 On the CPU, the PyTorch function serves where the two differ.
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor  # not imported: processes that never need torch install the drop-in too
 
 MODELING = re.compile(r"transformers\.models\.\w+\.modeling_\w+")
+FUSED = ("mamba_inner_fn", "mamba2_split_conv1d_scan_combined")
 CONVOLUTIONS = ("causal_conv1d_fn", "causal_conv1d_update")
 ACTIVATIONS = (None, "silu", "swish")
 
@@ -60,7 +62,7 @@ class _Adapting(SourceFileLoader):
 
 def adapt(module: ModuleType) -> None:
     """Let the functions in `module` that stand for upstream's fall back to transformers' own where those differ."""
-    for name in ("mamba_inner_fn", *CONVOLUTIONS):
+    for name in (*FUSED, *CONVOLUTIONS):
         chosen: Any = vars(module).get(name)
         own: Function | None = getattr(chosen, "__wrapped__", None)
         if own is not None:

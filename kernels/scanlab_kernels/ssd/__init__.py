@@ -4,6 +4,6 @@
     0     ssd_reference  the recurrence, one step at a time; the reference of all others in float64
     1     ssd_chunked    products of matrices within chunks, the state carried between them
 
-`problem` has the glossary, `op` the hard problems. The implementations in PyTorch share `_operands` (operands and
-epilogue of the recurrence) and `_chunks` (the loop over chunks, with its gradient).
+`problem` has the glossary, `op` the hard problems. The implementations in PyTorch share `operands` (operands and
+epilogue of the recurrence) and `chunks` (the loop over chunks, with its gradient).
 """

@@ -28,8 +28,9 @@ from scanlab.contract.backend import Backend
 from scanlab.contract.cpu import pinned, threads_tunable
 from scanlab.contract.space import Config, Space, Tunable
 from scanlab_kernels import autograd
-from scanlab_kernels.ssd import _chunks, _operands
-from scanlab_kernels.ssd._operands import Operands
+from scanlab_kernels.ssd import chunks
+from scanlab_kernels.ssd import operands as recurrence
+from scanlab_kernels.ssd.operands import Operands
 from scanlab_kernels.ssd.problem import SsdFn, SsdProblem
 from scanlab_kernels.ssd.reference import WHOLE_CONTRACT
 
@@ -58,14 +59,14 @@ def solve(operands: Operands) -> tuple[Tensor, Tensor]:
 def make(problem: SsdProblem, config: Config) -> SsdFn:
     """Return the matrix form in chunks of config["chunk"] time steps, on config["threads"] threads."""
     chunk = int(config["chunk"])
-    return pinned(lambda inputs: _chunks.ssd(inputs, problem, chunk, solve), int(config["threads"]))
+    return pinned(lambda inputs: chunks.ssd(inputs, problem, chunk, solve), int(config["threads"]))
 
 
 backend = Backend(
     name="ssd_chunked",
     summary="products of matrices within chunks, the state carried between them",
     rank=1,
-    sources=tuple(map(Path, (__file__, _chunks.__file__, _operands.__file__, autograd.__file__))),
+    sources=tuple(map(Path, (__file__, chunks.__file__, recurrence.__file__, autograd.__file__))),
     space=Space(
         (Tunable("chunk", (16, 32, 64, 128, 256), default=128, summary="time steps of a chunk"), threads_tunable())
     ),

@@ -15,7 +15,7 @@ from scanlab.contract.backend import Backend, OpCapabilities
 from scanlab.contract.cpu import pinned, threads_tunable
 from scanlab.contract.problem import DTYPES
 from scanlab.contract.space import Config, Space
-from scanlab_kernels.ssd import _operands
+from scanlab_kernels.ssd import operands as recurrence
 from scanlab_kernels.ssd.problem import SsdFn, SsdInputs, SsdOutput, SsdProblem
 
 WHOLE_CONTRACT = OpCapabilities(devices=("cpu", "cuda"), dtypes=tuple(DTYPES), gradients=True)
@@ -23,13 +23,13 @@ WHOLE_CONTRACT = OpCapabilities(devices=("cpu", "cuda"), dtypes=tuple(DTYPES), g
 
 def ssd(inputs: SsdInputs, problem: SsdProblem) -> SsdOutput:
     """Return the output and the final state, for example of x (1, 512, 64, 64) with 128 states."""
-    drive, log_decay, B, C, h = _operands.operands(inputs, problem, _operands.new_sequence(inputs))
+    drive, log_decay, B, C, h = recurrence.operands(inputs, problem, recurrence.new_sequence(inputs))
     decay = torch.exp(log_decay)  # (1, 512, 1, 64); h (1, 1, 128, 64, 64)
     y = []
     for t in range(problem.length):
         h = decay[:, t, :, None, :, None] * h + torch.einsum("bghp,bgn->bgnhp", drive[:, t], B[:, t])  # eq. 1a
         y.append(torch.einsum("bgnhp,bgn->bghp", h, C[:, t]))  # eq. 1b
-    return _operands.epilogue(torch.stack(y, dim=1), h, inputs)
+    return recurrence.epilogue(torch.stack(y, dim=1), h, inputs)
 
 
 def make(problem: SsdProblem, config: Config) -> SsdFn:
@@ -41,7 +41,7 @@ backend = Backend(
     name="ssd_reference",
     summary="the recurrence, one step at a time in Python",
     rank=0,
-    sources=tuple(map(Path, (__file__, _operands.__file__))),
+    sources=tuple(map(Path, (__file__, recurrence.__file__))),
     space=Space((threads_tunable(),)),
     capabilities=WHOLE_CONTRACT,
     make=make,

@@ -1,6 +1,6 @@
 """Modules and names of `mamba_ssm`, `causal_conv1d` and their kin, and the place of each in scanlab.
 
-SERVED is what scanlab provides. UNPROVIDED can be imported and raises when it is used: Mamba-2 and 3, what
+SERVED is what scanlab provides. UNPROVIDED can be imported and raises when it is used: Mamba-3, what
 surrounds them, and what runs on several machines.
 """
 
@@ -33,6 +33,8 @@ SCAN = (
     *("selective_scan_fn", "selective_scan_ref", "mamba_inner_fn", "mamba_inner_ref"),
     *("mamba_inner_fn_no_out_proj", "bimamba_inner_fn", "bimamba_inner_ref"),
 )
+SSD = ("mamba_chunk_scan", "mamba_chunk_scan_combined", "mamba_split_conv1d_scan_combined", "ssd_selective_scan")
+MINIMAL = ("mamba_chunk_scan_combined", "segsum", "segsum_unstable", "ssd_minimal_discrete")
 NORMS = ("layer_norm_fn", "rms_norm_fn", "layer_norm_linear_fn", "RMSNorm")
 CONV = ("causal_conv1d_fn", "causal_conv1d_update")
 GENERATION = ("InferenceParams", "GenerationMixin", "decode", "sample")
@@ -43,6 +45,7 @@ SERVED: dict[str, dict[str, tuple[str, ...]]] = {
     "mamba_ssm": {
         f"{HERE}.ops.selective_scan_interface": ("selective_scan_fn", "mamba_inner_fn"),
         f"{HERE}.modules.mamba_simple": ("Mamba",),
+        f"{HERE}.modules.mamba2": ("Mamba2",),
         f"{HERE}.models.mixer_seq_simple": ("MambaLMHeadModel",),
     },
     "mamba_ssm.ops": {},
@@ -56,8 +59,12 @@ SERVED: dict[str, dict[str, tuple[str, ...]]] = {
     "mamba_ssm.ops.triton.selective_state_update": {
         f"{HERE}.ops.triton.selective_state_update": ("selective_state_update", "selective_state_update_ref")
     },
+    "mamba_ssm.ops.triton.ssd_combined": {f"{HERE}.ops.triton.ssd_combined": SSD},
     "mamba_ssm.modules": {},
     "mamba_ssm.modules.mamba_simple": {f"{HERE}.modules.mamba_simple": ("Mamba", "Block")},
+    "mamba_ssm.modules.mamba2": {f"{HERE}.modules.mamba2": ("Mamba2", "RMSNormGated")},
+    "mamba_ssm.modules.mamba2_simple": {f"{HERE}.modules.mamba2_simple": ("Mamba2Simple",)},
+    "mamba_ssm.modules.ssd_minimal": {f"{HERE}.modules.ssd_minimal": MINIMAL},
     "mamba_ssm.modules.block": {f"{HERE}.modules.block": ("Block",)},
     "mamba_ssm.modules.mlp": {f"{HERE}.modules.mlp": ("GatedMLP",)},
     "mamba_ssm.models": {},
@@ -99,25 +106,18 @@ SERVED: dict[str, dict[str, tuple[str, ...]]] = {
 # The official ones call compiled modules, which are wrapped.
 UNWRAPPED = {"selective_scan", "selective_scan_vmamba", "selective_scan_vmamba_pt202"}
 
-NEWER = "scanlab has Mamba-1; for this one install mamba_ssm, on a machine with CUDA"
+NEWER = "scanlab has Mamba-1 and Mamba-2; for this one install mamba_ssm, on a machine with CUDA"
 GRAPHS = "captured graphs are a matter of GPUs; decode without them"
 MACHINES = "scanlab runs on one machine; for several install mamba_ssm"
 
 # (module, what to do instead, names)
 UNPROVIDED = (
-    ("mamba_ssm", NEWER, ("Mamba2", "Mamba3")),
-    (
-        "mamba_ssm.ops.triton.ssd_combined",
-        NEWER,
-        ("mamba_chunk_scan", "mamba_chunk_scan_combined", "mamba_split_conv1d_scan_combined", "ssd_selective_scan"),
-    ),
+    ("mamba_ssm", NEWER, ("Mamba3",)),
     ("mamba_ssm.ops.triton.ssd_chunk_state", NEWER, ("chunk_state", "chunk_state_varlen")),
     ("mamba_ssm.ops.triton.ssd_chunk_scan", NEWER, ("chunk_scan",)),
     ("mamba_ssm.ops.triton.ssd_state_passing", NEWER, ("state_passing",)),
     ("mamba_ssm.ops.triton.ssd_bmm", NEWER, ("bmm_chunk_fwd", "bmm_chunk_bwd")),
     ("mamba_ssm.ops.triton.k_activations", NEWER, ("SwiGLU", "swiglu")),
-    ("mamba_ssm.modules.mamba2", NEWER, ("Mamba2",)),
-    ("mamba_ssm.modules.mamba2_simple", NEWER, ("Mamba2Simple",)),
     ("mamba_ssm.modules.mamba3", NEWER, ("Mamba3",)),
     ("mamba_ssm.modules.mha", NEWER, ("MHA",)),
     ("mamba_ssm.utils.generation", GRAPHS, ("update_graph_cache", "capture_graph")),

@@ -89,8 +89,8 @@ def test_the_names_that_people_import():
 @pytest.mark.parametrize(
     ("module", "name", "cure"),
     [
-        ("mamba_ssm", "Mamba2", "install mamba_ssm"),
-        ("mamba_ssm.ops.triton.ssd_combined", "mamba_chunk_scan_combined", "install mamba_ssm"),
+        ("mamba_ssm", "Mamba3", "install mamba_ssm"),
+        ("mamba_ssm.ops.triton.ssd_bmm", "bmm_chunk_fwd", "install mamba_ssm"),
         ("mamba_ssm.utils.generation", "capture_graph", "without them"),
         ("mamba_ssm.distributed.tensor_parallel", "ColumnParallelLinear", "one machine"),
     ],
@@ -107,10 +107,10 @@ def test_what_is_not_provided_raises_when_it_is_used(module, name, cure):
 def test_code_with_a_fallback_finds_that_a_name_is_missing():
     drop_in.install()
     try:
-        from mamba_ssm import Mamba2
+        from mamba_ssm import Mamba3
     except ImportError:
-        Mamba2 = None
-    assert Mamba2 is None
+        Mamba3 = None
+    assert Mamba3 is None
     assert getattr(importlib.import_module("mamba_ssm"), "Mamba3", None) is None
 
 
@@ -261,7 +261,7 @@ def test_beside_a_package_that_is_there_what_could_not_be_used_is_missing(write)
     write({"mamba_ssm.ops.selective_scan_interface": THEIR_INTERFACE})
     drop_in.install()
     with pytest.raises(ModuleNotFoundError):
-        importlib.import_module("mamba_ssm.modules.mamba2")
+        importlib.import_module("mamba_ssm.modules.mamba3")
 
 
 def test_the_compiled_modules_that_a_package_misses_are_served(write):

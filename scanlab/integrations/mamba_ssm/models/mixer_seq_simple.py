@@ -1,4 +1,4 @@
-"""Language model of `mamba_ssm.models.mixer_seq_simple`, of Mamba-1 layers.
+"""Language model of `mamba_ssm.models.mixer_seq_simple`, of Mamba-1 and Mamba-2 layers.
 
 Source: state-spaces/mamba@e9594ce, mamba_ssm/models/mixer_seq_simple.py, config_mamba.py.
 """
@@ -19,11 +19,14 @@ from torch import Tensor, nn
 from scanlab.errors import ProblemError, UnavailableError
 from scanlab.integrations.mamba_ssm.models.config_mamba import MambaConfig
 from scanlab.integrations.mamba_ssm.modules.block import Block
+from scanlab.integrations.mamba_ssm.modules.mamba2 import Mamba2
 from scanlab.integrations.mamba_ssm.modules.mamba_simple import Mamba, State
 from scanlab.integrations.mamba_ssm.modules.mlp import GatedMLP
 from scanlab.integrations.mamba_ssm.ops.triton.layer_norm import RMSNorm, layer_norm_fn
 from scanlab.integrations.mamba_ssm.utils.generation import GenerationMixin
 from scanlab.integrations.mamba_ssm.utils.hf import load_config_hf, load_state_dict_hf
+
+MIXERS: dict[str, type[nn.Module]] = {"Mamba1": Mamba, "Mamba2": Mamba2}
 
 
 class CausalLMOutput(NamedTuple):
@@ -55,7 +58,7 @@ def create_block(
         layer_idx: Index of the layer.
 
     Raises:
-        UnavailableError: The layer is attention or of another kind than Mamba-1.
+        UnavailableError: The layer is attention or of another kind than Mamba-1 and Mamba-2.
         ProblemError: Arguments of 1.x beyond ssm_cfg are given by position.
     """
     if isinstance(d_intermediate, int):
@@ -67,16 +70,16 @@ def create_block(
     layer = options.pop("layer", "Mamba1")
     if attn_layer_idx and layer_idx in attn_layer_idx:
         layer = "attention"
-    if layer != "Mamba1":
+    if layer not in MIXERS:
         raise UnavailableError(
-            f"layer {layer_idx} is {layer}: scanlab, which stands in for mamba_ssm, has Mamba-1 alone; for this one"
-            " install mamba_ssm, on a machine with CUDA."
+            f"layer {layer_idx} is {layer}: scanlab, which stands in for mamba_ssm, has {' and '.join(MIXERS)}; for"
+            " this one install mamba_ssm, on a machine with CUDA."
         )
     where: dict[str, Any] = {"device": device, "dtype": dtype}
     mlp = functools.partial(GatedMLP, hidden_features=hidden_features, out_features=d_model, **where)
     block = Block(
         d_model,
-        functools.partial(Mamba, layer_idx=layer_idx, **options, **where),
+        functools.partial(MIXERS[layer], layer_idx=layer_idx, **options, **where),
         mlp if hidden_features else nn.Identity,
         functools.partial(RMSNorm if rms_norm else nn.LayerNorm, eps=norm_epsilon, **where),
         fused_add_norm=fused_add_norm,

@@ -59,10 +59,10 @@ def test_names_shapes_and_the_tied_head(model):
 
 
 @pytest.mark.parametrize(
-    ("other", "what"), [({"ssm_cfg": {"layer": "Mamba2"}}, "layer 0 is Mamba2"), ({"attn_layer_idx": [1]}, "layer 1")]
+    ("other", "what"), [({"ssm_cfg": {"layer": "Mamba3"}}, "layer 0 is Mamba3"), ({"attn_layer_idx": [1]}, "layer 1")]
 )
 def test_layers_of_another_kind_are_refused(other, what):
-    with pytest.raises(UnavailableError, match=f"{what}.*has Mamba-1 alone"):
+    with pytest.raises(UnavailableError, match=f"{what}.*has Mamba1 and Mamba2"):
         MambaLMHeadModel(MambaConfig(**SMALL | other))
 
 

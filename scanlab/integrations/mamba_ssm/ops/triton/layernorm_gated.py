@@ -5,6 +5,8 @@ Source: state-spaces/mamba@e9594ce, mamba_ssm/ops/triton/layernorm_gated.py.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,16 +29,20 @@ def layernorm_fn(
     x, z (..., dim); weight, bias (dim,); group_size divides dim and is dim where None. Computed in float32 or
     wider, returned in the dtype of x. Differentiable.
     """
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    is_whole = group_size in (None, x.shape[-1])
+    wide = x if is_whole and z is None else x.to(torch.promote_types(x.dtype, torch.float32))
     gate = None if z is None else F.silu(z.to(wide.dtype))
     if gate is not None and not norm_before_gate:
         wide = wide * gate
-    grouped = wide.unflatten(-1, (-1, group_size or x.shape[-1]))
-    ones = wide.new_ones(grouped.shape[-1])
-    normed, _ = add_norm(grouped, None, ones, eps=eps, kind="rms" if is_rms_norm else "layer")
-    out = normed.flatten(-2) * weight
-    if bias is not None:
-        out = out + bias
+    kind: Literal["rms", "layer"] = "rms" if is_rms_norm else "layer"
+    if is_whole:
+        out, _ = add_norm(wide, None, weight, bias, eps=eps, kind=kind)
+    else:
+        grouped = wide.unflatten(-1, (-1, group_size))
+        ones = wide.new_ones(grouped.shape[-1])
+        out = add_norm(grouped, None, ones, eps=eps, kind=kind)[0].flatten(-2) * weight
+        if bias is not None:
+            out = out + bias
     if gate is not None and norm_before_gate:
         out = out * gate
     return out.to(x.dtype)

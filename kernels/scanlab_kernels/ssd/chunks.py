@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from scanlab_kernels.autograd import once
-from scanlab_kernels.ssd import _operands
-from scanlab_kernels.ssd._operands import Operands
+from scanlab_kernels.ssd import operands as recurrence
+from scanlab_kernels.ssd.operands import Operands
 from scanlab_kernels.ssd.problem import SsdInputs, SsdOutput, SsdProblem
 
-# (operands of one chunk) -> (y, the state after it); shapes as in `Operands` and `_operands.epilogue`.
+# (operands of one chunk) -> (y, the state after it); shapes as in `Operands` and `recurrence.epilogue`.
 Solver = Callable[[Operands], tuple[Tensor, Tensor]]
 
 VARYING = ("x", "dt", "B", "C", "z")
@@ -30,10 +30,10 @@ def ssd(inputs: SsdInputs, problem: SsdProblem, chunk: int, solve: Solver) -> Ss
     h = inputs.initial_state
     if h is None:
         h = inputs.A.new_zeros(problem.batch, problem.heads, problem.head_dim, problem.state)
-    is_new = _operands.new_sequence(inputs)
+    is_new = recurrence.new_sequence(inputs)
 
     def step(part: SsdInputs, is_new: Tensor | None) -> SsdOutput:
-        return _operands.epilogue(*solve(_operands.operands(part, problem, is_new)), part)
+        return recurrence.epilogue(*solve(recurrence.operands(part, problem, is_new)), part)
 
     given = inputs._replace(initial_state=h, seq_idx=None)
     return SsdOutput(*_Chunks.apply(step, chunk, is_new, *given))  # type: ignore[no-untyped-call]

@@ -1,0 +1,281 @@
+"""The module of `mamba_ssm.modules.mamba2`, with its signature and parameter names, on scanlab.
+
+Source: state-spaces/mamba@e9594ce, mamba_ssm/modules/mamba2.py.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scanlab.errors import ProblemError, UnavailableError
+from scanlab.integrations.mamba_ssm.modules.mamba_simple import State
+from scanlab.integrations.mamba_ssm.ops.triton.layernorm_gated import RMSNorm as RMSNormGated
+from scanlab.integrations.mamba_ssm.ops.triton.ssd_combined import mamba_split_conv1d_scan_combined
+from scanlab.runtime import ops as mixer
+from scanlab_kernels.ssd.problem import NO_LIMIT, Limits
+
+
+class Mamba2(nn.Module):
+    """The Mamba-2 mixer: (batch, length, d_model) -> (batch, length, d_model).
+
+    Parameters have the official names, order and initial values. `chunk_size`, `use_mem_eff_path` and
+    `sequence_parallel` change nothing here.
+
+    Args:
+        d_model: Width of the model.
+        d_state: States of a channel.
+        d_conv: Width of the convolution.
+        conv_init: Bound of the convolution's initial weights; those of nn.Conv1d where None.
+        expand: Width of the mixer over that of the model.
+        headdim: Channels of a head.
+        d_ssm: Channels that are scanned; the others are a gated MLP. All of them where None.
+        ngroups: Groups of heads that share B and C.
+        A_init_range: Bounds of the initial decay rates.
+        D_has_hdim: D for each channel instead of each head.
+        rmsnorm: Gate by a norm instead of in the scan.
+        norm_before_gate: Normalise first and gate then.
+        dt_min, dt_max, dt_init_floor: Bounds of the initial step sizes.
+        dt_limit: Bounds of every step size.
+        layer_idx: Index of the layer, by which an inference cache keeps its states.
+
+    Raises:
+        ProblemError: Sizes do not fit.
+        UnavailableError: A process group is given: scanlab runs on one machine.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 128,
+        d_conv: int = 4,
+        conv_init: float | None = None,
+        expand: int = 2,
+        headdim: int = 64,
+        d_ssm: int | None = None,
+        ngroups: int = 1,
+        A_init_range: tuple[float, float] = (1, 16),
+        D_has_hdim: bool = False,
+        rmsnorm: bool = True,
+        norm_before_gate: bool = False,
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
+        dt_init_floor: float = 1e-4,
+        dt_limit: Limits = NO_LIMIT,
+        bias: bool = False,
+        conv_bias: bool = True,
+        chunk_size: int = 256,
+        use_mem_eff_path: bool = True,
+        layer_idx: int | None = None,
+        process_group: object = None,
+        sequence_parallel: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if process_group is not None:
+            raise UnavailableError(
+                "Mamba2 with a process_group: scanlab runs on one machine; for several install mamba_ssm."
+            )
+        self.d_model, self.d_state, self.d_conv, self.conv_init = d_model, d_state, d_conv, conv_init
+        self.expand, self.headdim, self.ngroups = expand, headdim, ngroups
+        self.d_inner = expand * d_model
+        self.d_ssm = self.d_inner if d_ssm is None else d_ssm
+        if self.d_ssm % headdim:
+            raise ProblemError(f"headdim={headdim} does not divide the {self.d_ssm} channels that are scanned.")
+        self.nheads = self.d_ssm // headdim
+        self.D_has_hdim, self.rmsnorm, self.norm_before_gate = D_has_hdim, rmsnorm, norm_before_gate
+        self.dt_limit, self.chunk_size = dt_limit, chunk_size
+        self.activation: str | None = "silu"
+        self.use_mem_eff_path, self.layer_idx = use_mem_eff_path, layer_idx
+        self.process_group, self.sequence_parallel = process_group, sequence_parallel
+        self.world_size, self.local_rank = 1, 0
+        self.act = nn.SiLU()
+        linear = functools.partial(nn.Linear, bias=bias, device=device, dtype=dtype)
+        projections = 2 * ngroups * d_state
+
+        # In the order in which upstream draws, so that a seed gives the same weights.
+        self.in_proj = linear(d_model, 2 * self.d_inner + projections + self.nheads)
+        channels = self.d_ssm + projections
+        self.conv1d = nn.Conv1d(
+            *(channels, channels, d_conv),
+            groups=channels,
+            padding=d_conv - 1,
+            bias=conv_bias,
+            device=device,
+            dtype=dtype,
+        )
+        if conv_init is not None:
+            nn.init.uniform_(self.conv1d.weight, -conv_init, conv_init)
+        drawn = torch.rand(self.nheads, device=device, dtype=dtype)
+        step = torch.exp(drawn * (math.log(dt_max) - math.log(dt_min)) + math.log(dt_min)).clamp(min=dt_init_floor)
+        self.dt_bias = without_decay(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
+        rates = torch.empty(self.nheads, dtype=torch.float32, device=device).uniform_(*A_init_range)
+        self.A_log = without_decay(rates.log().to(dtype or torch.float32))
+        self.D = without_decay(torch.ones(self.d_ssm if D_has_hdim else self.nheads, device=device))
+        if rmsnorm:
+            self.norm = RMSNormGated(
+                self.d_ssm,
+                eps=1e-5,
+                norm_before_gate=norm_before_gate,
+                group_size=self.d_ssm // ngroups,
+                device=device,
+                dtype=dtype,
+            )
+        self.out_proj = linear(self.d_inner, d_model)
+
+    def forward(
+        self,
+        u: Tensor,
+        seqlen: int | None = None,
+        seq_idx: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        inference_params: Any = None,
+    ) -> Tensor:
+        """Return the mixer's output, in the shape of u.
+
+        Args:
+            u: (batch, length, d_model), or (batch x length, d_model) with seqlen, which is the length.
+            seq_idx: (batch, length) int32, the sequence that a step belongs to.
+            cu_seqlens: (sequences + 1,), where the sequences of a batch of one begin and end; with inference_params
+                their states are kept as those of a batch.
+            inference_params: Cache of a generation. The states of this layer are kept in it, and from its second call
+                on it takes one step.
+        """
+        if inference_params is not None:
+            batch = len(u) if seqlen is None else len(u) // seqlen
+            batch = batch if cu_seqlens is None else len(cu_seqlens) - 1
+            conv_state, ssm_state = self._get_states_from_cache(inference_params, batch)
+            if inference_params.seqlen_offset > 0:
+                return self.step(u, conv_state, ssm_state)[0]
+        zxbcdt = self.in_proj(u)
+        if seqlen is not None:
+            zxbcdt = zxbcdt.unflatten(0, (-1, seqlen))
+        if inference_params is None:
+            out, _ = self.mix(zxbcdt, seq_idx)
+        elif cu_seqlens is None:
+            out, states = self.mix(zxbcdt, seq_idx)
+            self._keep(zxbcdt, states, conv_state, ssm_state)
+        else:
+            outs = []
+            for index, (begin, end) in enumerate(itertools.pairwise(cu_seqlens.tolist())):
+                part = zxbcdt[:, begin:end]
+                mixed, states = self.mix(part)
+                self._keep(part, states, conv_state[index : index + 1], ssm_state[index : index + 1])
+                outs.append(mixed)
+            out = torch.cat(outs, dim=1)
+        return out if seqlen is None else out.flatten(0, 1)
+
+    def mix(
+        self, zxbcdt: Tensor, seq_idx: Tensor | None = None, initial_states: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the output and the states after the last step; arguments as `mamba_split_conv1d_scan_combined`'s."""
+        mixed = mamba_split_conv1d_scan_combined(
+            zxbcdt,
+            self.conv1d.weight[:, 0],
+            self.conv1d.bias,
+            self.dt_bias,
+            -torch.exp(self.A_log.float()),
+            self.D.unflatten(0, (-1, self.headdim)) if self.D_has_hdim else self.D,
+            self.chunk_size,
+            initial_states,
+            seq_idx,
+            dt_limit=self.dt_limit,
+            return_final_states=True,
+            activation=self.activation,
+            rmsnorm_weight=self.norm.weight if self.rmsnorm else None,
+            rmsnorm_eps=self.norm.eps if self.rmsnorm else 1e-6,
+            headdim=None if self.D_has_hdim else self.headdim,
+            ngroups=self.ngroups,
+            norm_before_gate=self.norm_before_gate,
+        )
+        out, states = mixed
+        return self.out_proj(out), states
+
+    def _keep(self, zxbcdt: Tensor, states: Tensor, conv_state: Tensor, ssm_state: Tensor) -> None:
+        """Keep the states after the last step: what enters the convolution next, and those of the scan."""
+        xBC = self._split(zxbcdt)[3][:, -self.d_conv :].mT
+        conv_state.copy_(F.pad(xBC, (self.d_conv - xBC.shape[-1], 0)))
+        ssm_state.copy_(states)
+
+    def _split(self, zxbcdt: Tensor) -> tuple[Tensor, ...]:
+        """Return the gate and the input of the MLP, the gate of the scan, what is convolved, and dt."""
+        mlp = self.d_inner - self.d_ssm
+        convolved = self.d_ssm + 2 * self.ngroups * self.d_state
+        return torch.split(zxbcdt, [mlp, mlp, self.d_ssm, convolved, self.nheads], dim=-1)
+
+    def step(self, hidden_states: Tensor, conv_state: Tensor, ssm_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the output (batch, 1, d_model) of one token, and both states, which are updated in place.
+
+        Args:
+            hidden_states: (batch, 1, d_model).
+            conv_state: (batch, d_ssm + 2 groups d_state, d_conv).
+            ssm_state: (batch, heads, headdim, d_state).
+
+        Raises:
+            ProblemError: There is another number of tokens than one.
+        """
+        if hidden_states.shape[1] != 1:
+            raise ProblemError(f"hidden_states has {hidden_states.shape[1]} tokens: a step takes one; step in a loop.")
+        mlp_gate, mlp_input, z, xBC, dt = self._split(self.in_proj(hidden_states[:, 0]))
+        xBC = mixer.causal_conv1d_update(xBC, conv_state, self.conv1d.weight[:, 0], self.conv1d.bias, activation="silu")
+        x, B, C = xBC.split([self.d_ssm, *2 * [self.ngroups * self.d_state]], dim=-1)
+        dt_bias: Tensor | None = self.dt_bias
+        is_limited = tuple(self.dt_limit) != NO_LIMIT
+        if is_limited:  # upstream's step forgets the limits
+            dt, dt_bias = F.softplus(dt.float() + self.dt_bias).clamp(*self.dt_limit), None
+        heads, each_channel = (self.nheads, self.headdim), (-1, self.headdim)
+        gates = not self.rmsnorm or not self.norm_before_gate
+        y = mixer.selective_state_update(
+            ssm_state,
+            x.unflatten(-1, heads),
+            dt[..., None].expand(-1, *each_channel),
+            self.A_log[:, None, None].expand(*each_channel, self.d_state),
+            B.unflatten(-1, (self.ngroups, -1)),
+            C.unflatten(-1, (self.ngroups, -1)),
+            self.D.unflatten(0, heads) if self.D_has_hdim else self.D[:, None].expand(each_channel),
+            z.unflatten(-1, heads) if gates else None,
+            None if dt_bias is None else dt_bias[:, None].expand(each_channel),
+            dt_softplus=not is_limited,
+            log_A=True,
+        ).flatten(1)
+        if self.rmsnorm:
+            y = self.norm(y, None if gates else z)
+        if mlp_gate.shape[-1]:
+            y = torch.cat((F.silu(mlp_gate) * mlp_input, y), dim=-1)
+        return self.out_proj(y)[:, None], conv_state, ssm_state
+
+    def allocate_inference_cache(
+        self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None, **kwargs: Any
+    ) -> State:
+        """Return zero states for a batch; shapes as in `step`."""
+        conv, projection = self.conv1d.weight, self.in_proj.weight
+        channels_last = conv.new_zeros(batch_size, self.d_conv, conv.shape[0], dtype=dtype or conv.dtype)
+        return channels_last.mT, projection.new_zeros(
+            batch_size, self.nheads, self.headdim, self.d_state, dtype=dtype or projection.dtype
+        )
+
+    def _get_states_from_cache(self, inference_params: Any, batch_size: int, initialize_states: bool = False) -> State:
+        """Return this layer's states in inference_params.key_value_memory_dict, made where they are missing."""
+        if self.layer_idx is None:
+            raise ProblemError("layer_idx is None: an inference cache is kept by layer; give each Mamba its layer_idx.")
+        known: dict[int, State] = inference_params.key_value_memory_dict
+        if self.layer_idx not in known:
+            known[self.layer_idx] = self.allocate_inference_cache(batch_size, 0)
+        elif initialize_states:
+            for state in known[self.layer_idx]:
+                state.zero_()
+        return known[self.layer_idx]
+
+
+def without_decay(values: Tensor) -> nn.Parameter:
+    """Return a parameter of these values that is marked as one without weight decay."""
+    parameter = nn.Parameter(values)
+    parameter._no_weight_decay = True  # type: ignore[attr-defined]  # what training scripts look for
+    return parameter

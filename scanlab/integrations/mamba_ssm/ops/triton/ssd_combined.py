@@ -1,0 +1,192 @@
+"""The functions of `mamba_ssm.ops.triton.ssd_combined`, with their signatures, on the op `ssd`.
+
+`chunk_size` is how upstream computes and not what; here the machine's choice of backend has its own.
+
+Source: state-spaces/mamba@e9594ce, mamba_ssm/ops/triton/ssd_combined.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scanlab.errors import ProblemError
+from scanlab.integrations.causal_conv1d.causal_conv1d_interface import activation_of
+from scanlab.integrations.mamba_ssm.ops.triton.layernorm_gated import rmsnorm_fn
+from scanlab.runtime import ops as mixer
+from scanlab.runtime.ssd import ssd
+from scanlab_kernels.ssd.problem import NO_LIMIT, Limits, SsdInputs
+
+
+def mamba_chunk_scan_combined(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    chunk_size: int,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    initial_states: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    dt_softplus: bool = False,
+    dt_limit: Limits = NO_LIMIT,
+    return_final_states: bool = False,
+    return_varlen_states: bool = False,
+) -> Tensor | tuple[Tensor, ...]:
+    """Return the scan of Mamba-2, differentiably.
+
+    Args:
+        x, z: (batch, length, heads, head_dim).
+        dt: (batch, length, heads).
+        A, dt_bias: (heads,).
+        B, C: (batch, length, groups, state).
+        D: (heads,) or (heads, head_dim).
+        initial_states: (batch, heads, head_dim, state).
+        seq_idx: (batch, length), the sequence that a step belongs to; the initial states belong to sequence 0.
+        cu_seqlens: (sequences + 1,), where sequences of a batch of one begin and end.
+        dt_limit: The lowest and the highest step size.
+
+    Returns:
+        `out` like x, and as asked for the states after the last step (batch, heads, head_dim, state) and after each
+        sequence (sequences, heads, head_dim, state).
+
+    Raises:
+        ProblemError: The tensors do not fit together.
+    """
+    inputs = SsdInputs(x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx)
+    out, final_states = ssd(inputs, dt_softplus=dt_softplus, dt_limit=dt_limit)
+    if not return_varlen_states:
+        return (out, final_states) if return_final_states else out
+    varlen_states = _states_after_each(inputs, cu_seqlens, dt_softplus, dt_limit)
+    return (out, final_states, varlen_states) if return_final_states else (out, varlen_states)
+
+
+def _states_after_each(inputs: SsdInputs, cu_seqlens: Tensor | None, dt_softplus: bool, dt_limit: Limits) -> Tensor:
+    """Return the state after each sequence, every one of which starts from zero."""
+    if cu_seqlens is None or inputs.x.shape[0] != 1:
+        raise ProblemError("return_varlen_states: pass cu_seqlens and a batch of one.")
+    states = []
+    for begin, end in itertools.pairwise(cu_seqlens.tolist()):
+        varying = {name: getattr(inputs, name)[:, begin:end] for name in ("x", "dt", "B", "C")}
+        part = inputs._replace(**varying, D=None, z=None, initial_state=None, seq_idx=None)
+        states.append(ssd(part, dt_softplus=dt_softplus, dt_limit=dt_limit).final_state)
+    return torch.cat(states)
+
+
+def mamba_chunk_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    chunk_size: int,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = False,
+) -> Tensor:
+    """Return `mamba_chunk_scan_combined` without states; shapes as there."""
+    return ssd(SsdInputs(x, dt, A, B, C, D, z, dt_bias), dt_softplus=dt_softplus).out
+
+
+def ssd_selective_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = False,
+    dt_limit: Limits = NO_LIMIT,
+) -> Tensor:
+    """Return the scan of Mamba-2; shapes as in `mamba_chunk_scan_combined`."""
+    return ssd(SsdInputs(x, dt, A, B, C, D, z, dt_bias), dt_softplus=dt_softplus, dt_limit=dt_limit).out
+
+
+def mamba_split_conv1d_scan_combined(
+    zxbcdt: Tensor,
+    conv1d_weight: Tensor,
+    conv1d_bias: Tensor | None,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    chunk_size: int,
+    initial_states: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    dt_limit: Limits = NO_LIMIT,
+    return_final_states: bool = False,
+    activation: str | None = "silu",
+    rmsnorm_weight: Tensor | None = None,
+    rmsnorm_eps: float = 1e-6,
+    outproj_weight: Tensor | None = None,
+    outproj_bias: Tensor | None = None,
+    headdim: int | None = None,
+    ngroups: int = 1,
+    norm_before_gate: bool = True,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Return what a Mamba-2 layer makes of its input projection: convolution, scan, norm and output projection.
+
+    Args:
+        zxbcdt: (batch, length, 2 mlp + 2 dim + 2 groups state + heads): gate and input of a gated MLP, gate z of the
+            scan, its x, B and C before the convolution, and dt; dim is heads x head_dim, and mlp often 0.
+        conv1d_weight, conv1d_bias: (dim + 2 groups state, width) and (dim + 2 groups state,).
+        dt_bias, A: (heads,).
+        D: (heads,) with headdim, or (heads, head_dim).
+        initial_states: (batch, heads, head_dim, state).
+        seq_idx: (batch, length) int32.
+        rmsnorm_weight: (dim,); without it z gates the scan and there is no norm.
+        outproj_weight, outproj_bias: (model, mlp + dim) and (model,).
+        norm_before_gate: Normalise first and gate then.
+
+    Returns:
+        (batch, length, model), or without outproj_weight (batch, length, mlp + dim); with return_final_states also
+        the states after the last step (batch, heads, head_dim, state).
+
+    Raises:
+        ProblemError: The tensors do not fit together.
+    """
+    heads = D.shape[0]
+    head_dim = D.shape[1] if D.dim() == 2 else headdim
+    if head_dim is None:
+        raise ProblemError("headdim is None and D has one axis: give headdim, or D as (heads, head_dim).")
+    dim = heads * head_dim
+    state = (conv1d_weight.shape[0] - dim) // (2 * ngroups)
+    mlp = (zxbcdt.shape[-1] - 2 * dim - 2 * ngroups * state - heads) // 2
+    mlp_gate, mlp_input, z, xBC, dt = zxbcdt.split([mlp, mlp, dim, dim + 2 * ngroups * state, heads], dim=-1)
+    xBC = mixer.causal_conv1d(
+        xBC.mT, conv1d_weight, conv1d_bias, seq_idx=seq_idx, activation=activation_of(activation)
+    ).mT
+    x, B, C = xBC.split([dim, ngroups * state, ngroups * state], dim=-1)
+    # norm(y silu(z)) takes the gate from the scan, which has y in registers.
+    scan_gates = rmsnorm_weight is None or not norm_before_gate
+    inputs = SsdInputs(
+        x.unflatten(-1, (heads, head_dim)),
+        dt,
+        A,
+        B.unflatten(-1, (ngroups, state)),
+        C.unflatten(-1, (ngroups, state)),
+        D,
+        z.unflatten(-1, (heads, head_dim)) if scan_gates else None,
+        dt_bias,
+        initial_states,
+        seq_idx,
+    )
+    y, final_states = ssd(inputs, dt_softplus=True, dt_limit=dt_limit)
+    out = y.flatten(2)
+    if rmsnorm_weight is not None:
+        out = rmsnorm_fn(
+            out, rmsnorm_weight, None, None if scan_gates else z, rmsnorm_eps, dim // ngroups, norm_before_gate
+        )
+    if mlp > 0:
+        out = torch.cat((F.silu(mlp_gate) * mlp_input, out), dim=-1)
+    if outproj_weight is not None:
+        out = F.linear(out, outproj_weight, outproj_bias)
+    return (out, final_states) if return_final_states else out
