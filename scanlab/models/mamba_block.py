@@ -6,6 +6,7 @@ Source: hustvl/Vim@dd0358a, mamba-1p1p1/mamba_ssm/modules/mamba_simple.py, Mamba
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from scanlab.errors import ProblemError
+from scanlab.models import composed_mixer
 from scanlab.models.mamba_weights import Mixing
 
 if TYPE_CHECKING:
@@ -88,7 +90,9 @@ class Mixer(Mixing):
         self.bimamba_type = bimamba_type
 
         def convolution() -> nn.Conv1d:
-            return nn.Conv1d(inner, inner, options.d_conv, groups=inner, bias=options.conv_bias)
+            return nn.Conv1d(
+                inner, inner, options.d_conv, groups=inner, padding=options.d_conv - 1, bias=options.conv_bias
+            )
 
         def recurrence() -> tuple[nn.Parameter, nn.Parameter]:
             rates = torch.arange(1, state + 1, dtype=torch.float32)
@@ -137,4 +141,5 @@ class Mixer(Mixing):
 
     def forward(self, hidden: Tensor, scan: Scan) -> Tensor:
         """Return the mixed tokens of hidden (batch, length, dim), the same shape, with the recurrence by `scan`."""
-        return self.mix(hidden, scan, bidirectional=self.bimamba_type != "none", halves=self.halves)
+        mix = self.mix if composed_mixer.has_plain_layers(self) else functools.partial(composed_mixer.mix, self)
+        return mix(hidden, scan, bidirectional=self.bimamba_type != "none", halves=self.halves)

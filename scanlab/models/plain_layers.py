@@ -13,9 +13,12 @@ def is_plain_layer(layer: nn.Module) -> bool:
     registered either. Quantisation, adapters and parametrizations replace the class or its forward, or wrap the
     weight. Pruning, weight_norm and spectral_norm recompute the weight in a hook.
     """
-    if type(layer) not in (nn.Linear, nn.Conv1d) or "forward" in layer.__dict__:
-        return False
-    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
-    if any(hooks) or torch_module._has_any_global_hook():
-        return False
-    return type(layer.weight) in (nn.Parameter, Tensor)
+    own = layer.__dict__  # read at every call of a block, where nn.Module's search for attributes would take long
+    return (
+        type(layer) in (nn.Linear, nn.Conv1d)
+        and "forward" not in own
+        and not (own["_forward_hooks"] or own["_forward_pre_hooks"])
+        and not (own["_backward_hooks"] or own["_backward_pre_hooks"])
+        and not torch_module._has_any_global_hook()
+        and type(own["_parameters"].get("weight")) in (nn.Parameter, Tensor)
+    )

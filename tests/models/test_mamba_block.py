@@ -1,12 +1,12 @@
 """The mixer infers with what it derived from its weights, and trains with the weights themselves."""
 
+import copy
 import gc
 import weakref
 
 import pytest
 import torch
 
-from scanlab.errors import ProblemError
 from scanlab.models.mamba_block import Mixer, MixerOptions
 from scanlab.runtime.dispatch import dispatcher
 
@@ -74,13 +74,27 @@ class Adapted(torch.nn.Module):
 
 
 @pytest.mark.parametrize("name", ["in_proj", "x_proj", "x_proj_b", "dt_proj", "dt_proj_b", "out_proj"])
-def test_a_layer_whose_own_computation_would_be_passed_over_is_refused(name):
+def test_an_adapted_layer_is_called_and_the_adapter_learns(name):
     made, hidden, scan = mixer(), torch.randn(1, TOKENS, 16), dispatcher("native")
+    merged = copy.deepcopy(made)
+    adapted = Adapted(getattr(made, name))
+    setattr(made, name, adapted)
     with torch.no_grad():
-        made(hidden, scan)
-        setattr(made, name, Adapted(getattr(made, name)))
-        with pytest.raises(ProblemError, match="Adapted"):
-            made(hidden, scan)
+        getattr(merged, name).weight.add_(adapted.beside.weight)
+    torch.testing.assert_close(made(hidden, scan), merged(hidden, scan), rtol=1e-4, atol=1e-5)
+    made(hidden, scan).square().sum().backward()
+    merged(hidden, scan).square().sum().backward()
+    grad, expected = adapted.beside.weight.grad, getattr(merged, name).weight.grad
+    torch.testing.assert_close(grad, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["in_proj", "conv1d", "conv1d_b", "x_proj", "x_proj_b", "dt_proj", "out_proj"])
+def test_a_layer_with_a_hook_is_called(name):
+    made, hidden, scan, calls = mixer(), torch.randn(1, TOKENS, 16), dispatcher("native"), []
+    expected = made(hidden, scan)
+    getattr(made, name).register_forward_hook(lambda *_: calls.append(name))
+    torch.testing.assert_close(made(hidden, scan), expected, rtol=1e-4, atol=1e-5)
+    assert calls == [name]
 
 
 def test_a_parametrized_weight_is_the_one_computed_with():

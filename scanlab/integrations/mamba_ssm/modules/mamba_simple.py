@@ -1,6 +1,7 @@
-"""The modules of `mamba_ssm.modules.mamba_simple`, with their signatures and parameter names, on scanlab.
+"""Mamba mixer of `mamba_ssm.modules.mamba_simple` and of its vision forks, with their parameter names.
 
-Source: state-spaces/mamba@e9594ce and hustvl/Vim@dd0358a, mamba_ssm/modules/mamba_simple.py.
+Source: state-spaces/mamba@e9594ce, hustvl/Vim@dd0358a, OpenGVLab/VideoMamba@225c73d
+and ge-xing/SegMamba@def8068, mamba_ssm/modules/mamba_simple.py.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 
 from scanlab.errors import ProblemError
 from scanlab.integrations.mamba_ssm.modules import block
-from scanlab.integrations.mamba_ssm.ops import selective_scan_interface as scan
+from scanlab.integrations.mamba_ssm.ops.selective_scan_interface import say_who_serves
+from scanlab.models import composed_mixer
 from scanlab.models.mamba_block import BIMAMBA_TYPES
 from scanlab.models.mamba_weights import Mixing, taps
 from scanlab.models.plain_layers import is_plain_layer
@@ -29,20 +31,35 @@ log = logging.getLogger("scanlab")
 
 State = tuple[Tensor, Tensor]
 
+KINDS = (*BIMAMBA_TYPES, "v3")
+
 
 @functools.cache
 def _say_one_way_only() -> None:
     log.warning(
-        "scanlab: a Mamba of bimamba_type v1 or v2 runs forward only, as upstream does with use_fast_path=False or"
+        "scanlab: a Mamba of bimamba_type v1, v2 or v3 runs forward only, as upstream does with use_fast_path=False or"
         " with an inference cache; leave these out for both directions."
     )
 
 
 class Mamba(Mixing):
-    """The Mamba mixer: (batch, length, d_model) -> (batch, length, d_model).
+    """Mamba mixer: (batch, length, d_model) -> (batch, length, d_model).
 
-    bimamba_type "v1" and "v2" scan in both directions, if_divide_out halves the sum of v2, init_layer_scale adds a
-    factor for each channel: as in Vision Mamba. Parameters have the official names, order and initial values.
+    Parameters have the official names, order and initial values. Layers with hooks, adapters and any other layer that
+    does more than multiply with its weight are called.
+
+    Args:
+        use_fast_path: False calls the layers one by one, in the forward direction only.
+        layer_idx: Index of the layer, by which an inference cache keeps its states.
+        bimamba_type: "none" scans forward; "v1" in reverse too, by a second A; "v2" by weights of its own; "v3" adds a
+            third scan of the steps of `nslices` slices in turn (SegMamba).
+        if_divide_out: Halve the sum of the directions of v2; `if_devide_out` is its older spelling.
+        init_layer_scale: Initial factor of every output channel, none where None.
+        bimamba: VideoMamba's name of bimamba_type "v2".
+        nslices: Slices of v3; the length must be a multiple.
+
+    Raises:
+        ProblemError: An argument has a value that makes no mixer.
     """
 
     def __init__(
@@ -66,15 +83,20 @@ class Mamba(Mixing):
         bimamba_type: str = "none",
         if_divide_out: bool = False,
         init_layer_scale: float | None = None,
+        if_devide_out: bool = False,
+        bimamba: bool = False,
+        nslices: int = 5,
     ) -> None:
         super().__init__()
-        if bimamba_type not in BIMAMBA_TYPES:
-            raise ProblemError(f"bimamba_type={bimamba_type!r}: must be one of {', '.join(BIMAMBA_TYPES)}.")
+        bimamba_type = "v2" if bimamba and bimamba_type == "none" else bimamba_type
+        if bimamba_type not in KINDS:
+            raise ProblemError(f"bimamba_type={bimamba_type!r}: must be one of {', '.join(KINDS)}.")
         self.d_model, self.d_state, self.d_conv, self.expand = d_model, d_state, d_conv, expand
         self.d_inner = inner = int(expand * d_model)
         self.dt_rank = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
         self.use_fast_path, self.layer_idx = use_fast_path, layer_idx
-        self.bimamba_type, self.if_divide_out, self.init_layer_scale = bimamba_type, if_divide_out, init_layer_scale
+        self.bimamba_type, self.nslices = bimamba_type, nslices
+        self.if_divide_out, self.init_layer_scale = if_divide_out or if_devide_out, init_layer_scale
         self.activation, self.act = "silu", nn.SiLU()
         linear = functools.partial(nn.Linear, device=device, dtype=dtype)
 
@@ -102,13 +124,15 @@ class Mamba(Mixing):
         self._draw_steps(dt_min, dt_max, dt_init, dt_scale, dt_init_floor)
         self.A_log = rates()
         self.D = in_float32(torch.ones(inner, device=device))
-        if bimamba_type in ("v1", "v2"):
+        if bimamba_type != "none":
             self.A_b_log = rates()
-        if bimamba_type == "v2":
-            self.conv1d_b = convolution()
-            self.x_proj_b = linear(inner, self.dt_rank + 2 * d_state, bias=False)
-            self.dt_proj_b = linear(self.dt_rank, inner)
-            self.D_b = in_float32(torch.ones(inner, device=device))
+        for suffix in {"v2": ("_b",), "v3": ("_b", "_s")}.get(bimamba_type, ()):
+            if suffix == "_s":
+                self.A_s_log = rates()
+            self.add_module(f"conv1d{suffix}", convolution())
+            self.add_module(f"x_proj{suffix}", linear(inner, self.dt_rank + 2 * d_state, bias=False))
+            self.add_module(f"dt_proj{suffix}", linear(self.dt_rank, inner))
+            self.register_parameter(f"D{suffix}", in_float32(torch.ones(inner, device=device)))
         self.out_proj = linear(inner, d_model, bias=bias)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -118,6 +142,7 @@ class Mamba(Mixing):
         """
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         stored = self.__dict__
+        stored.setdefault("nslices", 5)
         stored.setdefault("bimamba_type", "v2" if stored.get("bimamba") else "none")
         stored.setdefault("if_divide_out", stored.get("if_devide_out", False))
         stored.setdefault("init_layer_scale", None)
@@ -127,7 +152,7 @@ class Mamba(Mixing):
 
     @torch.no_grad()
     def _draw_steps(self, low: float, high: float, kind: str, scale: float, floor: float) -> None:
-        """Step sizes between low and high at the start: the bias of dt_proj is their inverse softplus."""
+        """Initialise dt_proj so that step sizes lie between low and high: its bias is their inverse softplus."""
         weight, bias = self.dt_proj.weight, self.dt_proj.bias
         bound = self.dt_rank**-0.5 * scale
         if kind == "constant":
@@ -142,30 +167,48 @@ class Mamba(Mixing):
         bias._no_reinit = True  # type: ignore[attr-defined]  # what initialisers of whole models look for
 
     def forward(self, hidden_states: Tensor, inference_params: Any = None) -> Tensor:
-        """hidden_states (batch, length, d_model) -> the same shape.
+        """Return the mixed tokens, in the shape of hidden_states.
 
-        With inference_params the states of this layer are kept in it, and from its second call on it takes one
-        step. As upstream, steps, and calls with inference_params or use_fast_path=False, run forward only.
+        Args:
+            hidden_states: (batch, length, d_model).
+            inference_params: Cache of a generation. The states of this layer are kept in it, and from its second call
+                on it takes one step. As upstream, such calls run forward only.
         """
         states = None
         if inference_params is not None:
             states = self._get_states_from_cache(inference_params, hidden_states.shape[0])
             if inference_params.seqlen_offset > 0:
                 return self.step(hidden_states, *states)[0]
-        both_ways = self.bimamba_type in ("v1", "v2")
-        if both_ways and (states is not None or not self.use_fast_path):
+        bidirectional = self.bimamba_type != "none"
+        if bidirectional and (states is not None or not self.use_fast_path):
             _say_one_way_only()
-            both_ways = False
-        weights = self.weights()
-        inputs = weights.scan_inputs(hidden_states, both_ways)
-        y, last_state = dispatch.scan(*inputs, direction="bidirectional" if both_ways else "forward")
-        scan.say_who_serves()
-        if states is not None:
+            bidirectional = False
+        halves = bidirectional and self.bimamba_type == "v2" and self.if_divide_out
+        if not (self.use_fast_path and composed_mixer.has_plain_layers(self)):
+            slices = self.nslices if bidirectional and self.bimamba_type == "v3" else None
+            scanned = composed_mixer.scan_directions(
+                self, hidden_states, dispatch.scan, bidirectional=bidirectional, slices=slices
+            )
+            if states is not None:
+                self._keep_states(states, scanned.x, scanned.last_state)
+            out = composed_mixer.project(self, scanned.y, halves=halves)
+        elif states is None:
+            out = self.mix(hidden_states, dispatch.scan, bidirectional=bidirectional, halves=halves)
+        else:
+            weights = self.weights()
+            y, last_state = dispatch.scan(*weights.scan_inputs(hidden_states, bidirectional))
             into = weights.forward_front.into
-            last = mixer.linear(hidden_states[:, -self.d_conv :], into.x, into.x_bias)
-            states[0].copy_(F.pad(last.mT, (self.d_conv - last.shape[1], 0)))
-            states[1].copy_(last_state)
-        return weights.mixed(y, halves=both_ways and self.bimamba_type == "v2" and self.if_divide_out)
+            x = mixer.linear(hidden_states[:, -self.d_conv :], into.x, into.x_bias)
+            self._keep_states(states, x, last_state)
+            out = weights.mixed(y, halves=False)
+        say_who_serves()
+        return out
+
+    def _keep_states(self, states: State, x: Tensor, last_state: Tensor) -> None:
+        """Store the last inputs of the convolution, from x (batch, steps, d_inner), and the last state of the scan."""
+        conv_state, ssm_state = states
+        conv_state.copy_(F.pad(x[:, -self.d_conv :].mT, (max(0, self.d_conv - x.shape[1]), 0)))
+        ssm_state.copy_(last_state)
 
     def step(self, hidden_states: Tensor, conv_state: Tensor, ssm_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the output for one token and both states, which are updated in place.
@@ -186,10 +229,10 @@ class Mamba(Mixing):
 
     def _is_fused(self, hidden: Tensor, conv_state: Tensor) -> bool:
         """Return True where a step is the product with plain weights in one dtype, which the fused op computes."""
-        layers = (self.in_proj, self.conv1d, self.x_proj, self.dt_proj, self.out_proj)
         return (
-            all(map(is_plain_layer, layers))
+            self.use_fast_path
             and not torch.is_autocast_enabled("cpu")
+            and composed_mixer.has_plain_layers(self)
             and hidden.dtype == conv_state.dtype == self.x_proj.weight.dtype
         )
 
@@ -218,7 +261,7 @@ class Mamba(Mixing):
             u = mixer.causal_conv1d_update(x, conv_state, *taps(self.conv1d), activation="silu")
         else:
             conv_state.copy_(torch.cat((conv_state[..., 1:], x[..., None]), dim=-1))
-            u = F.silu(self.conv1d(conv_state)[..., conv_state.shape[-1] - 1])
+            u = composed_mixer.convolve(self.conv1d, conv_state.mT)[:, -1]
         low_rank, B, C = self.x_proj(u.to(hidden.dtype)).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         if is_plain_layer(self.dt_proj):  # the bias is added in float32, before the softplus
             delta, delta_bias = F.linear(low_rank, self.dt_proj.weight), self.dt_proj.bias
@@ -233,15 +276,15 @@ class Mamba(Mixing):
     def allocate_inference_cache(
         self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None, **kwargs: Any
     ) -> State:
-        """Zero states for a batch: conv_state (batch, d_inner, d_conv) and ssm_state (batch, d_inner, d_state)."""
-        conv, dt = self.conv1d.weight, self.dt_proj.weight
+        """Return zero states: conv_state (batch, d_inner, d_conv) and ssm_state (batch, d_inner, d_state)."""
+        conv, dt = (next(layer.parameters()) for layer in (self.conv1d, self.dt_proj))
         return (
             conv.new_zeros(batch_size, self.d_inner, self.d_conv, dtype=dtype or conv.dtype),
             dt.new_zeros(batch_size, self.d_inner, self.d_state, dtype=dtype or dt.dtype),
         )
 
     def _get_states_from_cache(self, inference_params: Any, batch_size: int, initialize_states: bool = False) -> State:
-        """This layer's states in inference_params.key_value_memory_dict, put there where they are missing."""
+        """Return this layer's states in inference_params.key_value_memory_dict, put there where they are missing."""
         if self.layer_idx is None:
             raise ProblemError("layer_idx is None: an inference cache is kept by layer; give each Mamba its layer_idx.")
         known: dict[int, State] = inference_params.key_value_memory_dict

@@ -18,6 +18,7 @@ from scanlab.contract.verify import relative_error
 from scanlab.errors import ProblemError
 from scanlab.integrations import mamba_ssm as drop_in
 from scanlab.integrations.mamba_ssm.modules import mamba_simple
+from scanlab.integrations.mamba_ssm.ops import selective_scan_interface as interface
 from scanlab.integrations.mamba_ssm.utils.generation import InferenceParams
 from scanlab.runtime import dispatch
 
@@ -115,7 +116,48 @@ def test_the_two_kinds_of_bidirectional_mixers():
     torch.testing.assert_close(v1(x), 2 * forward(x))
 
 
-@pytest.mark.parametrize("bimamba_type", ["v1", "v2"])
+@pytest.mark.parametrize(
+    ("spelling", "official"),
+    [
+        ({"bimamba": True}, {"bimamba_type": "v2"}),
+        ({"bimamba_type": "v2", "if_devide_out": True}, {"bimamba_type": "v2", "if_divide_out": True}),
+        ({"bimamba_type": "v1", "bimamba": True}, {"bimamba_type": "v1"}),
+    ],
+    ids=str,
+)
+def test_the_spellings_of_forks(spelling, official):
+    made, expected = mamba_simple.Mamba(16, **spelling), mamba_simple.Mamba(16, **official)
+    made.load_state_dict(expected.state_dict())
+    assert torch.equal(made(tokens()), expected(tokens()))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_third_branch_of_v3_scans_the_steps_of_slices_in_turn(bias):
+    torch.manual_seed(0)
+    mamba = mamba_simple.Mamba(16, bimamba_type="v3", nslices=3, bias=bias)
+    x = tokens(length=12)
+
+    def branch(xz: Tensor, suffix: str) -> Tensor:
+        conv, x_proj, dt_proj = (getattr(mamba, f"{name}{suffix}") for name in ("conv1d", "x_proj", "dt_proj"))
+        A, D = -getattr(mamba, f"A{suffix}_log").exp(), getattr(mamba, f"D{suffix}")
+        return interface.mamba_inner_fn_no_out_proj(
+            xz, conv.weight, conv.bias, x_proj.weight, dt_proj.weight, A, D=D, delta_bias=dt_proj.bias
+        )
+
+    xz = mamba.in_proj(x).mT
+    dealt = [slice_ + 4 * which for slice_ in range(4) for which in range(3)]  # 0, 4, 8, 1, 5, 9, ...
+    in_turn = torch.empty_like(xz[:, :32])
+    in_turn[..., dealt] = branch(xz[..., dealt], "_s")
+    expected = mamba.out_proj((branch(xz, "") + branch(xz.flip(-1), "_b").flip(-1) + in_turn).mT)
+    torch.testing.assert_close(mamba(x), expected)
+    mamba(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in mamba.parameters())
+    assert list(mamba.state_dict())[:6] == ["A_log", "D", "A_b_log", "D_b", "A_s_log", "D_s"]
+    states = mamba.allocate_inference_cache(2, 9)
+    assert mamba.step(x[:, :1], *states)[0].shape == (2, 1, 16)
+
+
+@pytest.mark.parametrize("bimamba_type", ["v1", "v2", "v3"])
 def test_what_upstream_runs_forward_only_is_said_and_runs_forward_only(bimamba_type, caplog):
     mamba_simple._say_one_way_only.cache_clear()
     mamba = mamba_simple.Mamba(16, bimamba_type=bimamba_type, use_fast_path=False)
@@ -162,15 +204,6 @@ def test_steps_under_autocast_give_what_the_whole_sequence_gives(dtype):
     torch.testing.assert_close(whole.float(), mamba(tokens()).detach(), rtol=0.05, atol=0.05 * float(whole.abs().max()))
 
 
-@pytest.mark.parametrize("name", ["in_proj", "conv1d", "x_proj", "dt_proj", "out_proj"])
-def test_a_step_calls_a_layer_that_has_a_hook(name):
-    mamba, calls = mamba_simple.Mamba(16), []
-    expected = in_steps(mamba, tokens())
-    getattr(mamba, name).register_forward_hook(lambda *_: calls.append(name))
-    torch.testing.assert_close(in_steps(mamba, tokens()), expected)
-    assert len(calls) == 9
-
-
 def test_what_a_step_refuses():
     mamba = mamba_simple.Mamba(16)
     states = mamba.allocate_inference_cache(2, 9, dtype=torch.float32)
@@ -180,8 +213,10 @@ def test_what_a_step_refuses():
         mamba(tokens(), inference_params=InferenceParams(9, 2))
     with pytest.raises(NotImplementedError, match="dt_init='ones'"):
         mamba_simple.Mamba(16, dt_init="ones")
-    with pytest.raises(ProblemError, match="bimamba_type=.v3.: must be one of v2, v1, none"):
-        mamba_simple.Mamba(16, bimamba_type="v3")
+    with pytest.raises(ProblemError, match="bimamba_type=.v4.: must be one of v2, v1, none, v3"):
+        mamba_simple.Mamba(16, bimamba_type="v4")
+    with pytest.raises(ProblemError, match="length 9 with nslices=4: must be a multiple"):
+        mamba_simple.Mamba(16, bimamba_type="v3", nslices=4)(tokens())
 
 
 def test_initial_values_and_the_marks_that_training_scripts_look_for():
