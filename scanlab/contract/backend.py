@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from scanlab.contract.cpu import FOLLOW_TORCH
 from scanlab.contract.problem import Problem, ScanOutput, ScanProblem
-from scanlab.contract.space import Config, Space
+from scanlab.contract.space import Config, Space, Value
 from scanlab.errors import ConfigError, RejectedError, UnavailableError
 
 # An op built for one problem and one configuration: called with the inputs of the problem, NamedTuples of tensors, it
@@ -165,21 +165,28 @@ class Backend:
         return digest.hexdigest()[:16]
 
 
+def restricted(backend: Backend, name: str, values: Sequence[Value], default: Value) -> Backend:
+    """Return `backend` with its tunable `name` restricted to `values`."""
+    tunables = tuple(
+        replace(each, values=tuple(values), default=default, also_legal=()) if each.name == name else each
+        for each in backend.space.tunables
+    )
+    return replace(backend, space=replace(backend.space, tunables=tunables))
+
+
 def at_most(backend: Backend, threads: int) -> Backend:
     """Return `backend` with its tunable `threads`, where it has one, restricted to 1 to `threads` threads.
 
     Raises:
         ConfigError: It cannot run on so few threads, or there are not so many.
     """
-    tunables = []
-    for tunable in backend.space.tunables:
-        if tunable.name == "threads":
-            counts = sorted(int(value) for value in tunable.legal if value != FOLLOW_TORCH)
-            if threads not in counts:
-                raise ConfigError(
-                    f"threads={threads}: {backend.name} runs on {counts[0]} to {counts[-1]} threads on this machine."
-                )
-            values = tuple(value for value in tunable.values if FOLLOW_TORCH < int(value) < threads)
-            tunable = replace(tunable, values=(*values, threads), default=threads, also_legal=())
-        tunables.append(tunable)
-    return replace(backend, space=replace(backend.space, tunables=tuple(tunables)))
+    tunable = next((each for each in backend.space.tunables if each.name == "threads"), None)
+    if tunable is None:
+        return backend
+    counts = sorted(int(value) for value in tunable.legal if value != FOLLOW_TORCH)
+    if threads not in counts:
+        raise ConfigError(
+            f"threads={threads}: {backend.name} runs on {counts[0]} to {counts[-1]} threads on this machine."
+        )
+    fewer = (value for value in tunable.values if FOLLOW_TORCH < int(value) < threads)
+    return restricted(backend, "threads", (*fewer, threads), threads)

@@ -67,6 +67,7 @@ class Op:
             "reference:threads=1"; the simplest backend that is installed where empty.
         fallbacks: Names of the backends that serve where nothing was measured, the preferred one first; the simplest
             first where empty.
+        allowed_error: (problem) -> the largest error, where the problem and not the dtype says it.
     """
 
     name: str
@@ -85,6 +86,11 @@ class Op:
     fresh_inputs: Callable[[Any, Inputs, int], Inputs] | None = None
     speedups_over: str = ""
     fallbacks: tuple[str, ...] = ()
+    allowed_error: Callable[[Any], float] | None = None
+
+    def tolerance(self, problem: Problem, dtype: torch.dtype) -> float:
+        """Return the largest error of a tensor that is returned in the real `dtype`."""
+        return self.tolerances[dtype] if self.allowed_error is None else self.allowed_error(problem)
 
 
 def tensors_of(inputs: Any) -> dict[str, Tensor]:

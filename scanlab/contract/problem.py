@@ -88,7 +88,7 @@ class ScanOutput(NamedTuple):
 class Problem:
     """A problem of an op: its sizes, dtype and options. Each op derives one frozen dataclass from it.
 
-    The fields of a problem are integers, strings and booleans, so that it is hashable and has a text form.
+    The fields of a problem are numbers, strings and booleans, so that it is hashable and has a text form.
 
     Attributes:
         dtype: Name of the dtype of the inputs, such as "float32".
@@ -285,6 +285,11 @@ def _parse_value(name: str, value: str, kind: object) -> object:
             return int(value)
         except ValueError:
             raise ProblemError(f"{name}={value!r}: must be a whole number of at least 1.") from None
+    if kind == "float":
+        try:
+            return float(value)
+        except ValueError:
+            raise ProblemError(f"{name}={value!r}: must be a number.") from None
     if kind == "bool":
         if value.lower() not in ("true", "false"):
             raise ProblemError(f"{name}={value!r}: must be true or false.")

@@ -96,7 +96,7 @@ def verify(function: Callable[..., Any], expected: ReferenceOutputs) -> Verdict:
     for name, truth in expected.tensors.items():
         tensor = observed[name].cpu()
         kind = dtypes[name]
-        tolerances[name] = op.tolerances[kind.to_real()]
+        tolerances[name] = op.tolerance(expected.problem, kind.to_real())
         if tensor.shape != truth.shape or tensor.dtype != kind:
             errors[name] = math.inf
             reasons.append(f"{name} is {tensor.dtype} {tuple(tensor.shape)}: must be {kind} {tuple(truth.shape)}")

@@ -1,0 +1,252 @@
+"""The op `model`: the forward pass of a whole model, as one op that is verified, timed, tuned and deployed like any.
+
+Ops share caches and threads, so that the fastest of each need not be the fastest together. A configuration of the
+backend `assembly` says for each op whether the tuned or the default choice serves, and in which dtype the model runs.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from scanlab.contract import registry
+from scanlab.contract.backend import Backend, OpCapabilities
+from scanlab.contract.op import Inputs, Op, Work
+from scanlab.contract.problem import Problem
+from scanlab.contract.space import Config, Space, Tunable
+from scanlab.errors import ProblemError
+from scanlab.models.mamba_block import RECURRENCE
+from scanlab.models.workloads import find_workload
+from scanlab.runtime.policy import DEFAULT, TUNED, Policy, serve_by
+from scanlab.runtime.usage import log_usage
+
+NAME = "model"
+SCAN = registry.DEFAULT_OP
+DTYPES = ("float32", "bfloat16_products", "bfloat16")
+# Inputs drawn anew differ from the given ones by so much, as a share of their spread.
+NOISE = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelProblem(Problem):
+    """The forward pass of a model on a batch.
+
+    Attributes:
+        model: Name of a workload, or "module:function", see `workloads`.
+        batch: Items at once.
+        size: Side of an image in pixels, or length of a prompt in tokens.
+        dtype: Of the logits that are compared; that of the weights is a tunable.
+        max_logit_error: Largest error of a logit, as a share of the largest logit.
+    """
+
+    op: ClassVar[str] = NAME
+    sizes: ClassVar[tuple[str, ...]] = ("batch", "size")
+
+    model: str
+    batch: int
+    size: int
+    dtype: str = "float32"
+    device: str = "cpu"
+    gradients: bool = False
+    max_logit_error: float = 1e-4
+
+    def __post_init__(self) -> None:
+        for name in self.sizes:
+            if getattr(self, name) < 1:
+                raise ProblemError(f"{name}={getattr(self, name)}: must be at least 1.")
+        if self.dtype not in ("float32", "float64"):
+            raise ProblemError(f"dtype={self.dtype!r}: must be float32; the dtype of the weights is a tunable.")
+        if not 0 < self.max_logit_error < 1:
+            raise ProblemError(f"max_logit_error={self.max_logit_error}: must be between 0 and 1.")
+
+
+class ModelInputs(NamedTuple):
+    """input: images (batch, channels, size, size), or token ids (batch, size)."""
+
+    input: Tensor
+
+
+class ModelOutputs(NamedTuple):
+    """logits: what the model returns, or its attribute `logits`; in float32, or in float64 from the reference."""
+
+    logits: Tensor
+
+
+def make_inputs(problem: ModelProblem, seed: int) -> tuple[ModelInputs]:
+    """Return the input of the workload; with another seed than 0 an input like it."""
+    given = (ModelInputs(_prototype(problem.model, problem.batch, problem.size)[1].to(problem.device)),)
+    return given if seed == 0 else fresh_inputs(problem, given, seed)
+
+
+def fresh_inputs(problem: ModelProblem, inputs: Inputs, seed: int) -> tuple[ModelInputs]:
+    """Return the tokens of `inputs` in another order, or its numbers with noise."""
+    generator = torch.Generator().manual_seed(seed)
+    (given,) = inputs
+    values: Tensor = given.input
+    if not values.is_floating_point():
+        order = torch.randperm(values.numel(), generator=generator)
+        return (ModelInputs(values.flatten()[order].view_as(values)),)
+    noise = torch.randn(values.shape, generator=generator, dtype=torch.float64)
+    return (ModelInputs(values + (NOISE * values.std() * noise).to(values)),)
+
+
+@functools.lru_cache(maxsize=2)
+def _prototype(name: str, batch: int, size: int) -> tuple[nn.Module, Tensor]:
+    return find_workload(name)(batch, size)
+
+
+@functools.lru_cache(maxsize=4)
+def _model(name: str, batch: int, size: int, dtype: torch.dtype) -> nn.Module:
+    prototype, _ = _prototype(name, batch, size)
+    return prototype if dtype == torch.float32 else cast(copy.deepcopy(prototype), dtype)
+
+
+def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Cast the weights of `model` in place; those of the recurrence keep at least float32, as officially."""
+    for name, parameter in model.named_parameters():
+        recurrent = name.rpartition(".")[2] in RECURRENCE
+        parameter.data = parameter.data.to(torch.promote_types(dtype, torch.float32) if recurrent else dtype)
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.data = buffer.data.to(dtype)
+    return model
+
+
+@contextmanager
+def bfloat16_products() -> Iterator[None]:
+    """Let oneDNN multiply float32 matrices in bfloat16 inside this block, where the processor does."""
+    matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # torch does not annotate it
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
+def _forward(problem: ModelProblem, dtype: str, policy: Policy) -> Callable[[ModelInputs], ModelOutputs]:
+    weights = {"bfloat16": torch.bfloat16, "float64": torch.float64}.get(dtype, torch.float32)
+    model = _model(problem.model, problem.batch, problem.size, weights)
+
+    def run(inputs: ModelInputs) -> ModelOutputs:
+        given = inputs.input.to(weights) if inputs.input.is_floating_point() else inputs.input
+        with torch.inference_mode(), serve_by(policy):
+            returned: Any = model(given)
+        found = getattr(returned, "logits", returned)
+        return ModelOutputs(found.to(torch.promote_types(torch.float32, found.dtype)))
+
+    return bfloat16_products()(run) if dtype == "bfloat16_products" else run
+
+
+def reference(problem: ModelProblem) -> Callable[[ModelInputs], ModelOutputs]:
+    """Return the model in float64 on the reference scan."""
+    return _forward(problem, "float64", Policy.of({SCAN: "reference:threads=1"}, others=DEFAULT))
+
+
+def op_problems(problem: ModelProblem, inputs: Inputs, dtype: str = "float32") -> Mapping[Problem, tuple[int, float]]:
+    """Return the problems of the ops in one forward pass as served untuned: the calls of each, and their seconds."""
+    run = _forward(problem, dtype, Policy(others=DEFAULT))
+    run(*inputs)
+    with log_usage() as log:
+        run(*inputs)
+    return {each: (usage.calls, usage.seconds) for each, usage in log.usage.items()}
+
+
+@functools.lru_cache(maxsize=8)
+def work(problem: ModelProblem) -> Work:
+    """Return the work of the ops of one forward pass together; what is not an op of scanlab is left out."""
+    exact = problem.replace(dtype="float32")
+    parts = [
+        (calls, registry.op(each.op).work(each))
+        for each, (calls, _) in op_problems(exact, make_inputs(exact, 0)).items()
+    ]
+    return Work(
+        sum(calls * each.multiply_adds for calls, each in parts),
+        sum(calls * each.exponentials for calls, each in parts),
+        sum(calls * each.traffic_bytes for calls, each in parts),
+        # A bound must hold for every configuration, and those in bfloat16 multiply fastest.
+        "bfloat16",
+    )
+
+
+def forbids(config: Config, problem: ModelProblem) -> str | None:
+    """Return why this torch cannot run a configuration, or None."""
+    if config["dtype"] == "bfloat16_products" and not hasattr(torch.backends.mkldnn, "matmul"):
+        return "this torch has no switch for products in bfloat16"
+    return None
+
+
+def make_assembly(problem: ModelProblem, config: Config) -> Callable[[ModelInputs], ModelOutputs]:
+    """Return the model with each op served as `config` says."""
+    selections = {name: str(selection) for name, selection in config.items() if name != "dtype"}
+    return _forward(problem, str(config["dtype"]), Policy.of(selections, others=DEFAULT))
+
+
+def make_in_torch(problem: ModelProblem, config: Config) -> Callable[[ModelInputs], ModelOutputs]:
+    """Return the model with its ops in PyTorch: the scan in chunks, and of every other op the simplest backend."""
+    selections = {name: registry.simplest(name).name for name in _op_names() if name != SCAN}
+    return _forward(problem, str(config["dtype"]), Policy.of({**selections, SCAN: str(config["scan"])}))
+
+
+def _op_names() -> tuple[str, ...]:
+    return tuple(name for name in registry.ops() if name != NAME)
+
+
+op = Op(
+    name=NAME,
+    summary="the forward pass of a whole model",
+    problem=ModelProblem,
+    make_inputs=make_inputs,
+    reference=reference,
+    output_dtypes=lambda inputs: {"logits": torch.float32},
+    work=work,
+    corners=(
+        ModelProblem(model="digits", batch=3, size=8),
+        ModelProblem(model="digits", batch=2, size=8, max_logit_error=0.05),
+    ),
+    probes=(),
+    fresh_inputs=fresh_inputs,
+    speedups_over="model_in_torch:scan=reference",
+    allowed_error=lambda problem: problem.max_logit_error,
+)
+DTYPE = Tunable("dtype", DTYPES, default="float32", summary="of the weights; or float32 with products in bfloat16")
+CLAIMS = OpCapabilities(dtypes=("float32",))
+SOURCES = (Path(__file__), Path(__file__).with_name("mamba_weights.py"), Path(__file__).with_name("mamba_block.py"))
+
+in_torch = Backend(
+    name="model_in_torch",
+    summary="every op in PyTorch",
+    rank=0,
+    sources=SOURCES,
+    space=Space((DTYPE, Tunable("scan", ("chunked", "reference"), default="chunked", summary="its backend")), forbids),
+    capabilities=CLAIMS,
+    make=make_in_torch,
+    op=NAME,
+)
+assembly = Backend(
+    name="assembly",
+    summary="each op by its tuned or its default choice",
+    rank=1,
+    sources=SOURCES,
+    space=Space(
+        (
+            DTYPE,
+            *(
+                Tunable(name, (DEFAULT, TUNED), default=DEFAULT, summary="the shipped default, or the profile's choice")
+                for name in _op_names()
+            ),
+        ),
+        forbids,
+    ),
+    capabilities=CLAIMS,
+    make=make_assembly,
+    op=NAME,
+)

@@ -1,0 +1,103 @@
+"""Models that `scanlab tune --model` knows by name, each with an input; a model of the user's own is a function.
+
+Such a function takes a batch size and a size, and returns the model in float32 and in evaluation mode, and one input
+tensor. It must return the same weights each time: several processes call it, and their outputs are compared.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from scanlab.errors import InputError
+from scanlab.models import capture, digits, images, vision_mamba
+
+Workload = Callable[[int, int], tuple[nn.Module, Tensor]]
+
+BUILT_IN = {
+    "digits": f"{__name__}:digits_model",
+    "vim-tiny": f"{__name__}:vim_tiny",
+    "vim-small": f"{__name__}:vim_small",
+    "vim-base": f"{__name__}:vim_base",
+    "mamba-130m": "scanlab.integrations.mamba_ssm.workload:mamba_130m",
+}
+
+
+def digits_model(batch: int = 16, size: int = 8) -> tuple[nn.Module, Tensor]:
+    """Return the trained digits model and digits that were held out from its training."""
+    if size != 8:
+        raise InputError(f"size={size}: the digits have 8 pixels a side.")
+    return digits.digits_model(), _repeated(digits.digits_test_set().images, batch)
+
+
+def _vim(build: Callable[..., vision_mamba.VisionMamba], batch: int, size: int) -> tuple[nn.Module, Tensor]:
+    photographs = torch.stack([images.prepare(images.sample_photograph(name), size) for name in images.SAMPLES])
+    return capture.trained_like_(build(img_size=size)).eval(), _repeated(photographs, batch)
+
+
+def vim_tiny(batch: int = 1, size: int = 224) -> tuple[nn.Module, Tensor]:
+    """Return Vim-tiny with synthetic weights, and photographs of `size` pixels a side."""
+    return _vim(vision_mamba.vim_tiny, batch, size)
+
+
+def vim_small(batch: int = 1, size: int = 224) -> tuple[nn.Module, Tensor]:
+    """Return Vim-small with synthetic weights, and photographs of `size` pixels a side."""
+    return _vim(vision_mamba.vim_small, batch, size)
+
+
+def vim_base(batch: int = 1, size: int = 224) -> tuple[nn.Module, Tensor]:
+    """Return Vim-base with synthetic weights, and photographs of `size` pixels a side."""
+    return _vim(vision_mamba.vim_base, batch, size)
+
+
+def _repeated(inputs: Tensor, batch: int) -> Tensor:
+    return inputs[torch.arange(batch) % len(inputs)].clone()
+
+
+@functools.cache
+def find_workload(name: str) -> Workload:
+    """Return the workload that `name` names: one of BUILT_IN, "module:function" or "file.py:function".
+
+    Raises:
+        InputError: There is none.
+    """
+    target, separator, function = BUILT_IN.get(name, name).rpartition(":")
+    if not separator:
+        known = ", ".join(BUILT_IN)
+        raise InputError(f"no model is called {name!r}: there are {known}; one of yours is MODULE:FUNCTION.")
+    try:
+        module = _from_file(Path(target)) if target.endswith(".py") else importlib.import_module(target)
+    except (ImportError, OSError, SyntaxError) as error:
+        raise InputError(f"{name}: {target} cannot be imported ({error}).") from error
+    found = getattr(module, function, None)
+    if not callable(found):
+        raise InputError(f"{name}: {target} has no function {function!r}.")
+    workload: Workload = found
+    return workload
+
+
+def default_sizes(name: str) -> tuple[int, int]:
+    """Return the batch size and the size that the function behind `name` takes by default; 1 where it has none."""
+    parameters = list(inspect.signature(find_workload(name)).parameters.values())
+    if len(parameters) != 2:
+        raise InputError(f"{name}: the function must take two arguments, a batch size and a size.")
+    batch, size = (1 if each.default is inspect.Parameter.empty else int(each.default) for each in parameters)
+    return batch, size
+
+
+def _from_file(path: Path) -> object:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ImportError("it is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # so that classes of the file can be pickled
+    spec.loader.exec_module(module)
+    return module
