@@ -139,16 +139,8 @@ def _thread_local_setters() -> tuple[Callable[[int], object], Callable[[int], in
 
     The second returns the setting before it, where 0 stands for that of the process.
     """
-    openmp = _openmp_runtime()
-    if openmp is None:
-        return None
-    set_openmp = openmp.omp_set_num_threads
-    set_openmp.argtypes, set_openmp.restype = [ctypes.c_int], None
-    before = torch.get_num_threads()
-    set_openmp(before + 1)
-    is_heard = torch.get_num_threads() == before + 1
-    set_openmp(before)
-    if not is_heard:
+    set_openmp = next(filter(_is_heard_by_torch, map(_openmp_setter, _openmp_runtimes())), None)
+    if set_openmp is None:
         return None
     try:
         library = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"))
@@ -158,15 +150,29 @@ def _thread_local_setters() -> tuple[Callable[[int], object], Callable[[int], in
     return set_openmp, set_mkl
 
 
-def _openmp_runtime() -> ctypes.CDLL | None:
-    """Return the OpenMP runtime that this process has loaded; None where there is none, or more than one."""
+def _openmp_setter(runtime: str) -> Callable[[int], object]:
+    setter = ctypes.CDLL(runtime).omp_set_num_threads
+    setter.argtypes, setter.restype = [ctypes.c_int], None
+    return setter
+
+
+def _is_heard_by_torch(set_openmp: Callable[[int], object]) -> bool:
+    """Return whether torch runs on the OpenMP runtime of this setter."""
+    before = torch.get_num_threads()
+    set_openmp(before + 1)
+    heard = torch.get_num_threads() == before + 1
+    set_openmp(before)
+    return heard
+
+
+def _openmp_runtimes() -> list[str]:
+    """Return the OpenMP runtimes that this process has loaded; packages such as scikit-learn bring one of their own."""
     try:
         lines = Path("/proc/self/maps").read_text().splitlines()
     except OSError:
-        return None
+        return []
     names = ("libgomp", "libiomp", "libomp")
-    loaded = {line.split()[-1] for line in lines if any(f"/{name}" in line for name in names)}
-    return ctypes.CDLL(loaded.pop()) if len(loaded) == 1 else None
+    return sorted({line.split()[-1] for line in lines if any(f"/{name}" in line for name in names)})
 
 
 def pinned(function: Callable[P, R], threads: int) -> Callable[P, R]:

@@ -38,6 +38,11 @@ def test_torch_is_held_in_the_calling_thread_and_nowhere_else():
     assert torch.get_num_threads() == 2
 
 
+def test_torch_is_held_beside_a_library_with_an_openmp_of_its_own():
+    pytest.importorskip("sklearn.cluster")
+    test_torch_is_held_in_the_calling_thread_and_nowhere_else()
+
+
 def test_a_count_set_by_another_thread_meanwhile_stays():
     torch.set_num_threads(2)
     with torch_threads(3):
