@@ -35,7 +35,7 @@ RACES = 3
 
 def candidates_of(backend: Backend, problem: ScanProblem) -> list[Candidate]:
     """Return a peer at its defaults and with each value of its tunables in turn; native at its defaults."""
-    configs = backend.space.in_turn(problem) if backend.name in PEERS else [backend.space.defaults]
+    configs = backend.space.one_at_a_time(problem) if backend.name in PEERS else [backend.space.defaults]
     return [Candidate(backend, config) for config in configs]
 
 

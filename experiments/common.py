@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from scanlab.bench.clock import MeasuringClock, QuietWait
 from scanlab.bench.compare import Comparer
 from scanlab.bench.context import BenchmarkContext, Candidate
+from scanlab.bench.process_worker import open_worker
 from scanlab.bench.ranking import Comparison
 from scanlab.bench.store import TrialStore
 from scanlab.bench.timing import peak_bytes
-from scanlab.bench.worker import open_worker
 from scanlab.contract.cpu import usable_threads
 from scanlab.contract.machine import this_machine
 from scanlab.contract.problem import ScanInputs, ScanProblem

@@ -28,12 +28,12 @@ from scanlab.report.formatting import times
 from scanlab.runtime.defaults import SHIPPED, DefaultEntry, MeasuredProblem, read
 
 ROOT = Path(__file__).parents[1]
-PHASES = ("search", "race", "holdout")  # a later one weighs more: it was measured longer, beside fewer others
+PHASES = ("search", "comparison", "holdout")  # a later one weighs more: it was measured longer, beside fewer others
 # It compiles for every new shape, which a caller who tuned nothing did not ask for.
 LEFT_OUT = ("compiled",)
 
 
-def standings_of(trials: Iterable[Trial]) -> tuple[DefaultEntry, ...]:
+def entries_of(trials: Iterable[Trial]) -> tuple[DefaultEntry, ...]:
     """Return the best trial of each installed backend in the last phase that it reached, the fastest first.
 
     Trials with another baseline than the reference loop are left out: their speed-ups are not comparable.
@@ -46,12 +46,14 @@ def standings_of(trials: Iterable[Trial]) -> tuple[DefaultEntry, ...]:
             timed.setdefault(trial.backend, []).append(trial)
     best = {name: best_of(each) for name, each in timed.items()}
     made = [DefaultEntry(name, carried_over(trial), speedup(trial)) for name, trial in best.items()]
-    return tuple(sorted(made, key=lambda standing: standing.speedup, reverse=True))
+    return tuple(sorted(made, key=lambda entry: entry.speedup, reverse=True))
 
 
 def best_of(trials: Sequence[Trial]) -> Trial:
-    """The fastest trial of one backend in the last phase that it reached, or what departs less from the defaults and is
-    about as fast: elsewhere, noise would have chosen."""
+    """Return the fastest trial of one backend in the last phase that it reached.
+
+    One that departs less from the defaults and is about as fast goes before it: noise alone would choose otherwise.
+    """
     phase = max((trial.phase for trial in trials), key=PHASES.index)
     last = [trial for trial in trials if trial.phase == phase]
     close = [trial for trial in last if speedup(trial) >= math.exp(-WORTH_FOR_SIMPLICITY) * max(map(speedup, last))]
@@ -79,27 +81,25 @@ def measured(folder: Path) -> list[MeasuredProblem]:
     found = []
     for trials in groups.values():
         silicon, problem = trials[0].machine.silicon, trials[0].problem
-        standings = standings_of(each for each in trials if each.problem == problem)
+        entries = entries_of(each for each in trials if each.problem == problem)
         source = folder.resolve().relative_to(ROOT).as_posix()
-        if len(standings) > 1:  # a problem that one backend alone was tried on ranks nothing
+        if len(entries) > 1:  # a problem that one backend alone was tried on ranks nothing
             vectors = silicon.instruction_set
-            found.append(MeasuredProblem(problem, silicon.model_name, vectors, silicon.usable_cpus, source, standings))
+            found.append(MeasuredProblem(problem, silicon.model_name, vectors, silicon.usable_cpus, source, entries))
         else:
-            print(
-                f"{source}: {problem.key} is left out: {len(standings)} backends were timed beside the reference loop"
-            )
+            print(f"{source}: {problem.key} is left out: {len(entries)} backends were timed beside the reference loop")
     return found
 
 
 def text_of(each: MeasuredProblem) -> str:
     """Return one table of the defaults file."""
-    standings = [
+    entries = [
         f"    {{ backend = {json.dumps(one.backend)}, speedup = {one.speedup:.3g},"
         f" config = {{ {', '.join(f'{name} = {json.dumps(value)}' for name, value in one.config.items())} }} }},"
         for one in each.entries
     ]
     facts = [f"{name} = {json.dumps(getattr(each, name))}" for name in ("machine", "instruction_set", "cpus", "source")]
-    return "\n".join(("[[measured]]", f'problem = "{each.problem.key}"', *facts, "entries = [", *standings, "]\n"))
+    return "\n".join(("[[measured]]", f'problem = "{each.problem.key}"', *facts, "entries = [", *entries, "]\n"))
 
 
 def main(
@@ -124,12 +124,12 @@ def write_table(every: Sequence[MeasuredProblem], out: Path) -> None:
         {
             "problem": each.problem.key,
             "machine": f"{each.machine}, {each.cpus} CPUs, {each.instruction_set}",
-            "backend": standing.backend,
-            "configuration": tables.config_text(standing.config) or "defaults",
-            "speedup": standing.speedup,
+            "backend": entry.backend,
+            "configuration": tables.config_text(entry.config) or "defaults",
+            "speedup": entry.speedup,
         }
         for each in every
-        for standing in each.entries
+        for entry in each.entries
     ]
     frame = pd.DataFrame(rows)
     text = frame.assign(speedup=frame["speedup"].map(times))

@@ -1,51 +1,244 @@
 """A search alone chooses wrong; a comparison of its best candidates on new samples corrects that.
 
 A recorded study is searched again and again on its own recorded noise, by each sampler and with several budgets, and
-every choice is held against what all the blocks of the record say together. The study is every configuration of a
-backend in rounds side by side on the vim-tiny suite; once it is recorded, replaying it measures nothing:
+every choice is held against what all the blocks of the record say together. Every configuration is a bag of blocks,
+each a paired ratio that was measured; a replayed trial draws consecutive blocks, so that what drifted in the record
+drifts in the replay. Candidates of a comparison draw apart, where real ones share their rounds, so that the figures
+are on the careful side. The study is every configuration of a backend in rounds side by side on the vim-tiny suite;
+once it is recorded, replaying it measures nothing:
 
     python experiments/replay.py --record 2m
     python experiments/replay.py
 """
 
+import math
+import random
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import common
+import optuna
 import pandas as pd
 import typer
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.samplers import RandomSampler, TPESampler
+from optuna.trial import TrialState
 
 from scanlab.bench.context import Candidate
+from scanlab.bench.records import Trial
 from scanlab.bench.store import TrialStore
 from scanlab.cli.duration import parse_duration
 from scanlab.contract import registry
 from scanlab.contract.backend import Backend
+from scanlab.contract.space import Config, Value, config_key
 from scanlab.suites import load_suite
-from scanlab.tuning.replay import Policy, most_tried, policies, record_of, replay
+from scanlab.tuning.fleet.storage import quiet_optuna
+from scanlab.tuning.search import MAX_REPEATS
 
 BLOCKS = (1, 3, 10)
+Sampler = Literal["random", "tpe"]
+
+# A choice within this of the best is right: nobody would notice the difference.
+CLOSE = math.log(1.02)
+REPEATS = 50
+# Of those that try everything the order says nothing: there the first stands for all.
+SAMPLERS: tuple[Sampler, ...] = ("random", "tpe")
+
+
+@dataclass(frozen=True)
+class Record:
+    """Measured blocks of one backend's configurations on one problem.
+
+    Attributes:
+        values: Of each tunable, those that were tried.
+        bags: The log ratios of every configuration's blocks, in the order they were taken.
+    """
+
+    backend: str
+    values: Mapping[str, Sequence[Value]]
+    bags: Mapping[str, Sequence[float]]
+
+    @property
+    def truth(self) -> dict[str, float]:
+        """Log ratio of every configuration by all of its blocks."""
+        return {key: statistics.median(bag) for key, bag in self.bags.items()}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Way of choosing: so many trials of so many blocks, and a comparison of so many finalists over so many rounds."""
+
+    sampler: Sampler
+    trials: int
+    blocks: int
+    finalists: int
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """Outcome of a policy, on average over many replays.
+
+    Attributes:
+        wrong: Share of replays whose choice is more than 2 % slower than the best of the record.
+        regret: Excess of the time of the choice over that of the best: 0.05 is 5 %.
+        optimism: Excess of the true time of the choice over the time that it was chosen by.
+        blocks: Blocks that one replay takes, comparison included.
+    """
+
+    policy: Policy
+    wrong: float
+    regret: float
+    optimism: float
+    blocks: float
+
+
+def policies(size: int, blocks: Sequence[int] = (1, 3)) -> list[Policy]:
+    """Return policies for a quarter, half and all of `size` configurations, with and without comparing the best 8."""
+    return [
+        Policy(sampler, trials, count, finalists, rounds)
+        for trials in sorted({max(2, size // 4), max(2, size // 2), size})
+        for sampler in SAMPLERS[: 2 if trials < size else 1]
+        for count in blocks
+        for finalists, rounds in ((1, 0), (8, 20))
+    ]
+
+
+def most_tried(trials: Iterable[Trial], backend: str | None = None) -> list[Trial]:
+    """Return the timed trials of the problem, machine and source that a backend has tried most configurations on."""
+    kinds: dict[tuple[str, ...], list[Trial]] = {}
+    for trial in trials:
+        if (
+            trial.measurement is not None
+            and trial.phase in ("search", "comparison")
+            and backend in (None, trial.backend)
+        ):
+            kinds.setdefault(trial.identity[:-1], []).append(trial)
+    return max(kinds.values(), key=lambda group: len({trial.identity for trial in group}), default=[])
+
+
+def record_of(trials: Iterable[Trial]) -> Record:
+    """Return the record that the timed trials of one backend, problem, machine and source make.
+
+    Raises:
+        ValueError: They are of several kinds, or of fewer than two configurations.
+    """
+    timed = sorted((trial for trial in trials if trial.measurement), key=lambda trial: trial.started_at)
+    bags: dict[str, list[float]] = {}
+    configs: dict[str, Config] = {}
+    for trial in timed:
+        assert trial.measurement is not None
+        key = config_key(trial.config)
+        configs[key] = trial.config
+        bags.setdefault(key, []).extend(trial.measurement.log_ratios)
+    kinds = {trial.identity[:-1] for trial in timed}
+    if len(kinds) != 1 or len(bags) < 2:
+        raise ValueError(f"{len(bags)} configurations of {len(kinds)} kinds: a replay needs two or more of one kind.")
+    names = next(iter(configs.values()))
+    values = {name: sorted({config[name] for config in configs.values()}, key=str) for name in names}
+    return Record(timed[0].backend, values, bags)
+
+
+def replay(record: Record, policy: Policy, repeats: int = REPEATS, seed: int = 0) -> Replayed:
+    """Choose `repeats` times by `policy` out of `record`, and compare the choices with its truth."""
+    truth = record.truth
+    best = min(truth.values())
+    regrets, optimisms, taken = [], [], []
+    for repeat in range(repeats):
+        chosen, seen, blocks = _choose(record, policy, random.Random(f"{seed} {repeat}"), seed + repeat)
+        regrets.append(truth[chosen] - best)
+        optimisms.append(truth[chosen] - seen)
+        taken.append(blocks)
+    return Replayed(
+        policy,
+        wrong=sum(regret > CLOSE for regret in regrets) / repeats,
+        regret=math.expm1(statistics.fmean(regrets)),
+        optimism=math.expm1(statistics.fmean(optimisms)),
+        blocks=statistics.fmean(taken),
+    )
+
+
+def _choose(record: Record, policy: Policy, rng: random.Random, seed: int) -> tuple[str, float, int]:
+    """Return the configuration that one replay chooses, the log ratio it was chosen by, and the blocks it took."""
+    seen: dict[str, float] = {}
+
+    def outcome(config: Config) -> float | None:
+        bag = record.bags.get(config_key(config))
+        if bag is None:
+            return None
+        seen[config_key(config)] = _measured(bag, policy.blocks, rng)
+        return seen[config_key(config)]
+
+    simulate(record.values, outcome, min(policy.trials, len(record.bags)), policy.sampler, seed)
+    if not seen:  # nothing of what was proposed is in the record
+        seen[rng.choice(list(record.bags))] = math.inf
+    blocks = policy.blocks * len(seen)
+    if policy.finalists > 1:
+        finalists = sorted(seen, key=lambda key: seen[key])[: policy.finalists]
+        seen = {key: _measured(record.bags[key], policy.rounds, rng) for key in finalists}
+        blocks += policy.rounds * len(finalists)
+    chosen = min(seen, key=lambda key: seen[key])
+    return chosen, seen[chosen], blocks
+
+
+def _measured(bag: Sequence[float], blocks: int, rng: random.Random) -> float:
+    """Return the median of so many consecutive blocks of a bag, which is taken to be a ring."""
+    start = rng.randrange(len(bag))
+    return statistics.median(bag[(start + step) % len(bag)] for step in range(blocks))
+
+
+def simulate(
+    values: Mapping[str, Sequence[Value]],
+    outcome: Callable[[Config], float | None],
+    trials: int,
+    sampler: Sampler,
+    seed: int,
+) -> None:
+    """Ask `sampler` for `trials` configurations of these tunables, each answered by `outcome`; nothing is stored.
+
+    An `outcome` of None is a configuration that nothing is known of; neither it nor a repetition counts.
+    """
+    distributions: dict[str, BaseDistribution] = {
+        name: CategoricalDistribution(list(choices)) for name, choices in values.items()
+    }
+    told: dict[str, float | None] = {}
+    with quiet_optuna():
+        chosen = RandomSampler(seed=seed) if sampler == "random" else TPESampler(seed=seed, group=True)
+        study = optuna.create_study(sampler=chosen)
+        for _ in range(20 * trials + MAX_REPEATS):
+            asked = study.ask(distributions)
+            key = config_key(asked.params)
+            if key not in told:
+                told[key] = outcome(asked.params)
+            answer = told[key]
+            study.tell(asked, answer, state=TrialState.FAIL if answer is None else TrialState.COMPLETE)
+            if sum(value is not None for value in told.values()) >= trials:
+                return
 
 
 def record_study(backend: Backend, seconds: float, folder: Path) -> None:
-    """Every configuration of `backend` in interleaved rounds beside its defaults."""
+    """Time every configuration of `backend` in interleaved rounds beside its defaults."""
     (case,) = load_suite("vim-tiny")
     candidates = [Candidate(backend, config) for config in backend.space.configs(case.problem)]
     common.compared(case.problem, case.inputs, case.label, candidates, seconds, folder, baseline=candidates[0])
 
 
 def row_of(policy: Policy, size: int) -> dict[str, object]:
-    """What a policy does, in words."""
+    """Return a policy in words."""
     return {
         "search": "all" if policy.trials == size else policy.sampler,
         "trials": policy.trials,
         "blocks each": policy.blocks,
-        "then a race": f"{policy.finalists} x {policy.rounds} rounds" if policy.rounds else "no",
+        "then a comparison": f"{policy.finalists} x {policy.rounds} rounds" if policy.rounds else "no",
     }
 
 
 def lessons(frame: pd.DataFrame) -> pd.DataFrame:
-    """The defaults of `scanlab tune`, each beside what it is chosen over."""
-    raced, few = frame["then a race"] != "no", frame["blocks each"] == BLOCKS[0]
+    """Return the defaults of `scanlab tune`, each beside its alternative."""
+    compared, few = frame["then a comparison"] != "no", frame["blocks each"] == BLOCKS[0]
     partial = frame.search != "all"
 
     def pair(default: str, one: "pd.Series[bool]", other: "pd.Series[bool]") -> dict[str, object]:
@@ -57,13 +250,13 @@ def lessons(frame: pd.DataFrame) -> pd.DataFrame:
 
     return pd.DataFrame(
         [
-            pair("the best race on new samples", raced, ~raced),
+            pair("the best are compared on new samples", compared, ~compared),
             pair(
                 "TPE chooses where time is short, not chance",
                 partial & (frame.search == "tpe"),
                 frame.search == "random",
             ),
-            pair("three blocks or more for each, not one", ~raced & ~few, ~raced & few),
+            pair("three blocks or more for each, not one", ~compared & ~few, ~compared & few),
             pair("everything is tried where time suffices, not half or less", ~partial, partial),
         ]
     )

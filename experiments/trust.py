@@ -48,8 +48,9 @@ from scanlab.contract.machine import this_machine
 from scanlab.contract.problem import ScanProblem, make_inputs
 from scanlab.contract.space import config_key
 from scanlab.suites import load_suite
+from scanlab.tuning.result import Event, TuningResult
 from scanlab.tuning.scheduler import Budget
-from scanlab.tuning.tune import Event, TuningResult, tune
+from scanlab.tuning.tune import tune
 
 SMALL = ScanProblem(batch=1, dim=64, length=64)
 VICTIMS = ("chunked", "associative")

@@ -74,7 +74,7 @@ class OpContract:
 
     def configs(self) -> Iterator[Config]:
         """Return `config` and, in turn, each tunable at each other value, as far as legal for the plain problem."""
-        return self.backend.space.in_turn(self.plain(), self.config)
+        return self.backend.space.one_at_a_time(self.plain(), self.config)
 
     def problems(self) -> Iterator[Problem]:
         """Yield every problem that is either tested or must be rejected: the corners, on the backend's device."""

@@ -1,4 +1,4 @@
-"""Comparison of candidates in interleaved rounds, in one worker process or in several fresh ones.
+"""Comparison of candidates in interleaved rounds, in one worker process or in several fresh ones; at several sizes too.
 
 Two runs of one program differ by more than two rounds of one run do (where memory lies, which CPU, which clock), so
 that a comparison in several processes tells more. The blocks of all candidates become records.
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from scanlab.bench.clock import MeasuringClock, QuietWait
 from scanlab.bench.context import BenchmarkContext, Candidate
+from scanlab.bench.process_worker import open_worker
 from scanlab.bench.ranking import (
     Comparison,
     Place,
@@ -26,10 +27,12 @@ from scanlab.bench.ranking import (
     places,
 )
 from scanlab.bench.records import Phase, Trial
-from scanlab.bench.samples import Block, clean
+from scanlab.bench.samples import Block, Measurement, clean
 from scanlab.bench.store import TrialStore
 from scanlab.bench.trials import Baseline, reference_candidate, trial_of
 from scanlab.bench.worker import CandidateFailedError, Evaluation, Worker
+from scanlab.contract import registry
+from scanlab.contract.problem import Problem
 
 MIN_ROUNDS = 8
 MAX_ROUNDS = 60
@@ -37,6 +40,10 @@ MAX_ROUNDS = 60
 MIN_PROCESSES = 2
 # The reference takes at most this share of the time, but is timed once at least.
 REFERENCE_SHARE = 0.3
+# Each is a comparison of its own on drawn inputs, because no model produces every length.
+LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
+# Calls that a candidate needs in a comparison at least: it is verified, calibrated, and timed in a few rounds.
+MIN_CALLS = 16
 
 
 @dataclass
@@ -82,7 +89,7 @@ class Comparer:
         candidates: Sequence[Candidate],
         deadline: float,
         *,
-        phase: Phase = "race",
+        phase: Phase = "comparison",
         baseline: Candidate | None = None,
         untuned: Candidate | None = None,
         processes: int = 0,
@@ -98,7 +105,6 @@ class Comparer:
             untuned: What serves where nothing was tuned; it wins unless it is shown to be slower.
             processes: Number of fresh processes that take it in turn; 0 for the worker as it is.
         """
-        started_at = time.time()
         run = _Run(self, candidates, baseline)
         if processes and not self.worker.isolated:
             processes = 0
@@ -110,15 +116,10 @@ class Comparer:
                 self.worker.restart()
             most = MAX_ROUNDS if processes < 2 else max(MIN_ROUNDS, MAX_ROUNDS // processes)
             run.take_rounds(now + (deadline - now) / (max(1, processes) - process), most, processes < 2)
-        return self._outcome(run, phase, untuned, started_at, max(1, processes))
+        return self._outcome(run, phase, untuned, max(1, processes))
 
-    def _outcome(
-        self, run: _Run, phase: Phase, untuned: Candidate | None, started_at: float, processes: int
-    ) -> Comparison:
-        if run.baseline is None:
-            trials = [trial_of(self.context, phase, each.candidate, started_at, each.evaluation) for each in run.series]
-        else:
-            trials = [self._trial(run, run.baseline, each, phase, started_at) for each in run.series]
+    def _outcome(self, run: _Run, phase: Phase, untuned: Candidate | None, processes: int) -> Comparison:
+        trials = [self._trial(run, each, phase) for each in run.series]
         for trial in trials:
             self.store.append(trial)
         timed = [(series, trial) for series, trial in zip(run.series, trials, strict=True) if trial.state == "ok"]
@@ -140,16 +141,14 @@ class Comparer:
             gain=gain_over_untuned(ranked, winner),
         )
 
-    def _trial(self, run: _Run, baseline: Baseline, series: _Series, phase: Phase, started_at: float) -> Trial:
-        measurement = (
-            baseline.measurement(series.evaluation, series.blocks, series.peak_bytes)
-            if series.alive and series.blocks
-            else None
-        )
-        evaluation = series.evaluation
-        if measurement is None and series.alive:
+    def _trial(self, run: _Run, series: _Series, phase: Phase) -> Trial:
+        evaluation, measurement = series.evaluation, None
+        if series.alive and series.blocks and run.baseline is not None:
+            measurement = run.baseline.measurement(evaluation, series.blocks, series.peak_bytes)
+        elif series.alive:
             evaluation = replace(evaluation, state="rejected", reason="there was no round of it", verdict=None)
-        return trial_of(self.context, phase, series.candidate, started_at, evaluation, measurement)
+        times = run.started_at, self.clock.now() - run.begun
+        return trial_of(self.context, phase, series.candidate, *times, evaluation, measurement)
 
 
 class _Run:
@@ -161,6 +160,7 @@ class _Run:
         self._clock = comparer.clock
         self._baseline = baseline
         self._baseline_calls = 1
+        self.started_at, self.begun = time.time(), comparer.clock.now()
         self.series = [_Series(each, Evaluation("ok")) for each in dict.fromkeys(candidates)]
         self._reference = _Series(reference_candidate(comparer.context.problem), Evaluation("ok"))
         self._control: _Series | None = None
@@ -311,3 +311,65 @@ def _ranked(
         attainable_share=None if attainable_ms is None else attainable_ms / trial.measurement.median_ms,
         is_untuned=candidate == untuned,
     )
+
+
+def sweep_lengths(
+    problem: Problem,
+    candidates: Sequence[Candidate],
+    store: TrialStore,
+    clock: MeasuringClock,
+    deadline: float,
+    seed: int = 0,
+    lengths: Sequence[int] = LENGTHS,
+    on_length: Callable[[int], None] = lambda length: None,
+) -> tuple[Trial, ...]:
+    """Time `candidates` at each length of `problem` in turn, shortest first, until `deadline` of `clock`.
+
+    A candidate whose next length is not expected to fit, or whose configuration is not legal for it, stops there: a
+    line in the plot ends where there was no time, it is never guessed. The fastest are kept longest. Every trial is
+    verified, and appended to `store` in the phase "lengths".
+    """
+    taken: list[Trial] = []
+    call_s: dict[Candidate, float] = {}
+    reference_s = 0.0
+    running = list(candidates)
+    worker = None
+    try:
+        for index, length in enumerate(lengths):
+            longer = problem.replace(**{problem.swept: length})
+            growth = 1.0 if index == 0 else length / lengths[index - 1]
+            left_s = deadline - clock.now() - growth * reference_s
+            fitting, needed_s = [], 0.0
+            for each in sorted(running, key=lambda each: call_s.get(each, 0.0)):
+                needed_s += MIN_CALLS * growth * call_s.get(each, 0.0)
+                if each.backend.space.forbids(each.config, longer) is None and needed_s <= left_s:
+                    fitting.append(each)
+            running = fitting
+            if not running or left_s <= 0:
+                break
+            on_length(length)
+            started = clock.now()
+            context = BenchmarkContext.of(
+                longer, registry.op(longer.op).make_inputs(longer, seed), f"drawn, seed {seed}", seed
+            )
+            reference_s = clock.now() - started
+            if worker is None:
+                worker, _ = open_worker(context, [each.backend for each in running])
+            else:
+                worker.load(context)
+            share_s = (deadline - clock.now()) / (len(lengths) - index)
+            comparer = Comparer(context, worker, store, clock, QuietWait(share_s, clock, worker.disturbance))
+            trials = comparer.compare(running, clock.now() + share_s, phase="lengths").trials
+            took_s = {each.label: _call_s(each.measurement) for each in trials if each.measurement is not None}
+            call_s = {each: took_s[each.label] for each in running if each.label in took_s}
+            running = list(call_s)
+            taken.extend(trials)
+    finally:
+        if worker is not None:
+            worker.close()
+    return tuple(taken)
+
+
+def _call_s(measurement: Measurement) -> float:
+    """Return the duration of a call, by all blocks: an estimate of what the next length takes."""
+    return statistics.median(sample for block in measurement.blocks for sample in block.candidate_ns) / 1e9

@@ -6,33 +6,36 @@ that damage is found without parsing.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import math
 import secrets
+import types
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from scanlab.bench.field_types import check_field_types
 from scanlab.bench.samples import Measurement
 from scanlab.contract import registry
-from scanlab.contract.evidence import EvidenceRank
+from scanlab.contract.evidence import EvidenceRank, rank_of
 from scanlab.contract.machine import Machine
 from scanlab.contract.problem import Problem
 from scanlab.contract.space import Value, config_key
 from scanlab.contract.verify import Verdict
 from scanlab.errors import ScanlabError
 
-Phase = Literal["search", "race", "holdout", "lengths"]
+Phase = Literal["search", "comparison", "holdout", "lengths"]
 State = Literal["ok", "wrong", "rejected", "crashed", "pruned", "disturbed"]
 MEASURED: tuple[State, ...] = ("ok", "pruned", "disturbed")
 
 # 2: a pacer in the stead of a slow anchor; heat and frequency around a block. What 1 lacks is optional.
 # 3: a baseline and a reference where 2 has an anchor and a pacer; trials that were disturbed.
-SCHEMA = 3
-# Clean blocks that make a comparison or a hold-out evidence of their rank; as many as an interval at 95 % needs.
-MIN_BLOCKS_OF_RANK = 6
+# 4: the op of the problem; the phase "comparison" where 3 has "race".
+SCHEMA = 4
+# Integers beyond this fit neither a file's statistics nor a float.
+MAX_INT = 1 << 63
 # The end of the year 9999, the last that a calendar can show.
 MAX_TIME_S = 253_402_300_800
 
@@ -46,16 +49,17 @@ def new_id() -> str:
 class Trial:
     """One configuration of one backend, tried on one problem.
 
-    phase         search (looking for the best), race (finalists side by side, to choose), holdout (the chosen on
-                  fresh inputs, to publish) or lengths (time against length)
-    inputs_label  where the inputs came from
-    source_hash   of the backend, when it was tried
-    state         ok; wrong (disagreed with the reference); rejected (the backend does not solve the problem, or
-                  cannot run here); crashed (it raised, or its process died); pruned (measured until it was clearly
-                  too slow); disturbed (measured, with too few blocks free of interference to say anything)
-    reason        why the state is not ok
-    started_at    seconds since the epoch
-    duration_s    building, proving and measuring
+    Attributes:
+        phase: "search" (looking for the best), "comparison" (candidates side by side, to choose), "holdout" (the chosen
+            on fresh inputs, to publish) or "lengths" (time against length).
+        inputs_label: Origin of the inputs.
+        source_hash: Of the backend, when it was tried.
+        state: "ok"; "wrong" (disagreed with the reference); "rejected" (the backend does not solve the problem, or
+            cannot run here); "crashed" (it raised, or its process died); "pruned" (measured until it was clearly too
+            slow); "disturbed" (measured, with too few blocks free of interference to say anything).
+        reason: Why the state is not ok.
+        started_at: Seconds since the epoch.
+        duration_s: Building, verifying and measuring, without waiting for a quiet machine.
     """
 
     phase: Phase
@@ -117,15 +121,11 @@ class Trial:
         """Rank of the evidence that it gives."""
         if self.measurement is None:
             return EvidenceRank.NONE
-        if self.state == "disturbed":
-            return EvidenceRank.DISTURBED
-        ranks = {"race": EvidenceRank.COMPARISON, "holdout": EvidenceRank.HOLDOUT}
-        enough = len(self.measurement.clean) >= MIN_BLOCKS_OF_RANK
-        return ranks.get(self.phase, EvidenceRank.SEARCH) if enough else EvidenceRank.SEARCH
+        return rank_of(self.phase, self.state == "disturbed", len(self.measurement.clean))
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """What makes two trials repetitions of one another: silicon, libraries, problem, source, configuration."""
+        """Silicon, libraries, problem, source and configuration; trials that share them are repetitions."""
         return (
             self.machine.silicon_id,
             self.machine.software_id,
@@ -169,6 +169,7 @@ class Trial:
         return cls(
             **{
                 **{name: value for name, value in values.items() if name != "op"},
+                "phase": "comparison" if values["phase"] == "race" else values["phase"],
                 "problem": problem,
                 "state": state,
                 "reason": reason,
@@ -245,3 +246,54 @@ def _check(trial: Trial) -> None:
     # Of every block: where all were disturbed, the measurement as a whole has no ratio, and is a record all the same.
     if not all(math.isfinite(block.log_ratio) for block in blocks):
         raise ValueError("the times of the measurement have no ratio")
+
+
+def check_field_types(instance: Any) -> None:
+    """Raise TypeError or ValueError, with the place, if a field does not hold what its annotation says.
+
+    Known annotations are numbers, booleans, text, None, literals, unions, tuples of one type, mappings and further
+    dataclasses.
+    """
+    for name, annotation in _annotations(type(instance)).items():  # type: ignore[arg-type]  # mypy: type[Any] has a hash
+        _check_type(getattr(instance, name), annotation, name)
+
+
+@functools.cache
+def _annotations(cls: type) -> dict[str, Any]:
+    hints = get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+def _check_type(value: Any, annotation: Any, place: str) -> None:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        kind = next((each for each in arguments if _is_of(value, each)), None)
+        if kind is None:
+            raise TypeError(f"{place} is {type(value).__name__}, must be {annotation}")
+        _check_type(value, kind, place)
+    elif not _is_of(value, annotation):
+        raise TypeError(f"{place} is {type(value).__name__}, must be {getattr(annotation, '__name__', annotation)}")
+    elif origin is tuple:
+        for index, item in enumerate(value):
+            _check_type(item, arguments[0], f"{place}[{index}]")
+    elif origin is Mapping:
+        for key, item in value.items():
+            _check_type(key, arguments[0], f"a key of {place}")
+            _check_type(item, arguments[1], f"{place}[{key!r}]")
+    elif isinstance(value, str):
+        value.encode()  # a lone surrogate can be neither printed nor written
+    elif isinstance(value, int) and abs(value) > MAX_INT:
+        raise ValueError(f"{place} is out of range")
+    elif dataclasses.is_dataclass(value):
+        check_field_types(value)
+
+
+def _is_of(value: Any, annotation: Any) -> bool:
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return value in get_args(annotation)
+    if origin in (tuple, Mapping):
+        return isinstance(value, origin)
+    if annotation in (int, float):  # JSON writes a whole float without its point
+        return isinstance(value, (int, annotation)) and not isinstance(value, bool)
+    return isinstance(value, annotation)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -100,6 +99,7 @@ def trial_of(
     phase: Phase,
     candidate: Candidate,
     started_at: float,
+    duration_s: float,
     evaluation: Evaluation,
     measurement: Measurement | None = None,
     pruned: str | None = None,
@@ -110,7 +110,8 @@ def trial_of(
 
     Args:
         started_at: Seconds since the epoch.
-        evaluation: What preparing it gave, or the failure that came later.
+        duration_s: Of building, verifying and measuring.
+        evaluation: Outcome of preparing it, or the failure that came later.
         measurement: Where it could be timed.
         pruned: Why it was not measured to the end.
     """
@@ -135,7 +136,7 @@ def trial_of(
         machine=context.machine,
         seed=context.seed,
         started_at=started_at,
-        duration_s=time.time() - started_at,
+        duration_s=duration_s,
         verdict=evaluation.verdict,
         measurement=measurement,
         reason=reason,

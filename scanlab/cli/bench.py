@@ -13,10 +13,10 @@ from rich.table import Table
 from scanlab.bench.clock import MeasuringClock, QuietWait
 from scanlab.bench.compare import Comparer
 from scanlab.bench.context import BenchmarkContext, Candidate
+from scanlab.bench.process_worker import open_worker
 from scanlab.bench.ranking import Comparison
 from scanlab.bench.records import Trial
 from scanlab.bench.store import TrialStore
-from scanlab.bench.worker import open_worker
 from scanlab.cli.console import (
     AsJson,
     Exit,

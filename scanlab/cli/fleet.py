@@ -102,7 +102,7 @@ def _heard(each: MachineSummary) -> str:
 
 
 def _basis(best: BestTrial) -> str:
-    return {"holdout": "hold-out run", "race": "race"}.get(best.trial.phase, "search, not raced")
+    return {"holdout": "hold-out", "comparison": "comparison"}.get(best.trial.phase, "search alone")
 
 
 def _winners(found: FleetOverview, problem: Problem) -> dict[str, str | None]:

@@ -17,8 +17,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
 from scanlab.bench.clock import MeasuringClock
+from scanlab.bench.compare import sweep_lengths
 from scanlab.bench.context import Candidate
-from scanlab.bench.lengths import sweep_lengths
 from scanlab.bench.records import Trial
 from scanlab.bench.store import TrialStore
 from scanlab.cli.bench import failure_line, show_comparison
@@ -50,8 +50,8 @@ from scanlab.runtime.decisions import decide
 from scanlab.runtime.deployment import Deployment, deploy
 from scanlab.runtime.profile import ProfileEntry
 from scanlab.suites import CAPTURED, Case, load_suite
+from scanlab.tuning.result import Event, TuningResult
 from scanlab.tuning.scheduler import Budget
-from scanlab.tuning.tune import Event, TuningResult
 from scanlab.tuning.tune import tune as tune_problem
 
 DEFAULT_BUDGET = "4m"

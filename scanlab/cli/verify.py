@@ -13,8 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from scanlab.bench.context import BenchmarkContext, Candidate
+from scanlab.bench.process_worker import open_worker
 from scanlab.bench.records import label_of
-from scanlab.bench.worker import Evaluation, Worker, open_worker
+from scanlab.bench.worker import Evaluation, Worker
 from scanlab.cli.console import (
     AsJson,
     Exit,
@@ -151,7 +152,7 @@ def _drawn(problems: Iterable[Problem], seed: int) -> tuple[Case, ...]:
 def _configs(backend: Backend, problem: Problem) -> list[dict[str, Value]]:
     """Return every configuration; in a large space, those that differ from the defaults in one tunable."""
     every = list(itertools.islice(backend.space.configs(problem), MOST_CONFIGURATIONS + 1))
-    return every if len(every) <= MOST_CONFIGURATIONS else list(backend.space.in_turn(problem))
+    return every if len(every) <= MOST_CONFIGURATIONS else list(backend.space.one_at_a_time(problem))
 
 
 class _Verifier:

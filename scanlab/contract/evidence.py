@@ -30,3 +30,28 @@ class EvidenceRank(IntEnum):
     def may_replace(self, other: EvidenceRank) -> bool:
         """Return whether a choice with this evidence may replace one with `other`; needs clean blocks at least."""
         return self >= max(other, EvidenceRank.SEARCH)
+
+
+# By the phase of a trial; scanlab 0.1 wrote "race" for a comparison.
+RANKS = {
+    "search": EvidenceRank.SEARCH,
+    "comparison": EvidenceRank.COMPARISON,
+    "race": EvidenceRank.COMPARISON,
+    "holdout": EvidenceRank.HOLDOUT,
+}
+# Clean blocks that make a comparison or a hold-out evidence of their rank; as many as an interval at 95 % needs.
+MIN_BLOCKS_OF_RANK = 6
+
+
+def rank_of(phase: str, is_disturbed: bool, num_clean: int) -> EvidenceRank:
+    """Return the rank of a trial that was measured.
+
+    Args:
+        phase: Of the trial; any other than a search, a comparison or a hold-out chooses nothing.
+        is_disturbed: Whether its state says so.
+        num_clean: Number of its clean blocks.
+    """
+    if is_disturbed or num_clean == 0:
+        return EvidenceRank.DISTURBED
+    rank = RANKS.get(phase, EvidenceRank.NONE)
+    return rank if num_clean >= MIN_BLOCKS_OF_RANK else min(rank, EvidenceRank.SEARCH)

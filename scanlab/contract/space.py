@@ -114,7 +114,7 @@ class Space:
             if config != self.defaults and self.forbids(config, problem) is None:
                 yield config
 
-    def in_turn(self, problem: Problem, around: Config | None = None) -> Iterator[dict[str, Value]]:
+    def one_at_a_time(self, problem: Problem, around: Config | None = None) -> Iterator[dict[str, Value]]:
         """Yield `around`, by default the defaults, and each legal configuration that differs from it in one tunable."""
         middle = self.defaults | dict(around or {})
         if self.forbids(middle, problem) is None:

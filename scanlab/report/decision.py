@@ -20,7 +20,7 @@ from scanlab.report.formatting import percent
 from scanlab.report.select import Contest, slugs
 
 if TYPE_CHECKING:
-    from scanlab.tuning.tune import TuningResult
+    from scanlab.tuning.result import TuningResult
 
 DECISIONS = "decisions"
 

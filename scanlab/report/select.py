@@ -17,7 +17,7 @@ from scanlab.contract.problem import Problem
 # A hold-out times what a comparison has chosen on inputs that no choice has seen; a comparison times candidates
 # side by side and is taken after the search, so that its numbers are not the luckiest of many; a backend that reached
 # neither is shown with the numbers of its search, and marked.
-AUTHORITY = ("holdout", "race", "search")
+AUTHORITY = ("holdout", "comparison", "search")
 
 
 class Contest(NamedTuple):

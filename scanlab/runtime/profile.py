@@ -15,7 +15,7 @@ import platformdirs
 
 from scanlab import settings
 from scanlab.contract import registry
-from scanlab.contract.evidence import EvidenceRank
+from scanlab.contract.evidence import EvidenceRank, rank_of
 from scanlab.contract.machine import this_machine
 from scanlab.contract.problem import Problem
 from scanlab.contract.space import Config
@@ -27,13 +27,6 @@ FIELDS = {"schema_version", "machine", "machine_id", "entries"}
 MAX_DISTANCE = math.log(8.0)
 # Number of replaced entries that are kept for each problem.
 MAX_REPLACED = 3
-# Clean blocks that make a comparison or a hold-out evidence of their rank; as many as an interval at 95 % needs.
-MIN_BLOCKS_OF_RANK = 6
-RANKS = {
-    "search": EvidenceRank.SEARCH,
-    "race": EvidenceRank.COMPARISON,
-    "holdout": EvidenceRank.HOLDOUT,
-}
 
 
 @dataclass(frozen=True)
@@ -66,10 +59,7 @@ class ProfileEntry:
         if self.adopted_from is not None or not isinstance(trial, Mapping) or not isinstance(blocks, Sequence):
             return EvidenceRank.NONE
         num_clean = sum(isinstance(block, Mapping) and block.get("disturbed") is None for block in blocks)
-        if num_clean == 0 or trial.get("state") == "disturbed":
-            return EvidenceRank.DISTURBED
-        rank = RANKS.get(str(trial.get("phase")), EvidenceRank.NONE)
-        return rank if num_clean >= MIN_BLOCKS_OF_RANK else min(rank, EvidenceRank.SEARCH)
+        return rank_of(str(trial.get("phase")), trial.get("state") == "disturbed", num_clean)
 
     def to_json(self) -> dict[str, Any]:
         """Return this entry as JSON values."""

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from scanlab.bench.clock import MeasuringClock, QuietWait
 from scanlab.bench.compare import Comparer
 from scanlab.bench.context import BenchmarkContext, Candidate
+from scanlab.bench.process_worker import open_worker
 from scanlab.bench.ranking import Comparison
 from scanlab.bench.records import Trial
 from scanlab.bench.store import TrialStore
-from scanlab.bench.worker import Worker, open_worker
+from scanlab.bench.worker import Worker
 from scanlab.contract import registry
 from scanlab.contract.backend import Backend
 from scanlab.contract.machine import this_machine

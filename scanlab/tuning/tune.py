@@ -5,30 +5,30 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 from scanlab.bench.clock import MeasuringClock, QuietWait
 from scanlab.bench.compare import Comparer
 from scanlab.bench.context import BenchmarkContext, Candidate
-from scanlab.bench.ranking import Comparison, Gain
+from scanlab.bench.process_worker import open_worker
+from scanlab.bench.ranking import Comparison
 from scanlab.bench.records import Trial
-from scanlab.bench.samples import Block
+from scanlab.bench.samples import Block, Measurement
 from scanlab.bench.store import TrialStore
 from scanlab.bench.trials import Baseline, reference_candidate, time_reference, trial_of
-from scanlab.bench.worker import CandidateFailedError, Evaluation, Worker, open_worker
+from scanlab.bench.worker import CandidateFailedError, Evaluation, Worker
 from scanlab.contract.backend import Backend
-from scanlab.contract.evidence import EvidenceRank
 from scanlab.contract.op import Inputs
 from scanlab.contract.problem import Problem
 from scanlab.errors import RejectedError
-from scanlab.tuning.fleet.overview import publish, winners_on_nearest_machines
+from scanlab.tuning.fleet.overview import publish
 from scanlab.tuning.fleet.storage import open_storage
 from scanlab.tuning.fleet.study_summary import summarize_studies
+from scanlab.tuning.result import Event, EventKind, TuningResult
 from scanlab.tuning.scheduler import HOLDOUT_SHARE, MIN_TRIALS, Budget, Scheduler
 from scanlab.tuning.search import Search, has_converged, should_prune
 from scanlab.tuning.selection import best_of_search, exact_enough, fresh_processes, hold_out, select
-from scanlab.tuning.warm_start import winners_on_similar_problems
+from scanlab.tuning.warm_start import winners_on_nearest_machines, winners_on_similar_problems
 
 # The reference is timed beside the baseline for at most this share of the budget.
 REFERENCE_SHARE = 0.06
@@ -39,84 +39,6 @@ MAX_WAIT_S = 60.0
 POLL_S = 0.2
 # Candidates of each search that stay built for the comparison.
 KEPT_OF_SEARCH = 3
-
-EventKind = Literal["building", "started", "finished", "skipped", "waiting", "round"]
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something that happened in a tuning, for a progress display.
-
-    Attributes:
-        kind: Building a default; started or finished a trial; skipped something (then `message` says why); waiting for
-            a quiet machine or for other processes; a round of a comparison.
-        label: The backend and configuration, or the comparison.
-        done: Share of the budget that is used.
-        left_s: Time left, about.
-        trial: The finished one.
-        best: The fastest of the search so far.
-    """
-
-    kind: EventKind
-    label: str
-    elapsed_s: float
-    left_s: float
-    done: float
-    trial: Trial | None = None
-    best: Trial | None = None
-    message: str | None = None
-
-
-@dataclass(frozen=True)
-class TuningResult:
-    """Outcome of a tuning.
-
-    Attributes:
-        trials: Every trial of this problem on this machine that the search rests on, older ones too.
-        failed: Trials of the backends that take no part, with their reasons.
-        new: Number of trials that this run made.
-        winner: The configuration to deploy; None where too little was measured to name one.
-        comparison: The hold-out comparison where it named a winner, else the one that chose; None without any.
-        tied: Labels of what a comparison could not distinguish from the winner.
-        exhausted: Backends whose every configuration has been tried.
-        notices: What was skipped or repaired, and why.
-        interrupted: Whether a person stopped it.
-        too_busy: Why nothing could be measured undisturbed, where that is so.
-    """
-
-    problem: Problem
-    trials: tuple[Trial, ...]
-    failed: tuple[Trial, ...]
-    new: int
-    winner: Trial | None
-    comparison: Comparison | None
-    tied: frozenset[str]
-    exhausted: tuple[str, ...]
-    notices: tuple[str, ...]
-    interrupted: bool
-    elapsed_s: float
-    too_busy: str | None = None
-
-    @property
-    def evidence(self) -> EvidenceRank:
-        """Rank of the evidence that the winner rests on."""
-        return EvidenceRank.NONE if self.winner is None else self.winner.evidence
-
-    @property
-    def gain(self) -> Gain | None:
-        """Gain of the winner over what serves untuned; None where it is that, or where nothing was compared."""
-        return None if self.comparison is None else self.comparison.gain
-
-    @property
-    def why(self) -> str:
-        """One sentence that names the winner and says why."""
-        if self.comparison is not None and self.comparison.winner is not None:
-            return self.comparison.why
-        if self.winner is not None:
-            return f"{self.winner.label}: the fastest of the search; it was not compared, so that luck may have part."
-        if self.too_busy is not None:
-            return f"No winner: the machine was too busy to measure anything ({self.too_busy}). Try again later."
-        return "No winner: no configuration that may win could be timed."
 
 
 def tune(
@@ -143,7 +65,7 @@ def tune(
 
     Args:
         storage: See `open_storage`; None for a journal beside the records.
-        untuned: What serves where nothing was tuned, which has to be beaten; the baseline where None.
+        untuned: Candidate that serves where nothing was tuned, which has to be beaten; the baseline where None.
         max_error: The largest error against float64, as a share, that a winner may have beyond being verified.
 
     Raises:
@@ -266,7 +188,7 @@ class _Tuning:
 
     def _fail(self, candidate: Candidate, evaluation: Evaluation, recorded: Sequence[Trial]) -> None:
         """Record why a backend takes no part, unless that is recorded."""
-        trial = trial_of(self._context, "search", candidate, time.time(), evaluation)
+        trial = trial_of(self._context, "search", candidate, time.time(), 0.0, evaluation)
         if not any((each.identity, each.reason) == (trial.identity, trial.reason) for each in recorded):
             self._store.append(trial)
         self._failed.append(trial)
@@ -298,17 +220,22 @@ class _Tuning:
         """Verify `candidate`, and time it beside the baseline for as long as it is promising."""
         assert self.baseline is not None
         best = None if search is None else search.best
-        started_at = time.time()
+        started_at, begun = time.time(), self._clock.now()
+
+        def trial(evaluation: Evaluation, measurement: Measurement | None = None, pruned: str | None = None) -> Trial:
+            duration_s = self._clock.now() - begun
+            return trial_of(self._context, "search", candidate, started_at, duration_s, evaluation, measurement, pruned)
+
         evaluation = self._worker.prepare(candidate)
         if evaluation.state != "ok":
-            return trial_of(self._context, "search", candidate, started_at, evaluation)
+            return trial(evaluation)
         blocks: list[Block] = []
         pruned: str | None = None
         try:
             while True:
-                begun = self._clock.now()
+                before = self._clock.now()
                 blocks += self._worker.take_round([candidate], self.baseline.candidate, len(blocks))
-                late = 2 * self._clock.now() - begun > deadline
+                late = 2 * self._clock.now() - before > deadline
                 if blocks[-1].disturbed:
                     self._disturbance = blocks[-1].disturbed
                     self._wait()
@@ -320,9 +247,8 @@ class _Tuning:
         except CandidateFailedError as failure:
             if failure.candidate != candidate:
                 raise RejectedError(f"the baseline cannot be timed any more: {failure}") from failure
-            evaluation = replace(evaluation, state="crashed", reason=failure.reason, verdict=None)
-            return trial_of(self._context, "search", candidate, started_at, evaluation)
-        return trial_of(self._context, "search", candidate, started_at, evaluation, measurement, pruned)
+            return trial(replace(evaluation, state="crashed", reason=failure.reason, verdict=None))
+        return trial(evaluation, measurement, pruned)
 
     def _release(self, candidate: Candidate) -> None:
         """Keep built what may be compared: the defaults and the best few of each search."""

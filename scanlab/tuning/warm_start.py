@@ -1,4 +1,4 @@
-"""Warm start: configurations that won on similar problems, for a search to begin with."""
+"""Warm start: configurations that won on similar problems or near machines, for a search to begin with."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from scanlab.contract.backend import Backend
 from scanlab.contract.machine import Machine
 from scanlab.contract.problem import Problem
 from scanlab.contract.space import Config, config_key
+from scanlab.tuning.fleet.study_summary import StudySummary
 
 # Number of winners that are tried first.
 MAX_HINTS = 3
@@ -21,7 +22,7 @@ def winners_on_similar_problems(
 
     Args:
         trials: Records; those of other machines and of other sources of `backend` are left out.
-        backend: Its winners are wanted.
+        backend: The backend that is tuned.
         problem: Left out itself.
         here: The machine that is tuned.
 
@@ -39,9 +40,24 @@ def winners_on_similar_problems(
         if is_same and is_similar and trial.state == "ok" and trial.phase == "search":
             best[trial.problem] = min(trial, best.get(trial.problem, trial), key=log_ratio)
     nearest = sorted(best, key=lambda other: problem.distance(other))
-    return first_distinct(best[other].config for other in nearest)
+    return _first_distinct(best[other].config for other in nearest)
 
 
-def first_distinct(configs: Iterable[Config]) -> tuple[Config, ...]:
+def winners_on_nearest_machines(studies: Iterable[StudySummary], backend: str, here: Machine) -> tuple[Config, ...]:
+    """Return the winners of `backend` on other machines, those of the nearest machine first.
+
+    Args:
+        studies: Searches of one problem.
+        backend: Name of the backend.
+        here: The machine that is tuned.
+    """
+    nearest = sorted(
+        (study for study in studies if study.facts.backend == backend),
+        key=lambda study: here.silicon.distance(study.facts.machine.silicon),
+    )
+    return _first_distinct(study.best for study in nearest if study.best is not None)
+
+
+def _first_distinct(configs: Iterable[Config]) -> tuple[Config, ...]:
     """Return the first MAX_HINTS different configurations."""
     return tuple({config_key(config): config for config in configs}.values())[:MAX_HINTS]

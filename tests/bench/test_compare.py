@@ -39,7 +39,7 @@ def test_every_candidate_is_recorded_with_samples_that_share_the_baseline(tmp_pa
     compared = comparer.compare([candidate("one"), candidate("two", 2.0)], deadline=5.0)
     recorded = TrialStore(tmp_path).load().trials
     assert {trial.id for trial in recorded} == {trial.id for trial in compared.trials}
-    assert {(trial.phase, trial.evidence) for trial in recorded} == {("race", EvidenceRank.COMPARISON)}
+    assert {(trial.phase, trial.evidence) for trial in recorded} == {("comparison", EvidenceRank.COMPARISON)}
     one, two = (each.trial.measurement for each in compared.ranking)
     assert one.baseline == two.baseline == "one"
     assert one.reference == "reference threads=1"

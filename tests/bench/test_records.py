@@ -26,7 +26,7 @@ FAILED = Verdict(False, {"out": 1.0}, {"out": 1e-5}, "out is off")
         trial(state="pruned", reason="takes 3 times as long"),
         trial(state="wrong", measurement=None, verdict=FAILED, reason="out is off"),
         trial(state="crashed", measurement=None, verdict=None, reason="RuntimeError: boom"),
-        trial(config={"exp": "fast", "flag": True, "share": 0.5}, phase="race"),
+        trial(config={"exp": "fast", "flag": True, "share": 0.5}, phase="comparison"),
         trial(state="disturbed", measurement=DISTURBED, reason="every block was disturbed"),
     ],
     ids=lambda one: one.state,
@@ -64,7 +64,7 @@ def test_every_flipped_bit_is_noticed(tmp_path):
 
 def test_the_identity_is_the_silicon_the_libraries_the_source_and_the_configuration():
     one = trial()
-    same = trial(seed=9, started_at=5.0, phase="race")
+    same = trial(seed=9, started_at=5.0, phase="comparison")
     assert same.identity == one.identity
     silicon = replace(one.machine, silicon=replace(one.machine.silicon, usable_cpus=999))
     torch = replace(one.machine, software=replace(one.machine.software, torch="0.1"))
@@ -183,6 +183,13 @@ def test_json_of_any_depth_is_a_record_error():
 def test_a_newer_schema_is_told_from_damage():
     with pytest.raises(NewerSchemaError, match=f"it has schema 99; this scanlab reads up to {SCHEMA}"):
         decode(line_of(changed("schema", 99)))
+
+
+def test_a_record_of_the_third_schema_still_loads():
+    record = changed("trial.phase", "race") | {"schema": 3}
+    del record["trial"]["op"]
+    loaded = decode(line_of(record))
+    assert (loaded.phase, loaded.problem) == ("comparison", trial().problem)
 
 
 def test_a_record_of_the_first_schema_still_loads():

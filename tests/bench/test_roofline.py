@@ -79,7 +79,7 @@ def test_a_scan_that_answers_from_memory_is_wrong_however_right_its_answers():
     *_, (block,) = (worker.take_round([candidate], baseline, number) for number in range(4))
     blocks = [replace(block, disturbed=None)]
     measurement = Baseline(baseline, beside.calls).measurement(evaluation, blocks, None)
-    trial = trial_of(context, "search", candidate, 0.0, evaluation, measurement)
+    trial = trial_of(context, "search", candidate, 0.0, 1.0, evaluation, measurement)
     assert trial.state == "wrong"
     assert trial.measurement is None
     assert "did not compute the problem" in trial.reason

@@ -14,7 +14,8 @@ import pytest
 
 from helpers.fakes import TINY, crashing, fake, sleepy, wrong
 from scanlab.bench.context import BenchmarkContext, Candidate
-from scanlab.bench.worker import CandidateFailedError, LocalWorker, ProcessWorker, open_worker
+from scanlab.bench.process_worker import ProcessWorker, open_worker
+from scanlab.bench.worker import CandidateFailedError, LocalWorker
 from scanlab.contract import registry
 from scanlab.contract.backend import Capabilities, at_most
 from scanlab.contract.problem import ScanOutput, make_inputs
@@ -222,7 +223,7 @@ def test_a_worker_and_its_compilers_end_with_whoever_started_them(dangerous, tmp
     sys.path.insert(0, {str(Path(__file__).parents[1])!r})
     from helpers.fakes import TINY
     from scanlab.bench.context import BenchmarkContext, Candidate
-    from scanlab.bench.worker import ProcessWorker
+    from scanlab.bench.process_worker import ProcessWorker
     from scanlab.contract import registry
     from scanlab.contract.problem import make_inputs
     worker = ProcessWorker(BenchmarkContext.of(TINY, make_inputs(TINY), "made", seed=0))

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import pytest
 
-from scanlab.bench.worker import ProcessWorker
+from scanlab.bench.process_worker import ProcessWorker
 from scanlab.cli.app import COMMANDS as TABLE
 from scanlab.cli.doctor import KEEP_FREED
 from scanlab.contract import registry
@@ -185,11 +185,11 @@ def test_verify_lists_a_rejected_problem_with_its_reason(run):
 
 def test_bench_times_what_was_named_and_records_it(run, tmp_path):
     outcome = run("bench", "two_phase", "--problem", SMALL, "--budget", "2s", "--out", "here", "--json")
-    (race,) = outcome.json
+    (comparison,) = outcome.json
     # Beside other work there may be too few clean rounds to name it; it is recorded all the same.
-    assert outcome.code == (0 if "two_phase" in race["why"] else 3)
-    (trial,) = race["trials"]
-    assert trial["phase"] == "race"
+    assert outcome.code == (0 if "two_phase" in comparison["why"] else 3)
+    (trial,) = comparison["trials"]
+    assert trial["phase"] == "comparison"
     assert trial["verdict"]["passed"]
     assert list((tmp_path / "here" / "trials").glob("*.jsonl"))
 

@@ -15,7 +15,7 @@ ELSEWHERE = dataclasses.replace(HERE, silicon=dataclasses.replace(HERE.silicon, 
 def record(folder, time_us: int, **changes) -> None:
     """Record a trial of eight clean blocks in `folder`."""
     blocks = [block([time_us * 1000 + index], [800_000]) for index in range(8)]
-    TrialStore(folder).append(trial(phase="race", measurement=measurement(*blocks), **changes))
+    TrialStore(folder).append(trial(phase="comparison", measurement=measurement(*blocks), **changes))
 
 
 def test_a_report_of_another_machine_says_so(run, tmp_path):

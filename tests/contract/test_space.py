@@ -29,9 +29,9 @@ def test_configs_are_the_legal_ones_with_the_defaults_first():
     assert len(list(SPACE.configs(PROBLEM.replace(length=64)))) == 6
 
 
-def test_in_turn_are_the_defaults_and_each_legal_value_beside_them():
-    assert list(SPACE.in_turn(PROBLEM)) == [{"chunk": 16, "fast": True}, {"chunk": 16, "fast": False}]
-    chunks = [config["chunk"] for config in SPACE.in_turn(PROBLEM.replace(length=64))]
+def test_one_at_a_time_are_the_defaults_and_each_legal_value_beside_them():
+    assert list(SPACE.one_at_a_time(PROBLEM)) == [{"chunk": 16, "fast": True}, {"chunk": 16, "fast": False}]
+    chunks = [config["chunk"] for config in SPACE.one_at_a_time(PROBLEM.replace(length=64))]
     assert chunks == [16, 32, 64, 16]
 
 

@@ -46,12 +46,12 @@ def test_the_heuristics_are_the_best_of_each_backend_in_the_last_phase_it_reache
     cpus = trial().machine.silicon.usable_cpus
     fast, slow = (measurement(block([taken] * 2, [4_000_000] * 2)) for taken in (1_000_000, 2_000_000))
     for each in (
-        trial(backend="two_phase", config={"threads": cpus}, phase="race", measurement=slow),
-        trial(backend="chunked", config={"chunk": 64, "threads": cpus}, phase="race", measurement=fast),
-        trial(backend="chunked", config={"chunk": 32, "threads": cpus}, phase="race", measurement=slow),
+        trial(backend="two_phase", config={"threads": cpus}, phase="comparison", measurement=slow),
+        trial(backend="chunked", config={"chunk": 64, "threads": cpus}, phase="comparison", measurement=fast),
+        trial(backend="chunked", config={"chunk": 32, "threads": cpus}, phase="comparison", measurement=slow),
         trial(backend="two_phase", config={"threads": cpus}, phase="search", measurement=fast),
-        trial(backend="compiled", config={}, phase="race", measurement=fast),
-        trial(backend="gone", config={}, phase="race", measurement=fast),
+        trial(backend="compiled", config={}, phase="comparison", measurement=fast),
+        trial(backend="gone", config={}, phase="comparison", measurement=fast),
         trial(problem=ScanProblem(batch=2, dim=4, length=8), backend="chunked"),
     ):
         record.append(each)
@@ -73,7 +73,7 @@ def test_among_what_is_about_as_fast_the_heuristics_take_what_departs_least_from
 
     def timed(taken_ns, **config):
         reading = measurement(block([taken_ns] * 2, [4_000_000] * 2))
-        return trial(backend="native", config=defaults | config, phase="race", measurement=reading)
+        return trial(backend="native", config=defaults | config, phase="comparison", measurement=reading)
 
     usual, slower, unusual = timed(1_030_000), timed(1_080_000), timed(1_000_000, exp="fast")
     assert experiment.best_of([unusual, usual]) is usual

@@ -22,7 +22,7 @@ def timed(time_us: float, reference_us: float = 800.0, blocks: int = 8, **change
         block([round(time_us * 1e3 * (1 + 0.01 * (index % 3 - 1)))], [round(reference_us * 1e3)])
         for index in range(blocks)
     ]
-    return trial(**({"measurement": measurement(*taken), "phase": "race"} | changes))
+    return trial(**({"measurement": measurement(*taken), "phase": "comparison"} | changes))
 
 
 def sides(before, after):

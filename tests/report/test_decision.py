@@ -12,8 +12,8 @@ from scanlab.errors import ResultsError
 from scanlab.report.decision import TuningDecision, load_decisions, save_decisions
 from scanlab.report.write import write_report
 
-FASTEST = trial(phase="race", config={"chunk": 16, "threads": 1}, measurement=measurement(block([1000], [9000])))
-CHOSEN = trial(phase="race", measurement=measurement(block([1001], [9000])))
+FASTEST = trial(phase="comparison", config={"chunk": 16, "threads": 1}, measurement=measurement(block([1000], [9000])))
+CHOSEN = trial(phase="comparison", measurement=measurement(block([1001], [9000])))
 DECISION = TuningDecision(
     problem=CHOSEN.problem,
     inputs_label=CHOSEN.inputs_label,

@@ -54,7 +54,7 @@ def test_ratios_to_another_reference_are_not_compared():
 
 def test_a_hold_out_counts_more_than_a_luckier_race_and_that_more_than_a_luckier_search():
     searched = timed(9.0, phase="search", config={"chunk": 64, "threads": 1})
-    raced = timed(4.0, phase="race")
+    raced = timed(4.0, phase="comparison")
     held_out = timed(3.0, phase="holdout")
     (placing,) = placings([searched, raced])
     assert placing.trial is raced

@@ -24,7 +24,7 @@ DRIFTING = measurement(
     *[block([2_500_000], [10 * MS])] * 2,
 )
 TRIALS = [
-    trial(phase="race", backend="native", config={"threads": 2}, verdict=PROVED, measurement=DRIFTING),
+    trial(phase="comparison", backend="native", config={"threads": 2}, verdict=PROVED, measurement=DRIFTING),
     trial(backend="chunked", measurement=measurement(block([4 * MS], [8 * MS]))),
     trial(backend="associative", config={"chunk": 8}, state="wrong", verdict=OFF, measurement=None, reason="it is off"),
     trial(backend="associative", config={"chunk": 16}, state="crashed", verdict=None, measurement=None, reason="a | b"),
@@ -46,7 +46,7 @@ def test_the_speedup_table_has_the_numbers_of_the_samples():
     assert native["multiply_adds_per_s"] == pytest.approx(4 * 64 / 0.0025)
     assert native["error"] == 3e-7
     assert (native["peak_bytes"], native["build_ms"], native["first_call_ms"]) == (4096, 1.5, 2.5)
-    assert (native["numbers_from"], native["reference"], native["state"]) == ("race", "reference threads=1", "ok")
+    assert (native["numbers_from"], native["reference"], native["state"]) == ("comparison", "reference threads=1", "ok")
 
 
 def test_no_backend_is_dropped_and_each_failure_has_its_reason():
@@ -64,7 +64,7 @@ def test_the_readable_table_has_units_and_marks_numbers_of_a_search():
     assert (native["median"], native["quartiles"]) == ("2.50 ms", f"2.00 {TO} 3.00 ms")
     assert (native["speed-up"], native["95 % interval"]) == (f"4.00{TIMES}", f"4.00 {TO} 4.00")
     assert (native["multiply-adds"], native["error"], native["build"]) == ("102 k/s", "3.0e-07", "1.50 ms")
-    assert [row["from"] for row in readable.values()] == ["race", "search", "", "", ""]
+    assert [row["from"] for row in readable.values()] == ["comparison", "search", "", "", ""]
     settled = {backend: row["configuration, or why not"] for backend, row in readable.items()}
     assert settled["native"] == "threads=2"
     assert settled["associative"] == "chunk=8, wrong: it is off"

@@ -28,8 +28,8 @@ def timed(speedup: float, **changes):
 TRIALS = [
     timed(2.0, config={"chunk": 8, "threads": 1}, id="a", started_at=1.0),
     timed(3.0, config={"chunk": 16, "threads": 2}, id="b", started_at=2.0),
-    timed(2.8, config={"chunk": 16, "threads": 2}, id="c", started_at=3.0, phase="race"),
-    timed(31.4, backend="native", config={"threads": 2}, id="d", started_at=4.0, phase="race"),
+    timed(2.8, config={"chunk": 16, "threads": 2}, id="c", started_at=3.0, phase="comparison"),
+    timed(31.4, backend="native", config={"threads": 2}, id="d", started_at=4.0, phase="comparison"),
     trial(backend="<b>", config={}, state="rejected", verdict=None, measurement=None, reason="<i>no</i>", id="e"),
     *(
         timed(2.0, phase="lengths", problem=PROBLEM.replace(length=length), id=f"f{length}", started_at=90_000.0)

@@ -14,7 +14,7 @@ from scanlab.runtime.deployment import deploy, diff, remove, restore, update_pro
 from scanlab.runtime.profile import Profile, ProfileEntry
 
 PROBLEM = ScanProblem(batch=1, dim=384, length=197)
-PHASES = ("search", "race", "holdout")
+PHASES = ("search", "comparison", "holdout")
 
 WRITER = """
 import sys
@@ -74,7 +74,7 @@ def test_of_the_choices_that_many_processes_deploy_at_once_none_is_lost(path):
     ("changes", "label"),
     [
         ({"phase": "holdout"}, "hold-out"),
-        ({"phase": "race"}, "comparison"),
+        ({"phase": "comparison"}, "comparison"),
         ({"phase": "search"}, "search"),
         ({"disturbed": ("steal",) * 9}, "disturbed"),
         ({"disturbed": (*("steal",) * 9, *(None,) * 6)}, "hold-out"),
@@ -133,7 +133,7 @@ def test_an_adopted_choice_is_replaced_by_a_newer_one_and_by_what_is_measured_he
 
 
 def test_what_was_replaced_is_kept_and_can_be_restored(path):
-    first, second = entry("search"), entry("race", threads=2)
+    first, second = entry("search"), entry("comparison", threads=2)
     deploy([first], path)
     deploy([second], path)
     assert Profile.load(path).replaced == (first,)

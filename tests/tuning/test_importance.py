@@ -38,7 +38,7 @@ def test_the_largest_search_of_a_backend_counts():
         [],
         searched()[: MIN_CONFIGURATIONS - 1],
         [timed({"threads": number}, 100 + number) for number in range(9)],
-        searched(phase="race"),
+        searched(phase="comparison"),
         [timed({}, 100)],
     ],
 )

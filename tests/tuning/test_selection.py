@@ -1,4 +1,4 @@
-"""The finals: who races, what a hold-out run confirms and what it demotes."""
+"""Selection: which candidates are compared, what a hold-out confirms and what it demotes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scanlab.tuning.selection import confirmed, fresh_processes, pareto
 MS = 1_000_000
 
 
-def outcome(*named, phase="race"):
+def outcome(*named, phase="comparison"):
     """A comparison of (backend, behind, distinguishable), or with a rank too, which else is 5; the first wins."""
     made = [
         RankedCandidate(

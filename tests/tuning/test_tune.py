@@ -48,12 +48,12 @@ def test_everything_is_tried_and_the_best_is_held_out(tmp_path):
         "301", "300"
     )
     phases = {trial.phase for trial in TrialStore(tmp_path).load().trials}
-    assert phases == {"search", "race", "holdout"}
+    assert phases == {"search", "comparison", "holdout"}
 
 
 def test_the_defaults_take_part_everywhere(tmp_path):
     run([sleepy("one"), sleepy("two", rank=2)], tmp_path)
-    for phase in ("search", "race", "holdout"):
+    for phase in ("search", "comparison", "holdout"):
         trials = [trial for trial in TrialStore(tmp_path).load().trials if trial.phase == phase]
         assert any(trial.config == {"delay_ms": 3.0} for trial in trials), phase
 

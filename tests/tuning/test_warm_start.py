@@ -50,7 +50,7 @@ def test_a_configuration_that_won_twice_is_tried_once_and_few_are_tried():
         {"backend": "another"},
         {"source_hash": "of another source"},
         {"machine": replace(this_machine(), silicon=replace(this_machine().silicon, usable_cpus=99))},
-        {"phase": "race"},
+        {"phase": "comparison"},
         {"state": "pruned", "reason": "too slow"},
     ],
 )

@@ -12,10 +12,8 @@ from scanlab.bench.ranking import Comparison
 from scanlab.bench.records import RecordError, Trial, decode, log_ratio
 from scanlab.contract.machine import Machine
 from scanlab.contract.problem import Problem
-from scanlab.contract.space import Config
 from scanlab.tuning.fleet.study_summary import StudySummary, summarize_studies
 from scanlab.tuning.fleet.trial_queue import TrialQueue
-from scanlab.tuning.warm_start import first_distinct
 
 
 @dataclass(frozen=True)
@@ -132,21 +130,6 @@ def publish(outcome: Comparison, context: BenchmarkContext, storage: BaseStorage
     name = f"finals {problem.op} {problem.key} {context.inputs_label} {machine.silicon_id}-{machine.software_id}"
     trials = [each.trial for each in outcome.ranking]
     TrialQueue(storage, name, facts, (), carries_records=True).publish(trials, outcome.why)
-
-
-def winners_on_nearest_machines(studies: Iterable[StudySummary], backend: str, here: Machine) -> tuple[Config, ...]:
-    """Return the winners of `backend` on other machines, those of the nearest machine first.
-
-    Args:
-        studies: Searches of one problem.
-        backend: Name of the backend whose winners are wanted.
-        here: The machine that is tuned.
-    """
-    nearest = sorted(
-        (study for study in studies if study.facts.backend == backend),
-        key=lambda study: here.silicon.distance(study.facts.machine.silicon),
-    )
-    return first_distinct(study.best for study in nearest if study.best is not None)
 
 
 def _is_timed(trial: Trial, silicon_id: str, problem: Problem) -> bool:

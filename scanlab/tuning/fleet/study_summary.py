@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from scanlab.bench.field_types import check_field_types
+from scanlab.bench.records import check_field_types
 from scanlab.contract import registry
 from scanlab.contract.machine import Machine
 from scanlab.contract.problem import Problem
@@ -25,7 +25,7 @@ from scanlab.tuning.fleet.trial_queue import is_leased
 
 @dataclass(frozen=True)
 class StudyFacts:
-    """What a study is about.
+    """Subject of a study.
 
     Attributes:
         kind: "search" for the search of one backend, "finals" for the outcomes of comparisons.
@@ -63,7 +63,7 @@ class StudySummary:
     """Summary of one study.
 
     Attributes:
-        facts: What the study is about.
+        facts: Subject of the study.
         best: The fastest recorded configuration, if any.
         num_tried: Number of configurations with a record.
         workers: Identities of all processes that took part.

@@ -8,7 +8,6 @@ storage, while a process thinks or measures. The lease of a process that died is
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,12 +32,10 @@ class QueueSnapshot:
 
     Attributes:
         leased: Keys of the configurations that living processes evaluate.
-        deaths: Number of processes that died while they evaluated a configuration, by its key.
         recorded: Line of every record by its id; None where records do not travel with the study.
     """
 
     leased: frozenset[str]
-    deaths: Mapping[str, int]
     recorded: Mapping[str, str | None]
 
 
@@ -46,7 +43,7 @@ class TrialQueue:
     """The study called `name` in `storage`, created if there is none.
 
     Args:
-        facts: What the study is about, as JSON values, for whoever knows the storage alone.
+        facts: Subject of the study, as JSON values, for whoever knows the storage alone.
         tunables: Of the space that is searched; none for a study that nothing is leased from.
         carries_records: Whether records travel with the study, because workers share it and no results folder.
     """
@@ -74,7 +71,6 @@ class TrialQueue:
     def snapshot(self) -> QueueSnapshot:
         """Return the state of the queue, after ending the leases of dead processes."""
         leased, recorded = set[str](), dict[str, str | None]()
-        deaths = Counter[str]()
         with storage_errors():
             for entry in self._entries():
                 attrs = entry.user_attrs
@@ -85,11 +81,8 @@ class TrialQueue:
                     recorded[str(attrs[attributes.RECORD])] = line if isinstance(line, str) else None
                 elif entry.state == TrialState.RUNNING:
                     self._end(entry._trial_id, attributes.DIED)
-                    deaths[config_key(entry.params)] += 1
-                elif attrs.get(attributes.ENDED) == attributes.DIED:
-                    deaths[config_key(entry.params)] += 1
         self._recorded = frozenset(recorded)
-        return QueueSnapshot(frozenset(leased), deaths, recorded)
+        return QueueSnapshot(frozenset(leased), recorded)
 
     def lease(self, config: Config) -> Lease | None:
         """Return a lease of this process on `config`; None if another process was faster, since the last snapshot."""

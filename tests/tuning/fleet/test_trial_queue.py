@@ -78,7 +78,6 @@ def test_a_lease_is_seen_by_others_until_it_ends(place, tmp_path):
     assert other.lease(CONFIGS[0]) is None
     lease.release()
     assert other.snapshot().leased == frozenset()
-    assert other.snapshot().deaths == {}
     other.lease(CONFIGS[0]).finish(trial(config=CONFIGS[0], id="a record"))
     assert list(one.snapshot().recorded) == ["a record"]
 
@@ -93,14 +92,12 @@ def test_what_was_finished_since_the_last_snapshot_is_not_leased_again(place, tm
     assert one.lease(CONFIGS[0]) is not None
 
 
-def test_the_dead_are_counted_and_what_they_held_is_free(place, tmp_path, monkeypatch):
+def test_what_a_dead_process_held_is_free(place, tmp_path, monkeypatch):
     one, other = queue(place, tmp_path), queue(place, tmp_path)
-    for deaths in (1, 2):
-        monkeypatch.setattr(process_identity, "this_process", lambda: this_process() | {"pid": 2**22 + 1})
-        one.lease(CONFIGS[0])
-        monkeypatch.undo()
-        snapshot = other.snapshot()
-        assert (snapshot.leased, snapshot.deaths) == (frozenset(), {'{"a":0,"b":"x"}': deaths})
+    monkeypatch.setattr(process_identity, "this_process", lambda: this_process() | {"pid": 2**22 + 1})
+    one.lease(CONFIGS[0])
+    monkeypatch.undo()
+    assert other.snapshot().leased == frozenset()
     assert other.lease(CONFIGS[0]) is not None
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from scanlab.bench.clock import MeasuringClock
+from scanlab.bench.compare import sweep_lengths
 from scanlab.bench.context import Candidate
-from scanlab.bench.lengths import sweep_lengths
 from scanlab.bench.store import TrialStore
 from scanlab.contract import registry
 from scanlab.contract.problem import ScanProblem

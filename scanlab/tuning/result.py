@@ -1,0 +1,89 @@
+"""Events of a tuning under way, and its result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from scanlab.bench.ranking import Comparison, Gain
+from scanlab.bench.records import Trial
+from scanlab.contract.evidence import EvidenceRank
+from scanlab.contract.problem import Problem
+
+EventKind = Literal["building", "started", "finished", "skipped", "waiting", "round"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened in a tuning, for a progress display.
+
+    Attributes:
+        kind: Building a default; started or finished a trial; skipped something (then `message` says why); waiting for
+            a quiet machine or for other processes; a round of a comparison.
+        label: The backend and configuration, or the comparison.
+        done: Share of the budget that is used.
+        left_s: Time left, about.
+        trial: The finished one.
+        best: The fastest of the search so far.
+    """
+
+    kind: EventKind
+    label: str
+    elapsed_s: float
+    left_s: float
+    done: float
+    trial: Trial | None = None
+    best: Trial | None = None
+    message: str | None = None
+
+
+@dataclass(frozen=True)
+class TuningResult:
+    """Outcome of a tuning.
+
+    Attributes:
+        trials: Every trial of this problem on this machine that the search rests on, older ones too.
+        failed: Trials of the backends that take no part, with their reasons.
+        new: Number of trials that this run made.
+        winner: The configuration to deploy; None where too little was measured to name one.
+        comparison: The hold-out comparison where it named a winner, else the one that chose; None without any.
+        tied: Labels of what a comparison could not distinguish from the winner.
+        exhausted: Backends whose every configuration has been tried.
+        notices: Everything that was skipped or repaired, and why.
+        interrupted: Whether a person stopped it.
+        too_busy: Why nothing could be measured undisturbed, where that is so.
+    """
+
+    problem: Problem
+    trials: tuple[Trial, ...]
+    failed: tuple[Trial, ...]
+    new: int
+    winner: Trial | None
+    comparison: Comparison | None
+    tied: frozenset[str]
+    exhausted: tuple[str, ...]
+    notices: tuple[str, ...]
+    interrupted: bool
+    elapsed_s: float
+    too_busy: str | None = None
+
+    @property
+    def evidence(self) -> EvidenceRank:
+        """Rank of the evidence that the winner rests on."""
+        return EvidenceRank.NONE if self.winner is None else self.winner.evidence
+
+    @property
+    def gain(self) -> Gain | None:
+        """Gain of the winner over what serves untuned; None where it is that, or where nothing was compared."""
+        return None if self.comparison is None else self.comparison.gain
+
+    @property
+    def why(self) -> str:
+        """One sentence that names the winner and says why."""
+        if self.comparison is not None and self.comparison.winner is not None:
+            return self.comparison.why
+        if self.winner is not None:
+            return f"{self.winner.label}: the fastest of the search; it was not compared, so that luck may have part."
+        if self.too_busy is not None:
+            return f"No winner: the machine was too busy to measure anything ({self.too_busy}). Try again later."
+        return "No winner: no configuration that may win could be timed."
