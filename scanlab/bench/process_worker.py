@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -64,6 +65,7 @@ class ProcessWorker:
         self._folder = tempfile.TemporaryDirectory(prefix="scanlab-worker-")
         self._process: subprocess.Popen[bytes] | None = None
         self._started = 0
+        self.start_s = 0.0
         self._evaluations: dict[Candidate, Evaluation] = {}
         self._in_process: set[Candidate] = set()
         self._timed_out = False
@@ -171,13 +173,23 @@ class ProcessWorker:
         return process
 
     def _ask(self, method: str, *arguments: object, timeout_s: float) -> object:
+        """Return the reply to a request, of a new process where none runs; raises what `_exchange` does."""
+        if self._process is None:
+            begun = time.monotonic()
+            self._process = self._start()
+            self._exchange(self._process, "ready", (), self._timeout_s)
+            self.start_s = time.monotonic() - begun
+        return self._exchange(self._process, method, arguments, timeout_s)
+
+    def _exchange(
+        self, process: subprocess.Popen[bytes], method: str, arguments: tuple[object, ...], timeout_s: float
+    ) -> object:
         """Send a request and return the reply.
 
         Raises:
             _WorkerDiedError: The process ended, or was killed after `timeout_s`; the message says which.
             CandidateFailedError: As the worker raised it.
         """
-        process = self._process = self._process or self._start()
         assert process.stdin is not None
         assert process.stdout is not None
         self._timed_out = False
@@ -279,6 +291,7 @@ def _main(folder: Path, process: int) -> None:
 
     worker = LocalWorker(load(), process, running)
     methods: dict[str, Callable[..., object]] = {
+        "ready": lambda: None,
         "load": lambda: worker.load(load()),
         "verify": worker.verify,
         "prepare": worker.prepare,

@@ -41,6 +41,7 @@ class SimulatedWorker:
     """
 
     isolated = True
+    start_s = 4.0
 
     def __init__(
         self,
@@ -110,6 +111,7 @@ class SimulatedWorker:
     def restart(self, context: BenchmarkContext | None = None) -> None:
         self._prepared.clear()
         self._process += 1
+        self._time.seconds += self.start_s
 
     def disturbance(self, seconds: float) -> str | None:
         self._time.seconds += seconds

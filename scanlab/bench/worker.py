@@ -7,6 +7,7 @@ another process does not find by name; nothing in it survives a crash or a hang.
 
 from __future__ import annotations
 
+import math
 import mmap
 import random
 import time
@@ -67,9 +68,11 @@ class Worker(Protocol):
 
     Attributes:
         isolated: Whether candidates run in another process, which may be started afresh.
+        start_s: Seconds that the last process took to start, its loading of torch and the inputs included; else infinite.
     """
 
     isolated: bool
+    start_s: float
 
     def verify(self, candidate: Candidate) -> Evaluation:
         """Build, call and verify `candidate`, and forget it; any failure is an evaluation too."""
@@ -113,6 +116,7 @@ class LocalWorker:
     """
 
     isolated = False
+    start_s = math.inf
 
     def __init__(self, context: BenchmarkContext, process: int = 0, running: mmap.mmap | None = None) -> None:
         self._process = process

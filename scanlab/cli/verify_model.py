@@ -58,7 +58,7 @@ def verify_model(
         photograph = sample_photograph() if image is None else open_image(image)
     elif image is not None:
         raise InputError(f"{image} with --model {DIGITS}: the trained model reads its own digits; leave the image out.")
-    every = [*(each.name for each in registry.load_all("selective_scan")[0]), *profiled_selections(load_profile())]
+    every = [*(each.name for each in registry.load_all(registry.DEFAULT_OP)[0]), *profiled_selections(load_profile())]
     chosen_selections = list(selections) if selections else every
     shown: list[Validation] = []
     with notes.status("") as status:

@@ -7,7 +7,6 @@ on fresh inputs in fresh processes, knows nothing of them, so that its numbers m
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,7 +15,6 @@ from scanlab.bench.context import Candidate
 from scanlab.bench.ranking import WORTH_FOR_SIMPLICITY, Comparison, choose, gain_over_untuned, ordered
 from scanlab.bench.records import Trial, error_of, log_ratio
 from scanlab.bench.samples import Measurement
-from scanlab.contract.cpu import usable_threads
 from scanlab.tuning.search import MIN_BLOCKS, Search, upper_end
 
 # A search takes few blocks, so that its leader may have been lucky: what may lie within this of the leader is compared
@@ -27,8 +25,6 @@ MAX_CANDIDATES = 12
 MIN_OF_LEADER = 3
 MIN_OF_OTHERS = 2
 
-# What a fresh process takes on an idle machine before it builds anything: loading torch and the inputs.
-START_S = 4.0
 MAX_PROCESSES = 5
 # Calls that it takes to verify and calibrate a candidate, and those that it takes to compare it.
 PREPARE_CALLS = 7
@@ -116,7 +112,7 @@ def hold_out(
     winner = compared.winner
     left_out: list[str] = []
     available_s = deadline - comparer.clock.now()
-    while not (processes := fresh_processes(prepare_s.values(), available_s)):
+    while not (processes := fresh_processes(comparer.worker.start_s, prepare_s.values(), available_s)):
         others = [each for each in prepare_s if each != untuned and winner and each.label != winner.trial.label]
         if not others:
             return "there was no time to start fresh processes; give it a larger budget"
@@ -165,15 +161,9 @@ def exact_enough(compared: Comparison, max_error: float) -> Comparison:
     )
 
 
-def fresh_processes(prepare_s: Iterable[float], available_s: float) -> int:
+def fresh_processes(start_s: float, prepare_s: Iterable[float], available_s: float) -> int:
     """Return how many fresh processes fit into the time, each spending no more than half of its share on starting."""
-    return max(0, min(MAX_PROCESSES, int(available_s / (2 * _crowding() * (START_S + sum(prepare_s))))))
-
-
-def _crowding() -> float:
-    """Return how many times longer starting takes than on an idle machine: the load of a minute on each CPU."""
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    return max(1.0, load / usable_threads())
+    return max(0, min(MAX_PROCESSES, int(available_s / (2 * (start_s + sum(prepare_s))))))
 
 
 def pareto(trials: Iterable[Trial]) -> tuple[Trial, ...]:

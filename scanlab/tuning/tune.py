@@ -279,7 +279,7 @@ class _Tuning:
         self.notices += selected.notices
         baseline = self.baseline.candidate
         comparer = Comparer(self._context, self._worker, self._store, self._clock, self._wait)
-        processes = fresh_processes(selected.prepare_s.values(), until - self._clock.now())
+        processes = fresh_processes(self._worker.start_s, selected.prepare_s.values(), until - self._clock.now())
         compared = replace(comparer, on_round=lambda number: self._on_round("comparison", number)).compare(
             selected.candidates,
             until,

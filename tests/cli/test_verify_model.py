@@ -21,7 +21,7 @@ def test_a_broken_budget_fails_the_command_with_the_reason(run, monkeypatch):
 def test_what_the_profile_deploys_is_judged(run, monkeypatch):
     entry = ProfileEntry(ScanProblem(batch=1, dim=8, length=8), "chunked", "", {"chunk": 16, "threads": 1})
     Profile.empty().with_entry(entry).save(profile_path())
-    monkeypatch.setattr("scanlab.contract.registry.load_all", lambda: ((), {}))
+    monkeypatch.setattr("scanlab.contract.registry.load_all", lambda op: ((), {}))
     (judged,) = run(*ONLY_DIGITS, "--json").json["digits"]
     assert judged["selection"] == "chunked:chunk=16,threads=1"
     assert judged["config"] == {"chunk": 16, "threads": 1}
