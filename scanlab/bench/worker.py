@@ -68,7 +68,7 @@ class Worker(Protocol):
 
     Attributes:
         isolated: Whether candidates run in another process, which may be started afresh.
-        start_s: Seconds that the last process took to start, its loading of torch and the inputs included; else infinite.
+        start_s: Seconds that the last process took to start and to load the inputs; infinite where there is none.
     """
 
     isolated: bool
