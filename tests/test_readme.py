@@ -40,7 +40,7 @@ def test_commands_that_are_named_exist(page):
     assert named <= COMMANDS.keys()
 
 
-@pytest.mark.parametrize("page", [*PAGES, "results/README.md"])
+@pytest.mark.parametrize("page", [*PAGES, "results/README.md", "examples/README.md"])
 def test_links_lead_to_files(page):
     folder = (ROOT / page).parent
     links = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text())
