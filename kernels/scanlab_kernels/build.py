@@ -39,6 +39,8 @@ PACKAGE = Path(__file__).parent
 # variables that are undefined on purpose.
 WARNINGS = ("-Wall", "-Wextra", "-Wno-psabi", "-Wno-uninitialized", "-Wno-maybe-uninitialized")
 THREADING = ("-fopenmp",) if sys.platform == "linux" else ("-pthread",)
+# The oldest version of torch whose stable ABI the ops keep to, as its headers number it: 2.9.
+STABLE_ABI = ("-DTORCH_TARGET_VERSION=0x0209000000000000",)
 STALE_S = 24 * 3600.0  # the age at which the folder of an interrupted build is deleted
 
 # Runs a compiler and, where the end of the pipe on standard input tells that the caller is gone, kills its group.

@@ -1,6 +1,7 @@
 // Helpers of the ops on torch's tensors: descriptions for the kernels, and outputs.
 #pragma once
 
+#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -56,12 +57,30 @@ def test_free_memory_is_offered_to_the_system():
     assert lazily_free_bytes() >= before + size // 2
 
 
-def test_an_output_can_be_resized_and_shared():
+def test_an_output_can_be_shared_and_saved():
     out = scan().out
     want = out.clone()
-    out.untyped_storage().resize_(2 * out.nbytes)
-    assert torch.equal(out, want)
+    saved = io.BytesIO()
+    torch.save(out, saved)
+    saved.seek(0)
+    assert torch.equal(torch.load(saved), want)
     assert torch.equal(out.share_memory_(), want)
+    assert out.is_shared()
+
+
+@pytest.mark.parametrize("layout", ["dim_last", "length_last"])
+@pytest.mark.parametrize("axes", [(0, 1, 2), (1, 0, 2), (2, 1, 0)])
+def test_the_strides_of_outputs_are_those_of_empty_like(axes, layout):
+    problem = ScanProblem(batch=3, dim=8, length=6, layout=layout)
+    (inputs,) = make_inputs(problem)
+    for u in (
+        inputs.u.permute(axes).contiguous().permute([axes.index(axis) for axis in range(3)]),
+        inputs.u.repeat(1, 2, 1)[:, ::2],
+        inputs.u[:1].expand(3, -1, -1),
+        inputs.u[:, :1].expand(-1, 8, -1),
+        inputs.u[:, :, :1].expand(-1, -1, 6),
+    ):
+        assert native.backend.build(problem)(inputs._replace(u=u)).out.stride() == torch.empty_like(u).stride()
 
 
 def test_gradients_lie_apart():

@@ -14,8 +14,9 @@ from scanlab.contract.backend import WHOLE_CONTRACT, Backend, ScanFn
 from scanlab.contract.cpu import threads_tunable
 from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
 from scanlab.contract.space import Config, Space, Tunable
-from scanlab_kernels.build import PACKAGE, THREADING, WARNINGS, Extension, Unit, headers
+from scanlab_kernels.build import PACKAGE, STABLE_ABI, THREADING, WARNINGS, Extension, Unit, headers
 from scanlab_kernels.cpu.isa import INSTRUCTION_SETS, chosen_isa, isa_index
+from scanlab_kernels.cpu.registration import direct
 from scanlab_kernels.selective_scan import arguments as scan_ops
 from scanlab_kernels.selective_scan.native import ops as native_ops
 
@@ -37,8 +38,7 @@ extension = Extension(
             for number in ("float", "double")
             for isa in reversed(INSTRUCTION_SETS)
         ),
-        Unit(FOLDER / "native.cpp", ("-O1",)),
-        Unit(FOLDER / "autograd.cpp", ("-O1",)),
+        Unit(FOLDER / "native.cpp", ("-O2", *STABLE_ABI)),
         Unit(FOLDER / "scan.cpp"),
     ),
     flags=("-O3", *WARNINGS, *ARITHMETIC, "-fvisibility=hidden", *THREADING),
@@ -74,11 +74,11 @@ def make(problem: ScanProblem, config: Config) -> ScanFn:
         isa_index(chosen_isa()),
     )
     absent = (None,) * len(ScanInputs._fields)
-    op = torch.ops.scanlab.scan_with_checkpoints.default if problem.gradients else torch.ops.scanlab.scan.default
+    ops = torch.ops.scanlab
+    op = direct(ops.scan_with_checkpoints.default if problem.gradients else ops.scan.default)
 
-    def scan(*inputs: ScanInputs) -> ScanOutput:
-        ahead, back = inputs if len(inputs) == 2 else (inputs[0], absent)
-        results = op(*ahead, *back, *settings)
+    def scan(first: ScanInputs, second: ScanInputs | tuple[None, ...] = absent) -> ScanOutput:
+        results = op(*first, *second, *settings)
         return ScanOutput(results[0], results[1])
 
     return scan

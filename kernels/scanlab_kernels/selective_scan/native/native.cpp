@@ -1,112 +1,90 @@
 // The scan as torch ops: arguments checked, described to the kernel, outputs allocated.
-#include <ATen/Parallel.h>
-#include <ATen/core/stack.h>
-#include <ATen/ops/resolve_conj.h>
-#include <ATen/ops/resolve_neg.h>
-#include <ATen/ops/view_as_real.h>
-#include <torch/library.h>
-
-#include "cpu/allocator.h"
-#include "cpu/arguments.h"
+#include "cpu/binding.h"
+#include "cpu/checks.h"
+#include "cpu/parallel.h"
 #include "selective_scan/native/scan.h"
 
 namespace scanlab {
 namespace {
 
-using c10::IValue;
-using c10::ScalarType;
-
 // In the order of ScanInputs.
 enum { u_, delta_, A_, B_, C_, D_, z_, delta_bias_, initial_state_, tensors_per_direction };
 constexpr const char* names[] = {"u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state"};
 
-Tensor tensor_at(c10::ArrayRef<IValue> arguments, int index) {
-    return arguments[index].isTensor() ? arguments[index].toTensor().resolve_conj().resolve_neg() : Tensor();
-}
-
 Channels channels_of(const Tensor& tensor) {
-    if (!tensor.defined()) return {};
-    return {tensor.data_ptr(), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
+    if (!tensor) return {};
+    const Shape strides = tensor.strides();
+    return {tensor.data(), strides[0], strides[1], strides[2]};
 }
 
 Weights weights_of(const Tensor& tensor) {
-    if (!tensor.defined()) return {};
-    return {tensor.data_ptr(), tensor.stride(0), tensor.dim() == 2 ? tensor.stride(1) : 0};
+    if (!tensor) return {};
+    const Shape strides = tensor.strides();
+    return {tensor.data(), strides[0], strides.size() == 2 ? strides[1] : 0};
 }
 
 States states_of(const Tensor& tensor) {
-    if (!tensor.defined()) return {};
-    return {tensor.data_ptr(), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
+    if (!tensor) return {};
+    const Shape strides = tensor.strides();
+    return {tensor.data(), strides[0], strides[1], strides[2]};
 }
 
 constexpr int64_t max_threads = 4096, max_setting = 1 << 20;
 
-int number(const char* name, const IValue& value, int64_t low, int64_t high) {
-    const int64_t given = value.toInt();
-    TORCH_CHECK_VALUE(given >= low && given <= high, name, "=", given, ": must be ", low, "..", high, ".");
+int number(const char* name, StableIValue value, int64_t low, int64_t high) {
+    const auto given = Argument<int64_t>::take(value);
+    require(given >= low && given <= high, name, "=", given, ": must be ", low, "..", high, ".");
     return int(given);
-}
-
-// 0 asks for as many threads as torch's own ops would take here.
-int threads_of(int asked) {
-    if (asked) return asked;
-    return at::in_parallel_region() ? 1 : at::get_num_threads();
 }
 
 // A scan as the arguments of an op ask for it: twice nine tensors, then softplus, reverse, threads, time_block,
 // channel_tile, time_chunks, exp, isa. Holds on to the tensors that the scan points to.
 struct Request {
     Scan scan;
-    ScalarType stored, real, weight;
+    Dtype stored, real, weight;
     Tensor inputs[2][tensors_per_direction];
 
-    explicit Request(c10::ArrayRef<IValue> arguments) {
-        const auto settings = arguments.slice(2 * tensors_per_direction);
+    explicit Request(const StableIValue* arguments) {
         for (int d = 0; d < 2; d++)
-            for (int i = 0; i < tensors_per_direction; i++)
-                inputs[d][i] = tensor_at(arguments, d * tensors_per_direction + i);
+            for (int i = 0; i < tensors_per_direction; i++, arguments++)
+                inputs[d][i] =
+                    d == 0 && i <= C_ ? Argument<Tensor>::take(*arguments) : Argument<OptionalTensor>::take(*arguments);
         const Tensor &u = inputs[0][u_], &A = inputs[0][A_];
-        TORCH_CHECK_VALUE(u.dim() == 3 && u.numel() > 0, "u is ", u.sizes(),
-                          ": must be (batch, dim, length), none of them 0.");
-        TORCH_CHECK_VALUE(A.dim() == 2 && A.size(1) >= 1, "A is ", A.sizes(), ": must be (dim, state).");
-        stored = u.scalar_type();
+        const Shape sizes = u.sizes(), rates = A.sizes();
+        require(sizes.size() == 3 && numel(sizes) > 0, "u is ", sizes,
+                ": must be (batch, dim, length), none of them 0.");
+        require(rates.size() == 2 && rates[1] >= 1, "A is ", rates, ": must be (dim, state).");
+        stored = u.dtype(), weight = A.dtype();
         scan.type = type_of(u);
-        real = stored == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-        scan.complex = A.is_complex();
-        weight = scan.complex ? c10::toComplexType(real) : real;
-        scan.batch = u.size(0), scan.dim = u.size(1), scan.length = u.size(2), scan.state = A.size(1);
-        scan.directions = inputs[1][u_].defined() ? 2 : 1;
-        scan.softplus = settings[0].toBool();
-        scan.threads = threads_of(number("threads", settings[2], 0, max_threads));
-        scan.time_block = number("time_block", settings[3], 1, max_setting);
-        scan.channel_tile = number("channel_tile", settings[4], 1, max_setting);
-        scan.time_chunks = number("time_chunks", settings[5], 1, max_setting);
-        TORCH_CHECK_VALUE(scan.time_chunks == 1 || scan.directions == 1, "time_chunks is ", scan.time_chunks,
-                          ": must be 1 with two directions.");
-        const int64_t exp = settings[6].toInt();
-        TORCH_CHECK_VALUE(exp == int64_t(Exp::fast) || exp == int64_t(Exp::exact), "exp is ", exp,
-                          ": must be 0 (fast) or 1 (exact).");
-        scan.exp = Exp(exp);
-        const int64_t isa = settings[7].toInt();
-        TORCH_CHECK_VALUE(isa >= 0 && isa <= int64_t(best_isa()), "instruction set ", isa, ": this machine has up to ",
-                          int64_t(best_isa()), ".");
-        scan.isa = Isa(isa);
-        for (int d = 0; d < scan.directions; d++) describe(d, settings[1].toBool());
+        real = stored == Dtype::float64 ? Dtype::float64 : Dtype::float32;
+        scan.complex = weight == Dtype::complex64 || weight == Dtype::complex128;
+        weight = !scan.complex ? real : real == Dtype::float64 ? Dtype::complex128 : Dtype::complex64;
+        scan.batch = sizes[0], scan.dim = sizes[1], scan.length = sizes[2], scan.state = rates[1];
+        scan.directions = inputs[1][u_] ? 2 : 1;
+        scan.softplus = Argument<bool>::take(arguments[0]);
+        scan.threads = number("threads", arguments[2], 0, max_threads);
+        if (scan.threads == 0) scan.threads = torch_threads();
+        scan.time_block = number("time_block", arguments[3], 1, max_setting);
+        scan.channel_tile = number("channel_tile", arguments[4], 1, max_setting);
+        scan.time_chunks = number("time_chunks", arguments[5], 1, max_setting);
+        require(scan.time_chunks == 1 || scan.directions == 1, "time_chunks is ", scan.time_chunks,
+                ": must be 1 with two directions.");
+        scan.exp = Exp(number("exp", arguments[6], int64_t(Exp::fast), int64_t(Exp::exact)));
+        scan.isa = Isa(number("isa", arguments[7], 0, int64_t(best_isa())));
+        for (int d = 0; d < scan.directions; d++) describe(d, Argument<bool>::take(arguments[1]));
     }
 
     void describe(int d, bool reverse) {
         const auto& tensors = inputs[d];
-        TORCH_CHECK_VALUE(
-            tensors[delta_].defined() && tensors[A_].defined() && tensors[B_].defined() && tensors[C_].defined(),
-            "direction ", d, " lacks one of delta, A, B and C.");
-        const std::vector<int64_t> channels = {scan.batch, scan.dim, scan.length},
-                                   states = {scan.batch, scan.dim, scan.state};
+        require(tensors[delta_] && tensors[A_] && tensors[B_] && tensors[C_], "direction ", d,
+                " lacks one of delta, A, B and C.");
         for (int i : {u_, delta_, z_})
-            if (tensors[i].defined()) expect(names[i], tensors[i], channels, stored);
+            if (tensors[i]) expect(names[i], tensors[i], {scan.batch, scan.dim, scan.length}, stored);
         for (int i : {D_, delta_bias_})
-            if (tensors[i].defined()) expect(names[i], tensors[i], {scan.dim}, real);
+            if (tensors[i]) expect(names[i], tensors[i], {scan.dim}, real);
         expect("A", tensors[A_], {scan.dim, scan.state}, weight);
-        if (tensors[initial_state_].defined()) expect("initial_state", tensors[initial_state_], states, weight);
+        if (tensors[initial_state_])
+            expect("initial_state", tensors[initial_state_], {scan.batch, scan.dim, scan.state}, weight);
         Direction& direction = scan.direction[d];
         direction.reverse = d == 1 || reverse;
         direction.u = channels_of(tensors[u_]);
@@ -121,119 +99,121 @@ struct Request {
     }
 
     Projection projection_of(const Tensor& tensor, const char* name) {
-        if (tensor.dim() == 2) {
+        const Shape sizes = tensor.sizes(), strides = tensor.strides();
+        if (sizes.size() == 2) {
             expect(name, tensor, {scan.dim, scan.state}, weight);
-            return {tensor.data_ptr(), true, 0, 0, tensor.stride(0), tensor.stride(1), 0};
+            return {tensor.data(), true, 0, 0, strides[0], strides[1], 0};
         }
         const int64_t columns = scan.length * parts();
-        if (tensor.dim() == 3) {
-            TORCH_CHECK_VALUE(scan.groups == 1, name, " has no groups: must have ", scan.groups, ".");
+        if (sizes.size() == 3) {
+            require(scan.groups == 1, name, " has no groups: must have ", scan.groups, ".");
             expect(name, tensor, {scan.batch, scan.state, columns}, stored);
-            return {tensor.data_ptr(), false, tensor.stride(0), 0, 0, tensor.stride(1), tensor.stride(2)};
+            return {tensor.data(), false, strides[0], 0, 0, strides[1], strides[2]};
         }
-        TORCH_CHECK_VALUE(tensor.dim() == 4, name, " has ", tensor.dim(), " axes: must have 2, 3 or 4.");
-        const int64_t groups = tensor.size(1);
-        TORCH_CHECK_VALUE(groups > 0 && scan.dim % groups == 0 && (scan.groups == 1 || scan.groups == groups), name,
-                          " has ", groups, " groups: must divide dim ", scan.dim, " and be as many in B and in C.");
+        require(sizes.size() == 4, name, " has ", int64_t(sizes.size()), " axes: must have 2, 3 or 4.");
+        const int64_t groups = sizes[1];
+        require(groups > 0 && scan.dim % groups == 0 && (scan.groups == 1 || scan.groups == groups), name, " has ",
+                groups, " groups: must divide dim ", scan.dim, " and be as many in B and in C.");
         scan.groups = groups;
         expect(name, tensor, {scan.batch, groups, scan.state, columns}, stored);
-        return {tensor.data_ptr(), false, tensor.stride(0), tensor.stride(1), 0, tensor.stride(2), tensor.stride(3)};
+        return {tensor.data(), false, strides[0], strides[1], 0, strides[2], strides[3]};
     }
 
     int64_t parts() const { return scan.complex ? 2 : 1; }
+
+    std::vector<int64_t> last_state_sizes() const {
+        std::vector<int64_t> sizes = {scan.batch, scan.dim, scan.state};
+        if (scan.directions == 2) sizes.insert(sizes.begin(), 2);
+        return sizes;
+    }
+    std::vector<int64_t> checkpoint_sizes() const {
+        return {scan.directions, scan.batch, blocks(scan), scan.state * parts(), scan.dim};
+    }
+    // The last states, or their gradients, of one direction.
+    States of_direction(const Tensor& states, int d) const {
+        if (scan.directions == 1) return states_of(states);
+        const Shape strides = states.strides();
+        return {states.data<char>() + d * strides[0] * int64_t(states.element_size()), strides[1], strides[2],
+                strides[3]};
+    }
 };
 
-Tensor empty_last_state(const Request& request) {
-    const Scan& scan = request.scan;
-    std::vector<int64_t> shape = {scan.batch, scan.dim, scan.state};
-    if (scan.directions == 2) shape.insert(shape.begin(), 2);
-    return empty_output(shape, request.weight);
-}
-
-Tensor of_direction(const Request& request, const Tensor& states, int d) {
-    return request.scan.directions == 2 ? states.select(0, d) : states;
-}
-
-// Runs the scan and returns out, last_state and, where asked for, the checkpoints.
-std::vector<Tensor> forward(c10::ArrayRef<IValue> arguments, bool keep) {
-    Request request(arguments);
+// The results are out, last_state and, where they are kept, the checkpoints.
+template <bool keep>
+void forward(StableIValue* stack, uint64_t, uint64_t) {
+    Request request(stack);
     Scan& scan = request.scan;
-    std::vector<Tensor> results = {empty_output_like(request.inputs[0][u_]), empty_last_state(request)};
-    scan.out = channels_of(results[0]);
-    for (int d = 0; d < scan.directions; d++) scan.direction[d].last = states_of(of_direction(request, results[1], d));
-    if (keep) {
-        results.push_back(empty_output(
-            {scan.directions, scan.batch, blocks(scan), scan.state * request.parts(), scan.dim}, request.real));
-        scan.checkpoints = results[2].data_ptr();
-    }
+    Tensor out = empty_output_like(request.inputs[0][u_]), checkpoints,
+           last_state = empty_output(request.last_state_sizes(), request.weight);
+    scan.out = channels_of(out);
+    for (int d = 0; d < scan.directions; d++) scan.direction[d].last = request.of_direction(last_state, d);
+    if (keep) checkpoints = empty_output(request.checkpoint_sizes(), request.real);
+    scan.checkpoints = checkpoints.data();
     run(scan);
-    return results;
+    *stack++ = given(std::move(out)), *stack++ = given(std::move(last_state));
+    if (keep) *stack = given(std::move(checkpoints));
 }
 
-// The gradients of the tensors that are there, in their order.
-std::vector<Tensor> backward(c10::ArrayRef<IValue> arguments) {
-    Request request(arguments.slice(3));
+// The gradient of a varying B or C, which is (..., state, length x parts), from how it is written: step after step, as
+// (..., length, state, parts) in the arithmetic type.
+Tensor by_state(const Tensor& by_time, const Tensor& like, int64_t parts) {
+    std::vector<int64_t> sizes(like.sizes().begin(), like.sizes().end()), strides = contiguous_strides(sizes);
+    const size_t last = sizes.size() - 1;
+    strides[last - 1] = parts, strides[last] = sizes[last - 1] * parts;
+    if (parts == 1) {
+        const Tensor view = by_time.strided(sizes, strides);
+        if (view.dtype() == like.dtype()) return view;
+        const Tensor rounded = empty_output(sizes, strides, like.dtype());
+        rounded.copy_from(view);
+        return rounded;
+    }
+    const Tensor whole = empty_output(sizes, like.dtype());
+    sizes[last] /= parts, sizes.push_back(parts), strides.push_back(1);
+    whole.strided(sizes, contiguous_strides(sizes)).copy_from(by_time.strided(sizes, strides));
+    return whole;
+}
+
+// The results are the gradients of the tensors, none where there is no tensor.
+void backward(StableIValue* stack, uint64_t, uint64_t) {
+    const Tensor grad_out = Argument<Tensor>::take(stack[0]), grad_last = Argument<OptionalTensor>::take(stack[1]),
+                 checkpoints = Argument<Tensor>::take(stack[2]);
+    Request request(stack + 3);
     Scan& scan = request.scan;
-    const Tensor grad_out = tensor_at(arguments, 0), grad_last = tensor_at(arguments, 1),
-                 checkpoints = tensor_at(arguments, 2);
     expect("grad_out", grad_out, {scan.batch, scan.dim, scan.length}, request.stored);
-    expect("checkpoints", checkpoints,
-           {scan.directions, scan.batch, blocks(scan), scan.state * request.parts(), scan.dim}, request.real);
-    TORCH_CHECK_VALUE(checkpoints.is_contiguous(), "checkpoints must be as the scan left them.");
-    if (grad_last.defined()) expect("grad_last", grad_last, empty_last_state(request).sizes(), request.weight);
-    scan.checkpoints = checkpoints.data_ptr();
+    expect("checkpoints", checkpoints, request.checkpoint_sizes(), request.real);
+    require(checkpoints.is_contiguous(), "checkpoints must be as the scan left them.");
+    if (grad_last) expect("grad_last", grad_last, request.last_state_sizes(), request.weight);
+    scan.checkpoints = checkpoints.data();
 
     Gradient gradient;
     gradient.out = channels_of(grad_out);
-    const Tensor terms = empty_output({int64_t(terms_bytes(scan))}, ScalarType::Byte);
-    gradient.terms = terms.data_ptr();
+    const Tensor terms = empty_output({int64_t(terms_bytes(scan))}, Dtype::uint8);
+    gradient.terms = terms.data();
     Tensor results[2][tensors_per_direction];
     for (int d = 0; d < scan.directions; d++) {
         const auto& tensors = request.inputs[d];
         auto& of = results[d];
         for (int i : {u_, delta_, z_})
-            if (tensors[i].defined()) of[i] = empty_output_like(tensors[i]);
+            if (tensors[i]) of[i] = empty_output_like(tensors[i]);
         for (int i : {A_, D_, delta_bias_, initial_state_})
-            if (tensors[i].defined()) of[i] = empty_output(tensors[i].sizes(), tensors[i].scalar_type());
-        for (int i : {B_, C_}) {
-            const auto shape = tensors[i].sizes();
-            std::vector<int64_t> by_time(shape.begin(), shape.end() - 2);
-            by_time.insert(by_time.end(), {scan.length, scan.state, request.parts()});
-            of[i] = shape.size() == 2 ? empty_output(shape, request.weight) : empty_output(by_time, request.real);
-        }
-        const auto memory = [&](int i) { return of[i].defined() ? of[i].data_ptr() : nullptr; };
+            if (tensors[i]) of[i] = empty_output(tensors[i].sizes(), tensors[i].dtype());
+        for (int i : {B_, C_})
+            of[i] = empty_output(tensors[i].sizes(), tensors[i].dim() == 2 ? request.weight : request.real);
         DirectionGradient& to = gradient.direction[d];
         to.u = channels_of(of[u_]), to.delta = channels_of(of[delta_]), to.z = channels_of(of[z_]);
-        to.A = memory(A_), to.B = memory(B_), to.C = memory(C_), to.D = memory(D_), to.delta_bias = memory(delta_bias_);
-        to.initial = states_of(of[initial_state_]);
-        if (grad_last.defined()) to.last = states_of(of_direction(request, grad_last, d));
+        to.A = of[A_].data(), to.B = of[B_].data(), to.C = of[C_].data(), to.D = of[D_].data();
+        to.delta_bias = of[delta_bias_].data(), to.initial = states_of(of[initial_state_]);
+        if (grad_last) to.last = request.of_direction(grad_last, d);
     }
     run_backward(scan, gradient);
 
-    std::vector<Tensor> there;
-    for (int d = 0; d < scan.directions; d++)
+    for (int d = 0; d < 2; d++)
         for (int i = 0; i < tensors_per_direction; i++) {
-            const Tensor& result = results[d][i];
-            if (!result.defined()) continue;
-            const bool by_time = (i == B_ || i == C_) && request.inputs[d][i].dim() > 2;
-            there.push_back(by_time ? result.transpose(-3, -2).flatten(-2).to(request.stored) : result);
+            Tensor& result = results[d][i];
+            if ((i == B_ || i == C_) && result && result.dim() > 2)
+                result = by_state(result, request.inputs[d][i], request.parts());
+            *stack++ = given(std::move(result));
         }
-    return there;
-}
-
-template <bool keep>
-void scan_boxed(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
-    const size_t count = op.schema().arguments().size();
-    const auto results = forward(torch::jit::last(*stack, count), keep);
-    torch::jit::drop(*stack, count);
-    for (const Tensor& result : results) stack->emplace_back(result);
-}
-
-void backward_boxed(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
-    const size_t count = op.schema().arguments().size();
-    auto results = backward(torch::jit::last(*stack, count));
-    torch::jit::drop(*stack, count);
-    stack->emplace_back(std::move(results));
 }
 
 const std::string arguments =
@@ -241,21 +221,28 @@ const std::string arguments =
     " Tensor? initial_state, Tensor? u2, Tensor? delta2, Tensor? A2, Tensor? B2, Tensor? C2, Tensor? D2, Tensor? z2,"
     " Tensor? delta_bias2, Tensor? initial_state2, bool softplus, bool reverse, int threads, int time_block,"
     " int channel_tile, int time_chunks, int exp, int isa)";
+const std::string gradients = "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor";
 
 }  // namespace
 }  // namespace scanlab
 
-TORCH_LIBRARY(scanlab, m) {
-    const auto& arguments = scanlab::arguments;
-    m.def(("scan(" + arguments + " -> (Tensor out, Tensor last_state)").c_str());
-    m.def(("scan_with_checkpoints(" + arguments + " -> (Tensor out, Tensor last_state, Tensor checkpoints)").c_str());
-    m.def("note_fork() -> ()", &scanlab::note_fork);
-    m.def(("scan_backward(Tensor grad_out, Tensor? grad_last, Tensor checkpoints, " + arguments + " -> Tensor[]")
-              .c_str());
+STABLE_TORCH_LIBRARY(scanlab, library) {
+    using scanlab::arguments, scanlab::gradients;
+    library.def(("scan(" + arguments + " -> (Tensor out, Tensor last_state)").c_str());
+    library.def(
+        ("scan_with_checkpoints(" + arguments + " -> (Tensor out, Tensor last_state, Tensor checkpoints)").c_str());
+    library.def(("scan_backward(Tensor grad_out, Tensor? grad_last, Tensor checkpoints, " + arguments + " -> (" +
+                 gradients + ", " + gradients + ")")
+                    .c_str());
+    library.def("note_fork() -> ()");
 }
 
-TORCH_LIBRARY_IMPL(scanlab, CPU, m) {
-    m.impl("scan", torch::CppFunction::makeFromBoxedFunction<&scanlab::scan_boxed<false>>());
-    m.impl("scan_with_checkpoints", torch::CppFunction::makeFromBoxedFunction<&scanlab::scan_boxed<true>>());
-    m.impl("scan_backward", torch::CppFunction::makeFromBoxedFunction<&scanlab::backward_boxed>());
+STABLE_TORCH_LIBRARY_IMPL(scanlab, CPU, library) {
+    library.impl("scan", scanlab::forward<false>);
+    library.impl("scan_with_checkpoints", scanlab::forward<true>);
+    library.impl("scan_backward", scanlab::backward);
+}
+
+STABLE_TORCH_LIBRARY_IMPL(scanlab, CompositeExplicitAutograd, library) {
+    library.impl("note_fork", scanlab::boxed<scanlab::note_fork>);
 }

@@ -1,4 +1,4 @@
-"""Shape inference and vmap rules of the native ops, for torch's tracing."""
+"""Gradients, shapes for tracing, and vmap rules of the native ops."""
 
 from __future__ import annotations
 
@@ -9,24 +9,51 @@ import torch
 from torch import Tensor
 
 from scanlab.contract.forks import has_forked
+from scanlab.contract.problem import ScanInputs
 from scanlab.errors import ProblemError
 from scanlab_kernels.build import Extension
+from scanlab_kernels.cpu.registration import direct, refuse_gradients, register_gradients
 from scanlab_kernels.selective_scan.arguments import TENSORS, directions
 
 TIME_BLOCK = TENSORS + 3  # after softplus, reverse and threads
 
 
+# What derivatives that do not exist advise.
+CURE = "take the backend that has all of them, `reference`, by its name or with SCANLAB_BACKEND=reference."
+
+
 @functools.cache
 def load(extension: Extension) -> None:
-    """Load the compiled ops of `extension` and register their shapes; once in a process."""
+    """Load the compiled ops of `extension` and register their gradients, shapes and vmap rules; once in a process."""
     extension.load()
+    ops = torch.ops.scanlab
     if has_forked():
-        torch.ops.scanlab.note_fork()
+        ops.note_fork()
+    register_gradients(ops.scan_with_checkpoints.default, keep, gradients, CURE)
+    refuse_gradients(ops.scan.default, CURE)  # it kept no checkpoints
+    refuse_gradients(ops.scan_backward.default, CURE)
     torch.library.register_fake("scanlab::scan", scan_shapes)
     torch.library.register_fake("scanlab::scan_with_checkpoints", scan_with_checkpoints_shapes)
     torch.library.register_fake("scanlab::scan_backward", scan_backward_shapes)
     for name in ("scan", "scan_with_checkpoints", "scan_backward"):
-        torch.library.register_vmap(f"scanlab::{name}", functools.partial(one_by_one, getattr(torch.ops.scanlab, name)))
+        torch.library.register_vmap(f"scanlab::{name}", functools.partial(one_by_one, getattr(ops, name)))
+
+
+def keep(ctx: Any, arguments: tuple[Any, ...], results: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Keep the tensors, the settings and the checkpoints of a scan for its gradients."""
+    ctx.set_materialize_grads(False)  # outputs that nothing used would get zeros as large as they are
+    ctx.save_for_backward(results[2], *arguments[:TENSORS])
+    ctx.settings = arguments[TENSORS:]
+
+
+def gradients(ctx: Any, grad_out: Tensor | None, grad_last: Tensor | None, grad_checkpoints: None) -> tuple[Any, ...]:
+    """Return the gradients of `scan_with_checkpoints`, one for each of its arguments."""
+    checkpoints, *tensors = ctx.saved_tensors
+    if grad_out is None:
+        grad_out = torch.zeros_like(tensors[0])
+    backward = torch.ops.scanlab.scan_backward.default
+    found = direct(backward)(grad_out, grad_last, checkpoints, *tensors, *ctx.settings)
+    return (*found, *(None,) * len(ctx.settings))
 
 
 def one_by_one(op: Any, info: Any, axes: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
@@ -35,8 +62,8 @@ def one_by_one(op: Any, info: Any, axes: tuple[int | None, ...], *arguments: Any
         op(*(value if axis is None else value.select(axis, entry) for value, axis in zip(arguments, axes, strict=True)))
         for entry in range(info.batch_size)
     ]
-    stacked = type(results[0])(map(torch.stack, zip(*results, strict=True)))
-    return stacked, type(stacked)(0 for _ in stacked)
+    stacked = tuple(None if each[0] is None else torch.stack(each) for each in zip(*results, strict=True))
+    return stacked, tuple(None if each is None else 0 for each in stacked)
 
 
 def expect_one_device(*tensors: Tensor | None) -> None:
@@ -48,7 +75,7 @@ def expect_one_device(*tensors: Tensor | None) -> None:
 
 
 def scan_shapes(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """Empty tensors like the outputs of `scan`; raises ProblemError where its tensors lie on several devices."""
+    """Return empty tensors like the outputs of `scan`; raises ProblemError where its tensors lie on several devices."""
     expect_one_device(*arguments[:TENSORS])
     inputs = directions(arguments)
     u, A = inputs[0].u, inputs[0].A
@@ -57,7 +84,7 @@ def scan_shapes(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 
 def scan_with_checkpoints_shapes(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Empty tensors like the outputs of `scan_with_checkpoints`."""
+    """Return empty tensors like the outputs of `scan_with_checkpoints`."""
     inputs = directions(arguments)
     u, A = inputs[0].u, inputs[0].A
     batch, dim, length = u.shape
@@ -70,16 +97,18 @@ def scan_with_checkpoints_shapes(*arguments: Any) -> tuple[Tensor, Tensor, Tenso
 
 def scan_backward_shapes(
     grad_out: Tensor, grad_last: Tensor | None, checkpoints: Tensor, *arguments: Any
-) -> list[Tensor]:
-    """Empty tensors like the gradients that `scan_backward` returns: of the inputs that are there, in their order.
+) -> tuple[Tensor | None, ...]:
+    """Return empty tensors like the gradients that `scan_backward` returns: of its tensors, None where there is none.
 
     Raises ProblemError where its tensors lie on several devices.
     """
     expect_one_device(grad_out, grad_last, checkpoints, *arguments[:TENSORS])
-    results = []
+    results: list[Tensor | None] = []
     for inputs in directions(arguments):
-        for name, tensor in inputs.tensors().items():
-            if name in ("B", "C") and tensor.dim() > 2:
+        for name, tensor in zip(ScanInputs._fields, inputs, strict=True):
+            if tensor is None:
+                results.append(None)
+            elif name in ("B", "C") and tensor.dim() > 2:
                 state, columns = tensor.shape[-2:]
                 length = inputs.u.shape[-1]
                 by_time = tensor.new_empty((*tensor.shape[:-2], length, state, columns // length))
@@ -88,4 +117,4 @@ def scan_backward_shapes(
                 results.append(torch.empty_like(tensor))
             else:
                 results.append(tensor.new_empty(tensor.shape))
-    return results
+    return (*results, *(None,) * (TENSORS - len(results)))

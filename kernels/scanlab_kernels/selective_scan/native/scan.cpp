@@ -1,18 +1,14 @@
 // How a scan is cut into tiles and spread over threads.
 #include "selective_scan/native/scan.h"
 
-#include "cpu/denormals.h"
-
-#include <pthread.h>
 #include <algorithm>
-#include <atomic>
 #include <cstring>
-#include <exception>
 #include <iterator>
 #include <memory>
 #include <new>
-#include <thread>
 #include <vector>
+
+#include "cpu/threads.h"
 
 namespace scanlab {
 
@@ -32,14 +28,6 @@ Isa best_isa() {
 }
 
 namespace {
-// OpenMP's threads do not survive a fork: a child that asked for them would wait for ever.
-std::atomic<bool> forked{false};
-const int fork_watch = pthread_atfork(nullptr, nullptr, note_fork);
-}  // namespace
-
-void note_fork() { forked = true; }
-
-namespace {
 
 const Kernels& kernels_of(const Scan& scan) { return *tables[int(scan.isa)][scan.type == Type::float64]; }
 
@@ -56,43 +44,6 @@ size_t item_bytes(const Scan& scan) { return scan.type == Type::float64 ? sizeof
 int64_t channels_of_tile(const Scan& scan) {
     const int64_t lanes = kernels_of(scan).lanes;
     return (scan.channel_tile + lanes - 1) / lanes * lanes;
-}
-
-struct JoinedThreads {
-    std::vector<std::thread> threads;
-    ~JoinedThreads() {
-        for (std::thread& thread : threads) thread.join();
-    }
-};
-
-// Calls work(thread) once on each of `threads` threads, the caller's among them. Raises what the first of them raised.
-template <class Work>
-void on_threads(int threads, const Work& work) {
-    std::atomic_flag failed;
-    std::exception_ptr failure;
-    const auto guarded = [&](int thread) {
-        try {
-            const FlushDenormals flush;
-            work(thread);
-        } catch (...) {
-            if (!failed.test_and_set()) failure = std::current_exception();
-        }
-    };
-    const auto run_all = [&] {
-        if (threads == 1) return guarded(0);
-#if defined(_OPENMP)
-        if (!forked) {
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-            for (int thread = 0; thread < threads; thread++) guarded(thread);
-            return;
-        }
-#endif
-        JoinedThreads others;
-        for (int thread = 1; thread < threads; thread++) others.threads.emplace_back(guarded, thread);
-        guarded(0);
-    };
-    run_all();
-    if (failure) std::rethrow_exception(failure);
 }
 
 }  // namespace

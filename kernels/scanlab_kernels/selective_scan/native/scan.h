@@ -84,10 +84,6 @@ Isa best_isa();
 // Bytes of the partial gradients: of parameters one for each batch entry, of B and C one for each tile.
 size_t terms_bytes(const Scan& scan);
 
-// Says that this process is the child of a fork, for forks before this library was loaded: it notices later ones
-// itself.
-void note_fork();
-
 // Runs `scan`, on its threads, to the end; the outputs overlap no input.
 void run(const Scan& scan);
 

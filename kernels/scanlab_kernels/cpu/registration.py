@@ -1,0 +1,123 @@
+"""The part of the C++ ops that LibTorch's stable ABI has no words for: gradients, and their refusal.
+
+An op is entered in one of two ways. Torch's dispatcher runs the kernel that is registered here for autograd, which
+looks for gradients and tangents before it runs the C++ kernel. What `direct` returns does the same with half the
+overhead, where no transform or tracing is under way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+from torch import _C
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch._ops import OpOverload
+from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
+
+# A node of autograd's graph: a subclass of _SingleLevelFunction, which has no types.
+Node = Any
+
+_libraries: dict[str, torch.library.Library] = {}
+_nodes: dict[OpOverload, Node | None] = {}
+
+
+def direct(op: OpOverload) -> Callable[..., Any]:
+    """Return a function that does what `op`, which was registered here, does, and enters the dispatcher only once."""
+    node = _nodes[op]
+
+    def call(*arguments: Any) -> Any:
+        if torch.compiler.is_compiling() or forward_ad._current_level >= 0 or _C._are_functorch_transforms_active():
+            return op(*arguments)
+        if node is not None and torch.is_grad_enabled() and _C._any_requires_grad(*arguments):
+            return node.apply(None, *arguments)
+        with _C._AutoDispatchBelowAutograd():
+            return op(*arguments)
+
+    return call
+
+
+def register_gradients(
+    op: OpOverload, keep: Callable[..., None], gradients: Callable[..., tuple[Any, ...]], cure: str
+) -> None:
+    """Register the derivative of `op`.
+
+    Args:
+        op: The op, of tensors and numbers.
+        keep: Called with a context, the arguments and the results; keeps in the context what the gradients need.
+        gradients: Called with the context and the gradients of the results; returns those of the arguments.
+        cure: The end of the message of the NotImplementedError that forward-mode differentiation raises.
+    """
+
+    class Differentiable(_SingleLevelFunction):
+        @staticmethod
+        def forward(ctx: Any, keys: Any, *arguments: Any) -> Any:
+            results = _run_kernels(op, keys, arguments)
+            keep(ctx, arguments, results)
+            return results
+
+        @staticmethod
+        def backward(ctx: Any, *results: Any) -> tuple[Any, ...]:
+            return None, *gradients(ctx, *results)
+
+    _register(op, Differentiable, cure)
+
+
+def refuse_gradients(op: OpOverload, cure: str) -> None:
+    """Let derivatives of `op` raise NotImplementedError, in place of the zeros that a constant would get.
+
+    Args:
+        op: The op.
+        cure: The end of the message.
+    """
+
+    class Undifferentiable(_SingleLevelFunction):
+        @staticmethod
+        def forward(ctx: Any, keys: Any, *arguments: Any) -> Any:
+            return _run_kernels(op, keys, arguments)
+
+        @staticmethod
+        def backward(ctx: Any, *results: Any) -> NoReturn:
+            raise NotImplementedError(f"{op.name()} has no derivative: {cure}")
+
+    _register(op, Undifferentiable, cure)
+
+
+def ignore_gradients(op: OpOverload, cure: str) -> None:
+    """Record no graph of `op`, as upstream; tangents are refused.
+
+    Args:
+        op: The op.
+        cure: The end of the message of the NotImplementedError that forward-mode differentiation raises.
+    """
+    _register(op, None, cure)
+
+
+def _register(op: OpOverload, node: Node | None, cure: str) -> None:
+    def kernel(keys: Any, *arguments: Any) -> Any:
+        if forward_ad._current_level >= 0:
+            _refuse_tangents(op, arguments, cure)
+        if node is None or not (torch.is_grad_enabled() and _C._any_requires_grad(*arguments)):
+            return _run_kernels(op, keys, arguments)
+        # A transform that is under way has come to its own level of gradients; those below it follow in the kernels.
+        with enable_single_level_autograd_function():
+            return node.apply(keys, *arguments)
+
+    _nodes[op] = node
+    library = _libraries.get(op.namespace)
+    if library is None:
+        library = _libraries[op.namespace] = torch.library.Library(op.namespace, "IMPL")
+    library.impl(op._opname, kernel, "Autograd", with_keyset=True)
+
+
+def _run_kernels(op: OpOverload, keys: Any, arguments: tuple[Any, ...]) -> Any:
+    with _C._AutoDispatchBelowAutograd():
+        return op(*arguments) if keys is None else op.redispatch(keys & _C._after_autograd_keyset, *arguments)
+
+
+def _refuse_tangents(op: OpOverload, arguments: tuple[Any, ...], cure: str) -> None:
+    for argument in arguments:
+        if isinstance(argument, torch.Tensor) and forward_ad.unpack_dual(argument).tangent is not None:
+            raise NotImplementedError(f"{op.name()} has no forward-mode derivative: {cure}")
