@@ -11,7 +11,7 @@ from typing import Literal
 from torch import Tensor
 
 from scanlab.runtime.implementations import implementation, in_torch, ops_for
-from scanlab.runtime.products import decide, has_few_rows, linear, plan_linear
+from scanlab.runtime.products import DTYPES, decide, has_few_rows, linear, plan_linear
 from scanlab_kernels.add_norm import arguments as add_norm_op
 from scanlab_kernels.causal_conv1d import arguments as conv_op
 from scanlab_kernels.causal_conv1d.arguments import Activation, final_states
@@ -313,5 +313,6 @@ def is_fused(hidden: Tensor, weights: FrontWeights) -> bool:
         and implementation() == "native"
         and all(weight.dtype == hidden.dtype for weight in read)
         and is_plain(hidden, *read, *others)
+        and hidden.dtype in DTYPES
         and decide(hidden.dtype, few=False).name == "native"
     )
