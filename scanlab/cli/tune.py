@@ -21,13 +21,15 @@ from scanlab.bench.compare import sweep_lengths
 from scanlab.bench.context import Candidate
 from scanlab.bench.records import Trial
 from scanlab.bench.store import TrialStore
-from scanlab.cli.bench import failure_line, show_comparison
+from scanlab.cli.bench import failure_line, show_comparison, trial_json
 from scanlab.cli.console import (
     AsJson,
     Exit,
     ImagePath,
+    ObjectiveName,
     OpName,
-    ProblemText,
+    ProblemTexts,
+    Raw,
     Seed,
     SuiteName,
     cases_of,
@@ -69,7 +71,7 @@ def tune(
         list[str] | None, typer.Argument(metavar="[-- ARGUMENTS]...", help="Of the script that --capture names.")
     ] = None,
     op: OpName = None,
-    problem: ProblemText = None,
+    problem: ProblemTexts = None,
     suite: SuiteName = None,
     image: ImagePath = None,
     capture: Annotated[
@@ -85,6 +87,10 @@ def tune(
             min=0.0, help="Choose among those at most this far from float64, as a share of the largest value."
         ),
     ] = math.inf,
+    objective: ObjectiveName = "median",
+    deploys: Annotated[
+        bool, typer.Option("--deploy/--no-deploy", help="Put the winners to work, or leave what serves as it is.")
+    ] = True,
     storage: Annotated[
         str | None,
         typer.Option(
@@ -94,12 +100,14 @@ def tune(
     results: Annotated[Path, typer.Option("--out", help="The folder of the records and the report.")] = Path("runs"),
     seed: Seed = 0,
     as_json: AsJson = False,
+    raw: Raw = False,
 ) -> None:
-    """Find the fastest right implementation for a problem on this machine, report it, and put it to work.
+    """Find the fastest right implementation of each problem on this machine, report it, and put it to work.
 
     Every configuration is verified against float64 before it is timed. What serves untuned takes part, and is replaced
     only by what is shown to be faster. Ctrl-C stops cleanly and keeps what was measured; running it again takes up from
     there. Exits with 3 where too little could be measured, because the machine is too busy for example.
+    `--objective p95` ranks by the 95th percentile, that is by tail latency, of the clean rounds.
 
     Example: `scanlab tune --suite vim-tiny --budget 3m`,
     `scanlab tune --capture train.py -- --epochs 1`
@@ -108,10 +116,15 @@ def tune(
     named = [] if backends is None else _named(backends)
     asked = op_of(op, named)
     chosen = _limited(named or _installed(asked), threads)
+    if capture is None and script_arguments:
+        raise InputError(f"{' '.join(script_arguments)}: arguments are those of a script; name it with --capture.")
+    if capture is not None and (problem or suite or image):
+        raise InputError("--capture has problems of its own: leave --problem, --suite and --image out.")
+    cases = () if capture is not None else cases_of(problem, suite, image, asked)
     record = TrialStore(results)
     record.prepare()
-    cases = _captured(capture, script_arguments or [], results, problem or suite or image)
-    cases = cases or cases_of(problem, suite, image, asked)
+    if capture is not None:
+        cases = _captured(capture, script_arguments or [], results)
     tuned = []
     share_s = None if budget_s is None else budget_s / len(cases)
     sweep_s = SWEEP_S if share_s is None else LENGTHS_SHARE * share_s
@@ -130,6 +143,7 @@ def tune(
                 storage=storage,
                 untuned=_untuned(case.problem),
                 max_error=max_error,
+                objective=objective,
                 seed=seed,
                 on_event=on_event,
             )
@@ -140,7 +154,7 @@ def tune(
             break
         if sweep_s >= MIN_SWEEP_S:
             _sweep(found, chosen, record, sweep_s, seed)
-    deployment = _deploy(tuned)
+    deployment = _deploy(tuned) if deploys else None
     served = () if deployment is None else deployment.deployed
     save_decisions(
         [
@@ -158,7 +172,7 @@ def tune(
     )
     written = _report(record)
     if as_json:
-        print_json([_as_json(found) for found in tuned])
+        print_json([_as_json(found, raw) for found in tuned])
     else:
         _say_where(written, deployment.path if deployment is not None and deployment.deployed else None)
         for found in tuned:
@@ -170,14 +184,8 @@ def tune(
         raise typer.Exit(Exit.CANNOT_RUN)
 
 
-def _captured(script: Path | None, arguments: list[str], folder: Path, other: object) -> tuple[Case, ...]:
-    """The problems that `script` has when it is run with these arguments, in a process of its own; none without one."""
-    if script is None:
-        if arguments:
-            raise InputError(f"{' '.join(arguments)}: arguments are those of a script; name it with --capture.")
-        return ()
-    if other is not None:
-        raise InputError("--capture has problems of its own: leave --problem, --suite and --image out.")
+def _captured(script: Path, arguments: list[str], folder: Path) -> tuple[Case, ...]:
+    """Return the problems that `script` has when it is run with these arguments, in a process of its own."""
     file = folder / f"{CAPTURED}-{script.stem}.toml"
     file.unlink(missing_ok=True)
     command = (sys.executable, "-m", "scanlab", "run", "--record", str(file), str(script), *arguments)
@@ -308,13 +316,13 @@ def _say_where(written: list[Path], deployed: Path | None) -> None:
         if path.suffix in (".md", ".html", ".png"):
             out.print(f"wrote {path}")
     if deployed is not None:
-        out.print(f"wrote {deployed}, which scanlab.selective_scan_fn and the models follow from now on")
+        out.print(f"wrote {deployed}, which serves from now on")
 
 
-def _as_json(found: TuningResult) -> dict[str, Any]:
+def _as_json(found: TuningResult, raw: bool) -> dict[str, Any]:
     winner = found.winner
     return {
-        "winner": None if winner is None else winner.to_json(),
+        "winner": None if winner is None else trial_json(winner, raw),
         "why": found.why,
         "evidence": found.evidence.label,
         "gain_over_defaults": None if found.gain is None else dataclasses.asdict(found.gain),
