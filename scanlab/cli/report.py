@@ -66,6 +66,7 @@ def write(trials: Sequence[Trial], folder: Path, results: Path) -> list[Path]:
 
     It is about this machine, or, where nothing was measured here, about the machine that was measured last.
     """
+    from scanlab.report.breakdown import load_breakdowns
     from scanlab.report.kernel_tuner_t4 import write_t4
     from scanlab.report.select import subject
     from scanlab.report.write import write_report
@@ -75,7 +76,10 @@ def write(trials: Sequence[Trial], folder: Path, results: Path) -> list[Path]:
     machine = subject(trials, here)
     if machine is not here:
         notes.print(f"[yellow]note:[/] nothing was measured here: the report is about {escape(machine.describe())}")
-    written = write_report(trials, machine, folder, importances(trials), _decisions(results))
+    breakdowns, notices = load_breakdowns(results, machine)
+    for notice in notices:
+        notes.print(f"[yellow]note:[/] {escape(notice)}")
+    written = write_report(trials, machine, folder, importances(trials), _decisions(results), breakdowns)
     return [*written, *write_t4(trials, machine, folder / "t4")]
 
 

@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn
 
 from scanlab.bench.clock import MeasuringClock
 from scanlab.bench.compare import sweep_lengths
 from scanlab.bench.context import Candidate
-from scanlab.bench.records import Trial
 from scanlab.bench.store import TrialStore
-from scanlab.cli.bench import failure_line, show_comparison, trial_json
 from scanlab.cli.console import (
     AsJson,
     Exit,
     ImagePath,
-    ObjectiveName,
     OpName,
-    ProblemTexts,
-    Raw,
+    ProblemText,
     Seed,
     SuiteName,
     cases_of,
@@ -40,20 +32,17 @@ from scanlab.cli.console import (
     refuse_repeated,
 )
 from scanlab.cli.duration import parse_duration, spell_duration
-from scanlab.cli.report import REPORT, write
+from scanlab.cli.tuning_output import as_json as tuning_as_json
+from scanlab.cli.tuning_output import deploy_winners, progress, say_where, show, write_results
 from scanlab.contract import registry
 from scanlab.contract.backend import Backend, at_most
 from scanlab.contract.machine import this_machine
-from scanlab.contract.problem import Problem
-from scanlab.errors import InputError, UnavailableError
+from scanlab.errors import InputError
 from scanlab.report.decision import TuningDecision, save_decisions
-from scanlab.report.select import select
-from scanlab.runtime.decisions import decide
-from scanlab.runtime.deployment import Deployment, deploy
-from scanlab.runtime.profile import ProfileEntry
 from scanlab.suites import CAPTURED, Case, load_suite
-from scanlab.tuning.result import Event, TuningResult
+from scanlab.tuning.result import TuningResult
 from scanlab.tuning.scheduler import Budget
+from scanlab.tuning.selection import untuned_candidate
 from scanlab.tuning.tune import tune as tune_problem
 
 DEFAULT_BUDGET = "4m"
@@ -71,7 +60,7 @@ def tune(
         list[str] | None, typer.Argument(metavar="[-- ARGUMENTS]...", help="Of the script that --capture names.")
     ] = None,
     op: OpName = None,
-    problem: ProblemTexts = None,
+    problem: ProblemText = None,
     suite: SuiteName = None,
     image: ImagePath = None,
     capture: Annotated[
@@ -87,10 +76,6 @@ def tune(
             min=0.0, help="Choose among those at most this far from float64, as a share of the largest value."
         ),
     ] = math.inf,
-    objective: ObjectiveName = "median",
-    deploys: Annotated[
-        bool, typer.Option("--deploy/--no-deploy", help="Put the winners to work, or leave what serves as it is.")
-    ] = True,
     storage: Annotated[
         str | None,
         typer.Option(
@@ -100,31 +85,48 @@ def tune(
     results: Annotated[Path, typer.Option("--out", help="The folder of the records and the report.")] = Path("runs"),
     seed: Seed = 0,
     as_json: AsJson = False,
-    raw: Raw = False,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Tune a whole model, each op and all together: vim-tiny, mamba-130m ..., MODULE:FUNCTION."),
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Of --model: items at once.")] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Of --model: side of the image, or tokens.")] = None,
+    dtype: Annotated[
+        str, typer.Option(help="Of --model: float32, bfloat16_products, bfloat16, or auto to choose.")
+    ] = "float32",
+    max_logit_error: Annotated[
+        float | None, typer.Option(min=0.0, help="Of --model: allowed error of a logit, as a share of the largest.")
+    ] = None,
+    min_agreement: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Of --model: share of first classes that a dtype must keep.")
+    ] = None,
 ) -> None:
-    """Find the fastest right implementation of each problem on this machine, report it, and put it to work.
+    """Find the fastest right implementation for a problem on this machine, report it, and put it to work.
 
     Every configuration is verified against float64 before it is timed. What serves untuned takes part, and is replaced
     only by what is shown to be faster. Ctrl-C stops cleanly and keeps what was measured; running it again takes up from
     there. Exits with 3 where too little could be measured, because the machine is too busy for example.
-    `--objective p95` ranks by the 95th percentile, that is by tail latency, of the clean rounds.
 
     Example: `scanlab tune --suite vim-tiny --budget 3m`,
-    `scanlab tune --capture train.py -- --epochs 1`
+    `scanlab tune --capture train.py -- --epochs 1`,
+    `scanlab tune --model vim-tiny --dtype auto --budget 5m`
     """
+    if model is not None:
+        if any((op, problem, suite, image, capture, backends, trials, threads, storage, max_error < math.inf)):
+            raise InputError("--model takes --batch, --size, --dtype, --budget, --out, --seed and --json alone.")
+        from scanlab.cli.tune_model import run_tune_model
+
+        model_s = parse_duration(budget or DEFAULT_BUDGET)
+        run_tune_model(model, batch, size, dtype, max_logit_error, min_agreement, model_s, results, seed, True, as_json)
+        return
     budget_s = parse_duration(budget or DEFAULT_BUDGET) if budget or trials is None else None
     named = [] if backends is None else _named(backends)
     asked = op_of(op, named)
     chosen = _limited(named or _installed(asked), threads)
-    if capture is None and script_arguments:
-        raise InputError(f"{' '.join(script_arguments)}: arguments are those of a script; name it with --capture.")
-    if capture is not None and (problem or suite or image):
-        raise InputError("--capture has problems of its own: leave --problem, --suite and --image out.")
-    cases = () if capture is not None else cases_of(problem, suite, image, asked)
     record = TrialStore(results)
     record.prepare()
-    if capture is not None:
-        cases = _captured(capture, script_arguments or [], results)
+    cases = _captured(capture, script_arguments or [], results, problem or suite or image)
+    cases = cases or cases_of(problem, suite, image, asked)
     tuned = []
     share_s = None if budget_s is None else budget_s / len(cases)
     sweep_s = SWEEP_S if share_s is None else LENGTHS_SHARE * share_s
@@ -132,7 +134,7 @@ def tune(
         if not as_json:
             out.print(f"[bold]{case.problem.key}[/]  ({case.label})")
         seconds = None if share_s is None else share_s - (sweep_s if sweep_s >= MIN_SWEEP_S else 0.0)
-        with _progress(as_json) as on_event:
+        with progress(as_json) as on_event:
             found = tune_problem(
                 case.problem,
                 case.inputs,
@@ -141,20 +143,19 @@ def tune(
                 record,
                 inputs_label=case.label,
                 storage=storage,
-                untuned=_untuned(case.problem),
+                untuned=untuned_candidate(case.problem),
                 max_error=max_error,
-                objective=objective,
                 seed=seed,
                 on_event=on_event,
             )
         tuned.append(found)
         if not as_json:
-            _show(found)
+            show(found)
         if found.interrupted:
             break
         if sweep_s >= MIN_SWEEP_S:
             _sweep(found, chosen, record, sweep_s, seed)
-    deployment = _deploy(tuned) if deploys else None
+    deployment = deploy_winners([found.entry for found in tuned if found.entry is not None])
     served = () if deployment is None else deployment.deployed
     save_decisions(
         [
@@ -170,11 +171,11 @@ def tune(
         ],
         record.folder,
     )
-    written = _report(record)
+    written = write_results(record)
     if as_json:
-        print_json([_as_json(found, raw) for found in tuned])
+        print_json([tuning_as_json(found) for found in tuned])
     else:
-        _say_where(written, deployment.path if deployment is not None and deployment.deployed else None)
+        say_where(written, deployment)
         for found in tuned:
             out.print(f"[bold green]{escape(found.why)}[/]")
     if any(found.interrupted for found in tuned):
@@ -184,8 +185,14 @@ def tune(
         raise typer.Exit(Exit.CANNOT_RUN)
 
 
-def _captured(script: Path, arguments: list[str], folder: Path) -> tuple[Case, ...]:
-    """Return the problems that `script` has when it is run with these arguments, in a process of its own."""
+def _captured(script: Path | None, arguments: list[str], folder: Path, other: object) -> tuple[Case, ...]:
+    """The problems that `script` has when it is run with these arguments, in a process of its own; none without one."""
+    if script is None:
+        if arguments:
+            raise InputError(f"{' '.join(arguments)}: arguments are those of a script; name it with --capture.")
+        return ()
+    if other is not None:
+        raise InputError("--capture has problems of its own: leave --problem, --suite and --image out.")
     file = folder / f"{CAPTURED}-{script.stem}.toml"
     file.unlink(missing_ok=True)
     command = (sys.executable, "-m", "scanlab", "run", "--record", str(file), str(script), *arguments)
@@ -195,15 +202,6 @@ def _captured(script: Path, arguments: list[str], folder: Path) -> tuple[Case, .
     if not file.exists():
         raise InputError(f"{script} asked for no scan: let it import mamba_ssm or scanlab and run a model.")
     return load_suite(f"{file}:{CAPTURED}")
-
-
-def _untuned(problem: Problem) -> Candidate | None:
-    """Return what serves `problem` where nothing was tuned; None where nothing does."""
-    try:
-        decision = decide(problem, None)
-    except UnavailableError:
-        return None
-    return Candidate.of(registry.get(decision.backend), decision.config, problem)
 
 
 def _sweep(found: TuningResult, backends: list[Backend], record: TrialStore, seconds: float, seed: int) -> None:
@@ -242,94 +240,3 @@ def _installed(op: str) -> list[Backend]:
 
 def _limited(backends: list[Backend], threads: int | None) -> list[Backend]:
     return backends if threads is None else [at_most(backend, threads) for backend in backends]
-
-
-@contextmanager
-def _progress(silent: bool) -> Iterator[Any]:
-    """A live bar over the budget with the current best and the time left; yields what takes the events."""
-    columns = (
-        BarColumn(bar_width=24),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TextColumn("{task.fields[left]}"),
-        TextColumn("[green]{task.fields[best]}[/]"),
-        TextColumn("[dim]{task.description}[/]"),
-    )
-    with Progress(*columns, console=notes, transient=True, disable=silent) as progress:
-        task = progress.add_task("computing the float64 reference", total=1.0, left="", best="")
-
-        def on_event(event: Event) -> None:
-            best = "" if event.best is None else _short(event.best)
-            left = "" if event.left_s == math.inf else f"{spell_duration(event.left_s)} left"
-            progress.update(task, completed=event.done, description=escape(event.label), left=left, best=escape(best))
-
-        yield on_event
-
-
-def _short(trial: Trial) -> str:
-    measurement = trial.measurement
-    assert measurement is not None
-    return f"best so far {trial.label}: {measurement.median_ms:.3g} ms, {measurement.speedup:.3g}x"
-
-
-def _show(found: TuningResult) -> None:
-    if found.comparison is not None:
-        show_comparison(found.comparison)
-    for trial in found.failed:
-        out.print(failure_line(trial))
-    states = ("ok", "pruned", "disturbed", "wrong", "crashed")
-    counts = {state: sum(trial.state == state for trial in found.trials) for state in states}
-    said = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-    out.print(f"{len(found.trials)} configurations ({said or 'none'}), {found.new} of them tried now.")
-    for notice in found.notices:
-        notes.print(f"[yellow]note:[/] {escape(notice)}")
-
-
-def _report(record: TrialStore) -> list[Path]:
-    """The report of what is recorded; nothing where there is nothing yet of this machine, as after an early Ctrl-C."""
-    trials = record.load().trials
-    return write(trials, record.folder / REPORT, record.folder) if select(trials, this_machine()).trials else []
-
-
-def _deploy(tuned: list[TuningResult]) -> Deployment | None:
-    """Put the winners into this machine's profile; None where there is no winner."""
-    entries = [
-        ProfileEntry(
-            problem=found.winner.problem,
-            backend=found.winner.backend,
-            source_hash=found.winner.source_hash,
-            config=found.winner.config,
-            evidence={"why": found.why, "trial": found.winner.to_json()},
-        )
-        for found in tuned
-        if found.winner is not None
-    ]
-    if not entries:
-        return None
-    deployment = deploy(entries)
-    for notice in deployment.notices:
-        notes.print(f"[yellow]note:[/] {escape(notice)}")
-    return deployment
-
-
-def _say_where(written: list[Path], deployed: Path | None) -> None:
-    for path in written:
-        if path.suffix in (".md", ".html", ".png"):
-            out.print(f"wrote {path}")
-    if deployed is not None:
-        out.print(f"wrote {deployed}, which serves from now on")
-
-
-def _as_json(found: TuningResult, raw: bool) -> dict[str, Any]:
-    winner = found.winner
-    return {
-        "winner": None if winner is None else trial_json(winner, raw),
-        "why": found.why,
-        "evidence": found.evidence.label,
-        "gain_over_defaults": None if found.gain is None else dataclasses.asdict(found.gain),
-        "ties": sorted(found.tied),
-        "tried": len(found.trials),
-        "new": found.new,
-        "interrupted": found.interrupted,
-        "elapsed_s": found.elapsed_s,
-        "notices": list(found.notices),
-    }

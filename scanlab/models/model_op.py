@@ -1,14 +1,15 @@
 """The op `model`: the forward pass of a whole model, as one op that is verified, timed, tuned and deployed like any.
 
 Ops share caches and threads, so that the fastest of each need not be the fastest together. A configuration of the
-backend `assembly` says for each op whether the tuned or the default choice serves, and in which dtype the model runs.
+backend `assembly` says which ops the tuned choice serves instead of the default one, and in which dtype the model runs.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ from scanlab.runtime.usage import log_usage
 NAME = "model"
 SCAN = registry.DEFAULT_OP
 DTYPES = ("float32", "bfloat16_products", "bfloat16")
+# Text of a set of ops in a configuration.
+NONE, JOIN = "none", "+"
 # Inputs drawn anew differ from the given ones by so much, as a share of their spread.
 NOISE = 0.25
 
@@ -132,7 +135,8 @@ def bfloat16_products() -> Iterator[None]:
         matmul.fp32_precision = before
 
 
-def _forward(problem: ModelProblem, dtype: str, policy: Policy) -> Callable[[ModelInputs], ModelOutputs]:
+def forward(problem: ModelProblem, dtype: str, policy: Policy) -> Callable[[ModelInputs], ModelOutputs]:
+    """Return a forward pass of the model in `dtype`, one of DTYPES or float64, with its ops served by `policy`."""
     weights = {"bfloat16": torch.bfloat16, "float64": torch.float64}.get(dtype, torch.float32)
     model = _model(problem.model, problem.batch, problem.size, weights)
 
@@ -148,12 +152,12 @@ def _forward(problem: ModelProblem, dtype: str, policy: Policy) -> Callable[[Mod
 
 def reference(problem: ModelProblem) -> Callable[[ModelInputs], ModelOutputs]:
     """Return the model in float64 on the reference scan."""
-    return _forward(problem, "float64", Policy.of({SCAN: "reference:threads=1"}, others=DEFAULT))
+    return forward(problem, "float64", Policy.of({SCAN: "reference:threads=1"}, others=DEFAULT))
 
 
 def op_problems(problem: ModelProblem, inputs: Inputs, dtype: str = "float32") -> Mapping[Problem, tuple[int, float]]:
     """Return the problems of the ops in one forward pass as served untuned: the calls of each, and their seconds."""
-    run = _forward(problem, dtype, Policy(others=DEFAULT))
+    run = forward(problem, dtype, Policy(others=DEFAULT))
     run(*inputs)
     with log_usage() as log:
         run(*inputs)
@@ -185,15 +189,27 @@ def forbids(config: Config, problem: ModelProblem) -> str | None:
 
 
 def make_assembly(problem: ModelProblem, config: Config) -> Callable[[ModelInputs], ModelOutputs]:
-    """Return the model with each op served as `config` says."""
-    selections = {name: str(selection) for name, selection in config.items() if name != "dtype"}
-    return _forward(problem, str(config["dtype"]), Policy.of(selections, others=DEFAULT))
+    """Return the model with the ops that `config` names served by the profile, and the others by their defaults."""
+    selections = dict.fromkeys(tuned_ops(config), TUNED)
+    return forward(problem, str(config["dtype"]), Policy.of(selections, others=DEFAULT))
+
+
+def tuned_ops(config: Config) -> tuple[str, ...]:
+    """Return the ops that the profile serves under a configuration of `assembly`."""
+    named = str(config["tuned"])
+    return () if named == NONE else tuple(named.split(JOIN))
+
+
+def subsets(ops: Sequence[str]) -> tuple[str, ...]:
+    """Return the values of the tunable `tuned` that name none but `ops`: all of them first, the fewer the later."""
+    sizes = range(len(ops), 0, -1)
+    return (*(JOIN.join(chosen) for count in sizes for chosen in itertools.combinations(sorted(ops), count)), NONE)
 
 
 def make_in_torch(problem: ModelProblem, config: Config) -> Callable[[ModelInputs], ModelOutputs]:
     """Return the model with its ops in PyTorch: the scan in chunks, and of every other op the simplest backend."""
     selections = {name: registry.simplest(name).name for name in _op_names() if name != SCAN}
-    return _forward(problem, str(config["dtype"]), Policy.of({**selections, SCAN: str(config["scan"])}))
+    return forward(problem, str(config["dtype"]), Policy.of({**selections, SCAN: str(config["scan"])}))
 
 
 def _op_names() -> tuple[str, ...]:
@@ -237,13 +253,7 @@ assembly = Backend(
     rank=1,
     sources=SOURCES,
     space=Space(
-        (
-            DTYPE,
-            *(
-                Tunable(name, (DEFAULT, TUNED), default=DEFAULT, summary="the shipped default, or the profile's choice")
-                for name in _op_names()
-            ),
-        ),
+        (DTYPE, Tunable("tuned", subsets(_op_names()), default=NONE, summary="ops served by the profile's choice")),
         forbids,
     ),
     capabilities=CLAIMS,

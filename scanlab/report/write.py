@@ -19,6 +19,7 @@ from scanlab.bench.records import Trial
 from scanlab.contract.machine import Machine
 from scanlab.errors import ResultsError
 from scanlab.report import figures, search_figures, tables
+from scanlab.report.breakdown import ModelBreakdown, breakdown_bars, dtype_table, op_table
 from scanlab.report.decision import TuningDecision, decisions_on
 from scanlab.report.formatting import between, milliseconds, percent, three_digits, times
 from scanlab.report.select import (
@@ -90,6 +91,7 @@ def write_report(
     folder: Path,
     importances: Mapping[str, Mapping[str, float]] | None = None,
     decisions: Sequence[TuningDecision] = (),
+    breakdowns: Sequence[ModelBreakdown] = (),
 ) -> list[Path]:
     """Write the report of the trials of one machine: report.md, index.html, tables/*.csv, figures/*.png and *.svg.
 
@@ -102,6 +104,7 @@ def write_report(
         folder: Where the report goes.
         importances: By backend, the share of the variation between its trials that each tunable explains.
         decisions: Those of the tunings; those of other machines are left out.
+        breakdowns: Of the models that were tuned on this machine.
 
     Returns:
         The paths of what was written, report.md first.
@@ -119,7 +122,7 @@ def write_report(
     decided = {contest: each for contest, each in decisions_on(machine, decisions).items() if contest in found}
     deployed = {contest: each.label for contest, each in decided.items() if each.deployed and each.label}
     speedups, errors = tables.speedup_table(chosen.trials, deployed), tables.error_table(chosen.trials)
-    sections = []
+    sections = [_breakdown_section(each, number, caption) for number, each in enumerate(breakdowns)]
     for contest, name in slugs(found).items():
         own = tuple(frame[_is_of(frame, contest)] for frame in (speedups, errors))
         sections.append(_contest_section(contest, found[contest], name, caption, own, decided.get(contest)))
@@ -179,6 +182,13 @@ def write_pages(
             " Name a folder that you may write to and that has space."
         ) from error
     return [*texts, *(path for paths in drawn.values() for path in paths)]
+
+
+def _breakdown_section(breakdown: ModelBreakdown, number: int, caption: str) -> Section:
+    alt = "; ".join(f"{each.op} {each.before_ms:.3g} ms, then {each.after_ms:.3g} ms" for each in breakdown.ops)
+    picture = Picture(f"breakdown-{number}", breakdown_bars(breakdown, caption), alt)
+    frames = {"Ops": op_table(breakdown), "Dtypes": dtype_table(breakdown)}
+    return Section(f"Model: {breakdown.problem}", breakdown.why, frames, [picture])
 
 
 def _contest_section(

@@ -9,6 +9,7 @@ from scanlab.bench.ranking import Comparison, Gain
 from scanlab.bench.records import Trial
 from scanlab.contract.evidence import EvidenceRank
 from scanlab.contract.problem import Problem
+from scanlab.runtime.profile import ProfileEntry
 
 EventKind = Literal["building", "started", "finished", "skipped", "waiting", "round"]
 
@@ -66,6 +67,15 @@ class TuningResult:
     interrupted: bool
     elapsed_s: float
     too_busy: str | None = None
+
+    @property
+    def entry(self) -> ProfileEntry | None:
+        """Profile entry of the winner; None without one."""
+        if self.winner is None:
+            return None
+        evidence = {"why": self.why, "trial": self.winner.to_json()}
+        winner = self.winner
+        return ProfileEntry(winner.problem, winner.backend, winner.source_hash, winner.config, evidence)
 
     @property
     def evidence(self) -> EvidenceRank:

@@ -5,7 +5,7 @@ from scanlab.contract import registry
 from scanlab.contract.backend import restricted
 from scanlab.contract.verify import reference_outputs, verify
 from scanlab.errors import InputError, ProblemError
-from scanlab.models.model_op import ModelProblem, fresh_inputs, make_inputs, op, op_problems
+from scanlab.models.model_op import ModelProblem, fresh_inputs, make_inputs, op, op_problems, subsets, tuned_ops
 from scanlab.models.workloads import BUILT_IN, default_sizes, find_workload
 
 DIGITS = ModelProblem(model="digits", batch=4, size=8)
@@ -73,6 +73,13 @@ def test_a_model_of_the_users_own_is_an_op_too(tmp_path):
     assert op.work(problem).multiply_adds == 0  # nothing in it is an op of scanlab
 
 
+def test_a_set_of_tuned_ops_has_one_text():
+    assert subsets(["linear", "add_norm"]) == ("add_norm+linear", "add_norm", "linear", "none")
+    assert tuned_ops({"tuned": "add_norm+linear"}) == ("add_norm", "linear")
+    assert tuned_ops({"tuned": "none"}) == ()
+    assert set(subsets(["linear", "add_norm"])) <= set(registry.get("assembly").space.tunables[1].values)
+
+
 @pytest.mark.parametrize("name", sorted(BUILT_IN))
 def test_every_built_in_workload_is_found(name):
     assert callable(find_workload(name))
@@ -100,5 +107,5 @@ def test_an_illegal_problem_is_refused(changes):
 def test_a_restricted_space_keeps_its_other_tunables():
     only = restricted(registry.get("assembly"), "dtype", ["bfloat16"], "bfloat16")
     assert only.space.defaults["dtype"] == "bfloat16"
-    assert only.space.defaults["selective_scan"] == "default"
+    assert only.space.defaults["tuned"] == "none"
     assert only.make is registry.get("assembly").make

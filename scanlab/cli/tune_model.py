@@ -1,0 +1,165 @@
+"""`scanlab tune --model`: tune every op of a model, then choose among whole models, report, and put it to work."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from scanlab.bench.store import TrialStore
+from scanlab.cli.console import Exit, notes, out, print_json
+from scanlab.cli.duration import spell_duration
+from scanlab.cli.tuning_output import as_json as tuning_as_json
+from scanlab.cli.tuning_output import deploy_winners, progress, say_where, show, write_results
+from scanlab.contract.machine import this_machine
+from scanlab.errors import InputError
+from scanlab.models.model_op import DTYPES, ModelProblem
+from scanlab.models.tune_model import ModelTuning, op_times_ms, tune_model
+from scanlab.models.workloads import default_sizes
+from scanlab.report.breakdown import DtypeAccuracy, ModelBreakdown, OpTime, dtype_table, op_table, save_breakdown
+from scanlab.report.decision import TuningDecision, save_decisions
+
+AUTO = "auto"
+# Allowed where the dtype is free and none is given: some three roundings of bfloat16 after 24 layers.
+FREE_LOGIT_ERROR, FREE_AGREEMENT = 0.05, 0.95
+FLOAT32_LOGIT_ERROR = 1e-4
+
+
+def run_tune_model(
+    model: str,
+    batch: int | None,
+    size: int | None,
+    dtype: str,
+    max_logit_error: float | None,
+    min_agreement: float | None,
+    budget_s: float,
+    results: Path,
+    seed: int,
+    deploys: bool,
+    as_json: bool,
+) -> None:
+    """Tune a model; the arguments are the options of `scanlab tune`."""
+    if dtype not in (AUTO, *DTYPES):
+        raise InputError(f"--dtype {dtype}: must be {AUTO} or one of {', '.join(DTYPES)}.")
+    dtypes = DTYPES if dtype == AUTO else (dtype,)
+    exact = dtypes == ("float32",)
+    default_batch, default_size = default_sizes(model)
+    allowed = FLOAT32_LOGIT_ERROR if exact else FREE_LOGIT_ERROR
+    problem = ModelProblem(
+        model=model,
+        batch=batch or default_batch,
+        size=size or default_size,
+        max_logit_error=allowed if max_logit_error is None else max_logit_error,
+    )
+    agreement = (0.0 if exact else FREE_AGREEMENT) if min_agreement is None else min_agreement
+    store = TrialStore(results)
+    store.prepare()
+    with progress(as_json) as on_event:
+        tuning = tune_model(
+            problem,
+            budget_s,
+            store,
+            dtypes=dtypes,
+            min_agreement=agreement,
+            seed=seed,
+            on_event=on_event,
+            on_step=lambda text: notes.print(f"[dim]{escape(text)}[/]"),
+        )
+    deployment = deploy_winners(tuning.entries) if deploys else None
+    served = {each.problem for each in deployment.deployed} if deployment is not None else set()
+    found = [*tuning.ops, *([tuning.whole] if tuning.whole is not None else [])]
+    command, budget, machine = shlex.join(["scanlab", *sys.argv[1:]]), spell_duration(budget_s), this_machine()
+    save_decisions(
+        [
+            TuningDecision.of(
+                each,
+                each.trials[0].inputs_label if each.trials else model,
+                machine,
+                deployed=each.problem in served,
+                command=command,
+                budget=budget,
+            )
+            for each in found
+        ],
+        results,
+    )
+    breakdown = breakdown_of(tuning)
+    if breakdown is not None:
+        save_breakdown(breakdown, results)
+    written = write_results(store)
+    if as_json:
+        print_json(_as_json(tuning, breakdown))
+    else:
+        _print(tuning, breakdown)
+        say_where(written, deployment)
+        out.print(f"[bold green]{escape(_why(tuning))}[/]")
+    if tuning.interrupted:
+        notes.print("interrupted: everything measured is kept; run the same command again to go on.")
+        raise typer.Exit(Exit.INTERRUPTED)
+    if tuning.whole is None or tuning.whole.winner is None:
+        raise typer.Exit(Exit.CANNOT_RUN)
+
+
+def breakdown_of(tuning: ModelTuning) -> ModelBreakdown | None:
+    """Return the breakdown of a tuned model; None where whole models were not compared."""
+    whole = tuning.whole
+    if whole is None or whole.comparison is None or whole.winner is None or whole.winner.measurement is None:
+        return None
+    ranked = [(each, each.trial.measurement) for each in whole.comparison.ranking]
+    times_ms = {each.trial.config["dtype"]: measured.median_ms for each, measured in reversed(ranked) if measured}
+    by_default = [measured.median_ms for each, measured in ranked if each.is_untuned and measured]
+    after_ms = whole.winner.measurement.median_ms
+    return ModelBreakdown(
+        problem=tuning.problem.key,
+        machine=this_machine(),
+        before_ms=by_default[0] if by_default else after_ms,
+        after_ms=after_ms,
+        why=whole.why,
+        ops=tuple(
+            OpTime(
+                share.problem.op,
+                share.problem.key,
+                share.calls,
+                before_ms,
+                own_ms,
+                1e3 * share.calls * share.attainable_s,
+            )
+            for share, before_ms, own_ms in op_times_ms(tuning)
+        ),
+        dtypes=tuple(
+            DtypeAccuracy(cost.dtype, cost.logit_error, cost.agreement, cost.digits_agreement, times_ms.get(cost.dtype))
+            for cost in tuning.costs
+        ),
+    )
+
+
+def _why(tuning: ModelTuning) -> str:
+    return "No choice: whole models were not compared." if tuning.whole is None else tuning.whole.why
+
+
+def _print(tuning: ModelTuning, breakdown: ModelBreakdown | None) -> None:
+    for found in (*tuning.ops, *([tuning.whole] if tuning.whole is not None else [])):
+        out.print(f"[bold]{escape(found.problem.op)}[/]  {escape(found.problem.key)}")
+        show(found)
+    for notice in tuning.notices:
+        notes.print(f"[yellow]note:[/] {escape(notice)}")
+    if breakdown is not None:
+        for frame in (op_table(breakdown), dtype_table(breakdown)):
+            table = Table(*frame.columns, box=None, pad_edge=False)
+            for row in frame.itertuples(index=False):
+                table.add_row(*map(escape, row))
+            out.print(table)
+
+
+def _as_json(tuning: ModelTuning, breakdown: ModelBreakdown | None) -> dict[str, Any]:
+    return {
+        "model": None if tuning.whole is None else tuning_as_json(tuning.whole),
+        "ops": [{"op": each.problem.op, "problem": each.problem.key} | tuning_as_json(each) for each in tuning.ops],
+        "breakdown": None if breakdown is None else breakdown.to_json(),
+        "notices": tuning.notices,
+    }

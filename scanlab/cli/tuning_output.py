@@ -1,0 +1,108 @@
+"""Output of `scanlab tune`: progress, tables, report, and deployment of the winners."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn
+
+from scanlab.bench.records import Trial
+from scanlab.bench.store import TrialStore
+from scanlab.cli.bench import failure_line, show_comparison
+from scanlab.cli.console import notes, out
+from scanlab.cli.duration import spell_duration
+from scanlab.cli.report import REPORT, write
+from scanlab.contract.machine import this_machine
+from scanlab.report.select import select
+from scanlab.runtime.deployment import Deployment, deploy
+from scanlab.runtime.profile import ProfileEntry
+from scanlab.tuning.result import Event, TuningResult
+
+
+@contextmanager
+def progress(silent: bool) -> Iterator[Any]:
+    """A live bar over the budget with the current best and the time left; yields what takes the events."""
+    columns = (
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("{task.fields[left]}"),
+        TextColumn("[green]{task.fields[best]}[/]"),
+        TextColumn("[dim]{task.description}[/]"),
+    )
+    with Progress(*columns, console=notes, transient=True, disable=silent) as progress:
+        task = progress.add_task("computing the float64 reference", total=1.0, left="", best="")
+
+        def on_event(event: Event) -> None:
+            best = "" if event.best is None else _short(event.best)
+            left = "" if event.left_s == math.inf else f"{spell_duration(event.left_s)} left"
+            progress.update(task, completed=event.done, description=escape(event.label), left=left, best=escape(best))
+
+        yield on_event
+
+
+def _short(trial: Trial) -> str:
+    measurement = trial.measurement
+    assert measurement is not None
+    return f"best so far {trial.label}: {measurement.median_ms:.3g} ms, {measurement.speedup:.3g}x"
+
+
+def show(found: TuningResult) -> None:
+    """Print the comparison of a tuning, what failed, and the notices."""
+    if found.comparison is not None:
+        show_comparison(found.comparison)
+    for trial in found.failed:
+        out.print(failure_line(trial))
+    states = ("ok", "pruned", "disturbed", "wrong", "crashed")
+    counts = {state: sum(trial.state == state for trial in found.trials) for state in states}
+    said = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    out.print(f"{len(found.trials)} configurations ({said or 'none'}), {found.new} of them tried now.")
+    for notice in found.notices:
+        notes.print(f"[yellow]note:[/] {escape(notice)}")
+
+
+def write_results(record: TrialStore) -> list[Path]:
+    """Write the report of what is recorded; nothing where this machine has no trials yet, as after an early Ctrl-C."""
+    trials = record.load().trials
+    return write(trials, record.folder / REPORT, record.folder) if select(trials, this_machine()).trials else []
+
+
+def deploy_winners(entries: Sequence[ProfileEntry]) -> Deployment | None:
+    """Put entries into this machine's profile and print what was refused; None where there are none."""
+    if not entries:
+        return None
+    deployment = deploy(entries)
+    for notice in deployment.notices:
+        notes.print(f"[yellow]note:[/] {escape(notice)}")
+    return deployment
+
+
+def say_where(written: Sequence[Path], deployment: Deployment | None) -> None:
+    """Print the files that were written, and the profile where it changed."""
+    for path in written:
+        if path.suffix in (".md", ".html", ".png"):
+            out.print(f"wrote {path}")
+    if deployment is not None and deployment.deployed:
+        out.print(f"wrote {deployment.path}, which scanlab.selective_scan_fn and the models follow from now on")
+
+
+def as_json(found: TuningResult) -> dict[str, Any]:
+    """Return a tuning as JSON values, without raw samples."""
+    winner = found.winner
+    return {
+        "winner": None if winner is None else winner.to_json(),
+        "why": found.why,
+        "evidence": found.evidence.label,
+        "gain_over_defaults": None if found.gain is None else dataclasses.asdict(found.gain),
+        "ties": sorted(found.tied),
+        "tried": len(found.trials),
+        "new": found.new,
+        "interrupted": found.interrupted,
+        "elapsed_s": found.elapsed_s,
+        "notices": list(found.notices),
+    }

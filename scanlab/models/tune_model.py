@@ -1,0 +1,314 @@
+"""From a model to its deployment: tune the problem of every op that it calls, then choose among whole models.
+
+1. Run the model once on its input, and list the problems of its ops with their calls and times.
+2. Tune each, with time in proportion to what its roofline says can be saved.
+3. Put the winners into a profile of their own, and tune the model as one op, see `model_op`: each op by its winner
+   or by its default, in each dtype that is exact enough. That comparison decides what is deployed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from scanlab import settings
+from scanlab.bench.context import Candidate
+from scanlab.bench.records import Trial
+from scanlab.bench.roofline import roofline_here
+from scanlab.bench.store import TrialStore
+from scanlab.contract import registry
+from scanlab.contract.backend import restricted
+from scanlab.contract.problem import Problem
+from scanlab.contract.verify import relative_error
+from scanlab.errors import InputError
+from scanlab.models.model_op import DTYPES, NONE, ModelProblem, forward, make_inputs, op_problems, subsets, tuned_ops
+from scanlab.runtime.policy import DEFAULT, Policy
+from scanlab.runtime.profile import Profile, ProfileEntry, load_profile
+from scanlab.tuning.result import Event, TuningResult
+from scanlab.tuning.scheduler import Budget
+from scanlab.tuning.selection import untuned_candidate
+from scanlab.tuning.tune import tune
+
+# Shares of the budget for the ops and for the comparison of whole models.
+OPS_SHARE = 0.6
+# A problem is worth tuning where so much of a forward pass could be saved, and gets at least so many seconds.
+MIN_SAVING = 0.02
+MIN_OP_S = 8.0
+# Inputs on which the classes of a dtype are compared with those of float64.
+AGREEMENT_SEEDS = range(8)
+# Digits of the trained model that every Vision Mamba is judged by too; its classes are those of real training.
+DIGITS = ModelProblem(model="digits", batch=360, size=8)
+
+
+@dataclass(frozen=True)
+class OpShare:
+    """Problem of an op in one forward pass of a model.
+
+    Attributes:
+        calls: Calls in one forward pass.
+        call_s: Time of one call, as served untuned.
+        attainable_s: Time of a kernel that wastes nothing.
+        dtypes: Dtypes of the model in which it is called.
+    """
+
+    problem: Problem
+    calls: int
+    call_s: float
+    attainable_s: float
+    dtypes: tuple[str, ...]
+
+    @property
+    def saving_s(self) -> float:
+        """Largest time that tuning can save in one forward pass."""
+        return self.calls * max(0.0, self.call_s - self.attainable_s)
+
+
+@dataclass(frozen=True)
+class DtypeCost:
+    """Accuracy of a model in a dtype, compared with float64.
+
+    Attributes:
+        logit_error: Largest error of a logit, as a share of the largest logit.
+        agreement: Share of the first classes that are the same.
+        digits_agreement: The same for the trained digits model; None where the model is no Vision Mamba.
+    """
+
+    dtype: str
+    logit_error: float
+    agreement: float
+    digits_agreement: float | None
+
+    def refusal(self, max_logit_error: float, min_agreement: float) -> str | None:
+        """Return why the dtype is not exact enough, or None."""
+        if not self.logit_error <= max_logit_error:
+            return f"{self.dtype}: a logit is off by {self.logit_error:.1e}; {max_logit_error:.1e} is allowed"
+        for noun, share in (("first classes", self.agreement), ("digits", self.digits_agreement)):
+            if share is not None and not share >= min_agreement:
+                return f"{self.dtype}: {share:.1%} of the {noun} are the same; {min_agreement:.1%} is asked"
+        return None
+
+
+@dataclass
+class ModelTuning:
+    """Outcome of tuning a model.
+
+    Attributes:
+        shares: Every op problem, the one that takes longest first.
+        costs: Accuracy by dtype.
+        ops: Results of those problems that were tuned.
+        whole: Result for the model as one op; None where it was not reached.
+        notices: What was skipped, and why.
+    """
+
+    problem: ModelProblem
+    shares: tuple[OpShare, ...] = ()
+    costs: tuple[DtypeCost, ...] = ()
+    ops: list[TuningResult] = field(default_factory=list)
+    whole: TuningResult | None = None
+    notices: list[str] = field(default_factory=list)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a person stopped it."""
+        return any(found.interrupted for found in (*self.ops, *([self.whole] if self.whole else [])))
+
+    @property
+    def dtypes(self) -> tuple[str, str]:
+        """Dtypes of the model before and after tuning."""
+        first = self.costs[0].dtype
+        winner = self.whole.winner if self.whole is not None else None
+        return first, first if winner is None else str(winner.config["dtype"])
+
+    @property
+    def entries(self) -> list[ProfileEntry]:
+        """What to deploy: the model's choice, and the winners of the ops that it takes part in."""
+        if self.whole is None or self.whole.winner is None:
+            return []
+        chosen = _tuned_ops(self.whole.winner)
+        winners = [found for found in self.ops if found.problem.op in chosen]
+        return [found.entry for found in (*winners, self.whole) if found.entry is not None]
+
+
+def tune_model(
+    problem: ModelProblem,
+    budget_s: float,
+    store: TrialStore,
+    *,
+    dtypes: Sequence[str] = ("float32",),
+    min_agreement: float = 0.0,
+    seed: int = 0,
+    on_event: Callable[[Event], None] = lambda event: None,
+    on_step: Callable[[str], None] = lambda text: None,
+    tune: Callable[..., TuningResult] = tune,
+) -> ModelTuning:
+    """Tune the ops of a model and the model itself.
+
+    Args:
+        budget_s: Seconds of measuring, for everything together.
+        dtypes: Dtypes of DTYPES to choose among, the default first.
+        min_agreement: Share of first classes that a dtype other than the first must keep.
+        on_event: Takes the events of each tuning.
+        on_step: Takes a line for each part that begins.
+
+    Raises:
+        InputError: No dtype is exact enough, or the model calls no op of scanlab.
+    """
+    if not dtypes or not set(dtypes) <= set(DTYPES):
+        raise InputError(f"dtypes {', '.join(dtypes)}: must be of {', '.join(DTYPES)}.")
+    result = ModelTuning(problem)
+    on_step("running the model")
+    result.shares = op_shares(problem, dtypes)
+    if not result.shares:
+        raise InputError(f"{problem.model} calls no op of scanlab: let it import mamba_ssm or scanlab, or patch() it.")
+    on_step("comparing dtypes with float64")
+    result.costs = tuple(dtype_cost(problem, dtype) for dtype in dtypes)
+    refused = {cost.dtype: cost.refusal(problem.max_logit_error, min_agreement) for cost in result.costs}
+    result.notices += [reason for reason in refused.values() if reason is not None]
+    exact = [dtype for dtype in dtypes if refused[dtype] is None]
+    if not exact:
+        raise InputError(f"{'; '.join(result.notices)}. Allow more with --max-logit-error or --min-agreement.")
+    for share, seconds in budgets(result.shares, OPS_SHARE * budget_s).items():
+        on_step(f"{share.problem.op} {share.problem.key}: {share.calls} calls of {1e6 * share.call_s:.0f} us")
+        made = registry.op(share.problem.op).make_inputs(share.problem, seed)
+        backends, _ = registry.load_all(share.problem.op)
+        found = tune(
+            share.problem,
+            made,
+            backends,
+            Budget(seconds),
+            store,
+            inputs_label=f"drawn, seed {seed}",
+            untuned=untuned_candidate(share.problem),
+            seed=seed,
+            on_event=on_event,
+        )
+        result.ops.append(found)
+        if found.interrupted:
+            return result
+    on_step(f"whole models of {problem.key}")
+    staged = store.folder / "model-profile.json"
+    staging_profile(result.ops).save(staged)
+    changed = {found.problem.op for found in result.ops if found.winner is not None and found.gain is not None}
+    assembly = restricted(registry.get("assembly"), "dtype", exact, exact[0])
+    assembly = restricted(assembly, "tuned", subsets(sorted(changed)), NONE)
+    in_torch = restricted(registry.get("model_in_torch"), "dtype", exact, exact[0])
+    with _profile_at(staged):
+        result.whole = tune(
+            problem,
+            make_inputs(problem, 0),
+            (restricted(in_torch, "scan", ("chunked",), "chunked"), assembly),
+            Budget((1 - OPS_SHARE) * budget_s),
+            store,
+            inputs_label=f"the input of {problem.model}",
+            untuned=Candidate(assembly, assembly.space.defaults),
+            seed=seed,
+            on_event=on_event,
+        )
+    return result
+
+
+def op_shares(problem: ModelProblem, dtypes: Sequence[str]) -> tuple[OpShare, ...]:
+    """Return the op problems of one forward pass in each of `dtypes`, the one that takes longest first."""
+    found: dict[Problem, OpShare] = {}
+    roofline, threads = roofline_here(), torch.get_num_threads()
+    for dtype in dtypes:
+        for each, (calls, seconds) in op_problems(problem, make_inputs(problem, 0), dtype).items():
+            before = found.get(each)
+            if before is None:
+                attainable_s = roofline.attainable_s(each, threads)
+                found[each] = OpShare(each, calls, seconds / calls, attainable_s, (dtype,))
+            else:
+                found[each] = replace(before, dtypes=(*before.dtypes, dtype))
+    return tuple(sorted(found.values(), key=lambda share: share.calls * share.call_s, reverse=True))
+
+
+def budgets(shares: Sequence[OpShare], seconds: float) -> Mapping[OpShare, float]:
+    """Return the seconds for each problem that is worth tuning, in proportion to what can be saved, the most first."""
+    whole_s = sum(share.calls * share.call_s for share in shares)
+    worth = [share for share in shares if share.saving_s > MIN_SAVING * whole_s]
+    worth.sort(key=lambda share: share.saving_s, reverse=True)
+    worth = worth[: max(1, int(seconds / MIN_OP_S))]
+    saved_s = sum(share.saving_s for share in worth)
+    spare_s = max(0.0, seconds - MIN_OP_S * len(worth))
+    return {share: MIN_OP_S + spare_s * share.saving_s / saved_s for share in worth}
+
+
+def dtype_cost(problem: ModelProblem, dtype: str) -> DtypeCost:
+    """Return the accuracy of the model in `dtype`, served by its defaults, on its input and inputs like it."""
+    error, agreement = _against_float64(problem, dtype, AGREEMENT_SEEDS)
+    is_vim = problem.model.startswith("vim-")
+    digits = _against_float64(DIGITS, dtype, range(1))[1] if is_vim else None
+    return DtypeCost(dtype, error, agreement, digits)
+
+
+def _against_float64(problem: ModelProblem, dtype: str, seeds: range) -> tuple[float, float]:
+    policy = Policy(others=DEFAULT)
+    run, exact = forward(problem, dtype, policy), forward(problem, "float64", policy)
+    errors, same = [], []
+    for seed in seeds:
+        (inputs,) = make_inputs(problem, seed)
+        logits, truth = run(inputs).logits, exact(inputs).logits
+        errors.append(relative_error(logits, truth))
+        same.append((logits.argmax(-1) == truth.argmax(-1)).double().mean().item())
+    return max(errors), sum(same) / len(same)
+
+
+def staging_profile(found: Sequence[TuningResult]) -> Profile:
+    """Return this machine's profile with the winners of `found` in it."""
+    profile = load_profile() or Profile.empty()
+    for each in found:
+        if each.entry is not None:
+            profile = profile.with_entry(each.entry)
+    return profile
+
+
+@contextmanager
+def _profile_at(path: Path) -> Iterator[None]:
+    """Let worker processes that start inside this block read their profile at `path`."""
+    before = os.environ.get(settings.PROFILE.name)
+    os.environ[settings.PROFILE.name] = str(path.resolve())
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[settings.PROFILE.name]
+        else:
+            os.environ[settings.PROFILE.name] = before
+
+
+def op_times_ms(result: ModelTuning) -> list[tuple[OpShare, float, float]]:
+    """Return each op problem with the milliseconds of all its calls in one forward pass, before and after tuning.
+
+    What was tuned has the medians of its own comparison; what was not keeps the time of the first run. A problem that
+    the model has in one of the two dtypes alone takes no time in the other.
+    """
+    tuned = {found.problem: found for found in result.ops}
+    winner = result.whole.winner if result.whole else None
+    chosen = _tuned_ops(winner) if winner else ()
+    rows = []
+    for share in result.shares:
+        before_ms = after_ms = 1e3 * share.call_s
+        found = tuned.get(share.problem)
+        if found is not None and found.comparison is not None and found.winner is not None:
+            by_default = [each.trial for each in found.comparison.ranking if each.is_untuned]
+            before_ms = _median_ms(by_default[0]) if by_default else before_ms
+            after_ms = _median_ms(found.winner) if share.problem.op in chosen else before_ms
+        first, last = result.dtypes
+        rows.append(
+            (share, share.calls * before_ms * (first in share.dtypes), share.calls * after_ms * (last in share.dtypes))
+        )
+    return [row for row in rows if row[1] or row[2]]
+
+
+def _tuned_ops(winner: Trial) -> tuple[str, ...]:
+    return tuned_ops(winner.config) if winner.backend == "assembly" else ()
+
+
+def _median_ms(trial: Trial) -> float:
+    assert trial.measurement is not None
+    return trial.measurement.median_ms

@@ -1,0 +1,72 @@
+"""`scanlab tune --model` from a model to its profile."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+
+from helpers.simulated import tune_simulated
+from scanlab.errors import InputError
+from scanlab.models.tune_model import tune_model
+from scanlab.runtime.profile import Profile, profile_path
+
+TUNE = ("tune", "--model", "digits", "--batch", "2", "--budget", "24s", "--out", "here")
+
+
+def time_ms(candidate):
+    """Return less for bfloat16 and for the ops that the profile serves; the tuned scan takes half as long."""
+    config = candidate.config
+    if candidate.backend.op == "model":
+        return (8.0 if config["dtype"] == "bfloat16" else 10.0) - 3.0 * ("selective_scan" in str(config.get("tuned")))
+    return 0.5 if config.get("channel_tile") == 16 else 1.0
+
+
+@pytest.fixture(autouse=True)
+def simulated(monkeypatch):
+    quick = partial(tune_model, tune=partial(tune_simulated, time_ms=time_ms))
+    monkeypatch.setattr("scanlab.cli.tune_model.tune_model", quick)
+
+
+def test_the_model_and_its_ops_are_tuned_reported_and_deployed(run, tmp_path):
+    found = run(*TUNE, "--dtype", "auto", "--json")
+    assert found.code == 0, found.err
+    winner = found.json["model"]["winner"]
+    assert winner["config"]["dtype"] == "bfloat16"
+    assert "selective_scan" in winner["config"]["tuned"]
+    breakdown = found.json["breakdown"]
+    assert breakdown["before_ms"] > breakdown["after_ms"]
+    assert {each["dtype"] for each in breakdown["dtypes"]} == {"float32", "bfloat16_products", "bfloat16"}
+    deployed = Profile.load(profile_path()).entries
+    assert {"model", "selective_scan"} <= {entry.problem.op for entry in deployed}
+    report = (tmp_path / "here" / "report" / "report.md").read_text()
+    assert "Model: model=digits,batch=2,size=8" in report
+    assert (tmp_path / "here" / "report" / "figures" / "breakdown-0.png").exists()
+
+
+def test_float32_alone_and_the_sizes_of_the_workload_are_the_default(run, monkeypatch):
+    asked = {}
+
+    def tune_model(problem, budget_s, store, **options):
+        asked.update(options, problem=problem)
+        raise InputError("enough")
+
+    monkeypatch.setattr("scanlab.cli.tune_model.tune_model", tune_model)
+    assert run("tune", "--model", "vim-tiny").code == 2
+    assert asked["dtypes"] == ("float32",)
+    assert (asked["problem"].batch, asked["problem"].size, asked["problem"].max_logit_error) == (1, 224, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (("--dtype", "int8"), "must be auto or one of"),
+        (("--problem", "batch=1,dim=8,length=8"), "--model takes"),
+        (("--model", "vim-huge"), "no model is called 'vim-huge'"),
+        (("--dtype", "bfloat16", "--max-logit-error", "1e-6"), "Allow more with --max-logit-error"),
+    ],
+)
+def test_what_cannot_be_tuned_is_refused(run, options, complaint):
+    outcome = run(*TUNE, *options)
+    assert outcome.code == 2
+    assert complaint in outcome.err
