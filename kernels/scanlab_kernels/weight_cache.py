@@ -101,6 +101,7 @@ def can_keep(weights: Sequence[Tensor]) -> bool:
     """
     if (
         torch.compiler.is_compiling()
+        or torch._C._is_tracing()
         or torch._C._are_functorch_transforms_active()  # the weights of torch.func stand for others
         or forward_ad._current_level >= 0
     ):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from scanlab.bench.clock import MeasuringClock, QuietWait
 from scanlab.bench.context import BenchmarkContext, Candidate
+from scanlab.bench.objective import Objective
 from scanlab.bench.process_worker import open_worker
 from scanlab.bench.ranking import (
     Comparison,
@@ -21,9 +22,7 @@ from scanlab.bench.ranking import (
     RankedCandidate,
     choose,
     decided,
-    gain_over_untuned,
     noise_floor,
-    ordered,
     places,
 )
 from scanlab.bench.records import Phase, Trial
@@ -66,7 +65,7 @@ class _Series:
 
 @dataclass
 class Comparer:
-    """What comparisons need beside their candidates.
+    """Surroundings of comparisons, which share all but their candidates.
 
     Attributes:
         context: Of the trials.
@@ -75,6 +74,7 @@ class Comparer:
         clock: Deadlines are values of its `now`.
         wait_for_quiet: Called after a disturbed round.
         on_round: Called with the number of rounds so far.
+        objective: The time that candidates are ranked by.
     """
 
     context: BenchmarkContext
@@ -83,6 +83,7 @@ class Comparer:
     clock: MeasuringClock
     wait_for_quiet: QuietWait
     on_round: Callable[[int], None] = lambda number: None
+    objective: Objective = "median"
 
     def compare(
         self,
@@ -101,8 +102,8 @@ class Comparer:
         each candidate is appended to the store.
 
         Args:
-            baseline: What everything is timed beside; the fastest candidate, as calibrated, where None.
-            untuned: What serves where nothing was tuned; it wins unless it is shown to be slower.
+            baseline: The candidate that everything is timed beside; the fastest candidate, as calibrated, where None.
+            untuned: The candidate that serves where nothing was tuned; it wins unless it is shown to be slower.
             processes: Number of fresh processes that take it in turn; 0 for the worker as it is.
         """
         run = _Run(self, candidates, baseline)
@@ -124,22 +125,22 @@ class Comparer:
             self.store.append(trial)
         timed = [(series, trial) for series, trial in zip(run.series, trials, strict=True) if trial.state == "ok"]
         floor = run.noise_floor
+        found = places([series.blocks for series, _ in timed], floor, self.objective)
         ranked = [
             _ranked(series.candidate, trial, place, self.context, untuned)
-            for (series, trial), place in zip(timed, places([series.blocks for series, _ in timed], floor), strict=True)
+            for (series, trial), place in zip(timed, found, strict=True)
         ]
-        winner = choose(ranked, floor)
         return Comparison(
-            ranking=ordered(ranked, winner),
-            winner=winner,
+            ranking=tuple(ranked),
+            winner=None,
             dropped=tuple(trial for trial in trials if trial.state != "ok"),
             noise_floor=floor,
             rounds=run.rounds,
             clean_rounds=run.clean_rounds,
             processes=processes,
             notices=run.notices,
-            gain=gain_over_untuned(ranked, winner),
-        )
+            objective=self.objective,
+        ).led_by(choose(ranked, floor))
 
     def _trial(self, run: _Run, series: _Series, phase: Phase) -> Trial:
         evaluation, measurement = series.evaluation, None
@@ -267,14 +268,14 @@ class _Run:
     @property
     def is_decided(self) -> bool:
         blocks = [each.blocks for each in self.series if each.alive]
-        return bool(blocks) and decided(blocks, self.noise_floor)
+        return bool(blocks) and decided(blocks, self.noise_floor, self._comparer.objective)
 
     @property
     def noise_floor(self) -> float:
         if self._control is None:
             return math.inf
         own = next(each for each in self.series if each.candidate == self._control.candidate)
-        return noise_floor(self._control.blocks, own.blocks)
+        return noise_floor(self._control.blocks, own.blocks, self._comparer.objective)
 
     @property
     def baseline(self) -> Baseline | None:

@@ -10,13 +10,13 @@ Clean rounds alone count. A candidate with too few of them is neither slower nor
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from scanlab.bench.objective import Objective, difference, level, pairs_of, smallest_ratio
 from scanlab.bench.records import Trial
-from scanlab.bench.samples import Block, by_process, clean
-from scanlab.bench.stats import UNKNOWN, Interval, interval_of_median
+from scanlab.bench.samples import Block
+from scanlab.bench.stats import UNKNOWN, Interval
 from scanlab.contract.evidence import EvidenceRank
 
 # A comparison is over when every candidate is shown to be slower than the leader, or within this of it.
@@ -47,7 +47,7 @@ class Place:
 
     @property
     def tied(self) -> bool:
-        """Whether there are rounds enough to tell, and they do not show it to be slower."""
+        """True where there are rounds enough to tell, and they do not show it to be slower."""
         return self.interval.known and not self.distinguishable
 
 
@@ -95,6 +95,7 @@ class Comparison:
         rounds: All rounds, and those that nothing disturbed.
         gain: Of the winner over what serves untuned; None where the winner is that, or where it took no part.
         confirms: Whether the winner was chosen by an earlier comparison that this one does not contradict.
+        objective: The time that candidates are ranked by.
     """
 
     ranking: tuple[RankedCandidate, ...]
@@ -107,6 +108,12 @@ class Comparison:
     notices: tuple[str, ...]
     gain: Gain | None = None
     confirms: bool = False
+    objective: Objective = "median"
+
+    def led_by(self, winner: RankedCandidate | None) -> Comparison:
+        """Return this comparison with another winner, its ranking and its gain."""
+        gain = gain_over_untuned(self.ranking, winner, self.objective)
+        return replace(self, ranking=ordered(self.ranking, winner), winner=winner, gain=gain)
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -130,7 +137,10 @@ class Comparison:
             return f"No winner: {self.clean_rounds} clean rounds of {self.rounds} are too few to tell."
         trial, measurement = self.winner.trial, self.winner.trial.measurement
         assert measurement is not None
-        parts = [f"{trial.label}: {measurement.median_ms:.3g} ms, {trial.speedup_text}"]
+        time = f"{measurement.median_ms:.3g} ms"
+        if self.objective == "p95":
+            time = f"{measurement.p95_ms:.3g} ms at the 95th percentile ({time} by median)"
+        parts = [f"{trial.label}: {time}, {trial.speedup_text}"]
         if trial.evidence == EvidenceRank.HOLDOUT:
             parts[0] += ", by a hold-out comparison on fresh inputs"
         if self.gain is not None:
@@ -174,29 +184,18 @@ def margin(noise_floor: float) -> float:
     return min(max(noise_floor, WORTH_KNOWING), WORTH_FOR_SIMPLICITY)
 
 
-def paired(one: Sequence[Block], other: Sequence[Block]) -> list[list[float]]:
-    """Return log(one / other) in the clean rounds of both, one list for each process."""
-    theirs = {(block.process, block.round): block.log_ratio for block in clean(other)}
-    differences: dict[int, list[float]] = {}
-    for block in clean(one):
-        if (block.process, block.round) in theirs:
-            difference = block.log_ratio - theirs[block.process, block.round]
-            differences.setdefault(block.process, []).append(difference)
-    return list(differences.values())
-
-
-def noise_floor(control: Sequence[Block], own: Sequence[Block]) -> float:
+def noise_floor(control: Sequence[Block], own: Sequence[Block], objective: Objective = "median") -> float:
     """Return how far apart two runs of one candidate may lie, at 95 %; infinite where too few rounds tell."""
-    return max(abs(bound) for bound in interval_of_median(paired(control, own)))
+    return max(abs(bound) for bound in difference(control, own, objective).interval)
 
 
-def places(blocks: Sequence[Sequence[Block]], floor: float) -> list[Place]:
+def places(blocks: Sequence[Sequence[Block]], floor: float, objective: Objective = "median") -> list[Place]:
     """Return the place of each candidate, given its blocks.
 
     The leader has the lowest upper end of the interval of its ratio to the baseline, so that a few lucky blocks lead
     nowhere. Without any such interval every place is unknown.
     """
-    upper_ends = [interval_of_median(by_process(each)).high for each in blocks]
+    upper_ends = [level(each, objective).interval.high for each in blocks]
     if not upper_ends or not math.isfinite(min(upper_ends)):
         return [Place(math.nan, UNKNOWN, distinguishable=False) for _ in blocks]
     leader = upper_ends.index(min(upper_ends))
@@ -206,19 +205,15 @@ def places(blocks: Sequence[Sequence[Block]], floor: float) -> list[Place]:
         if index == leader:
             found.append(Place(0.0, Interval(0.0, 0.0), distinguishable=False))
             continue
-        differences = paired(own, blocks[leader])
-        values = [value for process in differences for value in process]
-        if not values:
-            found.append(Place(math.nan, UNKNOWN, distinguishable=False))
-            continue
-        median, interval = statistics.median(values), interval_of_median(differences, confidence)
-        shown = interval.known and interval.low > 0 and median > floor
-        large = len(values) >= MIN_ROUNDS_OF_LARGE and min(values) > LARGE_DIFFERENCE
-        found.append(Place(median, interval, distinguishable=shown or large))
+        behind, interval = difference(own, blocks[leader], objective, confidence)
+        shown = interval.known and interval.low > 0 and behind > floor
+        num_rounds = sum(map(len, pairs_of(own, blocks[leader])))
+        large = num_rounds >= MIN_ROUNDS_OF_LARGE and smallest_ratio(own, blocks[leader], objective) > LARGE_DIFFERENCE
+        found.append(Place(behind, interval, distinguishable=shown or large))
     return found
 
 
-def decided(blocks: Sequence[Sequence[Block]], floor: float) -> bool:
+def decided(blocks: Sequence[Sequence[Block]], floor: float, objective: Objective = "median") -> bool:
     """Return whether every candidate is shown to be slower than the leader, or close enough to it.
 
     Never while one candidate differs from itself by more than that: what cannot be distinguished then may yet be.
@@ -226,7 +221,7 @@ def decided(blocks: Sequence[Sequence[Block]], floor: float) -> bool:
     if floor > WORTH_FOR_SIMPLICITY:
         return False
     close = max(floor, WORTH_KNOWING)
-    return all(place.distinguishable or place.interval.high <= close for place in places(blocks, floor))
+    return all(place.distinguishable or place.interval.high <= close for place in places(blocks, floor, objective))
 
 
 def choose(candidates: Sequence[RankedCandidate], floor: float) -> RankedCandidate | None:
@@ -243,20 +238,20 @@ def choose(candidates: Sequence[RankedCandidate], floor: float) -> RankedCandida
     return min((each for each in tied if each.place.behind <= margin(floor)), key=_preference)
 
 
-def gain_over_untuned(candidates: Sequence[RankedCandidate], winner: RankedCandidate | None) -> Gain | None:
+def gain_over_untuned(
+    candidates: Sequence[RankedCandidate], winner: RankedCandidate | None, objective: Objective = "median"
+) -> Gain | None:
     """Return the gain of `winner` over what serves untuned, paired within the clean rounds of both."""
     untuned = next((each.trial for each in candidates if each.is_untuned), None)
     if winner is None or untuned is None or winner.is_untuned:
         return None
     assert untuned.measurement is not None
     assert winner.trial.measurement is not None
-    differences = paired(untuned.measurement.blocks, winner.trial.measurement.blocks)
-    values = [value for process in differences for value in process]
-    if not values:
+    value, (low, high) = difference(untuned.measurement.blocks, winner.trial.measurement.blocks, objective)
+    if math.isnan(value):
         return None
-    low, high = interval_of_median(differences)
     interval = Interval(math.expm1(low), math.expm1(high)) if math.isfinite(low) else UNKNOWN
-    return Gain(untuned.label, math.expm1(statistics.median(values)), interval)
+    return Gain(untuned.label, math.expm1(value), interval)
 
 
 def ordered(candidates: Sequence[RankedCandidate], winner: RankedCandidate | None) -> tuple[RankedCandidate, ...]:

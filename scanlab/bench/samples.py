@@ -125,6 +125,12 @@ class Measurement:
         return self.quartiles_ms[1]
 
     @cached_property
+    def p95_ms(self) -> float:
+        """95th percentile of the time of one call."""
+        samples = [sample for block in self.clean for sample in block.candidate_ns]
+        return statistics.quantiles(samples, n=20, method="inclusive")[-1] / 1e6 if len(samples) > 1 else math.nan
+
+    @cached_property
     def reference_median_ms(self) -> float:
         """Median time of one call of the reference, or of the baseline where there is none."""
         own = [sample for block in clean(self.reference_blocks) for sample in block.candidate_ns]
@@ -174,7 +180,7 @@ class Measurement:
 
     @property
     def speedup(self) -> float:
-        """How many times as fast as the reference: reference / baseline times baseline / candidate."""
+        """Time of the reference over that of the candidate: reference / baseline times baseline / candidate."""
         return math.exp(-self.log_ratio)
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -21,8 +21,10 @@ from scanlab.cli.console import (
     AsJson,
     Exit,
     ImagePath,
+    ObjectiveName,
     OpName,
-    ProblemText,
+    ProblemTexts,
+    Raw,
     Seed,
     SuiteName,
     cases_of,
@@ -39,9 +41,10 @@ from scanlab.contract import registry
 def bench(
     selections: Annotated[list[str], typer.Argument(metavar="BACKEND[:TUNABLE=VALUE,...]...", help="What runs.")],
     op: OpName = None,
-    problem: ProblemText = None,
+    problem: ProblemTexts = None,
     suite: SuiteName = None,
     image: ImagePath = None,
+    objective: ObjectiveName = "median",
     budget: Annotated[str, typer.Option(help="Time for each problem: 30s, 2m.")] = "30s",
     baseline: Annotated[
         str | None, typer.Option(help="What the others are timed beside; the fastest of them by default.")
@@ -51,6 +54,7 @@ def bench(
     ),
     seed: Seed = 0,
     as_json: AsJson = False,
+    raw: Raw = False,
 ) -> None:
     """Verify the named backends, then time them in interleaved rounds beside a baseline, and rank them.
 
@@ -77,7 +81,13 @@ def bench(
                     seconds, clock, worker.disturbance, lambda reason: status.update(f"bench: waiting, {reason}")
                 )
                 comparer = Comparer(
-                    context, worker, store, clock, wait, lambda number: status.update(f"bench: round {number}")
+                    context,
+                    worker,
+                    store,
+                    clock,
+                    wait,
+                    on_round=lambda number: status.update(f"bench: round {number}"),
+                    objective=objective,
                 )
                 with clock.paused():
                     for each in candidates:
@@ -91,7 +101,7 @@ def bench(
             out.print(f"[bold]{case.problem.key}[/]  ({case.label})")
             show_comparison(compared)
     if as_json:
-        print_json([{"why": each.why, "trials": [trial.to_json() for trial in each.trials]} for each in found])
+        print_json([{"why": each.why, "trials": [trial_json(trial, raw) for trial in each.trials]} for each in found])
     if any(trial.state in ("wrong", "crashed") for each in found for trial in each.dropped):
         raise typer.Exit(Exit.CHECK_FAILED)
     if any(each.winner is None for each in found):
@@ -128,6 +138,29 @@ def show_comparison(compared: Comparison) -> None:
     out.print(
         f"{escape(compared.why)} Noise floor {floor}; clean rounds: {compared.clean_rounds} of {compared.rounds}."
     )
+
+
+def trial_json(trial: Trial, raw: bool) -> dict[str, Any]:
+    """Return a trial as JSON values: its numbers in the place of its samples, or beside them where `raw`."""
+    values, measured = trial.to_json(), trial.measurement
+    if measured is not None:
+        first, median, third = measured.quartiles_ms
+        numbers = {
+            "median_ms": median,
+            "quartile1_ms": first,
+            "quartile3_ms": third,
+            "p95_ms": measured.p95_ms,
+            "speedup": measured.speedup,
+            "speedup_low": measured.speedup_interval.low,
+            "speedup_high": measured.speedup_interval.high,
+        }
+        samples = {} if raw else {"blocks": len(measured.blocks), "reference_blocks": len(measured.reference_blocks)}
+        values["measurement"] |= {
+            **{name: number if math.isfinite(number) else None for name, number in numbers.items()},
+            "clean_blocks": len(measured.clean),
+            **samples,
+        }
+    return values
 
 
 def failure_line(trial: Trial) -> str:

@@ -16,7 +16,7 @@ from scanlab.cli.console import (
     Exit,
     ImagePath,
     OpName,
-    ProblemText,
+    ProblemTexts,
     SuiteName,
     cases_of,
     notes,
@@ -38,7 +38,7 @@ VERDICTS = {True: "[green]holds[/]", False: "[bold red]DEMOTED[/]", None: "[yell
 
 def best(
     op: OpName = None,
-    problem: ProblemText = None,
+    problem: ProblemTexts = None,
     suite: SuiteName = None,
     image: ImagePath = None,
     recheck: Annotated[

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from scanlab.bench.objective import Objective
 from scanlab.contract import registry
 from scanlab.contract.backend import Backend
 from scanlab.errors import InputError
@@ -35,9 +36,14 @@ class Exit(IntEnum):
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read, and nothing else.")]
-ProblemText = Annotated[
-    str | None,
-    typer.Option("--problem", metavar="NAME=VALUE,...", help="A problem, for example batch=1,dim=384,length=197."),
+Raw = Annotated[bool, typer.Option("--raw", help="With --json: every sample too.")]
+ProblemTexts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--problem",
+        metavar="NAME=VALUE,...",
+        help="Such as batch=1,dim=384,length=197; may be repeated.",
+    ),
 ]
 OpName = Annotated[
     str | None,
@@ -54,6 +60,9 @@ ImagePath = Annotated[
 MAX_SEED = 2**32 - 1  # the largest that NumPy takes, with which the search draws
 Seed = Annotated[
     int, typer.Option(min=0, max=MAX_SEED, help="Of the drawn inputs, and of the search and the order of samples.")
+]
+ObjectiveName = Annotated[
+    Objective, typer.Option("--objective", help="The time that candidates are ranked by: the median, or the tail.")
 ]
 DEFAULT_SUITE = "vim-tiny"
 
@@ -86,20 +95,22 @@ def op_of(named: str | None, backends: Iterable[Backend] = ()) -> str:
 
 
 def cases_of(
-    problem: str | None, suite: str | None, image: Path | None = None, op: str = registry.DEFAULT_OP
+    problems: Sequence[str] | None, suite: str | None, image: Path | None = None, op: str = registry.DEFAULT_OP
 ) -> tuple[Case, ...]:
-    """Return the cases that `--problem`, `--suite` and `--image` name; by default those of the vim-tiny suite.
+    """Return the cases that `--problem`s, `--suite` and `--image` name; by default those of the vim-tiny suite.
 
     Args:
-        op: The op of the problem.
+        op: The op of the problems.
 
     Raises:
         InputError: A problem is given together with a suite or an image, or there is none of another op than the scan.
     """
-    if problem is not None:
+    if problems:
         if suite is not None or image is not None:
             raise InputError("--problem draws its own inputs: leave --suite and --image out, or leave --problem out.")
-        return (drawn_case(registry.parse_problem(problem, op)),)
+        asked = [registry.parse_problem(text, op) for text in problems]
+        refuse_repeated(each.key for each in asked)
+        return tuple(drawn_case(each) for each in asked)
     if suite is None and op != registry.DEFAULT_OP:
         raise InputError(f"no problem of {op} is named: add one, such as --problem {registry.op(op).corners[0].key}.")
     cases = load_suite(suite or DEFAULT_SUITE, image)

@@ -49,7 +49,7 @@ def fleet(
         for entry in entries:
             out.print(f"adopted for {entry.problem.key}: {escape(_told(entry))}")
         if entries:
-            out.print(f"wrote {profile_path()}, which scanlab.selective_scan_fn and the models follow from now on")
+            out.print(f"wrote {profile_path()}, which serves from now on")
     if not found.machines:
         notes.print("nobody has tuned with this storage yet: run `scanlab tune --storage ...` on the machines.")
         raise typer.Exit(Exit.CANNOT_RUN)

@@ -20,8 +20,10 @@ from scanlab.cli.console import (
     AsJson,
     Exit,
     ImagePath,
+    ObjectiveName,
     OpName,
-    ProblemText,
+    ProblemTexts,
+    Raw,
     Seed,
     SuiteName,
     cases_of,
@@ -60,7 +62,7 @@ def tune(
         list[str] | None, typer.Argument(metavar="[-- ARGUMENTS]...", help="Of the script that --capture names.")
     ] = None,
     op: OpName = None,
-    problem: ProblemText = None,
+    problem: ProblemTexts = None,
     suite: SuiteName = None,
     image: ImagePath = None,
     capture: Annotated[
@@ -76,6 +78,10 @@ def tune(
             min=0.0, help="Choose among those at most this far from float64, as a share of the largest value."
         ),
     ] = math.inf,
+    objective: ObjectiveName = "median",
+    deploys: Annotated[
+        bool, typer.Option("--deploy/--no-deploy", help="Put the winners to work, or leave what serves as it is.")
+    ] = True,
     storage: Annotated[
         str | None,
         typer.Option(
@@ -85,6 +91,7 @@ def tune(
     results: Annotated[Path, typer.Option("--out", help="The folder of the records and the report.")] = Path("runs"),
     seed: Seed = 0,
     as_json: AsJson = False,
+    raw: Raw = False,
     model: Annotated[
         str | None,
         typer.Option(help="Tune a whole model, each op and all together: vim-tiny, mamba-130m ..., MODULE:FUNCTION."),
@@ -101,11 +108,12 @@ def tune(
         float | None, typer.Option(min=0.0, max=1.0, help="Of --model: share of first classes that a dtype must keep.")
     ] = None,
 ) -> None:
-    """Find the fastest right implementation for a problem on this machine, report it, and put it to work.
+    """Find the fastest right implementation of each problem on this machine, report it, and put it to work.
 
     Every configuration is verified against float64 before it is timed. What serves untuned takes part, and is replaced
     only by what is shown to be faster. Ctrl-C stops cleanly and keeps what was measured; running it again takes up from
     there. Exits with 3 where too little could be measured, because the machine is too busy for example.
+    `--objective p95` ranks by the 95th percentile, that is by tail latency, of the clean rounds.
 
     Example: `scanlab tune --suite vim-tiny --budget 3m`,
     `scanlab tune --capture train.py -- --epochs 1`,
@@ -113,20 +121,36 @@ def tune(
     """
     if model is not None:
         if any((op, problem, suite, image, capture, backends, trials, threads, storage, max_error < math.inf)):
-            raise InputError("--model takes --batch, --size, --dtype, --budget, --out, --seed and --json alone.")
+            raise InputError("--model takes --budget, --out, --seed, --no-deploy, --json, --raw and its own options.")
         from scanlab.cli.tune_model import run_tune_model
 
         model_s = parse_duration(budget or DEFAULT_BUDGET)
-        run_tune_model(model, batch, size, dtype, max_logit_error, min_agreement, model_s, results, seed, True, as_json)
+        run_tune_model(
+            workload=(model, batch, size),
+            dtype=dtype,
+            max_logit_error=max_logit_error,
+            min_agreement=min_agreement,
+            budget_s=model_s,
+            results=results,
+            seed=seed,
+            deploys=deploys,
+            as_json=as_json,
+            raw=raw,
+        )
         return
     budget_s = parse_duration(budget or DEFAULT_BUDGET) if budget or trials is None else None
     named = [] if backends is None else _named(backends)
     asked = op_of(op, named)
     chosen = _limited(named or _installed(asked), threads)
+    if capture is None and script_arguments:
+        raise InputError(f"{' '.join(script_arguments)}: arguments are those of a script; name it with --capture.")
+    if capture is not None and (problem or suite or image):
+        raise InputError("--capture has problems of its own: leave --problem, --suite and --image out.")
+    cases = () if capture is not None else cases_of(problem, suite, image, asked)
     record = TrialStore(results)
     record.prepare()
-    cases = _captured(capture, script_arguments or [], results, problem or suite or image)
-    cases = cases or cases_of(problem, suite, image, asked)
+    if capture is not None:
+        cases = _captured(capture, script_arguments or [], results)
     tuned = []
     share_s = None if budget_s is None else budget_s / len(cases)
     sweep_s = SWEEP_S if share_s is None else LENGTHS_SHARE * share_s
@@ -145,6 +169,7 @@ def tune(
                 storage=storage,
                 untuned=untuned_candidate(case.problem),
                 max_error=max_error,
+                objective=objective,
                 seed=seed,
                 on_event=on_event,
             )
@@ -155,7 +180,7 @@ def tune(
             break
         if sweep_s >= MIN_SWEEP_S:
             _sweep(found, chosen, record, sweep_s, seed)
-    deployment = deploy_winners([found.entry for found in tuned if found.entry is not None])
+    deployment = deploy_winners([found.entry for found in tuned if found.entry is not None]) if deploys else None
     served = () if deployment is None else deployment.deployed
     save_decisions(
         [
@@ -173,7 +198,7 @@ def tune(
     )
     written = write_results(record)
     if as_json:
-        print_json([tuning_as_json(found) for found in tuned])
+        print_json([tuning_as_json(found, raw) for found in tuned])
     else:
         say_where(written, deployment)
         for found in tuned:
@@ -185,14 +210,8 @@ def tune(
         raise typer.Exit(Exit.CANNOT_RUN)
 
 
-def _captured(script: Path | None, arguments: list[str], folder: Path, other: object) -> tuple[Case, ...]:
-    """The problems that `script` has when it is run with these arguments, in a process of its own; none without one."""
-    if script is None:
-        if arguments:
-            raise InputError(f"{' '.join(arguments)}: arguments are those of a script; name it with --capture.")
-        return ()
-    if other is not None:
-        raise InputError("--capture has problems of its own: leave --problem, --suite and --image out.")
+def _captured(script: Path, arguments: list[str], folder: Path) -> tuple[Case, ...]:
+    """Return the problems that `script` has when it is run with these arguments, in a process of its own."""
     file = folder / f"{CAPTURED}-{script.stem}.toml"
     file.unlink(missing_ok=True)
     command = (sys.executable, "-m", "scanlab", "run", "--record", str(file), str(script), *arguments)

@@ -31,9 +31,8 @@ FLOAT32_LOGIT_ERROR = 1e-4
 
 
 def run_tune_model(
-    model: str,
-    batch: int | None,
-    size: int | None,
+    *,
+    workload: tuple[str, int | None, int | None],
     dtype: str,
     max_logit_error: float | None,
     min_agreement: float | None,
@@ -42,8 +41,10 @@ def run_tune_model(
     seed: int,
     deploys: bool,
     as_json: bool,
+    raw: bool,
 ) -> None:
-    """Tune a model; the arguments are the options of `scanlab tune`."""
+    """Tune a model; the arguments are the options of `scanlab tune`, its model, batch and size together."""
+    model, batch, size = workload
     if dtype not in (AUTO, *DTYPES):
         raise InputError(f"--dtype {dtype}: must be {AUTO} or one of {', '.join(DTYPES)}.")
     dtypes = DTYPES if dtype == AUTO else (dtype,)
@@ -93,7 +94,7 @@ def run_tune_model(
         save_breakdown(breakdown, results)
     written = write_results(store)
     if as_json:
-        print_json(_as_json(tuning, breakdown))
+        print_json(_as_json(tuning, breakdown, raw))
     else:
         _print(tuning, breakdown)
         say_where(written, deployment)
@@ -156,10 +157,12 @@ def _print(tuning: ModelTuning, breakdown: ModelBreakdown | None) -> None:
             out.print(table)
 
 
-def _as_json(tuning: ModelTuning, breakdown: ModelBreakdown | None) -> dict[str, Any]:
+def _as_json(tuning: ModelTuning, breakdown: ModelBreakdown | None, raw: bool) -> dict[str, Any]:
     return {
-        "model": None if tuning.whole is None else tuning_as_json(tuning.whole),
-        "ops": [{"op": each.problem.op, "problem": each.problem.key} | tuning_as_json(each) for each in tuning.ops],
+        "model": None if tuning.whole is None else tuning_as_json(tuning.whole, raw),
+        "ops": [
+            {"op": each.problem.op, "problem": each.problem.key} | tuning_as_json(each, raw) for each in tuning.ops
+        ],
         "breakdown": None if breakdown is None else breakdown.to_json(),
         "notices": tuning.notices,
     }

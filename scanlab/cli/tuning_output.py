@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from scanlab.bench.records import Trial
 from scanlab.bench.store import TrialStore
-from scanlab.cli.bench import failure_line, show_comparison
+from scanlab.cli.bench import failure_line, show_comparison, trial_json
 from scanlab.cli.console import notes, out
 from scanlab.cli.duration import spell_duration
 from scanlab.cli.report import REPORT, write
@@ -88,14 +88,14 @@ def say_where(written: Sequence[Path], deployment: Deployment | None) -> None:
         if path.suffix in (".md", ".html", ".png"):
             out.print(f"wrote {path}")
     if deployment is not None and deployment.deployed:
-        out.print(f"wrote {deployment.path}, which scanlab.selective_scan_fn and the models follow from now on")
+        out.print(f"wrote {deployment.path}, which serves from now on")
 
 
-def as_json(found: TuningResult) -> dict[str, Any]:
-    """Return a tuning as JSON values, without raw samples."""
+def as_json(found: TuningResult, raw: bool) -> dict[str, Any]:
+    """Return a tuning as JSON values, with its samples where `raw`."""
     winner = found.winner
     return {
-        "winner": None if winner is None else winner.to_json(),
+        "winner": None if winner is None else trial_json(winner, raw),
         "why": found.why,
         "evidence": found.evidence.label,
         "gain_over_defaults": None if found.gain is None else dataclasses.asdict(found.gain),

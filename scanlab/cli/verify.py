@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -21,7 +21,7 @@ from scanlab.cli.console import (
     Exit,
     ImagePath,
     OpName,
-    ProblemText,
+    ProblemTexts,
     Seed,
     SuiteName,
     cases_of,
@@ -66,7 +66,7 @@ def verify(
         list[str] | None, typer.Argument(metavar="[BACKEND[:TUNABLE=VALUE,...]]...", help="Only these; all by default.")
     ] = None,
     op: OpName = None,
-    problem: ProblemText = None,
+    problem: ProblemTexts = None,
     suite: SuiteName = None,
     image: ImagePath = None,
     model: Annotated[
@@ -119,10 +119,10 @@ def verify(
 
 
 def _plan(
-    selections: list[str], op_name: str | None, problem: str | None, suite: str | None, image: Any, seed: int
+    selections: list[str], op_name: str | None, problem: Sequence[str] | None, suite: str | None, image: Any, seed: int
 ) -> Iterator[tuple[Backend, Config, Case]]:
     """Yield the backends, configurations and cases to verify; a selection with settings names one configuration."""
-    asked = problem is not None or suite is not None
+    asked = bool(problem) or suite is not None
     chosen = [registry.parse_selection(text) for text in selections]
     if not chosen:
         only = op_of(op_name) if asked or op_name is not None else None

@@ -42,6 +42,7 @@ from scanlab.runtime.ops import (
     mixer_step,
     selective_state_update,
 )
+from scanlab.runtime.traced import is_traced
 
 log = logging.getLogger("scanlab")
 
@@ -214,7 +215,7 @@ def _mix(mixer: Any, hidden: Tensor, memory: Memory, mask: Tensor | None, masks_
         y = selective_state_update(past, x, dt, mixer.A_log, B, C, mixer.D, z, delta_bias, dt_softplus=True, log_A=True)
         y = y.view(batch, 1, -1)
     else:
-        A = _kept(mixer, f"A {u.dtype}")(lambda: rates(mixer.A_log, u.dtype), mixer.A_log)
+        A = _decay_rates(mixer, u.dtype)
         inputs = ScanInputs(
             u=u.mT,
             delta=delta.mT,
@@ -252,9 +253,17 @@ def _kept(mixer: nn.Module, name: str) -> WeightCache[Any]:
     return _derived.setdefault(mixer, defaultdict(WeightCache[Any]))[name]
 
 
+def _decay_rates(mixer: Any, dtype: torch.dtype) -> Tensor:
+    """Return A (dim, state), or with heads (heads, dim, state), as a scan of `dtype` reads it."""
+    if is_traced():
+        return rates(mixer.A_log, dtype)
+    A: Tensor = _kept(mixer, f"A {dtype}")(lambda: rates(mixer.A_log, dtype), mixer.A_log)
+    return A
+
+
 def _packed(mixer: nn.Module, name: str, weight: Tensor, x: Tensor) -> PrepackedWeight:
     """A weight of `mixer` as a product with x reads it."""
-    if has_few_rows(x):
+    if is_traced() or has_few_rows(x):
         return PrepackedWeight(weight)
     made: PrepackedWeight = _kept(mixer, name)(lambda: PrepackedWeight(weight), weight)
     return made

@@ -177,7 +177,7 @@ class Mixing(nn.Module):
             inputs = weights.scan_inputs(hidden, bidirectional)
             direction: Direction = "bidirectional" if bidirectional else "forward"
             y = scan(*inputs, direction=direction).out
-            serve = serving(scan)
+            serve = None if kind is None else serving(scan)
             if kind is not None and serve is not None:
                 bound = serve.bind(inputs, True, direction)
                 plan = Plan(

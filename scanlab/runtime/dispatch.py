@@ -24,7 +24,7 @@ from scanlab.contract.backend import Backend, OpFn, ScanFn
 from scanlab.contract.problem import Direction, Problem, ScanInputs, ScanOutput, ScanProblem
 from scanlab.contract.space import Config, config_key
 from scanlab.errors import RejectedError, UnavailableError
-from scanlab.runtime import implementations, products, usage
+from scanlab.runtime import implementations, products, traced, usage
 from scanlab.runtime.decisions import Decision, decisions, nothing_serves
 from scanlab.runtime.policy import DEFAULT, TUNED, Policy, current
 from scanlab.runtime.profile import Profile, load_profile
@@ -273,6 +273,8 @@ def clear() -> None:
 
 def scan(*inputs: ScanInputs, delta_softplus: bool = True, direction: Direction = "forward") -> ScanOutput:
     """Return the scan of these tensors by the machine's choice; the Scan that models use unless given another."""
+    if traced.is_traced():
+        return traced.scan(inputs, delta_softplus, direction)
     policy = current()
     serve = _dispatchers.get(policy) or dispatcher(policy)
     return serve(*inputs, delta_softplus=delta_softplus, direction=direction)
@@ -284,6 +286,8 @@ def input_kind(hidden: Tensor, asked: Scan) -> object | None:
     A plan may call the ops directly only where torch would do nothing but compute: it records no gradient, is not
     compiled, and runs without autocast.
     """
+    if traced.is_traced():
+        return None
     serve = serving(asked)
     if (
         serve is None
@@ -362,9 +366,12 @@ def selective_scan_fn(
     Source:
         state-spaces/mamba@e9594ce, selective_scan_interface.py, selective_scan_fn.
     """
-    serve = _dispatchers.get(backend) or dispatcher(backend)
     inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias)
-    out, last_state = serve(inputs, delta_softplus=delta_softplus, promote=True)
+    if traced.is_traced():
+        out, last_state = traced.scan((inputs,), delta_softplus, "forward", True, backend)
+    else:
+        serve = _dispatchers.get(backend) or dispatcher(backend)
+        out, last_state = serve(inputs, delta_softplus=delta_softplus, promote=True)
     if out.dtype != u.dtype:
         out = out.to(u.dtype)
     return (out, last_state) if return_last_state else out
@@ -385,3 +392,13 @@ def promoted(inputs: ScanInputs) -> ScanInputs:
         return tensor.to(to.to_complex() if tensor.is_complex() else to)
 
     return inputs.with_tensors(**{name: fit(name, tensor) for name, tensor in tensors.items()})
+
+
+def _serve_graph(
+    *inputs: ScanInputs, delta_softplus: bool, direction: Direction, promote: bool, backend: str | None
+) -> ScanOutput:
+    serve = dispatcher(current() if backend is None else backend)
+    return serve(*inputs, delta_softplus=delta_softplus, direction=direction, promote=promote)
+
+
+traced.register(_serve_graph, promoted)

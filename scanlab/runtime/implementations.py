@@ -19,6 +19,7 @@ from torch import Tensor
 from scanlab import settings
 from scanlab.errors import ConfigError, UnavailableError
 from scanlab.runtime import verification
+from scanlab.runtime.traced import exports_to_onnx
 from scanlab_kernels.implementations import BY_NAME
 from scanlab_kernels.implementations import Name as Implementation
 from scanlab_kernels.selective_scan.triton import backend as triton
@@ -54,7 +55,7 @@ def implementation(device: str = "cpu", double: bool = False) -> Implementation:
             to stand in under SCANLAB_STRICT=1.
         ConfigError: SCANLAB_MIXER or SCANLAB_ISA has an illegal value.
     """
-    if _in_torch.get():
+    if _in_torch.get() or exports_to_onnx():
         return "torch"
     decision = _decided.get((device, double))
     if decision is None:

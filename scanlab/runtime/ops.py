@@ -12,6 +12,7 @@ from torch import Tensor
 
 from scanlab.runtime.implementations import implementation, in_torch, ops_for
 from scanlab.runtime.products import DTYPES, decide, has_few_rows, linear, plan_linear
+from scanlab.runtime.traced import is_traced
 from scanlab_kernels.add_norm import arguments as add_norm_op
 from scanlab_kernels.causal_conv1d import arguments as conv_op
 from scanlab_kernels.causal_conv1d.arguments import Activation, final_states
@@ -308,7 +309,8 @@ def is_fused(hidden: Tensor, weights: FrontWeights) -> bool:
     read = [into.weight.weight, *(each.weight for direction in directions for each in (direction.x, direction.dt))]
     others = [into.bias, *(each for direction in directions for each in (direction.conv_weight, direction.conv_bias))]
     return (
-        not has_few_rows(hidden)
+        not is_traced()
+        and not has_few_rows(hidden)
         and hidden.is_cpu
         and implementation() == "native"
         and all(weight.dtype == hidden.dtype for weight in read)

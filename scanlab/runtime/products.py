@@ -17,6 +17,7 @@ from scanlab import settings
 from scanlab.contract.machine import Silicon, this_machine
 from scanlab.errors import ConfigError
 from scanlab.runtime.implementations import implementation
+from scanlab.runtime.traced import is_traced
 from scanlab_kernels.linear import native, onednn
 from scanlab_kernels.linear import torch as by_torch
 from scanlab_kernels.linear.prepacked import Linear
@@ -84,6 +85,8 @@ def linear(x: Tensor, weight: PrepackedWeight, bias: Tensor | None = None) -> Te
 
 def plan_linear(x: Tensor, *weights: PrepackedWeight) -> Linear:
     """Return the implementation of products of inputs like x (..., in), which is plain, with each of the weights."""
+    if is_traced():
+        return by_torch.linear
     few = has_few_rows(x)
     every = [each.weight for each in weights]
     fits = all(weight.dtype == x.dtype and weight.numel() for weight in every)

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 from scanlab.bench.compare import MIN_ROUNDS, Comparer
 from scanlab.bench.context import Candidate
-from scanlab.bench.ranking import WORTH_FOR_SIMPLICITY, Comparison, choose, gain_over_untuned, ordered
+from scanlab.bench.objective import Objective, level
+from scanlab.bench.ranking import WORTH_FOR_SIMPLICITY, Comparison, choose
 from scanlab.bench.records import Trial, error_of, log_ratio
 from scanlab.bench.samples import Measurement
 from scanlab.contract import registry
@@ -57,12 +58,15 @@ def untuned_candidate(problem: Problem) -> Candidate | None:
     return Candidate.of(registry.get(decision.backend), decision.config, problem)
 
 
-def select(searches: Sequence[Search], untuned: Candidate, available_s: float) -> Selected:
+def select(
+    searches: Sequence[Search], untuned: Candidate, available_s: float, objective: Objective = "median"
+) -> Selected:
     """Return what is compared after the search.
 
     What serves untuned always is. So are the best three of the fastest backend and its defaults, the best two of every
     other one within reach, what the search can hardly tell from the fastest, and the best of each backend that is far
     behind, where it is cheap. Candidates are ordered by the pessimistic end of their intervals.
+    A search goes by the median: for another objective, the best three by that one are compared too.
     """
     found = [search for search in searches if search.eligible]
     if not found:
@@ -83,6 +87,10 @@ def select(searches: Sequence[Search], untuned: Candidate, available_s: float) -
             continue
         chosen |= {candidate: prepare_s for _, candidate, prepare_s in few}
         near += [(upper_end(trial), candidate, prepare_s) for trial, candidate, prepare_s in within]
+    if objective != "median":
+        every = [(search, trial) for search in found for trial in search.eligible]
+        every.sort(key=lambda each: level(_measurement(each[1]).blocks, objective).value)
+        chosen |= {search.candidate(trial.config): _prepare_s(search, trial) for search, trial in every[:MIN_OF_LEADER]}
     for _, candidate, prepare_s in sorted(near, key=lambda each: each[0]):
         if len(chosen) < MAX_CANDIDATES:
             chosen.setdefault(candidate, prepare_s)
@@ -156,8 +164,7 @@ def confirmed(held: Comparison, compared: Comparison) -> Comparison:
     if own is held.winner:
         return held
     if own is not None and own.place.tied and not held.winner.is_untuned:
-        ranking = ordered(held.ranking, own)
-        return replace(held, ranking=ranking, winner=own, confirms=True, gain=gain_over_untuned(ranking, own))
+        return replace(held.led_by(own), confirms=True)
     reason = "failed there" if own is None else "is not shown to be faster there"
     said = f"{chosen.label} won the comparison and {reason}: the hold-out names {held.winner.trial.label} instead"
     return replace(held, notices=(*held.notices, said))
@@ -168,10 +175,7 @@ def exact_enough(compared: Comparison, max_error: float) -> Comparison:
     if compared.winner is None or error_of(compared.winner.trial) <= max_error:
         return compared
     able = [each for each in compared.ranking if error_of(each.trial) <= max_error]
-    winner = choose(able, compared.noise_floor)
-    return replace(
-        compared, ranking=ordered(compared.ranking, winner), winner=winner, gain=gain_over_untuned(able, winner)
-    )
+    return compared.led_by(choose(able, compared.noise_floor))
 
 
 def fresh_processes(start_s: float, prepare_s: Iterable[float], available_s: float) -> int:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from scanlab.bench.clock import MeasuringClock, QuietWait
 from scanlab.bench.compare import Comparer
 from scanlab.bench.context import BenchmarkContext, Candidate
+from scanlab.bench.objective import Objective
 from scanlab.bench.process_worker import open_worker
 from scanlab.bench.ranking import Comparison
 from scanlab.bench.records import Trial
@@ -52,6 +53,7 @@ def tune(
     storage: str | None = None,
     untuned: Candidate | None = None,
     max_error: float = math.inf,
+    objective: Objective = "median",
     seed: int = 0,
     on_event: Callable[[Event], None] = lambda event: None,
     clock: MeasuringClock | None = None,
@@ -67,6 +69,7 @@ def tune(
         storage: See `open_storage`; None for a journal beside the records.
         untuned: Candidate that serves where nothing was tuned, which has to be beaten; the baseline where None.
         max_error: The largest error against float64, as a share, that a winner may have beyond being verified.
+        objective: The time that candidates are ranked by. The search goes by the median in any case.
 
     Raises:
         ResultsError: Results cannot be written.
@@ -79,7 +82,9 @@ def tune(
         context = BenchmarkContext.of(problem, inputs, inputs_label, seed)
     everyone = [*backends, *([untuned.backend] if untuned is not None else [])]
     worker, said = open_worker(context, everyone)
-    run = _Tuning(context, worker, store, budget, clock, on_event, max_error, [*loaded.notices, *repaired, *said])
+    run = _Tuning(
+        context, worker, store, budget, clock, on_event, max_error, objective, [*loaded.notices, *repaired, *said]
+    )
     try:
         run.build_defaults(backends, untuned, loaded.trials)
         if run.baseline is not None:
@@ -121,6 +126,7 @@ class _Tuning:
         clock: MeasuringClock,
         on_event: Callable[[Event], None],
         max_error: float,
+        objective: Objective,
         notices: list[str],
     ) -> None:
         self.able: list[Backend] = []
@@ -134,6 +140,7 @@ class _Tuning:
         self._clock = clock
         self._on_event = on_event
         self._max_error = max_error
+        self._objective: Objective = objective
         self.notices = notices
         self._failed: list[Trial] = []
         self._tied: set[str] = set()
@@ -275,10 +282,12 @@ class _Tuning:
         assert self.baseline is not None
         assert self._untuned is not None
         until = self._scheduler.comparison_ends(1 - HOLDOUT_SHARE)
-        selected = select(self.searches, self._untuned, until - self._clock.now())
+        selected = select(self.searches, self._untuned, until - self._clock.now(), self._objective)
         self.notices += selected.notices
         baseline = self.baseline.candidate
-        comparer = Comparer(self._context, self._worker, self._store, self._clock, self._wait)
+        comparer = Comparer(
+            self._context, self._worker, self._store, self._clock, self._wait, objective=self._objective
+        )
         processes = fresh_processes(self._worker.start_s, selected.prepare_s.values(), until - self._clock.now())
         compared = replace(comparer, on_round=lambda number: self._on_round("comparison", number)).compare(
             selected.candidates,
@@ -316,7 +325,7 @@ class _Tuning:
         winner = None
         if self.comparison is not None:
             winner = None if self.comparison.winner is None else self.comparison.winner.trial
-        elif self._untuned is not None:
+        elif self._untuned is not None and self._objective == "median":  # a search knows too little of a tail
             own = [trial for trial in trials if trial.label == self._untuned.label]
             winner = best_of_search(self.searches, next(iter(own), self._untuned_trial))
         cleanly = any(trial.state in ("ok", "pruned") for trial in trials)

@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 
 from helpers.records import block, measurement, trial
-from scanlab.bench.ranking import RankedCandidate, choose, decided, noise_floor, ordered, paired, places
+from scanlab.bench.objective import difference, pairs_of
+from scanlab.bench.ranking import RankedCandidate, choose, decided, noise_floor, ordered, places
 from scanlab.bench.samples import Block
 from scanlab.contract.verify import Verdict
 
@@ -25,13 +26,17 @@ def rounds_of(*times_ns, disturbed=()):
 def test_differences_are_paired_by_process_and_round():
     one = [block([8], [4]), block([9], [3], process=1)]
     other = [block([2], [4]), block([6], [1], process=2)]
-    assert paired(one, other) == [[pytest.approx(math.log(4))]]
+    assert pairs_of(one, other) == [[(one[0], other[0])]]
+    assert difference(one, other, "median").value == pytest.approx(math.log(4))
 
 
 def test_pairs_of_disturbed_rounds_never_count():
     one = rounds_of(2_000, 2_000, 90_000, disturbed={2})
-    assert paired(one, rounds_of(1_000, 1_000, 1_000)) == [[pytest.approx(math.log(2))] * 2]
-    assert paired(one, rounds_of(1_000, 1_000, 1_000, disturbed={0, 1})) == []
+    assert pairs_of(one, rounds_of(1_000, 1_000, 1_000)) == [
+        [(each, rounds_of(1_000, 1_000)[each.round]) for each in one[:2]]
+    ]
+    assert difference(one, rounds_of(1_000, 1_000, 1_000), "median").value == pytest.approx(math.log(2))
+    assert pairs_of(one, rounds_of(1_000, 1_000, 1_000, disturbed={0, 1})) == []
 
 
 @pytest.mark.parametrize(("rounds", "told"), [(1, False), (5, False), (8, True)])
@@ -58,6 +63,14 @@ def test_a_few_lucky_blocks_do_not_lead():
     leader, other = places([steady, lucky], floor=0.0)
     assert leader.behind == 0.0
     assert not other.tied
+
+
+def test_disturbed_rounds_lead_nowhere():
+    lucky = rounds_of(*[1_000] * 8, *[10] * 20, disturbed=set(range(8, 28)))
+    found = places([lucky, rounds_of(*[900] * 28)], floor=0.0)
+    assert [place.behind for place in found] == [pytest.approx(math.log(10 / 9)), 0.0]
+    every = rounds_of(*[1_000] * 8, disturbed=set(range(8)))
+    assert all(math.isnan(place.behind) and not place.tied for place in places([every, every], floor=0.0))
 
 
 def test_the_same_candidate_is_seldom_distinguished_from_itself():

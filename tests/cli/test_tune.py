@@ -40,6 +40,27 @@ def test_tune_chooses_reports_and_deploys_and_a_second_run_measures_nothing_agai
     assert (tmp_path / "elsewhere" / "index.html").exists()
 
 
+def test_tune_takes_several_problems_ranks_by_the_tail_and_leaves_the_profile_alone(run, monkeypatch):
+    asked = []
+
+    def quick(*given, **options):
+        asked.append(options["objective"])
+        return tune_simulated(*given, time_ms=lambda each: 1.0 if each.backend.name == "two_phase" else 5.0, **options)
+
+    monkeypatch.setattr("scanlab.cli.tune.tune_problem", quick)
+    monkeypatch.setattr("scanlab.cli.tune.MIN_SWEEP_S", 1e9)
+    more = ("--problem", "batch=1,dim=6,length=30,state=4", "--objective", "p95", "--no-deploy", "--budget", "80s")
+    outcome = run(*TUNE, *more, "--json")
+    assert [found["winner"]["problem"] for found in outcome.json] == [TUNE[2], more[1]]
+    assert all("at the 95th percentile" in found["why"] for found in outcome.json)
+    assert asked == ["p95", "p95"]
+    assert not profile_path().exists()
+    numbers = outcome.json[0]["winner"]["measurement"]
+    assert numbers["speedup_low"] <= numbers["speedup"] <= numbers["speedup_high"]
+    assert isinstance(numbers["blocks"], int)
+    assert isinstance(run(*TUNE, "--json", "--raw", "--no-deploy").json[0]["winner"]["measurement"]["blocks"], list)
+
+
 def test_tune_on_a_busy_machine_chooses_nothing_and_says_so(run, tmp_path, monkeypatch):
     busy = {"disturbance": lambda second: "other processes used 900 ms of CPU"}
     monkeypatch.setattr("scanlab.cli.tune.tune_problem", partial(tune_simulated, worker=busy))
@@ -64,6 +85,8 @@ def test_tune_refuses_what_it_cannot_do(run):
         (("--seed", "-5"), "--seed"),
         (("--seed", "99999999999"), "--seed"),
         (("--backends", "chunked,chunked"), "'chunked' is given 2 times: name it once"),
+        (("--problem", TUNE[2]), "is given 2 times: name it once"),
+        (("--objective", "mean"), "'mean' is not one of"),
         (("--budget", "999999999999999h"), "duration '999999999999999h': must be at most 720h"),
     ],
 )

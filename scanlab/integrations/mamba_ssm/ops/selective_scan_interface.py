@@ -19,13 +19,19 @@ from scanlab.contract.problem import ScanInputs
 from scanlab.contract.space import config_key
 from scanlab.runtime import dispatch
 from scanlab.runtime import ops as mixer
+from scanlab.runtime.traced import is_traced
 
 log = logging.getLogger("scanlab")
 
 
-@functools.cache
 def say_who_serves() -> None:
     """One line in the life of a process; what is not the tuned choice was said by the dispatcher already."""
+    if not is_traced():
+        _say_who_serves()
+
+
+@functools.cache
+def _say_who_serves() -> None:
     dispatcher = dispatch.dispatcher()
     if not dispatcher.has_spoken:
         *_, decision = dispatcher.decided.values()

@@ -1,0 +1,75 @@
+"""Rows and columns of a feature map by two bidirectional scans; differentiable.
+
+Rows are sequences as they lie in memory, and their two directions share one call. Columns are copied once, and the sum
+of their outputs is added in the order of rows.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from scanlab.contract.backend import Backend, OpCapabilities
+from scanlab.contract.cpu import pinned, threads_tunable
+from scanlab.contract.problem import DTYPES, ScanInputs, ScanProblem
+from scanlab.contract.space import Config, Space
+from scanlab_kernels.cross_scan_2d import problem as problems
+from scanlab_kernels.cross_scan_2d.problem import CrossScanFn, CrossScanInputs, CrossScanOutput, CrossScanProblem
+from scanlab_kernels.selective_scan.native.backend import backend as scan_backend
+
+
+def sequence(values: Tensor, columns: bool) -> Tensor:
+    """Return a map (batch, channels, height, width) as (batch, channels, length), channels adjacent in memory."""
+    positions = values.permute(0, 3, 2, 1) if columns else values.permute(0, 2, 3, 1)
+    return positions.flatten(1, 2).contiguous().mT
+
+
+def scan_inputs(inputs: CrossScanInputs, direction: int) -> ScanInputs:
+    """Return the inputs of the scan of a direction, in the order of rows or of columns."""
+    columns = bool(direction % 2)
+    u, delta, B, C = (
+        sequence(each, columns)
+        for each in (inputs.u, inputs.delta[:, direction], inputs.B[:, direction], inputs.C[:, direction])
+    )
+    D, delta_bias = (None if each is None else each[direction] for each in (inputs.D, inputs.delta_bias))
+    return ScanInputs(u, delta, inputs.A[direction], B, C, D, None, delta_bias)
+
+
+def make(problem: CrossScanProblem, config: Config) -> CrossScanFn:
+    """Return the two scans on config["threads"] threads."""
+    asked = ScanProblem(
+        batch=problem.batch,
+        dim=problem.dim,
+        length=problem.height * problem.width,
+        state=problem.state,
+        dtype=problem.dtype,
+        gradients=problem.gradients,
+        direction="bidirectional",
+        has_D=problem.has_D,
+        has_z=False,
+        has_delta_bias=problem.has_delta_bias,
+        delta_softplus=problem.delta_softplus,
+        layout="dim_last" if problem.dim > 1 else "length_last",
+    )
+    scan = scan_backend.build(asked, {})
+
+    def cross_scan_2d(inputs: CrossScanInputs) -> CrossScanOutput:
+        rows, columns = (scan(*(scan_inputs(inputs, first + k) for k in (0, 2))).out for first in (0, 1))
+        out = rows.unflatten(-1, (problem.height, problem.width))
+        return CrossScanOutput(out + columns.unflatten(-1, (problem.width, problem.height)).mT)
+
+    return pinned(cross_scan_2d, int(config["threads"]))
+
+
+backend = Backend(
+    name="cross_scan_2d_composed",
+    summary="rows and columns by two bidirectional scans in C++",
+    rank=1,
+    sources=(Path(__file__), Path(problems.__file__), *scan_backend.sources),
+    space=Space((threads_tunable(),)),
+    capabilities=OpCapabilities(dtypes=tuple(DTYPES), gradients=True),
+    make=make,
+    unavailable=scan_backend.unavailable,
+    op="cross_scan_2d",
+)

@@ -1,0 +1,102 @@
+"""Scan of a feature map in four directions by one C++ op, for inference.
+
+Channels lie in the SIMD lanes, so that a step is a row of adjacent numbers wherever its position lies in the map: every
+direction reads the map as it is, and no direction needs a copy.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import torch
+
+from scanlab.contract.backend import Backend, OpCapabilities
+from scanlab.contract.cpu import pinned, threads_tunable
+from scanlab.contract.forks import has_forked
+from scanlab.contract.problem import DTYPES
+from scanlab.contract.space import Config, Space, Tunable
+from scanlab_kernels.build import PACKAGE, THREADING, WARNINGS, Extension, Unit, headers
+from scanlab_kernels.cpu.isa import INSTRUCTION_SETS, chosen_isa, isa_index
+from scanlab_kernels.cpu.registration import refuse_gradients
+from scanlab_kernels.cross_scan_2d.problem import CrossScanFn, CrossScanInputs, CrossScanOutput, CrossScanProblem
+from scanlab_kernels.selective_scan.native.backend import ARITHMETIC, EXP_VARIANTS
+
+FOLDER = Path(__file__).parent
+LOOP = PACKAGE / "selective_scan" / "native"
+CURE = "take the backend cross_scan_2d_composed, which has them."
+
+extension = Extension(
+    name="cross_scan_2d",
+    units=(
+        *(
+            Unit(FOLDER / "kernels.cpp", (f"-DSCANLAB_TYPE={number}", *isa.flags))
+            for number in ("float", "double")
+            for isa in reversed(INSTRUCTION_SETS)
+        ),
+        Unit(FOLDER / "native.cpp", ("-O1",)),
+    ),
+    flags=("-O3", *WARNINGS, *ARITHMETIC, "-fvisibility=hidden", *THREADING),
+    link_flags=THREADING,
+)
+
+
+@functools.cache
+def load() -> None:
+    """Load the compiled op and register its shapes; once in a process.
+
+    Raises:
+        UnavailableError: It can neither be built nor is it cached.
+    """
+    extension.load()
+    if has_forked():
+        torch.ops.scanlab_cross_scan.note_fork()
+    refuse_gradients(torch.ops.scanlab_cross_scan.cross_scan_2d.default, CURE)
+    torch.library.register_fake("scanlab_cross_scan::cross_scan_2d", lambda u, *_: torch.empty_like(u))
+
+
+def forbids(config: Config, problem: CrossScanProblem) -> str | None:
+    """Return why this configuration is not legal for the problem, or None."""
+    return "exp=fast is not there for float64" if config["exp"] == "fast" and problem.dtype == "float64" else None
+
+
+def make(problem: CrossScanProblem, config: Config) -> CrossScanFn:
+    """Return the compiled scan; compile it on the first use on a machine."""
+    load()
+    op = torch.ops.scanlab_cross_scan.cross_scan_2d.default
+    settings = (
+        problem.delta_softplus,
+        int(config["time_block"]),
+        EXP_VARIANTS.index(str(config["exp"])),
+        isa_index(chosen_isa()),
+    )
+
+    def cross_scan_2d(inputs: CrossScanInputs) -> CrossScanOutput:
+        return CrossScanOutput(op(*inputs, *settings))
+
+    return pinned(cross_scan_2d, int(config["threads"]))
+
+
+backend = Backend(
+    name="cross_scan_2d_native",
+    summary="C++, the map read where it lies along every direction",
+    rank=2,
+    sources=(
+        *(FOLDER / name for name in ("native.py", "problem.py", "native.cpp", "kernels.cpp")),
+        *headers(FOLDER),
+        *headers(LOOP),
+        *headers(PACKAGE / "cpu"),
+    ),
+    space=Space(
+        (
+            threads_tunable(),
+            Tunable("time_block", (8, 16, 32, 64, 128), default=64, summary="steps discretised at once, in one line"),
+            Tunable("exp", EXP_VARIANTS, default="exact", summary="exponential of the decays"),
+        ),
+        forbids,
+    ),
+    capabilities=OpCapabilities(dtypes=tuple(DTYPES)),
+    make=make,
+    unavailable=extension.unavailable,
+    op="cross_scan_2d",
+)

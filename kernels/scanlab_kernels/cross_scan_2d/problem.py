@@ -1,0 +1,206 @@
+"""Problems of the scan of a feature map in four directions, their tensors, and a glossary of their names.
+
+    u           (batch, dim, height, width)         feature map
+    delta       (batch, 4, dim, height, width)      step size of each direction before bias and softplus
+    A           (4, dim, state)                     decay rates, real
+    B, C        (batch, 4, state, height, width)    input and output projections of each direction
+    D           (4, dim)                            skip connections
+    delta_bias  (4, dim)                            added to delta before the softplus
+
+Direction 0 goes through the rows from the top left to the bottom right, 1 through the columns, 2 and 3 are 0 and 1 from
+the last position to the first. In the order of a direction k, with p the position of a step and q that of the one
+before,
+
+    delta'[k, p] = softplus(delta[k, p] + delta_bias[k])
+    h[k, p]      = exp(delta'[k, p] A[k]) h[k, q] + delta'[k, p] B[k, p] u[p]
+    out[p]       = sum over k of <C[k, p], h[k, p]> + D[k] u[p]
+
+All tensors are in the order of positions: nothing is laid out by direction.
+
+Source: Liu et al. 2024, VMamba, section 4.3; MzeroMiko/VMamba@2ed52ea, classification/models/csm_triton.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from scanlab.contract.problem import DTYPE_NAMES, DTYPES, MAX_SMALL_UPDATES, Problem
+from scanlab.errors import ProblemError
+from scanlab_kernels.checks import expect_sizes
+
+DIRECTIONS = 4
+LAYOUTS = ("channel_last", "channel_first")
+
+
+class CrossScanInputs(NamedTuple):
+    """The tensors of one call; shapes in the glossary of this module.
+
+    u, delta, B and C have the dtype of the problem; all others are float32, or float64 with float64.
+    """
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None = None
+    delta_bias: Tensor | None = None
+
+
+class CrossScanOutput(NamedTuple):
+    """The output of a call: out (batch, dim, height, width) in the dtype of u."""
+
+    out: Tensor
+
+
+CrossScanFn = Callable[[CrossScanInputs], CrossScanOutput]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossScanProblem(Problem):
+    """A scan of a feature map in four directions.
+
+    Attributes:
+        gradients: Whether the output is differentiated too.
+        layout: The axis of u and delta whose stride is 1.
+    """
+
+    op: ClassVar[str] = "cross_scan_2d"
+    sizes: ClassVar[tuple[str, ...]] = ("batch", "dim", "height", "width", "state")
+    costless: ClassVar[tuple[str, ...]] = ("has_D", "has_delta_bias")
+
+    batch: int
+    dim: int
+    height: int
+    width: int
+    state: int
+    dtype: str = "float32"
+    device: str = "cpu"
+    gradients: bool = False
+    has_D: bool = True
+    has_delta_bias: bool = True
+    delta_softplus: bool = True
+    layout: Literal["channel_last", "channel_first"] = "channel_last"
+
+    def __post_init__(self) -> None:
+        expect_sizes(self)
+        if self.layout not in LAYOUTS:
+            raise ProblemError(f"layout={self.layout!r}: must be one of {', '.join(LAYOUTS)}.")
+
+    @classmethod
+    def of(cls, inputs: CrossScanInputs, *, delta_softplus: bool, gradients: bool = False) -> CrossScanProblem:
+        """Return the problem that the tensors of `inputs` pose.
+
+        Raises:
+            ProblemError: The tensors do not fit together.
+        """
+        u, A = inputs.u, inputs.A
+        if u.dim() != 4 or u.dtype not in DTYPE_NAMES or u.numel() == 0:
+            raise ProblemError(
+                f"u is {_spell(u)}: must be (batch, dim, height, width), each at least 1, of {', '.join(DTYPES)}."
+            )
+        if A.dim() != 3 or A.shape[2] == 0:
+            raise ProblemError(f"A is {_spell(A)}: must be (4, dim, state).")
+        batch, dim, height, width = u.shape
+        state, weight = A.shape[2], torch.float64 if u.dtype == torch.float64 else torch.float32
+        shapes = {
+            "delta": ((batch, DIRECTIONS, dim, height, width), u.dtype),
+            "A": ((DIRECTIONS, dim, state), weight),
+            "B": ((batch, DIRECTIONS, state, height, width), u.dtype),
+            "C": ((batch, DIRECTIONS, state, height, width), u.dtype),
+            "D": ((DIRECTIONS, dim), weight),
+            "delta_bias": ((DIRECTIONS, dim), weight),
+        }
+        for name, (shape, dtype) in shapes.items():
+            tensor = getattr(inputs, name)
+            if tensor is not None and (tensor.shape != shape or tensor.dtype != dtype or tensor.device != u.device):
+                raise ProblemError(
+                    f"{name} is {_spell(tensor)}: must be {str(dtype).removeprefix('torch.')} {shape} on {u.device}."
+                )
+        return cls(
+            batch=batch,
+            dim=dim,
+            height=height,
+            width=width,
+            state=state,
+            dtype=DTYPE_NAMES[u.dtype],
+            device=u.device.type,
+            gradients=gradients,
+            has_D=inputs.D is not None,
+            has_delta_bias=inputs.delta_bias is not None,
+            delta_softplus=delta_softplus,
+            layout="channel_last" if u.stride(1) == 1 else "channel_first",
+        )
+
+    @property
+    def state_updates(self) -> int:
+        """State updates of one forward pass, in all directions."""
+        return DIRECTIONS * self.batch * self.dim * self.height * self.width * self.state
+
+    def small(self) -> CrossScanProblem:
+        """Return this problem, or one like it of a smaller map and fewer channels where it is large."""
+        if self.state_updates <= MAX_SMALL_UPDATES:
+            return self
+        return self.replace(batch=1, dim=min(self.dim, 40), height=min(self.height, 17), width=min(self.width, 19))
+
+    @property
+    def min_bytes(self) -> int:
+        """Bytes that one forward pass must read and write at least, each tensor once."""
+        item = DTYPES[self.dtype].itemsize
+        positions = self.batch * self.height * self.width
+        maps = (2 + DIRECTIONS) * self.dim + 2 * DIRECTIONS * self.state
+        return item * positions * maps + max(4, item) * DIRECTIONS * self.dim * (self.state + 2)
+
+
+def make_inputs(problem: CrossScanProblem, seed: int = 0) -> tuple[CrossScanInputs]:
+    """Return reproducible random inputs for `problem` that make errors visible.
+
+    Decays range from 0.99 down to about 0.05 a step, so that both long and short memories matter; every direction has
+    rates of its own, so that an exchange of two directions shows.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    batch, dim, height, width, state = (getattr(problem, name) for name in problem.sizes)
+    dtype = DTYPES[problem.dtype]
+    weight = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
+
+    def put(values: Tensor, to: torch.dtype) -> Tensor:
+        return values.to(device=problem.device, dtype=to)
+
+    def maps(values: Tensor) -> Tensor:
+        placed = put(values, dtype)
+        last = problem.layout == "channel_last"
+        return placed.movedim(-3, -1).contiguous().movedim(-1, -3) if last else placed
+
+    step = torch.exp(uniform(math.log(0.03), math.log(0.3), DIRECTIONS, dim))
+    steps = step[..., None, None] * torch.exp(0.5 * normal(batch, DIRECTIONS, dim, height, width))
+    delta = steps + torch.log(-torch.expm1(-steps)) if problem.delta_softplus else steps
+    bias = uniform(-1.0, 0.5, DIRECTIONS, dim)
+    rates = torch.exp(uniform(math.log(0.3), math.log(10.0), DIRECTIONS, dim, state))
+    projection = (batch, DIRECTIONS, state, height, width)
+    return (
+        CrossScanInputs(
+            u=maps(normal(batch, dim, height, width)),
+            delta=maps(delta - bias[..., None, None] if problem.has_delta_bias else delta),
+            A=put(-rates, weight),
+            B=maps(normal(*projection)),
+            C=maps(normal(*projection)),
+            D=put(normal(DIRECTIONS, dim), weight) if problem.has_D else None,
+            delta_bias=put(bias, weight) if problem.has_delta_bias else None,
+        ),
+    )
+
+
+def _spell(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)} on {tensor.device}"

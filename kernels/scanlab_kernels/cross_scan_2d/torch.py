@@ -1,0 +1,78 @@
+"""Scan of a feature map in four directions, one step at a time in PyTorch.
+
+The map is laid out as a sequence for each direction, and the outputs are put back: what VMamba calls cross-scan and
+cross-merge. In float64 this is the reference that every other backend is verified against.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scanlab.contract.backend import Backend, OpCapabilities
+from scanlab.contract.cpu import pinned, threads_tunable
+from scanlab.contract.problem import DTYPES
+from scanlab.contract.space import Config, Space
+from scanlab_kernels.cross_scan_2d import problem as problems
+from scanlab_kernels.cross_scan_2d.problem import (
+    DIRECTIONS,
+    CrossScanFn,
+    CrossScanInputs,
+    CrossScanOutput,
+    CrossScanProblem,
+)
+
+
+def scatter(values: Tensor, direction: int) -> Tensor:
+    """Return a map (..., height, width) as a sequence (..., length) in the order of a direction."""
+    sequence = (values.mT if direction % 2 else values).flatten(-2)
+    return sequence.flip(-1) if direction >= 2 else sequence
+
+
+def gather(sequence: Tensor, direction: int, height: int, width: int) -> Tensor:
+    """Return the map (..., height, width) of a sequence in the order of a direction."""
+    ordered = sequence.flip(-1) if direction >= 2 else sequence
+    grid: Tensor = ordered.unflatten(-1, (width, height) if direction % 2 else (height, width))
+    return grid.mT if direction % 2 else grid
+
+
+def cross_scan_2d(inputs: CrossScanInputs, problem: CrossScanProblem) -> CrossScanOutput:
+    """Return the output, for example of u (1, 192, 56, 56) with 16 states."""
+    compute = inputs.A.dtype
+    u, delta, B, C = (each.to(compute) for each in (inputs.u, inputs.delta, inputs.B, inputs.C))
+    if inputs.delta_bias is not None:
+        delta = delta + inputs.delta_bias[..., None, None]
+    if problem.delta_softplus:
+        delta = F.softplus(delta)
+    out = torch.zeros_like(u)
+    for k in range(DIRECTIONS):
+        delta_k, u_k, B_k, C_k = (scatter(each, k) for each in (delta[:, k], u, B[:, k], C[:, k]))
+        h, y = u.new_zeros(problem.batch, problem.dim, problem.state), []
+        for t in range(problem.height * problem.width):
+            decay = torch.exp(delta_k[..., t, None] * inputs.A[k])  # (1, 192, 16)
+            h = decay * h + (delta_k[..., t] * u_k[..., t])[..., None] * B_k[:, None, :, t]
+            y.append((h * C_k[:, None, :, t]).sum(-1))
+        out = out + gather(torch.stack(y, -1), k, problem.height, problem.width)
+        if inputs.D is not None:
+            out = out + inputs.D[k, :, None, None] * u
+    return CrossScanOutput(out.to(inputs.u.dtype))
+
+
+def make(problem: CrossScanProblem, config: Config) -> CrossScanFn:
+    """Return the loop on config["threads"] threads."""
+    return pinned(lambda inputs: cross_scan_2d(inputs, problem), int(config["threads"]))
+
+
+backend = Backend(
+    name="cross_scan_2d_torch",
+    summary="four sequences out of the map, one step at a time in Python",
+    rank=0,
+    sources=tuple(map(Path, (__file__, problems.__file__))),
+    space=Space((threads_tunable(),)),
+    capabilities=OpCapabilities(devices=("cpu", "cuda"), dtypes=tuple(DTYPES), gradients=True),
+    make=make,
+    op="cross_scan_2d",
+)

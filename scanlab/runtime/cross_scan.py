@@ -1,0 +1,53 @@
+"""Scan of a feature map in four directions (VMamba) by the machine's choice of backend."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from scanlab.runtime import dispatch
+from scanlab_kernels.cross_scan_2d.problem import CrossScanInputs, CrossScanProblem
+
+VARYING = ("u", "delta", "B", "C")
+
+
+def cross_scan_2d(inputs: CrossScanInputs, *, delta_softplus: bool = True, backend: str | None = None) -> torch.Tensor:
+    """Return the scan of a feature map in four directions; shapes in `scanlab_kernels.cross_scan_2d.problem`.
+
+    Mixtures of dtypes are promoted exactly: u, delta, B and C to the widest of theirs, all others to the float32 or
+    float64 that goes with it. Differentiable in every tensor.
+
+    Args:
+        inputs: The tensors.
+        delta_softplus: Apply softplus to delta + delta_bias.
+        backend: A backend ("cross_scan_2d_native:exp=fast") instead of the machine's choice.
+
+    Returns:
+        (batch, dim, height, width) in the dtype of u.
+
+    Raises:
+        ProblemError: The tensors do not fit together.
+        ConfigError: The configuration in `backend` is not legal.
+        UnknownBackendError: There is no such backend.
+        UnavailableError: The backend cannot run here, or none serves the problem.
+        RejectedError: The backend does not solve this problem.
+    """
+    asked = _promoted(inputs)
+    gradients = torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in asked)
+    problem = CrossScanProblem.of(asked, delta_softplus=delta_softplus, gradients=gradients)
+    out: torch.Tensor = dispatch.dispatcher(backend).run(problem, asked).out
+    return out.to(inputs.u.dtype)
+
+
+def _promoted(inputs: CrossScanInputs) -> CrossScanInputs:
+    """Return these inputs in the dtypes that a problem asks for."""
+    dtype = functools.reduce(torch.promote_types, {getattr(inputs, name).dtype for name in VARYING})
+    weight = torch.float64 if dtype == torch.float64 else torch.float32
+    return inputs._replace(
+        **{
+            name: each.to(dtype if name in VARYING else weight)
+            for name, each in inputs._asdict().items()
+            if each is not None
+        }
+    )

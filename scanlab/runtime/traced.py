@@ -1,0 +1,147 @@
+"""The scan as one torch op, for torch.compile, torch.export and torch.jit.trace, which build a graph of a program.
+
+The graph holds the op, and the op asks the dispatcher when the graph runs. Lengths may therefore be free, and the
+choice is that of the machine on which the graph runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scanlab.contract.problem import Direction, ScanInputs, ScanOutput
+from scanlab_kernels.autograd import once
+from scanlab_kernels.selective_scan import scan_operator
+from scanlab_kernels.selective_scan.arguments import PER_DIRECTION, TENSORS, directions
+
+NAMESPACE = "scanlab_runtime"
+REQUIRED = ("u", "delta", "A", "B", "C")  # of the first direction
+
+Serve = Callable[..., ScanOutput]
+Promote = Callable[[ScanInputs], ScanInputs]
+
+_library = torch.library.Library(NAMESPACE, "FRAGMENT")
+
+
+def is_traced() -> bool:
+    """Return whether torch is building a graph of what runs now."""
+    return torch.compiler.is_compiling() or torch._C._is_tracing()
+
+
+def exports_to_onnx() -> bool:
+    """Return whether torch.onnx.export is running."""
+    onnx = sys.modules.get("torch.onnx")
+    return onnx is not None and onnx.is_in_onnx_export()
+
+
+exports_to_onnx._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def scan(
+    inputs: tuple[ScanInputs, ...],
+    delta_softplus: bool,
+    direction: Direction,
+    promote: bool = False,
+    backend: str | None = None,
+) -> ScanOutput:
+    """Return the scan of these tensors as a node of the graph: the op, or for ONNX torch's scan operator.
+
+    Args:
+        inputs: One set for each direction.
+        delta_softplus, direction, promote: As `Dispatcher.__call__` takes them.
+        backend: Name of the backend that is to serve; None lets the dispatcher choose.
+
+    Raises:
+        UnavailableError: The graph is for ONNX, and ONNX cannot hold this scan.
+    """
+    if exports_to_onnx():
+        return scan_operator.scan(*inputs, delta_softplus=delta_softplus, direction=direction)
+    tensors = [tensor for each in inputs for tensor in each]
+    absent = [None] * (TENSORS - PER_DIRECTION * len(inputs))
+    out, last_state = torch.ops.scanlab_runtime.scan(*tensors, *absent, delta_softplus, direction, promote, backend)
+    return ScanOutput(out, last_state)
+
+
+def register(serve: Serve, promoted: Promote) -> None:
+    """Define the op; once in a process.
+
+    Args:
+        serve: Computes a scan of sets of inputs, with the keywords delta_softplus, direction, promote and backend.
+        promoted: Returns inputs in the dtypes that they are promoted to.
+    """
+
+    def run(tensors: tuple[Tensor | None, ...], *settings: Any) -> ScanOutput:
+        names = ("delta_softplus", "direction", "promote", "backend")
+        return serve(*directions(tensors), **dict(zip(names, settings, strict=True)))
+
+    def shapes(*arguments: Any) -> ScanOutput:
+        inputs = directions(arguments)
+        first = promoted(inputs[0]) if arguments[TENSORS + 2] else inputs[0]
+        state = (first.u.shape[0], *first.A.shape)
+        last_state = first.A.new_empty((2, *state) if len(inputs) == 2 else state)
+        return ScanOutput(torch.empty_like(first.u), last_state)
+
+    def compute(*arguments: Any) -> ScanOutput:
+        out, last_state = run(arguments[:TENSORS], *arguments[TENSORS:])
+        return ScanOutput(_laid_out_like(arguments[0], out), last_state.contiguous())
+
+    def gradient_shapes(grad_out: Tensor, grad_last: Tensor, *arguments: Any) -> list[Tensor]:
+        return [torch.empty_like(tensor) for tensor in arguments[:TENSORS] if tensor is not None]
+
+    def gradients(grad_out: Tensor, grad_last: Tensor, *arguments: Any) -> list[Tensor]:
+        leaves = tuple(None if each is None else each.detach().requires_grad_() for each in arguments[:TENSORS])
+        given = [leaf for leaf in leaves if leaf is not None]
+        with torch.enable_grad():
+            outputs = run(leaves, *arguments[TENSORS:])
+        found = torch.autograd.grad(outputs, given, (grad_out, grad_last))
+        return [_laid_out_like(leaf, gradient) for leaf, gradient in zip(given, found, strict=True)]
+
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: ScanOutput) -> None:
+        ctx.save_for_backward(*inputs[:TENSORS])
+        ctx.settings = inputs[TENSORS:]
+
+    def backward(ctx: Any, grad_out: Tensor, grad_last: Tensor) -> tuple[Tensor | None, ...]:
+        given = [tensor for tensor in ctx.saved_tensors if tensor is not None]
+
+        def computed(grad_out: Tensor, grad_last: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
+            op = torch.ops.scanlab_runtime.scan_backward
+            return tuple(op(grad_out, grad_last, *ctx.saved_tensors, *ctx.settings))
+
+        wants_twice = torch.is_grad_enabled()
+        found = iter((once if wants_twice else _call)(computed, grad_out, grad_last, *given))
+        every = [None if tensor is None else next(found) for tensor in ctx.saved_tensors]
+        return *every, *[None] * len(ctx.settings)
+
+    tensors = [
+        f"Tensor{'?' * (bool(suffix) or name not in REQUIRED)} {name}{suffix}"
+        for suffix in ("", "_reverse")
+        for name in ScanInputs._fields
+    ]
+    arguments = f"{', '.join(tensors)}, bool delta_softplus, str direction, bool promote, str? backend"
+    _define(f"scan({arguments}) -> (Tensor, Tensor)", compute, shapes)
+    torch.library.register_autograd(f"{NAMESPACE}::scan", backward, setup_context=keep, lib=_library)
+    _define(f"scan_backward(Tensor grad_out, Tensor grad_last, {arguments}) -> Tensor[]", gradients, gradient_shapes)
+    _library.impl("scan_backward", torch.library.fallthrough_kernel, "Autograd")
+
+
+def _define(signature: str, compute: Callable[..., Any], shapes: Callable[..., Any]) -> None:
+    name = signature.partition("(")[0]
+    _library.define(signature)
+    _library.impl(name, compute, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", shapes, lib=_library)
+
+
+def _call(compute: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
+    return compute(*tensors)
+
+
+def _laid_out_like(like: Tensor, tensor: Tensor) -> Tensor:
+    """Return `tensor` with the strides that torch.empty_like gives for `like`, which a graph counts on."""
+    expected = torch.empty_like(like, dtype=tensor.dtype, device="meta")
+    if tensor.stride() == expected.stride():
+        return tensor
+    return torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
