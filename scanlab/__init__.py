@@ -3,6 +3,7 @@
 from scanlab import selective_scan_fn        # the upstream signature, on the backend chosen for this machine
 scanlab.explain()                            # which backend served which problem, and why
 scanlab.vim_tiny(scan="native")              # Vision Mamba on a backend of your choice
+scanlab.vmamba_tiny()                        # VMamba, by the op that scans feature maps
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
         vim_tiny,
         vim_tiny_stride8,
     )
+    from scanlab.models.vmamba import VMamba, vmamba_base, vmamba_small, vmamba_tiny
     from scanlab.runtime.dispatch import explain, selective_scan_fn
 
 __version__ = "0.2.0"
@@ -30,6 +32,7 @@ __all__ = [
     "ScanInputs",
     "ScanOutput",
     "ScanProblem",
+    "VMamba",
     "VisionMamba",
     "explain",
     "selective_scan_fn",
@@ -38,11 +41,15 @@ __all__ = [
     "vim_small_stride8",
     "vim_tiny",
     "vim_tiny_stride8",
+    "vmamba_base",
+    "vmamba_small",
+    "vmamba_tiny",
 ]
 
 _HOMES = {
     "scanlab.contract.problem": ("ScanInputs", "ScanOutput", "ScanProblem"),
     "scanlab.runtime.dispatch": ("explain", "selective_scan_fn"),
+    "scanlab.models.vmamba": ("VMamba", "vmamba_base", "vmamba_small", "vmamba_tiny"),
 }
 
 
