@@ -232,14 +232,21 @@ def write_page(
 ) -> None:
     """Write the page of an experiment into `folder`: its claim, pictures, tables of text; and its numbers as CSV.
 
-    Both files are called `name`, by default as the folder is.
+    Both files are called `name`, by default as the folder is. Where that page is of another processor, the page, the
+    numbers and the pictures get the name of this one, so that no machine overwrites the results of another.
     """
     name = folder.name if name is None else name
     folder.mkdir(parents=True, exist_ok=True)
+    suffix = f"-{silicon_name()}" if _is_of_another_processor(folder / f"{name}.md") else ""
+    name += suffix
     for picture, figure in pictures.items():
-        figures.save(figure, folder, picture)
-    shown = [f"![{picture.replace('_', ' ')}]({picture}.png)" for picture in pictures]
+        figures.save(figure, folder, f"{picture}{suffix}")
+    shown = [f"![{picture.replace('_', ' ')}]({picture}{suffix}.png)" for picture in pictures]
     written = [f"## {heading}\n\n{tables.markdown(text)}" for heading, text in sections.items()]
     page = "\n\n".join((f"# {(claim or '').strip()}", f"{caption}.", *shown, *written))
     (folder / f"{name}.md").write_text(f"{page}\n")
     (folder / f"{name}.csv").write_text(tables.csv(numbers))
+
+
+def _is_of_another_processor(page: Path) -> bool:
+    return page.exists() and this_machine().silicon.model_name not in page.read_text()

@@ -180,3 +180,20 @@ def test_vim_latency_counts_the_products_of_its_own_pass(script, tmp_path, monke
 def small_vim(scan: str, size: int = 224) -> VisionMamba:
     """Two layers on few patches."""
     return VisionMamba(img_size=size, patch_size=16, stride=16, depth=2, embed_dim=32, num_classes=10, scan=scan)
+
+
+def test_a_page_of_another_processor_is_not_overwritten(script, tmp_path):
+    common = script("common")
+    folder = tmp_path / "claim"
+    folder.mkdir()
+    other = folder / "claim.md"
+    other.write_text("Some Other Processor, 2 usable CPUs")
+    common.write_page(folder, "A claim.", common.place(), {}, {}, pd.DataFrame({"x": [1]}))
+    assert other.read_text() == "Some Other Processor, 2 usable CPUs"
+    (own,) = set(folder.glob("*.md")) - {other}
+    assert own.name == f"claim-{common.silicon_name()}.md"
+    before = own.read_text()
+    own.unlink()
+    other.unlink()
+    common.write_page(folder, "A claim.", common.place(), {}, {}, pd.DataFrame({"x": [1]}))
+    assert other.read_text() == before
