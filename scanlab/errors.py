@@ -1,5 +1,14 @@
 """The errors scanlab raises on purpose: each says what was given, what holds, and the cure."""
 
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return " Did you mean 'native'?" for the known name that is nearest to `name`, or nothing."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
 
 class ScanlabError(Exception):
     """Base of every error that scanlab raises on purpose."""

@@ -15,7 +15,7 @@ from scanlab.contract import registry
 from scanlab.contract.machine import this_machine
 from scanlab.contract.op import Inputs
 from scanlab.contract.problem import Problem, ScanProblem
-from scanlab.errors import InputError, UnavailableError
+from scanlab.errors import InputError, UnavailableError, did_you_mean
 from scanlab.runtime.usage import Usage
 
 SHIPPED = Path(__file__).with_name("suites.toml")
@@ -79,7 +79,10 @@ def load_suite(name: str, image: Path | None = None) -> tuple[Case, ...]:
     suites = read_suites(Path(file)) if separator else read_suites()
     if own not in suites:
         known = ", ".join(suites)
-        raise InputError(f"no suite is called {own!r}: there are {known}; one in a file of yours is FILE.toml:NAME.")
+        raise InputError(
+            f"no suite is called {own!r}: there are {known}; one in a file of yours is FILE.toml:NAME."
+            f"{did_you_mean(own, suites)}"
+        )
     suite = suites[own]
     if "model" in suite:
         return (_capture(own, suite, image),)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import signal
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 from scanlab import __version__
-from scanlab.errors import ScanlabError, UnavailableError
+from scanlab.errors import ScanlabError, UnavailableError, did_you_mean
 from scanlab.extras import MissingExtraError, require
 
 if TYPE_CHECKING:
@@ -85,9 +84,7 @@ def unknown(name: str) -> str:
     """Return what to say of a command that does not exist."""
     if name in RENAMED:
         return f"`scanlab {name}` is now {RENAMED[name]}."
-    near = difflib.get_close_matches(name, COMMANDS, n=1)
-    meant = f"; did you mean `scanlab {near[0]}`?" if near else "."
-    return f"there is no command {name!r}{meant} `scanlab --help` lists them."
+    return f"there is no command {name!r}: `scanlab --help` lists them.{did_you_mean(name, COMMANDS)}"
 
 
 def load_command(name: str) -> Typer:

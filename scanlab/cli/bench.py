@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from scanlab.bench.clock import MeasuringClock, QuietWait
 from scanlab.bench.compare import Comparer
@@ -31,6 +30,7 @@ from scanlab.cli.console import (
     notes,
     op_of,
     out,
+    plain_table,
     print_json,
     refuse_repeated,
 )
@@ -110,7 +110,7 @@ def bench(
 
 def show_comparison(compared: Comparison) -> None:
     """Print the ranking as a table, its notices, and the sentence that names the winner."""
-    table = Table("", "backend and configuration", "time", "speed-up", "95 %", "behind", "error", "memory", box=None)
+    table = plain_table("", "backend and configuration", "time", "speed-up", "95 %", "behind", "error", "memory")
     for each in compared.ranking:
         measurement, verdict = each.trial.measurement, each.trial.verdict
         assert measurement is not None

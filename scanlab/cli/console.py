@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from scanlab.bench.objective import Objective
 from scanlab.contract import registry
@@ -23,6 +24,14 @@ from scanlab.suites import Case, drawn_case, load_suite
 WIDTH = None if sys.stdout.isatty() else 140  # a pipe has no width; wide enough for the tables
 out = Console(highlight=False, soft_wrap=True, width=WIDTH)
 notes = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def plain_table(*columns: str, header: bool = True) -> Table:
+    """Return a table without lines, whose cells are folded and never cut where the terminal is narrow."""
+    table = Table(box=None, pad_edge=False, show_header=header)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
 
 
 class Exit(IntEnum):

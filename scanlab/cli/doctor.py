@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import typer
 from rich.markup import escape
-from rich.table import Table
 
-from scanlab.cli.console import AsJson, Exit, out, print_json
+from scanlab.cli.console import AsJson, Exit, out, plain_table, print_json
 from scanlab.contract import registry
 from scanlab.contract.compiler import CURE, find_compiler
 from scanlab.contract.cpu import affinity_cpus, cgroup_cpus, usable_threads
@@ -20,6 +20,7 @@ from scanlab.contract.machine import this_machine
 from scanlab.errors import ProfileError
 from scanlab.runtime.profile import load_profile, profile_path
 
+CAN_RUN = "can run here"
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 # glibc keeps blocks of up to the first (its own upper bound), and all that is free up to the second.
 KEEP_FREED = {"MALLOC_MMAP_THRESHOLD_": 32 << 20, "MALLOC_TRIM_THRESHOLD_": 8 << 30}
@@ -54,14 +55,23 @@ def doctor(as_json: AsJson = False) -> None:
     if as_json:
         print_json([asdict(finding) for finding in findings])
     else:
-        table = Table("", "", "", box=None, pad_edge=False, show_header=False)
-        for finding in findings:
+        table = plain_table("", "", "", header=False)
+        for finding in _summarized(findings):
             mark = "[green]ok[/]" if finding.fine else "[red]--[/]"
-            cure = f"\n[dim]cure: {escape(finding.cure)}[/]" if finding.cure else ""
+            noun = "hint" if finding.fine else "cure"
+            cure = f"\n[dim]{noun}: {escape(finding.cure)}[/]" if finding.cure else ""
             table.add_row(mark, f"[bold]{finding.subject}[/]", escape(finding.found) + cure)
         out.print(table)
     if not all(finding.fine for finding in findings):
         raise typer.Exit(Exit.CHECK_FAILED)
+
+
+def _summarized(findings: Sequence[Finding]) -> list[Finding]:
+    """Return the findings with one line for all backends that can run."""
+    fine = [finding for finding in findings if finding.fine and finding.found == CAN_RUN]
+    names = ", ".join(finding.subject.removeprefix("backend ") for finding in fine)
+    rest = [finding for finding in findings if finding not in fine]
+    return [*rest, Finding("backends", True, f"{len(fine)} can run here: {names}")]
 
 
 def _machine() -> Finding:
@@ -166,7 +176,7 @@ def _backends() -> list[Finding]:
         reason = each.unavailable()
         # A backend for a GPU is not missing where there is no GPU.
         expected = reason is not None and not set(each.capabilities.devices) & _devices()
-        findings.append(Finding(f"backend {each.name}", reason is None or expected, reason or "can run here"))
+        findings.append(Finding(f"backend {each.name}", reason is None or expected, reason or CAN_RUN))
     return findings + [Finding(f"backend {name}", False, reason) for name, reason in failures.items()]
 
 

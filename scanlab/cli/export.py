@@ -14,11 +14,14 @@ from rich.markup import escape
 
 from scanlab.cli.console import AsJson, Exit, notes, out, print_json
 from scanlab.contract.space import config_key
-from scanlab.errors import InputError
+from scanlab.errors import InputError, did_you_mean
 from scanlab.export.bundle import Exported, Format
 from scanlab.export.bundle import export as write_folder
+from scanlab.models.capture import trained_like_
 from scanlab.models.checkpoints import open_model
 from scanlab.models.vision_mamba import RELEASED
+
+SYNTHETIC = "synthetic"
 
 
 class Target(StrEnum):
@@ -38,7 +41,11 @@ FORMATS: Mapping[Target, tuple[Format, ...]] = {
 
 def export(
     weights: Annotated[
-        str, typer.Option(help="A .pth or .safetensors file, or a published name such as vim_t_midclstok_76p1acc.")
+        str,
+        typer.Option(
+            help="A .pth or .safetensors file; a published name such as vim_t_midclstok_76p1acc; or synthetic,"
+            " for noise like trained weights, to try an export."
+        ),
     ],
     to: Annotated[Path, typer.Option(help="The folder to write; new, or empty.")],
     model: Annotated[str, typer.Option(help="vim-tiny, vim-small, vim-base or a stride8 variant.")] = "vim-tiny",
@@ -53,12 +60,16 @@ def export(
     kernels that it calls and the profile that it follows; for processors like this one. For ONNX Runtime: a graph
     of its own operators. Beside them a manifest and run.py, which classifies a picture.
     Exits with 1, and writes nothing, where the logits are not the model's.
-    Example: `scanlab export --model vim-tiny --weights vim_t.pth --to vim-tiny-package`
+    Example: `scanlab export --weights synthetic --format onnx --size 64 --to vim-tiny-onnx`
     """
     name = model.replace("-", "_")
     if name not in RELEASED:
-        raise InputError(f"--model {model}: must be one of {', '.join(each.replace('_', '-') for each in RELEASED)}.")
-    opened = open_model(weights, name=name, img_size=size)
+        known = [each.replace("_", "-") for each in RELEASED]
+        raise InputError(f"--model {model}: must be one of {', '.join(known)}.{did_you_mean(model, known)}")
+    if weights == SYNTHETIC:
+        opened = trained_like_(RELEASED[name](img_size=size)).eval()
+    else:
+        opened = open_model(weights, name=name, img_size=size)
     origin = {"model": name, "weights": weights}
     if Path(weights).is_file():
         origin["weights_sha256"] = hashlib.sha256(Path(weights).read_bytes()).hexdigest()

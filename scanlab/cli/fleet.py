@@ -8,10 +8,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from scanlab.bench.records import Trial
-from scanlab.cli.console import AsJson, Exit, notes, out, print_json
+from scanlab.cli.console import AsJson, Exit, notes, out, plain_table, print_json
 from scanlab.cli.duration import spell_duration
 from scanlab.contract.machine import this_machine
 from scanlab.contract.problem import Problem
@@ -35,7 +34,9 @@ def fleet(
 
     With --adopt this machine's profile takes over what is tuned elsewhere and not here: from its own kind of
     machine as it is, and else from its nearest machine (by instruction sets, cores and caches), which is marked as
-    such until `scanlab tune` chooses here. Example: `scanlab fleet --storage postgresql://scanlab@server/scanlab`
+    such until `scanlab tune` chooses here.
+
+    Example, after a tuning: `scanlab fleet --storage runs/studies.journal`
     """
     opened, notices = open_storage(storage, Path(), must_exist=True)
     found = fleet_overview(opened)
@@ -56,7 +57,7 @@ def fleet(
 
 
 def _show(found: FleetOverview) -> None:
-    machines = Table("machine", "what it is", "workers", "tried", "last heard of", box=None, pad_edge=False)
+    machines = plain_table("machine", "what it is", "workers", "tried", "last heard of")
     for kind in found.machines:
         machines.add_row(
             kind.machine.silicon_id,
@@ -69,7 +70,7 @@ def _show(found: FleetOverview) -> None:
     if not found.trials:
         notes.print("no records travel with these studies: they are in the results folder; see `scanlab report`.")
         return
-    best = Table("problem", "machine", "best", "time", "speed-up (95 %)", "by", box=None, pad_edge=False)
+    best = plain_table("problem", "machine", "best", "time", "speed-up (95 %)", "by")
     for each in found.best:
         measurement = each.trial.measurement
         assert measurement is not None
@@ -82,7 +83,7 @@ def _show(found: FleetOverview) -> None:
             _basis(each),
         )
     out.print(best)
-    wins = Table("problem", *(each.machine.silicon_id for each in found.machines), box=None, pad_edge=False)
+    wins = plain_table("problem", *(each.machine.silicon_id for each in found.machines))
     for problem in found.problems:
         wins.add_row(problem.key, *(name or "" for name in _winners(found, problem).values()))
     out.print("which backend wins where:")

@@ -1,55 +1,60 @@
-"""`scanlab list`: show the backends, what each supports, and why one cannot run here."""
+"""`scanlab list`: show the ops and backends, what each supports, and why one cannot run here."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
+from itertools import groupby
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
-from scanlab.cli.console import AsJson, out, print_json
+from scanlab.cli.console import AsJson, out, plain_table, print_json
 from scanlab.contract import registry
 from scanlab.contract.backend import Backend
 
 
 def list_backends(
-    backend: Annotated[str | None, typer.Argument(help="One backend, with all there is to know of it.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[BACKEND or OP]", help="One backend with all there is to know, or one op.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the backends, their capabilities, tunables and defaults; those that cannot run here, with reason and cure.
+    """List the ops and their backends; of one backend its capabilities and tunables, or why it cannot run here.
 
     Example: `scanlab list chunked`
     """
-    if backend is not None:
-        chosen = registry.get(backend)
+    if name is not None and name not in registry.ops():
+        chosen = registry.get(name)
         print_json(_facts(chosen)) if as_json else _show_one(chosen)
         return
-    loaded, failures = registry.load_all()
+    loaded, failures = registry.load_all(name)
     if as_json:
         print_json({"backends": [_facts(each) for each in loaded], "failures": failures})
         return
-    table = Table("backend", "runs here", "what it does", "dtypes", "tunables (default)", box=None, pad_edge=False)
-    for each in loaded:
-        reason = each.unavailable()
-        tunables = ", ".join(f"{choice.name}={choice.default}" for choice in each.space.tunables)
-        dtypes = " ".join(each.capabilities.dtypes)
-        table.add_row(
-            f"[bold]{each.name}[/]", "[green]yes[/]" if reason is None else "[red]no[/]", each.summary, dtypes, tunables
-        )
-    out.print(table)
-    for each in loaded:
-        reason = each.unavailable()
-        if reason is not None:
-            out.print(f"\n[bold]{each.name}[/] cannot run here: {escape(reason)}")
+    for op, backends in groupby(loaded, key=lambda backend: backend.op):
+        out.print(f"[bold]{op}[/]: {escape(registry.op(op).summary)}")
+        _show_all(backends)
+        out.print()
     for failure in failures.values():
-        out.print(f"\n[red]{escape(failure)}[/]")
+        out.print(f"[red]{escape(failure)}[/]")
+    out.print("`scanlab list BACKEND` shows its capabilities and tunables.")
+
+
+def _show_all(backends: Iterable[Backend]) -> None:
+    table = plain_table("", "backend", "what it does")
+    for each in backends:
+        reason = each.unavailable()
+        summary = each.summary if reason is None else f"{each.summary}; cannot run here: {reason}"
+        table.add_row("[green]ok[/]" if reason is None else "[red]--[/]", f"[bold]{each.name}[/]", escape(summary))
+    out.print(table)
 
 
 def _facts(backend: Backend) -> dict[str, Any]:
     return {
         "name": backend.name,
+        "op": backend.op,
         "summary": backend.summary,
         "rank": backend.rank,
         "unavailable": backend.unavailable(),
@@ -61,16 +66,15 @@ def _facts(backend: Backend) -> dict[str, Any]:
 
 def _show_one(backend: Backend) -> None:
     reason = backend.unavailable()
-    out.print(f"[bold]{backend.name}[/]: {backend.summary}")
+    out.print(f"[bold]{backend.name}[/]: {escape(backend.summary)}")
     out.print("runs here" if reason is None else f"[red]cannot run here:[/] {escape(reason)}")
-    can = asdict(backend.capabilities)
-    abilities = Table("can", "", box=None, pad_edge=False)
-    for name, value in can.items():
+    abilities = plain_table("can", "")
+    for name, value in asdict(backend.capabilities).items():
         shown = {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
         abilities.add_row(name, " ".join(shown) if isinstance(shown, tuple) else str(shown))
     out.print(abilities)
-    tunables = Table("tunable", "default", "values", "meaning", box=None, pad_edge=False)
+    tunables = plain_table("tunable", "default", "values", "meaning")
     for choice in backend.space.tunables:
-        tunables.add_row(choice.name, str(choice.default), " ".join(map(str, choice.values)), choice.summary)
+        tunables.add_row(choice.name, str(choice.default), " ".join(map(str, choice.values)), escape(choice.summary))
     out.print(tunables)
     out.print("sources: " + ", ".join(path.name for path in backend.sources) + f"  (hash {backend.source_hash})")

@@ -8,9 +8,8 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
-from scanlab.cli.console import AsJson, Exit, OpName, op_of, out, print_json
+from scanlab.cli.console import AsJson, Exit, OpName, op_of, out, plain_table, print_json
 from scanlab.contract import registry
 from scanlab.contract.problem import Problem
 from scanlab.contract.space import config_key
@@ -44,7 +43,7 @@ def profile(
     removed last. `diff FILE` shows what is served otherwise than in another profile; `diff` alone, otherwise than
     before the last replacements. Exits with 1 where `diff` finds a difference.
 
-    Example: `scanlab profile show batch=1,dim=384,length=197`
+    Example: `scanlab profile list`
     """
     if action is Action.LIST:
         _list(target, as_json)
@@ -78,7 +77,7 @@ def _list(target: str | None, as_json: bool) -> None:
     if not found.entries:
         out.print("nothing was chosen on this machine yet. Run `scanlab tune`.")
         return
-    table = Table("problem", "serves", "evidence", "replaced", box=None, pad_edge=False)
+    table = plain_table("problem", "serves", "evidence", "replaced")
     for entry in found.entries:
         table.add_row(
             entry.problem.key, escape(_label(entry)), entry.rank.label, str(len(found.history(entry.problem)))

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from scanlab.bench.records import Trial
 from scanlab.bench.store import TrialStore
-from scanlab.cli.console import notes, out
+from scanlab.cli.console import notes, out, plain_table
 from scanlab.contract.machine import this_machine
 from scanlab.errors import InputError
 
@@ -36,8 +35,7 @@ def report(
 ) -> None:
     """Write tables (Markdown, CSV, T4), plots (PNG and SVG) and a page from recorded results, without measuring.
 
-    Example: `scanlab report runs`,
-    `scanlab report --compare runs-before runs`
+    Example, after a tuning: `scanlab report runs`, or `scanlab report --compare runs-before runs`
     """
     if compare is None:
         written = write(read(results), folder or results / REPORT, results)
@@ -97,7 +95,7 @@ def _write_comparison(before: Path, after: Path, folder: Path) -> list[Path]:
         own = [change for change in changes if change.contest == contest]
         out.print(f"[bold]{escape(contest.title)}[/]")
         frame = change_table(own)[["backend", "before", "after", "times as fast", "verdict"]]
-        table = Table(*frame.columns, box=None, pad_edge=False)
+        table = plain_table(*frame.columns)
         for row in frame.itertuples(index=False):
             table.add_row(*row)
         out.print(table)

@@ -6,6 +6,7 @@ import os
 import runpy
 import sys
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -38,10 +39,16 @@ def run(
     """Run a Python script as it is: what it imports from mamba_ssm and causal_conv1d is served by scanlab on the CPU.
 
     Nothing has to be installed or changed for it. Processes that the script starts are served too. Exits as the script
-    does. Example: `scanlab run train.py --epochs 1`
+    does.
+
+    Example: `scanlab run -m timeit -n 1 -r 1 "import mamba_ssm"`, or `scanlab run train.py --epochs 1`
     """
     if not module and not Path(target).exists():
         raise InputError(f"there is no script {target}; for a module: scanlab run -m {target}.")
+    if not module and Path(target).is_dir() and not (Path(target) / "__main__.py").exists():
+        raise InputError(f"{target} is a folder without a __main__.py: name a script in it.")
+    if module and find_spec(target.partition(".")[0]) is None:
+        raise InputError(f"there is no module {target}: install it, or run from the folder that it is in.")
     file = None if record is None else UsageFile(record)
     mamba_ssm.install()
     with on_cpu() if cpu else nullcontext(), in_children(cpu=cpu), log_usage() as log:

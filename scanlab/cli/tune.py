@@ -116,8 +116,7 @@ def tune(
     `--objective p95` ranks by the 95th percentile, that is by tail latency, of the clean rounds.
 
     Example: `scanlab tune --suite vim-tiny --budget 3m`,
-    `scanlab tune --capture train.py -- --epochs 1`,
-    `scanlab tune --model vim-tiny --dtype auto --budget 5m`
+    or `scanlab tune --capture train.py -- --epochs 1`, or `scanlab tune --model vim-tiny --dtype auto --budget 5m`
     """
     if model is not None:
         if any((op, problem, suite, image, capture, backends, trials, threads, storage, max_error < math.inf)):

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from scanlab.bench.context import BenchmarkContext, Candidate
 from scanlab.bench.process_worker import open_worker
@@ -28,6 +27,7 @@ from scanlab.cli.console import (
     notes,
     op_of,
     out,
+    plain_table,
     print_json,
     refuse_repeated,
 )
@@ -198,10 +198,7 @@ class _Verifier:
 
 
 def _show(results: list[Verification]) -> None:
-    table = Table("backend", "configuration", box=None, pad_edge=False)
-    table.add_column("problem", overflow="fold")
-    for header in ("verdict", "largest error", "allowed", "of"):
-        table.add_column(header)
+    table = plain_table("backend", "configuration", "problem", "verdict", "largest error", "allowed", "of")
     marks = {"ok": "[green]ok[/]", "rejected": "[dim]rejected[/]"}
     for result in results:
         mark = marks.get(result.state, f"[bold red]{result.state}[/]")

@@ -10,9 +10,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from scanlab.cli.console import Exit, notes, out, print_json
+from scanlab.cli.console import Exit, notes, out, plain_table, print_json
 from scanlab.contract import registry
-from scanlab.errors import InputError
+from scanlab.errors import InputError, did_you_mean
 from scanlab.models.capture import trained_like_
 from scanlab.models.images import open_image, prepare, sample_photograph
 from scanlab.models.validation import TASK_BUDGETS, TaskValidation, Validation, profiled_selections, validate_task
@@ -47,8 +47,8 @@ def verify_model(
     """
     name = model.replace("-", "_")
     if name != DIGITS and name not in RELEASED:
-        known = ", ".join(each.replace("_", "-") for each in (*RELEASED, DIGITS))
-        raise InputError(f"--model {model}: must be one of {known}.")
+        known = [each.replace("_", "-") for each in (*RELEASED, DIGITS)]
+        raise InputError(f"--model {model}: must be one of {', '.join(known)}.{did_you_mean(model, known)}")
     chosen = dtypes.split() if dtypes else list(TASK_BUDGETS)
     for dtype in chosen:
         if dtype not in TASK_BUDGETS:
@@ -81,7 +81,7 @@ def verify_model(
 
 
 def _show_task(results: Sequence[TaskValidation]) -> None:
-    table = _table("dtype", "verdict", "read rightly", "as in float64", "logits off by")
+    table = plain_table("backend", "dtype", "verdict", "read rightly", "as in float64", "logits off by")
     for result in results:
         numbers: tuple[str, ...] = ()
         if result.accuracy is not None and result.top1_agreement is not None:
@@ -93,7 +93,7 @@ def _show_task(results: Sequence[TaskValidation]) -> None:
 
 
 def _show(results: Sequence[Validation]) -> None:
-    table = _table("verdict", "logits off by", "top 1", "top 5", "forward pass", "memory")
+    table = plain_table("backend", "verdict", "logits off by", "top 1", "top 5", "forward pass", "memory")
     for result in results:
         if result.latency_ms is None or result.logit_difference is None or result.top5_agreement is None:
             table.add_row(result.selection, _verdict(result, ran=False))
@@ -111,10 +111,6 @@ def _show(results: Sequence[Validation]) -> None:
         )
     if results:
         _print("The model on a photograph, beside the float64 model", table, results)
-
-
-def _table(*columns: str) -> Table:
-    return Table("backend", *columns, box=None, pad_edge=False)
 
 
 def _verdict(result: Validation | TaskValidation, ran: bool) -> str:

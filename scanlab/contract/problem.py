@@ -32,7 +32,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from scanlab.errors import ProblemError
+from scanlab.errors import ProblemError, did_you_mean
 
 Direction = Literal["forward", "reverse", "bidirectional"]
 Layout = Literal["length_last", "dim_last"]
@@ -135,6 +135,7 @@ class Problem:
             if not separator or name not in fields:
                 raise ProblemError(
                     f"{part!r} in {text!r}: must be name=value with a name of {', '.join(fields)}; {example}."
+                    f"{did_you_mean(name, fields)}"
                 )
             if name in values:
                 raise ProblemError(f"{text!r} names {name} twice: name it once.")
@@ -216,7 +217,8 @@ class ScanProblem(Problem):
                 raise ProblemError(f"{name}={value!r}: must be a whole number of at least 1.")
         for name, legal in (("dtype", tuple(DTYPES)), ("direction", DIRECTIONS), ("layout", LAYOUTS)):
             if getattr(self, name) not in legal:
-                raise ProblemError(f"{name}={getattr(self, name)!r}: must be one of {', '.join(legal)}.")
+                near = did_you_mean(str(getattr(self, name)), legal)
+                raise ProblemError(f"{name}={getattr(self, name)!r}: must be one of {', '.join(legal)}.{near}")
         if self.dim % self.groups:
             raise ProblemError(
                 f"groups={self.groups} does not divide dim={self.dim}: a group is dim/groups adjacent channels."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
@@ -11,7 +10,7 @@ from scanlab.contract.backend import Backend
 from scanlab.contract.op import Op
 from scanlab.contract.problem import Problem
 from scanlab.contract.space import Value
-from scanlab.errors import ConfigError, UnknownBackendError
+from scanlab.errors import ConfigError, UnknownBackendError, did_you_mean
 
 BACKENDS = "scanlab.backends"
 OPS = "scanlab.ops"
@@ -76,9 +75,9 @@ def _load(group: str, noun: str, name: str, kind: type[Entry]) -> Entry:
     known = _installed(group)
     points = known.get(name, ())
     if not points:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise UnknownBackendError(f"no {noun} is called {name!r}: installed are {', '.join(known) or 'none'}.{hint}")
+        raise UnknownBackendError(
+            f"no {noun} is called {name!r}: installed are {', '.join(known) or 'none'}.{did_you_mean(name, known)}"
+        )
     if len(points) > 1:
         raise UnknownBackendError(
             f"{noun} {name!r} is registered by {' and '.join(point.value for point in points)}: uninstall one."
@@ -148,7 +147,8 @@ def parse_selection(text: str) -> tuple[Backend, dict[str, Value]]:
         tunable, separator, value = (piece.strip() for piece in part.partition("="))
         if not separator or tunable not in choices:
             takes = ", ".join(choices) or "none"
-            raise ConfigError(f"{part!r} in {text!r}: must be tunable=value with a tunable of {takes}; {see}.")
+            near = did_you_mean(tunable, choices)
+            raise ConfigError(f"{part!r} in {text!r}: must be tunable=value with a tunable of {takes}; {see}.{near}")
         spelled = {str(legal).lower(): legal for legal in choices[tunable].legal}
         if value.lower() not in spelled:
             raise ConfigError(f"{tunable}={value} in {text!r}: must be one of {', '.join(spelled)}; {see}.")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scanlab.contract.problem import Problem
-from scanlab.errors import ConfigError
+from scanlab.errors import ConfigError, did_you_mean
 
 Value = int | float | str | bool
 Config = Mapping[str, Value]
@@ -96,7 +96,9 @@ class Space:
         for name, value in config.items():
             if name not in known:
                 takes = ", ".join(known) or "no tunables"
-                raise ConfigError(f"{backend}: no tunable {name!r}: it takes {takes}; {cure}.")
+                raise ConfigError(
+                    f"{backend}: no tunable {name!r}: it takes {takes}; {cure}.{did_you_mean(name, known)}"
+                )
             values = known[name].legal
             if not any(value == legal and type(value) is type(legal) for legal in values):
                 raise ConfigError(f"{backend}: {name}={value!r}: must be one of {values}; {cure}.")

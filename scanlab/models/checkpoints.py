@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scanlab.errors import InputError
+from scanlab.errors import InputError, did_you_mean
 from scanlab.models.vision_mamba import RELEASED, VisionMamba
 
 if TYPE_CHECKING:
@@ -227,7 +227,8 @@ def download(name: str) -> Path:
     """
     source = published(name)
     if source is None:
-        raise InputError(f"no weights are published as {name!r}: there are {', '.join(PUBLISHED)}.")
+        near = did_you_mean(name, PUBLISHED)
+        raise InputError(f"no weights are published as {name!r}: there are {', '.join(PUBLISHED)}.{near}")
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 

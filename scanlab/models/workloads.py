@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from scanlab.errors import InputError
+from scanlab.errors import InputError, did_you_mean
 from scanlab.models import capture, digits, images, vision_mamba
 
 Workload = Callable[[int, int], tuple[nn.Module, Tensor]]
@@ -72,7 +72,10 @@ def find_workload(name: str) -> Workload:
     target, separator, function = BUILT_IN.get(name, name).rpartition(":")
     if not separator:
         known = ", ".join(BUILT_IN)
-        raise InputError(f"no model is called {name!r}: there are {known}; one of yours is MODULE:FUNCTION.")
+        raise InputError(
+            f"no model is called {name!r}: there are {known}; one of yours is MODULE:FUNCTION."
+            f"{did_you_mean(name, BUILT_IN)}"
+        )
     try:
         module = _from_file(Path(target)) if target.endswith(".py") else importlib.import_module(target)
     except (ImportError, OSError, SyntaxError) as error:

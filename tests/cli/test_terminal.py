@@ -1,0 +1,160 @@
+"""The command line as a person meets it: pasted examples, narrow terminals, colours, progress, and mistakes."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import re
+import shlex
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+import typer
+from rich.console import Console
+
+from helpers.simulated import tune_simulated
+from scanlab.cli.app import COMMANDS, load_command
+from scanlab.cli.console import plain_table
+from scanlab.errors import did_you_mean
+
+SMALL = "batch=1,dim=6,length=20,state=4"
+# What an example may end with: on a busy machine a measurement may come to nothing.
+CODES = {"bench": (0, 3)}
+# Makes an example quick: a smaller problem and a shorter budget, given after its own words.
+QUICK = {
+    "verify": ["--problem", SMALL],
+    "bench": ["--problem", SMALL, "--budget", "1s"],
+    "tune": ["--trials", "3", "--backends", "reference two_phase"],
+}
+
+
+def example_of(name: str) -> list[str]:
+    """Return the words of the first example in the help of a command."""
+    text = typer.main.get_command(load_command(name)).help or ""
+    found = re.search(r"Example[^`]*`scanlab ([^`]+)`", text)
+    assert found, f"{name} has no example"
+    return shlex.split(found[1])
+
+
+@pytest.fixture
+def tuned(run, monkeypatch):
+    """Tune in the folder of the test, with times that are made up, as the examples of other commands expect."""
+    monkeypatch.setattr("scanlab.cli.tune.tune_problem", partial(tune_simulated, time_ms=lambda each: 1.0))
+    monkeypatch.setattr("scanlab.cli.tune.MIN_SWEEP_S", 1e9)
+    assert run(*example_of("tune"), *QUICK["tune"]).code == 0
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS.keys() - {"tune", "export"})
+def test_an_example_works_when_pasted(tuned, name):
+    outcome = tuned(*example_of(name), *QUICK.get(name, []))
+    assert outcome.code in CODES.get(name, (0,)), outcome.err
+
+
+@pytest.mark.slow
+def test_the_example_of_export_works_when_pasted(run, tmp_path):
+    pytest.importorskip("onnxruntime")
+    assert run(*example_of("export")).code == 0
+    assert (tmp_path / "vim-tiny-onnx" / "model.onnx").exists()
+
+
+def on_a_terminal(columns: int, *words: str, **variables: str) -> str:
+    """Return what a command prints on a terminal of so many columns."""
+    leader, follower = pty.openpty()
+    environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+    environment |= {"TERM": "xterm-256color", "COLUMNS": str(columns), **variables}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "scanlab", *words], stdin=follower, stdout=follower, stderr=follower, env=environment
+    )
+    os.close(follower)
+    printed = b""
+    try:
+        while chunk := os.read(leader, 65536):
+            printed += chunk
+    except OSError:  # the other end was closed
+        pass
+    os.close(leader)
+    assert process.wait() == 0
+    return printed.decode().replace("\r\n", "\n")
+
+
+COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3|9)\d")
+
+
+def test_a_terminal_of_80_columns_gets_whole_words_and_colours():
+    printed = on_a_terminal(80, "list")
+    assert COLOUR.search(printed)
+    plain = re.sub(r"\x1b\[[\d;]*m", "", printed)
+    assert max(map(len, plain.splitlines())) <= 80
+    assert "…" not in plain
+    assert "causal_conv1d_native" in plain
+
+
+def test_no_color_is_obeyed():
+    assert not COLOUR.search(on_a_terminal(80, "list", "linear", NO_COLOR="1"))
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_cells_of_a_table_are_folded_and_never_cut(width):
+    console = Console(width=width, record=True, file=io.StringIO())
+    table = plain_table("problem", "serves", "evidence")
+    key = "batch=1,dim=384,length=197,state=16,direction=bidirectional,layout=dim_last"
+    table.add_row(key, "native threads=0 time_block=64 channel_tile=64 time_chunks=1 exp=exact", "hold-out")
+    console.print(table)
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    assert "hold-out" in text
+
+
+def test_progress_is_not_printed_where_nobody_watches(run):
+    outcome = run("verify", "two_phase", "--problem", SMALL)
+    assert outcome.code == 0
+    assert outcome.err == ""
+    assert "\r" not in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["list", "nativ"], "native"),
+        (["verify", "chunked:chnk=8"], "chunk"),
+        (["best", "--problem", "batch=1,dim=4,lenght=8"], "length"),
+        (["best", "--problem", "batch=1,dim=4,length=8,dtype=flaot32"], "float32"),
+        (["best", "--op", "linaer", "--problem", "rows=1"], "linear"),
+        (["best", "--suite", "vim-tinny"], "vim-tiny"),
+        (["verify", "--model", "vim-tinny"], "vim-tiny"),
+        (["export", "--model", "vim-tinny", "--weights", "synthetic", "--to", "here"], "vim-tiny"),
+        (["reprot"], "report"),
+    ],
+)
+def test_an_unknown_name_suggests_the_nearest(run, words, meant):
+    outcome = run(*words)
+    assert outcome.code == 2
+    assert f"Did you mean {meant!r}?" in outcome.err
+
+
+def test_a_name_that_is_like_no_other_suggests_nothing():
+    assert did_you_mean("xyz", ["native", "chunked"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["run", "."], "is a folder without a __main__.py"),
+        (["run", "-m", "no_such_module"], "there is no module no_such_module"),
+        (["report", "--compare", "here", "there"], "no trials are recorded in here"),
+        (["best", "--problem", ""], "lacks batch, dim, length"),
+        (["best", "--image", "."], "is no picture"),
+        (["profile", "show", "xx"], "must be name=value"),
+    ],
+)
+def test_a_mistake_has_a_sentence_and_no_traceback(run, words, complaint):
+    outcome = run(*words)
+    assert outcome.code == 2
+    assert complaint in outcome.err
+    assert "Traceback" not in outcome.err
