@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 
+from scanlab.contract.cpu import pinned
 from scanlab.contract.op import Inputs, Op, Work
 from scanlab.contract.space import Config
 from scanlab_kernels.ssd import reference
@@ -65,8 +66,8 @@ def work(problem: SsdProblem) -> Work:
 
 
 def float64_reference(problem: SsdProblem) -> SsdFn:
-    """Return the recurrence, step by step."""
-    return partial(reference.ssd, problem=problem)
+    """Return the recurrence, step by step, on one thread."""
+    return pinned(partial(reference.ssd, problem=problem), 1)
 
 
 def corners_of(config: Config) -> tuple[SsdProblem, ...]:
@@ -101,5 +102,5 @@ op = Op(
     probes=PROBES,
     corners_of=corners_of,
     timed_outputs=("out",),
-    fallbacks=("ssd_chunked", "ssd_reference"),
+    fallbacks=("ssd_native", "ssd_chunked", "ssd_reference"),
 )

@@ -26,9 +26,9 @@ def ssd(inputs: SsdInputs, problem: SsdProblem) -> SsdOutput:
     drive, log_decay, B, C, h = recurrence.operands(inputs, problem, recurrence.new_sequence(inputs))
     decay = torch.exp(log_decay)  # (1, 512, 1, 64); h (1, 1, 128, 64, 64)
     y = []
-    for t in range(problem.length):
-        h = decay[:, t, :, None, :, None] * h + torch.einsum("bghp,bgn->bgnhp", drive[:, t], B[:, t])  # eq. 1a
-        y.append(torch.einsum("bgnhp,bgn->bghp", h, C[:, t]))  # eq. 1b
+    for a_t, drive_t, B_t, C_t in zip(*(each.unbind(1) for each in (decay, drive, B, C)), strict=True):
+        h = a_t[:, :, None, :, None] * h + drive_t[:, :, None] * B_t[..., None, None]  # eq. 1a
+        y.append((h * C_t[..., None, None]).sum(2))  # eq. 1b
     return recurrence.epilogue(torch.stack(y, dim=1), h, inputs)
 
 

@@ -10,6 +10,7 @@ from scanlab.errors import ProblemError
 from scanlab.testing import OpContract
 from scanlab_kernels.selective_scan import reference as selective_scan
 from scanlab_kernels.ssd import chunked, reference
+from scanlab_kernels.ssd.native import backend as native
 from scanlab_kernels.ssd.op import op
 from scanlab_kernels.ssd.problem import SsdProblem, make_inputs
 
@@ -51,6 +52,10 @@ class TestReference(SsdContract):
 
 class TestChunked(SsdContract):
     backend = chunked.backend
+
+
+class TestNative(SsdContract):
+    backend = native.backend
 
 
 def test_is_the_selective_scan_with_one_rate_for_all_states_of_a_head() -> None:

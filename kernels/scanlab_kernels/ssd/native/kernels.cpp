@@ -1,0 +1,38 @@
+// One unit for each instruction set: SCANLAB_ISA says which.
+#include "ssd/native/backward.h"
+#include "ssd/native/forward.h"
+
+namespace scanlab::ssd {
+
+#define SCANLAB_JOIN(isa) kernels_##isa
+#define SCANLAB_NAME(isa) SCANLAB_JOIN(isa)
+
+namespace {
+using namespace SCANLAB_ISA;
+
+// Of the largest task.
+Task any_task(const Call& call) { return {0, 0, 0, call.task_heads}; }
+
+size_t forward_bytes(const Call& call) {
+    Arena counted;
+    Forward(call, any_task(call), counted);
+    return counted.used * sizeof(float);
+}
+void forward(const Call& call, const Task& task, void* workspace) {
+    Arena arena{static_cast<float*>(workspace)};
+    Forward(call, task, arena).run();
+}
+size_t backward_bytes(const Call& call) {
+    Arena counted;
+    Backward(call, {}, any_task(call), counted);
+    return counted.used * sizeof(float);
+}
+void backward(const Call& call, const Gradient& gradient, const Task& task, void* workspace) {
+    Arena arena{static_cast<float*>(workspace)};
+    Backward(call, gradient, task, arena).run();
+}
+}  // namespace
+
+const Kernels SCANLAB_NAME(SCANLAB_ISA) = {is_supported, forward_bytes, forward, backward_bytes, backward};
+
+}  // namespace scanlab::ssd
