@@ -10,7 +10,6 @@ Nothing is downloaded and no Python headers are needed.
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import os
 import platform
@@ -19,10 +18,11 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import platformdirs
@@ -39,8 +39,6 @@ PACKAGE = Path(__file__).parent
 # variables that are undefined on purpose.
 WARNINGS = ("-Wall", "-Wextra", "-Wno-psabi", "-Wno-uninitialized", "-Wno-maybe-uninitialized")
 THREADING = ("-fopenmp",) if sys.platform == "linux" else ("-pthread",)
-# The oldest version of torch whose stable ABI the ops keep to, as its headers number it: 2.9.
-STABLE_ABI = ("-DTORCH_TARGET_VERSION=0x0209000000000000",)
 STALE_S = 24 * 3600.0  # the age at which the folder of an interrupted build is deleted
 
 # Runs a compiler and, where the end of the pipe on standard input tells that the caller is gone, kills its group.
@@ -55,6 +53,10 @@ status=$?
 kill -KILL $watcher
 exit $status
 """
+
+
+_loaded: set[Extension] = set()
+_loading = threading.RLock()
 
 
 def cache_folder() -> Path:
@@ -91,6 +93,7 @@ class Extension:
         include: The folder below which headers are found; a change to any header there rebuilds the library.
         flags: Flags of every run and of the linker.
         link_flags: Flags of the linker alone.
+        register: Called once the library is loaded, to register what its ops have in Python.
     """
 
     name: str
@@ -98,6 +101,7 @@ class Extension:
     include: Path = PACKAGE
     flags: tuple[str, ...] = ("-O3",)
     link_flags: tuple[str, ...] = ()
+    register: Callable[[], None] = field(default=lambda: None, compare=False)
 
     def unavailable(self) -> str | None:
         """Return why this library is neither cached nor can be compiled here, or None; compiles nothing."""
@@ -142,7 +146,11 @@ class Extension:
 
     def load(self) -> None:
         """Build the library if need be and register its ops with torch, once in a process."""
-        _load(str(self.build()))
+        with _loading:
+            if self not in _loaded:
+                torch.ops.load_library(str(self.build()))
+                self.register()
+                _loaded.add(self)
 
     def _folder(self) -> Path:
         return cache_folder() / "extensions"
@@ -243,11 +251,6 @@ def _run_all(name: str, commands: dict[Path, tuple[str, ...]]) -> None:
             for process in running:
                 assert process.stdin is not None
                 process.stdin.close()  # whatever still runs is killed by its supervisor
-
-
-@functools.cache
-def _load(library: str) -> None:
-    torch.ops.load_library(library)
 
 
 def _digest(path: Path) -> str:

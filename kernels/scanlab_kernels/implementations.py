@@ -119,7 +119,7 @@ NATIVE = Implementation(
     rank=1,
     capabilities=OpCapabilities(dtypes=tuple(DTYPES), gradients=True),
     load=extension.load,
-    ops=lambda: torch.ops.scanlab_mixer,
+    ops=lambda: extension.ops,
     unavailable=extension.unavailable,
 )
 TRITON = Implementation(

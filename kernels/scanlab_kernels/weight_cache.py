@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 from scanlab_kernels.cpu import extension
 
 MAX_RECENT = 8  # values that `RecentWeights` keeps
+MAX_TOGETHER = 8  # weights that the native op takes in one call
 SAMPLED = 4  # values along each axis of a weight that its fingerprint holds
 
 Made = TypeVar("Made")
@@ -81,9 +82,12 @@ class RecentWeights(Generic[Made]):
 
 def fingerprint(weights: list[Tensor]) -> object:
     """Return a value that changes when one of the weights is replaced or changed in place."""
-    if extension.is_loaded():
-        return torch.ops.scanlab_mixer.fingerprint(weights)
-    return tuple(map(_mark, weights))
+    if not extension.is_loaded():
+        return tuple(map(_mark, weights))
+    mark = hash(tuple([weight._version for weight in weights]))
+    for first in range(0, len(weights), MAX_TOGETHER):
+        mark = torch.ops.scanlab_mixer.fingerprint(mark, *weights[first : first + MAX_TOGETHER])
+    return mark
 
 
 def _mark(weight: Tensor) -> tuple[object, ...]:

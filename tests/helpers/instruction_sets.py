@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from scanlab_kernels.cpu.extension import use_isa
 from scanlab_kernels.cpu.isa import supported_isas
 
 INSTRUCTION_SETS = supported_isas()
@@ -19,11 +20,11 @@ TOLERANCES = {torch.float32: 1e-6, torch.float64: 1e-13, torch.bfloat16: 6e-3, t
 @contextmanager
 def instruction_set(name: str) -> Iterator[None]:
     """Hold the native ops to one instruction set."""
-    torch.ops.scanlab_mixer.use_instruction_set(name)
+    use_isa(name)
     try:
         yield
     finally:
-        torch.ops.scanlab_mixer.use_instruction_set(INSTRUCTION_SETS[-1])
+        use_isa(INSTRUCTION_SETS[-1])
 
 
 def error(got: Tensor, want: Tensor) -> float:

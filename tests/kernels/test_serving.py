@@ -42,7 +42,7 @@ def test_native_serves_where_it_can(monkeypatch, caplog) -> None:
     caplog.set_level(logging.INFO, logger="scanlab")
     assert mixer.implementation() == mixer.implementation() == "native"
     assert [record.levelname for record in caplog.records] == ["INFO"]
-    assert serving.ops_for(torch.ones(1)) is torch.ops.scanlab_mixer
+    assert serving.ops_for(torch.ones(1)) is native.ops
     assert serving.ops_for(torch.ones(1, device="meta")) is pytorch
 
 
@@ -125,7 +125,7 @@ def test_native_serves_the_cpu_where_triton_is_asked_for(monkeypatch) -> None:
 @pytest.mark.usefixtures("native")
 def test_an_instruction_set_this_machine_lacks_is_refused() -> None:
     with pytest.raises(ValueError, match="sse1"):
-        torch.ops.scanlab_mixer.use_instruction_set("sse1")
+        native.use_isa("sse1")
 
 
 def test_importing_the_ops_and_their_models_does_not_load_the_compiler() -> None:

@@ -7,14 +7,13 @@ torch adds the shares, always in the same order.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from scanlab.errors import ProblemError
+from scanlab_kernels.add_norm.registration import empty_gradients, empty_outputs, gradients, keep_total
 from scanlab_kernels.gpu.launch_cache import Launch, launch
 from scanlab_kernels.gpu.math import load
 from scanlab_kernels.gpu.registration import NO_SECOND_DERIVATIVES, define
@@ -122,20 +121,6 @@ def row_stride(rows: Tensor | None) -> int:
     return rows.shape[-1] if rows.is_contiguous() else rows.stride(0)
 
 
-def empty_outputs(
-    hidden: Tensor,
-    residual: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    eps: float,
-    centred: bool,
-    wide_total: bool,
-) -> tuple[Tensor, Tensor]:
-    """Return empty dense tensors like the normalised sum and the sum."""
-    dtype = torch.float32 if wide_total else hidden.dtype
-    return hidden.new_empty(hidden.shape), hidden.new_empty(hidden.shape, dtype=dtype)
-
-
 def add_norm(
     hidden: Tensor,
     residual: Tensor | None,
@@ -169,13 +154,6 @@ def add_norm(
         dense_bias = None if bias is None else bias.contiguous()
         launch((rows, residual_rows, weight.contiguous(), dense_bias, out, total), ("add_norm", eps, centred), make)
     return out, total
-
-
-def empty_gradients(
-    grad_out: Tensor, grad_total: Tensor | None, total: Tensor, weight: Tensor, eps: float, centred: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return empty tensors like the gradients of the sum, of the weight, and of a bias like it."""
-    return total.new_empty(total.shape), torch.empty_like(weight), torch.empty_like(weight)
 
 
 def add_norm_backward(
@@ -212,29 +190,6 @@ def add_norm_backward(
     return grad, grad_weight.copy_(whole[0]), grad_bias.copy_(whole[1])
 
 
-def keep_total(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    """Keep the sum as it was returned, and the weight, for the backward pass."""
-    hidden, residual, weight, bias, ctx.eps, ctx.centred, _ = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(output[1], weight)
-    ctx.dtypes = [None if each is None else each.dtype for each in (hidden, residual, bias)]
-
-
-def gradients(ctx: Any, grad_out: Tensor | None, grad_total: Tensor | None) -> tuple[Any, ...]:
-    """Return the gradients of the norm, one for each of its arguments."""
-    total, weight = ctx.saved_tensors
-    grad, grad_weight, grad_bias = grad_total, None, None
-    if grad_out is not None:
-        grad, grad_weight, grad_bias = torch.ops.scanlab_mixer_triton.add_norm_backward(
-            grad_out, grad_total, total, weight, ctx.eps, ctx.centred
-        )
-    like_hidden, like_residual, like_bias = (
-        None if each is None or dtype is None else each.to(dtype)
-        for each, dtype in zip((grad, grad, grad_bias), ctx.dtypes, strict=True)
-    )
-    return like_hidden, like_residual, grad_weight, like_bias, None, None, None
-
-
 def _padded(dim: int) -> int:
     if dim > MAX_DIM:
         raise ProblemError(
@@ -254,7 +209,7 @@ define(
     add_norm,
     empty_outputs,
     keep=keep_total,
-    gradients=gradients,
+    gradients=gradients(lambda *given: torch.ops.scanlab_mixer_triton.add_norm_backward(*given)),
 )
 define(
     "scanlab_mixer_triton::add_norm_backward(Tensor grad_out, Tensor? grad_total, Tensor total, Tensor weight,"

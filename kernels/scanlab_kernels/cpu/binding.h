@@ -60,14 +60,15 @@ template <auto function>
 struct Boxed;
 template <class Result, class... Arguments, Result (*function)(Arguments...)>
 struct Boxed<function> {
-    static void call(StableIValue* stack, uint64_t, uint64_t) {
-        const StableIValue* next = stack;
-        std::tuple<std::decay_t<Arguments>...> arguments{Argument<std::decay_t<Arguments>>::take(*next++)...};
+    static void call(StableIValue* stack, uint64_t, uint64_t) { call(stack, std::index_sequence_for<Arguments...>()); }
+
+private:
+    template <size_t... index>
+    static void call(StableIValue* stack, std::index_sequence<index...>) {
+        std::tuple<std::decay_t<Arguments>...> arguments{Argument<std::decay_t<Arguments>>::take(stack[index])...};
         if constexpr (std::is_void_v<Result>) std::apply(function, arguments);
         else put(stack, std::apply(function, arguments));
     }
-
-private:
     template <class... Tensors>
     static void put(StableIValue* stack, std::tuple<Tensors...> results) {
         std::apply([&](auto&... each) { ((*stack++ = given(std::move(each))), ...); }, results);
@@ -80,6 +81,6 @@ private:
 
 // The form of `function` that torch calls.
 template <auto function>
-inline constexpr auto boxed = &Boxed<function>::call;
+inline constexpr void (*boxed)(StableIValue*, uint64_t, uint64_t) = &Boxed<function>::call;
 
 }  // namespace scanlab

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
+from scanlab.contract.forks import has_forked
+from scanlab_kernels.add_norm import registration as add_norm
 from scanlab_kernels.build import PACKAGE, THREADING, WARNINGS, Extension, Unit
-from scanlab_kernels.cpu.isa import BFLOAT16, FAMILY, INSTRUCTION_SETS, chosen_isa
+from scanlab_kernels.causal_conv1d import registration as causal_conv1d
+from scanlab_kernels.cpu.isa import BFLOAT16, FAMILY, INSTRUCTION_SETS, chosen_isa, isa_index
+from scanlab_kernels.cpu.registration import direct_ops
+from scanlab_kernels.linear import registration as linear
+from scanlab_kernels.mamba_front import registration as mamba_front
+from scanlab_kernels.state_update import registration as state_update
 
 FOLDER = Path(__file__).parent
 # The ops on torch's tensors, which only check and describe: optimising them gains nothing.
@@ -21,16 +29,8 @@ OPS = (
     FOLDER / "library.cpp",
 )
 
-extension = Extension(
-    name="mixer",
-    units=(
-        *(Unit(FOLDER / "kernels.cpp", isa.flags) for isa in reversed(INSTRUCTION_SETS)),
-        *(Unit(PACKAGE / "linear" / "bfloat16.cpp", isa.flags) for isa in BFLOAT16.get(FAMILY, ())),
-        *(Unit(source, ("-O1",)) for source in OPS),
-    ),
-    flags=("-O3", *WARNINGS, "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", *THREADING),
-    link_flags=THREADING,
-)
+# The ops by their names, for eager calls with little overhead; empty before they are loaded.
+ops = SimpleNamespace()
 
 
 def unavailable() -> str | None:
@@ -38,12 +38,18 @@ def unavailable() -> str | None:
     return extension.unavailable()
 
 
-_loaded = False
-
-
 def is_loaded() -> bool:
     """Return whether `load` has succeeded in this process."""
-    return _loaded
+    return bool(vars(ops))
+
+
+def use_isa(name: str) -> None:
+    """Let the ops run on this instruction set.
+
+    Raises:
+        ValueError: There is none of that name, or this machine lacks it.
+    """
+    torch.ops.scanlab_mixer.use_instruction_set(isa_index(name))
 
 
 def load() -> str:
@@ -53,8 +59,27 @@ def load() -> str:
         UnavailableError: They can neither be built nor are they cached.
         ConfigError: SCANLAB_ISA has an illegal value.
     """
-    global _loaded
     extension.load()
-    torch.ops.scanlab_mixer.use_instruction_set(chosen_isa())
-    _loaded = True
+    use_isa(chosen_isa())
     return f"native C++ ({chosen_isa()})"
+
+
+def _register() -> None:
+    if has_forked():
+        torch.ops.scanlab_mixer.note_fork()
+    for each in (add_norm, causal_conv1d, linear, mamba_front, state_update):
+        each.register()
+    vars(ops).update(direct_ops("scanlab_mixer"))
+
+
+extension = Extension(
+    name="mixer",
+    units=(
+        *(Unit(FOLDER / "kernels.cpp", isa.flags) for isa in reversed(INSTRUCTION_SETS)),
+        *(Unit(PACKAGE / "linear" / "bfloat16.cpp", isa.flags) for isa in BFLOAT16.get(FAMILY, ())),
+        *(Unit(source, ("-O2",)) for source in OPS),
+    ),
+    flags=("-O3", *WARNINGS, "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", *THREADING),
+    link_flags=THREADING,
+    register=_register,
+)

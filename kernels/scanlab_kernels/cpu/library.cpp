@@ -1,9 +1,8 @@
 // The library of a Mamba block's ops: the instruction set that they run on, and the fingerprint of weights.
 #include "cpu/library.h"
 
-#include <torch/library.h>
-
 #include <atomic>
+#include <cstring>
 
 namespace scanlab::mixer {
 
@@ -12,88 +11,124 @@ SCANLAB_INSTRUCTION_SETS(SCANLAB_DECLARE)
 
 namespace {
 
-// The fastest last.
-std::vector<const Kernels*> supported() {
-    std::vector<const Kernels*> tables;
-#define SCANLAB_TABLE(isa) \
-    if (kernels_##isa.is_supported()) tables.push_back(&kernels_##isa);
-    SCANLAB_INSTRUCTION_SETS(SCANLAB_TABLE)
-    return tables;
+// In the order of Isa.
+#define SCANLAB_TABLE(isa) &kernels_##isa,
+constexpr const Kernels* tables[] = {SCANLAB_INSTRUCTION_SETS(SCANLAB_TABLE)};
+
+// A bit for each instruction set that this machine has.
+int64_t instruction_sets() {
+    int64_t bits = 0;
+    for (size_t isa = 0; isa < std::size(tables); isa++) bits |= int64_t(tables[isa]->is_supported()) << isa;
+    return bits;
 }
 
-std::atomic<const Kernels*> chosen{supported().back()};
-
-std::vector<std::string> instruction_sets() {
-    std::vector<std::string> names;
-    for (const Kernels* table : supported()) names.emplace_back(table->name);
-    return names;
+const Kernels* best() {
+    const Kernels* found = nullptr;
+    for (const Kernels* table : tables)
+        if (table->is_supported()) found = table;
+    return found;
 }
 
-void use_instruction_set(const std::string& name) {
-    for (const Kernels* table : supported())
-        if (name == table->name) {
-            chosen = table;
-            return;
-        }
-    TORCH_CHECK_VALUE(false, name, ": this machine has ", at::ArrayRef<std::string>(instruction_sets()));
+std::atomic<const Kernels*> chosen{best()};
+
+void use_instruction_set(int64_t isa) {
+    require(isa >= 0 && isa < int64_t(std::size(tables)) && tables[isa]->is_supported(), "instruction set ", isa,
+            ": this machine lacks it");
+    chosen = tables[isa];
 }
 
-// A number that changes, but for a coincidence of 2^-64, with every weight that is another one or was changed in place.
-int64_t fingerprint(const std::vector<Tensor>& weights) {
-    // Where a few values lie, for changes that torch does not count: in rows and columns that differ.
-    const auto each_sample = [](const Tensor& weight, const auto& act) {
-        constexpr int sampled = 16;
-        constexpr double golden = 0.6180339887498949;
-        for (int sample = 1; sample <= sampled && weight.numel(); sample++) {
-            int64_t index = int64_t((sample * golden - int(sample * golden)) * double(weight.numel())), offset = 0;
-            for (int64_t axis = weight.dim() - 1; axis >= 0; axis--) {
-                offset += index % weight.size(axis) * weight.stride(axis);
-                index /= weight.size(axis);
-            }
-            act(static_cast<const char*>(weight.const_data_ptr()) + offset * weight.element_size());
-        }
-    };
-    for (const Tensor& weight : weights) {
-        expect_memory("a weight", weight);
-        each_sample(weight,
-                    [](const char* value) { __builtin_prefetch(value); });  // nothing else reads what was packed
+bool multiplies_bfloat16() { return products_in_use(Dtype::bfloat16); }
+
+// Adds to a hash the address of a weight, its layout, and the bits of a sample of its values: in rows and columns that
+// differ, for changes that torch does not count.
+class Fingerprint {
+public:
+    explicit Fingerprint(int64_t seed) : hash(uint64_t(seed)) {}
+
+    // Nothing else reads the weight of a packed product, so that its samples are in no cache.
+    static void prefetch(const Tensor& weight) {
+        each_sample(weight, [](const char* value) { __builtin_prefetch(value); });
     }
-    uint64_t hash = 0;
-    const auto add = [&](uint64_t value) {
-        hash = (hash ^ value) * 0x9e3779b97f4a7c15;
-        hash ^= hash >> 29;
-    };
-    for (const Tensor& weight : weights) {
-        add(reinterpret_cast<uintptr_t>(weight.const_data_ptr()));
-        add(weight._version());
-        add(uint64_t(weight.scalar_type()));
-        for (const int64_t extent : weight.sizes()) add(extent);
-        for (const int64_t stride : weight.strides()) add(stride);
+    void add(const Tensor& weight) {
+        add(reinterpret_cast<uintptr_t>(weight.data()));
+        add(uint64_t(weight.dtype_number()));
+        for (const int64_t extent : weight.sizes()) add(uint64_t(extent));
+        for (const int64_t stride : weight.strides()) add(uint64_t(stride));
         each_sample(weight, [&, bytes = weight.element_size()](const char* value) {
             uint64_t bits[2] = {};  // complex128 has as many
             memcpy(bits, value, bytes);
             add(bits[0]), add(bits[1]);
         });
     }
-    return int64_t(hash);
+    int64_t value() const { return int64_t(hash); }
+
+private:
+    uint64_t hash;
+
+    void add(uint64_t value) {
+        hash = (hash ^ value) * 0x9e3779b97f4a7c15;
+        hash ^= hash >> 29;
+    }
+    template <class Act>
+    static void each_sample(const Tensor& weight, const Act& act) {
+        constexpr int sampled = 16;
+        constexpr double golden = 0.6180339887498949;
+        const Shape sizes = weight.sizes(), strides = weight.strides();
+        const int64_t count = weight.numel(), bytes = int64_t(weight.element_size());
+        const char* const first = weight.data<char>();
+        for (int sample = 1; sample <= sampled && count; sample++) {
+            int64_t index = int64_t((sample * golden - int(sample * golden)) * double(count)), offset = 0;
+            for (size_t axis = sizes.size(); axis-- > 0; index /= sizes[axis])
+                offset += index % sizes[axis] * strides[axis];
+            act(first + offset * bytes);
+        }
+    }
+};
+
+// A number that changes, but for a coincidence of 2^-64, with every weight that is another one or was changed in
+// place. `seed` stands for the weights before these and for torch's counts of their changes.
+int64_t fingerprint(int64_t seed, const OptionalTensor& w0, const OptionalTensor& w1, const OptionalTensor& w2,
+                    const OptionalTensor& w3, const OptionalTensor& w4, const OptionalTensor& w5,
+                    const OptionalTensor& w6, const OptionalTensor& w7) {
+    const Tensor* const weights[] = {&w0, &w1, &w2, &w3, &w4, &w5, &w6, &w7};
+    for (const Tensor* weight : weights)
+        if (*weight) {
+            expect_memory("a weight", *weight);
+            Fingerprint::prefetch(*weight);
+        }
+    Fingerprint hash(seed);
+    for (const Tensor* weight : weights)
+        if (*weight) hash.add(*weight);
+    return hash.value();
 }
 
 }  // namespace
 
 const Kernels& kernels_in_use() { return *chosen; }
 
-const Products* products_in_use(at::ScalarType type) {
+const Products* products_in_use(Dtype dtype) {
     const Kernels& kernels = kernels_in_use();
-    if (type == at::kFloat) return &kernels.float32;
-    if (type == at::kBFloat16 && kernels.bfloat16 && kernels.bfloat16->is_supported()) return kernels.bfloat16;
+    if (dtype == Dtype::float32) return &kernels.float32;
+    if (dtype == Dtype::bfloat16 && kernels.bfloat16 && kernels.bfloat16->is_supported()) return kernels.bfloat16;
     return nullptr;
 }
 
-TORCH_LIBRARY(scanlab_mixer, library) {
-    library.def("instruction_sets() -> str[]", &instruction_sets);
-    library.def("use_instruction_set(str name) -> ()", &use_instruction_set);
-    library.def("multiplies_bfloat16() -> bool", [] { return products_in_use(at::kBFloat16) != nullptr; });
-    library.def("fingerprint(Tensor[] weights) -> int", &fingerprint);
+STABLE_TORCH_LIBRARY(scanlab_mixer, library) {
+    library.def("instruction_sets() -> int");
+    library.def("use_instruction_set(int isa) -> ()");
+    library.def("multiplies_bfloat16() -> bool");
+    library.def("note_fork() -> ()");
+    library.def(
+        "fingerprint(int seed, Tensor? w0=None, Tensor? w1=None, Tensor? w2=None, Tensor? w3=None, Tensor? w4=None,"
+        " Tensor? w5=None, Tensor? w6=None, Tensor? w7=None) -> int");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(scanlab_mixer, CompositeExplicitAutograd, library) {
+    library.impl("instruction_sets", boxed<instruction_sets>);
+    library.impl("use_instruction_set", boxed<use_instruction_set>);
+    library.impl("multiplies_bfloat16", boxed<multiplies_bfloat16>);
+    library.impl("note_fork", boxed<note_fork>);
+    library.impl("fingerprint", boxed<fingerprint>);
 }
 
 }  // namespace scanlab::mixer

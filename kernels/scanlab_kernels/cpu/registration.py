@@ -17,8 +17,13 @@ from torch._ops import OpOverload
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
+from scanlab.errors import ProblemError
+
 # A node of autograd's graph: a subclass of _SingleLevelFunction, which has no types.
 Node = Any
+
+# What derivatives that the ops of a Mamba block lack advise.
+MIXER_CURE = "call inside scanlab.runtime.ops.in_torch()."
 
 _libraries: dict[str, torch.library.Library] = {}
 _nodes: dict[OpOverload, Node | None] = {}
@@ -39,10 +44,32 @@ def direct(op: OpOverload) -> Callable[..., Any]:
     return call
 
 
+def direct_ops(namespace: str) -> dict[str, Callable[..., Any]]:
+    """Return `direct(op)` for the ops of a namespace that were registered here, by their names."""
+    return {op._opname: direct(op) for op in _nodes if op.namespace == namespace}
+
+
+def register_shapes(op: OpOverload, shapes: Callable[..., Any]) -> None:
+    """Register a function of the arguments of `op` that returns empty tensors like its results, for tracing.
+
+    Where arguments lie on several devices it raises ProblemError: a call of tensors with and without data would leave
+    results unwritten.
+    """
+
+    def checked(*arguments: Any) -> Any:
+        devices = [argument.device for argument in arguments if isinstance(argument, torch.Tensor)]
+        for device in devices:
+            if device != devices[0]:
+                raise ProblemError(f"tensors are on {devices[0]} and on {device}: move all to one device.")
+        return shapes(*arguments)
+
+    torch.library.register_fake(op.name(), checked)
+
+
 def register_gradients(
     op: OpOverload, keep: Callable[..., None], gradients: Callable[..., tuple[Any, ...]], cure: str
-) -> None:
-    """Register the derivative of `op`.
+) -> Callable[..., Any]:
+    """Register the derivative of `op`, and return `direct(op)`.
 
     Args:
         op: The op, of tensors and numbers.
@@ -62,11 +89,11 @@ def register_gradients(
         def backward(ctx: Any, *results: Any) -> tuple[Any, ...]:
             return None, *gradients(ctx, *results)
 
-    _register(op, Differentiable, cure)
+    return _register(op, Differentiable, cure)
 
 
-def refuse_gradients(op: OpOverload, cure: str) -> None:
-    """Let derivatives of `op` raise NotImplementedError, in place of the zeros that a constant would get.
+def refuse_gradients(op: OpOverload, cure: str) -> Callable[..., Any]:
+    """Let derivatives of `op` raise NotImplementedError, not be those of a constant; return `direct(op)`.
 
     Args:
         op: The op.
@@ -82,20 +109,20 @@ def refuse_gradients(op: OpOverload, cure: str) -> None:
         def backward(ctx: Any, *results: Any) -> NoReturn:
             raise NotImplementedError(f"{op.name()} has no derivative: {cure}")
 
-    _register(op, Undifferentiable, cure)
+    return _register(op, Undifferentiable, cure)
 
 
-def ignore_gradients(op: OpOverload, cure: str) -> None:
-    """Record no graph of `op`, as upstream; tangents are refused.
+def ignore_gradients(op: OpOverload, cure: str) -> Callable[..., Any]:
+    """Record no graph of `op`, as upstream, but refuse tangents; return `direct(op)`.
 
     Args:
         op: The op.
         cure: The end of the message of the NotImplementedError that forward-mode differentiation raises.
     """
-    _register(op, None, cure)
+    return _register(op, None, cure)
 
 
-def _register(op: OpOverload, node: Node | None, cure: str) -> None:
+def _register(op: OpOverload, node: Node | None, cure: str) -> Callable[..., Any]:
     def kernel(keys: Any, *arguments: Any) -> Any:
         if forward_ad._current_level >= 0:
             _refuse_tangents(op, arguments, cure)
@@ -110,6 +137,7 @@ def _register(op: OpOverload, node: Node | None, cure: str) -> None:
     if library is None:
         library = _libraries[op.namespace] = torch.library.Library(op.namespace, "IMPL")
     library.impl(op._opname, kernel, "Autograd", with_keyset=True)
+    return direct(op)
 
 
 def _run_kernels(op: OpOverload, keys: Any, arguments: tuple[Any, ...]) -> Any:

@@ -1,6 +1,9 @@
-// torch's tensors through the C functions of LibTorch's stable ABI: what is compiled against one version of torch, from
-// 2.9 on, runs with every later one.
+// torch's tensors through the C functions of LibTorch's stable ABI: what is compiled against one version of torch
+// runs with every version from 2.9 on.
 #pragma once
+
+// The oldest version of torch that what is compiled here runs with, as torch's headers number it.
+#define TORCH_TARGET_VERSION 0x0209000000000000
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
@@ -19,6 +22,7 @@ namespace scanlab {
 // Sizes or strides; made of a list in braces it lives as long as the expression that it stands in.
 struct Shape : std::span<const int64_t> {
     using span::span;
+    Shape(std::span<const int64_t> numbers) : span(numbers) {}
     Shape(std::initializer_list<int64_t> numbers) : span(numbers.begin(), numbers.size()) {}
     bool operator==(const Shape& other) const { return std::equal(begin(), end(), other.begin(), other.end()); }
 };
@@ -99,10 +103,11 @@ public:
     bool is_strided() const { return get<int32_t>(aoti_torch_get_layout) == aoti_torch_layout_strided(); }
     bool is_cpu() const { return get<int32_t>(aoti_torch_get_device_type) == aoti_torch_device_type_cpu(); }
     Dtype dtype() const {
-        const int32_t number = get<int32_t>(aoti_torch_get_dtype), *const numbers = dtype_numbers();
-        return Dtype(std::find(numbers, numbers + int(Dtype::other), number) - numbers);
+        const int32_t* const numbers = dtype_numbers();
+        return Dtype(std::find(numbers, numbers + int(Dtype::other), dtype_number()) - numbers);
     }
-    size_t element_size() const { return aoti_torch_dtype_element_size(get<int32_t>(aoti_torch_get_dtype)); }
+    int32_t dtype_number() const { return get<int32_t>(aoti_torch_get_dtype); }
+    size_t element_size() const { return aoti_torch_dtype_element_size(dtype_number()); }
     // The address of the first element. Kernels write through those of outputs and states alone.
     void* data() const { return handle ? get<void*>(aoti_torch_get_data_ptr) : nullptr; }
     template <class T>
@@ -121,6 +126,11 @@ public:
         std::vector<int64_t> narrowed(sizes().begin(), sizes().end());
         narrowed[axis] = count;
         return strided(narrowed, strides(), first * stride(axis));
+    }
+    // Of three axes, the last two exchanged.
+    Tensor transposed() const {
+        const Shape from = sizes(), steps = strides();
+        return strided({from[0], from[2], from[1]}, {steps[0], steps[2], steps[1]});
     }
     void copy_from(const Tensor& other) const {
         succeed(aoti_torch_copy_(handle, other.handle, /*non_blocking=*/0), "copy a tensor");

@@ -10,19 +10,13 @@ namespace scanlab::mixer {
 inline constexpr int64_t max_gemv_rows = 8;
 
 // Writes x weight^T + bias of few rows to `out`, which is dense.
-void multiply_gemv(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Tensor& out);
+void multiply_gemv(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& out);
 
 inline int64_t padded(int64_t features) { return (features + 15) / 16 * 16; }
 inline int64_t panels(int64_t features) { return (features + panel_features - 1) / panel_features; }
 
-// A bias as the packed product reads it.
-inline OptionalTensor as_read(const OptionalTensor& bias) {
-    return bias ? OptionalTensor(dense(*bias, at::kFloat)) : std::nullopt;
-}
-
-// The product of rows x with a packed weight.
-PackedLinear product(const Tensor& x, const Tensor& packed, const OptionalTensor& bias, int64_t features,
-                     const Tensor& out);
+// The product of rows x with a packed weight; `bias` is dense float32.
+PackedLinear product(const Tensor& x, const Tensor& packed, const Tensor& bias, int64_t features, const Tensor& out);
 
 // The products of the storage type of x; raises where this machine has none.
 const Products& products_of(const Tensor& x);

@@ -31,18 +31,18 @@ def multiplies(dtype: torch.dtype) -> bool:
 
 def packed(weight: PrepackedWeight) -> Tensor:
     """Return the form that the native products read, the same on every instruction set."""
-    return weight.form("native", torch.ops.scanlab_mixer.pack_linear)
+    return weight.form("native", extension.ops.pack_linear)
 
 
 def linear(x: Tensor, weight: PrepackedWeight, bias: Tensor | None) -> Tensor:
     """Return x weight^T + bias."""
-    out: Tensor = torch.ops.scanlab_mixer.packed_linear(x, packed(weight), bias, weight.weight.shape[0])
+    out: Tensor = extension.ops.packed_linear(x, packed(weight), bias, weight.weight.shape[0])
     return out
 
 
 def few_rows(x: Tensor, weight: PrepackedWeight, bias: Tensor | None) -> Tensor:
     """Return x weight^T + bias for a few rows of float32, as fast as the weight comes out of memory."""
-    out: Tensor = torch.ops.scanlab_mixer.gemv(x.reshape(-1, x.shape[-1]), weight.weight, bias)
+    out: Tensor = extension.ops.gemv(x.reshape(-1, x.shape[-1]), weight.weight, bias)
     return out.view(*x.shape[:-1], weight.weight.shape[0])
 
 

@@ -2,7 +2,6 @@
 #include "mamba_front/native.h"
 
 #include "causal_conv1d/call.h"
-#include "cpu/library_autograd.h"
 #include "linear/call.h"
 
 namespace scanlab::mixer {
@@ -11,18 +10,6 @@ namespace {
 
 // z, then u, what is selected and delta of the forward direction, then of the reverse one; empty where there is none.
 using FrontOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-
-FrontOutputs mamba_front_outputs(const Tensor& hidden, const Tensor&, const OptionalTensor&, const Tensor&,
-                                 const OptionalTensor&, const Tensor& weight, const OptionalTensor&, const Tensor&,
-                                 const Tensor&, const OptionalTensor& weight_reverse, const OptionalTensor&,
-                                 const OptionalTensor&, const OptionalTensor&, c10::SymInt, c10::SymInt selected) {
-    const c10::SymInt dim = weight.sym_size(0);
-    const auto like = [&](const c10::SymInt& features) {
-        return output({hidden.sym_size(0), hidden.sym_size(1), features}, hidden);
-    };
-    if (weight_reverse) return {like(dim), like(dim), like(selected), like(dim), like(dim), like(selected), like(dim)};
-    return {like(dim), like(dim), like(selected), like(dim), nothing(hidden), nothing(hidden), nothing(hidden)};
-}
 
 // Every sequence in pieces of `steps`.
 std::vector<Piece> pieces_of(const Conv& conv, int64_t steps) {
@@ -44,47 +31,48 @@ std::vector<Piece> cut(MambaFront& front, int64_t threads) {
     const int64_t tasks = front.groups * int64_t(pieces.size());
     return tasks % threads == 0 || tasks >= 4 * threads ? pieces : pieces_of(front.conv, max_steps / 4);
 }
+
 FrontOutputs mamba_front(const Tensor& hidden, const Tensor& into, const OptionalTensor& into_bias, const Tensor& gate,
                          const OptionalTensor& gate_bias, const Tensor& weight, const OptionalTensor& bias,
                          const Tensor& select, const Tensor& step, const OptionalTensor& weight_reverse,
                          const OptionalTensor& bias_reverse, const OptionalTensor& select_reverse,
-                         const OptionalTensor& step_reverse, c10::SymInt sym_rank, c10::SymInt sym_selected) {
-    TORCH_CHECK_VALUE(hidden.dim() == 3 && weight.dim() == 2, "hidden (batch, length, model) and weight (dim, width)");
+                         const OptionalTensor& step_reverse, int64_t rank, int64_t selected) {
+    require(hidden.dim() == 3 && weight.dim() == 2, "hidden (batch, length, model) and weight (dim, width)");
     expect("hidden", hidden, hidden.sizes());
-    const FrontOutputs outputs =
-        mamba_front_outputs(hidden, into, into_bias, gate, gate_bias, weight, bias, select, step, weight_reverse,
-                            bias_reverse, select_reverse, step_reverse, sym_rank, sym_selected);
-    const auto& [z, u, all, delta, u_reverse, selected_reverse, delta_reverse] = outputs;
-    const ConvCall call(u.mT(), weight, bias, weight_reverse, bias_reverse, std::nullopt, std::nullopt, true);
-    const int64_t dim = weight.size(0), rank = sym_rank.expect_int(), selected = sym_selected.expect_int();
-    TORCH_CHECK_VALUE(0 <= rank && rank <= selected, "rank ", rank, ": must be 0..", selected);
-    const auto rows_of = [](const Tensor& tensor) { return tensor.view({-1, tensor.size(2)}); };
-    const Tensor flat = hidden.reshape({-1, hidden.size(2)}), rows = flat.stride(1) == 1 ? flat : flat.contiguous();
-    const OptionalTensor into_biases = as_read(into_bias), gate_biases = as_read(gate_bias);
+    require(0 <= rank && rank <= selected, "rank ", rank, ": must be 0..", selected);
+    require(!weight_reverse || (select_reverse && step_reverse), "the reverse direction lacks its weights");
+    const int64_t dim = weight.size(0);
+    const auto of = [&](int64_t features) {
+        return empty_output({hidden.size(0), hidden.size(1), features}, hidden.dtype());
+    };
+    const auto of_reverse = [&](int64_t features) { return weight_reverse ? of(features) : nothing(hidden); };
+    const FrontOutputs outputs = {of(dim),        of(dim), of(selected), of(dim), of_reverse(dim), of_reverse(selected),
+                                  of_reverse(dim)};
+    const auto& [z, u, all, delta, u_reverse, all_reverse, delta_reverse] = outputs;
+    const ConvCall call(u.transposed(), weight, bias, weight_reverse, bias_reverse, {}, {}, true);
+    const Tensor rows = rows_of(hidden), into_biases = dense("into_bias", into_bias, {dim}, Dtype::float32),
+                 gate_biases = dense("gate_bias", gate_bias, {dim}, Dtype::float32);
     MambaFront front;
     PackedLinear discretize_delta[2];
     front.conv = call.conv;
-    front.into = product(rows, into, into_biases, dim, Tensor());
+    front.into = product(rows, into, into_biases, dim, {});
     front.gate = product(rows, gate, gate_biases, dim, rows_of(z));
     const auto direction = [&](int d, const Tensor& u, const Tensor& all, const Tensor& delta, const Tensor& to_all,
                                const Tensor& to_delta) {
-        front.conv.direction[d].out = matrix(u.mT());
-        front.select[d] = product(rows_of(u), to_all, std::nullopt, selected, rows_of(all));
-        discretize_delta[d] = product(rows_of(all).narrow(1, 0, rank), to_delta, std::nullopt, dim, rows_of(delta));
+        front.conv.direction[d].out = matrix(u.transposed());
+        front.select[d] = product(rows_of(u), to_all, {}, selected, rows_of(all));
+        discretize_delta[d] = product(rows_of(all).narrow(1, 0, rank), to_delta, {}, dim, rows_of(delta));
     };
     direction(0, u, all, delta, select, step);
-    if (weight_reverse) {
-        TORCH_CHECK_VALUE(select_reverse && step_reverse, "the reverse direction lacks its weights");
-        direction(1, u_reverse, selected_reverse, delta_reverse, *select_reverse, *step_reverse);
-    }
-    const int64_t threads = at::get_num_threads(), length = front.conv.length, model = hidden.size(2);
+    if (weight_reverse) direction(1, u_reverse, all_reverse, delta_reverse, select_reverse, step_reverse);
+    const int64_t threads = torch_threads(), length = front.conv.length, model = hidden.size(2);
     const std::vector<Piece> pieces = cut(front, threads);
     const int64_t count = int64_t(pieces.size()), at_once = std::min(count, std::max<int64_t>(4, threads));
     front.share_row = padded(selected);
     front.share_rows = std::min(at_once * max_steps, front.conv.batch * length);
     const Tensor shares =
-        at::empty({front.conv.directions * front.groups * front.share_rows * front.share_row}, at::kFloat);
-    front.shares = shares.data_ptr<float>();
+        empty_output({front.conv.directions * front.groups * front.share_rows * front.share_row}, Dtype::float32);
+    front.shares = shares.data<float>();
     const Products& products = products_of(hidden);
     for (int64_t begin = 0; begin < count; begin += at_once) {
         const int64_t end = std::min(begin + at_once, count), some = end - begin, tasks = front.groups * some;
@@ -115,7 +103,7 @@ FrontOutputs mamba_front(const Tensor& hidden, const Tensor& into, const Optiona
 
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(scanlab_mixer, library) {
+STABLE_TORCH_LIBRARY_FRAGMENT(scanlab_mixer, library) {
     library.def(
         "mamba_front(Tensor hidden, Tensor into, Tensor? into_bias, Tensor gate, Tensor? gate_bias, Tensor weight,"
         " Tensor? bias, Tensor select, Tensor step, Tensor? weight_reverse, Tensor? bias_reverse, Tensor? "
@@ -124,10 +112,6 @@ TORCH_LIBRARY_FRAGMENT(scanlab_mixer, library) {
         " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
-TORCH_LIBRARY_IMPL(scanlab_mixer, CPU, library) { library.impl("mamba_front", &mamba_front); }
-
-TORCH_LIBRARY_IMPL(scanlab_mixer, Meta, library) { library.impl("mamba_front", &Meta<mamba_front_outputs>::run); }
-
-TORCH_LIBRARY_IMPL(scanlab_mixer, Autograd, library) { library.impl("mamba_front", Undifferentiable<cure>::kernel()); }
+STABLE_TORCH_LIBRARY_IMPL(scanlab_mixer, CPU, library) { library.impl("mamba_front", boxed<mamba_front>); }
 
 }  // namespace scanlab::mixer

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from scanlab.contract.backend import Backend, OpCapabilities, OpFn
@@ -22,7 +21,7 @@ FOLDER = Path(__file__).parent
 
 def bind(weights: FrontWeights) -> Front:
     """Return the front with these weights, as one op of hidden."""
-    op = torch.ops.scanlab_mixer.mamba_front.default
+    op = extension.ops.mamba_front
     into, directions = weights.into, weights.directions
     rank, state, _ = sizes = directions[0].sizes
     given = [packed(into.x), into.x_bias, packed(into.z), into.z_bias]

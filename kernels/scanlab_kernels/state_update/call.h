@@ -10,8 +10,8 @@ namespace scanlab::mixer {
 // memory of the state was copied before.
 struct StateUpdateCall {
     StateUpdateCall(const Tensor& state, const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B,
-                    const Tensor& C, const OptionalTensor& D, const OptionalTensor& z, const OptionalTensor& dt_bias,
-                    const Tensor& out, bool softplus, const OptionalTensor& rows, bool log_A);
+                    const Tensor& C, const Tensor& D, const Tensor& z, const Tensor& dt_bias, const Tensor& out,
+                    bool softplus, const Tensor& rows, bool log_A);
     void run();
 
 private:

@@ -18,6 +18,7 @@ from scanlab_kernels.gpu.launch_cache import Launch, launch
 from scanlab_kernels.gpu.math import LOG2_E, load, shrink, sigmoid, softplus
 from scanlab_kernels.gpu.registration import changed, define
 from scanlab_kernels.gpu.tile import states_of
+from scanlab_kernels.state_update.registration import empty_mixer_output, empty_output
 from scanlab_kernels.state_update.torch import compose_step
 
 TILE = 512  # states of one program, which is one warp
@@ -119,11 +120,6 @@ def step_kernel(
         tl.store(out_at, nothing.to(out.dtype.element_ty), mask=mask)
 
 
-def empty_output(state: Tensor, x: Tensor, *rest: Any) -> Tensor:
-    """Return an empty tensor like x."""
-    return torch.empty_like(x)
-
-
 def selective_state_update(
     state: Tensor,
     x: Tensor,
@@ -177,11 +173,6 @@ def selective_state_update(
     launch(tensors, ("selective_state_update", dt_softplus, log_A), make)
     changed(state)
     return out
-
-
-def empty_mixer_output(projected: Tensor, *rest: Any) -> Tensor:
-    """Return an empty tensor of half the width of `projected`."""
-    return projected.new_empty((projected.shape[0], projected.shape[1] // 2))
 
 
 def mixer_step(*arguments: Any) -> Tensor:

@@ -18,7 +18,8 @@ from scanlab_kernels.selective_scan.native import backend as native
 
 @pytest.mark.usefixtures("native")
 def test_python_and_cpp_agree_on_what_this_machine_has() -> None:
-    assert tuple(torch.ops.scanlab_mixer.instruction_sets()) == supported_isas()
+    bits = torch.ops.scanlab_mixer.instruction_sets()
+    assert tuple(isa.name for isa in INSTRUCTION_SETS if bits >> isa_index(isa.name) & 1) == supported_isas()
     assert [isa_index(isa.name) for isa in INSTRUCTION_SETS] == list(range(len(INSTRUCTION_SETS)))
 
 

@@ -66,7 +66,7 @@ def test_torchs_own_checks_of_the_op() -> None:
         (torch.zeros(2, 3), torch.zeros(4, 5), None, ValueError),
         (torch.zeros(3), torch.zeros(4, 3), None, ValueError),
         (torch.zeros(2, 3), torch.zeros(4, 3), torch.zeros(3), ValueError),
-        (torch.zeros(2, 3).double(), torch.zeros(4, 3).double(), None, TypeError),
+        (torch.zeros(2, 3).double(), torch.zeros(4, 3).double(), None, ValueError),
     ],
 )
 def test_what_does_not_fit_is_refused(x, weight, bias, error) -> None:

@@ -19,7 +19,6 @@ from scanlab.contract.backend import ScanFn
 from scanlab.contract.cpu import torch_threads
 from scanlab.contract.problem import ScanInputs, ScanProblem, make_inputs
 from scanlab_kernels.selective_scan.native import backend as native
-from scanlab_kernels.selective_scan.native import ops as native_ops
 
 PROBLEM = ScanProblem(
     batch=2, dim=20, length=12, state=4, gradients=True, has_delta_bias=False, has_D=True, layout="dim_last"
@@ -48,7 +47,7 @@ class Mixer(nn.Module):
 
 @pytest.fixture(autouse=True, scope="module")
 def ops() -> None:
-    native_ops.load(native.extension)
+    native.extension.load()
 
 
 @pytest.fixture

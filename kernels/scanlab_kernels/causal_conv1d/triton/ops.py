@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from scanlab_kernels.causal_conv1d.registration import (
+    empty_gradients,
+    empty_outputs,
+    empty_step,
+    gradients,
+    keep_inputs,
+)
 from scanlab_kernels.causal_conv1d.triton import backward, forward, update
 from scanlab_kernels.causal_conv1d.triton.tile import direction_of, sequence_of
 from scanlab_kernels.gpu.registration import NO_SECOND_DERIVATIVES, changed, define
-
-
-def empty_outputs(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, weight_reverse: Tensor | None, *rest: Any
-) -> tuple[Tensor, Tensor]:
-    """Return empty tensors like the forward and the reverse output; without elements where there is no weight."""
-    out, out_reverse = (x.new_empty(0) if each is None else torch.empty_like(x) for each in (weight, weight_reverse))
-    return out, out_reverse
 
 
 def causal_conv1d(
@@ -37,15 +34,6 @@ def causal_conv1d(
         sequence, direction_of(weight, bias, outs[0]), direction_of(weight_reverse, bias_reverse, outs[1]), silu
     )
     return outs
-
-
-def empty_gradients(grad: Tensor | None, grad_reverse: Tensor | None, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    """Return empty tensors like the gradients of x, of both weights and biases, and of the initial states."""
-    *weights, _, initial_states, _ = rest
-    return (
-        torch.empty_like(x),
-        *(x.new_empty(0) if each is None else torch.empty_like(each) for each in (*weights, initial_states)),
-    )
 
 
 def causal_conv1d_backward(
@@ -85,26 +73,6 @@ def causal_conv1d_backward(
     return found
 
 
-def keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    """Keep the inputs for the backward pass."""
-    ctx.save_for_backward(*inputs[:-1])
-    ctx.silu = inputs[-1]
-
-
-def gradients(ctx: Any, grad: Tensor, grad_reverse: Tensor) -> tuple[Any, ...]:
-    """Return the gradients of the convolution, one for each of its arguments."""
-    tensors = ctx.saved_tensors
-    given = (None if tensors[1] is None else grad, None if tensors[3] is None else grad_reverse)
-    found = torch.ops.scanlab_mixer_triton.causal_conv1d_backward(*given, *tensors, ctx.silu)
-    by_weights = (None if tensor is None else each for tensor, each in zip(tensors[1:5], found[1:5], strict=True))
-    return (found[0], *by_weights, None, None if tensors[6] is None else found[5], None)
-
-
-def empty_output(x: Tensor, *rest: Any) -> Tensor:
-    """Return an empty tensor like x."""
-    return torch.empty_like(x)
-
-
 def causal_conv1d_update(
     x: Tensor,
     conv_state: Tensor,
@@ -130,7 +98,7 @@ define(
     causal_conv1d,
     empty_outputs,
     keep=keep_inputs,
-    gradients=gradients,
+    gradients=gradients(lambda *given: torch.ops.scanlab_mixer_triton.causal_conv1d_backward(*given)),
 )
 define(
     f"scanlab_mixer_triton::causal_conv1d_backward(Tensor? grad, Tensor? grad_reverse, {CONV})"
@@ -143,5 +111,5 @@ define(
     "scanlab_mixer_triton::causal_conv1d_update(Tensor x, Tensor(a!) conv_state, Tensor weight, Tensor? bias,"
     " Tensor? cache_seqlens, Tensor? conv_state_indices, bool silu) -> Tensor",
     causal_conv1d_update,
-    empty_output,
+    empty_step,
 )

@@ -14,7 +14,7 @@ from scanlab.contract.backend import WHOLE_CONTRACT, Backend, ScanFn
 from scanlab.contract.cpu import threads_tunable
 from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
 from scanlab.contract.space import Config, Space, Tunable
-from scanlab_kernels.build import PACKAGE, STABLE_ABI, THREADING, WARNINGS, Extension, Unit, headers
+from scanlab_kernels.build import PACKAGE, THREADING, WARNINGS, Extension, Unit, headers
 from scanlab_kernels.cpu.isa import INSTRUCTION_SETS, chosen_isa, isa_index
 from scanlab_kernels.cpu.registration import direct
 from scanlab_kernels.selective_scan import arguments as scan_ops
@@ -38,11 +38,12 @@ extension = Extension(
             for number in ("float", "double")
             for isa in reversed(INSTRUCTION_SETS)
         ),
-        Unit(FOLDER / "native.cpp", ("-O2", *STABLE_ABI)),
+        Unit(FOLDER / "native.cpp", ("-O2",)),
         Unit(FOLDER / "scan.cpp"),
     ),
     flags=("-O3", *WARNINGS, *ARITHMETIC, "-fvisibility=hidden", *THREADING),
     link_flags=THREADING,
+    register=native_ops.register,
 )
 
 
@@ -62,7 +63,7 @@ def forbids(config: Config, problem: ScanProblem) -> str | None:
 
 def make(problem: ScanProblem, config: Config) -> ScanFn:
     """Return the compiled scan; compile it on the first use on a machine."""
-    native_ops.load(extension)
+    extension.load()
     settings = (
         problem.delta_softplus,
         problem.direction == "reverse",

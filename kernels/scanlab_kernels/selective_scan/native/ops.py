@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,9 +11,7 @@ from torch import Tensor
 
 from scanlab.contract.forks import has_forked
 from scanlab.contract.problem import ScanInputs
-from scanlab.errors import ProblemError
-from scanlab_kernels.build import Extension
-from scanlab_kernels.cpu.registration import direct, refuse_gradients, register_gradients
+from scanlab_kernels.cpu.registration import refuse_gradients, register_gradients, register_shapes
 from scanlab_kernels.selective_scan.arguments import TENSORS, directions
 
 TIME_BLOCK = TENSORS + 3  # after softplus, reverse and threads
@@ -22,21 +21,22 @@ TIME_BLOCK = TENSORS + 3  # after softplus, reverse and threads
 CURE = "take the backend that has all of them, `reference`, by its name or with SCANLAB_BACKEND=reference."
 
 
-@functools.cache
-def load(extension: Extension) -> None:
-    """Load the compiled ops of `extension` and register their gradients, shapes and vmap rules; once in a process."""
-    extension.load()
+def register() -> None:
+    """Register what the C++ ops lack: gradients, shapes and vmap rules."""
     ops = torch.ops.scanlab
     if has_forked():
         ops.note_fork()
-    register_gradients(ops.scan_with_checkpoints.default, keep, gradients, CURE)
+    backward = refuse_gradients(ops.scan_backward.default, CURE)
     refuse_gradients(ops.scan.default, CURE)  # it kept no checkpoints
-    refuse_gradients(ops.scan_backward.default, CURE)
-    torch.library.register_fake("scanlab::scan", scan_shapes)
-    torch.library.register_fake("scanlab::scan_with_checkpoints", scan_with_checkpoints_shapes)
-    torch.library.register_fake("scanlab::scan_backward", scan_backward_shapes)
-    for name in ("scan", "scan_with_checkpoints", "scan_backward"):
-        torch.library.register_vmap(f"scanlab::{name}", functools.partial(one_by_one, getattr(ops, name)))
+    register_gradients(ops.scan_with_checkpoints.default, keep, functools.partial(gradients, backward), CURE)
+    for name, shapes in (
+        ("scan", scan_shapes),
+        ("scan_with_checkpoints", scan_with_checkpoints_shapes),
+        ("scan_backward", scan_backward_shapes),
+    ):
+        op = getattr(ops, name)
+        register_shapes(op.default, shapes)
+        torch.library.register_vmap(f"scanlab::{name}", functools.partial(one_by_one, op))
 
 
 def keep(ctx: Any, arguments: tuple[Any, ...], results: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -46,13 +46,14 @@ def keep(ctx: Any, arguments: tuple[Any, ...], results: tuple[Tensor, Tensor, Te
     ctx.settings = arguments[TENSORS:]
 
 
-def gradients(ctx: Any, grad_out: Tensor | None, grad_last: Tensor | None, grad_checkpoints: None) -> tuple[Any, ...]:
-    """Return the gradients of `scan_with_checkpoints`, one for each of its arguments."""
+def gradients(
+    backward: Callable[..., Any], ctx: Any, grad_out: Tensor | None, grad_last: Tensor | None, grad_checkpoints: None
+) -> tuple[Any, ...]:
+    """Return the gradients of `scan_with_checkpoints`, one for each of its arguments, by the op `backward`."""
     checkpoints, *tensors = ctx.saved_tensors
     if grad_out is None:
         grad_out = torch.zeros_like(tensors[0])
-    backward = torch.ops.scanlab.scan_backward.default
-    found = direct(backward)(grad_out, grad_last, checkpoints, *tensors, *ctx.settings)
+    found = backward(grad_out, grad_last, checkpoints, *tensors, *ctx.settings)
     return (*found, *(None,) * len(ctx.settings))
 
 
@@ -66,17 +67,8 @@ def one_by_one(op: Any, info: Any, axes: tuple[int | None, ...], *arguments: Any
     return stacked, tuple(None if each is None else 0 for each in stacked)
 
 
-def expect_one_device(*tensors: Tensor | None) -> None:
-    """Raise ProblemError unless all lie where the first does: one without data would leave outputs unwritten."""
-    devices = [tensor.device for tensor in tensors if tensor is not None]
-    for device in devices:
-        if device != devices[0]:
-            raise ProblemError(f"tensors are on {devices[0]} and on {device}: all must be on one device.")
-
-
 def scan_shapes(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """Return empty tensors like the outputs of `scan`; raises ProblemError where its tensors lie on several devices."""
-    expect_one_device(*arguments[:TENSORS])
+    """Return empty tensors like the outputs of `scan`."""
     inputs = directions(arguments)
     u, A = inputs[0].u, inputs[0].A
     shape = (u.shape[0], *A.shape)
@@ -98,11 +90,7 @@ def scan_with_checkpoints_shapes(*arguments: Any) -> tuple[Tensor, Tensor, Tenso
 def scan_backward_shapes(
     grad_out: Tensor, grad_last: Tensor | None, checkpoints: Tensor, *arguments: Any
 ) -> tuple[Tensor | None, ...]:
-    """Return empty tensors like the gradients that `scan_backward` returns: of its tensors, None where there is none.
-
-    Raises ProblemError where its tensors lie on several devices.
-    """
-    expect_one_device(grad_out, grad_last, checkpoints, *arguments[:TENSORS])
+    """Return empty tensors like the gradients that `scan_backward` returns: of its tensors, None where there is none."""
     results: list[Tensor | None] = []
     for inputs in directions(arguments):
         for name, tensor in zip(ScanInputs._fields, inputs, strict=True):
