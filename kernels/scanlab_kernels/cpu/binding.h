@@ -12,12 +12,12 @@
 // vmap are registered in Python (cpu/registration.py).
 #pragma once
 
+#include "cpu/tensor.h"  // before torch's headers, for it says which version of torch is meant
+
 #include <torch/csrc/stable/library.h>
 
 #include <cstring>
 #include <tuple>
-
-#include "cpu/tensor.h"
 
 namespace scanlab {
 

@@ -6,7 +6,6 @@ direction reads the map as it is, and no direction needs a copy.
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 
 import torch
@@ -18,13 +17,23 @@ from scanlab.contract.problem import DTYPES
 from scanlab.contract.space import Config, Space, Tunable
 from scanlab_kernels.build import PACKAGE, THREADING, WARNINGS, Extension, Unit, headers
 from scanlab_kernels.cpu.isa import INSTRUCTION_SETS, chosen_isa, isa_index
-from scanlab_kernels.cpu.registration import refuse_gradients
+from scanlab_kernels.cpu.registration import direct, refuse_gradients, register_shapes
 from scanlab_kernels.cross_scan_2d.problem import CrossScanFn, CrossScanInputs, CrossScanOutput, CrossScanProblem
 from scanlab_kernels.selective_scan.native.backend import ARITHMETIC, EXP_VARIANTS
 
 FOLDER = Path(__file__).parent
 LOOP = PACKAGE / "selective_scan" / "native"
 CURE = "take the backend cross_scan_2d_composed, which has them."
+
+
+def register() -> None:
+    """Register what the C++ op lacks."""
+    ops = torch.ops.scanlab_cross_scan
+    if has_forked():
+        ops.note_fork()
+    refuse_gradients(ops.cross_scan_2d.default, CURE)
+    register_shapes(ops.cross_scan_2d.default, lambda u, *_: torch.empty_like(u))
+
 
 extension = Extension(
     name="cross_scan_2d",
@@ -34,25 +43,12 @@ extension = Extension(
             for number in ("float", "double")
             for isa in reversed(INSTRUCTION_SETS)
         ),
-        Unit(FOLDER / "native.cpp", ("-O1",)),
+        Unit(FOLDER / "native.cpp", ("-O2",)),
     ),
     flags=("-O3", *WARNINGS, *ARITHMETIC, "-fvisibility=hidden", *THREADING),
     link_flags=THREADING,
+    register=register,
 )
-
-
-@functools.cache
-def load() -> None:
-    """Load the compiled op and register its shapes; once in a process.
-
-    Raises:
-        UnavailableError: It can neither be built nor is it cached.
-    """
-    extension.load()
-    if has_forked():
-        torch.ops.scanlab_cross_scan.note_fork()
-    refuse_gradients(torch.ops.scanlab_cross_scan.cross_scan_2d.default, CURE)
-    torch.library.register_fake("scanlab_cross_scan::cross_scan_2d", lambda u, *_: torch.empty_like(u))
 
 
 def forbids(config: Config, problem: CrossScanProblem) -> str | None:
@@ -62,8 +58,8 @@ def forbids(config: Config, problem: CrossScanProblem) -> str | None:
 
 def make(problem: CrossScanProblem, config: Config) -> CrossScanFn:
     """Return the compiled scan; compile it on the first use on a machine."""
-    load()
-    op = torch.ops.scanlab_cross_scan.cross_scan_2d.default
+    extension.load()
+    op = direct(torch.ops.scanlab_cross_scan.cross_scan_2d.default)
     settings = (
         problem.delta_softplus,
         int(config["time_block"]),

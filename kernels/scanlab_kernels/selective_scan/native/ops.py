@@ -90,7 +90,7 @@ def scan_with_checkpoints_shapes(*arguments: Any) -> tuple[Tensor, Tensor, Tenso
 def scan_backward_shapes(
     grad_out: Tensor, grad_last: Tensor | None, checkpoints: Tensor, *arguments: Any
 ) -> tuple[Tensor | None, ...]:
-    """Return empty tensors like the gradients that `scan_backward` returns: of its tensors, None where there is none."""
+    """Return empty tensors like the gradients that `scan_backward` returns: None for a tensor that is None."""
     results: list[Tensor | None] = []
     for inputs in directions(arguments):
         for name, tensor in zip(ScanInputs._fields, inputs, strict=True):
