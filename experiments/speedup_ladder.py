@@ -51,6 +51,7 @@ def candidates_of(backend: Backend) -> list[Candidate]:
 
 
 def main() -> None:
+    """Measure and write the page."""
     load = os.getloadavg()[0]
     day = time.strftime("%Y-%m-%d", time.gmtime())
     ours = registry.load_all()[0]

@@ -251,6 +251,7 @@ def differs(noise: Sequence[Sequence[Block]], rng: random.Random) -> bool:
 
 
 def numbered(blocks: Sequence[Block]) -> tuple[Block, ...]:
+    """Return the blocks with their positions as their rounds."""
     return tuple(dataclasses.replace(block, round=number) for number, block in enumerate(blocks))
 
 
@@ -279,6 +280,7 @@ def simulated(seed: int, folder: Path, seconds: float, **options: Any) -> Tuning
 
 
 def occasionally(second: float) -> str | None:
+    """Return a disturbance for a fifth of the time."""
     return "another process" if second % 3.0 > 2.4 else None
 
 

@@ -1,0 +1,1 @@
+"""Implementations of the ops of state-space models: a folder for each op, a file for each implementation."""

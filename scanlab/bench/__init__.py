@@ -1,0 +1,1 @@
+"""Is it right, and how fast: verification, timing, statistics, records."""

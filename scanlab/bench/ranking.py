@@ -80,7 +80,7 @@ class Gain:
 
     @property
     def text(self) -> str:
-        """ "7 % (4 to 9)"."""
+        """Gain and interval, such as "7 % (4 to 9)"."""
         spread = f"{self.interval.low:.0%} to {self.interval.high:.0%}" if self.interval.known else "unknown"
         return f"{self.value:.0%} ({spread})".replace("%", " %")
 

@@ -26,7 +26,7 @@ class Interval(NamedTuple):
         return math.isfinite(self.low) and math.isfinite(self.high)
 
     def spelled(self, digits: str = ".3g") -> str:
-        """ "2.24 to 2.41", or "unknown"."""
+        """Return the bounds as text, such as "2.24 to 2.41", or "unknown"."""
         return f"{self.low:{digits}} to {self.high:{digits}}" if self.known else "unknown"
 
 

@@ -1,0 +1,1 @@
+"""Problems, ops, backends, and what is right."""

@@ -173,7 +173,7 @@ def _announce(message: str) -> None:
 
 
 def _mix(mixer: Any, hidden: Tensor, memory: Memory, mask: Tensor | None, masks_hidden: bool) -> Tensor:
-    """hidden (batch, length, dim) -> (batch, length, dim); everything is kept dim-last, as projections leave it."""
+    """Return the mixed hidden (batch, length, dim); everything is kept dim-last, as projections leave it."""
     batch, length, _ = hidden.shape
     mask = None if mask is None else mask[:, -length:, None]
     if masks_hidden:

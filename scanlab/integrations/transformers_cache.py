@@ -104,7 +104,7 @@ def _of_whole_states(
 
 
 def _extend(past: Tensor | None, width: int, store: Callable[[Tensor], object], x: Tensor) -> Tensor:
-    """x behind its past; `store` gets the last `width` inputs, zeros where there were not as many."""
+    """Return x behind its past; `store` gets the last `width` inputs, zeros where there were not as many."""
     if past is not None and x.shape[-1] > 1:
         raise ProblemError(
             f"{x.shape[-1]} tokens after cached ones: this version of transformers continues a cache by one token at a"

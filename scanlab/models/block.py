@@ -32,7 +32,7 @@ class RMSNorm(nn.Module):
         return self.weight, None, self.eps, "rms"
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., dim), computed in at least float32, returned in the dtype of x."""
+        """Return x (..., dim) normalised; computed in at least float32, returned in the dtype of x."""
         wide = widen(x)
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return (wide * scale * self.weight).to(x.dtype)
@@ -46,7 +46,7 @@ class LayerNorm(nn.LayerNorm):
         return self.weight, self.bias, self.eps, "layer"
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., dim), computed in at least float32, returned in the dtype of x."""
+        """Return x (..., dim) normalised; computed in at least float32, returned in the dtype of x."""
         wide = widen(x)
         weight, bias = self.weight.to(wide.dtype), self.bias.to(wide.dtype)
         return F.layer_norm(wide, self.normalized_shape, weight, bias, self.eps).to(x.dtype)
@@ -76,7 +76,7 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, branch: Tensor) -> Tensor:
-        """branch (batch, ...) -> the same shape."""
+        """Return branch (batch, ...) with whole items of the batch dropped in training."""
         if not self.training or self.rate == 0.0:
             return branch
         keep = 1.0 - self.rate
@@ -98,7 +98,7 @@ class Block(nn.Module):
         self.residual_in_fp32 = residual_in_fp32
 
     def forward(self, hidden: Tensor, residual: Tensor | None, scan: Scan) -> tuple[Tensor, Tensor]:
-        """hidden and residual (batch, length, dim), residual None in the first block -> the next of both."""
+        """Return the next hidden and residual (batch, length, dim); the residual is None in the first block."""
         if residual is not None:
             hidden = self.drop_path(hidden)
         normed, residual = add_norm(

@@ -1,0 +1,1 @@
+"""Search within a budget, choose, and keep the choice."""

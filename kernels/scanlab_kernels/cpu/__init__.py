@@ -1,0 +1,1 @@
+"""What all C++ ops share: vectors, threads, allocation, instruction sets."""

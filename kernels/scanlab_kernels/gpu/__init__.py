@@ -1,0 +1,1 @@
+"""What all Triton ops share: launches, versions, registration."""

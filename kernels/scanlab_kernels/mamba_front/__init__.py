@@ -1,0 +1,1 @@
+"""Fused front half of a Mamba block: projections and convolution before the scan."""

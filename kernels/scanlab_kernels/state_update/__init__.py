@@ -1,0 +1,1 @@
+"""One decoding step of a scan and of a whole mixer."""

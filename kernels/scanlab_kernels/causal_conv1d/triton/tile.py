@@ -58,7 +58,7 @@ class Sequence(NamedTuple):
 
     @property
     def steps(self) -> Tensor:
-        """x from step 0 on."""
+        """Values of x from step 0 on."""
         return self.x[..., self.before :] if self.before else self.x
 
 

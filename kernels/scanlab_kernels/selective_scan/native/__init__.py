@@ -1,0 +1,1 @@
+"""Selective scan in C++; recurrence.h is the loop."""

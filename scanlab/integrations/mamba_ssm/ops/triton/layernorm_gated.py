@@ -81,7 +81,7 @@ class RMSNorm(nn.Module):
         self.register_parameter("bias", None)
 
     def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor:
-        """x and z (..., dim) -> the shape and dtype of x."""
+        """Return x (..., dim) normalised and gated by z, in the shape and dtype of x."""
         return rmsnorm_fn(x, self.weight, None, z, self.eps, self.group_size, self.norm_before_gate)
 
 
@@ -101,5 +101,5 @@ class LayerNorm(RMSNorm):
         self.bias = nn.Parameter(torch.zeros(hidden_size, device=device, dtype=dtype))
 
     def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor:
-        """x and z (..., dim) -> the shape and dtype of x."""
+        """Return x (..., dim) normalised and gated by z, in the shape and dtype of x."""
         return layernorm_fn(x, self.weight, self.bias, z, self.eps, self.group_size, self.norm_before_gate)
