@@ -99,12 +99,12 @@ def drawn_case(problem: Problem, seed: int = 0) -> Case:
         InputError: The problem does not fit into memory, or torch knows no such device.
         UnavailableError: The device is not there.
     """
+    if problem.device not in ("cpu", "cuda"):
+        raise InputError(f"device={problem.device}: must be cpu or cuda.")
     try:
         torch.empty(0, device=problem.device)
     except (RuntimeError, AssertionError) as error:
-        known = problem.device.partition(":")[0] in ("cpu", "cuda")
-        kind = UnavailableError if known else InputError
-        raise kind(f"device={problem.device}: {str(error).splitlines()[0]}. Use device=cpu.") from error
+        raise UnavailableError(f"device={problem.device}: {str(error).splitlines()[0]}. Use device=cpu.") from error
     op = registry.op(problem.op)
     needed_bytes, memory_bytes = op.work(problem).traffic_bytes, this_machine().silicon.memory_bytes
     if memory_bytes and MEMORY_FACTOR * needed_bytes > memory_bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from scanlab import settings
 from scanlab.bench.records import Trial, label_of
 from scanlab.bench.store import TrialStore
 from scanlab.cli.console import (
@@ -25,10 +27,12 @@ from scanlab.cli.console import (
     print_json,
 )
 from scanlab.cli.duration import parse_duration
+from scanlab.contract import registry
+from scanlab.contract.evidence import EvidenceRank
 from scanlab.contract.problem import Problem
 from scanlab.contract.space import config_key
-from scanlab.errors import InputError
-from scanlab.runtime.decisions import Decision, decide
+from scanlab.errors import InputError, ScanlabError
+from scanlab.runtime.decisions import Decision, decisions, nothing_serves
 from scanlab.runtime.profile import Profile, ProfileEntry, load_profile
 from scanlab.tuning.recheck import CheckedChoice
 from scanlab.tuning.recheck import recheck as recheck_choice
@@ -52,9 +56,10 @@ def best(
 ) -> None:
     """Show which backend and configuration serve a problem on this machine, and on what basis.
 
-    The basis is exact (tuned for this problem), nearest (tuned for one like it), adopted (from another machine, by
-    `scanlab fleet --adopt`), default (one that ships, measured elsewhere) or fallback. With --recheck, exits
-    with 1 where a choice no longer holds and with 3 where the time did not suffice to tell.
+    The basis is named (by SCANLAB_BACKEND), exact (tuned for this problem), nearest (tuned for one like it), adopted
+    (from another machine, by `scanlab fleet --adopt`), default (one that ships, measured elsewhere) or fallback. Then
+    comes what would serve in its place. With --recheck, exits with 1 where a choice no longer holds and with 3 where
+    the time did not suffice to tell.
 
     Example: `scanlab best --problem batch=1,dim=384,length=197`
     """
@@ -72,20 +77,45 @@ def best(
         out.print(f"[bold]{answer['problem']}[/]")
         out.print(f"  {answer['backend']} {config_key(answer['config'])}")
         out.print(f"  {answer['basis']}: {escape(answer['reason'])}")
-        evidence = answer["evidence"].get("why")
-        if evidence:
-            out.print(f"  {escape(evidence)}")
+        if answer["evidence"].get("why"):
+            out.print(f"  evidence ({answer['rank']}): {escape(answer['evidence']['why'])}")
+        second = answer["second"]
+        if second is not None:
+            out.print(f"  in its place: {second['backend']} {config_key(second['config'])} ({second['basis']})")
+        if answer["tune"] is not None:
+            out.print(f"  to tune for it: {answer['tune']}")
 
 
 def _answer(problem: Problem, profile: Profile | None) -> dict[str, Any]:
-    decision: Decision = decide(problem, profile)
-    entry = profile.exact(problem) if profile is not None and decision.basis in ("exact", "adopted") else None
+    named = _named(problem)
+    found = list(itertools.islice(decisions(problem, profile), 2))
+    if named is not None:
+        found.insert(0, named)
+    if not found:
+        raise nothing_serves(problem)
+    first, second = (*found, None)[:2]
+    assert first is not None
+    entry = profile.exact(problem) if profile is not None and first.basis in ("exact", "adopted") else None
+    op = "" if problem.op == registry.DEFAULT_OP else f"--op {problem.op} "
     return {
         "op": problem.op,
         "problem": problem.key,
-        **asdict(decision),
+        **asdict(first),
+        "rank": EvidenceRank.NONE.label if entry is None else entry.rank.label,
         "evidence": {} if entry is None else dict(entry.evidence),
+        "second": None if second is None else asdict(second),
+        "tune": None if first.basis in ("named", "exact") else f"scanlab tune {op}--problem {problem.key}",
     }
+
+
+def _named(problem: Problem) -> Decision | None:
+    """Return the decision of whoever set SCANLAB_BACKEND, which goes before every other; None where it is not set."""
+    text = settings.BACKEND.get()
+    if text is None or problem.op != registry.DEFAULT_OP:
+        return None
+    backend, config = registry.parse_selection(text)
+    complete = backend.space.complete(config, problem, backend.name)
+    return Decision(backend.name, complete, "named", f"{settings.BACKEND.name}={text} names it")
 
 
 def _recheck(seconds: float, results: Path, as_json: bool) -> None:
@@ -121,7 +151,7 @@ def _check(entry: ProfileEntry, record: TrialStore, seconds: float) -> CheckedCh
         return CheckedChoice(False, f"the choice of {entry.backend} carries no evidence")
     try:
         trial = Trial.from_json(evidence)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (AttributeError, LookupError, ScanlabError, TypeError, ValueError) as error:
         return CheckedChoice(False, f"the evidence for {entry.backend} is damaged: {type(error).__name__}: {error}")
     if (trial.problem, trial.backend, trial.config) != (entry.problem, entry.backend, entry.config):
         deployed = label_of(entry.backend, entry.config)

@@ -80,10 +80,10 @@ def verify(
 ) -> None:
     """Compare every backend and configuration with the float64 reference: outputs and gradients.
 
-    Without a problem or a suite: two hard problems for every configuration, and the corners of the contract for
-    the defaults. Of more than a thousand configurations each tunable is tried in turn. A problem that a backend
-    rejects is listed with its reason and is no failure. Exits with 1 where one is wrong or crashes.
-    Ctrl-C shows the results until then. Example: `scanlab verify chunked native:threads=1`
+    Without a problem or a suite: two hard problems for every configuration, and the corners of the contract for the
+    defaults. Of more than a thousand configurations each tunable is tried in turn. A problem that a backend rejects
+    is listed with its reason and is no failure. Exits with 1 where one is wrong or crashes, and with 3 where
+    nothing could run. Ctrl-C shows the results until then. Example: `scanlab verify chunked native:threads=1`
     """
     refuse_repeated(selections or [])
     if model is not None:
@@ -116,6 +116,8 @@ def verify(
         raise typer.Exit(Exit.INTERRUPTED)
     if any(result.state in ("wrong", "crashed") for result in results):
         raise typer.Exit(Exit.CHECK_FAILED)
+    if all(result.state == "rejected" for result in results):
+        raise typer.Exit(Exit.CANNOT_RUN)
 
 
 def _plan(

@@ -34,7 +34,8 @@ from scanlab.tuning.warm_start import winners_on_nearest_machines, winners_on_si
 # The reference is timed beside the baseline for at most this share of the budget.
 REFERENCE_SHARE = 0.06
 REFERENCE_S = 5.0
-# Waiting for a busy machine takes at most as long as the budget, and so long for a budget of trials.
+# Waiting for a busy machine takes at most this share of the budget, and so long for a budget of trials.
+MAX_WAIT_SHARE = 0.5
 MAX_WAIT_S = 60.0
 # How often other processes are looked at that are trying what is left.
 POLL_S = 0.2
@@ -150,7 +151,7 @@ class _Tuning:
         self._untuned_trial: Trial | None = None
         self._disturbance: str | None = None
         self._scheduler = Scheduler(self.searches, budget, clock, self._skip)
-        limit_s = MAX_WAIT_S if budget.seconds is None else budget.seconds
+        limit_s = MAX_WAIT_S if budget.seconds is None else MAX_WAIT_SHARE * budget.seconds
         self._wait = QuietWait(limit_s, clock, worker.disturbance, self._on_wait)
 
     def build_defaults(self, backends: Sequence[Backend], untuned: Candidate | None, recorded: Sequence[Trial]) -> None:

@@ -1,4 +1,4 @@
-"""`scanlab best --recheck`: every choice of the profile is repeated, and the exit code says whether all hold."""
+"""`scanlab best`: what serves and why; with --recheck, whether every choice still holds."""
 
 from __future__ import annotations
 
@@ -76,3 +76,18 @@ def test_without_a_profile_there_is_nothing_to_check(run):
     outcome = run("best", "--recheck")
     assert outcome.code == 2
     assert "Run `scanlab tune`" in outcome.err
+
+
+def test_it_says_what_serves_on_what_evidence_and_what_would_in_its_place(run, profile, monkeypatch):
+    (answer,) = run("best", "--problem", PROBLEM.key, "--json").json
+    assert (answer["backend"], answer["basis"], answer["rank"]) == ("two_phase", "exact", "search")
+    assert answer["second"]["backend"] != "two_phase"
+    assert answer["tune"] is None
+    other = PROBLEM.replace(gradients=True)
+    (untuned,) = run("best", "--problem", other.key, "--json").json
+    assert untuned["tune"] == f"scanlab tune --problem {other.key}"
+    monkeypatch.setenv("SCANLAB_BACKEND", "chunked:threads=1")
+    (named,) = run("best", "--problem", PROBLEM.key, "--json").json
+    assert (named["backend"], named["config"]["threads"], named["basis"]) == ("chunked", 1, "named")
+    assert (named["second"]["backend"], named["second"]["basis"]) == ("two_phase", "exact")
+    assert "in its place: two_phase" in run("best", "--problem", PROBLEM.key).out

@@ -13,6 +13,7 @@ import pytest
 from helpers.fakes import TINY, crashing, fake, sleepy, wrong
 from helpers.simulated import delays, tune_simulated
 from helpers.workers import DELAYS_MS, said, start
+from scanlab.bench.clock import MeasuringClock
 from scanlab.bench.context import Candidate
 from scanlab.bench.store import TrialStore
 from scanlab.contract.backend import Capabilities
@@ -285,7 +286,9 @@ def test_nothing_to_run_is_no_winner(tmp_path):
 
 def test_backends_passed_as_values_are_tuned_in_this_process(tmp_path):
     exact = wrong()
-    found = tune(TINY, make_inputs(TINY), [exact, crashing()], Budget(seconds=1.0), TrialStore(tmp_path))
+    looks = itertools.count()  # time that passes by looking at the clock, whatever else this machine does
+    clock = MeasuringClock(lambda: next(looks) / 1e3)
+    found = tune(TINY, make_inputs(TINY), [exact, crashing()], Budget(seconds=1.0), TrialStore(tmp_path), clock=clock)
     states = {(trial.backend, trial.config.get("scale")): trial.state for trial in (*found.trials, *found.failed)}
     assert states["wrong", 2.0] == "wrong"
     assert states["crashing", None] == "crashed"
