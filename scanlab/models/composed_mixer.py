@@ -54,6 +54,10 @@ def scan_directions(
     """Return the scan of hidden (batch, length, dim) in one direction or both.
 
     Args:
+        mixer: The mixer.
+        hidden: (batch, length, dim).
+        scan: Computes the recurrences.
+        bidirectional: Scan in reverse too, by the weights that bimamba_type names.
         slices: Add the third branch of bimamba_type v3, which scans the first step of each of so many equal slices of
             the sequence, then the second of each, and so on.
 

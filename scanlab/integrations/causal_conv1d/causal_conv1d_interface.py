@@ -1,4 +1,4 @@
-"""The functions of `causal_conv1d`, with its signatures, on the ops of scanlab.runtime.ops.
+"""Functions of `causal_conv1d`, with its signatures, on the ops of scanlab.runtime.ops.
 
 Source: Dao-AILab/causal-conv1d@0d2252d, causal_conv1d/causal_conv1d_interface.py, causal_conv1d_varlen.py,
 cpp_functions.py.
@@ -13,7 +13,11 @@ from scanlab_kernels.causal_conv1d.arguments import Activation
 
 
 def activation_of(name: str | None) -> Activation:
-    """`name` as an activation; raises NotImplementedError, as upstream, for another than None, silu and swish."""
+    """Return `name` as an activation.
+
+    Raises:
+        NotImplementedError: It is another than None, silu and swish, as upstream.
+    """
     if name not in (None, "silu", "swish"):
         raise NotImplementedError(f"activation={name!r}: must be None, 'silu' or 'swish'.")
     return None if name is None else "silu"
@@ -29,7 +33,7 @@ def causal_conv1d_fn(
     final_states_out: Tensor | None = None,
     activation: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The depthwise causal convolution of x (batch, dim, length) with weight (dim, width) and bias (dim,).
+    """Return the depthwise causal convolution of x (batch, dim, length) with weight (dim, width) and bias (dim,).
 
     seq_idx (batch, length) int32; initial_states and final_states_out (batch, dim, width - 1). Returns the shape
     and dtype of x, with the final states where asked for. Differentiable. Without the layout and width limits of
@@ -55,7 +59,7 @@ def causal_conv1d_update(
     cache_seqlens: Tensor | None = None,
     conv_state_indices: Tensor | None = None,
 ) -> Tensor:
-    """The next steps x (batch, dim) or (batch, dim, steps) from conv_state (batch, dim, slots), updated in place."""
+    """Return the next steps, of x (batch, dim[, steps]), from conv_state (batch, dim, slots), updated in place."""
     return mixer.causal_conv1d_update(
         x,
         conv_state,
@@ -76,7 +80,7 @@ def causal_conv1d_ref(
     final_states_out: Tensor | None = None,
     activation: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """`causal_conv1d_fn` in plain PyTorch; without seq_idx, as upstream."""
+    """Return `causal_conv1d_fn` in plain PyTorch; without seq_idx, as upstream."""
     with mixer.in_torch():
         return causal_conv1d_fn(
             x, weight, bias, None, initial_states, return_final_states, final_states_out, activation
@@ -91,6 +95,6 @@ def causal_conv1d_update_ref(
     activation: str | None = None,
     cache_seqlens: Tensor | None = None,
 ) -> Tensor:
-    """`causal_conv1d_update` in plain PyTorch."""
+    """Return `causal_conv1d_update` in plain PyTorch."""
     with mixer.in_torch():
         return causal_conv1d_update(x, conv_state, weight, bias, activation, cache_seqlens)

@@ -13,7 +13,7 @@ __all__ = ["causal_conv1d_varlen_states", "causal_conv1d_varlen_states_ref"]
 
 @torch.no_grad()
 def causal_conv1d_varlen_states(x: Tensor, cu_seqlens: Tensor, state_len: int) -> Tensor:
-    """The last `state_len` inputs of each packed sequence: x (tokens, dim) -> (batch, dim, state_len).
+    """Return the last `state_len` inputs of each packed sequence of x (tokens, dim): (batch, dim, state_len).
 
     Shorter sequences get zeros on the left. Sequence i is x[cu_seqlens[i] : cu_seqlens[i + 1]].
     """

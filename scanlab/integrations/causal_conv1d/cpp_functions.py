@@ -21,7 +21,7 @@ def causal_conv1d_fwd_function(
     final_states_out: Tensor | None,
     silu_activation: bool,
 ) -> Tensor:
-    """The forward pass as `causal_conv1d.cpp_functions` has it."""
+    """Return the convolution as `causal_conv1d.cpp_functions` has it."""
     out = torch.empty_like(x)
     extensions.causal_conv1d_fwd(x, weight, bias, seq_idx, initial_states, out, final_states_out, silu_activation)
     return out
@@ -39,7 +39,7 @@ def causal_conv1d_bwd_function(
     return_dinitial_states: bool,
     silu_activation: bool,
 ) -> tuple[Tensor | None, ...]:
-    """The gradients (dx, dweight, dbias, dinitial_states) as `causal_conv1d.cpp_functions` has them."""
+    """Return the gradients (dx, dweight, dbias, dinitial_states) as `causal_conv1d.cpp_functions` has them."""
     return extensions.conv_gradients(
         x, weight, bias, dout, seq_idx, initial_states, dfinal_states, dx, return_dinitial_states, silu_activation
     )
@@ -54,6 +54,6 @@ def causal_conv1d_update_function(
     cache_seqlens: Tensor | None,
     conv_state_indices: Tensor | None,
 ) -> Tensor:
-    """The next steps as `causal_conv1d.cpp_functions` has them."""
+    """Return the next steps as `causal_conv1d.cpp_functions` has them."""
     activation = "silu" if silu_activation else None
     return causal_conv1d_update(x, conv_state, weight, bias, activation, cache_seqlens, conv_state_indices)

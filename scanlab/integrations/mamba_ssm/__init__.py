@@ -1,4 +1,4 @@
-"""Code that imports `mamba_ssm` and `causal_conv1d`, running on scanlab: Mamba and Vision Mamba without CUDA.
+"""Drop-in for `mamba_ssm` and `causal_conv1d`: code that imports them runs on scanlab, without CUDA.
 
     import scanlab.integrations.mamba_ssm as drop_in
 
@@ -6,8 +6,9 @@
 
 Afterwards the packages can be imported whether they are installed or not. What is installed is wrapped: tensors on
 the CPU are served by scanlab, all others go where they went before. What is missing, the compiled modules
-`selective_scan_cuda` and `causal_conv1d_cuda` included, is served by scanlab. What scanlab cannot provide raises when
-it is used, and can be imported. `python -m scanlab run script.py` does all this for a script as it is.
+`selective_scan_cuda` and `causal_conv1d_cuda` included, is served by scanlab. A name that scanlab lacks is absent to
+code that has a fallback; to code that has none it raises when it is used. `scanlab run script.py` does all this for a
+script as it is.
 
 Source: state-spaces/mamba@e9594ce, Dao-AILab/causal-conv1d@0d2252d, hustvl/Vim@dd0358a with its forks of both.
 """

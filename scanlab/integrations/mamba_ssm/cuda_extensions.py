@@ -1,4 +1,4 @@
-"""The compiled modules `selective_scan_cuda` and `causal_conv1d_cuda`, with their call signatures, on scanlab.
+"""Stand-ins of the compiled modules `selective_scan_cuda` and `causal_conv1d_cuda`, with their call signatures.
 
 Their Python wrappers are autograd functions that call these by position. The number of arguments tells the release
 of causal_conv1d: it grew from one to the next, and since 1.5.1 results are written into tensors that are passed in.
@@ -33,7 +33,7 @@ def fwd(
     delta_bias: Tensor | None,
     delta_softplus: bool,
 ) -> list[Tensor]:
-    """`selective_scan_cuda.fwd`: [out, x] or, with z, [out, x, out_z]; out is not gated, out_z is.
+    """Return `selective_scan_cuda.fwd`: [out, x] or, with z, [out, x, out_z]; out is not gated, out_z is.
 
     x (batch, dim, 1, 2 state) holds the last state at every other place, where its readers look for it; the
     products of decays between, which only the CUDA backward pass reads, are NaN.
@@ -65,7 +65,7 @@ def bwd(
     delta_softplus: bool,
     recompute_out_z: bool,
 ) -> list[Tensor | None]:
-    """`selective_scan_cuda.bwd`: [du, ddelta, dA, dB, dC, dD, ddelta_bias], with z dz, and out_z where asked for.
+    """Return `selective_scan_cuda.bwd`: [du, ddelta, dA, dB, dC, dD, ddelta_bias], dz with z, and out_z if asked for.
 
     dz is written into the tensor given for it. x and out, which the forward pass kept, are not needed.
     """
@@ -85,13 +85,13 @@ def _leaf(tensor: Tensor) -> Tensor:
 
 
 def _gradients(outputs: Sequence[Tensor], leaves: Sequence[Tensor | None], upstream: Sequence[Tensor]) -> list[Any]:
-    """The gradients of the leaves that are there, None in the place of the others."""
+    """Return the gradients of the leaves that are there, None in the place of the others."""
     found = iter(torch.autograd.grad(outputs, [each for each in leaves if each is not None], upstream))
     return [None if each is None else next(found) for each in leaves]
 
 
 def causal_conv1d_fwd(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor | None:
-    """`causal_conv1d_cuda.causal_conv1d_fwd` of every release: the output, or None where it was given a place.
+    """Return the output of `causal_conv1d_cuda.causal_conv1d_fwd`, or None where a tensor for it was passed.
 
     rest is (silu) in 1.0, (seq_idx, silu) in 1.1, (seq_idx, initial_states, final_states_out, silu) up to 1.5.0, and
     (seq_idx, initial_states, out, final_states_out, silu) since.
@@ -121,7 +121,7 @@ def causal_conv1d_fwd(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any
 def causal_conv1d_bwd(
     x: Tensor, weight: Tensor, bias: Tensor | None, dout: Tensor, *rest: Any
 ) -> tuple[Tensor | None, ...] | None:
-    """`causal_conv1d_cuda.causal_conv1d_bwd` of every release: (dx, dweight, dbias[, dinitial_states]) or None.
+    """Return the gradients (dx, dweight, dbias[, dinitial_states]), or None where tensors for them were passed.
 
     rest is (dx, silu) in 1.0, (seq_idx, dx, silu) in 1.1, (seq_idx, initial_states, dfinal_states, dx,
     return_dinitial_states, silu) up to 1.5.0, and (seq_idx, initial_states, dfinal_states, dx, dweight, dbias,
@@ -160,7 +160,7 @@ def conv_gradients(
     return_dinitial_states: bool,
     silu: bool,
 ) -> tuple[Tensor | None, ...]:
-    """(dx, dweight, dbias, dinitial_states) of the convolution; dx is written into the tensor given for it."""
+    """Return (dx, dweight, dbias, dinitial_states); dx is written into the tensor given for it."""
     x_, weight_ = _leaf(x), _leaf(weight)
     bias_, initial_ = (None if each is None else _leaf(each) for each in (bias, initial_states))
     with torch.enable_grad():
@@ -181,7 +181,7 @@ def conv_gradients(
 def causal_conv1d_update(
     x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any
 ) -> Tensor | None:
-    """`causal_conv1d_cuda.causal_conv1d_update` of every release: the output, or None where it was given a place.
+    """Return the output of `causal_conv1d_cuda.causal_conv1d_update`, or None where a tensor for it was passed.
 
     rest is (silu) up to 1.1, (silu, cache_seqlens) and then (silu, cache_seqlens, conv_state_indices) up to 1.5.0,
     and (out, silu, cache_seqlens, conv_state_indices) since.

@@ -1,4 +1,4 @@
-"""The functions of the packages `selective_scan`, `selective_scan_vmamba` and `selective_scan_vmamba_pt202`.
+"""Functions of the packages `selective_scan`, `selective_scan_vmamba` and `selective_scan_vmamba_pt202`.
 
 Source: MzeroMiko/VMamba, selective_scan/selective_scan/selective_scan_interface.py of its first releases.
 """

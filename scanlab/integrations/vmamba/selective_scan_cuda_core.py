@@ -1,4 +1,4 @@
-"""The compiled modules `selective_scan_cuda_core` and `selective_scan_cuda_nrow`: out in the dtype of u.
+"""Stand-in of the compiled modules `selective_scan_cuda_core` and `selective_scan_cuda_nrow`: out in the dtype of u.
 
 Source: MzeroMiko/VMamba@5cb8c14, kernels/selective_scan/csrc/selective_scan/cus and cusnrow.
 """

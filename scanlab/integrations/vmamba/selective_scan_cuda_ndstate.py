@@ -1,4 +1,4 @@
-"""The compiled module `selective_scan_cuda_ndstate`: a state of one, whose axis A, B and C lack.
+"""Stand-in of the compiled module `selective_scan_cuda_ndstate`: a state of one, whose axis A, B and C lack.
 
 Source: MzeroMiko/VMamba@5cb8c14, kernels/selective_scan/csrc/selective_scan/cusndstate.
 """

@@ -1,4 +1,4 @@
-"""The compiled module `selective_scan_cuda_oflex`: a grouped scan without a gate, with a choice of output dtype.
+"""Stand-in of the compiled module `selective_scan_cuda_oflex`: a grouped scan without a gate.
 
 Source: MzeroMiko/VMamba@f479b4a, kernels/selective_scan/csrc/selective_scan/cusoflex/selective_scan_oflex.cpp.
 """
@@ -30,9 +30,11 @@ def fwd(
         u: (batch, groups * dim, length).
         delta: The shape of u, or (batch, fewer channels, length), each repeated for its channels of u.
         A: (groups * dim, state).
-        B, C: (batch, groups, state, length).
+        B: (batch, groups, state, length).
+        C: The shape of B.
         D: (groups * dim,).
         delta_bias: (channels of delta,).
+        delta_softplus: Apply softplus to delta + delta_bias.
         nrows: Ignored. The CUDA kernel's rows per block change no value.
         out_float: Return out in float32 instead of the dtype of u.
     """
@@ -59,10 +61,7 @@ def bwd(
 ) -> list[Tensor | None]:
     """Return [du, ddelta, dA, dB, dC, dD, ddelta_bias], each in the shape and dtype of its tensor.
 
-    Args:
-        dout: The gradient of out, in the dtype of u or in float32.
-        x: Ignored. The states are computed again.
-        nrows: Ignored, as in `fwd`.
+    dout is the gradient of out, in the dtype of u or float32. x and nrows are ignored: the states are computed again.
     """
     repeats = _repeats(u, delta)
     repeated = delta.repeat_interleave(repeats, 1).to(_wide(delta.dtype))

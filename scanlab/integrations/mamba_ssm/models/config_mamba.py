@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass
 class MambaConfig:
-    """What a published model is made of."""
+    """Configuration of a language model, as published models store it."""
 
     d_model: int = 2560
     d_intermediate: int = 0

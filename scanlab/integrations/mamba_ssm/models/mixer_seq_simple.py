@@ -52,10 +52,18 @@ def create_block(
     """Return a block of a language model, by the arguments of mamba_ssm 2.x or of 1.x.
 
     Args:
+        d_model: Width of the model.
         d_intermediate: Hidden width of the MLP behind the mixer, 0 for none. In 1.x, ssm_cfg has this place.
         ssm_cfg: Arguments of the mixer.
         attn_layer_idx: Indices of the layers that are attention; scanlab has none.
+        attn_cfg: Arguments of attention layers.
+        norm_epsilon: Added to the variance of the norms.
+        rms_norm: RMSNorm instead of LayerNorm.
+        residual_in_fp32: Keep the residual in float32.
+        fused_add_norm: Add and normalise in one op.
         layer_idx: Index of the layer.
+        device: Of the weights.
+        dtype: Of the weights.
 
     Raises:
         UnavailableError: The layer is attention or of another kind than Mamba-1 and Mamba-2.

@@ -1,4 +1,4 @@
-"""The functions of `mamba_ssm.ops.selective_scan_interface`, with their signatures, on this machine's scan.
+"""Functions of `mamba_ssm.ops.selective_scan_interface`, with their signatures, on this machine's scan.
 
 Each is one composition of differentiable ops, so that every gradient is that of the function: upstream, the backward
 pass of bimamba_inner_fn loses what flows into z from the second direction, and the norms of B, C and delta let none
@@ -25,7 +25,7 @@ log = logging.getLogger("scanlab")
 
 
 def say_who_serves() -> None:
-    """One line in the life of a process; what is not the tuned choice was said by the dispatcher already."""
+    """Log once in a process which backend serves, unless the dispatcher has done so."""
     if not is_traced():
         _say_who_serves()
 
@@ -51,7 +51,7 @@ def selective_scan_fn(
     delta_softplus: bool = False,
     return_last_state: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """`scanlab.selective_scan_fn`, which has this signature; differentiable in the last state too."""
+    """Return `scanlab.selective_scan_fn`, which has this signature; differentiable in the last state too."""
     result = dispatch.selective_scan_fn(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state)
     say_who_serves()
     return result
@@ -69,7 +69,7 @@ def selective_scan_ref(
     delta_softplus: bool = False,
     return_last_state: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The reference loop: slow on purpose, for those who compare."""
+    """Return the same from the reference loop, to compare with."""
     return dispatch.selective_scan_fn(
         u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, backend="reference"
     )
@@ -95,17 +95,32 @@ def mamba_inner_fn_no_out_proj(
     dt_rms_weight: Tensor | None = None,
     b_c_dt_rms_eps: float = 1e-6,
 ) -> Tensor:
-    """A Mamba mixer between its outer projections: convolution, projections to the step size, B and C, and the scan.
+    """Return the output of a Mamba mixer before its output projection: convolution, selection and scan.
 
-    xz                 (batch, 2 dim, length): x, which is convolved and scanned, and the gate z
-    conv1d_weight      (dim, 1, width), with conv1d_bias (dim,)
-    x_proj_weight      (rank + columns of B + columns of C, dim); a B or C that is given has no columns
-    delta_proj_weight  (dim, rank)
-    A                  (dim, state), real or complex; B and C, if given, (dim, state); D and delta_bias (dim,)
-    B_proj_bias, C_proj_bias      (columns,)
-    b_rms_weight, c_rms_weight    (state,), dt_rms_weight (dim,): B, C and the step size are normalised by them
-    Returns (batch, dim, length). Under autocast the projections run in its dtype. `checkpoint_lvl` is taken for
-    the signature's sake: it saves memory upstream, and changes no value.
+    Under autocast the projections run in its dtype.
+
+    Args:
+        xz: (batch, 2 dim, length): x, which is convolved and scanned, and the gate z.
+        conv1d_weight: (dim, 1, width).
+        conv1d_bias: (dim,).
+        x_proj_weight: (rank + columns of B + columns of C, dim); a B or C that is given has no columns.
+        delta_proj_weight: (dim, rank).
+        A: (dim, state), real or complex.
+        B: (dim, state), constant over time; selected by x where None.
+        C: The same.
+        D: (dim,).
+        delta_bias: (dim,).
+        B_proj_bias: (columns of B,).
+        C_proj_bias: (columns of C,).
+        delta_softplus: Apply softplus to the step size.
+        checkpoint_lvl: Ignored. Upstream it saves memory and changes no value.
+        b_rms_weight: (state,), normalises B.
+        c_rms_weight: (state,), normalises C.
+        dt_rms_weight: (dim,), normalises the step size.
+        b_c_dt_rms_eps: Added to the mean squares of these norms.
+
+    Returns:
+        (batch, dim, length) in the dtype of xz.
     """
     u, z = _convolved(xz, conv1d_weight, conv1d_bias)
     inputs = projected(u, z, x_proj_weight, delta_proj_weight, A, B, C, D, delta_bias, B_proj_bias, C_proj_bias)
@@ -141,7 +156,7 @@ def mamba_inner_fn(
     dt_rms_weight: Tensor | None = None,
     b_c_dt_rms_eps: float = 1e-6,
 ) -> Tensor:
-    """`mamba_inner_fn_no_out_proj` and the projection by out_proj_weight (features, dim): (batch, length, features)."""
+    """Return `mamba_inner_fn_no_out_proj`, projected by out_proj_weight (features, dim): (batch, length, features)."""
     y = mamba_inner_fn_no_out_proj(
         xz,
         conv1d_weight,
@@ -183,7 +198,7 @@ def bimamba_inner_fn(
     C_proj_bias: Tensor | None = None,
     delta_softplus: bool = True,
 ) -> Tensor:
-    """`mamba_inner_fn` with a second scan, by A_b and from the last step to the first, whose output is added.
+    """Return `mamba_inner_fn` with a second scan added, by A_b and from the last step to the first.
 
     Both scans read the same convolved x, step sizes, B, C, D and z.
     """
@@ -214,7 +229,7 @@ def mamba_inner_ref(
     C_proj_bias: Tensor | None = None,
     delta_softplus: bool = True,
 ) -> Tensor:
-    """`mamba_inner_fn` with the softplus always on, whatever delta_softplus says, as upstream."""
+    """Return `mamba_inner_fn` with the softplus always on, whatever delta_softplus says, as upstream."""
     return mamba_inner_fn(
         xz,
         conv1d_weight,
@@ -251,7 +266,7 @@ def bimamba_inner_ref(
     C_proj_bias: Tensor | None = None,
     delta_softplus: bool = True,
 ) -> Tensor:
-    """`bimamba_inner_fn` with the softplus always on, whatever delta_softplus says, as upstream."""
+    """Return `bimamba_inner_fn` with the softplus always on, whatever delta_softplus says, as upstream."""
     return bimamba_inner_fn(
         xz,
         conv1d_weight,
@@ -284,7 +299,7 @@ def projected(
     B_proj_bias: Tensor | None = None,
     C_proj_bias: Tensor | None = None,
 ) -> ScanInputs:
-    """What is scanned: the convolved u (batch, dim, length), the gate, and the projections of u."""
+    """Return the inputs of the scan: the convolved u (batch, dim, length), the gate z, and projections of u."""
     columns = F.linear(u.mT, x_proj_weight)  # (batch, length, rank + columns of B + columns of C)
     rank, state = delta_proj_weight.shape[1], A.shape[1] * (2 if A.is_complex() else 1)
     delta = F.linear(columns[..., :rank], delta_proj_weight)
@@ -296,13 +311,13 @@ def projected(
 
 
 def _convolved(xz: Tensor, conv1d_weight: Tensor, conv1d_bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The convolved x, and z."""
+    """Return the convolved x, and z."""
     x, z = xz.chunk(2, dim=1)
     return mixer.causal_conv1d(x, conv1d_weight[:, 0], conv1d_bias, activation="silu"), z
 
 
 def _varying(columns: Tensor, bias: Tensor | None, A: Tensor) -> Tensor:
-    """B or C (batch, state, length) out of its columns (batch, length, state), for a complex A in pairs."""
+    """Return B or C (batch, state, length) from its columns (batch, length, state); for a complex A in pairs."""
     if bias is not None:
         columns = columns + bias.to(columns.dtype)
     if not A.is_complex():
@@ -312,5 +327,5 @@ def _varying(columns: Tensor, bias: Tensor | None, A: Tensor) -> Tensor:
 
 
 def _rms(values: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    """`values` (batch, channels, length) normalised over the channels, where there is a weight to do it by."""
+    """Return `values` (batch, channels, length) normalised over the channels; as they are without a weight."""
     return values if weight is None else mixer.add_norm(values.mT.contiguous(), None, weight, eps=eps)[0].mT

@@ -1,4 +1,4 @@
-"""Decoding with `mamba_ssm.utils.generation`: the cache of a generation, sampling, and the loop over tokens, on a CPU.
+"""Generation of `mamba_ssm.utils.generation` on a CPU: its cache, sampling, and the loop over tokens.
 
 The official loop times itself with CUDA events, and so runs on no other device. Captured graphs (`cg`) are a matter of
 GPUs: asking for them changes nothing here.
@@ -21,7 +21,7 @@ from scanlab.errors import ProblemError
 
 @dataclass
 class InferenceParams:
-    """How far a generation has come, and the states of each layer."""
+    """Cache of a generation: its progress and the states of each layer."""
 
     max_seqlen: int
     max_batch_size: int
@@ -31,7 +31,7 @@ class InferenceParams:
     lengths_per_sample: Tensor | None = None
 
     def reset(self, max_seqlen: int, max_batch_size: int) -> None:
-        """Begin anew; the states of the layers stay where they are."""
+        """Start a new generation; the states of the layers stay where they are."""
         self.max_seqlen = max_seqlen
         self.max_batch_size = max_batch_size
         self.seqlen_offset = 0
@@ -41,14 +41,14 @@ class InferenceParams:
 
 @dataclass
 class Generated:
-    """sequences (batch, length), the prompt included, and for each new token its scores (batch, vocabulary)."""
+    """Result of a generation: sequences (batch, length), prompt included, and scores (batch, vocabulary) by token."""
 
     sequences: Tensor
     scores: tuple[Tensor, ...] | None
 
 
 def sample(logits: Tensor, top_k: int = 1, top_p: float = 0.0, min_p: float = 0.0, temperature: float = 1.0) -> Tensor:
-    """A token (batch,) for logits (batch, vocabulary): the likeliest where top_k is 1, else drawn.
+    """Return a token (batch,) for logits (batch, vocabulary): the likeliest where top_k is 1, else drawn.
 
     Drawn from the top_k likeliest (0: from all), of those the fewest whose probabilities exceed top_p together, and
     of those the ones at least min_p times as likely as the likeliest.
@@ -123,18 +123,18 @@ def decode(
 
 
 def _penalised(logits: Tensor, sequences: Tensor, penalty: float) -> Tensor:
-    """Logits in which the tokens that were there before are less likely (arXiv 1909.05858)."""
+    """Return logits in which the tokens that were there before are less likely (arXiv 1909.05858)."""
     before = logits.gather(1, sequences)
     return logits.scatter(1, sequences, torch.where(before < 0, before * penalty, before / penalty))
 
 
 class GenerationMixin:
-    """A base of models that can be continued from a prompt."""
+    """Base class of models that generate from a prompt."""
 
     def allocate_inference_cache(
         self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None, **kwargs: Any
     ) -> Any:
-        """The states of all layers; the model that inherits has them."""
+        """Return the states of all layers; subclasses implement it."""
         raise NotImplementedError
 
     def generate(
@@ -149,7 +149,7 @@ class GenerationMixin:
         output_scores: bool = False,
         **kwargs: Any,
     ) -> Tensor | Generated:
-        """input_ids (batch, length) -> (batch, max_length); see `decode` for what else it takes."""
+        """Return input_ids (batch, length) continued to max_length; other arguments are those of `decode`."""
         made = decode(
             input_ids, self, max_length, top_k, top_p, min_p, temperature, output_scores=output_scores, **kwargs
         )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def load_config_hf(model_name: str) -> dict[str, Any]:
-    """The configuration of a published model, or of one in a folder."""
+    """Return the configuration of a published model, or of one in a folder."""
     config: dict[str, Any] = json.loads(_file_of(model_name, "config.json").read_text())
     return config
 
@@ -22,7 +22,7 @@ def load_config_hf(model_name: str) -> dict[str, Any]:
 def load_state_dict_hf(
     model_name: str, device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> dict[str, Tensor]:
-    """The weights of a published model, or of one in a folder; floating ones in `dtype` where it is given."""
+    """Return the weights of a published model, or of one in a folder; floating ones in `dtype` where it is given."""
     weights = torch.load(_file_of(model_name, "pytorch_model.bin"), map_location="cpu", weights_only=True)
     return {
         name: tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)

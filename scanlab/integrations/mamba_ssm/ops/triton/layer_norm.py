@@ -35,9 +35,13 @@ def layer_norm_fn(
     """Return the norm of dropout(rowscale x) + dropout(x1) + residual. Differentiable.
 
     Args:
-        x, x1, residual: (..., dim).
-        weight, bias: (dim,).
-        weight1, bias1: (dim,), for a second norm of the same sum.
+        x: (..., dim).
+        weight: (dim,).
+        bias: (dim,).
+        residual: The shape of x.
+        x1: The shape of x.
+        weight1: (dim,), for a second norm of the same sum.
+        bias1: (dim,).
         eps: Added to the variance.
         dropout_p: Probability of dropping an element of x or x1.
         rowscale: (...), a factor for each row of x.

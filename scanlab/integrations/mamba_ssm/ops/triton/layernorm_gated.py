@@ -1,4 +1,4 @@
-"""The gated norms of `mamba_ssm.ops.triton.layernorm_gated`, with their signatures, in PyTorch.
+"""Gated norms of `mamba_ssm.ops.triton.layernorm_gated`, with their signatures, in PyTorch.
 
 Source: state-spaces/mamba@e9594ce, mamba_ssm/ops/triton/layernorm_gated.py.
 """
@@ -24,10 +24,22 @@ def layernorm_fn(
     norm_before_gate: bool = True,
     is_rms_norm: bool = False,
 ) -> Tensor:
-    """norm(x) silu(z), or norm(x silu(z)) where not norm_before_gate; each group of channels has its own statistics.
+    """Return norm(x) silu(z), or norm(x silu(z)) where not norm_before_gate. Differentiable.
 
-    x, z (..., dim); weight, bias (dim,); group_size divides dim and is dim where None. Computed in float32 or
-    wider, returned in the dtype of x. Differentiable.
+    Computed in at least float32.
+
+    Args:
+        x: (..., dim).
+        weight: (dim,).
+        bias: (dim,).
+        z: The shape of x; no gate where None.
+        eps: Added to the variance.
+        group_size: Adjacent channels that have statistics of their own; all where None.
+        norm_before_gate: Normalise before the gate is applied.
+        is_rms_norm: Do not subtract the mean.
+
+    Returns:
+        The shape and dtype of x.
     """
     is_whole = group_size in (None, x.shape[-1])
     wide = x if is_whole and z is None else x.to(torch.promote_types(x.dtype, torch.float32))
@@ -57,12 +69,12 @@ def rmsnorm_fn(
     group_size: int | None = None,
     norm_before_gate: bool = True,
 ) -> Tensor:
-    """`layernorm_fn` without subtracting the mean."""
+    """Return `layernorm_fn` without subtracting the mean."""
     return layernorm_fn(x, weight, bias, z, eps, group_size, norm_before_gate, True)
 
 
 class RMSNorm(nn.Module):
-    """`rmsnorm_fn` with its weight."""
+    """Gated RMSNorm with its weight."""
 
     def __init__(
         self,
@@ -86,7 +98,7 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(RMSNorm):
-    """`layernorm_fn` with its weight and bias."""
+    """Gated LayerNorm with its weight and bias."""
 
     def __init__(
         self,

@@ -25,6 +25,6 @@ def selective_state_update_ref(
     dt_bias: Tensor | None = None,
     dt_softplus: bool = False,
 ) -> Tensor:
-    """`selective_state_update` in plain PyTorch; without state_batch_indices, as upstream."""
+    """Return `selective_state_update` in plain PyTorch; without state_batch_indices, as upstream."""
     with mixer.in_torch():
         return mixer.selective_state_update(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus)
