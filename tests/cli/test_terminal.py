@@ -41,6 +41,7 @@ def example_of(name: str) -> list[str]:
     return shlex.split(found[1])
 
 
+@pytest.mark.slow
 def test_the_examples_work_when_pasted_one_after_the_other(run, monkeypatch):
     # Times are made up, and what would take long is smaller.
     monkeypatch.setattr("scanlab.cli.tune.tune_problem", partial(tune_simulated, time_ms=lambda each: 1.0))

@@ -38,6 +38,12 @@ def test_a_tuned_scan_has_a_report_or_says_that_the_machine_is_busy(tutorial, tm
         assert (tmp_path / "runs" / "tutorial" / "profile.json").exists()
 
 
+@pytest.mark.slow
+def test_a_tuned_model_computes_right_with_whatever_was_chosen(tutorial):
+    said = tutorial("3_tune_a_model.py", "--budget", "3s")
+    assert re.search("1[56] of 16 digits are right", said)
+
+
 def test_a_backend_of_thirty_lines_is_verified_and_compared(tutorial):
     said = tutorial("4_write_a_backend.py", "--seconds", "3")
     assert re.search(r"^mine threads=0", said, flags=re.MULTILINE)
