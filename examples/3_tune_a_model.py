@@ -5,7 +5,7 @@
 
 Every op of the model is tuned, then whole models are compared: all defaults, the assembled winners and their
 neighbours. Ends with the choice, what serves each op, and a page with the model's breakdown. Your profile is not
-touched: the one of this tutorial lies in its folder, and `SCANLAB_PROFILE` names it.
+touched: the one of this tutorial lies in its folder, which `XDG_DATA_HOME` names on Linux.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ parser.add_argument("--budget", default="30s", help="time of measuring")
 parser.add_argument("--out", type=Path, default=Path("runs/model"), help="the folder of the records and the report")
 asked = parser.parse_args()
 
-os.environ["SCANLAB_PROFILE"] = str(asked.out / "profile.json")
+os.environ["XDG_DATA_HOME"] = str(asked.out.resolve())
 command = [sys.executable, "-m", "scanlab", "tune", "--model", asked.model, "--budget", asked.budget, "--json"]
 done = subprocess.run([*command, "--out", str(asked.out)], stdout=subprocess.PIPE, check=False)
 if done.returncode not in (0, 3):
