@@ -5,8 +5,9 @@ none loses a record that was said to be on disk, and what was running is tried a
 configuration with itself at most 5 % report a difference: some are run, and 200 are drawn from recorded noise of this
 machine. In 100 simulated tunings with injected artefacts (samples 5 to 20 times too fast or too slow, stretches that
 are disturbed) the true winner is chosen or declared a tie, and in 100 that are interrupted, starved or kept busy,
-nothing weaker replaces a choice. Ten tunings of the vim-tiny suite from scratch, beside a neighbour that hogs a CPU at
-random, name the same configuration, or a tie within the noise floor, every one beside every other:
+nothing weaker replaces a choice. Backends with planted faults are caught by `scanlab verify` and by the contract
+test. Ten tunings of the vim-tiny suite from scratch, beside a neighbour that hogs a CPU at random, name the same
+configuration, or a tie within the noise floor, every one beside every other:
 
     python experiments/trust.py
 """
@@ -29,6 +30,7 @@ from typing import Annotated, Any, NamedTuple
 
 import common
 import pandas as pd
+import trust_faults
 import typer
 
 from scanlab.bench.clock import MeasuringClock, QuietWait
@@ -57,7 +59,7 @@ VICTIMS = ("chunked", "associative")
 TWINS = ("chunked", "two_phase")
 RACE_S, NOISE_S = 4.0, 12.0
 WRITER_LIVES_S, TUNER_LIVES_S = 0.05, 2.0
-PARTS = ("kills", "races", "simulated", "tunings")
+PARTS = ("kills", "races", "simulated", "faults", "tunings")
 ARTEFACT_SHARE = 0.1
 LAST_TUNER_S = 120.0
 ALLOWED_SHARE = 0.05
@@ -90,7 +92,7 @@ def append_forever(folder: Path, trial: Trial, note: Path) -> None:
 
 
 def victims() -> list[Backend]:
-    """What is tuned to be killed: on one thread, because a process that is forked cannot wake others."""
+    """Return the backends of a tuning that is killed; on one thread, because a forked process cannot wake others."""
     return [at_most(registry.get(name), 1) for name in VICTIMS]
 
 
@@ -110,7 +112,7 @@ def tune_and_say(folder: Path, note: Path) -> None:
 
 
 def killed(work: Callable[..., None], folder: Path, note: Path, lives_s: float, *given: object) -> list[str]:
-    """Whole lines that `work` wrote down before it was killed, `lives_s` after it began or once its search was over."""
+    """Return the whole lines that `work` wrote before it was killed, after `lives_s` or once its search was over."""
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["scanlab.tuning.tune", "trust"])
     victim = server.Process(target=work, args=(folder, *given, note))
@@ -177,7 +179,7 @@ def kills_of_a_tuner(kills: int, folder: Path) -> Claim:
 
 
 def comparer_of(candidate: Candidate, folder: Path) -> Comparer:
-    """What compares candidates of this process on the small problem."""
+    """Return a comparer of candidates of this process on the small problem."""
     context = BenchmarkContext.of(SMALL, make_inputs(SMALL), "made", seed=0)
     clock = MeasuringClock()
     worker = LocalWorker(context)
@@ -186,7 +188,7 @@ def comparer_of(candidate: Candidate, folder: Path) -> Comparer:
 
 
 def copies(name: str, count: int) -> list[Candidate]:
-    """One configuration under several names."""
+    """Return one configuration under several names."""
     backend = registry.get(name)
     named = [dataclasses.replace(backend, name=f"{name}_{number}") for number in range(count)]
     return [Candidate(each, backend.space.defaults | {"threads": 1}) for each in named]
@@ -222,7 +224,7 @@ def races_drawn(races: int) -> Claim:
 
 
 def recorded_noise(name: str) -> list[list[Block]]:
-    """The blocks of three copies of one configuration, in rounds for NOISE_S."""
+    """Return the blocks of three copies of one configuration, in rounds for NOISE_S."""
     worker = LocalWorker(BenchmarkContext.of(SMALL, make_inputs(SMALL), "made", seed=0))
     candidates = copies(name, 3)
     for each in candidates:
@@ -234,7 +236,7 @@ def recorded_noise(name: str) -> list[list[Block]]:
 
 
 def differs(noise: Sequence[Sequence[Block]], rng: random.Random) -> bool:
-    """Whether a comparison out of `noise`, as long as it takes to decide, shows a difference."""
+    """Return whether a comparison out of `noise`, as long as it takes to decide, shows a difference."""
     series = list(noise)
     rng.shuffle(series)
     total = len(series[0])
@@ -316,6 +318,14 @@ def cut_short(tunings: int, folder: Path) -> Claim:
     return Claim("tunings cut short; replaced stronger evidence", tunings, wrong, 0, time.monotonic() - started, about)
 
 
+def planted_faults() -> tuple[Claim, list[dict[str, str]]]:
+    """Plant faults into a backend; `scanlab verify` and the contract test must each catch every one."""
+    started, rows = time.monotonic(), list(trust_faults.rows())
+    missed = sum(not (row["verify"] and row["contract test"]) for row in rows)
+    about = f"{len(trust_faults.FAULTS)} kinds of faults, in backends with and without gradients"
+    return Claim("planted faults; not caught", len(rows), missed, 0, time.monotonic() - started, about), rows
+
+
 def hog() -> None:
     """Use a CPU in fits of random length."""
     while True:
@@ -327,7 +337,7 @@ def hog() -> None:
 
 @contextmanager
 def neighbour() -> Iterator[None]:
-    """A hog while the block runs."""
+    """Run a hog while the block runs."""
     process = multiprocessing.get_context("forkserver").Process(target=hog, daemon=True)
     process.start()
     try:
@@ -373,7 +383,7 @@ def tunings_beside_a_neighbour(tunings: int, seconds: float, folder: Path) -> It
 
 
 def agree(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two tunings name the same winner, or winners within the larger noise floor of the two.
+    """Return whether two tunings name the same winner, or winners within the larger noise floor of the two.
 
     The speed-ups that each measured must agree, so that a run that measured too little is no tie.
     """
@@ -386,14 +396,16 @@ def agree(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return declared and apart <= max(one["noise_floor"], other["noise_floor"])
 
 
-def write(claims: Sequence[Claim], rows: Sequence[dict[str, Any]], out: Path) -> None:
-    """The page of what is known so far, with the numbers as CSV and every tuning in full as JSON."""
+def write(claims: Sequence[Claim], rows: Sequence[dict[str, Any]], faults: Sequence[dict[str, str]], out: Path) -> None:
+    """Write the page of what is known so far, with the numbers as CSV and every tuning in full as JSON."""
     numbers = pd.DataFrame([{**claim._asdict(), "holds": claim.holds} for claim in claims])
     caption = "; ".join(dict.fromkeys(claim.setting for claim in claims))
     shown = numbers.drop(columns="setting").assign(
         holds=numbers.holds.map({True: "yes", False: "NO"}), seconds=numbers.seconds.map("{:.0f}".format)
     )
     sections = {"Claims": shown.astype(str)}
+    if faults:
+        sections["Planted faults, and the first problem that shows each"] = pd.DataFrame(faults)
     if rows:
         columns = ["seed", "winner", "phase", "ms", "speedup", "tried", "took_s"]
         tunings = pd.DataFrame(rows).assign(
@@ -402,16 +414,21 @@ def write(claims: Sequence[Claim], rows: Sequence[dict[str, Any]], out: Path) ->
         )
         sections["Tunings"] = tunings[[*columns, "tied"]].astype(str)
     common.write_page(out, __doc__, caption, {}, sections, numbers)
-    record = {"claims": [claim._asdict() for claim in claims], "tunings": list(rows)}
+    record = {"claims": [claim._asdict() for claim in claims], "tunings": list(rows), "faults": list(faults)}
     record["machine"] = this_machine().to_json()
-    (out / f"{out.name}.json").write_text(json.dumps(record, indent=2) + "\n")
+    record_file(out).write_text(json.dumps(record, indent=2) + "\n")
 
 
-def known(out: Path) -> tuple[list[Claim], list[dict[str, Any]]]:
-    """The claims and the tunings of the page that is there."""
-    file = out / f"{out.name}.json"
-    record = json.loads(file.read_text()) if file.exists() else {"claims": [], "tunings": []}
-    return [Claim(**claim) for claim in record["claims"]], record["tunings"]
+def record_file(out: Path) -> Path:
+    """Return the file of all that is known on this kind of machine."""
+    return out / f"{out.name}-{common.silicon_name()}.json"
+
+
+def known(out: Path) -> tuple[list[Claim], list[dict[str, Any]], list[dict[str, str]]]:
+    """Return the claims, the tunings and the faults that were tried before on this kind of machine."""
+    file = record_file(out)
+    record = json.loads(file.read_text()) if file.exists() else {}
+    return [Claim(**claim) for claim in record.get("claims", ())], record.get("tunings", []), record.get("faults", [])
 
 
 def main(
@@ -431,7 +448,7 @@ def main(
     if unknown := set(asked) - set(PARTS):
         raise SystemExit(f"--parts {', '.join(sorted(unknown))}: must be some of {', '.join(PARTS)}")
     setting = common.setting()
-    claims, rows = known(out)
+    claims, rows, faults = known(out)
     if "tunings" in asked:
         rows.clear()
 
@@ -439,7 +456,7 @@ def main(
         print(f"{claim.claim}: {claim.wrong} of {claim.tried} in {claim.seconds:.0f} s; {claim.said}", flush=True)
         by_name = {each.claim: each for each in claims} | {claim.claim: claim._replace(setting=setting)}
         claims[:] = by_name.values()
-        write(claims, rows, out)
+        write(claims, rows, faults, out)
 
     with tempfile.TemporaryDirectory(prefix="scanlab-trust-") as name:
         place = Path(name)
@@ -452,6 +469,9 @@ def main(
         if "simulated" in asked:
             keep(artefacts(simulations, place / "artefacts"))
             keep(cut_short(simulations, place / "cut-short"))
+        if "faults" in asked:
+            claim, faults[:] = planted_faults()
+            keep(claim)
         if "tunings" in asked:
             for claim, row in tunings_beside_a_neighbour(tunings, parse_duration(budget), place / "tunings"):
                 rows.append(row)

@@ -11,6 +11,7 @@ import pytest
 
 from scanlab.bench.samples import Block
 from scanlab.bench.store import TrialStore
+from scanlab.contract.problem import ScanProblem
 
 SCRIPTS = Path(__file__).parents[2] / "experiments"
 
@@ -60,6 +61,13 @@ def test_artefacts_choose_nothing_and_cut_short_tunings_replace_nothing(trust, t
     assert trust.cut_short(6, tmp_path / "cut-short").holds
 
 
+def test_a_planted_fault_is_caught_by_verification_and_by_the_contract_test(trust):
+    faults = importlib.import_module("trust_faults")
+    broken = faults.backend_with(faults.FAULTS["wrong past the first tile of 64 channels"], gradients=False)
+    for found in (faults.first_wrong(broken), faults.first_failure(broken)):
+        assert ScanProblem.parse(found).dim > faults.FIRST_TILE
+
+
 def test_two_tunings_agree_on_one_winner_or_on_a_tie_within_the_noise(trust):
     one = {"winner": "a", "tied": ["b"], "speedup": 60.0, "noise_floor": 0.03}
     near, far = one | {"winner": "b", "tied": [], "speedup": 61.0}, one | {"winner": "b", "tied": [], "speedup": 1.2}
@@ -79,15 +87,17 @@ def test_what_is_known_is_on_the_page_and_a_claim_that_fails_ends_with_code_1(tr
         monkeypatch.setattr(trust, name, lambda *given, name=name: held._replace(claim=name))
     monkeypatch.setattr(trust, "kills_of_a_tuner", lambda *given: held._replace(claim="tuner", wrong=1))
     monkeypatch.setattr(trust, "tunings_beside_a_neighbour", lambda *given: iter(rows))
+    caught = [{"fault": "wrong at odd lengths", "claims": "", "verify": "p", "contract test": "p"}]
+    monkeypatch.setattr(trust, "planted_faults", lambda: (held._replace(claim="faults"), caught))
     out = tmp_path / "trust"
     with pytest.raises(SystemExit, match="the claim does not hold: tuner"):
         trust.main(out=out, kills=2, races=2, real=2, simulations=1, tunings=1, budget="1s")
     frame = pd.read_csv(out / "trust.csv")
-    assert list(frame.holds) == [True, False, True, True, True, True, True]
+    assert list(frame.holds) == [True, False, True, True, True, True, True, True]
     assert "| a " in (out / "trust.md").read_text()
     with pytest.raises(SystemExit, match="the claim does not hold: tuner"):  # what was not asked for stays
         trust.main(parts="races", out=out, races=2, real=2)
     assert pd.read_csv(out / "trust.csv").claim.tolist() == frame.claim.tolist()
     assert "| a " in (out / "trust.md").read_text()
-    with pytest.raises(SystemExit, match="--parts race: must be some of kills, races, simulated, tunings"):
+    with pytest.raises(SystemExit, match="--parts race: must be some of kills, races, simulated, faults, tunings"):
         trust.main(parts="race", out=out)
