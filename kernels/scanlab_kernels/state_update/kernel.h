@@ -48,22 +48,26 @@ void read_states(T* to, const StateUpdate::PerState& from, int64_t batch, int64_
     });
 }
 
-// h = h exp(dt A) + dt x B of one channel, whose h is adjacent in memory and rounded to its storage; returns the
-// lanes of the unrounded <h, C>. `whole` means that the states are whole vectors, `log_A` that A holds log(-A).
-template <class T, class S, bool whole>
-SCANLAB_INLINE Vec<T> step_of(S* h, const T* A, const T* B, const T* C, T dt, T x, int64_t states, bool log_A) {
-    const T rate = dt * log2_e<T>, drive = dt * x;
+// h = decay h + drive B of one channel, whose h is adjacent in memory and rounded to its storage; returns the lanes of
+// the unrounded <h, C>. `decay_of` gives the decays of the states from n on; `whole` means that the states are whole
+// vectors.
+template <class T, class S, bool whole, class Decay>
+SCANLAB_INLINE Vec<T> step_of(S* h, const T* B, const T* C, T drive, int64_t states, const Decay& decay_of) {
     Vec<T> sum{};
     for (int64_t n = 0; n < states; n += lanes<T>) {
         const int count = whole ? lanes<T> : int(smaller(states - n, lanes<T>));
-        Vec<T> own_A = load_some<T>(A + n, count);
-        if (log_A) own_A = -exp2<T>(own_A * log2_e<T>);
-        const Vec<T> decay = exp2<T>(own_A * rate);
-        const Vec<T> value = load_some<T>(h + n, count) * decay + load<T>(B + n) * drive;
+        const Vec<T> value = load_some<T>(h + n, count) * decay_of(n, count) + load<T>(B + n) * drive;
         sum += value * load<T>(C + n);
         store_some<T>(h + n, value, count);
     }
     return sum;
+}
+
+// exp(dt A), where A may hold log(-A).
+template <class T>
+SCANLAB_INLINE Vec<T> decays(Vec<T> A, Vec<T> dt, bool log_A) {
+    if (log_A) A = -exp2<T>(A * log2_e<T>);
+    return exp2<T>(A * (dt * log2_e<T>));
 }
 
 template <class T>
@@ -76,7 +80,9 @@ void update_states(const StateUpdate& update, int64_t begin, int64_t end, void* 
     T* const h_buffer = A_buffer + padded;
     const bool whole = states == padded;
     const bool dense_A = update.A.state == 1 && update.A.type == type_of<T>;
-    alignas(64) T x[update_channels], dt[update_channels], z[update_channels], D[update_channels], y[update_channels];
+    const bool one_rate = update.A.state == 0 || states == 1;  // for all states of a channel, as in Mamba-2
+    alignas(64) T x[update_channels], dt[update_channels], z[update_channels], D[update_channels], y[update_channels],
+        decay[update_channels];
     for (int64_t index = begin; index < end; index++) {
         const int64_t channel = index % blocks * update_channels, head = index / blocks % update.heads;
         const int64_t batch = index / blocks / update.heads, group = head / (update.heads / update.groups);
@@ -97,28 +103,43 @@ void update_states(const StateUpdate& update, int64_t begin, int64_t end, void* 
         }
         read_states(B, update.B, batch, group, 0, states);
         read_states(C, update.C, batch, group, 0, states);
-        const T* const A = static_cast<const T*>(update.A.data) + head * update.A.head;
+        if (one_rate) {
+            read_channels(decay, {update.A.data, update.A.type, 0, update.A.head, update.A.channel}, 0, head, channel,
+                          channels);
+            for (int c = 0; c < channels; c += lanes<T>)
+                store<T>(decay + c, decays<T>(load<T>(decay + c), load<T>(dt + c), update.log_A));
+        }
         with_storage(update.h.type, [&](auto storage) {
             using S = typename decltype(storage)::type;
             S* const h = static_cast<S*>(update.h.data) + row * update.h.batch + head * update.h.head;
+            const bool in_place = vectors<T, S> && whole && update.h.state == 1;
+            // The step of channel `channel + c`, in place or in a buffer.
+            const auto advance = [&](int c, const auto& decay_of) {
+                S* const own = h + (channel + c) * update.h.channel;
+                if constexpr (vectors<T, S>)
+                    if (in_place) return step_of<T, S, true>(own, B, C, dt[c] * x[c], states, decay_of);
+                read_run(h_buffer, own, update.h.state, states);
+                const Vec<T> sum = step_of<T, T, false>(h_buffer, B, C, dt[c] * x[c], states, decay_of);
+                write_run(own, h_buffer, update.h.state, states);
+                return sum;
+            };
             for (int c = 0; c < channels; c += lanes<T>) {
                 const int count = int(smaller(lanes<T>, channels - c));
                 Vec<T> terms[lanes<T>] = {};
                 for (int i = 0; i < count; i++) {
-                    const int64_t k = channel + c + i;
-                    S* const own = h + k * update.h.channel;
-                    if constexpr (vectors<T, S>) {
-                        if (whole && dense_A && update.h.state == 1) {
-                            terms[i] = step_of<T, S, true>(own, A + k * update.A.channel, B, C, dt[c + i], x[c + i],
-                                                           states, update.log_A);
-                            continue;
-                        }
+                    if (one_rate) {
+                        terms[i] =
+                            advance(c + i, [&](int64_t, int) SCANLAB_ALWAYS_INLINE { return broadcast(decay[c + i]); });
+                        continue;
                     }
-                    read_states(A_buffer, update.A, 0, head, k, states);
-                    read_run(h_buffer, own, update.h.state, states);
-                    terms[i] =
-                        step_of<T, T, false>(h_buffer, A_buffer, B, C, dt[c + i], x[c + i], states, update.log_A);
-                    write_run(own, h_buffer, update.h.state, states);
+                    const T* A = A_buffer;
+                    if (dense_A)
+                        A = static_cast<const T*>(update.A.data) + head * update.A.head +
+                            (channel + c + i) * update.A.channel;
+                    else read_states(A_buffer, update.A, 0, head, channel + c + i, states);
+                    terms[i] = advance(c + i, [&](int64_t n, int some) SCANLAB_ALWAYS_INLINE {
+                        return decays<T>(load_some<T>(A + n, some), broadcast(dt[c + i]), update.log_A);
+                    });
                 }
                 Vec<T> sum = sums<T, lanes<T>>(terms);
                 if (update.D.data) sum += load<T>(D + c) * load<T>(x + c);
