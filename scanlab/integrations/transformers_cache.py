@@ -1,10 +1,10 @@
-"""What a mixer of transformers remembers between calls, whichever cache its version keeps it in.
+"""Read and write the states of Mamba-1 mixers in the caches of transformers' versions.
 
-MambaCache  Mamba and FalconMamba, 4.48 to early 5.x; whether there is a past, only the positions that are
-            passed along tell, and later a flag
-lists       Jamba and Zamba in the same versions: a cache of their own, with a flag
-Cache       every family since, a layer for each mixer; the convolution's state is handed over whole, and
-            later its inputs are, which come back behind their past
+- `MambaCache`: Mamba and FalconMamba, 4.48 to early 5.x. Whether there is a past follows from the positions that are
+  passed along, in later versions from a flag.
+- Lists: Jamba and Zamba in the same versions have a cache of their own, with a flag.
+- `Cache`: every family since, with a layer for each mixer. It takes the whole state of the convolution, in later
+  versions the inputs, which it returns behind those of the past.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from scanlab.errors import ProblemError
 
 
 def _nothing(_: Tensor) -> None:
-    """Forget."""
+    """Store nothing."""
 
 
 def _as_is(x: Tensor) -> Tensor:
@@ -31,13 +31,15 @@ def _as_is(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Memory:
-    """The past of one mixer, and how to keep it.
+    """The past of one mixer, and the functions that store the next.
 
-    conv    (batch, dim, width), the last inputs of the convolution, to be updated in place; None where there
-            is no past, or where the cache wants to see every input
-    scan    (batch, [heads,] dim, state), the state of the scan, to be updated in place; None where there is no past
-    extend  inputs (batch, dim, length) -> what the convolution must see, (batch, dim, length or more); remembers
-    keep    remembers the last state of the scan
+    Attributes:
+        conv: (batch, dim, width), the last inputs of the convolution, to be updated in place; None where there is no
+            past, or where the cache must see every input.
+        scan: (batch, [heads,] dim, state), the state of the scan, to be updated in place; None where there is no past.
+        extend: Stores inputs (batch, dim, length) of the convolution and returns them behind those of the past,
+            (batch, dim, length or more).
+        keep: Stores the last state of the scan.
     """
 
     conv: Tensor | None = None
@@ -47,7 +49,11 @@ class Memory:
 
 
 def memory_of(mixer: Any, cache: Any, cache_position: Tensor | None) -> Memory:
-    """The memory of `mixer` in `cache`; raises ProblemError where it is a cache of no known kind."""
+    """Return the memory of `mixer` in `cache`, which may be None.
+
+    Raises:
+        ProblemError: The cache is of no known kind.
+    """
     if cache is None:
         return Memory()
     if hasattr(cache, "update_recurrent_state"):
@@ -97,14 +103,14 @@ def _of_whole_states(
     store: Callable[[Tensor], object],
     keep: Callable[[Tensor], object],
 ) -> Memory:
-    """The memory of a cache that is given whole states of the convolution by `store`."""
+    """Return the memory of a cache that is given whole states of the convolution by `store`."""
     if not past:
         conv = scan = None
     return Memory(conv, scan, functools.partial(_extend, conv, width, store), keep)
 
 
 def _extend(past: Tensor | None, width: int, store: Callable[[Tensor], object], x: Tensor) -> Tensor:
-    """Return x behind its past; `store` gets the last `width` inputs, zeros where there were not as many."""
+    """Return x behind its past, and store the last `width` inputs, with zeros where there were not as many."""
     if past is not None and x.shape[-1] > 1:
         raise ProblemError(
             f"{x.shape[-1]} tokens after cached ones: this version of transformers continues a cache by one token at a"

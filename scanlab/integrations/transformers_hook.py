@@ -18,46 +18,20 @@ from __future__ import annotations
 
 import functools
 import inspect
-import re
-from collections.abc import Callable, Sequence
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from scanlab_kernels.after_import import AfterImport
 
 if TYPE_CHECKING:
     from torch import Tensor  # not imported: processes that never need torch install the drop-in too
 
-MODELING = re.compile(r"transformers\.models\.\w+\.modeling_\w+")
 FUSED = ("mamba_inner_fn", "mamba2_split_conv1d_scan_combined")
 CONVOLUTIONS = ("causal_conv1d_fn", "causal_conv1d_update")
 ACTIVATIONS = (None, "silu", "swish")
 
 Function = Callable[..., Any]
-
-
-class Finder(MetaPathFinder):
-    """Finder of transformers' modeling files, which adapts each as it is loaded."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        """Return the spec of a modeling file, with a loader that adapts it; None for all other modules."""
-        if not MODELING.fullmatch(fullname):
-            return None
-        spec = PathFinder.find_spec(fullname, path, target)
-        if spec is not None and isinstance(spec.loader, SourceFileLoader):
-            spec.loader = _Adapting(spec.loader.name, spec.loader.path)
-        return spec
-
-
-class _Adapting(SourceFileLoader):
-    """Loader of a modeling file."""
-
-    def exec_module(self, module: ModuleType) -> None:
-        """Run the file, then adapt the functions it imported."""
-        super().exec_module(module)
-        adapt(module)
 
 
 def adapt(module: ModuleType) -> None:
@@ -94,3 +68,6 @@ def _has_other_activation(own: Function) -> Callable[..., bool]:
         return (args[index] if index < len(args) else activation) not in ACTIVATIONS
 
     return differs
+
+
+finder = AfterImport(r"transformers\.models\.\w+\.modeling_\w+", adapt)

@@ -157,7 +157,8 @@ class Dispatcher:
         )
         problem = ScanProblem.of(*inputs, delta_softplus=delta_softplus, direction=direction, gradients=gradients)
         with self._lock:
-            bound = BoundScan(problem, self._build(problem), promotes)
+            build = traced.on_meta if problem.device == "meta" else self._build
+            bound = BoundScan(problem, build(problem), promotes)
             keep(self._bound, key, bound, settings.MAX_KEPT_SCANS)
         return bound
 

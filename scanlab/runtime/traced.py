@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scanlab.contract.problem import Direction, ScanInputs, ScanOutput
+from scanlab.contract.backend import ScanFn
+from scanlab.contract.problem import Direction, ScanInputs, ScanOutput, ScanProblem
+from scanlab_kernels import flop_formulas
 from scanlab_kernels.autograd import once
 from scanlab_kernels.selective_scan import scan_operator
 from scanlab_kernels.selective_scan.arguments import PER_DIRECTION, TENSORS, directions
@@ -52,7 +54,9 @@ def scan(
 
     Args:
         inputs: One set for each direction.
-        delta_softplus, direction, promote: As `Dispatcher.__call__` takes them.
+        delta_softplus: Apply softplus to the step sizes.
+        direction: Order of time.
+        promote: Promote mixed dtypes.
         backend: Name of the backend that is to serve; None lets the dispatcher choose.
 
     Raises:
@@ -64,6 +68,11 @@ def scan(
     absent = [None] * (TENSORS - PER_DIRECTION * len(inputs))
     out, last_state = torch.ops.scanlab_runtime.scan(*tensors, *absent, delta_softplus, direction, promote, backend)
     return ScanOutput(out, last_state)
+
+
+def on_meta(problem: ScanProblem) -> ScanFn:
+    """Return the scan of tensors without data: it gives their shapes."""
+    return lambda *inputs: scan(inputs, problem.delta_softplus, problem.direction)
 
 
 def register(serve: Serve, promoted: Promote) -> None:
@@ -126,6 +135,7 @@ def register(serve: Serve, promoted: Promote) -> None:
     torch.library.register_autograd(f"{NAMESPACE}::scan", backward, setup_context=keep, lib=_library)
     _define(f"scan_backward(Tensor grad_out, Tensor grad_last, {arguments}) -> Tensor[]", gradients, gradient_shapes)
     _library.impl("scan_backward", torch.library.fallthrough_kernel, "Autograd")
+    flop_formulas.count(NAMESPACE)
 
 
 def _define(signature: str, compute: Callable[..., Any], shapes: Callable[..., Any]) -> None:

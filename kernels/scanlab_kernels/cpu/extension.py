@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import torch
 
 from scanlab.contract.forks import has_forked
+from scanlab_kernels import flop_formulas
 from scanlab_kernels.add_norm import registration as add_norm
 from scanlab_kernels.build import PACKAGE, THREADING, WARNINGS, Extension, Unit
 from scanlab_kernels.causal_conv1d import registration as causal_conv1d
@@ -69,6 +70,7 @@ def _register() -> None:
         torch.ops.scanlab_mixer.note_fork()
     for each in (add_norm, causal_conv1d, linear, mamba_front, state_update):
         each.register()
+    flop_formulas.count("scanlab_mixer")
     vars(ops).update(direct_ops("scanlab_mixer"))
 
 

@@ -33,7 +33,7 @@ def install() -> None:
     if _finder() is not None:
         return
     finder = Finder()
-    sys.meta_path[:0] = [finder, transformers_hook.Finder()]
+    sys.meta_path[:0] = [finder, transformers_hook.finder]
     for name in sorted(sys.modules):
         if manifest.official_name(name) in manifest.MODULES - manifest.UNWRAPPED:
             finder.wrap(sys.modules[name])
@@ -45,7 +45,8 @@ def uninstall() -> None:
     finder = _finder()
     if finder is None:
         return
-    sys.meta_path[:] = [each for each in sys.meta_path if not isinstance(each, (Finder, transformers_hook.Finder))]
+    sys.meta_path.remove(finder)
+    sys.meta_path.remove(transformers_hook.finder)
     _rebind({id(wrapper): wrapper.__wrapped__ for wrapper in finder.wrappers.values()})
     for module, name in finder.added:
         delattr(module, name)

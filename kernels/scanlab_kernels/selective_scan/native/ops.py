@@ -11,6 +11,7 @@ from torch import Tensor
 
 from scanlab.contract.forks import has_forked
 from scanlab.contract.problem import ScanInputs
+from scanlab_kernels import flop_formulas
 from scanlab_kernels.cpu.registration import refuse_gradients, register_gradients, register_shapes
 from scanlab_kernels.selective_scan.arguments import TENSORS, directions
 
@@ -37,6 +38,7 @@ def register() -> None:
         op = getattr(ops, name)
         register_shapes(op.default, shapes)
         torch.library.register_vmap(f"scanlab::{name}", functools.partial(one_by_one, op))
+    flop_formulas.count("scanlab")
 
 
 def keep(ctx: Any, arguments: tuple[Any, ...], results: tuple[Tensor, Tensor, Tensor]) -> None:

@@ -1,0 +1,207 @@
+"""Compute the Mamba-1 mixers of transformers (Mamba, FalconMamba, Jamba, Zamba) with scanlab's ops.
+
+All share one mixer: a gated projection, a short convolution, projections of step sizes, B and C, and the selective
+scan. A sequence goes through the scan that `scanlab.runtime.dispatch` decides on, a single token through the mixer's
+step in C++. Weights, caches, masks and gradients stay those of transformers.
+
+Source: huggingface/transformers, models/{mamba, falcon_mamba, jamba, zamba}, the forward of the mixers, 4.48 to 5.23.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scanlab.contract.problem import ScanInputs
+from scanlab.integrations.transformers_cache import Memory
+from scanlab.models.mamba_weights import as_scanned, rates
+from scanlab.models.plain_layers import is_plain_layer
+from scanlab.runtime.dispatch import promoted, scan
+from scanlab.runtime.ops import (
+    PrepackedWeight,
+    WeightCache,
+    causal_conv1d,
+    causal_conv1d_update,
+    has_few_rows,
+    linear,
+    mixer_step,
+    selective_state_update,
+)
+from scanlab.runtime.traced import is_traced
+
+
+def mix(mixer: Any, hidden: Tensor, memory: Memory, mask: Tensor | None, masks_hidden: bool) -> Tensor:
+    """Return the output of a mixer.
+
+    Args:
+        mixer: The mixer of transformers, with its weights.
+        hidden: (batch, length, dim).
+        memory: The past of this mixer, which is updated.
+        mask: (batch, at least length), 0 at padding, or None.
+        masks_hidden: Mask the input of the projection, as newer versions do, instead of that of the convolution.
+
+    Returns:
+        The shape of hidden.
+    """
+    batch, length, _ = hidden.shape
+    mask = None if mask is None else mask[:, -length:, None]
+    if masks_hidden:
+        hidden = _masked(hidden, mask)
+    past = memory.scan if length == 1 else None
+    taps, bias = mixer.conv1d.weight[:, 0], mixer.conv1d.bias
+    # the ops of a single step record no gradient
+    recording = torch.is_grad_enabled() and (
+        hidden.requires_grad or any(each.requires_grad for each in mixer.parameters())
+    )
+    if past is not None and memory.conv is not None and mask is None and not recording and _steps_fused(mixer):
+        dt = mixer.dt_proj
+        y = mixer_step(
+            _product(mixer, "in_proj", hidden)[:, 0],
+            memory.conv,
+            past,
+            taps,
+            bias,
+            mixer.x_proj.weight,
+            dt.weight,
+            dt.bias,
+            mixer.A_log,
+            mixer.D,
+        )
+        return _product(mixer, "out_proj", y[:, None])
+    x, z = _halves(mixer, hidden)
+    if not masks_hidden:
+        x = _masked(x, mask)
+    if past is not None and memory.conv is not None and not recording:
+        u = causal_conv1d_update(x.mT.to(memory.conv.dtype), memory.conv, taps, bias, activation="silu").mT
+    else:
+        u = causal_conv1d(memory.extend(x.mT), taps, bias, activation="silu")[..., -length:].mT
+    u = _masked(u, mask)
+    delta, B, C, delta_bias = _selection(mixer, u)
+    if past is not None and not recording:
+        own = (batch, *mixer.D.shape)  # (batch, dim), or with heads (batch, heads, dim)
+        x, dt, z = (each.reshape(own) for each in (u, delta, z))
+        B, C = B[:, 0], C[:, 0]
+        y = selective_state_update(past, x, dt, mixer.A_log, B, C, mixer.D, z, delta_bias, dt_softplus=True, log_A=True)
+        y = y.view(batch, 1, -1)
+    else:
+        A = _decay_rates(mixer, u.dtype)
+        inputs = ScanInputs(
+            u=u.mT,
+            delta=delta.mT,
+            A=A.flatten(0, -2),
+            B=B.movedim(1, -1),
+            C=C.movedim(1, -1),
+            D=as_scanned(mixer.D, u.dtype).flatten(),
+            z=z.mT,
+            delta_bias=None if delta_bias is None else as_scanned(delta_bias, u.dtype).flatten(),
+            # a copy: the cache is overwritten in place, and gradients want what was there
+            initial_state=None if past is None else as_scanned(past, u.dtype).flatten(1, -2).clone(),
+        )
+        scanned, last_state = scan(promoted(inputs))
+        memory.keep(last_state.view(batch, *A.shape))
+        y = scanned.mT.to(u.dtype)
+    return _product(mixer, "out_proj", y)
+
+
+def _steps_fused(mixer: Any) -> bool:
+    """Return True where one step is plain products with weights of the states' dtype: Mamba itself, no autocast."""
+    if type(mixer).__name__ != "MambaMixer" or torch.is_autocast_enabled("cpu"):
+        return False
+    return all(map(is_plain_layer, (mixer.in_proj, mixer.x_proj, mixer.dt_proj, mixer.out_proj)))
+
+
+def _masked(values: Tensor, mask: Tensor | None) -> Tensor:
+    return values if mask is None else (values * mask).to(values.dtype)
+
+
+# Values that inference computes from the weights of each mixer; beside the mixer, which stays as it was.
+_derived: WeakKeyDictionary[nn.Module, defaultdict[str, WeightCache[Any]]] = WeakKeyDictionary()
+
+
+def _kept(mixer: nn.Module, name: str) -> WeightCache[Any]:
+    return _derived.setdefault(mixer, defaultdict(WeightCache[Any]))[name]
+
+
+def _decay_rates(mixer: Any, dtype: torch.dtype) -> Tensor:
+    """Return A (dim, state), or with heads (heads, dim, state), as a scan of `dtype` reads it."""
+    if is_traced():
+        return rates(mixer.A_log, dtype)
+    A: Tensor = _kept(mixer, f"A {dtype}")(lambda: rates(mixer.A_log, dtype), mixer.A_log)
+    return A
+
+
+def _packed(mixer: nn.Module, name: str, weight: Tensor, x: Tensor) -> PrepackedWeight:
+    """A weight of `mixer` as a product with x reads it."""
+    if is_traced() or has_few_rows(x):
+        return PrepackedWeight(weight)
+    made: PrepackedWeight = _kept(mixer, name)(lambda: PrepackedWeight(weight), weight)
+    return made
+
+
+def _product(mixer: Any, name: str, x: Tensor, half: slice = slice(None)) -> Tensor:
+    """Return the output of the projection called `name`, or half of it; prepack its weight where that is possible."""
+    projection = getattr(mixer, name)
+    if not is_plain_layer(projection):
+        whole: Tensor = projection(x)
+        return whole[..., half]
+    bias = None if projection.bias is None else projection.bias[half]
+    return linear(x, _packed(mixer, f"{name} {half.start} {half.stop}", projection.weight[half], x), bias)
+
+
+def _halves(mixer: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the input of the convolution and the gate, (batch, length, dim); Zamba interleaves their channels."""
+    if hasattr(mixer, "n_mamba_heads"):
+        x, z = mixer.in_proj(hidden).unflatten(-1, (-1, 2)).unbind(-1)
+        return x.contiguous(), z.contiguous()
+    if not is_plain_layer(mixer.in_proj):
+        x, z = mixer.in_proj(hidden).chunk(2, dim=-1)
+        return x, z
+    # two products instead of one that is split: both come out dense
+    inner = mixer.in_proj.out_features // 2
+    return _product(mixer, "in_proj", hidden, slice(inner)), _product(mixer, "in_proj", hidden, slice(inner, None))
+
+
+def _selection(mixer: Any, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return the step sizes (batch, length, dim), B and C (batch, length, [heads,] state), and the bias of the steps.
+
+    The bias is None where the step sizes contain it already.
+    """
+    sizes = [mixer.time_step_rank, mixer.ssm_state_size, mixer.ssm_state_size]
+    if hasattr(mixer, "n_mamba_heads"):
+        by_head = u.unflatten(-1, (mixer.n_mamba_heads, -1))
+        selected = torch.einsum("blhd,hpd->blhp", by_head, mixer.x_proj_weight)
+        low_rank, B, C = selected.split(sizes, dim=-1)
+        delta = torch.einsum("blhr,hdr->blhd", low_rank, mixer.dt_proj_weight).flatten(-2)
+        return delta, B, C, mixer.dt_proj_bias
+    selected = _product(mixer, "x_proj", u)
+    low_rank, B, C = (norm(each) for norm, each in zip(_norms(mixer), selected.split(sizes, dim=-1), strict=True))
+    projection = mixer.dt_proj
+    if is_plain_layer(projection):  # the bias goes into the scan, where it is added in float32
+        return linear(low_rank, _packed(mixer, "dt_proj", projection.weight, low_rank)), B, C, projection.bias
+    return projection(low_rank), B, C, None
+
+
+def _norms(mixer: Any) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Yield the normalisations of the low-rank steps, of B and of C."""
+    for name in ("dt_layernorm", "b_layernorm", "c_layernorm"):
+        if hasattr(mixer, name):
+            yield getattr(mixer, name)
+        elif hasattr(mixer, "rms_eps"):  # FalconMamba before its norms were modules
+            yield functools.partial(_rms, eps=mixer.rms_eps)
+        else:
+            yield _as_is
+
+
+def _rms(values: Tensor, eps: float) -> Tensor:
+    return F.rms_norm(values.float(), values.shape[-1:], eps=eps).to(values.dtype)
+
+
+def _as_is(values: Tensor) -> Tensor:
+    return values

@@ -1,0 +1,155 @@
+"""Tools that look into a model, on patched models of transformers and on the drop-in's: what they give is right."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from helpers.transformers_families import prompt, small
+from scanlab.contract.cpu import torch_threads
+from scanlab.integrations.mamba_ssm.modules.mamba_simple import Mamba
+from scanlab.integrations.transformers import patch
+
+pytest.importorskip("transformers", minversion="5.23")
+
+
+class Logits(nn.Module):
+    """A language model as a function from token ids to logits."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor) -> Tensor:
+        logits: Tensor = self.model(ids, use_cache=False).logits
+        return logits
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    with torch_threads(1):
+        yield
+
+
+@pytest.fixture(params=["patched", "drop-in"])
+def case(request: pytest.FixtureRequest) -> tuple[nn.Module, Tensor]:
+    """A model in evaluation mode, and an input of length 13."""
+    if request.param == "drop-in":
+        torch.manual_seed(0)
+        return Mamba(32, d_state=8).eval(), torch.randn(3, 13, 32)
+    model = small("Mamba")
+    patch(model)
+    return Logits(model).eval(), prompt(padded=False)["input_ids"]
+
+
+def close(got: Tensor, want: Tensor) -> None:
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_a_compiled_model_is_one_graph_for_every_length(case: tuple[nn.Module, Tensor]) -> None:
+    model, x = case
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        for length in (13, 9):
+            close(compiled(x[:, :length]), model(x[:, :length]))
+
+
+def test_a_compiled_model_is_trained(case: tuple[nn.Module, Tensor]) -> None:
+    model, x = case
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    want, got = (torch.autograd.grad(each(x).square().sum(), [*model.parameters()]) for each in (model, compiled))
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_an_exported_model_takes_other_lengths(case: tuple[nn.Module, Tensor]) -> None:
+    model, x = case
+    with torch.no_grad():
+        program = torch.export.export(model, (x,), dynamic_shapes=({1: torch.export.Dim("length", min=4, max=64)},))
+        for length in (13, 5):
+            close(program.module()(x[:, :length]), model(x[:, :length]))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_a_traced_model_is_saved_and_loaded(case: tuple[nn.Module, Tensor]) -> None:
+    model, x = case
+    file = io.BytesIO()
+    with torch.no_grad():
+        torch.jit.save(torch.jit.trace(model, (x,)), file)
+        file.seek(0)
+        close(torch.jit.load(file)(x), model(x))
+
+
+def test_an_onnx_graph_takes_other_lengths(case: tuple[nn.Module, Tensor], tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="the extra `onnx` is not installed")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
+    model, x = case
+    length = torch.export.Dim("length", min=4, max=64)
+    with torch.no_grad():
+        program = torch.onnx.export(model, (x,), dynamo=True, verbose=False, dynamic_shapes=({1: length},))
+        program.save(str(tmp_path / "model.onnx"))
+        session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+        for size in (13, 5):
+            (got,) = session.run(None, {session.get_inputs()[0].name: x[:, :size].numpy()})
+            close(torch.from_numpy(got), model(x[:, :size]))
+
+
+def test_floating_point_operations_are_counted_in_both_passes(case: tuple[nn.Module, Tensor]) -> None:
+    model, x = case
+    with FlopCounterMode(display=False) as counter:
+        model(x).sum().backward()
+    counts = {str(op): count for op, count in counter.get_flop_counts()["Global"].items()}
+    layers = sum(hasattr(module, "A_log") for module in model.modules())
+    forward = layers * 2 * 4 * 3 * 64 * 13 * 8  # multiply-adds of batch x dim x length x state updates
+    assert counts["scanlab.scan_with_checkpoints"] == forward
+    assert counts["scanlab.scan_backward"] == 3 * forward
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"]
+)
+def test_a_copy_of_a_patched_model_is_patched(copied: Any) -> None:
+    model, ids = small("Mamba"), prompt(padded=False)["input_ids"]
+    patch(model)
+    other = copied(model)
+    mixers = [layer.mixer for layer in other.backbone.layers]
+    assert [mixer.forward.__module__ for mixer in mixers] == ["scanlab.integrations.transformers"] * len(mixers)
+    with torch.no_grad():
+        mixers[0].D.add_(1.0)
+        changed = other(ids).logits
+        model.backbone.layers[0].mixer.D.add_(1.0)
+        close(changed, model(ids).logits)
+    patch(other)
+
+
+def test_data_parallel_on_a_cpu_runs_the_model_itself(case: tuple[nn.Module, Tensor]) -> None:
+    model, x = case
+    close(nn.DataParallel(model)(x), model(x))
+
+
+def test_tensors_without_data_give_shapes(case: tuple[nn.Module, Tensor]) -> None:
+    model, x = case
+    with torch.no_grad():
+        assert model.to("meta")(x.to("meta")).shape[:2] == x.shape[:2]
+
+
+def test_an_offloaded_model_gives_what_it_gave(caplog: pytest.LogCaptureFixture) -> None:
+    accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
+    model, ids = small("FalconMamba"), prompt(padded=False)["input_ids"]
+    with torch.no_grad():
+        want = model(ids).logits
+        patch(model)
+        accelerate.cpu_offload(model, execution_device="cpu")
+        close(model(ids).logits, want)
+    assert any("its convolution has hooks, such as those of offloading" in each.message for each in caplog.records)
