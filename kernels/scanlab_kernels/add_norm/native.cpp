@@ -9,7 +9,7 @@ namespace {
 
 // The normalised sum, and the sum.
 using NormOutputs = std::tuple<Tensor, Tensor>;
-// Of the sum, weight and bias.
+// Of the sum, and, in the dtype of the arithmetic, of weight and bias.
 using NormGradients = std::tuple<Tensor, Tensor, Tensor>;
 
 Matrix described(const Tensor& rows) {
@@ -42,10 +42,8 @@ NormOutputs add_norm(const Tensor& hidden, const OptionalTensor& residual, const
     norm.hidden = described(rows), norm.residual = described(other);
     norm.out = described(rows_of(std::get<0>(outputs))), norm.total = described(rows_of(std::get<1>(outputs)));
     const Kernels& kernels = kernels_in_use();
-    spread((norm.rows + norm_rows - 1) / norm_rows, 2 * norm.rows * norm.dim, [&](int64_t begin, int64_t end) {
-        const auto workspace = std::make_unique_for_overwrite<char[]>(kernels.norm_workspace_bytes(norm));
-        kernels.norm(norm, begin, end, workspace.get());
-    });
+    spread((norm.rows + norm_rows - 1) / norm_rows, 2 * norm.rows * norm.dim, kernels.norm_workspace_bytes(norm),
+           [&](int64_t begin, int64_t end, void* workspace) { kernels.norm(norm, begin, end, workspace); });
     return outputs;
 }
 
@@ -56,8 +54,9 @@ NormGradients add_norm_backward(const Tensor& grad_out, const OptionalTensor& gr
     Norm norm = norm_call(total, weight, eps, centred);
     expect("grad_out", grad_out, total.sizes());
     if (grad_total) expect("grad_total", grad_total, total.sizes());
-    const NormGradients gradients = {empty_output(total.sizes(), total.dtype()), empty_output_like(weight),
-                                     empty_output_like(weight)};
+    const NormGradients gradients = {empty_output(total.sizes(), total.dtype()),
+                                     empty_output({norm.dim}, arithmetic(norm.wide)),
+                                     empty_output({norm.dim}, arithmetic(norm.wide))};
     const auto& [grad, grad_weight, grad_bias] = gradients;
     if (norm.rows == 0) {
         grad_weight.zero(), grad_bias.zero();
@@ -71,10 +70,8 @@ NormGradients add_norm_backward(const Tensor& grad_out, const OptionalTensor& gr
     norm.total = described(sums), norm.grad_out = described(outer), norm.grad_total = described(direct),
     norm.grad = described(rows_of(grad));
     const Kernels& kernels = kernels_in_use();
-    spread(tasks, 4 * norm.rows * norm.dim, [&](int64_t begin, int64_t end) {
-        const auto workspace = std::make_unique_for_overwrite<char[]>(kernels.norm_workspace_bytes(norm));
-        kernels.norm_backward(norm, begin, end, workspace.get());
-    });
+    spread(tasks, 4 * norm.rows * norm.dim, kernels.norm_workspace_bytes(norm),
+           [&](int64_t begin, int64_t end, void* workspace) { kernels.norm_backward(norm, begin, end, workspace); });
     const Tensor sum = sum_rows(partials);
     grad_weight.copy_from(sum.strided({norm.dim}, {1})), grad_bias.copy_from(sum.strided({norm.dim}, {1}, norm.dim));
     return gradients;

@@ -28,8 +28,9 @@ def empty_outputs(
 def empty_gradients(
     grad_out: Tensor, grad_total: Tensor | None, total: Tensor, weight: Tensor, eps: float, centred: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return empty tensors like the gradients of the sum, of the weight, and of a bias like it."""
-    return total.new_empty(total.shape), torch.empty_like(weight), torch.empty_like(weight)
+    """Return empty tensors like the gradients of the sum, and, in at least float32, of the weight and of a bias."""
+    dtype = torch.float64 if total.dtype == torch.float64 else torch.float32
+    return total.new_empty(total.shape), *(weight.new_empty(weight.shape, dtype=dtype) for _ in range(2))
 
 
 def keep_total(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -37,7 +38,7 @@ def keep_total(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor])
     hidden, residual, weight, bias, ctx.eps, ctx.centred, _ = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(output[1], weight)
-    ctx.dtypes = [None if each is None else each.dtype for each in (hidden, residual, bias)]
+    ctx.dtypes = [None if each is None else each.dtype for each in (hidden, residual, weight, bias)]
 
 
 def gradients(backward: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
@@ -48,11 +49,11 @@ def gradients(backward: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
         grad, grad_weight, grad_bias = grad_total, None, None
         if grad_out is not None:
             grad, grad_weight, grad_bias = backward(grad_out, grad_total, total, weight, ctx.eps, ctx.centred)
-        like_hidden, like_residual, like_bias = (
+        as_given = (
             None if each is None or dtype is None else each.to(dtype)
-            for each, dtype in zip((grad, grad, grad_bias), ctx.dtypes, strict=True)
+            for each, dtype in zip((grad, grad, grad_weight, grad_bias), ctx.dtypes, strict=True)
         )
-        return like_hidden, like_residual, grad_weight, like_bias, None, None, None
+        return *as_given, None, None, None
 
     return compute
 

@@ -66,7 +66,7 @@ ConvGradients conv_backward(const OptionalTensor& grad, const OptionalTensor& gr
 
 ConvUpdateCall::ConvUpdateCall(const Tensor& given_x, const Tensor& state, const Tensor& weight, const Tensor& bias,
                                const Tensor& positions, const Tensor& rows, const Tensor& out, bool silu)
-    : state(state), positions(positions), rows(rows) {
+    : state(state) {
     const bool has_steps = given_x.dim() == 3;
     require((given_x.dim() == 2 || has_steps) && state.dim() == 3 && weight.dim() == 2,
             "x (batch, dim) or (batch, dim, steps), conv_state (rows, dim, slots) and weight (dim, width)");
@@ -85,8 +85,8 @@ ConvUpdateCall::ConvUpdateCall(const Tensor& given_x, const Tensor& state, const
     weights = apart_from(state, dense(weight, arithmetic(update.wide)));
     biases = apart_from(state, dense("bias", bias, {dim}, arithmetic(update.wide)));
     update.weight = weights.data(), update.bias = biases.data();
-    update.positions = indices("cache_seqlens", positions, batch);
-    update.rows = indices("conv_state_indices", rows, batch);
+    update.positions = indices("cache_seqlens", positions, batch, this->positions);
+    update.rows = indices("conv_state_indices", rows, batch, this->rows);
     expect_rows("conv_state_indices", update.rows, batch, state.size(0));
     update.x = matrix(x), update.state = matrix(state), update.out = matrix(out);
 }
@@ -95,10 +95,8 @@ void ConvUpdateCall::run() {
     note_change(state);
     const Kernels& kernels = kernels_in_use();
     const int64_t elements = update.batch * update.dim * (update.slots + 2 * update.length);
-    spread(kernels.conv_update_tasks(update), elements, [&](int64_t begin, int64_t end) {
-        const auto workspace = std::make_unique_for_overwrite<char[]>(kernels.conv_update_workspace_bytes(update));
-        kernels.conv_update(update, begin, end, workspace.get());
-    });
+    spread(kernels.conv_update_tasks(update), elements, kernels.conv_update_workspace_bytes(update),
+           [&](int64_t begin, int64_t end, void* workspace) { kernels.conv_update(update, begin, end, workspace); });
 }
 
 namespace {

@@ -28,6 +28,8 @@ inline Type type_of(const Tensor& tensor) {
 inline void expect_memory(const char* name, const Tensor& tensor) {
     require(tensor && tensor.is_cpu() && tensor.is_strided() && (tensor.data() || tensor.numel() == 0), name,
             ": must be a strided tensor on the CPU, with data");
+    require(tensor.numel() == 0 || tensor.reach_bytes() <= tensor.storage_bytes(), name, " reaches beyond the ",
+            tensor.storage_bytes(), " bytes of its memory, which was freed or resized: pass a copy made before");
 }
 inline void expect_shape(const char* name, const Tensor& tensor, Shape shape) {
     expect_memory(name, tensor);
@@ -56,11 +58,12 @@ inline Tensor dense(const char* name, const Tensor& tensor, Shape shape, Dtype d
     return dense(tensor, dtype);
 }
 
-inline const int32_t* indices(const char* name, const Tensor& tensor, int64_t count) {
+// Indices one after the other in memory; `kept` holds them.
+inline const int32_t* indices(const char* name, const Tensor& tensor, int64_t count, Tensor& kept) {
     if (!tensor) return nullptr;
     expect(name, tensor, {count}, Dtype::int32);
-    require(tensor.is_contiguous(), name, " has stride ", tensor.strides(), ": must be contiguous");
-    return tensor.data<int32_t>();
+    kept = dense(tensor, Dtype::int32);
+    return kept.data<int32_t>();
 }
 inline void expect_rows(const char* name, const int32_t* rows, int64_t count, int64_t limit) {
     for (int64_t i = 0; rows && i < count; i++)

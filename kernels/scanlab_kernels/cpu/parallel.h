@@ -4,6 +4,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
 #include <algorithm>
+#include <memory>
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -30,18 +31,39 @@ inline int torch_threads() {
 
 namespace mixer {
 
-// Runs tasks on torch's threads, none of them for less than about 20 us of work. Each takes a share of adjacent tasks.
+// How tasks are shared out: none of torch's threads gets less than about 20 us of work.
+struct Shares {
+    int64_t tasks, threads, share;
+
+    Shares(int64_t tasks, int64_t elements) : tasks(tasks) {
+        constexpr int64_t worth_a_thread = 32768;
+        const int64_t grain = std::max<int64_t>(1, tasks * worth_a_thread / std::max<int64_t>(1, elements));
+        threads = std::min<int64_t>(torch_threads(), (tasks + grain - 1) / grain);
+        share = threads > 0 ? (tasks + threads - 1) / threads : 0;
+    }
+
+    // Calls run(thread, begin, end) for a share of adjacent tasks on each thread.
+    template <class Run>
+    void run(const Run& run) const {
+        if (tasks <= 0) return;
+        on_threads(int(threads), [&](int64_t thread) {
+            const int64_t begin = thread * share, end = std::min(begin + share, tasks);
+            if (begin < end) run(thread, begin, end);
+        });
+    }
+};
+
 template <class Run>
 void spread(int64_t tasks, int64_t elements, const Run& run) {
-    constexpr int64_t worth_a_thread = 32768;
-    const int64_t grain = std::max<int64_t>(1, tasks * worth_a_thread / std::max<int64_t>(1, elements));
-    if (tasks <= 0) return;
-    const int64_t threads = std::min<int64_t>(torch_threads(), (tasks + grain - 1) / grain);
-    const int64_t share = (tasks + threads - 1) / threads;
-    on_threads(int(threads), [&](int64_t thread) {
-        const int64_t begin = thread * share, end = std::min(begin + share, tasks);
-        if (begin < end) run(begin, end);
-    });
+    Shares(tasks, elements).run([&](int64_t, int64_t begin, int64_t end) { run(begin, end); });
+}
+// The same with memory for each thread, which is allocated before the first task runs.
+template <class Run>
+void spread(int64_t tasks, int64_t elements, size_t workspace_bytes, const Run& run) {
+    const Shares shares(tasks, elements);
+    const size_t each = (workspace_bytes + 63) / 64 * 64;
+    const auto workspace = std::make_unique_for_overwrite<char[]>(each * std::max<int64_t>(shares.threads, 0));
+    shares.run([&](int64_t thread, int64_t begin, int64_t end) { run(begin, end, workspace.get() + each * thread); });
 }
 
 }  // namespace mixer

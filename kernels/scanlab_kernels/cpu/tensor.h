@@ -108,6 +108,14 @@ public:
     }
     int32_t dtype_number() const { return get<int32_t>(aoti_torch_get_dtype); }
     size_t element_size() const { return aoti_torch_dtype_element_size(dtype_number()); }
+    // How far the elements reach in the memory that they lie in, and how large that is.
+    int64_t reach_bytes() const {
+        const Shape lengths = sizes(), steps = strides();
+        int64_t last = get<int64_t>(aoti_torch_get_storage_offset);
+        for (size_t axis = 0; axis < lengths.size(); axis++) last += (lengths[axis] - 1) * steps[axis];
+        return (last + 1) * int64_t(element_size());
+    }
+    int64_t storage_bytes() const { return get<int64_t>(aoti_torch_get_storage_size); }
     // The address of the first element. Kernels write through those of outputs and states alone.
     void* data() const { return handle ? get<void*>(aoti_torch_get_data_ptr) : nullptr; }
     template <class T>

@@ -77,8 +77,7 @@ StateUpdateCall::StateUpdateCall(const Tensor& state, const Tensor& given_x, con
     update.A = heads.rates(read(given_A), rates);
     update.B = heads.projection("B", read(given_B), projection);
     update.C = heads.projection("C", read(given_C), projection);
-    kept.push_back(given_rows);
-    update.rows = indices("state_batch_indices", given_rows, update.batch);
+    update.rows = indices("state_batch_indices", given_rows, update.batch, kept.emplace_back());
     expect_rows("state_batch_indices", update.rows, update.batch, state.size(0));
 }
 
@@ -86,10 +85,8 @@ void StateUpdateCall::run() {
     note_change(state);
     const Kernels& kernels = kernels_in_use();
     const int64_t elements = update.batch * update.heads * update.dim * update.state;
-    spread(kernels.state_update_tasks(update), elements, [&](int64_t begin, int64_t end) {
-        const auto workspace = std::make_unique_for_overwrite<char[]>(kernels.state_update_workspace_bytes(update));
-        kernels.state_update(update, begin, end, workspace.get());
-    });
+    spread(kernels.state_update_tasks(update), elements, kernels.state_update_workspace_bytes(update),
+           [&](int64_t begin, int64_t end, void* workspace) { kernels.state_update(update, begin, end, workspace); });
 }
 
 namespace {

@@ -41,6 +41,8 @@ def layernorm_fn(
     Returns:
         The shape and dtype of x.
     """
+    if z is not None and z.shape != x.shape:
+        raise ProblemError(f"z is {tuple(z.shape)}: must be {tuple(x.shape)}, as x.")
     is_whole = group_size in (None, x.shape[-1])
     wide = x if is_whole and z is None else x.to(torch.promote_types(x.dtype, torch.float32))
     gate = None if z is None else F.silu(z.to(wide.dtype))

@@ -1,0 +1,136 @@
+"""Calls of the products and of the fused front half of a Mamba block."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fuzz.case import Arguments, Case, Results, Unfit, fit
+from fuzz.convolutions import conv_loop
+from fuzz.draws import Draw
+from scanlab.runtime import ops
+
+
+def product(draw: Draw, *, edge: bool) -> Case:
+    """Draw a call of `linear`."""
+    rows = draw.pick((1, 2, 8, 9, 31, 32, 33, 64, 100))
+    into, features = draw.size(70, odd=(1, 16, 32, 64, 192)), draw.size(70, odd=(1, 16, 32, 384))
+    if edge and draw.chance(0.4):
+        rows, into, features = draw.pick(((0, into, features), (rows, 0, features), (rows, into, 0)))
+    dtype = draw.dtype()
+    shape = draw.pick(((rows,), (1, rows), (rows, 1), (rows, 2)))
+    arguments: Arguments = {
+        "x": draw.lay(draw.normal(*shape, into, dtype=dtype)),
+        "weight": draw.lay(draw.normal(features, into, dtype=dtype)),
+        "bias": draw.maybe(draw.lay(draw.normal(features, dtype=dtype))),
+    }
+    if edge and draw.chance(0.3):
+        arguments["x"] = draw.spoil(arguments["x"])
+
+    def call(given: Arguments) -> Results:
+        return {"out": ops.linear(given["x"], ops.PrepackedWeight(given["weight"]), given["bias"])}
+
+    def reference(given: Arguments) -> Results:
+        if not isinstance(given["x"], Tensor) or not given["x"].dim():
+            raise Unfit("x")
+        x = fit("x", given["x"], (-1,) * given["x"].dim())
+        if isinstance(given["weight"], Tensor) and given["weight"].dim() == 1:  # a vector, as torch takes it
+            weight = fit("weight", given["weight"], x.shape[-1:])
+            return {"out": x @ weight + (0 if given["bias"] is None else fit("bias", given["bias"], ()))}
+        weight = fit("weight", given["weight"], (-1, x.shape[-1]))
+        out = x @ weight.T
+        return {"out": out if given["bias"] is None else out + fit("bias", given["bias"], weight.shape[:1])}
+
+    names = tuple(n for n, v in arguments.items() if isinstance(v, Tensor))
+    return Case(
+        "linear",
+        arguments,
+        call,
+        reference,
+        lambda given: {"out": given["x"].dtype},
+        arithmetic=dtype if dtype in (torch.float64, torch.float16) else torch.float32,
+        differentiated=names if draw.chance(0.2) and dtype in (torch.float32, torch.float64) else (),
+        rounding=torch.finfo(dtype).eps if dtype.itemsize == 2 else 0.0,  # torch rounds before it adds the bias
+    )
+
+
+def front(draw: Draw, *, edge: bool) -> Case:
+    """Draw a call of `mamba_front` in one direction or both."""
+    batch, length = draw.randint(1, 3), draw.size(40, odd=(1, 32, 33, 64, 65, 130))
+    model, dim = draw.size(40, odd=(1, 16, 64)), draw.size(70, odd=(1, 16, 64, 65))
+    if edge and draw.chance(0.3):
+        batch, length = draw.pick(((0, length), (batch, 0)))
+    rank, states, width = draw.randint(1, 6), draw.pick((1, 2, 8, 16)), draw.pick((1, 2, 3, 4, 4))
+    dtype = draw.pick((torch.float32, torch.float32, torch.bfloat16, torch.float64))
+    both = draw.chance(0.5)
+    arguments: Arguments = {
+        "hidden": draw.lay(draw.normal(batch, length, model, dtype=dtype)),
+        "x": draw.lay(draw.normal(dim, model, dtype=dtype, scale=model**-0.5)),
+        "z": draw.lay(draw.normal(dim, model, dtype=dtype, scale=model**-0.5)),
+        "x_bias": draw.maybe(draw.lay(draw.normal(dim, dtype=dtype)), 0.4),
+        "z_bias": draw.maybe(draw.lay(draw.normal(dim, dtype=dtype)), 0.4),
+    }
+    for suffix in ("", "_reverse") if both else ("",):
+        arguments |= {
+            f"conv_weight{suffix}": draw.lay(draw.normal(dim, width, dtype=dtype)),
+            f"conv_bias{suffix}": draw.maybe(draw.lay(draw.normal(dim, dtype=dtype))),
+            f"select{suffix}": draw.lay(draw.normal(rank + 2 * states, dim, dtype=dtype, scale=dim**-0.5)),
+            f"dt{suffix}": draw.lay(draw.normal(dim, rank, dtype=dtype)),
+        }
+    suffixes = ("", "_reverse") if both else ("",)
+
+    def call(given: Arguments) -> Results:
+        packed = ops.PrepackedWeight
+        into = ops.Projections(packed(given["x"]), packed(given["z"]), given["x_bias"], given["z_bias"])
+        directions = [
+            ops.DirectionWeights(
+                given[f"conv_weight{suffix}"],
+                given[f"conv_bias{suffix}"],
+                packed(given[f"select{suffix}"]),
+                packed(given[f"dt{suffix}"]),
+            )
+            for suffix in suffixes
+        ]
+        z, found = ops.mamba_front(given["hidden"], into, *directions)
+        named = {f"{n}{s}": v for s, each in zip(suffixes, found, strict=True) for n, v in each._asdict().items()}
+        return {"gate": z, **named}
+
+    def reference(given: Arguments) -> Results:
+        hidden = fit("hidden", given["hidden"], (-1, -1, -1))
+        into = fit("x", given["x"], (-1, hidden.shape[2]))
+        gate = fit("z", given["z"], into.shape)
+        dim = into.shape[0]
+        biases = [0.0 if given[n] is None else fit(n, given[n], (dim,)) for n in ("x_bias", "z_bias")]
+        x, results = (hidden @ into.T + biases[0]).mT, {"gate": hidden @ gate.T + biases[1]}
+        for suffix in suffixes:
+            u = conv_loop(
+                x,
+                given[f"conv_weight{suffix}"],
+                given[f"conv_bias{suffix}"],
+                activation="silu",
+                reverse=suffix == "_reverse",
+            ).mT
+            dt = fit("dt", given[f"dt{suffix}"], (dim, -1))
+            select = fit("select", given[f"select{suffix}"], (-1, dim))
+            states, odd = divmod(select.shape[0] - dt.shape[1], 2)
+            if states < 0 or odd:
+                raise Unfit("select")
+            low, B, C = (u @ select.T).split((dt.shape[1], states, states), 2)
+            results |= {f"u{suffix}": u, f"delta{suffix}": low @ dt.T, f"B{suffix}": B, f"C{suffix}": C}
+        return results
+
+    def dtypes(given: Arguments) -> dict[str, torch.dtype]:
+        names = ["gate"] + [name + suffix for suffix in suffixes for name in ("u", "delta", "B", "C")]
+        return dict.fromkeys(names, given["hidden"].dtype)
+
+    names = tuple(n for n, v in arguments.items() if isinstance(v, Tensor))
+    return Case(
+        "mamba_front",
+        arguments,
+        call,
+        reference,
+        dtypes,
+        arithmetic=dtype,
+        differentiated=names if draw.chance(0.2) and dtype != torch.bfloat16 else (),
+    )
+
