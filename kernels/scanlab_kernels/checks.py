@@ -30,6 +30,15 @@ def expect_int32(name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor
         )
 
 
+def expect_one_device(**tensors: Tensor | None) -> None:
+    """Raise ProblemError unless all tensors that are there are on one device; some products of torch take others."""
+    devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
+    for name, device in devices.items():
+        first, where = next(iter(devices.items()))
+        if device != where:
+            raise ProblemError(f"{name} is on {device}, {first} on {where}: move them to one device.")
+
+
 def wide(tensor: Tensor) -> Tensor:
     """Return `tensor` in the dtype that the ops compute in: float64 stays, all others become float32."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -240,7 +240,7 @@ class ScanProblem(Problem):
                 f"direction {direction} with {len(inputs)} sets of inputs: bidirectional takes two, others one."
             )
         problems = [_problem_of(each, delta_softplus, direction, gradients) for each in inputs]
-        if len(problems) == 2 and problems[0] != problems[1]:
+        if len(problems) == 2 and problems[0] != problems[1].replace(layout=problems[0].layout):
             raise ProblemError(
                 f"the directions pose different problems, {problems[0].key} and {problems[1].key}: they must be alike."
             )
@@ -309,10 +309,14 @@ def _expect(condition: bool, name: str, tensor: Tensor, holds: str) -> None:
         )
 
 
-def _problem_of(inputs: ScanInputs, delta_softplus: bool, direction: Direction, gradients: bool) -> ScanProblem:
+def check(inputs: ScanInputs) -> int:
+    """Return the number of groups of B and C; a scan of these may have a batch, dim or length of 0.
+
+    Raises:
+        ProblemError: The tensors do not fit together.
+    """
     u, A, B, C = inputs.u, inputs.A, inputs.B, inputs.C
-    whole = u.dim() == 3 and u.dtype in DTYPE_NAMES and u.numel() > 0
-    _expect(whole, "u", u, f"(batch, dim, length), each at least 1, of {', '.join(DTYPES)}")
+    _expect(u.dim() == 3 and u.dtype in DTYPE_NAMES, "u", u, f"(batch, dim, length) of {', '.join(DTYPES)}")
     batch, dim, length = u.shape
     item = DTYPE_NAMES[u.dtype]
     for name in ("delta", "z"):
@@ -352,13 +356,20 @@ def _problem_of(inputs: ScanInputs, delta_softplus: bool, direction: Direction, 
     for name, tensor in inputs.tensors().items():
         if tensor.device != u.device:
             raise ProblemError(f"{name} is on {tensor.device} and u on {u.device}: all tensors must be on one device.")
+    return next(iter(groups.values()), 1)
+
+
+def _problem_of(inputs: ScanInputs, delta_softplus: bool, direction: Direction, gradients: bool) -> ScanProblem:
+    groups = check(inputs)
+    u, A = inputs.u, inputs.A
+    batch, dim, length = u.shape
     return ScanProblem(
         batch=batch,
         dim=dim,
         length=length,
-        state=state,
-        groups=next(iter(groups.values()), 1),
-        dtype=item,
+        state=A.shape[1],
+        groups=groups,
+        dtype=DTYPE_NAMES[u.dtype],
         device=u.device.type,
         direction=direction,
         gradients=gradients,
@@ -366,10 +377,10 @@ def _problem_of(inputs: ScanInputs, delta_softplus: bool, direction: Direction, 
         has_z=inputs.z is not None,
         has_delta_bias=inputs.delta_bias is not None,
         delta_softplus=delta_softplus,
-        has_initial_state=h is not None,
-        constant_B=B.dim() == 2,
-        constant_C=C.dim() == 2,
-        complex_A=complex_A,
+        has_initial_state=inputs.initial_state is not None,
+        constant_B=inputs.B.dim() == 2,
+        constant_C=inputs.C.dim() == 2,
+        complex_A=A.is_complex(),
         layout="dim_last" if dim > 1 and u.stride(1) == 1 else "length_last",
     )
 

@@ -21,11 +21,12 @@ from torch import Tensor
 from scanlab import settings
 from scanlab.contract import registry
 from scanlab.contract.backend import Backend, OpFn, ScanFn
-from scanlab.contract.problem import Direction, Problem, ScanInputs, ScanOutput, ScanProblem
+from scanlab.contract.problem import Direction, Problem, ScanInputs, ScanOutput, ScanProblem, check
 from scanlab.contract.space import Config, config_key
 from scanlab.errors import RejectedError, UnavailableError
 from scanlab.runtime import implementations, products, traced, usage
 from scanlab.runtime.decisions import Decision, decisions, nothing_serves
+from scanlab.runtime.empty_scan import scan_empty
 from scanlab.runtime.policy import DEFAULT, TUNED, Policy, current
 from scanlab.runtime.profile import Profile, load_profile
 from scanlab.runtime.verification import disagreement, must_verify
@@ -45,9 +46,12 @@ class Scan(Protocol):
 
 
 class BoundScan(NamedTuple):
-    """A scan built for one problem; `promotes` says that its inputs are to be promoted first."""
+    """A scan built for one problem; `promotes` says that its inputs are to be promoted first.
 
-    problem: ScanProblem
+    An empty scan has no problem.
+    """
+
+    problem: ScanProblem | None
     scan: ScanFn
     promotes: bool
 
@@ -97,8 +101,9 @@ class Dispatcher:
             return bound.scan(*inputs)
         start = time.perf_counter()
         result = bound.scan(*inputs)
-        for each in logs:
-            each.add(bound.problem, time.perf_counter() - start)
+        if bound.problem is not None:
+            for each in logs:
+                each.add(bound.problem, time.perf_counter() - start)
         return result
 
     def run(self, problem: Problem, *inputs: Any) -> Any:
@@ -152,6 +157,10 @@ class Dispatcher:
             for one, other in zip(inputs, given, strict=True)
             for tensor, before in zip(one, other, strict=True)
         )
+        if not inputs[0].u.numel():
+            for each in inputs:
+                check(each)
+            return BoundScan(None, scan_empty, promotes)
         gradients = torch.is_grad_enabled() and any(
             tensor is not None and tensor.requires_grad for each in inputs for tensor in each
         )
@@ -342,7 +351,7 @@ def selective_scan_fn(
     Differentiable in every tensor, last_state included.
 
     Args:
-        u: (batch, dim, length) in float32, bfloat16, float16 or float64.
+        u: (batch, dim, length) in float32, bfloat16, float16 or float64; integers count as float32.
         delta: Like u.
         A: (dim, state), float32 (float64 with float64); complex A goes with interleaved varying B and C.
         B: (batch, state, length), (batch, groups, state, length), or constant (dim, state).
@@ -381,11 +390,13 @@ def selective_scan_fn(
 def promoted(inputs: ScanInputs) -> ScanInputs:
     """Return these inputs in the dtypes that a ScanProblem asks for, exactly.
 
-    Tensors that vary over time get the widest of their dtypes, the others the float32 or float64 that goes with it.
+    Tensors that vary over time get the widest of their dtypes, integers counting as float32, the others the float32 or
+    float64 that goes with it.
     """
     varying = ("u", "delta", "z", *(name for name in ("B", "C") if getattr(inputs, name).dim() > 2))
     tensors = inputs.tensors()
     dtype = functools.reduce(torch.promote_types, {tensors[name].dtype for name in varying if name in tensors})
+    dtype = dtype if dtype.is_floating_point or dtype.is_complex else torch.float32
     weight = torch.float64 if dtype == torch.float64 else torch.float32
 
     def fit(name: str, tensor: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ def attempt(name: str, seed: int) -> tuple[str, list[str]]:
     with mode(seed) as how:
         try:
             faults = judge(case)
-        except Exception:  # of a reference: the rest of the campaign goes on
+        except Exception:  # noqa: BLE001 - of a reference: the rest of the campaign goes on
             faults = [f"cannot be judged: {traceback.format_exc()[-1500:]}"]
     return case.kind, [f"{name} {seed}: {fault}\n    {case}\n    {how}" for fault in faults]
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fuzz.case import Arguments, Case, Results, Unfit, fit
+from fuzz.case import Arguments, Case, Results, UnfitError, fit
 from fuzz.draws import Draw
 from scanlab.integrations.causal_conv1d.causal_conv1d_interface import causal_conv1d_fn
 from scanlab.runtime import ops
@@ -29,12 +29,12 @@ def conv_loop(
     weight = fit("weight", weight, (dim, -1))
     width = weight.shape[1]
     if not 1 <= width <= 16 or activation not in ACTIVATIONS:
-        raise Unfit("width or activation")
+        raise UnfitError("width or activation")
     offset = torch.zeros(dim, dtype=x.dtype) if bias is None else fit("bias", bias, (dim,))
     if seq_idx is not None:
         fit("seq_idx", seq_idx, (batch, length), integers=True)
         if initial_states is not None:
-            raise Unfit("seq_idx and initial_states")
+            raise UnfitError("seq_idx and initial_states")
     before = None
     if initial_states is not None:
         before = fit("initial_states", initial_states, (batch, dim, width - 1))
@@ -71,7 +71,11 @@ def weights(draw: Draw, dim: int, dtype: torch.dtype) -> Arguments:
 
 def signal(draw: Draw, *, edge: bool) -> Tensor:
     """Draw x (batch, dim, length)."""
-    batch, dim, length = draw.randint(1, 3), draw.size(40, odd=(1, 8, 16, 64, 65)), draw.size(40, odd=(1, 2, 3, 64, 257))
+    batch, dim, length = (
+        draw.randint(1, 3),
+        draw.size(40, odd=(1, 8, 16, 64, 65)),
+        draw.size(40, odd=(1, 2, 3, 64, 257)),
+    )
     if edge and draw.chance(0.3):
         batch, dim, length = draw.pick(((0, dim, length), (batch, 0, length), (batch, dim, 0)))
     x = draw.normal(batch, dim, length, dtype=draw.dtype())
@@ -198,7 +202,7 @@ def update_loop(
 ) -> Results:
     """Return the output and the state after the steps of x, one row and one step after the other."""
     if not isinstance(x, Tensor) or x.dim() not in (2, 3):
-        raise Unfit("x")
+        raise UnfitError("x")
     single = x.dim() == 2
     x = fit("x", x, (-1,) * x.dim())
     steps = x[..., None] if single else x
@@ -214,9 +218,9 @@ def update_loop(
     if cache_seqlens is not None:
         first = fit("cache_seqlens", cache_seqlens, (batch,), integers=True).tolist()
     if not 1 <= width <= 16 or activation not in ACTIVATIONS or slots < max(width - 1, cache_seqlens is not None):
-        raise Unfit("width, activation or slots")
+        raise UnfitError("width, activation or slots")
     if any(row >= len(state) for row in rows):
-        raise Unfit("a row beyond the state")
+        raise UnfitError("a row beyond the state")
     offset = torch.zeros(dim, dtype=x.dtype) if bias is None else fit("bias", bias, (dim,))
     out = torch.zeros_like(steps)
     for entry, row in enumerate(rows):

@@ -66,7 +66,7 @@ class Draw(random.Random):
             return negated(tensor) if tensor.is_floating_point() else tensor
         if layout == "expanded":
             axes = [axis for axis, size in enumerate(tensor.shape) if size > 1]
-            return tensor.narrow(axis := self.pick(axes), 0, 1).expand(tensor.shape) if axes else tensor
+            return tensor.narrow(self.pick(axes), 0, 1).expand(tensor.shape) if axes else tensor
         if layout == "permuted":
             axes = self.sample(range(tensor.dim()), tensor.dim())
             inverse = [axes.index(axis) for axis in range(tensor.dim())]
@@ -91,12 +91,11 @@ class Draw(random.Random):
 
     def spoil(self, tensor: Tensor, share: float = 0.1) -> Tensor:
         """Return a copy with some special values among the others."""
-        copy = tensor.clone()
+        copy = tensor.clone(memory_format=torch.contiguous_format)
         if not tensor.is_floating_point() or not tensor.numel():
             return copy
-        flat = copy.view(-1)
-        for _ in range(max(1, int(share * flat.numel()))):
-            flat[self.randrange(flat.numel())] = self.pick(SPECIALS)
+        for _ in range(max(1, int(share * copy.numel()))):
+            copy[tuple(self.randrange(size) for size in copy.shape)] = self.pick(SPECIALS)
         return copy
 
 

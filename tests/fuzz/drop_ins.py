@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fuzz.case import Arguments, Case, Results, Unfit, fit
+from fuzz.case import Arguments, Case, Results, UnfitError, fit
 from fuzz.convolutions import conv_loop
 from fuzz.draws import Draw
+from fuzz.fronts import offset
 from fuzz.scans import scan_loop
 from scanlab.integrations.mamba_ssm.ops.selective_scan_interface import mamba_inner_fn
 from scanlab.integrations.vmamba import selective_scan_cuda_core, selective_scan_cuda_ndstate, selective_scan_cuda_oflex
@@ -41,7 +42,7 @@ def mamba_inner(draw: Draw, *, edge: bool) -> Case:
         xz = fit("xz", given["xz"], (-1, -1, -1))
         dim, odd = divmod(xz.shape[1], 2)
         if odd:
-            raise Unfit("xz")
+            raise UnfitError("xz")
         weight = fit("conv1d_weight", given["conv1d_weight"], (dim, 1, -1))
         u = conv_loop(xz[:, :dim], weight[:, 0], given["conv1d_bias"], activation="silu")
         A, step = fit("A", given["A"], (dim, -1)), fit("delta_proj_weight", given["delta_proj_weight"], (dim, -1))
@@ -53,13 +54,11 @@ def mamba_inner(draw: Draw, *, edge: bool) -> Case:
         C = selected[..., selected.shape[-1] - states :].mT if given["C"] is None else given["C"]
         delta = (selected[..., :rank] @ step.T).mT
         softplus = bool(given["delta_softplus"])
-        y, _ = scan_loop(
-            u, delta, A, B, C, given["D"], xz[:, dim:], given["delta_bias"], delta_softplus=softplus
-        )
+        y, _ = scan_loop(u, delta, A, B, C, given["D"], xz[:, dim:], given["delta_bias"], delta_softplus=softplus)
         out_weight = fit("out_proj_weight", given["out_proj_weight"], (-1, dim))
         out = y.mT @ out_weight.T
         bias = given["out_proj_bias"]
-        return {"out": out if bias is None else out + fit("out_proj_bias", bias, out_weight.shape[:1])}
+        return {"out": out if bias is None else out + offset(bias, out_weight.shape[0])}
 
     names = tuple(n for n, v in arguments.items() if isinstance(v, Tensor))
     return Case(
@@ -115,10 +114,10 @@ def vmamba(draw: Draw, *, edge: bool) -> Case:
         if name == "ndstate":
             axes = {"A": 1, "B": 2, "C": 2}
             if any(not isinstance(given[key], Tensor) or given[key].dim() != axes[key] + (key != "A") for key in axes):
-                raise Unfit("A, B or C")
+                raise UnfitError("A, B or C")
             tensors |= {key: given[key].unsqueeze(axis) for key, axis in axes.items()}
         if any(not value.is_floating_point() for value in tensors.values() if isinstance(value, Tensor)):
-            raise Unfit("integers")
+            raise RuntimeError("integers have no gradients")
         leaves = {key: value.detach().requires_grad_() for key, value in tensors.items() if isinstance(value, Tensor)}
         with torch.inference_mode(False), torch.enable_grad():
             out, _ = scan_loop(**tensors | leaves, delta_softplus=given["delta_softplus"])
@@ -132,4 +131,3 @@ def vmamba(draw: Draw, *, edge: bool) -> Case:
         return {"out": given["u"].dtype, **{f"d{key}": given[key].dtype for key in keys}}
 
     return Case(f"selective_scan_cuda_{name}", arguments, call, reference, dtypes)
-

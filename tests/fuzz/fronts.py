@@ -5,26 +5,43 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fuzz.case import Arguments, Case, Results, Unfit, fit
+from fuzz.case import Arguments, Case, Results, UnfitError, fit
 from fuzz.convolutions import conv_loop
 from fuzz.draws import Draw
 from scanlab.runtime import ops
 
 
+def offset(bias: object, features: int) -> Tensor:
+    """Return the bias of a product, as torch takes it: of any shape that (features,) can be broadcast with."""
+    bias = fit("bias", bias, (-1,) * bias.dim() if isinstance(bias, Tensor) else ())
+    if bias.shape[-1:].numel() not in (1, features) or bias.numel() != bias.shape[-1:].numel():
+        raise UnfitError("bias")
+    return bias
+
+
+def rows(draw: Draw, *shape: int, dtype: torch.dtype) -> Tensor:
+    """Draw rows of a product, without NaN beside them where torch reads beyond their ends.
+
+    In bfloat16 it multiplies pairs, of which the second of the last may lie behind the row, with zero.
+    """
+    values = draw.normal(*shape, dtype=dtype)
+    return draw.lay(values, draw.pick(("dense", "permuted", "expanded"))) if dtype.itemsize == 2 else draw.lay(values)
+
+
 def product(draw: Draw, *, edge: bool) -> Case:
     """Draw a call of `linear`."""
-    rows = draw.pick((1, 2, 8, 9, 31, 32, 33, 64, 100))
+    count = draw.pick((1, 2, 8, 9, 31, 32, 33, 64, 100))
     into, features = draw.size(70, odd=(1, 16, 32, 64, 192)), draw.size(70, odd=(1, 16, 32, 384))
     if edge and draw.chance(0.4):
-        rows, into, features = draw.pick(((0, into, features), (rows, 0, features), (rows, into, 0)))
+        count, into, features = draw.pick(((0, into, features), (count, 0, features), (count, into, 0)))
     dtype = draw.dtype()
-    shape = draw.pick(((rows,), (1, rows), (rows, 1), (rows, 2)))
+    shape = draw.pick(((count,), (1, count), (count, 1), (count, 2)))
     arguments: Arguments = {
-        "x": draw.lay(draw.normal(*shape, into, dtype=dtype)),
-        "weight": draw.lay(draw.normal(features, into, dtype=dtype)),
+        "x": rows(draw, *shape, into, dtype=dtype),
+        "weight": rows(draw, features, into, dtype=dtype),
         "bias": draw.maybe(draw.lay(draw.normal(features, dtype=dtype))),
     }
-    if edge and draw.chance(0.3):
+    if edge and draw.chance(0.3) and dtype.itemsize > 2:
         arguments["x"] = draw.spoil(arguments["x"])
 
     def call(given: Arguments) -> Results:
@@ -32,14 +49,14 @@ def product(draw: Draw, *, edge: bool) -> Case:
 
     def reference(given: Arguments) -> Results:
         if not isinstance(given["x"], Tensor) or not given["x"].dim():
-            raise Unfit("x")
+            raise UnfitError("x")
         x = fit("x", given["x"], (-1,) * given["x"].dim())
         if isinstance(given["weight"], Tensor) and given["weight"].dim() == 1:  # a vector, as torch takes it
             weight = fit("weight", given["weight"], x.shape[-1:])
             return {"out": x @ weight + (0 if given["bias"] is None else fit("bias", given["bias"], ()))}
         weight = fit("weight", given["weight"], (-1, x.shape[-1]))
         out = x @ weight.T
-        return {"out": out if given["bias"] is None else out + fit("bias", given["bias"], weight.shape[:1])}
+        return {"out": out if given["bias"] is None else out + offset(given["bias"], weight.shape[0])}
 
     names = tuple(n for n, v in arguments.items() if isinstance(v, Tensor))
     return Case(
@@ -50,6 +67,7 @@ def product(draw: Draw, *, edge: bool) -> Case:
         lambda given: {"out": given["x"].dtype},
         arithmetic=dtype if dtype in (torch.float64, torch.float16) else torch.float32,
         differentiated=names if draw.chance(0.2) and dtype in (torch.float32, torch.float64) else (),
+        exact_infinities=False,
         rounding=torch.finfo(dtype).eps if dtype.itemsize == 2 else 0.0,  # torch rounds before it adds the bias
     )
 
@@ -64,9 +82,9 @@ def front(draw: Draw, *, edge: bool) -> Case:
     dtype = draw.pick((torch.float32, torch.float32, torch.bfloat16, torch.float64))
     both = draw.chance(0.5)
     arguments: Arguments = {
-        "hidden": draw.lay(draw.normal(batch, length, model, dtype=dtype)),
-        "x": draw.lay(draw.normal(dim, model, dtype=dtype, scale=model**-0.5)),
-        "z": draw.lay(draw.normal(dim, model, dtype=dtype, scale=model**-0.5)),
+        "hidden": rows(draw, batch, length, model, dtype=dtype),
+        "x": rows(draw, dim, model, dtype=dtype) * model**-0.5,
+        "z": rows(draw, dim, model, dtype=dtype) * model**-0.5,
         "x_bias": draw.maybe(draw.lay(draw.normal(dim, dtype=dtype)), 0.4),
         "z_bias": draw.maybe(draw.lay(draw.normal(dim, dtype=dtype)), 0.4),
     }
@@ -74,8 +92,8 @@ def front(draw: Draw, *, edge: bool) -> Case:
         arguments |= {
             f"conv_weight{suffix}": draw.lay(draw.normal(dim, width, dtype=dtype)),
             f"conv_bias{suffix}": draw.maybe(draw.lay(draw.normal(dim, dtype=dtype))),
-            f"select{suffix}": draw.lay(draw.normal(rank + 2 * states, dim, dtype=dtype, scale=dim**-0.5)),
-            f"dt{suffix}": draw.lay(draw.normal(dim, rank, dtype=dtype)),
+            f"select{suffix}": rows(draw, rank + 2 * states, dim, dtype=dtype) * dim**-0.5,
+            f"dt{suffix}": rows(draw, dim, rank, dtype=dtype),
         }
     suffixes = ("", "_reverse") if both else ("",)
 
@@ -114,7 +132,7 @@ def front(draw: Draw, *, edge: bool) -> Case:
             select = fit("select", given[f"select{suffix}"], (-1, dim))
             states, odd = divmod(select.shape[0] - dt.shape[1], 2)
             if states < 0 or odd:
-                raise Unfit("select")
+                raise UnfitError("select")
             low, B, C = (u @ select.T).split((dt.shape[1], states, states), 2)
             results |= {f"u{suffix}": u, f"delta{suffix}": low @ dt.T, f"B{suffix}": B, f"C{suffix}": C}
         return results
@@ -133,4 +151,3 @@ def front(draw: Draw, *, edge: bool) -> Case:
         arithmetic=dtype,
         differentiated=names if draw.chance(0.2) and dtype != torch.bfloat16 else (),
     )
-

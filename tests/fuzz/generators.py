@@ -44,5 +44,3 @@ def draw_case(name: str, seed: int) -> Case:
     case = GENERATORS[name](draw, edge=kind == "edge")
     case.kind = kind
     return corrupt(draw, case) if kind == "hostile" else case
-
-

@@ -85,11 +85,15 @@ def _sparse(draw: Draw, tensor: Tensor) -> Tensor:
 
 
 def _quantized(draw: Draw, tensor: Tensor) -> Tensor:
-    return torch.quantize_per_tensor(tensor.real.float() if tensor.is_complex() else tensor.float(), 0.1, 0, torch.qint8)
+    return torch.quantize_per_tensor(
+        tensor.real.float() if tensor.is_complex() else tensor.float(), 0.1, 0, torch.qint8
+    )
 
 
 def _blocked(draw: Draw, tensor: Tensor) -> Tensor:
-    return tensor.to_mkldnn() if tensor.dtype == torch.float32 and tensor.dim() and tensor.numel() else tensor.to("meta")
+    return (
+        tensor.to_mkldnn() if tensor.dtype == torch.float32 and tensor.dim() and tensor.numel() else tensor.to("meta")
+    )
 
 
 def _huge(draw: Draw, tensor: Tensor) -> Tensor:

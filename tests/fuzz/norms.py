@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fuzz.case import Arguments, Case, Results, Unfit, fit
+from fuzz.case import Arguments, Case, Results, UnfitError, fit
 from fuzz.draws import Draw
+from fuzz.fronts import offset
 from scanlab.integrations.mamba_ssm.ops.triton.layer_norm import layer_norm_fn, layer_norm_linear_fn
 from scanlab.integrations.mamba_ssm.ops.triton.layernorm_gated import layernorm_fn
 from scanlab.runtime import ops
@@ -62,13 +63,13 @@ def add_norm(draw: Draw, *, edge: bool) -> Case:
 
     def reference(given: Arguments) -> Results:
         if not isinstance(given["hidden"], Tensor) or not given["hidden"].dim():
-            raise Unfit("hidden")
+            raise UnfitError("hidden")
         hidden = fit("hidden", given["hidden"], (-1,) * given["hidden"].dim())
         weight = fit("weight", given["weight"], hidden.shape[-1:])
         bias = None if given["bias"] is None else fit("bias", given["bias"], hidden.shape[-1:])
         total = hidden if given["residual"] is None else hidden + fit("residual", given["residual"], hidden.shape)
         if given["kind"] not in ("rms", "layer"):
-            raise Unfit("kind")
+            raise UnfitError("kind")
         return {
             "out": normalised(total, weight, bias, given["eps"], centred=given["kind"] == "layer"),
             "total": total,
@@ -120,11 +121,11 @@ def layer_norm(draw: Draw, *, edge: bool) -> Case:
 
     def reference(given: Arguments) -> Results:
         if not isinstance(given["x"], Tensor) or not given["x"].dim():
-            raise Unfit("x")
+            raise UnfitError("x")
         x = fit("x", given["x"], (-1,) * given["x"].dim())
         if given["x1"] is not None and given["rowscale"] is not None:
-            raise Unfit("x1 and rowscale")
-        total = x if given["rowscale"] is None else x * fit("rowscale", given["rowscale"], x.shape[:-1])[..., None]
+            raise UnfitError("x1 and rowscale")
+        total = x if given["rowscale"] is None else x * _rowscale(given["rowscale"], x)
         for name in ("x1", "residual"):
             total = total if given[name] is None else total + fit(name, given[name], x.shape)
         results = {}
@@ -156,6 +157,13 @@ def layer_norm(draw: Draw, *, edge: bool) -> Case:
     )
 
 
+def _rowscale(rowscale: object, x: Tensor) -> Tensor:
+    """Return one factor for each row, which upstream takes in any shape."""
+    if not isinstance(rowscale, Tensor) or rowscale.numel() != x.shape[:-1].numel():
+        raise UnfitError("rowscale")
+    return fit("rowscale", rowscale, rowscale.shape).reshape(x.shape[:-1])[..., None]
+
+
 def gated_norm(draw: Draw, *, edge: bool) -> Case:
     """Draw a call of mamba_ssm's gated `layernorm_fn`."""
     groups = draw.pick((1, 1, 2, 3))
@@ -177,16 +185,15 @@ def gated_norm(draw: Draw, *, edge: bool) -> Case:
 
     def reference(given: Arguments) -> Results:
         if not isinstance(given["x"], Tensor) or not given["x"].dim():
-            raise Unfit("x")
+            raise UnfitError("x")
         x = fit("x", given["x"], (-1,) * given["x"].dim())
         weight = fit("weight", given["weight"], x.shape[-1:])
         bias = None if given["bias"] is None else fit("bias", given["bias"], x.shape[-1:])
         gate = None if given["z"] is None else F.silu(fit("z", given["z"], x.shape))
         size = x.shape[-1] if given["group_size"] is None else given["group_size"]
-        if not isinstance(size, int):
-            raise Unfit("group_size")
+        size = int(size)
         if size and x.shape[-1] % size:
-            raise Unfit("group_size")
+            raise UnfitError("group_size")
         if gate is not None and not given["norm_before_gate"]:
             x = x * gate
         if x.shape[-1]:
@@ -218,31 +225,27 @@ def norm_linear(draw: Draw, *, edge: bool) -> Case:
         "linear_bias": draw.maybe(draw.lay(draw.normal(features))),
         "residual": draw.maybe(rows_of(draw, shape, torch.float32, edge=edge)),
         "eps": 1e-6,
-        "prenorm": True,
         "is_rms_norm": draw.chance(0.5),
     }
 
     def call(given: Arguments) -> Results:
-        out, total = layer_norm_linear_fn(**given)
+        out, total = layer_norm_linear_fn(**given, prenorm=True)
         return {"out": out, "total": total}
 
     def reference(given: Arguments) -> Results:
         if not isinstance(given["x"], Tensor) or not given["x"].dim():
-            raise Unfit("x")
+            raise UnfitError("x")
         x = fit("x", given["x"], (-1,) * given["x"].dim())
         weight = fit("norm_weight", given["norm_weight"], x.shape[-1:])
         bias = None if given["norm_bias"] is None else fit("norm_bias", given["norm_bias"], x.shape[-1:])
         product = fit("linear_weight", given["linear_weight"], (-1, x.shape[-1]))
-        offset = given["linear_bias"]
-        offset = 0.0 if offset is None else fit("linear_bias", offset, product.shape[:1])
+        added = 0.0 if given["linear_bias"] is None else offset(given["linear_bias"], product.shape[0])
         total = x if given["residual"] is None else x + fit("residual", given["residual"], x.shape)
         normed = normalised(total, weight, bias, given["eps"], centred=not given["is_rms_norm"])
-        return {"out": normed @ product.T + offset, "total": total}
+        return {"out": normed @ product.T + added, "total": total}
 
-    return Case(
-        "layer_norm_linear_fn",
-        arguments,
-        call,
-        reference,
-        lambda given: {"out": given["x"].dtype, "total": given["x"].dtype if given["residual"] is None else given["residual"].dtype},
-    )
+    def dtypes(given: Arguments) -> dict[str, torch.dtype]:
+        residual = given["residual"]
+        return {"out": given["x"].dtype, "total": given["x"].dtype if residual is None else residual.dtype}
+
+    return Case("layer_norm_linear_fn", arguments, call, reference, dtypes)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fuzz.case import Arguments, Case, Results, Unfit, fit
+from fuzz.case import Arguments, Case, Results, UnfitError, fit
 from fuzz.draws import Draw
 from scanlab.contract import registry
 from scanlab.contract.problem import ScanInputs
@@ -65,7 +65,7 @@ def _by_channel(name: str, projection: Tensor, u: Tensor, A: Tensor) -> Tensor:
     batch, dim, length = u.shape
     state = A.shape[1]
     if not isinstance(projection, Tensor) or projection.dim() not in (2, 3, 4):
-        raise Unfit(f"{name} is no projection")
+        raise UnfitError(f"{name} is no projection")
     if projection.dim() == 2:
         return fit(name, projection, (dim, state), is_complex=A.is_complex())[None, :, :, None].expand(
             batch, -1, -1, length
@@ -75,7 +75,7 @@ def _by_channel(name: str, projection: Tensor, u: Tensor, A: Tensor) -> Tensor:
     projection = fit(name, projection, (batch, -1, state, length * (2 if A.is_complex() else 1)))
     groups = projection.shape[1]
     if not groups or dim % groups:
-        raise Unfit(f"{name} has {groups} groups")
+        raise UnfitError(f"{name} has {groups} groups")
     if A.is_complex():
         pairs = projection.unflatten(-1, (length, 2))
         projection = torch.complex(pairs[..., 0], pairs[..., 1])
@@ -91,9 +91,9 @@ def reference(arguments: Arguments, *, directions: tuple[str, ...]) -> Results:
         groups |= {each.shape[1] if each.dim() == 4 else 1 for each in tensors[3:5] if _is_varying(each)}
         found.append(scan_loop(*tensors, delta_softplus=softplus, reverse=direction == "reverse"))
         if len({each.shape[1] if each.dim() == 4 else 1 for each in tensors[3:5] if _is_varying(each)}) > 1:
-            raise Unfit("B and C have different groups")
+            raise UnfitError("B and C have different groups")
     if len({out.shape for out, _ in found}) > 1:
-        raise Unfit("the directions differ")
+        raise UnfitError("the directions differ")
     out = sum(each for each, _ in found)
     return {"out": out, "last_state": found[0][1] if len(found) == 1 else torch.stack([h for _, h in found])}
 
@@ -122,7 +122,7 @@ def inputs(draw: Draw, *, edge: bool) -> Arguments:
     batch, dim = draw.randint(1, 3), groups * draw.size(5 if small else 24, odd=(1, 8, 16, 17, 33))
     length = draw.size(9 if small else 40, odd=(1, 2, 63, 64, 65))
     if edge and draw.chance(0.2):
-        batch, dim, length = (draw.pick(((0, dim, length), (batch, dim, 0), (batch, 0, length))))
+        batch, dim, length = draw.pick(((0, dim, length), (batch, dim, 0), (batch, 0, length)))
     dtype = draw.dtype()
     mixed = draw.chance(0.15)
     weight = torch.float64 if dtype == torch.float64 else torch.float32
@@ -198,6 +198,7 @@ def selective_scan(draw: Draw, *, edge: bool) -> Case:
         dtypes,
         arithmetic=dtypes(arguments)["last_state"].to_real(),
         differentiated=differentiated if draw.chance(0.4) else (),
+        exact_infinities=_is_in_order(arguments["backend"], arguments["A"]),
     )
 
 
@@ -215,6 +216,7 @@ def directed_scan(draw: Draw, *, edge: bool) -> Case:
         sets.append({name: draw.lay(_again(draw, value)) for name, value in first.items() if value is not None})
     arguments = first | {f"{name}_reverse": value for each in sets[1:] for name, value in each.items()}
     arguments["delta_softplus"] = draw.chance(0.5)
+
     def call(given: Arguments) -> Results:
         suffixes = ("", "_reverse") if direction == "bidirectional" else ("",)
         each = [ScanInputs(*(given.get(name + suffix) for name in TENSORS)) for suffix in suffixes]
@@ -238,8 +240,15 @@ def directed_scan(draw: Draw, *, edge: bool) -> Case:
         differentiated=tuple(n for n, v in arguments.items() if isinstance(v, Tensor)) if draw.chance(0.4) else (),
         # Each direction is rounded before they are added.
         rounding=2 * torch.finfo(first["u"].dtype).eps if direction == "bidirectional" else 0.0,
+        exact_infinities=_is_in_order(named, first["A"]),
         note=named,
     )
+
+
+def _is_in_order(named: str, A: Tensor) -> bool:
+    """Return whether a backend multiplies real decays one after the other, so that infinite states stay infinite."""
+    in_order = named.startswith(("reference", "two_phase", "cpp_torch")) or "time_chunks=1," in named
+    return in_order and not A.is_complex()
 
 
 def _again(draw: Draw, tensor: Tensor) -> Tensor:

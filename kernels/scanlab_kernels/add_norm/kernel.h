@@ -91,7 +91,7 @@ void norm_forward(const Norm& norm, int64_t begin, int64_t end, void* workspace)
 }
 
 // With n the normalised row and g = grad_out * weight: grad = scale (g - mean(g) - n mean(g n)) + grad_total,
-// the first mean for LayerNorm only.
+// the first mean for LayerNorm only. Each g is rounded once, so that equal ones cancel.
 template <class T>
 void norm_gradients(const Norm& norm, int64_t begin, int64_t end, void* workspace) {
     const int64_t dim = norm.dim, padded = whole_vectors<T>(dim);
@@ -113,6 +113,7 @@ void norm_gradients(const Norm& norm, int64_t begin, int64_t end, void* workspac
                 const int count = int(smaller(dim - i, lanes<T>));
                 const Vec<T> n = (load<T>(total + i) - of.mean) * of.scale, go = load<T>(grad_out + i);
                 const Vec<T> g = go * load<T>(weight + i);
+                store<T>(grad_out + i, g);
                 store_some<T>(grad_weight + i, load_some<T>(grad_weight + i, count) + go * n, count);
                 store_some<T>(grad_bias + i, load_some<T>(grad_bias + i, count) + go, count);
                 sum += g;
@@ -123,8 +124,7 @@ void norm_gradients(const Norm& norm, int64_t begin, int64_t end, void* workspac
             else clear(grad, padded);
             for (int64_t i = 0; i < dim; i += lanes<T>) {
                 const Vec<T> n = (load<T>(total + i) - of.mean) * of.scale;
-                const Vec<T> g = load<T>(grad_out + i) * load<T>(weight + i);
-                store<T>(grad + i, load<T>(grad + i) + (g - mean - n * along) * of.scale);
+                store<T>(grad + i, load<T>(grad + i) + (load<T>(grad_out + i) - mean - n * along) * of.scale);
             }
             write_row(grad, norm.grad, row, dim);
         }

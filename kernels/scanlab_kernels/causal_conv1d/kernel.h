@@ -316,10 +316,10 @@ void conv_gradients(const Conv& conv, int64_t begin, int64_t end) {
         const int64_t stop = smaller(conv.length, (task.chunk + 1) * cut.chunk);
         for (int64_t step = task.chunk * cut.chunk; step < stop; step += cut.steps) {
             const int64_t steps = smaller(cut.steps, stop - step), whole = cut.whole(steps);
-            // A step of x is seen by the windows of its own step and of width - 1 others.
-            const int64_t seen = cut.whole(steps + halo);
-            const Steps<const T> x =
-                read_input(x_buffer, conv, cut, task, step - halo, step + larger(seen, whole + halo));
+            // A step of x is seen by the windows of its own step and of width - 1 others. The sums take whole vectors,
+            // so that these windows are those of whole vectors too.
+            const int64_t seen = cut.whole(whole + halo);
+            const Steps<const T> x = read_input(x_buffer, conv, cut, task, step - halo, step + seen);
             clear(grad_x, whole * pitch);
             for (int d = 0; d < conv.directions; d++) {
                 const ConvDirection& direction = conv.direction[d];

@@ -153,6 +153,20 @@ def test_long_sequences_give_the_same_bits_on_any_number_of_threads(shape, layou
     assert_close(alone, [expected, *gradients([expected], oracle, [seed])], ["out", "x", "weight", "bias"], 2e-6)
 
 
+@pytest.mark.parametrize("width", [2, 3])
+@pytest.mark.parametrize("length", [257, 513, 1025])
+def test_one_step_beyond_whole_vectors_counts_once(isa: str, length: int, width: int) -> None:
+    tensors = [sequences(2, 5, length, "length-last"), torch.randn(5, width), torch.randn(5)]
+    leaves = [each.requires_grad_() for each in tensors]
+    exact = [each.detach().double().requires_grad_() for each in leaves]
+    seed = torch.randn(2, 5, length)
+    for reverse in (False, True):
+        got = gradients([mixer.causal_conv1d(*leaves, activation="silu", reverse=reverse)], leaves, [seed])
+        with mixer.in_torch():
+            want = gradients([mixer.causal_conv1d(*exact, activation="silu", reverse=reverse)], exact, [seed])
+        assert_close(got, want, ["x", "weight", "bias"], 1e-6)
+
+
 def test_gradcheck() -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 5, 3, dtype=torch.float64).mT.requires_grad_()

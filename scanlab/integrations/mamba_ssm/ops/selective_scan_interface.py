@@ -20,6 +20,7 @@ from scanlab.contract.space import config_key
 from scanlab.runtime import dispatch
 from scanlab.runtime import ops as mixer
 from scanlab.runtime.traced import is_traced
+from scanlab_kernels.checks import expect_one_device
 
 log = logging.getLogger("scanlab")
 
@@ -33,7 +34,7 @@ def say_who_serves() -> None:
 @functools.cache
 def _say_who_serves() -> None:
     dispatcher = dispatch.dispatcher()
-    if not dispatcher.has_spoken:
+    if dispatcher.decided and not dispatcher.has_spoken:
         *_, decision = dispatcher.decided.values()
         served = f"{decision.backend} {config_key(decision.config)}"
         log.warning("scanlab: %s serves mamba_ssm's scans: %s.", served, decision.reason)
@@ -300,6 +301,8 @@ def projected(
     C_proj_bias: Tensor | None = None,
 ) -> ScanInputs:
     """Return the inputs of the scan: the convolved u (batch, dim, length), the gate z, and projections of u."""
+    weights = {"x_proj_weight": x_proj_weight, "delta_proj_weight": delta_proj_weight}
+    expect_one_device(xz=u, **weights, A=A, B=B, C=C, D=D, delta_bias=delta_bias)
     columns = F.linear(u.mT, x_proj_weight)  # (batch, length, rank + columns of B + columns of C)
     rank, state = delta_proj_weight.shape[1], A.shape[1] * (2 if A.is_complex() else 1)
     delta = F.linear(columns[..., :rank], delta_proj_weight)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scanlab.runtime.ops import add_norm
+from scanlab_kernels.checks import expect
 
 
 def layernorm_fn(
@@ -41,6 +42,9 @@ def layernorm_fn(
     Returns:
         The shape and dtype of x.
     """
+    expect("weight", weight, (x.shape[-1],), x)
+    if bias is not None:
+        expect("bias", bias, (x.shape[-1],), x)
     if z is not None and z.shape != x.shape:
         raise ProblemError(f"z is {tuple(z.shape)}: must be {tuple(x.shape)}, as x.")
     is_whole = group_size in (None, x.shape[-1])
