@@ -83,10 +83,8 @@ def front(draw: Draw, *, edge: bool) -> Case:
     both = draw.chance(0.5)
     arguments: Arguments = {
         "hidden": rows(draw, batch, length, model, dtype=dtype),
-        "x": rows(draw, dim, model, dtype=dtype) * model**-0.5,
-        "z": rows(draw, dim, model, dtype=dtype) * model**-0.5,
-        "x_bias": draw.maybe(draw.lay(draw.normal(dim, dtype=dtype)), 0.4),
-        "z_bias": draw.maybe(draw.lay(draw.normal(dim, dtype=dtype)), 0.4),
+        "into": rows(draw, 2 * dim, model, dtype=dtype) * model**-0.5,
+        "into_bias": draw.maybe(draw.lay(draw.normal(2 * dim, dtype=dtype)), 0.4),
     }
     for suffix in ("", "_reverse") if both else ("",):
         arguments |= {
@@ -96,10 +94,11 @@ def front(draw: Draw, *, edge: bool) -> Case:
             f"dt{suffix}": rows(draw, dim, rank, dtype=dtype),
         }
     suffixes = ("", "_reverse") if both else ("",)
+    names = ["gate"] + [name + suffix for suffix in suffixes for name in ("u", "delta", "B", "C")]
 
     def call(given: Arguments) -> Results:
         packed = ops.PrepackedWeight
-        into = ops.Projections(packed(given["x"]), packed(given["z"]), given["x_bias"], given["z_bias"])
+        into = ops.InProjection(packed(given["into"]), given["into_bias"])
         directions = [
             ops.DirectionWeights(
                 given[f"conv_weight{suffix}"],
@@ -109,17 +108,18 @@ def front(draw: Draw, *, edge: bool) -> Case:
             )
             for suffix in suffixes
         ]
-        z, found = ops.mamba_front(given["hidden"], into, *directions)
-        named = {f"{n}{s}": v for s, each in zip(suffixes, found, strict=True) for n, v in each._asdict().items()}
-        return {"gate": z, **named}
+        found = ops.mamba_front(given["hidden"], ops.FrontWeights(into, *directions))
+        return dict(zip(names, found, strict=True))
 
     def reference(given: Arguments) -> Results:
         hidden = fit("hidden", given["hidden"], (-1, -1, -1))
-        into = fit("x", given["x"], (-1, hidden.shape[2]))
-        gate = fit("z", given["z"], into.shape)
-        dim = into.shape[0]
-        biases = [0.0 if given[n] is None else fit(n, given[n], (dim,)) for n in ("x_bias", "z_bias")]
-        x, results = (hidden @ into.T + biases[0]).mT, {"gate": hidden @ gate.T + biases[1]}
+        into = fit("into", given["into"], (-1, hidden.shape[2]))
+        dim, odd = divmod(into.shape[0], 2)
+        if odd:
+            raise UnfitError("into")
+        both = hidden @ into.T
+        both = both if given["into_bias"] is None else both + fit("into_bias", given["into_bias"], (2 * dim,))
+        x, results = both[..., :dim].mT, {"gate": both[..., dim:]}
         for suffix in suffixes:
             u = conv_loop(
                 x,
@@ -137,17 +137,13 @@ def front(draw: Draw, *, edge: bool) -> Case:
             results |= {f"u{suffix}": u, f"delta{suffix}": low @ dt.T, f"B{suffix}": B, f"C{suffix}": C}
         return results
 
-    def dtypes(given: Arguments) -> dict[str, torch.dtype]:
-        names = ["gate"] + [name + suffix for suffix in suffixes for name in ("u", "delta", "B", "C")]
-        return dict.fromkeys(names, given["hidden"].dtype)
-
-    names = tuple(n for n, v in arguments.items() if isinstance(v, Tensor))
+    leaves = tuple(n for n, v in arguments.items() if isinstance(v, Tensor))
     return Case(
         "mamba_front",
         arguments,
         call,
         reference,
-        dtypes,
+        lambda given: dict.fromkeys(names, given["hidden"].dtype),
         arithmetic=dtype,
-        differentiated=names if draw.chance(0.2) and dtype != torch.bfloat16 else (),
+        differentiated=leaves if draw.chance(0.2) and dtype != torch.bfloat16 else (),
     )

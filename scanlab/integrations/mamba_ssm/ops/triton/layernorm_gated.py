@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scanlab.errors import ProblemError
 from scanlab.runtime.ops import add_norm
 from scanlab_kernels.checks import expect
 
