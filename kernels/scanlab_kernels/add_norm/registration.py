@@ -30,7 +30,8 @@ def empty_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return empty tensors like the gradients of the sum, and, in at least float32, of the weight and of a bias."""
     dtype = torch.float64 if total.dtype == torch.float64 else torch.float32
-    return total.new_empty(total.shape), *(weight.new_empty(weight.shape, dtype=dtype) for _ in range(2))
+    grad_weight, grad_bias = (weight.new_empty(weight.shape, dtype=dtype) for _ in range(2))
+    return total.new_empty(total.shape), grad_weight, grad_bias
 
 
 def keep_total(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -159,7 +159,7 @@ def add_norm(
 def add_norm_backward(
     grad_out: Tensor, grad_total: Tensor | None, total: Tensor, weight: Tensor, eps: float, centred: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of the sum, of the weight, and of a bias."""
+    """Return the gradients of the sum, and, in float32, of the weight and of a bias."""
     grad, grad_weight, grad_bias = empty_gradients(grad_out, grad_total, total, weight, eps, centred)
     if not total.numel():
         return grad, grad_weight.zero_(), grad_bias.zero_()
