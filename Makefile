@@ -9,7 +9,7 @@ ARGS ?=
 # Processes that the tests share. Threads that wait must not spin: they would take the CPUs of the other processes.
 JOBS ?= 2
 
-.PHONY: tune test test-timing check lint types docs clean
+.PHONY: tune test test-timing fuzz check lint types docs clean
 
 tune: $(VENV)/.ready
 	$(BIN)/python -m scanlab tune $(ARGS)
@@ -20,6 +20,14 @@ test: $(VENV)/.ready
 # Tests that read a clock and need a quiet machine, one at a time.
 test-timing: $(VENV)/.ready
 	$(BIN)/python -m pytest -m timing $(ARGS)
+
+# Random calls of every op for some minutes; with SANITIZE=1 under AddressSanitizer and UBSan, and the core of the scan
+# under ThreadSanitizer.
+MINUTES ?= 5
+SANITIZE ?=
+fuzz: $(VENV)/.ready
+	PYTHONPATH=tests $(BIN)/python -m fuzz.campaign --minutes $(MINUTES) $(if $(SANITIZE),--sanitize) $(ARGS)
+	$(if $(SANITIZE),$(BIN)/python tests/kernels/selective_scan/native_core/prove.py thread)
 
 # The documentation site, in build/site; links and references are checked.
 docs: $(VENV)/.ready

@@ -3,6 +3,7 @@
     cd tests
     python -m fuzz.campaign --minutes 5                         # every op, from a random seed
     python -m fuzz.campaign --ops linear --seed 7 --calls 1     # one call again
+    python -m fuzz.campaign --sanitize                          # C++ under AddressSanitizer and UBSan, built at first
 
 Calls are made in a child process, so that one that kills it is reported by its op and seed and the rest goes on. Ends
 with status 1 where a fault was found.
@@ -25,6 +26,7 @@ import warnings
 from pathlib import Path
 from typing import IO
 
+from fuzz import sanitize
 from fuzz.case import judge
 from fuzz.generators import GENERATORS, draw_case
 from fuzz.modes import mode
@@ -60,12 +62,17 @@ def serve(ops: list[str], seed: int, calls: int, deadline: float, log: IO[str]) 
     faulthandler.cancel_dump_traceback_later()
 
 
-def run_child(ops: list[str], seed: int, calls: int, seconds: float) -> tuple[collections.Counter[str], list[str], int]:
+def run_child(
+    ops: list[str], seed: int, calls: int, seconds: float, *, is_sanitized: bool
+) -> tuple[collections.Counter[str], list[str], int]:
     """Make calls in a child; return how many of each kind of each op there were, the faults, and the next seed."""
     with tempfile.NamedTemporaryFile("r", suffix=".jsonl") as log:
         words = [sys.executable, "-m", "fuzz.campaign", "--child", log.name, "--ops", ",".join(ops)]
         words += ["--seed", str(seed), "--calls", str(calls), "--minutes", str(seconds / 60)]
-        child = subprocess.run(words, cwd=Path(__file__).parent.parent, stderr=subprocess.PIPE, text=True)
+        words += ["--sanitize"] if is_sanitized else []
+        variables = sanitize.environment() if is_sanitized else None
+        folder = Path(__file__).parent.parent
+        child = subprocess.run(words, cwd=folder, env=variables, stderr=subprocess.PIPE, text=True)
         lines = [json.loads(line) for line in log if line.endswith("\n")]
     counts: collections.Counter[str] = collections.Counter()
     faults = []
@@ -87,6 +94,7 @@ def main() -> int:
     parser.add_argument("--ops", default=",".join(GENERATORS), help="names with commas between")
     parser.add_argument("--seed", type=int, help="of the first call (default: random)")
     parser.add_argument("--calls", type=int, default=10**9, help="of each op")
+    parser.add_argument("--sanitize", action="store_true", help="run the C++ ops under AddressSanitizer and UBSan")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     ops = asked.ops.split(",")
@@ -95,6 +103,8 @@ def main() -> int:
         parser.error(f"{', '.join(sorted(unknown))}: must be among {', '.join(GENERATORS)}")
     deadline = time.monotonic() + 60 * asked.minutes
     if asked.child is not None:
+        if asked.sanitize:
+            sanitize.use_sanitized_libraries()
         with asked.child.open("w") as log:
             serve(ops, asked.seed, asked.calls, deadline, log)
         return 0
@@ -104,7 +114,7 @@ def main() -> int:
     print(f"from seed {first}", flush=True)
     while time.monotonic() < deadline and seed < first + asked.calls:
         calls = min(CALLS_OF_A_CHILD, first + asked.calls - seed)
-        some, found, seed = run_child(ops, seed, calls, deadline - time.monotonic())
+        some, found, seed = run_child(ops, seed, calls, deadline - time.monotonic(), is_sanitized=asked.sanitize)
         counts += some
         faults += found
         for fault in found:
