@@ -197,3 +197,11 @@ def test_a_page_of_another_processor_is_not_overwritten(script, tmp_path):
     other.unlink()
     common.write_page(folder, "A claim.", common.place(), {}, {}, pd.DataFrame({"x": [1]}))
     assert other.read_text() == before
+
+
+def test_vmamba_by_every_scan(script, tmp_path):
+    script("vmamba").main(size=32, dim=16, limit_s=0.1, out=tmp_path / "vmamba")
+    text, frame = page_of(tmp_path / "vmamba")
+    assert list(frame.design.unique()) == ["s1", "s2", "v0"]
+    assert (frame[frame.scan == "cross_scan_2d"].ratio == 1).all()
+    assert "cross_scan_2d_native" in text
