@@ -109,6 +109,9 @@ def cases_of(
     """Return the cases that `--problem`s, `--suite` and `--image` name; by default those of the vim-tiny suite.
 
     Args:
+        problems: Texts of `--problem`.
+        suite: Name of a suite.
+        image: The photograph that a model's suite is captured on.
         op: The op of the problems.
 
     Raises:
