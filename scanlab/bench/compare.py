@@ -102,6 +102,9 @@ class Comparer:
         each candidate is appended to the store.
 
         Args:
+            candidates: Those that are compared.
+            deadline: Of the clock.
+            phase: Of the trials.
             baseline: The candidate that everything is timed beside; the fastest candidate, as calibrated, where None.
             untuned: The candidate that serves where nothing was tuned; it wins unless it is shown to be slower.
             processes: Number of fresh processes that take it in turn; 0 for the worker as it is.

@@ -26,6 +26,7 @@ class SimulatedTime:
         self.seconds = 0.0
 
     def __call__(self) -> float:
+        """Return the seconds that have passed."""
         return self.seconds
 
 
@@ -67,9 +68,11 @@ class SimulatedWorker:
         return self, ()
 
     def verify(self, candidate: Candidate) -> Evaluation:
+        """Build, call and verify `candidate`, and forget it."""
         return self.prepare(candidate)
 
     def prepare(self, candidate: Candidate) -> Evaluation:
+        """Build, call, verify and calibrate `candidate`, unless it is prepared."""
         if candidate in self._prepared:
             return self._prepared[candidate]
         self._time.seconds += self._build_s(candidate)
@@ -84,6 +87,7 @@ class SimulatedWorker:
         return evaluation
 
     def take_round(self, candidates: Sequence[Candidate], baseline: Candidate, number: int) -> tuple[Block, ...]:
+        """Take one block of each candidate beside the baseline."""
         for each in candidates:
             if self._failure(each) is not None:
                 raise CandidateFailedError(each, str(self._failure(each)))
@@ -99,23 +103,29 @@ class SimulatedWorker:
         )
 
     def peak_bytes(self, candidate: Candidate) -> int | None:
+        """Return the bytes that one call takes beyond what was in use; None where unknown."""
         return None
 
     def release(self, candidates: Iterable[Candidate]) -> None:
+        """Forget `candidates`."""
         for each in candidates:
             self._prepared.pop(each, None)
 
     def load(self, context: BenchmarkContext) -> None:
+        """Forget everything prepared, and go on in `context`."""
         self._prepared.clear()
 
     def restart(self, context: BenchmarkContext | None = None) -> None:
+        """Forget everything prepared, and go on in a fresh process."""
         self._prepared.clear()
         self._process += 1
         self._time.seconds += self.start_s
 
     def disturbance(self, seconds: float) -> str | None:
+        """Do nothing for so long and return what would have disturbed a block, or None."""
         self._time.seconds += seconds
         return self._disturbance(self._time.seconds)
 
     def close(self) -> None:
+        """Forget everything, and end what was started."""
         self._prepared.clear()

@@ -115,6 +115,10 @@ def take_round(
 
     Args:
         candidates: May hold one of them twice, as the A/A control does.
+        baseline: Timed beside them.
+        rng: Draws the order.
+        number: Of the round.
+        process: Number of the process.
         before_sample: Called with the position of the candidate before each of its samples; -1 is the baseline.
     """
     everyone = {-1: baseline, **dict(enumerate(candidates))}

@@ -109,6 +109,9 @@ def trial_of(
     A time that the machine cannot have computed the problem in makes it wrong, whatever its verdict.
 
     Args:
+        context: Of the run.
+        phase: Of the run.
+        candidate: The one that was tried.
         started_at: Seconds since the epoch.
         duration_s: Of building, verifying and measuring.
         evaluation: Outcome of preparing it, or the failure that came later.

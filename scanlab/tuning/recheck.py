@@ -26,7 +26,7 @@ TOLERATED_SHARE = 0.9
 
 @dataclass(frozen=True)
 class CheckedChoice:
-    """Whether a choice holds, the reason in one sentence, and the comparison that was run to find out, if any.
+    """Verdict on a choice, its reason in one sentence, and the comparison that was run to find out, if any.
 
     `holds` is None where too little could be measured to tell.
     """
@@ -54,7 +54,13 @@ def recheck(
 
     Args:
         chosen: The trial that the choice rests on; the inputs are fresh draws, those of the trial are not needed.
+        store: Takes the records.
+        seconds: Of measuring.
         rivals: Candidates that might be faster by now.
+        processes: Number of fresh processes.
+        on_round: Called with the number of rounds so far.
+        clock: Of the measuring; a new one where None.
+        open_worker: Opens the worker.
     """
     if chosen.measurement is None:
         return CheckedChoice(False, f"{chosen.label} has no measurement to hold it against: {chosen.reason}")

@@ -66,6 +66,7 @@ def should_prune(measurement: Measurement, best: Measurement | None) -> str | No
     """Return why more blocks would not make this the best of its backend, or None.
 
     Args:
+        measurement: Of the candidate, so far.
         best: Confirmed; the upper end of its interval is what a candidate is held against.
     """
     if best is None or not measurement.clean:

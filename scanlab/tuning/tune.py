@@ -29,7 +29,7 @@ from scanlab.tuning.result import Event, EventKind, TuningResult
 from scanlab.tuning.scheduler import HOLDOUT_SHARE, MIN_TRIALS, Budget, Scheduler
 from scanlab.tuning.search import Search, has_converged, should_prune
 from scanlab.tuning.selection import best_of_search, exact_enough, fresh_processes, hold_out, select
-from scanlab.tuning.warm_start import winners_on_nearest_machines, winners_on_similar_problems
+from scanlab.tuning.warm_start import recorded_baseline, winners_on_nearest_machines, winners_on_similar_problems
 
 # The reference is timed beside the baseline for at most this share of the budget.
 REFERENCE_SHARE = 0.06
@@ -67,10 +67,20 @@ def tune(
     Running it again takes up what is recorded and measures only what is not.
 
     Args:
+        problem: Of any op.
+        inputs: Those that candidates are timed on.
+        backends: Those that are searched.
+        budget: Time of measuring, or a number of trials.
+        store: Takes the records, and has those of earlier runs.
+        inputs_label: Origin of the inputs.
         storage: See `open_storage`; None for a journal beside the records.
         untuned: Candidate that serves where nothing was tuned, which has to be beaten; the baseline where None.
         max_error: The largest error against float64, as a share, that a winner may have beyond being verified.
         objective: The time that candidates are ranked by. The search goes by the median in any case.
+        seed: Of the hard inputs, of the search, and of the order of samples.
+        on_event: Called as things happen.
+        clock: Of the measuring; a new one where None.
+        open_worker: Opens the worker.
 
     Raises:
         ResultsError: Results cannot be written.
@@ -177,7 +187,7 @@ class _Tuning:
         if not defaults:
             return
         fastest = min(defaults, key=lambda candidate: defaults[candidate].call_ms)
-        baseline = _recorded_baseline(self._context, defaults, recorded) or fastest
+        baseline = recorded_baseline(self._context, defaults, recorded) or fastest
         self._untuned = untuned if untuned in self._defaults else baseline
         self._emit("building", f"timing {reference_candidate(self._context.problem).label}")
         deadline = self._clock.now() + min(REFERENCE_S, self._scheduler.at(REFERENCE_SHARE))
@@ -365,27 +375,8 @@ class _Tuning:
         self._on_event(event)
 
 
-def _recorded_baseline(
-    context: BenchmarkContext, defaults: Iterable[Candidate], recorded: Sequence[Trial]
-) -> Candidate | None:
-    """Return the default that earlier trials of this context were timed beside, so that they stay comparable."""
-    machine = context.machine
-    for trial in sorted(recorded, key=lambda each: each.started_at, reverse=True):
-        same = (
-            trial.machine.silicon_id == machine.silicon_id
-            and trial.machine.software_id == machine.software_id
-            and (trial.problem, trial.inputs_label, trial.phase) == (context.problem, context.inputs_label, "search")
-        )
-        if same and trial.measurement is not None:
-            for candidate in defaults:
-                source = candidate.backend.source_hash
-                if (trial.baseline_label, trial.measurement.baseline_source_hash) == (candidate.label, source):
-                    return candidate
-    return None
-
-
 def _build_s(candidate: Candidate, recorded: Sequence[Trial]) -> float | None:
-    """Return how long building took when this backend was last built by hand of these records."""
+    """Return how long building this backend took at most, by these records; None where they do not tell."""
     durations_s = [
         (trial.measurement.build_ms + trial.measurement.first_call_ms) / 1e3
         for trial in recorded

@@ -1,9 +1,10 @@
-"""Warm start: configurations that won on similar problems or near machines, for a search to begin with."""
+"""Warm start: the baseline of earlier trials, and configurations that won on similar problems or near machines."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from scanlab.bench.context import BenchmarkContext, Candidate
 from scanlab.bench.records import Trial, log_ratio
 from scanlab.contract.backend import Backend
 from scanlab.contract.machine import Machine
@@ -13,6 +14,25 @@ from scanlab.tuning.fleet.study_summary import StudySummary
 
 # Number of winners that are tried first.
 MAX_HINTS = 3
+
+
+def recorded_baseline(
+    context: BenchmarkContext, defaults: Iterable[Candidate], recorded: Sequence[Trial]
+) -> Candidate | None:
+    """Return the default that earlier trials of this context were timed beside, so that they stay comparable."""
+    machine = context.machine
+    for trial in sorted(recorded, key=lambda each: each.started_at, reverse=True):
+        same = (
+            trial.machine.silicon_id == machine.silicon_id
+            and trial.machine.software_id == machine.software_id
+            and (trial.problem, trial.inputs_label, trial.phase) == (context.problem, context.inputs_label, "search")
+        )
+        if same and trial.measurement is not None:
+            for candidate in defaults:
+                source = candidate.backend.source_hash
+                if (trial.baseline_label, trial.measurement.baseline_source_hash) == (candidate.label, source):
+                    return candidate
+    return None
 
 
 def winners_on_similar_problems(
