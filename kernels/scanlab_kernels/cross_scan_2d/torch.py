@@ -39,6 +39,11 @@ def gather(sequence: Tensor, direction: int, height: int, width: int) -> Tensor:
     return grid.mT if direction % 2 else grid
 
 
+def _sequences(maps: Tensor) -> Tensor:
+    """Return maps (batch, 4, channels, height, width) as sequences (batch, 4, channels, length), each in its order."""
+    return torch.stack([scatter(maps[:, k], k) for k in range(DIRECTIONS)], dim=1)
+
+
 def cross_scan_2d(inputs: CrossScanInputs, problem: CrossScanProblem) -> CrossScanOutput:
     """Return the output, for example of u (1, 192, 56, 56) with 16 states."""
     compute = inputs.A.dtype
@@ -47,17 +52,16 @@ def cross_scan_2d(inputs: CrossScanInputs, problem: CrossScanProblem) -> CrossSc
         delta = delta + inputs.delta_bias[..., None, None]
     if problem.delta_softplus:
         delta = F.softplus(delta)
-    out = torch.zeros_like(u)
-    for k in range(DIRECTIONS):
-        delta_k, u_k, B_k, C_k = (scatter(each, k) for each in (delta[:, k], u, B[:, k], C[:, k]))
-        h, y = u.new_zeros(problem.batch, problem.dim, problem.state), []
-        for t in range(problem.height * problem.width):
-            decay = torch.exp(delta_k[..., t, None] * inputs.A[k])  # (1, 192, 16)
-            h = decay * h + (delta_k[..., t] * u_k[..., t])[..., None] * B_k[:, None, :, t]
-            y.append((h * C_k[:, None, :, t]).sum(-1))
-        out = out + gather(torch.stack(y, -1), k, problem.height, problem.width)
-        if inputs.D is not None:
-            out = out + inputs.D[k, :, None, None] * u
+    u_, delta, B, C = (_sequences(each) for each in (u[:, None].expand(-1, DIRECTIONS, -1, -1, -1), delta, B, C))
+    h, y = u.new_zeros(problem.batch, *inputs.A.shape), []
+    for t in range(problem.height * problem.width):
+        decay = torch.exp(delta[..., t, None] * inputs.A)  # (1, 4, 192, 16)
+        h = decay * h + (delta[..., t] * u_[..., t])[..., None] * B[:, :, None, :, t]
+        y.append((h * C[:, :, None, :, t]).sum(-1))
+    by_direction = torch.stack(y, -1).unbind(1)
+    out = torch.zeros_like(u) if inputs.D is None else inputs.D.sum(0)[:, None, None] * u
+    for k, each in enumerate(by_direction):
+        out = out + gather(each, k, problem.height, problem.width)
     return CrossScanOutput(out.to(inputs.u.dtype))
 
 
