@@ -54,7 +54,9 @@ class TestMine(BackendContract):
 def commands() -> list[str]:
     """Return the scanlab commands of all pages."""
     lines = [line for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()]
-    told = [command for page in PAGES for command in re.findall(r"`(scanlab [^`.]+)`", page.read_text())]
+    # The texts of settings name commands without their arguments.
+    prose = [re.sub(r"^\| `SCANLAB_.*$", "", page.read_text(), flags=re.MULTILINE) for page in PAGES]
+    told = [command for text in prose for command in re.findall(r"`(scanlab [^`.]+)`", text)]
     return sorted({line.partition("#")[0].strip() for line in [*lines, *told] if line.startswith("scanlab ")})
 
 
