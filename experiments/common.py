@@ -83,7 +83,7 @@ def compared(
 
 def served_by(dispatcher: Dispatcher) -> str:
     """Return the backends and configurations that `dispatcher` has used so far, as text."""
-    used = {f"{each.backend} {tables.config_text(each.config)}".strip() for each in dispatcher.decided.values()}
+    used = {f"{each.backend} {tables.config_text(each.config)}".strip() for each in dispatcher.decided_scans.values()}
     return ", ".join(sorted(used))
 
 

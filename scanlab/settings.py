@@ -28,7 +28,7 @@ class Setting:
 BACKEND = Setting("SCANLAB_BACKEND", "backend of every scan, such as chunked:chunk=32", "the profile's choice")
 STRICT = Setting("SCANLAB_STRICT", "1 makes it an error when something else than the tuned choice serves", "a warning")
 MIXER = Setting("SCANLAB_MIXER", "native, triton or torch: implementation of the ops around the scan", "by device")
-LINEAR = Setting("SCANLAB_LINEAR", "native, onednn or torch: implementation of products in inference", "by silicon")
+LINEAR = Setting("SCANLAB_LINEAR", "torch, onednn, mkl, native or gemv: backend of products in inference", "by silicon")
 PROFILE = Setting("SCANLAB_PROFILE", "path of the profile", "a file for this silicon in the user's data folder")
 CACHE = Setting("SCANLAB_CACHE", "folder of compiled kernels", "the user's cache folder")
 ISA = Setting("SCANLAB_ISA", "instruction set of the C++ kernels: plain, avx2, avx512 or neon", "the best of the CPU")

@@ -56,10 +56,10 @@ def run(
             _run_as_main(target, arguments or [], module)
         finally:
             if file is not None and file.is_ours:
-                file.write(recorded_suite(target, log.usage) if log.usage else "")
-                if log.usage:
+                file.write(recorded_suite(target, log.scans) if log.scans else "")
+                if log.scans:
                     suite = f"{record}:{CAPTURED}"
-                    notes.print(escape(f"wrote {record}: {len(log.usage)} problems, for scanlab tune --suite {suite}"))
+                    notes.print(escape(f"wrote {record}: {len(log.scans)} problems, for scanlab tune --suite {suite}"))
 
 
 def _run_as_main(target: str, arguments: list[str], module: bool) -> None:

@@ -29,7 +29,6 @@ from scanlab.runtime.ops import (
     WeightCache,
     causal_conv1d,
     causal_conv1d_update,
-    has_few_rows,
     linear,
     mixer_step,
     selective_state_update,
@@ -137,9 +136,9 @@ def _decay_rates(mixer: Any, dtype: torch.dtype) -> Tensor:
     return A
 
 
-def _packed(mixer: nn.Module, name: str, weight: Tensor, x: Tensor) -> PrepackedWeight:
-    """A weight of `mixer` as a product with x reads it."""
-    if is_traced() or has_few_rows(x):
+def _packed(mixer: nn.Module, name: str, weight: Tensor) -> PrepackedWeight:
+    """Return a weight of `mixer` as products read it."""
+    if is_traced():
         return PrepackedWeight(weight)
     made: PrepackedWeight = _kept(mixer, name)(lambda: PrepackedWeight(weight), weight)
     return made
@@ -152,7 +151,7 @@ def _product(mixer: Any, name: str, x: Tensor, half: slice = slice(None)) -> Ten
         whole: Tensor = projection(x)
         return whole[..., half]
     bias = None if projection.bias is None else projection.bias[half]
-    return linear(x, _packed(mixer, f"{name} {half.start} {half.stop}", projection.weight[half], x), bias)
+    return linear(x, _packed(mixer, f"{name} {half.start} {half.stop}", projection.weight[half]), bias)
 
 
 def _halves(mixer: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -184,7 +183,7 @@ def _selection(mixer: Any, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | 
     low_rank, B, C = (norm(each) for norm, each in zip(_norms(mixer), selected.split(sizes, dim=-1), strict=True))
     projection = mixer.dt_proj
     if is_plain_layer(projection):  # the bias goes into the scan, where it is added in float32
-        return linear(low_rank, _packed(mixer, "dt_proj", projection.weight, low_rank)), B, C, projection.bias
+        return linear(low_rank, _packed(mixer, "dt_proj", projection.weight)), B, C, projection.bias
     return projection(low_rank), B, C, None
 
 

@@ -20,6 +20,7 @@ from scanlab.contract.backend import ScanFn
 from scanlab.contract.problem import Direction, ScanInputs
 from scanlab.errors import ProblemError
 from scanlab.runtime.dispatch import Scan, input_kind, serving
+from scanlab.runtime.front import mamba_front, plan_front
 from scanlab.runtime.ops import (
     DirectionWeights,
     FrontWeights,
@@ -27,10 +28,9 @@ from scanlab.runtime.ops import (
     PrepackedWeight,
     WeightCache,
     linear,
-    mamba_front,
-    plan_front,
     plan_linear,
 )
+from scanlab.runtime.products import Rows
 from scanlab_kernels.linear.prepacked import Linear
 from scanlab_kernels.mamba_front.weights import Front
 
@@ -180,8 +180,9 @@ class Mixing(nn.Module):
             serve = None if kind is None else serving(scan)
             if kind is not None and serve is not None:
                 bound = serve.bind(inputs, True, direction)
+                rows = Rows(y.numel() // y.shape[1], y.dtype)
                 plan = Plan(
-                    plan_front(hidden, weights.front_of(bidirectional)), bound.scan, plan_linear(y.mT, weights.out)
+                    plan_front(hidden, weights.front_of(bidirectional)), bound.function, plan_linear(rows, weights.out)
                 )
                 keep_plan(weights.plans, kind, plan)
             return weights.mixed(y, halves=halves)

@@ -247,7 +247,7 @@ def _model(build: Callable[..., VisionMamba], weights: Mapping[str, Tensor], sel
 def _config_of(model: VisionMamba) -> Config:
     scan = model.scan
     assert isinstance(scan, Dispatcher)
-    return next(iter(scan.decided.values())).config
+    return next(iter(scan.decided_scans.values())).config
 
 
 def _judge(selection: str, config: Config, logits: Tensor, exact: Tensor) -> Validation:

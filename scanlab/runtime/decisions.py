@@ -1,8 +1,9 @@
 """Decide which backend serves a problem, and why.
 
-In this order: the profile's entry for exactly this problem, measured on this kind of machine or adopted from the
-nearest one; its entry for the nearest problem of the same family; the fastest on the most similar problem among the
-defaults that ship; the first of `fallbacks` that is available and accepts the problem.
+In this order: what $SCANLAB_LINEAR or $SCANLAB_MIXER names for the parts of a block; the profile's entry for exactly
+this problem, measured on this kind of machine or adopted from the nearest one; its entry for the nearest problem of the
+same family; the fastest on the most similar problem among the defaults that ship; the first of `fallbacks` that is
+available and accepts the problem.
 """
 
 from __future__ import annotations
@@ -12,12 +13,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from scanlab import settings
 from scanlab.contract import registry
 from scanlab.contract.problem import Problem
 from scanlab.contract.space import Config, config_key
 from scanlab.errors import ConfigError, UnavailableError, UnknownBackendError
 from scanlab.runtime.defaults import most_similar
+from scanlab.runtime.implementations import implementation
 from scanlab.runtime.profile import Profile, ProfileEntry
+
+# Ops of a Mamba block around its scan; those of IMPLEMENTED have an implementation for each kind of device.
+IMPLEMENTED = ("causal_conv1d", "add_norm", "state_update")
+PARTS = ("linear", "mamba_front", *IMPLEMENTED)
 
 Basis = Literal["named", "exact", "adopted", "nearest", "default", "fallback"]
 
@@ -34,7 +41,10 @@ class Decision:
 
 def decisions(problem: Problem, profile: Profile | None) -> Iterator[Decision]:
     """Yield the decisions for `problem` from best to last resort; those that would be refused are left out."""
-    passed_over: list[str] = []
+    named, passed_over = _named(problem)
+    if named is not None:
+        yield named
+        profile = None
     for entry in () if profile is None else profile.nearest(problem):
         refusal = refuses(entry.backend, entry.config, problem)
         if refusal is not None:
@@ -46,7 +56,8 @@ def decisions(problem: Problem, profile: Profile | None) -> Iterator[Decision]:
             reason = f"tuned for the nearest problem {entry.problem.key}{_where(entry)}"
             yield Decision(entry.backend, entry.config, "nearest", "; ".join((reason, *passed_over)))
     untuned = "; ".join(passed_over) or "nothing near this problem was tuned here"
-    yield from _defaults(problem, untuned)
+    if named is None:
+        yield from _defaults(problem, untuned)
     refused: list[str] = []
     for name in fallbacks(problem):
         refusal = refuses(name, {}, problem)
@@ -54,6 +65,30 @@ def decisions(problem: Problem, profile: Profile | None) -> Iterator[Decision]:
             yield Decision(name, registry.get(name).space.defaults, "fallback", "; ".join((untuned, *refused)))
         else:
             refused.append(refusal)
+
+
+def _named(problem: Problem) -> tuple[Decision | None, list[str]]:
+    """Return the decision that the environment makes for a part of a block, or why it cannot.
+
+    Raises:
+        ConfigError: The environment names no implementation.
+    """
+    if problem.op == "mamba_front" and (settings.LINEAR.get() or settings.MIXER.get() == "torch"):
+        name, why = "mamba_front_composed", "the environment names its parts"
+    elif problem.op == "linear" and settings.LINEAR.get():
+        name, why = f"linear_{settings.LINEAR.get()}", f"{settings.LINEAR.name}={settings.LINEAR.get()}"
+        if name not in registry.names():
+            legal = ", ".join(each.removeprefix("linear_") for each in registry.names() if each.startswith("linear_"))
+            raise ConfigError(f"{why}: must be one of {legal}; unset it to choose.")
+    elif problem.op in IMPLEMENTED and settings.MIXER.get():
+        name = f"{problem.op}_{implementation(problem.device, problem.dtype == 'float64')}"
+        why = f"{settings.MIXER.name}={settings.MIXER.get()}"
+    else:
+        return None, []
+    refusal = refuses(name, {}, problem, asked=True)
+    if refusal is not None:
+        return None, [f"{why} cannot serve: {refusal}"]
+    return Decision(name, registry.get(name).space.defaults, "named", why), []
 
 
 def _defaults(problem: Problem, untuned: str) -> Iterator[Decision]:
@@ -71,13 +106,17 @@ def _defaults(problem: Problem, untuned: str) -> Iterator[Decision]:
             if config is None:
                 refused.append(str(refusals[config_key(defaults)]))
                 continue
-            faster = f"it was {entry.speedup:.3g} times as fast as the reference loop on {similar.problem.key}"
+            other = "the reference loop" if problem.op == registry.DEFAULT_OP else "torch's own op"
+            faster = f"it was {entry.speedup:.3g} times as fast as {other} on {similar.problem.key}"
             reasons = (untuned, f"{faster} on {similar.where}", *refused)
             yield Decision(entry.backend, config, "default", "; ".join(reasons))
 
 
 def fallbacks(problem: Problem) -> tuple[str, ...]:
     """Return the backends that serve `problem` where nothing was measured, the preferred one first."""
+    if problem.op in IMPLEMENTED:
+        found = implementation(problem.device, problem.dtype == "float64")
+        return tuple(dict.fromkeys((f"{problem.op}_{found}", f"{problem.op}_torch")))
     return registry.op(problem.op).fallbacks or tuple(each.name for each in registry.load_all(problem.op)[0])
 
 
@@ -103,14 +142,21 @@ def _where(entry: ProfileEntry) -> str:
     return "" if entry.adopted_from is None else f" on the nearest machine, {entry.adopted_from}"
 
 
-def refuses(name: str, config: Config, problem: Problem) -> str | None:
-    """Return why the backend called `name` cannot serve `problem` under `config` unasked, or None."""
+def refuses(name: str, config: Config, problem: Problem, *, asked: bool = False) -> str | None:
+    """Return why the backend called `name` cannot serve `problem` under `config`, or None.
+
+    Args:
+        name: Of the backend.
+        config: Its configuration; missing tunables take their defaults.
+        problem: The problem.
+        asked: Whether somebody asked for it by name.
+    """
     try:
         backend = registry.get(name)
         backend.space.complete(config, problem, name)
     except (UnknownBackendError, ConfigError) as error:
         return str(error)
     reason = backend.rejects(problem) or backend.unavailable()
-    if backend.explicit_only:
+    if backend.explicit_only and not asked:
         reason = reason or "here it serves only who asks for it by name"
     return None if reason is None else f"{name}: {reason}"

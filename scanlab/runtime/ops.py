@@ -1,29 +1,35 @@
-"""The ops around the scan in a Mamba block, each served by the implementation chosen for its tensors.
+"""The ops around the scan in a Mamba block, each served by the backend that was decided for its problem.
 
-The contract of an op (shapes, dtypes, checks) is in `scanlab_kernels/<op>/op.py`, its PyTorch reference in `torch.py`
-beside it. The choice is made in `implementations` and, for products, in `products`.
+The problem of an op and its float64 reference are in `scanlab_kernels/<op>/op.py`. Compiled code, tensors without data
+and other devices than CPUs and GPUs are served by the implementation of their device, see `implementations`.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from scanlab.runtime.implementations import implementation, in_torch, ops_for
-from scanlab.runtime.products import DTYPES, decide, has_few_rows, linear, plan_linear
+from scanlab.contract.backend import OpFn
+from scanlab.contract.problem import Problem
+from scanlab.runtime import usage
+from scanlab.runtime.dispatch import serving_now
+from scanlab.runtime.dispatcher import call_logged, describe
+from scanlab.runtime.implementations import implementation, in_torch, is_in_torch, ops_for
+from scanlab.runtime.products import linear, plan_linear
 from scanlab.runtime.traced import is_traced
-from scanlab_kernels.add_norm import arguments as add_norm_op
-from scanlab_kernels.causal_conv1d import arguments as conv_op
+from scanlab_kernels.add_norm import arguments as add_norm_arguments
+from scanlab_kernels.add_norm.op import AddNormInputs, AddNormProblem
+from scanlab_kernels.causal_conv1d import arguments as conv_arguments
 from scanlab_kernels.causal_conv1d.arguments import Activation, final_states
-from scanlab_kernels.checks import expect
-from scanlab_kernels.linear.weights import PrepackedWeight, is_plain
-from scanlab_kernels.mamba_front import composed as front_composed
-from scanlab_kernels.mamba_front import native as native_front
-from scanlab_kernels.mamba_front import weights as front_op
-from scanlab_kernels.mamba_front.weights import DirectionWeights, Front, FrontWeights, InProjection
-from scanlab_kernels.state_update import arguments as update_op
+from scanlab_kernels.causal_conv1d.op import ConvInputs, ConvProblem
+from scanlab_kernels.linear.weights import PrepackedWeight
+from scanlab_kernels.mamba_front.weights import DirectionWeights, FrontWeights, InProjection
+from scanlab_kernels.state_update import arguments as update_arguments
 from scanlab_kernels.state_update import mixer_step as step_op
+from scanlab_kernels.state_update.op import StateUpdateInputs, StateUpdateOutput, StateUpdateProblem
 from scanlab_kernels.weight_cache import WeightCache
 
 __all__ = [
@@ -36,17 +42,47 @@ __all__ = [
     "causal_conv1d",
     "causal_conv1d_bidirectional",
     "causal_conv1d_update",
+    "convolve",
     "final_states",
-    "has_few_rows",
     "implementation",
     "in_torch",
     "linear",
-    "mamba_front",
     "mixer_step",
-    "plan_front",
+    "plan_convolution",
     "plan_linear",
     "selective_state_update",
 ]
+
+
+def is_routed(x: Tensor) -> bool:
+    """Return whether a decision for the problem that x poses serves, and not the implementation of its device."""
+    return (
+        not is_traced()
+        and type(x) in (Tensor, nn.Parameter)
+        and (x.is_cpu or x.is_cuda)
+        and x.numel() > 0
+        and not is_in_torch()
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
+def _serve(kind: tuple[object, ...], inputs: Any, tensors: tuple[Any, ...], pose: Callable[[bool], Problem]) -> Any:
+    """Return the outputs of the function that was decided for such inputs.
+
+    Args:
+        kind: Type of the problem, and all it is derived from beside the tensors.
+        inputs: Of the op.
+        tensors: Those of the inputs, None where absent.
+        pose: (whether a gradient is wanted) -> the problem.
+    """
+    wanted = torch.is_grad_enabled()
+
+    def problem() -> Problem:
+        return pose(wanted and any(each is not None and each.requires_grad for each in tensors))
+
+    key = (*kind, wanted, *[each if each is None else describe(each) for each in tensors])
+    bound = serving_now().bound_to(key, problem)
+    return bound.function(inputs) if not usage.active() else call_logged(bound, inputs)
 
 
 def add_norm(
@@ -75,11 +111,19 @@ def add_norm(
     Raises:
         ProblemError: Shapes, dtypes or devices do not fit; nothing was computed.
     """
-    add_norm_op.check(hidden, residual, weight, bias, kind)
-    found: tuple[Tensor, Tensor] = ops_for(hidden).add_norm(
-        hidden, residual, weight, bias, eps, kind == "layer", residual_in_fp32
-    )
-    return found
+    if not is_routed(hidden):
+        add_norm_arguments.check(hidden, residual, weight, bias, kind)
+        found: tuple[Tensor, Tensor] = ops_for(hidden).add_norm(
+            hidden, residual, weight, bias, eps, kind == "layer", residual_in_fp32
+        )
+        return found
+    inputs = AddNormInputs(hidden, residual, weight, bias, eps)
+
+    def pose(gradients: bool) -> AddNormProblem:
+        return AddNormProblem.of(inputs, kind=kind, residual_in_fp32=residual_in_fp32, gradients=gradients)
+
+    out, total = _serve((AddNormProblem, kind, residual_in_fp32), inputs, inputs[:4], pose)
+    return out, total
 
 
 def causal_conv1d(
@@ -113,11 +157,12 @@ def causal_conv1d(
     Raises:
         ProblemError: Shapes, dtypes or devices do not fit; nothing was computed.
     """
-    conv_op.check(x, weight, bias, activation)
-    conv_op.check_sequence(x, weight, seq_idx, initial_states)
-    weights = (None, None, weight, bias) if reverse else (weight, bias, None, None)
-    outs: tuple[Tensor, Tensor] = ops_for(x).causal_conv1d(x, *weights, seq_idx, initial_states, activation is not None)
-    return outs[reverse]
+    if reverse:
+        inputs = ConvInputs(x, None, None, weight, bias, seq_idx, initial_states)
+    else:
+        inputs = ConvInputs(x, weight, bias, None, None, seq_idx, initial_states)
+    (out,) = convolve(inputs, activation)
+    return out
 
 
 def causal_conv1d_bidirectional(
@@ -133,14 +178,36 @@ def causal_conv1d_bidirectional(
 
     Arguments and errors are those of `causal_conv1d`.
     """
-    conv_op.check(x, weight, bias, activation)
-    expect("weight_reverse", weight_reverse, tuple(weight.shape), x)
-    if bias_reverse is not None:
-        expect("bias_reverse", bias_reverse, (x.shape[1],), x)
-    outs: tuple[Tensor, Tensor] = ops_for(x).causal_conv1d(
-        x, weight, bias, weight_reverse, bias_reverse, None, None, activation is not None
+    out, out_reverse = convolve(ConvInputs(x, weight, bias, weight_reverse, bias_reverse), activation)
+    return out, out_reverse
+
+
+def convolve(inputs: ConvInputs, activation: Activation = "silu") -> tuple[Tensor, ...]:
+    """Return the convolution of each direction that has a weight; arguments and errors are those of `causal_conv1d`."""
+    conv_arguments.check_activation(activation)
+    x, silu = inputs.x, activation is not None
+    if not is_routed(x):
+        conv_arguments.check_inputs(*inputs)
+        outs: tuple[Tensor, Tensor] = ops_for(x).causal_conv1d(*inputs, silu)
+        given = (inputs.weight, inputs.weight_reverse)
+        return tuple(out for out, weight in zip(outs, given, strict=True) if weight is not None)
+    dim_last = x.dim() == 3 and x.stride(1) == 1
+    outputs: tuple[Tensor, ...] = _serve(
+        (ConvProblem, silu, dim_last),
+        inputs,
+        inputs,
+        lambda gradients: ConvProblem.of(inputs, silu=silu, gradients=gradients),
     )
-    return outs
+    return outputs
+
+
+def plan_convolution(hidden: Tensor, weights: FrontWeights) -> OpFn:
+    """Return the convolution in a front of inputs like `hidden`, for callers whose tensors stay plain."""
+    first = weights.directions[0].conv_weight
+    taps = [each for direction in weights.directions for each in (direction.conv_weight, direction.conv_bias)]
+    x = hidden.new_empty(*hidden.shape[:2], len(first)).mT
+    problem = ConvProblem.of(ConvInputs(x, *taps))
+    return serving_now().bound_to(problem, lambda: problem).function
 
 
 def causal_conv1d_update(
@@ -175,7 +242,7 @@ def causal_conv1d_update(
         ProblemError: Shapes, dtypes or devices do not fit; the state was not touched.
         IndexError: An index is beyond the state (on a GPU, which is not waited for, its output is NaN instead).
     """
-    conv_op.check_update(x, conv_state, weight, bias, activation, cache_seqlens, conv_state_indices)
+    conv_arguments.check_update(x, conv_state, weight, bias, activation, cache_seqlens, conv_state_indices)
     out: Tensor = ops_for(x).causal_conv1d_update(
         x, conv_state, weight, bias, cache_seqlens, conv_state_indices, activation is not None
     )
@@ -220,11 +287,21 @@ def selective_state_update(
         ProblemError: Shapes, dtypes or devices do not fit; the state was not touched.
         IndexError: An index is beyond the state (on a GPU, which is not waited for, its output is NaN instead).
     """
-    update_op.check(state, x, dt, A, B, C, D, z, dt_bias, state_batch_indices)
-    out: Tensor = ops_for(x, state, A).selective_state_update(
-        state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices, log_A
+    if not is_routed(x):
+        update_arguments.check(state, x, dt, A, B, C, D, z, dt_bias, state_batch_indices)
+        out: Tensor = ops_for(x, state, A).selective_state_update(
+            state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices, log_A
+        )
+        return out
+    tensors = (state, x, dt, A, B, C, D, z, dt_bias, state_batch_indices)
+    inputs = StateUpdateInputs(*tensors, in_place=True)
+    stepped: StateUpdateOutput = _serve(
+        (StateUpdateProblem, dt_softplus, log_A),
+        inputs,
+        tensors,
+        lambda _: StateUpdateProblem.of(inputs, dt_softplus=dt_softplus, log_A=log_A),
     )
-    return out
+    return stepped.out
 
 
 def mixer_step(
@@ -263,58 +340,3 @@ def mixer_step(
     step_op.check(projected, conv_state, state, *weights)
     out: Tensor = ops_for(projected, state, A_log).mixer_step(projected, conv_state, state, *weights)
     return out
-
-
-def mamba_front(hidden: Tensor, weights: FrontWeights) -> tuple[Tensor, ...]:
-    """Return what the scan of a block takes, in order of time: z, then u, delta, B and C of each direction.
-
-    One native op where no gradient is wanted and native products are this machine's choice; else composed of the
-    products and convolutions that serve, which are differentiable.
-
-    Args:
-        hidden: (batch, length, model).
-        weights: Of the front, with one direction or two.
-
-    Returns:
-        z, u and delta (batch, length, dim), B and C (batch, length, state); then u, delta, B and C of the reverse
-        direction.
-
-    Raises:
-        ProblemError: Shapes, dtypes or devices do not fit; nothing was computed.
-    """
-    return plan_front(hidden, weights)(hidden)
-
-
-def plan_front(hidden: Tensor, weights: FrontWeights) -> Front:
-    """Return the implementation of `mamba_front` with these weights, for inputs of the kind of `hidden`.
-
-    Raises:
-        ProblemError: Shapes, dtypes or devices do not fit.
-    """
-    front_op.check(hidden, weights)
-    if is_fused(hidden, weights):
-        return native_front.bind(weights)
-    into, directions = weights.into, weights.directions
-    packed = [into.weight, *(each for direction in directions for each in (direction.x, direction.dt))]
-    others = [into.bias, *(each for direction in directions for each in (direction.conv_weight, direction.conv_bias))]
-    product = plan_linear(hidden, *packed) if is_plain(hidden, *others) else linear
-    return front_composed.compose(
-        front_composed.Parts(product, product, product, ops_for(hidden).causal_conv1d), weights
-    )
-
-
-def is_fused(hidden: Tensor, weights: FrontWeights) -> bool:
-    """Return whether one native op serves these."""
-    into, directions = weights.into, weights.directions
-    read = [into.weight.weight, *(each.weight for direction in directions for each in (direction.x, direction.dt))]
-    others = [into.bias, *(each for direction in directions for each in (direction.conv_weight, direction.conv_bias))]
-    return (
-        not is_traced()
-        and not has_few_rows(hidden)
-        and hidden.is_cpu
-        and implementation() == "native"
-        and all(weight.dtype == hidden.dtype for weight in read)
-        and is_plain(hidden, *read, *others)
-        and hidden.dtype in DTYPES
-        and decide(hidden.dtype, few=False).name == "native"
-    )

@@ -1,77 +1,33 @@
-"""Choose the implementation of the products of inference by what was measured on this kind of silicon.
+"""Products of linear layers, each by the backend of the op `linear` that was decided for it.
 
-Where nothing was measured, torch multiplies: no default is slower than torch's own op on a machine where that was not
-measured. $SCANLAB_LINEAR (native, onednn, torch) names an implementation instead.
+torch multiplies where no form of the weight may be kept (gradients, transforms, autocast, compiled code), and where
+nothing faster was measured on this kind of silicon. $SCANLAB_LINEAR names a backend instead, such as "onednn".
 """
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from scanlab import settings
-from scanlab.contract.machine import Silicon, this_machine
-from scanlab.errors import ConfigError
-from scanlab.runtime.implementations import implementation
+from scanlab.contract.problem import DTYPE_NAMES
+from scanlab.runtime import usage
+from scanlab.runtime.dispatch import serving_now
+from scanlab.runtime.dispatcher import Bound, call_logged
+from scanlab.runtime.implementations import is_in_torch
 from scanlab.runtime.traced import is_traced
-from scanlab_kernels.linear import native, onednn
 from scanlab_kernels.linear import torch as by_torch
+from scanlab_kernels.linear.op import LinearInputs, LinearProblem
 from scanlab_kernels.linear.prepacked import Linear
 from scanlab_kernels.linear.weights import PrepackedWeight, is_plain
 
-Name = Literal["native", "onednn", "torch"]
-# Below, no implementation gains from a prepacked form.
-MIN_ROWS = 32
-NAMES = ("native", "onednn", "torch")
-DTYPES = (torch.float32, torch.bfloat16)
 
+class Rows(NamedTuple):
+    """Number and dtype of the rows that a product takes; they are on the CPU."""
 
-@dataclass(frozen=True)
-class MeasuredProducts:
-    """Fastest implementation of products on one kind of silicon.
-
-    Args:
-        vendor: As the system names it.
-        flags: Instruction sets that the processor has, all of them.
-        float32, bfloat16: Implementation for at least `MIN_ROWS` rows.
-        few_rows: Implementation for at most `native.MAX_FEW_ROWS` rows of float32.
-        source: Results that say so.
-    """
-
-    vendor: str
-    flags: tuple[str, ...]
-    float32: Name
-    bfloat16: Name
-    few_rows: Name
-    source: str
-
-    def describes(self, silicon: Silicon) -> bool:
-        """Return whether `silicon` is of this kind."""
-        return self.vendor == silicon.vendor and set(self.flags) <= set(silicon.flags)
-
-
-# The first that describes the silicon holds. On a Xeon with AMX a bfloat16 product of the native kernel took 8 to 15
-# times as long as torch's, and one by oneDNN with a prepacked weight 0.5 to 0.9 times as long.
-MEASURED = (
-    MeasuredProducts("GenuineIntel", ("amx_bf16",), "torch", "onednn", "torch", "results/products"),
-    MeasuredProducts("AuthenticAMD", ("avx512f", "avx512_bf16"), "native", "native", "native", "results/vim_latency"),
-    MeasuredProducts("AuthenticAMD", ("avx512f",), "native", "torch", "native", "results/vim_latency"),
-)
-
-
-class ProductDecision(NamedTuple):
-    """Implementation of a kind of product, and the reason."""
-
-    name: Name
-    linear: Linear
-    reason: str
-
-
-_decided: dict[tuple[torch.dtype, bool], ProductDecision] = {}
+    number: int
+    dtype: torch.dtype
 
 
 def linear(x: Tensor, weight: PrepackedWeight, bias: Tensor | None = None) -> Tensor:
@@ -80,98 +36,40 @@ def linear(x: Tensor, weight: PrepackedWeight, bias: Tensor | None = None) -> Te
     Shape:
         x (..., in), weight (out, in), bias (out,) -> (..., out).
     """
-    return plan_linear(x, weight)(x, weight, bias) if is_plain(x, bias) else by_torch.linear(x, weight, bias)
+    plain = weight.weight
+    if is_traced() or not x.numel() or not is_plain(x, plain, bias):
+        return by_torch.linear(x, weight, bias)
+    bound = _bound(Rows(x.numel() // x.shape[-1], x.dtype), plain)
+    if bound is None:
+        return by_torch.linear(x, weight, bias)
+    inputs = LinearInputs(x, plain, bias, weight)
+    out: Tensor = (bound.function(inputs) if not usage.active() else call_logged(bound, inputs)).out
+    return out
 
 
-def plan_linear(x: Tensor, *weights: PrepackedWeight) -> Linear:
-    """Return the implementation of products of inputs like x (..., in), which is plain, with each of the weights."""
-    if is_traced():
+def plan_linear(rows: Rows, weight: PrepackedWeight) -> Linear:
+    """Return the product of such rows with a weight, for callers whose tensors stay plain, see `is_plain`."""
+    bound = _bound(rows, weight.weight)
+    if bound is None:
         return by_torch.linear
-    few = has_few_rows(x)
-    every = [each.weight for each in weights]
-    fits = all(weight.dtype == x.dtype and weight.numel() for weight in every)
-    if not x.numel() or not fits or x.dtype not in DTYPES or not is_plain(x, *every) or implementation() != "native":
-        return by_torch.linear
-    decision = decide(x.dtype, few)
-    between = few and x.numel() > native.MAX_FEW_ROWS * x.shape[-1]
-    return by_torch.linear if between and decision.name == "native" else decision.linear
+    function = bound.function
+
+    def product(x: Tensor, weight: PrepackedWeight, bias: Tensor | None) -> Tensor:
+        out: Tensor = function(LinearInputs(x, weight.weight, bias, weight)).out
+        return out
+
+    return product
 
 
-def has_few_rows(x: Tensor) -> bool:
-    """Return whether x (..., in) has so few rows that no implementation reads a prepacked form."""
-    return x.numel() == 0 or x.numel() < MIN_ROWS * x.shape[-1]
-
-
-def decide(dtype: torch.dtype, few: bool) -> ProductDecision:
-    """Return the implementation of products of this dtype, of few rows or of many, on the CPU.
-
-    Raises:
-        ConfigError: SCANLAB_LINEAR has an illegal value.
-    """
-    decision = _decided.get((dtype, few))
-    if decision is None:
-        decision = _decided[dtype, few] = _decide(dtype, few)
-    return decision
-
-
-def _decide(dtype: torch.dtype, few: bool) -> ProductDecision:
-    name, reason = _named() or _measured(dtype, few)
-    refusal = _refusal(name, dtype, few)
-    if refusal is not None:
-        name, reason = "torch", f"{reason}; {refusal}"
-    return ProductDecision(name, _function(name, few), reason)
-
-
-def _named() -> tuple[Name, str] | None:
-    asked = settings.LINEAR.get()
-    if asked is None:
+def _bound(rows: Rows, weight: Tensor) -> Bound | None:
+    """Return the product that was decided for, or None where torch multiplies whatever was measured."""
+    if is_in_torch() or weight.dtype != rows.dtype or not weight.numel() or not rows.number:
         return None
-    if asked not in NAMES:
-        raise ConfigError(f"{settings.LINEAR.name}={asked!r}: must be one of {', '.join(NAMES)}; unset it to choose.")
-    return asked, f"{settings.LINEAR.name}={asked}"  # type: ignore[return-value]  # it is one of NAMES
+    shape = weight.shape
 
+    def pose() -> LinearProblem:
+        return LinearProblem(
+            rows=rows.number, in_features=shape[1], out_features=shape[0], dtype=DTYPE_NAMES[rows.dtype]
+        )
 
-def _measured(dtype: torch.dtype, few: bool) -> tuple[Name, str]:
-    measured = silicon_defaults()
-    if measured is None:
-        return "torch", "no other implementation was measured on this kind of silicon"
-    name = measured.few_rows if few and dtype == torch.float32 else getattr(measured, str(dtype).rpartition(".")[2])
-    return name, f"fastest on {measured.vendor} with {', '.join(measured.flags)} ({measured.source})"
-
-
-@functools.cache
-def silicon_defaults() -> MeasuredProducts | None:
-    """Return the measured defaults for the silicon of this machine, or None."""
-    silicon = this_machine().silicon
-    return next((each for each in MEASURED if each.describes(silicon)), None)
-
-
-def _refusal(name: Name, dtype: torch.dtype, few: bool) -> str | None:
-    """Return why the implementation cannot multiply these, or None."""
-    if name == "native":
-        if few and dtype != torch.float32:
-            return "native has no product of few rows in bfloat16"
-        return None if native.multiplies(dtype) else f"native has no {dtype} on this instruction set"
-    if name == "onednn":
-        return onednn.unavailable()
-    return None
-
-
-def _function(name: Name, few: bool) -> Linear:
-    if name == "native":
-        return native.few_rows if few else native.linear
-    return onednn.linear if name == "onednn" else by_torch.linear
-
-
-def explain() -> str:
-    """Return a line for each kind of product served in this process: the implementation, and why."""
-    return "\n".join(
-        f"products of {'few' if few else 'many'} rows in {str(dtype).rpartition('.')[2]}:"
-        f" {decision.name} ({decision.reason})"
-        for (dtype, few), decision in dict(_decided).items()
-    )
-
-
-def clear() -> None:
-    """Drop the decisions, so that the environment is read again."""
-    _decided.clear()
+    return serving_now().bound_to((LinearProblem, rows, shape), pose)

@@ -1,4 +1,4 @@
-"""Usage of a program: how often it asks for each problem, and how long its forward scans take."""
+"""Usage of a program: how often it asks for each problem, and how long its forward ops take."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from scanlab.contract.problem import ScanProblem
+from scanlab.contract.problem import Problem, ScanProblem
 from scanlab.errors import InputError
 
 
@@ -25,20 +25,28 @@ class UsageLog:
     """Usage of each problem so far; several threads may add to it."""
 
     def __init__(self) -> None:
-        self._usage: dict[ScanProblem, Usage] = {}
+        self._usage: dict[Problem, Usage] = {}
         self._lock = threading.Lock()
 
-    def add(self, problem: ScanProblem, seconds: float) -> None:
+    def add(self, problem: Problem, seconds: float) -> None:
         """Add one call."""
         with self._lock:
             before = self._usage.get(problem, Usage())
             self._usage[problem] = Usage(before.calls + 1, before.seconds + seconds)
 
     @property
-    def usage(self) -> dict[ScanProblem, Usage]:
-        """The usage by problem, the one that takes longest first."""
+    def usage(self) -> dict[Problem, Usage]:
+        """The usage by problem, the one that takes longest first.
+
+        The parts of a front that is composed are there beside the front.
+        """
         with self._lock:
             return dict(sorted(self._usage.items(), key=lambda item: item[1].seconds, reverse=True))
+
+    @property
+    def scans(self) -> dict[ScanProblem, Usage]:
+        """The usage of scans, the one that takes longest first."""
+        return {problem: each for problem, each in self.usage.items() if isinstance(problem, ScanProblem)}
 
 
 class UsageFile:
@@ -86,7 +94,7 @@ _active: list[UsageLog] = []
 
 @contextmanager
 def log_usage() -> Iterator[UsageLog]:
-    """Log every scan that dispatchers serve in this process, in any thread, while the block runs."""
+    """Log every op that dispatchers serve in this process, in any thread, while the block runs."""
     log = UsageLog()
     _active.append(log)
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,9 +20,11 @@ from scanlab.contract.problem import Problem
 from scanlab.contract.space import config_key
 from scanlab.contract.verify import reference_outputs, verify
 from scanlab.errors import RejectedError, UnavailableError
-from scanlab.runtime.decisions import Decision
 from scanlab_kernels import pytorch
 from scanlab_kernels.build import PACKAGE, cache_folder
+
+if TYPE_CHECKING:
+    from scanlab.runtime.decisions import Decision
 
 # Largest error of an op of float32, as a share of the largest value.
 OP_TOLERANCE = 2e-5

@@ -9,6 +9,7 @@ from fuzz.case import Arguments, Case, Results, UnfitError, fit
 from fuzz.convolutions import conv_loop
 from fuzz.draws import Draw
 from scanlab.runtime import ops
+from scanlab.runtime.front import mamba_front
 
 
 def offset(bias: object, features: int) -> Tensor:
@@ -108,7 +109,7 @@ def front(draw: Draw, *, edge: bool) -> Case:
             )
             for suffix in suffixes
         ]
-        found = ops.mamba_front(given["hidden"], ops.FrontWeights(into, *directions))
+        found = mamba_front(given["hidden"], ops.FrontWeights(into, *directions))
         return dict(zip(names, found, strict=True))
 
     def reference(given: Arguments) -> Results:

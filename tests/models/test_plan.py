@@ -65,7 +65,7 @@ def test_usage_is_logged_although_a_plan_is_kept(model) -> None:
         model(images)
         with usage.log_usage() as log:
             model(images)
-    ((_, found),) = log.usage.items()
+    ((_, found),) = log.scans.items()
     assert found.calls == 2
 
 
@@ -87,7 +87,7 @@ def test_a_cleared_choice_is_made_again(model, monkeypatch) -> None:
         monkeypatch.setenv("SCANLAB_BACKEND", "two_phase")
         dispatch.clear()
         model(images)
-    (decision,) = dispatch.dispatcher().decided.values()
+    (decision,) = dispatch.dispatcher().decided_scans.values()
     assert decision.backend == "two_phase"
 
 

@@ -98,7 +98,7 @@ def test_a_nearest_entry_that_disagrees_is_refused_loudly_and_a_default_serves(w
 
 
 def test_a_named_kernel_of_a_gpu_that_disagrees_is_an_error(wrong_backend, monkeypatch) -> None:
-    monkeypatch.setattr("scanlab.runtime.dispatch.must_verify", lambda problem, decision: True)
+    monkeypatch.setattr("scanlab.runtime.dispatcher.must_verify", lambda problem, decision: True)
     with pytest.raises(RejectedError, match="disagrees with the reference"):
         Dispatcher("two_phase")(*make_inputs(PROBLEM))
 

@@ -25,14 +25,39 @@ Activation = Literal["silu", "swish"] | None
 MAX_WIDTH = 16
 
 
-def check(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation) -> None:
+def check_activation(activation: Activation) -> None:
+    """Raise ProblemError unless `activation` is known."""
+    if activation not in (None, "silu", "swish"):
+        raise ProblemError(f"activation={activation!r}: must be None, 'silu' or 'swish'.")
+
+
+def check_inputs(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    weight_reverse: Tensor | None,
+    bias_reverse: Tensor | None,
+    seq_idx: Tensor | None,
+    initial_states: Tensor | None,
+) -> None:
+    """Raise ProblemError unless x can be convolved in each direction that has a weight, and one has."""
+    first, first_bias = (weight, bias) if weight is not None else (weight_reverse, bias_reverse)
+    if first is None:
+        raise ProblemError("weight and weight_reverse are None: give one of them.")
+    check(x, first, first_bias)
+    if weight is not None and weight_reverse is not None:
+        expect("weight_reverse", weight_reverse, tuple(weight.shape), x)
+        if bias_reverse is not None:
+            expect("bias_reverse", bias_reverse, (x.shape[1],), x)
+    check_sequence(x, first, seq_idx, initial_states)
+
+
+def check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """Raise ProblemError unless these can be convolved."""
     if x.dim() != 3:
         raise ProblemError(f"x is {tuple(x.shape)}: must be (batch, dim, length).")
     expect("x", x, x.shape, x)
     check_weights(x.shape[1], weight, bias, x)
-    if activation not in (None, "silu", "swish"):
-        raise ProblemError(f"activation={activation!r}: must be None, 'silu' or 'swish'.")
 
 
 def check_weights(dim: int, weight: Tensor, bias: Tensor | None, like: Tensor) -> None:
@@ -65,7 +90,8 @@ def check_update(
 ) -> None:
     """Raise ProblemError unless x can be convolved from this state."""
     batch, dim = x.shape[:2]
-    check(x if x.dim() == 3 else x[..., None], weight, bias, activation)
+    check_activation(activation)
+    check(x if x.dim() == 3 else x[..., None], weight, bias)
     slots = conv_state.shape[-1]
     rows = batch if conv_state_indices is None else conv_state.shape[0]
     expect("conv_state", conv_state, (rows, dim, slots), x)

@@ -18,7 +18,7 @@ from scanlab.contract.problem import DIRECTIONS, DTYPE_NAMES, DTYPES, LAYOUTS, D
 from scanlab.errors import ProblemError
 from scanlab_kernels.causal_conv1d import arguments
 from scanlab_kernels.causal_conv1d.arguments import MAX_WIDTH
-from scanlab_kernels.checks import expect, expect_sizes
+from scanlab_kernels.checks import expect_sizes
 
 
 class ConvInputs(NamedTuple):
@@ -100,23 +100,16 @@ class ConvProblem(Problem):
         Raises:
             ProblemError: They do not fit together, or there is nothing to convolve.
         """
+        arguments.check_inputs(*inputs)
         x, weight, bias, weight_reverse, bias_reverse, seq_idx, initial_states = inputs
-        first = weight if weight is not None else weight_reverse
-        if first is None:
-            raise ProblemError("weight and weight_reverse are None: give one of them.")
-        arguments.check(x, first, bias if weight is not None else bias_reverse, None)
-        if weight is not None and weight_reverse is not None:
-            expect("weight_reverse", weight_reverse, tuple(weight.shape), x)
-            if bias_reverse is not None:
-                expect("bias_reverse", bias_reverse, (x.shape[1],), x)
-        arguments.check_sequence(x, first, seq_idx, initial_states)
+        width = next(each.shape[1] for each in (weight, weight_reverse) if each is not None)
         batch, dim, length = x.shape
         both = weight is not None and weight_reverse is not None
         return cls(
             batch=batch,
             dim=dim,
             length=length,
-            width=first.shape[1],
+            width=width,
             dtype=DTYPE_NAMES[x.dtype],
             device=x.device.type,
             direction="bidirectional" if both else "reverse" if weight is None else "forward",

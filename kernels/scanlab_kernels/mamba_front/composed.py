@@ -14,6 +14,7 @@ from scanlab.contract.problem import DTYPES
 from scanlab.contract.space import Config, Space, Tunable
 from scanlab_kernels.causal_conv1d import native as conv_native
 from scanlab_kernels.causal_conv1d import torch as conv_torch
+from scanlab_kernels.causal_conv1d.op import ConvInputs, ConvProblem, call
 from scanlab_kernels.implementations import NATIVE, TORCH
 from scanlab_kernels.linear import mkl, native, onednn
 from scanlab_kernels.linear import torch as by_torch
@@ -22,8 +23,8 @@ from scanlab_kernels.linear.prepacked import Linear
 from scanlab_kernels.mamba_front.op import FrontProblem, runner
 from scanlab_kernels.mamba_front.weights import Front, FrontWeights
 
-# (x, weight, bias, weight_reverse, bias_reverse, seq_idx, initial_states, silu) -> both outputs
-Convolve = Callable[..., tuple[Tensor, Tensor]]
+# The convolutions with SiLU of each direction that has a weight
+Convolve = Callable[[ConvInputs], tuple[Tensor, ...]]
 
 PRODUCTS: dict[str, tuple[Linear, Backend]] = {
     "torch": (by_torch.linear, by_torch.backend),
@@ -49,21 +50,36 @@ class Parts(NamedTuple):
 
 
 def compose(parts: Parts, weights: FrontWeights) -> Front:
-    """Return the front with these weights, differentiable where its parts are."""
+    """Return the front with these weights, which has gradients where its parts have them."""
     into, directions = weights.into, weights.directions
     taps = [each for direction in directions for each in (direction.conv_weight, direction.conv_bias)]
-    taps += [None] * (4 - len(taps))
 
     def front(hidden: Tensor) -> tuple[Tensor, ...]:
         x, z = parts.into(hidden, into.weight, into.bias).split(into.dim, 2)
         results = [z]
-        for u, direction in zip(parts.convolve(x.mT, *taps, None, None, True), directions, strict=False):
+        for u, direction in zip(parts.convolve(ConvInputs(x.mT, *taps)), directions, strict=True):
             by_time = u.mT
             low_rank, B, C = parts.x(by_time, direction.x, None).split_with_sizes(direction.sizes, 2)
             results += by_time, parts.dt(low_rank, direction.dt, None), B, C
         return tuple(results)
 
     return front
+
+
+def conv_problem(problem: FrontProblem) -> ConvProblem:
+    """Return the convolution in a front."""
+    return ConvProblem(
+        batch=problem.batch,
+        dim=problem.dim,
+        length=problem.length,
+        width=problem.width,
+        dtype=problem.dtype,
+        device=problem.device,
+        direction=problem.direction,
+        gradients=problem.gradients,
+        has_bias=problem.has_conv_bias,
+        layout="dim_last",
+    )
 
 
 def forbids(config: Config, problem: FrontProblem) -> str | None:
@@ -89,10 +105,11 @@ def make(problem: FrontProblem, config: Config) -> OpFn:
     linear, conv = str(config["linear"]), str(config["conv"])
     implementation = CONVOLUTIONS[conv][0]
     implementation.load()
+    convolution = conv_problem(problem)
     if linear == "native":
         NATIVE.load()
     product = PRODUCTS[linear][0]
-    parts = Parts(product, product, product, implementation.ops().causal_conv1d)
+    parts = Parts(product, product, product, call(convolution, implementation.ops()))
     return pinned(runner(("composed", linear, conv), lambda weights: compose(parts, weights)), int(config["threads"]))
 
 

@@ -39,7 +39,7 @@ def check(
         )
     batch, (dim, states), rank = len(projected), A_log.shape, dt_weight.shape[1]
     expect("projected", projected, (batch, 2 * dim), projected)
-    check_convolution(projected[:, :dim, None], conv_weight, conv_bias, "silu")
+    check_convolution(projected[:, :dim, None], conv_weight, conv_bias)
     slots = conv_state.shape[-1]
     expect("conv_state", conv_state, (batch, dim, slots), projected)
     if slots < conv_weight.shape[1] - 1:

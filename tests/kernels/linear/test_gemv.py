@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from helpers.instruction_sets import assert_close
-from scanlab.runtime import products
+from scanlab.runtime import dispatch
 from scanlab.runtime.ops import PrepackedWeight, linear
 from scanlab_kernels.linear.native import MAX_FEW_ROWS
 
@@ -18,9 +18,9 @@ pytestmark = pytest.mark.usefixtures("native")
 def by_native_products(monkeypatch, native):
     """Products by the native kernels, whatever is fastest on this machine."""
     monkeypatch.setenv("SCANLAB_LINEAR", "native")
-    products.clear()
+    dispatch.clear()
     yield
-    products.clear()
+    dispatch.clear()
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, MAX_FEW_ROWS])

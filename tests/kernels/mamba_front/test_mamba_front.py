@@ -10,7 +10,7 @@ from helpers.instruction_sets import INSTRUCTION_SETS, instruction_set
 from scanlab.contract.cpu import torch_threads
 from scanlab.contract.verify import reference_outputs, verify
 from scanlab.errors import ProblemError
-from scanlab.runtime import ops as mixer
+from scanlab.runtime.front import mamba_front
 from scanlab_kernels.linear.native import multiplies, packed
 from scanlab_kernels.linear.weights import PrepackedWeight
 from scanlab_kernels.mamba_front import native
@@ -88,11 +88,11 @@ def test_bfloat16(isa: str, shape: tuple[int, int, int], rank: int) -> None:
 def test_gradients_flow_to_every_weight_that_wants_one(wanted: int) -> None:
     (inputs,) = make_inputs(PLAIN.replace(has_bias=True))
     inputs[wanted].requires_grad_()
-    outputs = mixer.mamba_front(inputs.hidden, weights_of(inputs))
+    outputs = mamba_front(inputs.hidden, weights_of(inputs))
     (gradient,) = torch.autograd.grad(sum(output.square().sum() for output in outputs), inputs[wanted])
     assert gradient.abs().max() > 0
     with torch.no_grad():
-        again = mixer.mamba_front(inputs.hidden, weights_of(inputs))
+        again = mamba_front(inputs.hidden, weights_of(inputs))
     for one, other in zip(again, outputs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
@@ -157,7 +157,7 @@ def test_projections_that_do_not_fit_are_refused(weight: Tensor, bias: Tensor | 
 )
 def test_inputs_that_do_not_fit_are_refused(hidden: Tensor) -> None:
     with pytest.raises(ProblemError):
-        mixer.mamba_front(hidden, weights_of(*make_inputs(PLAIN)))
+        mamba_front(hidden, weights_of(*make_inputs(PLAIN)))
 
 
 def test_directions_that_do_not_fit_are_refused() -> None:

@@ -34,8 +34,8 @@ def say_who_serves() -> None:
 @functools.cache
 def _say_who_serves() -> None:
     dispatcher = dispatch.dispatcher()
-    if dispatcher.decided and not dispatcher.has_spoken:
-        *_, decision = dispatcher.decided.values()
+    if dispatcher.decided_scans and not dispatcher.has_spoken:
+        *_, decision = dispatcher.decided_scans.values()
         served = f"{decision.backend} {config_key(decision.config)}"
         log.warning("scanlab: %s serves mamba_ssm's scans: %s.", served, decision.reason)
 
