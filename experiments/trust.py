@@ -300,10 +300,11 @@ def artefacts(tunings: int, folder: Path) -> Claim:
 def cut_short(tunings: int, folder: Path) -> Claim:
     """Interrupt, starve or disturb tunings; what comes out must not replace a choice that was held out."""
     started, wrong = time.monotonic(), 0
+    legal = sum(1 for _ in at_most(registry.get("chunked"), 1).space.configs(SMALL))
     for seed in range(tunings):
         rng = random.Random(seed)
 
-        starts, last = itertools.count(1), rng.randint(1, 8)
+        starts, last = itertools.count(1), rng.randint(1, legal)
 
         def interrupt(event: Event, starts: Iterator[int] = starts, last: int = last) -> None:
             if event.kind == "started" and next(starts) == last:
