@@ -27,6 +27,7 @@ from scanlab.contract.problem import Problem
 from scanlab.contract.verify import relative_error
 from scanlab.errors import InputError
 from scanlab.models.model_op import DTYPES, NONE, ModelProblem, forward, make_inputs, op_problems, subsets, tuned_ops
+from scanlab.runtime.decisions import decide
 from scanlab.runtime.policy import DEFAULT, Policy
 from scanlab.runtime.profile import Profile, ProfileEntry, load_profile
 from scanlab.tuning.result import Event, TuningResult
@@ -288,10 +289,11 @@ def op_times_ms(result: ModelTuning) -> list[tuple[OpShare, float, float]]:
     the model has in one of the two dtypes alone takes no time in the other.
     """
     tuned = {found.problem: found for found in result.ops}
+    shares = [share for share in result.shares if not _is_counted_by_its_parts(share.problem)]
     winner = result.whole.winner if result.whole else None
     chosen = _tuned_ops(winner) if winner else ()
     rows = []
-    for share in result.shares:
+    for share in shares:
         before_ms = after_ms = 1e3 * share.call_s
         found = tuned.get(share.problem)
         if found is not None and found.comparison is not None and found.winner is not None:
@@ -303,6 +305,11 @@ def op_times_ms(result: ModelTuning) -> list[tuple[OpShare, float, float]]:
             (share, share.calls * before_ms * (first in share.dtypes), share.calls * after_ms * (last in share.dtypes))
         )
     return [row for row in rows if row[1] or row[2]]
+
+
+def _is_counted_by_its_parts(problem: Problem) -> bool:
+    """Return whether what serves a problem calls ops that are listed themselves, as a composed front does."""
+    return decide(problem, None).backend.endswith("_composed")
 
 
 def _tuned_ops(winner: Trial) -> tuple[str, ...]:
