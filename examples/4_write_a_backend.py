@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from scanlab.bench.clock import MeasuringClock, QuietWait
 from scanlab.bench.compare import Comparer
 from scanlab.bench.context import BenchmarkContext, Candidate
+from scanlab.bench.process_worker import open_worker
 from scanlab.bench.store import TrialStore
-from scanlab.bench.worker import open_worker
 from scanlab.contract import registry
 from scanlab.contract.backend import Backend, Capabilities, ScanFn
 from scanlab.contract.cpu import pinned, threads_tunable

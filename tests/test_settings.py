@@ -11,13 +11,13 @@ from scanlab import settings
 
 ROOT = Path(__file__).parents[1]
 PRODUCT = [*ROOT.glob("scanlab/**/*.py"), *ROOT.glob("kernels/**/*.py")]
-# A macro of the C++ sources, which has the same prefix.
-MACROS = {"SCANLAB_NEON"}
+# Macros of the C++ sources, which have the same prefix.
+MACROS = {"SCANLAB_HAS_", "SCANLAB_ISA_NEEDS", "SCANLAB_NEON"}
 
 
 def test_the_documented_names_are_those_in_the_code() -> None:
     texts = [path.read_text() for path in PRODUCT]
-    named = {name for text in texts for name in re.findall(r"\bSCANLAB_[A-Z]+\b", text)}
+    named = {name for text in texts for name in re.findall(r"\bSCANLAB_[A-Z_]+\b", text)}
     assert named - MACROS == {each.name for each in settings.ALL}
 
 
