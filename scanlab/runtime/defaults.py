@@ -83,6 +83,12 @@ def _of_every_silicon() -> tuple[tuple[str, frozenset[str], tuple[MeasuredProble
     return tuple(map(read_silicon, sorted(SHIPPED.parent.glob("defaults_*.toml"))))
 
 
+def clear() -> None:
+    """Drop what was read, so that changed files are read again."""
+    _of_every_silicon.cache_clear()
+    read.cache_clear()
+
+
 def read_silicon(path: Path) -> tuple[str, frozenset[str], tuple[MeasuredProblem, ...]]:
     """Return vendor, instruction sets and measured problems of the silicon that a file is of."""
     content = tomllib.loads(path.read_text())

@@ -29,8 +29,8 @@ class PrepackedWeight:
 
     @property
     def prepacked_bytes(self) -> int:
-        """Bytes of the forms, beside those of the weight."""
-        return sum(form.untyped_storage().nbytes() for form in self._forms.values())
+        """Bytes of the forms, beside those of the weight; without what a library pads them with."""
+        return sum(form.numel() * form.element_size() for form in self._forms.values())
 
 
 def is_plain(x: Tensor, *weights: Tensor | None) -> bool:
