@@ -83,7 +83,7 @@ def unrolled_gradient(*tensors: Tensor) -> tuple[Tensor, ...]:
     return gradients
 
 
-def _compile(function: Callable[..., tuple[Tensor, ...]], examples: tuple[Tensor, ...], threads: int) -> Kernel:
+def compile_function(function: Callable[..., tuple[Tensor, ...]], examples: tuple[Tensor, ...], threads: int) -> Kernel:
     compiler = find_compiler()
     # Without a number the code asks OpenMP for its threads at each call, as torch's own ops do.
     follows = threads == FOLLOW_TORCH
@@ -102,7 +102,7 @@ def _compile(function: Callable[..., tuple[Tensor, ...]], examples: tuple[Tensor
 @functools.cache
 def forward_kernel(body: Body) -> Kernel:
     """Return the compiled chunk; torch caches it on disk."""
-    return _compile(unrolled, body.examples(), body.threads)
+    return compile_function(unrolled, body.examples(), body.threads)
 
 
 @functools.cache
@@ -113,7 +113,7 @@ def backward_kernel(body: Body) -> Kernel:
         torch.zeros_like(examples[0]),
         torch.zeros_like(examples[-1]),
     )  # the same tensor twice would become one operand
-    return _compile(unrolled_gradient, (*examples, *gradients), body.threads)
+    return compile_function(unrolled_gradient, (*examples, *gradients), body.threads)
 
 
 def unavailable() -> str | None:

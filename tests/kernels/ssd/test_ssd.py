@@ -1,15 +1,17 @@
 """Backends of `ssd`. Run with: pytest tests/kernels/ssd"""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
 
 from scanlab.contract.problem import ScanInputs, ScanProblem
-from scanlab.contract.verify import relative_error
+from scanlab.contract.verify import reference_outputs, relative_error, verify
 from scanlab.errors import ProblemError
 from scanlab.testing import OpContract
 from scanlab_kernels.selective_scan import reference as selective_scan
-from scanlab_kernels.ssd import chunked, reference
+from scanlab_kernels.ssd import chunked, compiled, reference, scan
 from scanlab_kernels.ssd.native import backend as native
 from scanlab_kernels.ssd.op import op
 from scanlab_kernels.ssd.problem import SsdProblem, make_inputs
@@ -52,6 +54,34 @@ class TestReference(SsdContract):
 
 class TestChunked(SsdContract):
     backend = chunked.backend
+
+
+class TestScan(SsdContract):
+    backend = scan.backend
+
+    def test_new_sequence_forgets_whatever_came_before(self) -> None:
+        assert "keeps no sequences apart" in str(scan.backend.rejects(PLAIN))
+
+
+class TestCompiled(SsdContract):
+    backend = compiled.backend
+
+    @pytest.fixture(autouse=True)
+    def interpreted(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        """Run the code of a chunk as it is traced: compiling it for each shape takes seconds."""
+        monkeypatch.setattr(compiled.selective_scan, "compile_function", lambda function, examples, threads: function)
+        compiled.kernel.cache_clear()
+        yield
+        compiled.kernel.cache_clear()
+
+
+def test_the_compiled_chunk_agrees_with_the_reference() -> None:
+    if compiled.backend.unavailable():
+        pytest.skip(str(compiled.backend.unavailable()))
+    problem = PLAIN.replace(has_initial_state=True)
+    function = compiled.backend.build(problem, {"chunk": 32})
+    verdict = verify(function, reference_outputs(problem, make_inputs(problem)))
+    assert verdict.passed, verdict.reason
 
 
 class TestNative(SsdContract):

@@ -54,13 +54,13 @@ def _forward_shapes(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, *others: Any) -
 
 def _backward_shapes(
     grad_out: Tensor, grad_final: Tensor | None, chunk_states: Tensor, x: Tensor, dt: Tensor, A: Tensor, *others: Any
-) -> list[Tensor]:
+) -> tuple[Tensor, ...]:
     batch, length, heads, head_dim = x.shape
     B, task_heads = others[0], min(others[-2], heads)
     groups, state = B.shape[2:]
     parts = ((heads // groups + task_heads - 1) // task_heads, batch, length, groups, state)
     sizes = ((batch, heads), parts, parts, (batch, heads, head_dim), (batch, heads), (batch, heads, head_dim, state))
-    return [x.new_empty(x.shape), dt.new_empty(dt.shape), *(A.new_empty(each) for each in sizes)]
+    return x.new_empty(x.shape), dt.new_empty(dt.shape), *(A.new_empty(each) for each in sizes)
 
 
 class _Differentiable(torch.autograd.Function):

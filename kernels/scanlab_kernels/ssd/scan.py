@@ -1,0 +1,103 @@
+"""Mamba-2 as the selective scan of Mamba-1, in which every channel has rates and a step size of its own.
+
+The heads' rates, step sizes and skips are repeated for their channels. The recurrence is the same, so this is right,
+and it shows what the matrix form gains: nothing here is a product of matrices, and each state of each channel costs an
+exponential. A new sequence is a decay of zero, which no rate and step size have.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from scanlab.contract.backend import Backend, OpCapabilities
+from scanlab.contract.problem import DTYPES, Problem, ScanInputs, ScanProblem
+from scanlab.contract.space import Config, Space
+from scanlab_kernels.selective_scan.native import backend as native
+from scanlab_kernels.ssd import operands as recurrence
+from scanlab_kernels.ssd.problem import SsdFn, SsdInputs, SsdOutput, SsdProblem
+
+# Tunables of the scan that are legal for every problem.
+TUNABLES = ("threads", "time_block", "channel_tile", "time_chunks")
+
+
+@dataclass(frozen=True)
+class ScanCapabilities(OpCapabilities):
+    """The problems that the selective scan can solve."""
+
+    def rejects(self, problem: Problem) -> str | None:
+        """Return why the scan cannot solve `problem`, or None."""
+        reason = super().rejects(problem)
+        if reason is not None:
+            return reason
+        assert isinstance(problem, SsdProblem)
+        return "it keeps no sequences apart" if problem.has_seq_idx else native.backend.rejects(scan_problem(problem))
+
+
+def scan_problem(problem: SsdProblem) -> ScanProblem:
+    """Return the scan of the channels of all heads, in float32 or wider."""
+    return ScanProblem(
+        batch=problem.batch,
+        dim=problem.heads * problem.head_dim,
+        length=problem.length,
+        state=problem.state,
+        groups=problem.groups,
+        dtype="float64" if problem.dtype == "float64" else "float32",
+        gradients=problem.gradients,
+        has_D=problem.skip != "none",
+        has_z=problem.has_z,
+        has_delta_bias=False,
+        delta_softplus=False,
+        has_initial_state=problem.has_initial_state,
+        layout="dim_last",
+    )
+
+
+def make(problem: SsdProblem, config: Config) -> SsdFn:
+    """Return the native selective scan under `config`, on the channels of all heads."""
+    asked = scan_problem(problem)
+    scan = native.backend.build(asked, config)
+    heads, compute = (problem.heads, problem.head_dim), DTYPES[asked.dtype]
+
+    def ssd(inputs: SsdInputs) -> SsdOutput:
+        def by_channel(values: Tensor) -> Tensor:
+            """Return (batch, length, heads, head_dim) as (batch, dim, length)."""
+            return values.to(compute).flatten(2).mT
+
+        def repeated(values: Tensor) -> Tensor:
+            """Return (..., heads) as (..., dim)."""
+            return values.repeat_interleave(problem.head_dim, dim=-1)
+
+        D = inputs.D
+        if D is not None:
+            D = D.flatten() if D.dim() == 2 else repeated(D)
+        out, last_state = scan(
+            ScanInputs(
+                u=by_channel(inputs.x),
+                delta=repeated(recurrence.step_sizes(inputs, problem)).mT,
+                A=repeated(inputs.A)[:, None].expand(-1, problem.state),
+                B=inputs.B.to(compute).movedim(1, -1),
+                C=inputs.C.to(compute).movedim(1, -1),
+                D=D,
+                z=None if inputs.z is None else by_channel(inputs.z),
+                initial_state=None if inputs.initial_state is None else inputs.initial_state.flatten(1, 2),
+            )
+        )
+        return SsdOutput(out.mT.unflatten(2, heads).to(inputs.x.dtype), last_state.unflatten(1, heads))
+
+    return ssd
+
+
+backend = Backend(
+    name="ssd_scan",
+    summary="the native selective scan, with the rates and step sizes of each head repeated for its channels",
+    rank=2,
+    sources=(Path(__file__), Path(recurrence.__file__), *native.backend.sources),
+    space=Space(tuple(each for each in native.backend.space.tunables if each.name in TUNABLES)),
+    capabilities=ScanCapabilities(dtypes=tuple(DTYPES), gradients=True),
+    make=make,
+    unavailable=native.backend.unavailable,
+    op="ssd",
+)
