@@ -75,6 +75,7 @@ class TestCompiled(SsdContract):
         compiled.kernel.cache_clear()
 
 
+@pytest.mark.slow
 def test_the_compiled_chunk_agrees_with_the_reference() -> None:
     if compiled.backend.unavailable():
         pytest.skip(str(compiled.backend.unavailable()))
