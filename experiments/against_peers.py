@@ -25,7 +25,7 @@ from scanlab.report import tables
 from scanlab.report.formatting import milliseconds, scientific, times
 from scanlab.report.select import placings
 
-PEERS = ("mambapy", "transformers", "numba", "jax", "onnxruntime")
+PEERS = ("mambapy", "transformers", "numba", "jax", "onnxruntime", "onnxruntime_linear_attention")
 PROBLEMS = (
     ScanProblem(batch=1, dim=384, length=197, layout="dim_last"),
     ScanProblem(batch=1, dim=1536, length=2048, layout="dim_last"),

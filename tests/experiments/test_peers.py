@@ -16,7 +16,9 @@ PROBLEMS = (
 )
 
 
-@pytest.mark.parametrize("name", ["mambapy", "transformers", "numba", "jax", "onnxruntime"])
+@pytest.mark.parametrize(
+    "name", ["mambapy", "transformers", "numba", "jax", "onnxruntime", "onnxruntime_linear_attention"]
+)
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.key)
 def test_a_peer_agrees_with_the_oracle(name, problem, monkeypatch):
     monkeypatch.syspath_prepend(PEERS)
