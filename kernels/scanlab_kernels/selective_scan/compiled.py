@@ -84,6 +84,7 @@ def unrolled_gradient(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def compile_function(function: Callable[..., tuple[Tensor, ...]], examples: tuple[Tensor, ...], threads: int) -> Kernel:
+    """Return `function` compiled by torch into C++ for tensors like `examples`; `threads` 0 follows torch."""
     compiler = find_compiler()
     # Without a number the code asks OpenMP for its threads at each call, as torch's own ops do.
     follows = threads == FOLLOW_TORCH
