@@ -21,7 +21,7 @@ from scanlab.contract import registry
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"scanlab": "scanlab", "kernels/scanlab_kernels": "scanlab_kernels"}
-SHIPPED = (".py", ".cpp", ".h", ".toml", ".json", ".safetensors", ".typed")
+SHIPPED = (".py", ".cpp", ".h", ".toml", ".json", ".safetensors", ".typed", ".html", ".css", ".md", ".txt")
 
 SCAN = """
 import json, pathlib, torch, scanlab
@@ -83,7 +83,7 @@ def test_every_file_of_the_packages_is_in_the_wheel(wheel):
         f"{package}/{path.relative_to(ROOT / folder).as_posix()}"
         for folder, package in PACKAGES.items()
         for path in (ROOT / folder).rglob("*")
-        if path.suffix in SHIPPED or path.name == "py.typed"
+        if (path.suffix in SHIPPED and path.name != "README.md") or path.name == "py.typed"
     ]
     assert len(files) > 100
     assert sorted(set(files) - names) == []
