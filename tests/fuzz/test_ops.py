@@ -15,8 +15,8 @@ pytestmark = [
 ]
 
 
-# Known faults: a step with a state of size 0 is refused where torch has an answer, and SCANLAB_LINEAR=native raises where
-# the instruction set has no products in bfloat16.
+# Known faults: a step with a state of size 0 is refused where torch has an answer, and SCANLAB_LINEAR=native raises
+# where the instruction set has no products in bfloat16.
 KNOWN = {"state_update", "linear"}
 
 
