@@ -139,6 +139,7 @@ def sleepers() -> int:
     return subprocess.run(["pgrep", "-f", "sleep 61.5"], capture_output=True, text=True).stdout.count("\n")
 
 
+@pytest.mark.timing
 @pytest.mark.skipif(sys.platform != "linux", reason="pgrep")
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_compilers_end_with_their_parent_and_finished_objects_are_kept(
