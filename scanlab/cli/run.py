@@ -6,6 +6,7 @@ import os
 import runpy
 import sys
 from contextlib import nullcontext
+from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -47,7 +48,7 @@ def run(
         raise InputError(f"there is no script {target}; for a module: scanlab run -m {target}.")
     if not module and Path(target).is_dir() and not (Path(target) / "__main__.py").exists():
         raise InputError(f"{target} is a folder without a __main__.py: name a script in it.")
-    if module and find_spec(target.partition(".")[0]) is None:
+    if module and not _is_found(target.partition(".")[0]):
         raise InputError(f"there is no module {target}: install it, or run from the folder that it is in.")
     file = None if record is None else UsageFile(record)
     mamba_ssm.install()
@@ -60,6 +61,11 @@ def run(
                 if log.scans:
                     suite = f"{record}:{CAPTURED}"
                     notes.print(escape(f"wrote {record}: {len(log.scans)} problems, for scanlab tune --suite {suite}"))
+
+
+def _is_found(package: str) -> bool:
+    """Return whether `package` can be imported where a module runs: from the current folder, or as installed."""
+    return PathFinder.find_spec(package, [os.getcwd()]) is not None or find_spec(package) is not None
 
 
 def _run_as_main(target: str, arguments: list[str], module: bool) -> None:

@@ -102,7 +102,6 @@ def test_a_script_sees_what_python_shows_it(run, script, tmp_path):
     assert before[1] == sys.path
 
 
-@pytest.mark.xfail(strict=False, reason="prints nothing where the current folder is left out of the path")
 def test_a_module_is_run_as_python_runs_it(run, script, tmp_path):
     script(SEES)
     found = json.loads(run("run", "-m", "script", "--flag").out)
