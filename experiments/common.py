@@ -29,6 +29,7 @@ from scanlab.contract.problem import ScanInputs, ScanProblem
 from scanlab.report import figures, tables
 from scanlab.report.formatting import shortest
 from scanlab.report.style import INK, applied, label_ends, log_ticks, looks, sheet
+from scanlab.runtime.decisions import PARTS
 from scanlab.runtime.dispatch import Dispatcher
 
 T = TypeVar("T")
@@ -83,7 +84,8 @@ def compared(
 
 def served_by(dispatcher: Dispatcher) -> str:
     """Return the backends and configurations that `dispatcher` has used so far, as text."""
-    used = {f"{each.backend} {tables.config_text(each.config)}".strip() for each in dispatcher.decided_scans.values()}
+    scans = [each for problem, each in dispatcher.decided.items() if problem.op not in PARTS]
+    used = {f"{each.backend} {tables.config_text(each.config)}".strip() for each in scans}
     return ", ".join(sorted(used))
 
 

@@ -204,4 +204,4 @@ def test_vmamba_by_every_scan(script, tmp_path):
     text, frame = page_of(tmp_path / "vmamba")
     assert list(frame.design.unique()) == ["s1", "s2", "v0"]
     assert (frame[frame.scan == "cross_scan_2d"].ratio == 1).all()
-    assert "cross_scan_2d" in text
+    assert "cross_scan_2d_native" in text
