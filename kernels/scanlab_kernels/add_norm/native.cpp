@@ -79,18 +79,18 @@ NormGradients add_norm_backward(const Tensor& grad_out, const OptionalTensor& gr
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(scanlab_mixer, library) {
-    library.def(
+SCANLAB_OPS(scanlab_mixer, library) {
+    library.define(
         "add_norm(Tensor hidden, Tensor? residual, Tensor weight, Tensor? bias, float eps, bool centred,"
         " bool wide_total) -> (Tensor, Tensor)");
-    library.def(
+    library.define(
         "add_norm_backward(Tensor grad_out, Tensor? grad_total, Tensor total, Tensor weight, float eps,"
         " bool centred) -> (Tensor, Tensor, Tensor)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(scanlab_mixer, CPU, library) {
-    library.impl("add_norm", boxed<add_norm>);
-    library.impl("add_norm_backward", boxed<add_norm_backward>);
+SCANLAB_KERNELS(scanlab_mixer, CPU, library) {
+    library.implement("add_norm", boxed<add_norm>);
+    library.implement("add_norm_backward", boxed<add_norm_backward>);
 }
 
 }  // namespace scanlab::mixer

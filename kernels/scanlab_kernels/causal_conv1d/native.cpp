@@ -108,23 +108,23 @@ Tensor conv_update(const Tensor& x, const Tensor& state, const Tensor& weight, c
 }
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(scanlab_mixer, library) {
-    library.def(
+SCANLAB_OPS(scanlab_mixer, library) {
+    library.define(
         "causal_conv1d(Tensor x, Tensor? weight, Tensor? bias, Tensor? weight_reverse, Tensor? bias_reverse,"
         " Tensor? seq_idx, Tensor? initial_states, bool silu) -> (Tensor, Tensor)");
-    library.def(
+    library.define(
         "causal_conv1d_backward(Tensor? grad, Tensor? grad_reverse, Tensor x, Tensor? weight, Tensor? bias,"
         " Tensor? weight_reverse, Tensor? bias_reverse, Tensor? seq_idx, Tensor? initial_states, bool silu)"
         " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
-    library.def(
+    library.define(
         "causal_conv1d_update(Tensor x, Tensor(a!) conv_state, Tensor weight, Tensor? bias, Tensor? cache_seqlens,"
         " Tensor? conv_state_indices, bool silu) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(scanlab_mixer, CPU, library) {
-    library.impl("causal_conv1d", boxed<conv>);
-    library.impl("causal_conv1d_backward", boxed<conv_backward>);
-    library.impl("causal_conv1d_update", boxed<conv_update>);
+SCANLAB_KERNELS(scanlab_mixer, CPU, library) {
+    library.implement("causal_conv1d", boxed<conv>);
+    library.implement("causal_conv1d_backward", boxed<conv_backward>);
+    library.implement("causal_conv1d_update", boxed<conv_update>);
 }
 
 }  // namespace scanlab::mixer

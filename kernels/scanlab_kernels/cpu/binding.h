@@ -1,23 +1,21 @@
-// C++ functions as torch ops. In a unit of its own:
+// C++ functions as torch ops, registered through the C functions of LibTorch's stable ABI:
 //
 //     Tensor half(const Tensor& x, const OptionalTensor& bias, int64_t rows) { ... }
 //
-//     STABLE_TORCH_LIBRARY_FRAGMENT(scanlab_mixer, library) {
-//         library.def("half(Tensor x, Tensor? bias, int rows) -> Tensor");
+//     SCANLAB_OPS(scanlab_mixer, library) {
+//         library.define("half(Tensor x, Tensor? bias, int rows) -> Tensor");
 //     }
-//     STABLE_TORCH_LIBRARY_IMPL(scanlab_mixer, CPU, library) { library.impl("half", boxed<half>); }
+//     SCANLAB_KERNELS(scanlab_mixer, CPU, library) { library.implement("half", boxed<half>); }
 //
 // Arguments are Tensor, OptionalTensor for `Tensor?`, int64_t, double and bool; results are a Tensor or a tuple of
 // Tensors, which are None in Python where they are none. torch 2.9 passes no others. Gradients, shapes for tracing and
 // vmap are registered in Python (cpu/registration.py).
 #pragma once
 
-#include "cpu/tensor.h"  // before torch's headers, for it says which version of torch is meant
-
-#include <torch/csrc/stable/library.h>
-
 #include <cstring>
 #include <tuple>
+
+#include "cpu/tensor.h"
 
 namespace scanlab {
 
@@ -79,8 +77,43 @@ private:
     }
 };
 
+// What torch calls.
+using BoxedFunction = void(StableIValue* stack, uint64_t arguments, uint64_t results);
+
 // The form of `function` that torch calls.
 template <auto function>
-inline constexpr void (*boxed)(StableIValue*, uint64_t, uint64_t) = &Boxed<function>::call;
+inline constexpr BoxedFunction* boxed = &Boxed<function>::call;
+
+// What a unit registers with torch, for as long as its library is loaded.
+class Library {
+public:
+    // The ops of a namespace, or their kernels for a dispatch key.
+    Library(const char* name, const char* key, const char* file, int line, void (*fill)(Library&)) {
+        succeed(key ? aoti_torch_library_init_impl(name, key, file, uint32_t(line), &handle)
+                    : aoti_torch_library_init_fragment(name, file, uint32_t(line), &handle),
+                "register a library");
+        fill(*this);
+    }
+    Library(const Library&) = delete;
+    Library& operator=(const Library&) = delete;
+    ~Library() { aoti_torch_delete_library_object(handle); }
+
+    void define(const std::string& schema) {
+        succeed(aoti_torch_library_def(handle, schema.c_str()), ("define " + schema).c_str());
+    }
+    void implement(const char* op, BoxedFunction* function) {
+        succeed(aoti_torch_library_impl(handle, op, function), "register a kernel");
+    }
+
+private:
+    TorchLibraryHandle handle;
+};
 
 }  // namespace scanlab
+
+#define SCANLAB_OPS(name, library) SCANLAB_LIBRARY(name, nullptr, ops_##name, library)
+#define SCANLAB_KERNELS(name, key, library) SCANLAB_LIBRARY(name, #key, kernels_##name##_##key, library)
+#define SCANLAB_LIBRARY(name, key, unique, library)                                             \
+    static void unique(scanlab::Library&);                                                      \
+    static const scanlab::Library registered_##unique(#name, key, __FILE__, __LINE__, &unique); \
+    static void unique(scanlab::Library& library)

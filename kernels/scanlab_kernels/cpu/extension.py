@@ -84,4 +84,5 @@ extension = Extension(
     flags=("-O3", *WARNINGS, "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", *THREADING),
     link_flags=THREADING,
     register=_register,
+    stable_abi=True,
 )

@@ -113,22 +113,22 @@ const Products* products_in_use(Dtype dtype) {
     return nullptr;
 }
 
-STABLE_TORCH_LIBRARY(scanlab_mixer, library) {
-    library.def("instruction_sets() -> int");
-    library.def("use_instruction_set(int isa) -> ()");
-    library.def("multiplies_bfloat16() -> bool");
-    library.def("note_fork() -> ()");
-    library.def(
+SCANLAB_OPS(scanlab_mixer, library) {
+    library.define("instruction_sets() -> int");
+    library.define("use_instruction_set(int isa) -> ()");
+    library.define("multiplies_bfloat16() -> bool");
+    library.define("note_fork() -> ()");
+    library.define(
         "fingerprint(int seed, Tensor? w0=None, Tensor? w1=None, Tensor? w2=None, Tensor? w3=None, Tensor? w4=None,"
         " Tensor? w5=None, Tensor? w6=None, Tensor? w7=None) -> int");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(scanlab_mixer, CompositeExplicitAutograd, library) {
-    library.impl("instruction_sets", boxed<instruction_sets>);
-    library.impl("use_instruction_set", boxed<use_instruction_set>);
-    library.impl("multiplies_bfloat16", boxed<multiplies_bfloat16>);
-    library.impl("note_fork", boxed<note_fork>);
-    library.impl("fingerprint", boxed<fingerprint>);
+SCANLAB_KERNELS(scanlab_mixer, CompositeExplicitAutograd, library) {
+    library.implement("instruction_sets", boxed<instruction_sets>);
+    library.implement("use_instruction_set", boxed<use_instruction_set>);
+    library.implement("multiplies_bfloat16", boxed<multiplies_bfloat16>);
+    library.implement("note_fork", boxed<note_fork>);
+    library.implement("fingerprint", boxed<fingerprint>);
 }
 
 }  // namespace scanlab::mixer

@@ -5,9 +5,9 @@
 // only offered to the system, which takes it when it runs short; until then the next large output gets it as it is.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <mutex>
 #include <numeric>
 #include <vector>
 
@@ -53,14 +53,23 @@ public:
 
 private:
     static constexpr size_t huge_page = 2 << 20, max_kept_bytes = 1 << 30;
-    std::mutex mutex;  // only ever tried: a fork may leave it locked for ever
+    std::atomic_flag in_use;  // nobody waits for it: a fork may leave it set for ever
     std::vector<Block> kept;
     size_t kept_bytes = 0;
 
+    struct Turn {
+        std::atomic_flag& flag;
+        const bool taken;
+        explicit Turn(std::atomic_flag& flag) : flag(flag), taken(!flag.test_and_set(std::memory_order_acquire)) {}
+        ~Turn() {
+            if (taken) flag.clear(std::memory_order_release);
+        }
+    };
+
     // The smallest block that serves, less than twice as large as it must be; or none.
     Block reused(size_t bytes) {
-        const std::unique_lock lock(mutex, std::try_to_lock);
-        if (!lock) return {};
+        const Turn turn(in_use);
+        if (!turn.taken) return {};
         auto best = kept.end();
         for (auto block = kept.begin(); block != kept.end(); ++block)
             if (block->bytes >= bytes && block->bytes / 2 < bytes && (best == kept.end() || block->bytes < best->bytes))
@@ -86,8 +95,8 @@ private:
 
     // Keeps a block in the place of the oldest ones; false where it cannot.
     bool keep(const Block& block) {
-        const std::unique_lock lock(mutex, std::try_to_lock);
-        if (!lock || block.bytes > max_kept_bytes || madvise(block.data, block.bytes, MADV_FREE)) return false;
+        const Turn turn(in_use);
+        if (!turn.taken || block.bytes > max_kept_bytes || madvise(block.data, block.bytes, MADV_FREE)) return false;
         size_t oldest = 0;
         for (; kept_bytes + block.bytes > max_kept_bytes; oldest++) {
             munmap(kept[oldest].data, kept[oldest].bytes);

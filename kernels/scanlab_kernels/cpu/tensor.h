@@ -2,9 +2,6 @@
 // runs with every version from 2.9 on.
 #pragma once
 
-// The oldest version of torch that what is compiled here runs with, as torch's headers number it.
-#define TORCH_TARGET_VERSION 0x0209000000000000
-
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
 #include <algorithm>

@@ -65,17 +65,17 @@ Tensor cross_scan_2d(const Tensor& u, const Tensor& delta, const Tensor& A, cons
 }  // namespace
 }  // namespace scanlab
 
-STABLE_TORCH_LIBRARY(scanlab_cross_scan, library) {
-    library.def(
+SCANLAB_OPS(scanlab_cross_scan, library) {
+    library.define(
         "cross_scan_2d(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias,"
         " bool softplus, int time_block, int exp, int isa) -> Tensor");
-    library.def("note_fork() -> ()");
+    library.define("note_fork() -> ()");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(scanlab_cross_scan, CPU, library) {
-    library.impl("cross_scan_2d", scanlab::boxed<scanlab::cross_scan_2d>);
+SCANLAB_KERNELS(scanlab_cross_scan, CPU, library) {
+    library.implement("cross_scan_2d", scanlab::boxed<scanlab::cross_scan_2d>);
 }
 
-STABLE_TORCH_LIBRARY_IMPL(scanlab_cross_scan, CompositeExplicitAutograd, library) {
-    library.impl("note_fork", scanlab::boxed<scanlab::note_fork>);
+SCANLAB_KERNELS(scanlab_cross_scan, CompositeExplicitAutograd, library) {
+    library.implement("note_fork", scanlab::boxed<scanlab::note_fork>);
 }

@@ -48,6 +48,7 @@ extension = Extension(
     flags=("-O3", *WARNINGS, *ARITHMETIC, "-fvisibility=hidden", *THREADING),
     link_flags=THREADING,
     register=register,
+    stable_abi=True,
 )
 
 

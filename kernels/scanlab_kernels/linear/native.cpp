@@ -109,16 +109,16 @@ Tensor packed_linear(const Tensor& x, const Tensor& packed, const OptionalTensor
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(scanlab_mixer, library) {
-    library.def("gemv(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
-    library.def("pack_linear(Tensor weight) -> Tensor");
-    library.def("packed_linear(Tensor x, Tensor packed, Tensor? bias, SymInt features) -> Tensor");
+SCANLAB_OPS(scanlab_mixer, library) {
+    library.define("gemv(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
+    library.define("pack_linear(Tensor weight) -> Tensor");
+    library.define("packed_linear(Tensor x, Tensor packed, Tensor? bias, SymInt features) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(scanlab_mixer, CPU, library) {
-    library.impl("gemv", boxed<gemv>);
-    library.impl("pack_linear", boxed<pack_linear>);
-    library.impl("packed_linear", boxed<packed_linear>);
+SCANLAB_KERNELS(scanlab_mixer, CPU, library) {
+    library.implement("gemv", boxed<gemv>);
+    library.implement("pack_linear", boxed<pack_linear>);
+    library.implement("packed_linear", boxed<packed_linear>);
 }
 
 }  // namespace scanlab::mixer

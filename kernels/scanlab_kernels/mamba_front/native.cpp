@@ -12,24 +12,28 @@ namespace {
 using FrontOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // Every sequence in pieces of `steps`.
-std::vector<Piece> pieces_of(const Conv& conv, int64_t steps) {
-    std::vector<Piece> pieces;
-    for (int64_t batch = 0; batch < conv.batch; batch++)
-        for (int64_t first = 0; first < conv.length; first += steps)
-            pieces.push_back({batch, first, std::min(first + steps, conv.length)});
-    return pieces;
-}
+struct Pieces {
+    int64_t batch, length, steps;
+
+    int64_t each_sequence() const { return (length + steps - 1) / steps; }
+    int64_t count() const { return batch * each_sequence(); }
+    Piece operator[](int64_t piece) const {
+        const int64_t first = piece % each_sequence() * steps;
+        return {piece / each_sequence(), first, std::min(first + steps, length)};
+    }
+};
 
 // Groups of channels, whose number is that of the terms of a sum and so must not depend on the threads, and pieces of
 // time enough to occupy those.
-std::vector<Piece> cut(MambaFront& front, int64_t threads) {
+Pieces cut(MambaFront& front, int64_t threads) {
     constexpr int64_t max_groups = 4;
     const int64_t columns = panels(front.conv.dim);
     front.panels_each = (columns + max_groups - 1) / max_groups;
     front.groups = (columns + front.panels_each - 1) / front.panels_each;
-    std::vector<Piece> pieces = pieces_of(front.conv, max_steps);
-    const int64_t tasks = front.groups * int64_t(pieces.size());
-    return tasks % threads == 0 || tasks >= 4 * threads ? pieces : pieces_of(front.conv, max_steps / 4);
+    const Pieces pieces{front.conv.batch, front.conv.length, max_steps};
+    const int64_t tasks = front.groups * pieces.count();
+    if (tasks % threads == 0 || tasks >= 4 * threads) return pieces;
+    return {front.conv.batch, front.conv.length, max_steps / 4};
 }
 
 FrontOutputs mamba_front(const Tensor& hidden, const Tensor& into, const OptionalTensor& into_bias, const Tensor& gate,
@@ -66,8 +70,8 @@ FrontOutputs mamba_front(const Tensor& hidden, const Tensor& into, const Optiona
     direction(0, u, all, delta, select, step);
     if (weight_reverse) direction(1, u_reverse, all_reverse, delta_reverse, select_reverse, step_reverse);
     const int64_t threads = torch_threads(), length = front.conv.length, model = hidden.size(2);
-    const std::vector<Piece> pieces = cut(front, threads);
-    const int64_t count = int64_t(pieces.size()), at_once = std::min(count, std::max<int64_t>(4, threads));
+    const Pieces pieces = cut(front, threads);
+    const int64_t count = pieces.count(), at_once = std::min(count, std::max<int64_t>(4, threads));
     front.share_row = padded(selected);
     front.share_rows = std::min(at_once * max_steps, front.conv.batch * length);
     const Tensor shares =
@@ -77,7 +81,8 @@ FrontOutputs mamba_front(const Tensor& hidden, const Tensor& into, const Optiona
     for (int64_t begin = 0; begin < count; begin += at_once) {
         const int64_t end = std::min(begin + at_once, count), some = end - begin, tasks = front.groups * some;
         const auto row = [&](int64_t piece) {
-            return piece < count ? pieces[piece].batch * length + pieces[piece].first : front.conv.batch * length;
+            const Piece at = pieces[piece];
+            return piece < count ? at.batch * length + at.first : front.conv.batch * length;
         };
         front.first_row = row(begin);
         const int64_t stop = row(end), all_rows = stop - front.first_row;
@@ -103,8 +108,8 @@ FrontOutputs mamba_front(const Tensor& hidden, const Tensor& into, const Optiona
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(scanlab_mixer, library) {
-    library.def(
+SCANLAB_OPS(scanlab_mixer, library) {
+    library.define(
         "mamba_front(Tensor hidden, Tensor into, Tensor? into_bias, Tensor gate, Tensor? gate_bias, Tensor weight,"
         " Tensor? bias, Tensor select, Tensor step, Tensor? weight_reverse, Tensor? bias_reverse, Tensor? "
         "select_reverse,"
@@ -112,6 +117,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(scanlab_mixer, library) {
         " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(scanlab_mixer, CPU, library) { library.impl("mamba_front", boxed<mamba_front>); }
+SCANLAB_KERNELS(scanlab_mixer, CPU, library) { library.implement("mamba_front", boxed<mamba_front>); }
 
 }  // namespace scanlab::mixer

@@ -53,12 +53,12 @@ Tensor mixer_step(const Tensor& projected, const Tensor& conv_state, const Tenso
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(scanlab_mixer, library) {
-    library.def(
+SCANLAB_OPS(scanlab_mixer, library) {
+    library.define(
         "mixer_step(Tensor projected, Tensor(a!) conv_state, Tensor(b!) state, Tensor conv_weight, Tensor? conv_bias,"
         " Tensor x_weight, Tensor dt_weight, Tensor? dt_bias, Tensor A_log, Tensor D) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(scanlab_mixer, CPU, library) { library.impl("mixer_step", boxed<mixer_step>); }
+SCANLAB_KERNELS(scanlab_mixer, CPU, library) { library.implement("mixer_step", boxed<mixer_step>); }
 
 }  // namespace scanlab::mixer

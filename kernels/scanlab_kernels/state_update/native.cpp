@@ -101,12 +101,12 @@ Tensor state_update(const Tensor& state, const Tensor& x, const Tensor& dt, cons
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(scanlab_mixer, library) {
-    library.def(
+SCANLAB_OPS(scanlab_mixer, library) {
+    library.define(
         "selective_state_update(Tensor(a!) state, Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D,"
         " Tensor? z, Tensor? dt_bias, bool dt_softplus, Tensor? state_batch_indices, bool log_A) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(scanlab_mixer, CPU, library) { library.impl("selective_state_update", boxed<state_update>); }
+SCANLAB_KERNELS(scanlab_mixer, CPU, library) { library.implement("selective_state_update", boxed<state_update>); }
 
 }  // namespace scanlab::mixer

@@ -44,6 +44,7 @@ extension = Extension(
     flags=("-O3", *WARNINGS, *ARITHMETIC, "-fvisibility=hidden", *THREADING),
     link_flags=THREADING,
     register=native_ops.register,
+    stable_abi=True,
 )
 
 

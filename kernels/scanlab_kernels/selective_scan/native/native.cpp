@@ -226,23 +226,21 @@ const std::string gradients = "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, T
 }  // namespace
 }  // namespace scanlab
 
-STABLE_TORCH_LIBRARY(scanlab, library) {
+SCANLAB_OPS(scanlab, library) {
     using scanlab::arguments, scanlab::gradients;
-    library.def(("scan(" + arguments + " -> (Tensor out, Tensor last_state)").c_str());
-    library.def(
-        ("scan_with_checkpoints(" + arguments + " -> (Tensor out, Tensor last_state, Tensor checkpoints)").c_str());
-    library.def(("scan_backward(Tensor grad_out, Tensor? grad_last, Tensor checkpoints, " + arguments + " -> (" +
-                 gradients + ", " + gradients + ")")
-                    .c_str());
-    library.def("note_fork() -> ()");
+    library.define("scan(" + arguments + " -> (Tensor out, Tensor last_state)");
+    library.define("scan_with_checkpoints(" + arguments + " -> (Tensor out, Tensor last_state, Tensor checkpoints)");
+    library.define("scan_backward(Tensor grad_out, Tensor? grad_last, Tensor checkpoints, " + arguments + " -> (" +
+                   gradients + ", " + gradients + ")");
+    library.define("note_fork() -> ()");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(scanlab, CPU, library) {
-    library.impl("scan", scanlab::forward<false>);
-    library.impl("scan_with_checkpoints", scanlab::forward<true>);
-    library.impl("scan_backward", scanlab::backward);
+SCANLAB_KERNELS(scanlab, CPU, library) {
+    library.implement("scan", scanlab::forward<false>);
+    library.implement("scan_with_checkpoints", scanlab::forward<true>);
+    library.implement("scan_backward", scanlab::backward);
 }
 
-STABLE_TORCH_LIBRARY_IMPL(scanlab, CompositeExplicitAutograd, library) {
-    library.impl("note_fork", scanlab::boxed<scanlab::note_fork>);
+SCANLAB_KERNELS(scanlab, CompositeExplicitAutograd, library) {
+    library.implement("note_fork", scanlab::boxed<scanlab::note_fork>);
 }

@@ -34,6 +34,7 @@ extension = Extension(
     ),
     flags=("-O3", *WARNINGS, "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", *THREADING),
     link_flags=THREADING,
+    stable_abi=True,
 )
 
 

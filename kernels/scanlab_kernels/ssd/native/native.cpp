@@ -150,19 +150,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backw
 }  // namespace
 }  // namespace scanlab::ssd
 
-STABLE_TORCH_LIBRARY(scanlab_ssd, library) {
-    library.def(
+SCANLAB_OPS(scanlab_ssd, library) {
+    library.define(
         "forward(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? dt_bias,"
         " Tensor? initial_state, Tensor? seq_idx, bool softplus, float lowest_dt, float highest_dt, int chunk,"
         " int task_heads, int isa, bool keeps_states) -> (Tensor out, Tensor final_state, Tensor chunk_states)");
-    library.def(
+    library.define(
         "backward(Tensor grad_out, Tensor? grad_final, Tensor chunk_states, Tensor x, Tensor dt, Tensor A, Tensor B,"
         " Tensor C, Tensor? D, Tensor? dt_bias, Tensor? initial_state, Tensor? seq_idx, bool softplus,"
         " float lowest_dt, float highest_dt, int chunk, int task_heads, int isa) -> (Tensor,"
         " Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(scanlab_ssd, CPU, library) {
-    library.impl("forward", scanlab::boxed<scanlab::ssd::forward>);
-    library.impl("backward", scanlab::boxed<scanlab::ssd::backward>);
+SCANLAB_KERNELS(scanlab_ssd, CPU, library) {
+    library.implement("forward", scanlab::boxed<scanlab::ssd::forward>);
+    library.implement("backward", scanlab::boxed<scanlab::ssd::backward>);
 }
