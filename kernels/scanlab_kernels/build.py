@@ -308,14 +308,30 @@ def _run_all(name: str, commands: dict[Path, tuple[str, ...]]) -> None:
                 process.stdin.close()  # whatever still runs is killed by its supervisor
 
 
+def private_folder(name: str) -> Path:
+    """Return the folder `name` of the cache, made now where it is missing, which nobody but this user and root writes.
+
+    Raises:
+        UnavailableError: It cannot be made, or others can write to it.
+    """
+    folder = cache_folder() / name
+    try:
+        make_private(folder)
+    except OSError as error:
+        raise UnavailableError(
+            f"{folder} cannot be made: {error}. Make the folder above it writable, or name another in the environment"
+            " variable SCANLAB_CACHE."
+        ) from error
+    return folder
+
+
 def as_program(compiler: Compiler) -> str:
     """Return one path that runs the compiler, for callers that take no command of several words."""
     if len(compiler.command) == 1:
         return compiler.command[0]
     words = shlex.join(compiler.command)
     name = Path(next(word for word in reversed(compiler.command) if not word.startswith("-"))).name
-    folder = cache_folder() / "compilers" / _hash(words)
-    make_private(folder.parent)
+    folder = private_folder("compilers") / _hash(words)
     folder.mkdir(mode=0o700, exist_ok=True)
     partial = folder / f"{name}.{os.getpid()}"
     partial.write_text(f'#!/bin/sh\nexec {words} "$@"\n')

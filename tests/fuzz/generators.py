@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from typing import Protocol
 
-from fuzz import convolutions, drop_ins, fronts, norms, scans, steps
+from fuzz import convolutions, drop_ins, fronts, norms, other_scans, scans, steps
 from fuzz.case import Case
 from fuzz.draws import Draw
 from fuzz.hostile import corrupt
@@ -20,6 +20,8 @@ class Generator(Protocol):
 GENERATORS: dict[str, Generator] = {
     "selective_scan": scans.selective_scan,
     "directed_scan": scans.directed_scan,
+    "ssd": other_scans.ssd,
+    "cross_scan": other_scans.cross_scan,
     "convolution": convolutions.convolution,
     "bidirectional_convolution": convolutions.bidirectional_convolution,
     "convolution_function": convolutions.function,

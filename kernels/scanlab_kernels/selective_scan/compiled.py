@@ -9,8 +9,11 @@ product of the first one; it computes the chunk again.
 from __future__ import annotations
 
 import functools
+import os
 import sysconfig
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +28,14 @@ from scanlab.contract.cpu import FOLLOW_TORCH, pinned, threads_tunable, torch_th
 from scanlab.contract.problem import ScanProblem
 from scanlab.contract.space import Config, Space, Tunable
 from scanlab_kernels import autograd as once
-from scanlab_kernels.build import as_program
+from scanlab_kernels.build import as_program, private_folder
 from scanlab_kernels.selective_scan import _bidirectional as directions
 from scanlab_kernels.selective_scan import _chunked_scan as chunks
 from scanlab_kernels.selective_scan import _discretize as pointwise
 from scanlab_kernels.selective_scan._chunked_scan import Kernel
+
+TORCH_CACHE = "TORCHINDUCTOR_CACHE_DIR"
+_cache_lock = threading.RLock()  # the environment is one for all threads
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,22 @@ def unrolled_gradient(*tensors: Tensor) -> tuple[Tensor, ...]:
     return gradients
 
 
+@contextmanager
+def private_cache() -> Iterator[None]:
+    """Let torch's compiler keep its libraries in scanlab's cache folder, unless TORCHINDUCTOR_CACHE_DIR names another.
+
+    Its own default is a folder below the one for temporary files, which others may have made before.
+    """
+    with _cache_lock:
+        named = os.environ.get(TORCH_CACHE)
+        os.environ[TORCH_CACHE] = named or str(private_folder("torch"))
+        try:
+            yield
+        finally:
+            if not named:
+                del os.environ[TORCH_CACHE]
+
+
 def compile_function(function: Callable[..., tuple[Tensor, ...]], examples: tuple[Tensor, ...], threads: int) -> Kernel:
     """Return `function` compiled by torch into C++ for tensors like `examples`; `threads` 0 follows torch."""
     compiler = find_compiler()
@@ -93,7 +115,7 @@ def compile_function(function: Callable[..., tuple[Tensor, ...]], examples: tupl
         options["cpp.threads"] = threads
     if compiler is not None:
         options["cpp.cxx"] = (None, as_program(compiler))
-    with torch.inference_mode(False), torch.no_grad(), torch_threads(threads):
+    with torch.inference_mode(False), torch.no_grad(), torch_threads(threads), private_cache():
         graph = make_fx(function)(*examples)
         kernel: Kernel = torch._inductor.compile(graph, list(examples), options=options)
         kernel(*examples)  # the first call finishes the build
