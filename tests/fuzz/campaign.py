@@ -30,8 +30,14 @@ from fuzz import sanitize
 from fuzz.case import judge
 from fuzz.generators import GENERATORS, draw_case
 from fuzz.modes import mode
+from scanlab_kernels.cpu.extension import extension as cpu
+from scanlab_kernels.cross_scan_2d.native import extension as cross_scan
+from scanlab_kernels.selective_scan import cpp_torch
+from scanlab_kernels.selective_scan.native.backend import extension as scan
+from scanlab_kernels.ssd.native.backend import extension as ssd
 
 CALLS_OF_A_CHILD = 3000
+LIBRARIES = (cpu, scan, cross_scan, ssd, cpp_torch.LIBRARY)  # built before the first call, which takes minutes
 LONGEST_CALL_S = 120.0
 
 
@@ -49,6 +55,8 @@ def attempt(name: str, seed: int) -> tuple[str, list[str]]:
 def serve(ops: list[str], seed: int, calls: int, deadline: float, log: IO[str]) -> None:
     """Make calls, and write a line of JSON before and after each."""
     faulthandler.enable()
+    for library in LIBRARIES:
+        library.load()
     warnings.simplefilter("ignore")
     logging.disable()
     for number in range(seed, seed + calls):
