@@ -20,7 +20,7 @@ PROBLEMS = (
     "name", ["mambapy", "transformers", "numba", "jax", "onnxruntime", "onnxruntime_linear_attention"]
 )
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.key)
-def test_a_peer_agrees_with_the_oracle(name, problem, monkeypatch):
+def test_a_peer_agrees_with_the_reference(name, problem, monkeypatch):
     monkeypatch.syspath_prepend(PEERS)
     backend = importlib.import_module(f"scanlab_peers.{name}").backend
     assert backend.name == name

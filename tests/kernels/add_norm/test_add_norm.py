@@ -53,16 +53,16 @@ def test_native_is_the_reference_in_float64(
         tensors["residual"] = torch.randn(shape, dtype=torch.float32 if residual_in_fp32 and not double else dtype)
     for tensor in tensors.values():
         tensor.requires_grad_()
-    oracle = {name: wide(tensor) for name, tensor in tensors.items()}
-    residuals = [each.pop("residual", None) for each in (tensors, oracle)]
+    exact = {name: wide(tensor) for name, tensor in tensors.items()}
+    residuals = [each.pop("residual", None) for each in (tensors, exact)]
     options = {"kind": kind, "residual_in_fp32": residual_in_fp32}
     with instruction_set(isa):
         out, total = mixer.add_norm(residual=residuals[0], **tensors, **options)
         seeds = [torch.randn(shape, dtype=torch.float64).to(each.dtype) for each in (out, total)]
         leaves = [each for each in (*tensors.values(), residuals[0]) if each is not None]
         got = [out, total, *gradients([out, total], leaves, seeds)]
-    expected = mixer.in_torch()(mixer.add_norm)(residual=residuals[1], **oracle, **options)
-    wide_leaves = [each for each in (*oracle.values(), residuals[1]) if each is not None]
+    expected = mixer.in_torch()(mixer.add_norm)(residual=residuals[1], **exact, **options)
+    wide_leaves = [each for each in (*exact.values(), residuals[1]) if each is not None]
     want = [*expected, *gradients(expected, wide_leaves, seeds)]
     # a row of one number is its own scale: its gradient is a difference of equal numbers
     compared = 2 if shape[-1] == 1 else len(got)

@@ -59,14 +59,14 @@ def test_official_values_and_gradients(case: GoldenCase, which: str) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_without_a_compiler_torch_convolves_the_same(layout: str, activation: str | None, reverse: bool) -> None:
     x, weight, bias = sequences(2, 6, 11, layout), torch.randn(6, 4), torch.randn(6)
-    back = torch.randn(6, 4)
+    other = torch.randn(6, 4)
     with mixer.in_torch():
         out = mixer.causal_conv1d(x, weight, bias, activation=activation, reverse=reverse)
-        both = mixer.causal_conv1d_bidirectional(x, weight, bias, back, None, activation=activation)
+        both = mixer.causal_conv1d_bidirectional(x, weight, bias, other, None, activation=activation)
     truth = mixer.in_torch()(mixer.causal_conv1d)(x, weight, bias, activation=activation, reverse=reverse)
     truths = (
         mixer.in_torch()(mixer.causal_conv1d)(x, weight, bias, activation=activation),
-        mixer.in_torch()(mixer.causal_conv1d)(x, back, None, activation=activation, reverse=True),
+        mixer.in_torch()(mixer.causal_conv1d)(x, other, None, activation=activation, reverse=True),
     )
     for got, expected in zip((out, *both), (truth, *truths), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
@@ -103,9 +103,9 @@ def test_native_is_the_reference_in_float64(
         out = mixer.causal_conv1d(**tensors, **options)
         seed_gradient = torch.randn(out.shape, dtype=torch.float64).to(dtype)
         got = [out, *gradients([out], list(tensors.values()), [seed_gradient])]
-    oracle = {name: wide(tensor) for name, tensor in tensors.items()}
-    expected = mixer.in_torch()(mixer.causal_conv1d)(**oracle, **options)
-    want = [expected, *gradients([expected], list(oracle.values()), [seed_gradient])]
+    exact = {name: wide(tensor) for name, tensor in tensors.items()}
+    expected = mixer.in_torch()(mixer.causal_conv1d)(**exact, **options)
+    want = [expected, *gradients([expected], list(exact.values()), [seed_gradient])]
     assert_close(got, want, ["out", *tensors], TOLERANCES[dtype])
     assert [tensor.dtype for tensor in got] == [dtype] * len(got)
     if layout != "strided" and min(shape) > 1:
@@ -121,13 +121,13 @@ def test_both_directions_at_once(isa: str, layout: str, dtype: torch.dtype) -> N
     seeds = [torch.randn(x.shape) for _ in range(2)]
     outs = mixer.causal_conv1d_bidirectional(x, *weights, activation="silu")
     got = [*outs, *gradients(outs, [x, *weights], seeds)]
-    oracle = [wide(tensor) for tensor in (x, *weights)]
-    ahead, back = oracle[1:3], oracle[3:]
+    exact = [wide(tensor) for tensor in (x, *weights)]
+    forward, reverse = exact[1:3], exact[3:]
     expected = [
-        mixer.in_torch()(mixer.causal_conv1d)(oracle[0], *ahead, activation="silu"),
-        mixer.in_torch()(mixer.causal_conv1d)(oracle[0].flip(-1), *back, activation="silu").flip(-1),
+        mixer.in_torch()(mixer.causal_conv1d)(exact[0], *forward, activation="silu"),
+        mixer.in_torch()(mixer.causal_conv1d)(exact[0].flip(-1), *reverse, activation="silu").flip(-1),
     ]
-    want = [*expected, *gradients(expected, oracle, [seed.to(dtype) for seed in seeds])]
+    want = [*expected, *gradients(expected, exact, [seed.to(dtype) for seed in seeds])]
     names = ["out", "out_back", "x", "weight", "bias", "weight_back", "bias_back"]
     assert_close(got, want, names, TOLERANCES[dtype])
 
@@ -148,9 +148,9 @@ def test_long_sequences_give_the_same_bits_on_any_number_of_threads(shape, layou
     with torch_threads(2):
         together = run()
     assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
-    oracle = [wide(tensor) for tensor in (x, *weights)]
-    expected = mixer.in_torch()(mixer.causal_conv1d)(*oracle, activation="silu")
-    assert_close(alone, [expected, *gradients([expected], oracle, [seed])], ["out", "x", "weight", "bias"], 2e-6)
+    exact = [wide(tensor) for tensor in (x, *weights)]
+    expected = mixer.in_torch()(mixer.causal_conv1d)(*exact, activation="silu")
+    assert_close(alone, [expected, *gradients([expected], exact, [seed])], ["out", "x", "weight", "bias"], 2e-6)
 
 
 @pytest.mark.parametrize("width", [2, 3])
@@ -201,8 +201,8 @@ def test_torchs_own_checks_of_the_ops() -> None:
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiles_without_graph_breaks(dynamic: bool) -> None:
     def both(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ahead, back = mixer.causal_conv1d_bidirectional(2 * x, weight, bias, weight, None, activation="silu")
-        return ahead * back
+        forward, reverse = mixer.causal_conv1d_bidirectional(2 * x, weight, bias, weight, None, activation="silu")
+        return forward * reverse
 
     torch._dynamo.reset()
     compiled = torch.compile(both, fullgraph=True, backend="aot_eager", dynamic=dynamic)

@@ -1,4 +1,4 @@
-"""The C++ kernel against the float64 oracle: every instruction set, layout, storage type and tile."""
+"""The C++ kernel against the float64 reference: every instruction set, layout, storage type and tile."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
 
 
-def oracle(problem: ScanProblem, inputs: tuple[ScanInputs, ...]) -> ScanOutput:
+def reference_output(problem: ScanProblem, inputs: tuple[ScanInputs, ...]) -> ScanOutput:
     """The reference loop in float64 on the same numbers."""
     cast = (ScanInputs(**{name: wide(tensor) for name, tensor in each.tensors().items()}) for each in inputs)
     return registry.get("reference").build(problem.replace(dtype="float64"))(*cast)
@@ -51,17 +51,17 @@ def gradients(output: ScanOutput, tensors: list[Tensor]) -> tuple[Tensor, ...]:
 
 
 def check(problem: ScanProblem, config: Config | None = None, seed: int = 0) -> None:
-    """The kernel agrees with the oracle on the problem's own inputs, in dtypes and layout as well."""
+    """The kernel agrees with the reference on the problem's own inputs, in dtypes and layout as well."""
     inputs = make_inputs(problem, seed)
     tolerance = TOLERANCES[problem.dtype] * problem.directions
     if not problem.gradients:
-        got, want = native.backend.build(problem, config)(*inputs), oracle(problem, inputs)
+        got, want = native.backend.build(problem, config)(*inputs), reference_output(problem, inputs)
     else:
         copies = tuple(
             ScanInputs(**{name: t.detach().clone() for name, t in each.tensors().items()}) for each in inputs
         )
         tensors, others = leaves(inputs), leaves(copies)
-        got, want = native.backend.build(problem, config)(*inputs), oracle(problem, copies)
+        got, want = native.backend.build(problem, config)(*inputs), reference_output(problem, copies)
         for tensor, mine, right in zip(tensors, gradients(got, tensors), gradients(want, others), strict=True):
             assert mine.dtype == tensor.dtype
             assert error(mine, right) <= 10 * tolerance  # sums over time and batch may cancel
@@ -103,7 +103,7 @@ LAYOUTS = ("dim_last", "length_last")
 
 @pytest.mark.parametrize("name", PROBLEMS)
 @pytest.mark.parametrize("differentiated", [False, True], ids=["forward", "gradients"])
-def test_agrees_with_the_oracle(isa: str, name: str, differentiated: bool) -> None:
+def test_agrees_with_the_reference(isa: str, name: str, differentiated: bool) -> None:
     """Every problem in float32 and float64, and in turn in a half type; layouts in turn."""
     sizes: dict[str, object] = {"batch": 1, "dim": 42, "length": 83, "gradients": differentiated}
     number = tuple(PROBLEMS).index(name)
@@ -128,7 +128,7 @@ def test_every_storage_type_in_every_layout(isa: str, dtype: str, layout: str) -
     ],
     ids=config_key,
 )
-def test_configurations_agree_with_the_oracle(config: Config) -> None:
+def test_configurations_agree_with_the_reference(config: Config) -> None:
     check(ScanProblem(batch=1, dim=150, length=140, layout="dim_last", gradients=True), config, seed=1)
 
 
@@ -172,8 +172,8 @@ def op_arguments(problem: ScanProblem) -> tuple[object, ...]:
     inputs = make_inputs(problem)
     if problem.gradients:
         leaves(inputs)
-    back = inputs[1] if len(inputs) == 2 else (None,) * len(ScanInputs._fields)
-    return (*inputs[0], *back, problem.delta_softplus, problem.direction == "reverse", 2, 16, 16, 1, 1, 0)
+    reverse = inputs[1] if len(inputs) == 2 else (None,) * len(ScanInputs._fields)
+    return (*inputs[0], *reverse, problem.delta_softplus, problem.direction == "reverse", 2, 16, 16, 1, 1, 0)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def with_delta(value: float, rate: float) -> tuple[ScanInputs, ScanProblem]:
 def test_extreme_decays_follow_the_formula(isa: str, exp: str, value: float, rate: float) -> None:
     inputs, problem = with_delta(value, rate)
     got = native.backend.build(problem, {"exp": exp})(inputs)
-    assert error(got.out, oracle(problem, (inputs,)).out) < 3e-6
+    assert error(got.out, reference_output(problem, (inputs,)).out) < 3e-6
 
 
 @pytest.mark.parametrize("exp", native.EXP_VARIANTS)
@@ -264,7 +264,7 @@ def test_overflow_is_infinite_and_nan_stays_in_its_channel(isa: str, exp: str) -
     assert out[0, :, :2].isfinite().all()
     inputs, problem = with_delta(1.0, -1.0)
     inputs.u[0, 5, 2] = float("inf")
-    got, want = native.backend.build(problem, {"exp": exp})(inputs).out, oracle(problem, (inputs,)).out
+    got, want = native.backend.build(problem, {"exp": exp})(inputs).out, reference_output(problem, (inputs,)).out
     assert torch.equal(got.isfinite(), want.isfinite())
 
 
@@ -292,7 +292,7 @@ def test_saturating_softplus_and_gate(isa: str, dtype: str) -> None:
     inputs = make_inputs(problem)[0]
     values = torch.tensor([-1e4, -150.0, -80.0, -20.0, -1e-3, 0.0, 1e-3, 19.9, 20.1, 80.0, 150.0, 1e4]).to(inputs.u)
     inputs = inputs._replace(delta=values.expand_as(inputs.u), z=values.flip(0).expand_as(inputs.u))
-    got, want = native.backend.build(problem)(inputs), oracle(problem, (inputs,))
+    got, want = native.backend.build(problem)(inputs), reference_output(problem, (inputs,))
     for one, other in zip(got.out.unbind(-1), want.out.unbind(-1), strict=True):
         assert float((one - other).abs().max()) <= TOLERANCES[dtype] * float(other.abs().max()) + 1e-25
 

@@ -74,7 +74,7 @@ STRIDES = ("as made", "gaps", "reversed axes", "inside another", "expanded")
 
 @given(st.data())
 @settings(fixed, max_examples=120)
-def test_agrees_with_the_oracle_whatever_is_asked(data: st.DataObject) -> None:
+def test_agrees_with_the_reference_whatever_is_asked(data: st.DataObject) -> None:
     problem = data.draw(problems())
     config = data.draw(configs(problem))
     isa = data.draw(st.sampled_from(ISAS))

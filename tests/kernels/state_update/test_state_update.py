@@ -78,19 +78,19 @@ def test_native_is_the_reference_in_float64(
     if picked:
         indices = torch.randperm(rows)[:batch].int()
         indices[0] = -1
-    stored, oracle = before.clone(), before.double()
+    stored, exact = before.clone(), before.double()
     options = {"dt_softplus": softplus, "state_batch_indices": indices, "log_A": log_A}
     with instruction_set(isa):
         out = mixer.selective_state_update(stored, **inputs, **options)
     want = mixer.in_torch()(mixer.selective_state_update)(
-        oracle, **{name: wide(tensor) for name, tensor in inputs.items()}, **options
+        exact, **{name: wide(tensor) for name, tensor in inputs.items()}, **options
     )
     narrow = {torch.float32} if torch.float64 not in (dtype, state_dtype) else {torch.float64}
     tolerance = max(TOLERANCES[each] for each in narrow | {dtype})
     assert_close(
         [out], [want], ["out"], tolerance
     )  # not the tolerance of the stored state: out does not see its rounding
-    assert_close([stored], [oracle], ["state"], max(TOLERANCES[each] for each in narrow | {state_dtype}))
+    assert_close([stored], [exact], ["state"], max(TOLERANCES[each] for each in narrow | {state_dtype}))
     assert out.dtype == dtype
     if picked:
         untouched = torch.ones(rows, dtype=torch.bool)

@@ -184,9 +184,9 @@ def arguments(problem: ScanProblem) -> tuple[object, ...]:
         inputs = tuple(
             each.with_tensors(**{name: t.requires_grad_() for name, t in each.tensors().items()}) for each in inputs
         )
-    back = inputs[1] if len(inputs) == 2 else (None,) * len(ScanInputs._fields)
+    reverse = inputs[1] if len(inputs) == 2 else (None,) * len(ScanInputs._fields)
     tuning = triton.tuning_of(triton.backend.space.defaults | {"unroll": 2, "chunk": 2}, problem)
-    return (*inputs[0], *back, problem.delta_softplus, problem.direction == "reverse", tuning)
+    return (*inputs[0], *reverse, problem.delta_softplus, problem.direction == "reverse", tuning)
 
 
 @pytest.mark.parametrize(
