@@ -18,6 +18,7 @@ from scanlab.errors import UnavailableError
 from scanlab.models.vision_mamba import VisionMamba
 from scanlab.runtime.decisions import Decision, decisions, refuses
 from scanlab.runtime.profile import Profile
+from scanlab_kernels.selective_scan.compiled import private_cache
 
 BACKEND = "native"  # whose scan is a torch op that a library registers without Python
 LIBRARIES: Mapping[str, str] = {"scanlab": "native", "scanlab_mixer": "mixer"}  # what defines the ops of a namespace
@@ -73,7 +74,8 @@ def write_package(model: VisionMamba, images: Tensor, scan: FrozenScan, path: Pa
     traced.scan = scan
     program = torch.export.export(traced, (images,), strict=False)
     try:
-        aoti_compile_and_package(program, package_path=str(path))
+        with private_cache():
+            aoti_compile_and_package(program, package_path=str(path))
     except (InvalidCxxCompiler, CppCompileError, InductorError) as error:
         cause = error.inner_exception if isinstance(error, InductorError) else error
         if not isinstance(cause, (InvalidCxxCompiler, CppCompileError)):

@@ -16,8 +16,10 @@ from scanlab.runtime.dispatch import dispatcher
 from scanlab_kernels.cross_scan_2d.problem import CrossScanInputs
 from scanlab_kernels.ssd.problem import SsdInputs, SsdProblem
 
-SSD = ("ssd_native", "ssd_native", "ssd_native", "ssd_chunked", "ssd_reference")
-CROSS_SCAN = ("cross_scan_2d_native", "cross_scan_2d_native", "cross_scan_2d_composed", "cross_scan_2d_torch")
+SSD = ("ssd_chunked", "ssd_reference", "ssd_native", "ssd_native", "ssd_native")
+SSD_FLOAT64 = SSD[:2]  # the native one has none
+CROSS_SCAN = ("cross_scan_2d_composed", "cross_scan_2d_torch", "cross_scan_2d_native", "cross_scan_2d_native")
+CROSS_SCAN_GRADIENTS = CROSS_SCAN[:2]  # the native one has none
 
 
 def selection(draw: Draw, names: tuple[str, ...]) -> str:
@@ -112,7 +114,7 @@ def ssd(draw: Draw, *, edge: bool) -> Case:
     if draw.chance(0.3):
         arguments["seq_idx"] = torch.cumsum(draw.uniform(0, 1, batch, length).gt(0.9), 1).int()
     arguments |= {"dt_softplus": draw.chance(0.5), "dt_limit": draw.pick(((0.0, math.inf), (0.05, 0.3)))}
-    named = selection(draw, SSD)
+    named = selection(draw, SSD_FLOAT64 if dtype == torch.float64 else SSD)
 
     def call(given: Arguments) -> Results:
         options = {name: given[name] for name in ("dt_softplus", "dt_limit")}
@@ -197,7 +199,8 @@ def cross_scan(draw: Draw, *, edge: bool) -> Case:
     if draw.chance(0.6):
         arguments = {name: None if value is None else draw.lay(value) for name, value in arguments.items()}
     arguments["delta_softplus"] = draw.chance(0.5)
-    named = selection(draw, CROSS_SCAN)
+    differentiated = _floating(arguments) if draw.chance(0.4) else ()
+    named = selection(draw, CROSS_SCAN_GRADIENTS if differentiated else CROSS_SCAN)
 
     def call(given: Arguments) -> Results:
         inputs = CrossScanInputs(**{name: value for name, value in given.items() if name != "delta_softplus"})
@@ -210,7 +213,7 @@ def cross_scan(draw: Draw, *, edge: bool) -> Case:
         lambda given: {"out": cross_scan_loop(**given)},
         lambda given: {"out": given["u"].dtype},
         arithmetic=weight,
-        differentiated=_floating(arguments) if draw.chance(0.4) else (),
+        differentiated=differentiated,
         exact_infinities=False,
         rounding=4 * torch.finfo(dtype).eps if dtype.itemsize == 2 else 0.0,  # of each direction, before they are added
         may_refuse=batch * height == 0,

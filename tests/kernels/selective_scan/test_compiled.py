@@ -1,6 +1,8 @@
 """The contract of `compiled`, and what its compiling must hold to."""
 
+import os
 import sysconfig
+from pathlib import Path
 
 import pytest
 
@@ -90,6 +92,22 @@ def test_says_what_is_missing(monkeypatch, tmp_path):
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     with pytest.raises(UnavailableError, match=r"Python\.h is missing.*install"):
         compiled.backend.build(PROBLEM)
+
+
+def test_keeps_torchs_code_where_nobody_else_writes(monkeypatch, tmp_path):
+    monkeypatch.setenv("SCANLAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv(compiled.TORCH_CACHE, raising=False)
+    with compiled.private_cache():
+        folder = Path(os.environ[compiled.TORCH_CACHE])
+        assert folder.is_relative_to(tmp_path)
+        assert folder.stat().st_mode & 0o777 == 0o700
+    assert compiled.TORCH_CACHE not in os.environ
+    (tmp_path / "cache").chmod(0o777)
+    with pytest.raises(UnavailableError, match="chmod go-w"), compiled.private_cache():
+        pass
+    monkeypatch.setenv(compiled.TORCH_CACHE, str(tmp_path))
+    with compiled.private_cache():
+        assert os.environ[compiled.TORCH_CACHE] == str(tmp_path)
 
 
 def test_is_registered():

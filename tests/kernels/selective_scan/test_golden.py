@@ -11,7 +11,7 @@ from scanlab.contract.verify import relative_error
 # Of the official float32 scan's distance from the same numbers, and of what float64 sums round.
 TOLERANCES = {torch.float32: 2e-5, torch.float64: 1e-12}
 
-# Without `compiled`, which builds code for each shape; its own test holds it to the reference, and this file the reference.
+# Without `compiled`, which builds code for each shape: its own test compares it with the reference.
 BACKENDS = ("reference", "two_phase", "cpp_torch", "chunked", "associative", "native")
 
 
