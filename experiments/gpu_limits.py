@@ -34,7 +34,8 @@ import typer
 from gpu_timing import COPIES, backward_call, calls_of, inputs_of, times_s
 from gpu_tuning import compile_defaults, tuned, verified
 
-from scanlab.contract.problem import DTYPES, ScanInputs, ScanOutput, ScanProblem
+from scanlab.contract.base import DTYPES
+from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
 from scanlab.report.formatting import between, milliseconds, per_second
 from scanlab.report.tables import config_text
 from scanlab.runtime import implementations

@@ -24,7 +24,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from scanlab.contract.problem import DTYPES, ScanInputs, ScanProblem
+from scanlab.contract.base import DTYPES
+from scanlab.contract.problem import ScanInputs, ScanProblem
 from scanlab_kernels.gpu import version
 from scanlab_kernels.gpu.launch_cache import Launch
 from scanlab_kernels.selective_scan.triton import gather_bc, ops

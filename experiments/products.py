@@ -25,9 +25,9 @@ import typer
 from scanlab.bench.timing import calibrate, call_of, input_copies, take_round
 from scanlab.contract import registry
 from scanlab.contract.backend import OpFn
+from scanlab.contract.base import Problem
 from scanlab.contract.cpu import torch_threads, usable_threads
 from scanlab.contract.machine import this_machine
-from scanlab.contract.problem import Problem
 from scanlab.report.formatting import memory, percent, times
 from scanlab.runtime.decisions import decide
 from scanlab.runtime.defaults import clear as clear_defaults

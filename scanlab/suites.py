@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from scanlab.contract import registry
+from scanlab.contract.base import Problem
 from scanlab.contract.machine import this_machine
 from scanlab.contract.op import Inputs
-from scanlab.contract.problem import Problem, ScanProblem
+from scanlab.contract.problem import ScanProblem
 from scanlab.errors import InputError, UnavailableError, did_you_mean
 from scanlab.runtime.usage import Usage
 

@@ -27,9 +27,10 @@ from torch import Tensor
 
 from scanlab.contract import registry
 from scanlab.contract.backend import Backend, Capabilities, OpFn
+from scanlab.contract.base import Problem
 from scanlab.contract.cpu import torch_threads
 from scanlab.contract.op import Inputs, map_tensors, tensors_of
-from scanlab.contract.problem import Problem, ScanInputs, ScanProblem
+from scanlab.contract.problem import ScanInputs, ScanProblem
 from scanlab.contract.space import Config, config_key
 from scanlab.contract.verify import reference_outputs, relative_error, verify
 from scanlab.errors import ConfigError, RejectedError, UnavailableError

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from scanlab.contract.backend import Backend, OpCapabilities
+from scanlab.contract.base import DTYPES, Problem
 from scanlab.contract.op import Op, Work
-from scanlab.contract.problem import DTYPES, Problem
 from scanlab.contract.space import Space, Tunable
 
 

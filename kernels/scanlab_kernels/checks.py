@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from scanlab.contract.problem import DTYPES, Problem
 from scanlab.errors import ProblemError
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -44,11 +46,22 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def expect_sizes(problem: Problem) -> None:
-    """Raise ProblemError unless every size of a problem is a whole number of at least 1 and its dtype is known."""
-    for name in problem.sizes:
-        value = getattr(problem, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ProblemError(f"{name}={value!r}: must be a whole number of at least 1.")
-    if problem.dtype not in DTYPES:
-        raise ProblemError(f"dtype={problem.dtype!r}: must be one of {', '.join(DTYPES)}.")
+def expect_like(inputs: NamedTuple, like: Tensor, expected: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> None:
+    """Raise ProblemError unless the tensors of `inputs` that are there have these shapes and dtypes.
+
+    Args:
+        inputs: NamedTuple of tensors.
+        like: The tensor whose device all others must be on.
+        expected: Shape and dtype by name.
+    """
+    for name, (shape, dtype) in expected.items():
+        tensor = getattr(inputs, name)
+        if tensor is not None and (tensor.shape != shape or tensor.dtype != dtype or tensor.device != like.device):
+            raise ProblemError(
+                f"{name} is {spell(tensor)}: must be {str(dtype).removeprefix('torch.')} {shape} on {like.device}."
+            )
+
+
+def spell(tensor: Tensor) -> str:
+    """Return dtype, shape and device of a tensor, as errors name them."""
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)} on {tensor.device}"

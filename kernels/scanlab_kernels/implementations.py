@@ -14,8 +14,8 @@ from typing import Any, Literal
 import torch
 
 from scanlab.contract.backend import Backend, OpCapabilities, OpFn
+from scanlab.contract.base import DTYPES, Problem
 from scanlab.contract.cpu import pinned, threads_tunable
-from scanlab.contract.problem import DTYPES, Problem
 from scanlab.contract.space import Config, Space
 from scanlab.errors import UnavailableError
 from scanlab_kernels.build import PACKAGE, headers

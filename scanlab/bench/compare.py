@@ -31,7 +31,7 @@ from scanlab.bench.store import TrialStore
 from scanlab.bench.trials import Baseline, reference_candidate, trial_of
 from scanlab.bench.worker import CandidateFailedError, Evaluation, Worker
 from scanlab.contract import registry
-from scanlab.contract.problem import Problem
+from scanlab.contract.base import Problem
 
 MIN_ROUNDS = 8
 MAX_ROUNDS = 60

@@ -10,10 +10,10 @@ from scanlab.bench.records import label_of
 from scanlab.bench.roofline import Roofline, roofline_here
 from scanlab.contract import registry
 from scanlab.contract.backend import Backend
+from scanlab.contract.base import Problem
 from scanlab.contract.cpu import thread_count
 from scanlab.contract.machine import Machine, this_machine
 from scanlab.contract.op import Inputs
-from scanlab.contract.problem import Problem
 from scanlab.contract.space import Config, Value, config_key
 from scanlab.contract.verify import ReferenceOutputs, reference_outputs
 from scanlab.errors import UnknownBackendError

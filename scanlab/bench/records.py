@@ -19,9 +19,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from scanlab.bench.samples import Measurement
 from scanlab.contract import registry
+from scanlab.contract.base import Problem
 from scanlab.contract.evidence import EvidenceRank, rank_of
 from scanlab.contract.machine import Machine
-from scanlab.contract.problem import Problem
 from scanlab.contract.space import Value, config_key
 from scanlab.contract.verify import Verdict
 from scanlab.errors import ScanlabError

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 
 from scanlab.contract import registry
+from scanlab.contract.base import DTYPES, Problem
 from scanlab.contract.cpu import torch_threads, usable_threads
-from scanlab.contract.problem import DTYPES, Problem
 
 # To the accuracy of float32: two for the reduction of the range, five for a polynomial, one to put the exponent back.
 EXP_OPERATIONS = 8

@@ -20,9 +20,9 @@ from scanlab.bench import system_state
 from scanlab.bench.samples import Block
 from scanlab.contract import registry
 from scanlab.contract.backend import OpFn
+from scanlab.contract.base import Problem
 from scanlab.contract.cpu import torch_threads
 from scanlab.contract.op import Inputs, copy_with_strides, map_tensors, tensors_of
-from scanlab.contract.problem import Problem
 
 # A sample lasts at least this long, so that reading the clock (some 50 ns) and waking threads are no part of it.
 SAMPLE_S = 2e-3

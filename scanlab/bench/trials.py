@@ -11,7 +11,7 @@ from scanlab.bench.records import Phase, State, Trial
 from scanlab.bench.samples import Block, Measurement, clean
 from scanlab.bench.worker import CandidateFailedError, Evaluation, Worker
 from scanlab.contract import registry
-from scanlab.contract.problem import Problem
+from scanlab.contract.base import Problem
 
 # Fewer clean blocks among disturbed ones say nothing.
 MIN_CLEAN_BLOCKS = 3

@@ -28,8 +28,8 @@ from scanlab.cli.console import (
 )
 from scanlab.cli.duration import parse_duration
 from scanlab.contract import registry
+from scanlab.contract.base import Problem
 from scanlab.contract.evidence import EvidenceRank
-from scanlab.contract.problem import Problem
 from scanlab.contract.space import config_key
 from scanlab.errors import InputError, ScanlabError
 from scanlab.runtime.decisions import Decision, decisions, nothing_serves

@@ -12,8 +12,8 @@ from rich.markup import escape
 from scanlab.bench.records import Trial
 from scanlab.cli.console import AsJson, Exit, notes, out, plain_table, print_json
 from scanlab.cli.duration import spell_duration
+from scanlab.contract.base import Problem
 from scanlab.contract.machine import this_machine
-from scanlab.contract.problem import Problem
 from scanlab.runtime.decisions import refuses
 from scanlab.runtime.deployment import deploy
 from scanlab.runtime.profile import Profile, ProfileEntry, load_profile, profile_path

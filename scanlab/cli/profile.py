@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from scanlab.cli.console import AsJson, Exit, OpName, op_of, out, plain_table, print_json
 from scanlab.contract import registry
-from scanlab.contract.problem import Problem
+from scanlab.contract.base import Problem
 from scanlab.contract.space import config_key
 from scanlab.errors import InputError
 from scanlab.runtime.deployment import ProfileChange, diff, remove, restore

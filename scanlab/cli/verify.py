@@ -34,7 +34,7 @@ from scanlab.cli.console import (
 from scanlab.cli.verify_model import verify_model
 from scanlab.contract import registry
 from scanlab.contract.backend import Backend
-from scanlab.contract.problem import Problem
+from scanlab.contract.base import Problem
 from scanlab.contract.space import Config, Value, config_key
 from scanlab.errors import InputError
 from scanlab.suites import Case, drawn_case

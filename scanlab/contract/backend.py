@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from scanlab.contract.base import Problem
 from scanlab.contract.cpu import FOLLOW_TORCH
-from scanlab.contract.problem import Problem, ScanOutput, ScanProblem
+from scanlab.contract.problem import ScanOutput, ScanProblem
 from scanlab.contract.space import Config, Space, Value
 from scanlab.errors import ConfigError, RejectedError, UnavailableError
 

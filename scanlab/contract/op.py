@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scanlab.contract.problem import Problem
+from scanlab.contract.base import Problem
 from scanlab.contract.space import Config
 
 # The inputs of one call: NamedTuples of tensors, one for each direction of a scan, one alone for most other ops.

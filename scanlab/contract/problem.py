@@ -24,29 +24,30 @@ selective_scan_ref; the paper is Gu and Dao 2023, Mamba, algorithm 2.
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from scanlab.errors import ProblemError, did_you_mean
+from scanlab.contract.base import (
+    DTYPE_NAMES,
+    DTYPES,
+    MAX_SMALL_UPDATES,
+    Draws,
+    Problem,
+    expect_one_of,
+    expect_sizes,
+    inverse_softplus,
+    weight_dtype,
+)
+from scanlab.errors import ProblemError
 
 Direction = Literal["forward", "reverse", "bidirectional"]
 Layout = Literal["length_last", "dim_last"]
 
-DTYPES = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 DIRECTIONS = ("forward", "reverse", "bidirectional")
 LAYOUTS = ("length_last", "dim_last")
-# State updates of a problem that the reference solves in milliseconds.
-MAX_SMALL_UPDATES = 2**18
 SIZES = ("batch", "dim", "length", "state", "groups")
 
 
@@ -83,95 +84,6 @@ class ScanOutput(NamedTuple):
 
     out: Tensor
     last_state: Tensor
-
-
-class Problem:
-    """A problem of an op: its sizes, dtype and options. Each op derives one frozen dataclass from it.
-
-    The fields of a problem are numbers, strings and booleans, so that it is hashable and has a text form.
-
-    Attributes:
-        dtype: Name of the dtype of the inputs, such as "float32".
-        device: Device type, such as "cpu".
-        gradients: Whether outputs are differentiated too.
-    """
-
-    op: ClassVar[str]
-    sizes: ClassVar[tuple[str, ...]] = ()
-    # Fields that change neither what is fastest nor by how much: problems that differ in them alone are one family.
-    costless: ClassVar[tuple[str, ...]] = ()
-    # Fields that `key` names although they have their default.
-    always_named: ClassVar[tuple[str, ...]] = ()
-    # The size that a tuning also varies, to draw time against it; none where empty.
-    swept: ClassVar[str] = ""
-
-    dtype: str
-    device: str
-    gradients: bool
-
-    @property
-    def key(self) -> str:
-        """The canonical text of this problem: what differs from the defaults. `parse` reads it."""
-        parts = []
-        for field in _fields(type(self)):
-            value = getattr(self, field.name)
-            if field.default is dataclasses.MISSING or field.name in self.always_named or value != field.default:
-                parts.append(f"{field.name}={str(value).lower() if isinstance(value, bool) else value}")
-        return ",".join(parts)
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Return the problem that `text`, such as "batch=1,dim=384,length=197,gradients=true", describes.
-
-        Raises:
-            ProblemError: A name is unknown, missing or given twice, or a value is not legal.
-        """
-        fields = {field.name: field for field in _fields(cls)}
-        required = [name for name, field in fields.items() if field.default is dataclasses.MISSING]
-        example = f"for example {','.join(f'{name}=8' for name in required)}"
-        values: dict[str, object] = {}
-        for part in filter(None, (part.strip() for part in text.split(","))):
-            name, separator, value = (piece.strip() for piece in part.partition("="))
-            if not separator or name not in fields:
-                raise ProblemError(
-                    f"{part!r} in {text!r}: must be name=value with a name of {', '.join(fields)}; {example}."
-                    f"{did_you_mean(name, fields)}"
-                )
-            if name in values:
-                raise ProblemError(f"{text!r} names {name} twice: name it once.")
-            values[name] = _parse_value(name, value, fields[name].type)
-        missing = [name for name in required if name not in values]
-        if missing:
-            raise ProblemError(f"{text!r} lacks {', '.join(missing)}; {example}.")
-        return cls(**values)
-
-    @property
-    def family(self) -> Self:
-        """This problem with every size 1 and every costless field at its default: problems of a family share it."""
-        defaults = {field.name: field.default for field in _fields(type(self))}
-        return self.replace(**dict.fromkeys(self.sizes, 1), **{name: defaults[name] for name in self.costless})
-
-    @property
-    def swept_size(self) -> int:
-        """The value of the size that `swept` names."""
-        return int(getattr(self, self.swept))
-
-    def distance(self, other: Problem) -> float:
-        """Return the sum over the sizes of the absolute log ratio, so that twice and half are equally far.
-
-        Args:
-            other: Of the same op.
-        """
-        return sum(abs(math.log(getattr(self, size) / getattr(other, size))) for size in self.sizes)
-
-    def small(self) -> Self:
-        """Return this problem, or one of its kind that the reference solves in milliseconds; this one by default."""
-        return self
-
-    def replace(self, **changes: object) -> Self:
-        """Return this problem with some fields changed."""
-        changed: Self = dataclasses.replace(self, **changes)  # type: ignore[type-var]  # every problem is a dataclass
-        return changed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,14 +123,9 @@ class ScanProblem(Problem):
     layout: Layout = "length_last"
 
     def __post_init__(self) -> None:
-        for name in SIZES:
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ProblemError(f"{name}={value!r}: must be a whole number of at least 1.")
-        for name, legal in (("dtype", tuple(DTYPES)), ("direction", DIRECTIONS), ("layout", LAYOUTS)):
-            if getattr(self, name) not in legal:
-                near = did_you_mean(str(getattr(self, name)), legal)
-                raise ProblemError(f"{name}={getattr(self, name)!r}: must be one of {', '.join(legal)}.{near}")
+        expect_sizes(self)
+        expect_one_of("direction", self.direction, DIRECTIONS)
+        expect_one_of("layout", self.layout, LAYOUTS)
         if self.dim % self.groups:
             raise ProblemError(
                 f"groups={self.groups} does not divide dim={self.dim}: a group is dim/groups adjacent channels."
@@ -277,31 +184,6 @@ class ScanProblem(Problem):
         return per_direction * self.directions + channels * item
 
 
-def _fields(problem: type[Problem]) -> tuple[dataclasses.Field[Any], ...]:
-    return dataclasses.fields(problem)  # type: ignore[arg-type]  # every problem is a dataclass
-
-
-def _parse_value(name: str, value: str, kind: object) -> object:
-    if kind == "int":
-        try:
-            return int(value)
-        except ValueError:
-            raise ProblemError(f"{name}={value!r}: must be a whole number of at least 1.") from None
-    if kind == "float":
-        try:
-            return float(value)
-        except ValueError:
-            raise ProblemError(f"{name}={value!r}: must be a number.") from None
-    if kind == "bool":
-        if value.lower() not in ("true", "false"):
-            raise ProblemError(f"{name}={value!r}: must be true or false.")
-        return value.lower() == "true"
-    return value
-
-
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-
-
 def _expect(condition: bool, name: str, tensor: Tensor, holds: str) -> None:
     if not condition:
         raise ProblemError(
@@ -325,7 +207,7 @@ def check(inputs: ScanInputs) -> int:
             _expect(
                 tensor.shape == u.shape and tensor.dtype == u.dtype, name, tensor, f"like u, {item} {tuple(u.shape)}"
             )
-    weight = torch.float64 if u.dtype == torch.float64 else torch.float32
+    weight = weight_dtype(u.dtype)
     complex_A = A.is_complex()
     kind = weight.to_complex() if complex_A else weight
     kind_name = str(kind).removeprefix("torch.")
@@ -392,20 +274,15 @@ def make_inputs(problem: ScanProblem, seed: int = 0) -> tuple[ScanInputs, ...]:
     both matter; A is not made of integers; step sizes differ by channel and by time. The numbers depend on the seed
     and on the sizes of the problem, not on its dtype, device or layout.
     """
-    generator = torch.Generator().manual_seed(seed)
-    return tuple(_draw(problem, generator) for _ in range(problem.directions))
+    draws = Draws(seed)
+    return tuple(_draw(problem, draws) for _ in range(problem.directions))
 
 
-def _draw(problem: ScanProblem, generator: torch.Generator) -> ScanInputs:
+def _draw(problem: ScanProblem, draws: Draws) -> ScanInputs:
     batch, dim, length, state = problem.batch, problem.dim, problem.length, problem.state
     dtype = DTYPES[problem.dtype]
-    weight = torch.float64 if dtype == torch.float64 else torch.float32
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
+    weight = weight_dtype(dtype)
+    normal = draws.normal
 
     def channels(values: Tensor) -> Tensor:
         values = values.to(device=problem.device, dtype=dtype)
@@ -415,27 +292,23 @@ def _draw(problem: ScanProblem, generator: torch.Generator) -> ScanInputs:
         kind = weight.to_complex() if values.is_complex() else weight
         return values.to(device=problem.device, dtype=kind)
 
+    def normal_kind(*shape: int) -> Tensor:
+        return torch.complex(normal(*shape), normal(*shape)) if problem.complex_A else normal(*shape)
+
     def projection(fixed: bool) -> Tensor:
         if fixed:
-            return constant(
-                torch.complex(normal(dim, state), normal(dim, state)) if problem.complex_A else normal(dim, state)
-            )
+            return constant(normal_kind(dim, state))
         columns = 2 * length if problem.complex_A else length
         values = normal(batch, problem.groups, state, columns).to(device=problem.device, dtype=dtype)
         return values if problem.groups > 1 else values[:, 0]
 
-    # Steps of 0.03 to 0.3 times rates of about 0.3 to 10: decays from 0.99 down to 0.05.
-    step = torch.exp(uniform(math.log(0.03), math.log(0.3), dim, 1)) * torch.exp(0.5 * normal(batch, dim, length))
-    bias = uniform(-1.0, 0.5, dim)
-    before_softplus = step + torch.log(-torch.expm1(-step)) if problem.delta_softplus else step
+    step = draws.step_sizes(dim, 1) * torch.exp(0.5 * normal(batch, dim, length))
+    bias = draws.uniform(-1.0, 0.5, dim)
+    before_softplus = inverse_softplus(step) if problem.delta_softplus else step
     delta = before_softplus - bias[:, None] if problem.has_delta_bias else before_softplus
-    rates = torch.exp(uniform(math.log(0.3), math.log(10.0), dim, state))
+    rates = draws.rates(dim, state)
     A = torch.complex(-rates, 3.0 * normal(dim, state)) if problem.complex_A else -rates
-    initial = (
-        torch.complex(normal(batch, dim, state), normal(batch, dim, state))
-        if problem.complex_A
-        else normal(batch, dim, state)
-    )
+    initial = normal_kind(batch, dim, state)
     return ScanInputs(
         u=channels(normal(batch, dim, length)),
         delta=channels(delta),

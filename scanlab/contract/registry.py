@@ -7,8 +7,8 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
 
 from scanlab.contract.backend import Backend
+from scanlab.contract.base import Problem
 from scanlab.contract.op import Op
-from scanlab.contract.problem import Problem
 from scanlab.contract.space import Value
 from scanlab.errors import ConfigError, UnknownBackendError, did_you_mean
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from scanlab.contract.problem import Problem
+from scanlab.contract.base import Problem
 from scanlab.errors import ConfigError, did_you_mean
 
 Value = int | float | str | bool

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from scanlab.contract import registry
+from scanlab.contract.base import Problem
 from scanlab.contract.op import Inputs, Op, map_tensors, tensors_of
-from scanlab.contract.problem import Problem
 
 
 @dataclass(frozen=True)

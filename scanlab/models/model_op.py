@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from scanlab.contract import registry
 from scanlab.contract.backend import Backend, OpCapabilities
+from scanlab.contract.base import Problem
 from scanlab.contract.op import Inputs, Op, Work
-from scanlab.contract.problem import Problem
 from scanlab.contract.space import Config, Space, Tunable
 from scanlab.errors import ProblemError
 from scanlab.models.mamba_block import RECURRENCE

@@ -23,7 +23,7 @@ from scanlab.bench.roofline import roofline_here
 from scanlab.bench.store import TrialStore
 from scanlab.contract import registry
 from scanlab.contract.backend import restricted
-from scanlab.contract.problem import Problem
+from scanlab.contract.base import Problem
 from scanlab.contract.verify import relative_error
 from scanlab.errors import InputError
 from scanlab.models.model_op import DTYPES, NONE, ModelProblem, forward, make_inputs, op_problems, subsets, tuned_ops

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from scanlab.bench.timing import peak_bytes
 from scanlab.bench.worker import Evaluation
-from scanlab.contract.problem import DTYPES
+from scanlab.contract.base import DTYPES
 from scanlab.contract.space import Config
 from scanlab.errors import ConfigError, RejectedError, UnavailableError
 from scanlab.models.digits import digits_model, digits_test_set

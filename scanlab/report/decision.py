@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scanlab.bench.records import label_of
 from scanlab.contract import registry
+from scanlab.contract.base import Problem
 from scanlab.contract.machine import Machine
-from scanlab.contract.problem import Problem
 from scanlab.contract.space import Value
 from scanlab.errors import ResultsError, ScanlabError
 from scanlab.report.formatting import percent

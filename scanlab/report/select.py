@@ -11,8 +11,8 @@ from scanlab.bench.records import Trial
 from scanlab.bench.samples import Measurement
 from scanlab.bench.stats import Interval
 from scanlab.contract import registry
+from scanlab.contract.base import Problem
 from scanlab.contract.machine import Machine
-from scanlab.contract.problem import Problem
 
 # A hold-out times what a comparison has chosen on inputs that no choice has seen; a comparison times candidates
 # side by side and is taken after the search, so that its numbers are not the luckiest of many; a backend that reached

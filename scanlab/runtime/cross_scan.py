@@ -6,6 +6,7 @@ import functools
 
 import torch
 
+from scanlab.contract.base import weight_dtype
 from scanlab.runtime import dispatch
 from scanlab_kernels.cross_scan_2d.problem import CrossScanInputs, CrossScanProblem
 
@@ -43,7 +44,7 @@ def cross_scan_2d(inputs: CrossScanInputs, *, delta_softplus: bool = True, backe
 def _promoted(inputs: CrossScanInputs) -> CrossScanInputs:
     """Return these inputs in the dtypes that a problem asks for."""
     dtype = functools.reduce(torch.promote_types, {getattr(inputs, name).dtype for name in VARYING})
-    weight = torch.float64 if dtype == torch.float64 else torch.float32
+    weight = weight_dtype(dtype)
     return inputs._replace(
         **{
             name: each.to(dtype if name in VARYING else weight)

@@ -15,7 +15,7 @@ from typing import Literal
 
 from scanlab import settings
 from scanlab.contract import registry
-from scanlab.contract.problem import Problem
+from scanlab.contract.base import Problem
 from scanlab.contract.space import Config, config_key
 from scanlab.errors import ConfigError, UnavailableError, UnknownBackendError
 from scanlab.runtime.defaults import most_similar

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scanlab.contract import registry
+from scanlab.contract.base import Problem
 from scanlab.contract.machine import Silicon, this_machine
-from scanlab.contract.problem import Problem, ScanProblem
+from scanlab.contract.problem import ScanProblem
 from scanlab.contract.space import Config
 
 SHIPPED = Path(__file__).with_name("defaults.toml")

@@ -11,8 +11,8 @@ from pathlib import Path
 import filelock
 
 from scanlab.contract import registry
+from scanlab.contract.base import Problem
 from scanlab.contract.evidence import EvidenceRank
-from scanlab.contract.problem import Problem
 from scanlab.errors import ProfileError, UnknownBackendError
 from scanlab.runtime.profile import Profile, ProfileEntry, profile_path, unwritable
 

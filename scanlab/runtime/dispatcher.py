@@ -20,7 +20,8 @@ import torch
 from scanlab import settings
 from scanlab.contract import registry
 from scanlab.contract.backend import Backend, OpFn
-from scanlab.contract.problem import Direction, Problem, ScanInputs, ScanOutput, ScanProblem, check
+from scanlab.contract.base import Problem, weight_dtype
+from scanlab.contract.problem import Direction, ScanInputs, ScanOutput, ScanProblem, check
 from scanlab.contract.space import Config, config_key
 from scanlab.errors import RejectedError, UnavailableError
 from scanlab.runtime import traced, usage
@@ -286,7 +287,7 @@ def promoted(inputs: ScanInputs) -> ScanInputs:
     tensors = inputs.tensors()
     dtype = functools.reduce(torch.promote_types, {tensors[name].dtype for name in varying if name in tensors})
     dtype = dtype if dtype.is_floating_point or dtype.is_complex else torch.float32
-    weight = torch.float64 if dtype == torch.float64 else torch.float32
+    weight = weight_dtype(dtype)
 
     def fit(name: str, tensor: torch.Tensor) -> torch.Tensor:
         to = dtype if name in varying else weight

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from scanlab.contract.backend import OpFn
-from scanlab.contract.problem import Problem
+from scanlab.contract.base import Problem
 from scanlab.runtime import usage
 from scanlab.runtime.dispatch import serving_now
 from scanlab.runtime.dispatcher import call_logged, describe

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from scanlab.contract.problem import DTYPE_NAMES
+from scanlab.contract.base import DTYPE_NAMES
 from scanlab.runtime import usage
 from scanlab.runtime.dispatch import serving_now
 from scanlab.runtime.dispatcher import Bound, call_logged

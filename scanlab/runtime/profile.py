@@ -15,9 +15,9 @@ import platformdirs
 
 from scanlab import settings
 from scanlab.contract import registry
+from scanlab.contract.base import Problem
 from scanlab.contract.evidence import EvidenceRank, rank_of
 from scanlab.contract.machine import this_machine
-from scanlab.contract.problem import Problem
 from scanlab.contract.space import Config
 from scanlab.errors import ProfileError
 

@@ -7,6 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
+from scanlab.contract.base import weight_dtype
 from scanlab.runtime import dispatch
 from scanlab_kernels.ssd.problem import NO_LIMIT, Limits, SsdInputs, SsdOutput, SsdProblem
 
@@ -38,7 +39,7 @@ def _promoted(inputs: SsdInputs) -> SsdInputs:
     varying = {"x", "B", "C", "z"}
     given = {name: each for name, each in inputs._asdict().items() if each is not None}
     dtype = functools.reduce(torch.promote_types, {given[name].dtype for name in varying & given.keys()})
-    weight = torch.float64 if dtype == torch.float64 else torch.float32
+    weight = weight_dtype(dtype)
 
     def fit(name: str, tensor: Tensor) -> Tensor:
         return tensor.to(torch.int32 if name == "seq_idx" else dtype if name in varying else weight)

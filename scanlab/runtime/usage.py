@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from scanlab.contract.problem import Problem, ScanProblem
+from scanlab.contract.base import Problem
+from scanlab.contract.problem import ScanProblem
 from scanlab.errors import InputError
 
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from scanlab.contract import registry
+from scanlab.contract.base import Problem
 from scanlab.contract.machine import this_machine
-from scanlab.contract.problem import Problem
 from scanlab.contract.space import config_key
 from scanlab.contract.verify import reference_outputs, verify
 from scanlab.errors import RejectedError, UnavailableError

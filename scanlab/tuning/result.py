@@ -7,8 +7,8 @@ from typing import Literal
 
 from scanlab.bench.ranking import Comparison, Gain
 from scanlab.bench.records import Trial
+from scanlab.contract.base import Problem
 from scanlab.contract.evidence import EvidenceRank
-from scanlab.contract.problem import Problem
 from scanlab.runtime.profile import ProfileEntry
 
 EventKind = Literal["building", "started", "finished", "skipped", "waiting", "round"]

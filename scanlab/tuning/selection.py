@@ -17,7 +17,7 @@ from scanlab.bench.ranking import WORTH_FOR_SIMPLICITY, Comparison, choose
 from scanlab.bench.records import Trial, error_of, log_ratio
 from scanlab.bench.samples import Measurement
 from scanlab.contract import registry
-from scanlab.contract.problem import Problem
+from scanlab.contract.base import Problem
 from scanlab.errors import UnavailableError
 from scanlab.runtime.decisions import decide
 from scanlab.tuning.search import MIN_BLOCKS, Search, upper_end

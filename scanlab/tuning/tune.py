@@ -19,8 +19,8 @@ from scanlab.bench.store import TrialStore
 from scanlab.bench.trials import Baseline, reference_candidate, time_reference, trial_of
 from scanlab.bench.worker import CandidateFailedError, Evaluation, Worker
 from scanlab.contract.backend import Backend
+from scanlab.contract.base import Problem
 from scanlab.contract.op import Inputs
-from scanlab.contract.problem import Problem
 from scanlab.errors import RejectedError
 from scanlab.tuning.fleet.overview import publish
 from scanlab.tuning.fleet.storage import open_storage

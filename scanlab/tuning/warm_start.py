@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from scanlab.bench.context import BenchmarkContext, Candidate
 from scanlab.bench.records import Trial, log_ratio
 from scanlab.contract.backend import Backend
+from scanlab.contract.base import Problem
 from scanlab.contract.machine import Machine
-from scanlab.contract.problem import Problem
 from scanlab.contract.space import Config, config_key
 from scanlab.tuning.fleet.study_summary import StudySummary
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from scanlab.contract.problem import DIRECTIONS, DTYPES, LAYOUTS, ScanInputs, ScanProblem, make_inputs
+from scanlab.contract.base import DTYPES
+from scanlab.contract.problem import DIRECTIONS, LAYOUTS, ScanInputs, ScanProblem, make_inputs
 from scanlab.errors import ProblemError
 
 SMALL = ScanProblem(batch=2, dim=6, length=9, state=3)

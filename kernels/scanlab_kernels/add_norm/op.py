@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from scanlab.contract.backend import OpFn
+from scanlab.contract.base import DTYPE_NAMES, DTYPES, Draws, Problem, expect_one_of, expect_sizes, weight_dtype
 from scanlab.contract.op import Inputs, Op, Work
-from scanlab.contract.problem import DTYPE_NAMES, DTYPES, Problem
 from scanlab.errors import ProblemError
 from scanlab_kernels.add_norm import arguments
-from scanlab_kernels.checks import expect_sizes, wide
+from scanlab_kernels.checks import wide
 
 KINDS = ("rms", "layer")
 
@@ -63,8 +63,7 @@ class AddNormProblem(Problem):
 
     def __post_init__(self) -> None:
         expect_sizes(self)
-        if self.kind not in KINDS:
-            raise ProblemError(f"kind={self.kind!r}: must be 'rms' or 'layer'.")
+        expect_one_of("kind", self.kind, KINDS)
 
     @classmethod
     def of(
@@ -105,18 +104,17 @@ def call(problem: AddNormProblem, ops: Any) -> OpFn:
 
 def make_inputs(problem: AddNormProblem, seed: int = 0) -> tuple[AddNormInputs]:
     """Draw rows whose mean is large and whose scales differ widely."""
-    generator = torch.Generator().manual_seed(seed)
+    draws = Draws(seed)
     dtype = DTYPES[problem.dtype]
-    wide_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    wide_dtype = weight_dtype(dtype)
 
     def constant() -> Tensor:
         # The gradient is taken at the rounded sum, so that those of the weights are no more precise than the sum.
-        drawn = torch.randn(problem.dim, generator=generator, dtype=torch.float64)
-        return drawn.to(problem.device, dtype if problem.gradients else wide_dtype)
+        return draws.normal(problem.dim).to(problem.device, dtype if problem.gradients else wide_dtype)
 
     def rows(kind: torch.dtype) -> Tensor:
-        values = 1 + torch.randn(problem.rows, problem.dim, generator=generator, dtype=torch.float64)
-        scales = torch.exp(torch.randn(problem.rows, 1, generator=generator, dtype=torch.float64))
+        values = 1 + draws.normal(problem.rows, problem.dim)
+        scales = torch.exp(draws.normal(problem.rows, 1))
         return (values * scales).to(problem.device, kind)
 
     hidden = rows(dtype)

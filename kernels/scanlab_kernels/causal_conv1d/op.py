@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from scanlab.contract.backend import OpFn
+from scanlab.contract.base import DTYPE_NAMES, DTYPES, Draws, Problem, expect_one_of, expect_sizes, weight_dtype
 from scanlab.contract.op import Inputs, Op, Work
-from scanlab.contract.problem import DIRECTIONS, DTYPE_NAMES, DTYPES, LAYOUTS, Direction, Layout, Problem
+from scanlab.contract.problem import DIRECTIONS, LAYOUTS, Direction, Layout
 from scanlab.errors import ProblemError
 from scanlab_kernels.causal_conv1d import arguments
 from scanlab_kernels.causal_conv1d.arguments import MAX_WIDTH
-from scanlab_kernels.checks import expect_sizes
 
 
 class ConvInputs(NamedTuple):
@@ -85,9 +85,8 @@ class ConvProblem(Problem):
         expect_sizes(self)
         if self.width > MAX_WIDTH:
             raise ProblemError(f"width={self.width}: must be at most {MAX_WIDTH}.")
-        for name, legal in (("direction", DIRECTIONS), ("layout", LAYOUTS)):
-            if getattr(self, name) not in legal:
-                raise ProblemError(f"{name}={getattr(self, name)!r}: must be one of {', '.join(legal)}.")
+        expect_one_of("direction", self.direction, DIRECTIONS)
+        expect_one_of("layout", self.layout, LAYOUTS)
         if self.has_seq_idx and self.has_initial_states:
             raise ProblemError("has_seq_idx and has_initial_states: a packed batch has no one state to begin with.")
         if self.direction == "bidirectional" and (self.has_seq_idx or self.has_initial_states):
@@ -133,20 +132,19 @@ def call(problem: ConvProblem, ops: Any) -> OpFn:
 
 def make_inputs(problem: ConvProblem, seed: int = 0) -> tuple[ConvInputs]:
     """Draw inputs; taps differ by channel and position, and sequences end within a batch entry."""
-    generator = torch.Generator().manual_seed(seed)
+    draws = Draws(seed)
     batch, dim, length, width = problem.batch, problem.dim, problem.length, problem.width
     dtype = DTYPES[problem.dtype]
-    weight_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    wide = weight_dtype(dtype)
 
-    def normal(*shape: int, kind: torch.dtype = weight_dtype) -> Tensor:
-        drawn = torch.randn(shape, generator=generator, dtype=torch.float64)
-        return drawn.to(problem.device, kind)
+    def normal(*shape: int, kind: torch.dtype = wide) -> Tensor:
+        return draws.normal(*shape).to(problem.device, kind)
 
     x = normal(batch, dim, length, kind=dtype)
     weights = [normal(dim, width), normal(dim), normal(dim, width), normal(dim)]
     if not problem.has_bias:
         weights[1::2] = [None, None]  # type: ignore[list-item]  # absent biases
-    starts = torch.randint(0, 7, (batch, length), generator=generator) == 0
+    starts = torch.randint(0, 7, (batch, length), generator=draws.generator) == 0
     states = normal(batch, dim, width - 1, kind=dtype)
     forward, reverse = problem.direction != "reverse", problem.direction != "forward"
     return (

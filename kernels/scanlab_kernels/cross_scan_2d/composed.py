@@ -11,8 +11,9 @@ from pathlib import Path
 from torch import Tensor
 
 from scanlab.contract.backend import Backend, OpCapabilities
+from scanlab.contract.base import DTYPES
 from scanlab.contract.cpu import pinned, threads_tunable
-from scanlab.contract.problem import DTYPES, ScanInputs, ScanProblem
+from scanlab.contract.problem import ScanInputs, ScanProblem
 from scanlab.contract.space import Config, Space
 from scanlab_kernels.cross_scan_2d import problem as problems
 from scanlab_kernels.cross_scan_2d.problem import CrossScanFn, CrossScanInputs, CrossScanOutput, CrossScanProblem

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 from scanlab.contract.backend import Backend, OpCapabilities
+from scanlab.contract.base import DTYPES
 from scanlab.contract.cpu import pinned, threads_tunable
 from scanlab.contract.forks import has_forked
-from scanlab.contract.problem import DTYPES
 from scanlab.contract.space import Config, Space, Tunable
 from scanlab_kernels.build import PACKAGE, THREADING, WARNINGS, Extension, Unit, headers
 from scanlab_kernels.cpu.isa import INSTRUCTION_SETS, chosen_isa, isa_index

@@ -22,7 +22,6 @@ Source: Liu et al. 2024, VMamba, section 4.3; MzeroMiko/VMamba@2ed52ea, classifi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
@@ -30,9 +29,19 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from scanlab.contract.problem import DTYPE_NAMES, DTYPES, MAX_SMALL_UPDATES, Problem
+from scanlab.contract.base import (
+    DTYPE_NAMES,
+    DTYPES,
+    MAX_SMALL_UPDATES,
+    Draws,
+    Problem,
+    expect_one_of,
+    expect_sizes,
+    inverse_softplus,
+    weight_dtype,
+)
 from scanlab.errors import ProblemError
-from scanlab_kernels.checks import expect_sizes
+from scanlab_kernels.checks import expect_like, spell
 
 DIRECTIONS = 4
 LAYOUTS = ("channel_last", "channel_first")
@@ -90,8 +99,7 @@ class CrossScanProblem(Problem):
 
     def __post_init__(self) -> None:
         expect_sizes(self)
-        if self.layout not in LAYOUTS:
-            raise ProblemError(f"layout={self.layout!r}: must be one of {', '.join(LAYOUTS)}.")
+        expect_one_of("layout", self.layout, LAYOUTS)
 
     @classmethod
     def of(cls, inputs: CrossScanInputs, *, delta_softplus: bool, gradients: bool = False) -> CrossScanProblem:
@@ -103,13 +111,13 @@ class CrossScanProblem(Problem):
         u, A = inputs.u, inputs.A
         if u.dim() != 4 or u.dtype not in DTYPE_NAMES or u.numel() == 0:
             raise ProblemError(
-                f"u is {_spell(u)}: must be (batch, dim, height, width), each at least 1, of {', '.join(DTYPES)}."
+                f"u is {spell(u)}: must be (batch, dim, height, width), each at least 1, of {', '.join(DTYPES)}."
             )
         if A.dim() != 3 or A.shape[2] == 0:
-            raise ProblemError(f"A is {_spell(A)}: must be (4, dim, state).")
+            raise ProblemError(f"A is {spell(A)}: must be (4, dim, state).")
         batch, dim, height, width = u.shape
-        state, weight = A.shape[2], torch.float64 if u.dtype == torch.float64 else torch.float32
-        shapes = {
+        state, weight = A.shape[2], weight_dtype(u.dtype)
+        expected = {
             "delta": ((batch, DIRECTIONS, dim, height, width), u.dtype),
             "A": ((DIRECTIONS, dim, state), weight),
             "B": ((batch, DIRECTIONS, state, height, width), u.dtype),
@@ -117,12 +125,7 @@ class CrossScanProblem(Problem):
             "D": ((DIRECTIONS, dim), weight),
             "delta_bias": ((DIRECTIONS, dim), weight),
         }
-        for name, (shape, dtype) in shapes.items():
-            tensor = getattr(inputs, name)
-            if tensor is not None and (tensor.shape != shape or tensor.dtype != dtype or tensor.device != u.device):
-                raise ProblemError(
-                    f"{name} is {_spell(tensor)}: must be {str(dtype).removeprefix('torch.')} {shape} on {u.device}."
-                )
+        expect_like(inputs, u, expected)
         return cls(
             batch=batch,
             dim=dim,
@@ -164,16 +167,11 @@ def make_inputs(problem: CrossScanProblem, seed: int = 0) -> tuple[CrossScanInpu
     Decays range from 0.99 down to about 0.05 a step, so that both long and short memories matter; every direction has
     rates of its own, so that an exchange of two directions shows.
     """
-    generator = torch.Generator().manual_seed(seed)
+    draws = Draws(seed)
+    normal = draws.normal
     batch, dim, height, width, state = (getattr(problem, name) for name in problem.sizes)
     dtype = DTYPES[problem.dtype]
-    weight = torch.float64 if dtype == torch.float64 else torch.float32
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
+    weight = weight_dtype(dtype)
 
     def put(values: Tensor, to: torch.dtype) -> Tensor:
         return values.to(device=problem.device, dtype=to)
@@ -183,11 +181,11 @@ def make_inputs(problem: CrossScanProblem, seed: int = 0) -> tuple[CrossScanInpu
         last = problem.layout == "channel_last"
         return placed.movedim(-3, -1).contiguous().movedim(-1, -3) if last else placed
 
-    step = torch.exp(uniform(math.log(0.03), math.log(0.3), DIRECTIONS, dim))
+    step = draws.step_sizes(DIRECTIONS, dim)
     steps = step[..., None, None] * torch.exp(0.5 * normal(batch, DIRECTIONS, dim, height, width))
-    delta = steps + torch.log(-torch.expm1(-steps)) if problem.delta_softplus else steps
-    bias = uniform(-1.0, 0.5, DIRECTIONS, dim)
-    rates = torch.exp(uniform(math.log(0.3), math.log(10.0), DIRECTIONS, dim, state))
+    delta = inverse_softplus(steps) if problem.delta_softplus else steps
+    bias = draws.uniform(-1.0, 0.5, DIRECTIONS, dim)
+    rates = draws.rates(DIRECTIONS, dim, state)
     projection = (batch, DIRECTIONS, state, height, width)
     return (
         CrossScanInputs(
@@ -200,7 +198,3 @@ def make_inputs(problem: CrossScanProblem, seed: int = 0) -> tuple[CrossScanInpu
             delta_bias=put(bias, weight) if problem.has_delta_bias else None,
         ),
     )
-
-
-def _spell(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)} on {tensor.device}"

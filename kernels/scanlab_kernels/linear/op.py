@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from scanlab.contract.base import DTYPE_NAMES, DTYPES, Draws, Problem, expect_sizes
 from scanlab.contract.op import Inputs, Op, Work
-from scanlab.contract.problem import DTYPE_NAMES, DTYPES, Problem
 from scanlab.errors import ProblemError
-from scanlab_kernels.checks import expect, expect_sizes
+from scanlab_kernels.checks import expect
 from scanlab_kernels.linear.weights import PrepackedWeight
 
 
@@ -98,13 +98,9 @@ class LinearProblem(Problem):
 
 def make_inputs(problem: LinearProblem, seed: int = 0) -> tuple[LinearInputs]:
     """Draw inputs whose terms cancel to a sum of about 1, so that an error in any term shows."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-    x, weight = normal(problem.rows, problem.in_features), normal(problem.out_features, problem.in_features)
-    bias = normal(problem.out_features)
+    draws = Draws(seed)
+    x, weight = draws.normal(problem.rows, problem.in_features), draws.normal(problem.out_features, problem.in_features)
+    bias = draws.normal(problem.out_features)
     scaled = weight / problem.in_features**0.5
 
     def cast(values: Tensor) -> Tensor:

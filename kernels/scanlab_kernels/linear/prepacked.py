@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from scanlab.contract.backend import OpCapabilities, OpFn
+from scanlab.contract.base import Problem
 from scanlab.contract.cpu import pinned
-from scanlab.contract.problem import Problem
 from scanlab.contract.space import Config
 from scanlab_kernels.linear.op import LinearInputs, LinearOutput, LinearProblem
 from scanlab_kernels.linear.weights import PrepackedWeight

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scanlab.contract.backend import Backend
+from scanlab.contract.base import DTYPES
 from scanlab.contract.cpu import threads_tunable
-from scanlab.contract.problem import DTYPES
 from scanlab.contract.space import Space
 from scanlab_kernels.linear.prepacked import LinearCapabilities, maker
 from scanlab_kernels.linear.weights import PrepackedWeight

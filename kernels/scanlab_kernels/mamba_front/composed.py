@@ -9,8 +9,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from scanlab.contract.backend import Backend, OpCapabilities, OpFn
+from scanlab.contract.base import DTYPES
 from scanlab.contract.cpu import pinned, threads_tunable
-from scanlab.contract.problem import DTYPES
 from scanlab.contract.space import Config, Space, Tunable
 from scanlab_kernels.causal_conv1d import native as conv_native
 from scanlab_kernels.causal_conv1d import torch as conv_torch

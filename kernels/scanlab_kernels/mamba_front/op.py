@@ -12,12 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scanlab.contract.backend import OpFn
+from scanlab.contract.base import DTYPE_NAMES, DTYPES, Draws, Problem, expect_one_of, expect_sizes, weight_dtype
 from scanlab.contract.op import Inputs, Op, Work
-from scanlab.contract.problem import DTYPE_NAMES, DTYPES, Problem
 from scanlab.errors import ProblemError
 from scanlab_kernels.causal_conv1d.arguments import MAX_WIDTH
 from scanlab_kernels.causal_conv1d.torch import by_taps
-from scanlab_kernels.checks import expect_sizes
 from scanlab_kernels.linear.weights import PrepackedWeight
 from scanlab_kernels.mamba_front.weights import DirectionWeights, Front, FrontWeights, InProjection, check
 from scanlab_kernels.weight_cache import RecentWeights
@@ -107,8 +106,7 @@ class FrontProblem(Problem):
         expect_sizes(self)
         if self.width > MAX_WIDTH:
             raise ProblemError(f"width={self.width}: must be at most {MAX_WIDTH}.")
-        if self.direction not in ("forward", "bidirectional"):
-            raise ProblemError(f"direction={self.direction!r}: must be forward or bidirectional.")
+        expect_one_of("direction", self.direction, ("forward", "bidirectional"))
 
     @classmethod
     def of(cls, inputs: FrontInputs, *, gradients: bool = False) -> FrontProblem:
@@ -181,14 +179,13 @@ def runner(key: Hashable, bind: Callable[[FrontWeights], Front]) -> OpFn:
 
 def make_inputs(problem: FrontProblem, seed: int = 0) -> tuple[FrontInputs]:
     """Draw inputs and weights of about the scale that a trained block has."""
-    generator = torch.Generator().manual_seed(seed)
+    draws = Draws(seed)
     dim, model, rank, state = problem.dim, problem.model, problem.rank, problem.state
     dtype = DTYPES[problem.dtype]
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    wide = weight_dtype(dtype)
 
     def normal(*shape: int, kind: torch.dtype = dtype) -> Tensor:
-        drawn = torch.randn(shape, generator=generator, dtype=torch.float64)
-        return drawn.div(math.sqrt(shape[-1])).to(problem.device, kind)
+        return draws.normal(*shape).div(math.sqrt(shape[-1])).to(problem.device, kind)
 
     def direction() -> tuple[Tensor | None, ...]:
         kind = dtype if problem.gradients else wide  # gradients are no more precise than what they come from
@@ -200,7 +197,7 @@ def make_inputs(problem: FrontProblem, seed: int = 0) -> tuple[FrontInputs]:
             normal(dim, rank),
         )
 
-    hidden = torch.randn(problem.batch, problem.length, model, generator=generator, dtype=torch.float64)
+    hidden = draws.normal(problem.batch, problem.length, model)
     weight, bias = normal(2 * dim, model), normal(2 * dim)
     forward, reverse = direction(), direction()
     return (

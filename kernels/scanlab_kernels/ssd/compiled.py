@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scanlab.contract.backend import Backend
+from scanlab.contract.base import DTYPES
 from scanlab.contract.cpu import pinned, threads_tunable
-from scanlab.contract.problem import DTYPES
 from scanlab.contract.space import Config, Space, Tunable
 from scanlab_kernels.selective_scan import compiled as selective_scan
 from scanlab_kernels.selective_scan._chunked_scan import Kernel

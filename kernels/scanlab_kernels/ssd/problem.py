@@ -30,8 +30,19 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from scanlab.contract.problem import DTYPE_NAMES, DTYPES, MAX_SMALL_UPDATES, Problem
+from scanlab.contract.base import (
+    DTYPE_NAMES,
+    DTYPES,
+    MAX_SMALL_UPDATES,
+    Draws,
+    Problem,
+    expect_one_of,
+    expect_sizes,
+    inverse_softplus,
+    weight_dtype,
+)
 from scanlab.errors import ProblemError
+from scanlab_kernels.checks import expect_like, spell
 
 Limits = tuple[float, float]
 Skip = Literal["none", "head", "channel"]
@@ -107,13 +118,8 @@ class SsdProblem(Problem):
     has_seq_idx: bool = False
 
     def __post_init__(self) -> None:
-        for name in SIZES:
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ProblemError(f"{name}={value!r}: must be a whole number of at least 1.")
-        for name, legal in (("dtype", tuple(DTYPES)), ("skip", SKIPS)):
-            if getattr(self, name) not in legal:
-                raise ProblemError(f"{name}={getattr(self, name)!r}: must be one of {', '.join(legal)}.")
+        expect_sizes(self)
+        expect_one_of("skip", self.skip, SKIPS)
         if self.heads % self.groups:
             raise ProblemError(
                 f"groups={self.groups} does not divide heads={self.heads}: a group is heads/groups adjacent heads."
@@ -134,12 +140,12 @@ class SsdProblem(Problem):
         x, B = inputs.x, inputs.B
         if x.dim() != 4 or x.dtype not in DTYPE_NAMES or x.numel() == 0:
             raise ProblemError(
-                f"x is {_spell(x)}: must be (batch, length, heads, head_dim), each at least 1, of {', '.join(DTYPES)}."
+                f"x is {spell(x)}: must be (batch, length, heads, head_dim), each at least 1, of {', '.join(DTYPES)}."
             )
         batch, length, heads, head_dim = x.shape
         groups, state = B.shape[-2:] if B.dim() == 4 else (1, 1)
-        weight = torch.float64 if x.dtype == torch.float64 else torch.float32
-        shapes = {
+        weight = weight_dtype(x.dtype)
+        expected = {
             "dt": ((batch, length, heads), weight),
             "A": ((heads,), weight),
             "B": ((batch, length, groups, state), x.dtype),
@@ -150,12 +156,7 @@ class SsdProblem(Problem):
             "initial_state": ((batch, heads, head_dim, state), weight),
             "seq_idx": ((batch, length), torch.int32),
         }
-        for name, (shape, dtype) in shapes.items():
-            tensor = getattr(inputs, name)
-            if tensor is not None and (tensor.shape != shape or tensor.dtype != dtype or tensor.device != x.device):
-                raise ProblemError(
-                    f"{name} is {_spell(tensor)}: must be {str(dtype).removeprefix('torch.')} {shape} on {x.device}."
-                )
+        expect_like(inputs, x, expected)
         return cls(
             batch=batch,
             length=length,
@@ -218,31 +219,25 @@ def make_inputs(problem: SsdProblem, seed: int = 0) -> tuple[SsdInputs]:
     both matter; limits on dt, where there are any, cut off steps at both ends; sequences end within chunks. The
     numbers depend on the seed and on the sizes of the problem, not on its dtype or device.
     """
-    generator = torch.Generator().manual_seed(seed)
+    draws = Draws(seed)
+    normal = draws.normal
     batch, length, heads, head_dim = problem.batch, problem.length, problem.heads, problem.head_dim
     dtype = DTYPES[problem.dtype]
-    weight = torch.float64 if dtype == torch.float64 else torch.float32
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
+    weight = weight_dtype(dtype)
 
     def put(values: Tensor, to: torch.dtype) -> Tensor:
         return values.to(device=problem.device, dtype=to)
 
-    # Steps of 0.03 to 0.3 times rates of about 0.3 to 10: decays from 0.99 down to 0.05.
-    step = torch.exp(uniform(math.log(0.03), math.log(0.3), heads)) * torch.exp(0.5 * normal(batch, length, heads))
-    bias = uniform(-1.0, 0.5, heads)
-    before_softplus = step + torch.log(-torch.expm1(-step)) if problem.dt_softplus else step
-    rates = torch.exp(uniform(math.log(0.3), math.log(10.0), heads))
+    step = draws.step_sizes(heads) * torch.exp(0.5 * normal(batch, length, heads))
+    bias = draws.uniform(-1.0, 0.5, heads)
+    before_softplus = inverse_softplus(step) if problem.dt_softplus else step
+    rates = draws.rates(heads)
     skip = normal(heads, head_dim)
-    seq_idx = (torch.rand(batch, length, generator=generator) < 4.0 / length).cumsum(1)
+    seq_idx = (torch.rand(batch, length, generator=draws.generator) < 4.0 / length).cumsum(1)
     projection = (batch, length, problem.groups, problem.state)
     return (
         SsdInputs(
-            x=put(normal(*(batch, length, heads, head_dim)), dtype),
+            x=put(normal(batch, length, heads, head_dim), dtype),
             dt=put(before_softplus - bias if problem.has_dt_bias else before_softplus, weight),
             A=put(-rates, weight),
             B=put(normal(*projection), dtype),
@@ -256,7 +251,3 @@ def make_inputs(problem: SsdProblem, seed: int = 0) -> tuple[SsdInputs]:
             seq_idx=put(seq_idx, torch.int32) if problem.has_seq_idx else None,
         ),
     )
-
-
-def _spell(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)} on {tensor.device}"

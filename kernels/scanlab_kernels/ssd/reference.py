@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from scanlab.contract.backend import Backend, OpCapabilities
+from scanlab.contract.base import DTYPES
 from scanlab.contract.cpu import pinned, threads_tunable
-from scanlab.contract.problem import DTYPES
 from scanlab.contract.space import Config, Space
 from scanlab_kernels.ssd import operands as recurrence
 from scanlab_kernels.ssd.problem import SsdFn, SsdInputs, SsdOutput, SsdProblem

@@ -13,7 +13,8 @@ from pathlib import Path
 from torch import Tensor
 
 from scanlab.contract.backend import Backend, OpCapabilities
-from scanlab.contract.problem import DTYPES, Problem, ScanInputs, ScanProblem
+from scanlab.contract.base import DTYPES, Problem
+from scanlab.contract.problem import ScanInputs, ScanProblem
 from scanlab.contract.space import Config, Space
 from scanlab_kernels.selective_scan.native import backend as native
 from scanlab_kernels.ssd import operands as recurrence

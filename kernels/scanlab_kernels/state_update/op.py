@@ -16,10 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scanlab.contract.backend import OpFn
+from scanlab.contract.base import DTYPE_NAMES, DTYPES, Draws, Problem, expect_sizes, inverse_softplus, weight_dtype
 from scanlab.contract.op import Inputs, Op, Work
-from scanlab.contract.problem import DTYPE_NAMES, DTYPES, Problem
 from scanlab.errors import ProblemError
-from scanlab_kernels.checks import expect_sizes
 from scanlab_kernels.state_update import arguments
 
 
@@ -139,9 +138,9 @@ def call(problem: StateUpdateProblem, ops: Any) -> OpFn:
 
 def make_inputs(problem: StateUpdateProblem, seed: int = 0) -> tuple[StateUpdateInputs]:
     """Draw a state and inputs; decays reach from 0.99 down to 0.05, and padding stands among the indices."""
-    generator = torch.Generator().manual_seed(seed)
+    draws = Draws(seed)
     dtype = DTYPES[problem.dtype]
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    wide = weight_dtype(dtype)
     own = (problem.heads, problem.dim) if problem.has_heads else (problem.dim,)
     shared = (problem.groups, problem.state) if problem.has_heads else (problem.state,)
 
@@ -149,16 +148,13 @@ def make_inputs(problem: StateUpdateProblem, seed: int = 0) -> tuple[StateUpdate
         return values.to(problem.device, kind)
 
     def normal(*shape: int, kind: torch.dtype = dtype) -> Tensor:
-        return cast(torch.randn(shape, generator=generator, dtype=torch.float64), kind)
-
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
+        return cast(draws.normal(*shape), kind)
 
     batch, rows = problem.batch, problem.batch + 2 * problem.has_state_batch_indices
-    step = torch.exp(uniform(math.log(0.03), math.log(0.3), batch, *own))
-    dt = step + torch.log(-torch.expm1(-step)) if problem.dt_softplus else step
-    log_rates = uniform(math.log(0.3), math.log(10.0), *own, problem.state)
-    indices = torch.randperm(rows, generator=generator)[:batch].to(torch.int32)
+    step = draws.step_sizes(batch, *own)
+    dt = inverse_softplus(step) if problem.dt_softplus else step
+    log_rates = draws.uniform(math.log(0.3), math.log(10.0), *own, problem.state)
+    indices = torch.randperm(rows, generator=draws.generator)[:batch].to(torch.int32)
     indices[-1] = -1 if batch > 1 else indices[-1]
     return (
         StateUpdateInputs(

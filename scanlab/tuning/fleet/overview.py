@@ -10,8 +10,8 @@ from optuna.storages import BaseStorage
 from scanlab.bench.context import BenchmarkContext
 from scanlab.bench.ranking import Comparison
 from scanlab.bench.records import RecordError, Trial, decode, log_ratio
+from scanlab.contract.base import Problem
 from scanlab.contract.machine import Machine
-from scanlab.contract.problem import Problem
 from scanlab.tuning.fleet.study_summary import StudySummary, summarize_studies
 from scanlab.tuning.fleet.trial_queue import TrialQueue
 

@@ -15,8 +15,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from scanlab.bench.records import check_field_types
 from scanlab.contract import registry
+from scanlab.contract.base import Problem
 from scanlab.contract.machine import Machine
-from scanlab.contract.problem import Problem
 from scanlab.contract.space import Config, config_key
 from scanlab.tuning.fleet.attributes import BEAT, FACTS, LINE, OWNER, RECORD, WHY
 from scanlab.tuning.fleet.storage import storage_errors

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from scanlab.contract.problem import DIRECTIONS, DTYPES, LAYOUTS, ScanInputs, ScanProblem, make_inputs
+from scanlab.contract.base import DTYPES
+from scanlab.contract.problem import DIRECTIONS, LAYOUTS, ScanInputs, ScanProblem, make_inputs
 from scanlab.contract.space import Config
 from scanlab.contract.verify import reference_outputs, relative_error, verify
 from scanlab_kernels.cpu.isa import supported_isas
