@@ -4,6 +4,7 @@ from scanlab import selective_scan_fn        # the upstream signature, on the ba
 scanlab.explain()                            # which backend served which problem, and why
 scanlab.vim_tiny(scan="native")              # Vision Mamba on a backend of your choice
 scanlab.vmamba_tiny()                        # VMamba, by the op that scans feature maps
+scanlab.patch(model)                         # let a model of transformers compute with these ops
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from scanlab.contract import forks as forks  # remembers forks from here on
 
 if TYPE_CHECKING:
     from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
+    from scanlab.integrations.transformers import patch
     from scanlab.models.vision_mamba import (
         VisionMamba,
         vim_base,
@@ -35,6 +37,7 @@ __all__ = [
     "VMamba",
     "VisionMamba",
     "explain",
+    "patch",
     "selective_scan_fn",
     "vim_base",
     "vim_small",
@@ -48,6 +51,7 @@ __all__ = [
 
 _HOMES = {
     "scanlab.contract.problem": ("ScanInputs", "ScanOutput", "ScanProblem"),
+    "scanlab.integrations.transformers": ("patch",),
     "scanlab.runtime.dispatch": ("explain", "selective_scan_fn"),
     "scanlab.models.vmamba": ("VMamba", "vmamba_base", "vmamba_small", "vmamba_tiny"),
 }

@@ -1,48 +1,63 @@
 """Let the state-space models of Hugging Face transformers compute with scanlab's ops: `patch()`.
 
-Their PyTorch code walks through time in Python. Patched, a mixer calls scanlab's ops instead; weights, caches, masks
-and gradients stay those of transformers. `transformers_mamba` has the mixers of Mamba-1.
+Their PyTorch code walks through time in Python, or through chunks whose intermediate results fill the memory. Patched,
+a mixer calls scanlab's ops instead; weights, caches, masks and gradients stay those of transformers.
+`transformers_mamba` has the mixers of Mamba-1, `transformers_mamba2` those of Mamba-2.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
+import importlib.util
 import inspect
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
 
 from scanlab import settings
 from scanlab.errors import ProblemError, UnavailableError
-from scanlab.integrations import transformers_mamba
+from scanlab.integrations import transformers_mamba, transformers_mamba2
 from scanlab.integrations.transformers_cache import memory_of
 
 log = logging.getLogger("scanlab")
 
 # folder in transformers.models -> class of its mixer
-MIXERS = {
+MAMBA1 = {
     "mamba": "MambaMixer",
     "falcon_mamba": "FalconMambaMixer",
     "jamba": "JambaMambaMixer",
     "zamba": "ZambaMambaMixer",
 }
+MAMBA2 = {
+    "mamba2": "Mamba2Mixer",
+    "bamba": "BambaMixer",
+    "falcon_h1": "FalconH1Mixer",
+    "granitemoehybrid": "GraniteMoeHybridMambaLayer",
+    "nemotron_h": "NemotronHMamba2Mixer",
+    "zamba2": "Zamba2MambaMixer",
+}
+MAMBA2_SCAN = "mamba2_chunk_scan"
 OLDEST, BEYOND = (4, 48), (6, 0)
 
 Forward = Callable[..., Tensor]
 
 
 def patch(model: nn.Module | None = None) -> ExitStack:
-    """Let every Mamba-1 mixer of transformers, or only those of `model`, compute with scanlab's ops.
+    """Let every Mamba mixer of transformers, or only those of `model`, compute with scanlab's ops.
+
+    Served are the mixers of Mamba, FalconMamba, Jamba and Zamba (Mamba-1), and since transformers 5.16 those of Mamba2,
+    Bamba, FalconH1, GraniteMoeHybrid, NemotronH and Zamba2 (Mamba-2).
 
     Prefill, cached decoding and training, under any mask and under autocast, give what the unpatched model gives, to
     rounding. Where a mixer cannot be served, its unpatched code runs: where its tensors are not on the CPU, its
     activation is not SiLU, or its convolution has hooks. That is logged once; with $SCANLAB_STRICT=1 it is an error.
-    Several tokens at once after cached ones restart the scan, as in transformers 5; with older versions, which compute
-    something else, they are refused.
+    Several tokens at once after cached ones restart the scan of Mamba-1, as in transformers 5; with older versions,
+    which compute something else, they are refused. Mamba-2 continues its scan. `seq_idx` keeps packed sequences of
+    Mamba-2 apart, as transformers' GPU kernels do; its PyTorch code ignores it.
 
     Patching twice is patching once. A copy or a pickle of a patched model is patched.
 
@@ -116,17 +131,26 @@ def _mixer_classes() -> tuple[Any, ...]:
         raise UnavailableError(
             f"transformers {version} is installed: this scanlab patches 4.48 up to 5.x; install one."
         )
-    return tuple(
-        getattr(importlib.import_module(f"transformers.models.{family}.modeling_{family}"), name)
-        for family, name in MIXERS.items()
-    )
+    mamba1 = [getattr(_modeling(family), name) for family, name in MAMBA1.items()]
+    # All families have one forward since it calls this function; those before are left as they are.
+    mamba2 = [
+        getattr(_modeling(family), name)
+        for family, name in MAMBA2.items()
+        if importlib.util.find_spec(f"transformers.models.{family}") and hasattr(_modeling(family), MAMBA2_SCAN)
+    ]
+    return *mamba1, *mamba2
+
+
+def _modeling(family: str) -> ModuleType:
+    return importlib.import_module(f"transformers.models.{family}.modeling_{family}")
 
 
 def _mixers(model: nn.Module) -> list[Any]:
     found = [module for module in model.modules() if isinstance(module, _mixer_classes())]
     if not found:
         raise ProblemError(
-            f"{type(model).__name__} has no Mamba-1 mixer of transformers: patched are {', '.join(MIXERS.values())}."
+            f"{type(model).__name__} has no mixer that this patch serves: with this version of transformers it serves"
+            f" {', '.join(each.__name__ for each in _mixer_classes())}."
         )
     return found
 
@@ -143,8 +167,10 @@ def _original(forward: Forward) -> Forward:
 def _forward_instead_of(original: Forward) -> Forward:
     """Return a forward with the parameters of `original`, whose order differs from version to version."""
     _, _, *names = inspect.signature(original).parameters
+    module = inspect.getmodule(original)
+    is_mamba2 = hasattr(module, MAMBA2_SCAN)
     # Older versions mask the input of the convolution, newer ones that of the projection.
-    masks_hidden = hasattr(inspect.getmodule(original), "apply_mask_to_padding_states")
+    masks_hidden = hasattr(module, "apply_mask_to_padding_states")
 
     def forward(mixer: Any, hidden_states: Tensor, *arguments: Any, **named: Any) -> Tensor:
         reason = _refusal(mixer, hidden_states)
@@ -153,7 +179,10 @@ def _forward_instead_of(original: Forward) -> Forward:
             return original(mixer, hidden_states, *arguments, **named)
         given = dict(zip(names, arguments, strict=False)) | named
         memory = memory_of(mixer, given.get("cache_params"), given.get("cache_position"))
-        return transformers_mamba.mix(mixer, hidden_states, memory, given.get("attention_mask"), masks_hidden)
+        mask = given.get("attention_mask")
+        if is_mamba2:
+            return transformers_mamba2.mix(mixer, hidden_states, memory, mask, given.get("seq_idx"))
+        return transformers_mamba.mix(mixer, hidden_states, memory, mask, masks_hidden)
 
     return functools.update_wrapper(forward, original, assigned=(), updated=())
 

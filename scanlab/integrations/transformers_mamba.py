@@ -10,30 +10,20 @@ Source: huggingface/transformers, models/{mamba, falcon_mamba, jamba, zamba}, th
 from __future__ import annotations
 
 import functools
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from scanlab.contract.problem import ScanInputs
 from scanlab.integrations.transformers_cache import Memory
-from scanlab.models.mamba_weights import as_scanned, rates
+from scanlab.integrations.transformers_layers import decay_rates, masked, prepacked, product, records_gradients
+from scanlab.models.mamba_weights import as_scanned
 from scanlab.models.plain_layers import is_plain_layer
 from scanlab.runtime.dispatch import promoted, scan
-from scanlab.runtime.ops import (
-    PrepackedWeight,
-    WeightCache,
-    causal_conv1d,
-    causal_conv1d_update,
-    linear,
-    mixer_step,
-    selective_state_update,
-)
-from scanlab.runtime.traced import is_traced
+from scanlab.runtime.ops import causal_conv1d, causal_conv1d_update, linear, mixer_step, selective_state_update
 
 
 def mix(mixer: Any, hidden: Tensor, memory: Memory, mask: Tensor | None, masks_hidden: bool) -> Tensor:
@@ -52,17 +42,14 @@ def mix(mixer: Any, hidden: Tensor, memory: Memory, mask: Tensor | None, masks_h
     batch, length, _ = hidden.shape
     mask = None if mask is None else mask[:, -length:, None]
     if masks_hidden:
-        hidden = _masked(hidden, mask)
+        hidden = masked(hidden, mask)
     past = memory.scan if length == 1 else None
     taps, bias = mixer.conv1d.weight[:, 0], mixer.conv1d.bias
-    # the ops of a single step record no gradient
-    recording = torch.is_grad_enabled() and (
-        hidden.requires_grad or any(each.requires_grad for each in mixer.parameters())
-    )
+    recording = records_gradients(mixer, hidden)  # the ops of a single step record none
     if past is not None and memory.conv is not None and mask is None and not recording and _steps_fused(mixer):
         dt = mixer.dt_proj
         y = mixer_step(
-            _product(mixer, "in_proj", hidden)[:, 0],
+            product(mixer, "in_proj", hidden)[:, 0],
             memory.conv,
             past,
             taps,
@@ -73,15 +60,15 @@ def mix(mixer: Any, hidden: Tensor, memory: Memory, mask: Tensor | None, masks_h
             mixer.A_log,
             mixer.D,
         )
-        return _product(mixer, "out_proj", y[:, None])
+        return product(mixer, "out_proj", y[:, None])
     x, z = _halves(mixer, hidden)
     if not masks_hidden:
-        x = _masked(x, mask)
+        x = masked(x, mask)
     if past is not None and memory.conv is not None and not recording:
         u = causal_conv1d_update(x.mT.to(memory.conv.dtype), memory.conv, taps, bias, activation="silu").mT
     else:
         u = causal_conv1d(memory.extend(x.mT), taps, bias, activation="silu")[..., -length:].mT
-    u = _masked(u, mask)
+    u = masked(u, mask)
     delta, B, C, delta_bias = _selection(mixer, u)
     if past is not None and not recording:
         own = (batch, *mixer.D.shape)  # (batch, dim), or with heads (batch, heads, dim)
@@ -90,7 +77,7 @@ def mix(mixer: Any, hidden: Tensor, memory: Memory, mask: Tensor | None, masks_h
         y = selective_state_update(past, x, dt, mixer.A_log, B, C, mixer.D, z, delta_bias, dt_softplus=True, log_A=True)
         y = y.view(batch, 1, -1)
     else:
-        A = _decay_rates(mixer, u.dtype)
+        A = decay_rates(mixer, u.dtype)
         inputs = ScanInputs(
             u=u.mT,
             delta=delta.mT,
@@ -106,7 +93,7 @@ def mix(mixer: Any, hidden: Tensor, memory: Memory, mask: Tensor | None, masks_h
         scanned, last_state = scan(promoted(inputs))
         memory.keep(last_state.view(batch, *A.shape))
         y = scanned.mT.to(u.dtype)
-    return _product(mixer, "out_proj", y)
+    return product(mixer, "out_proj", y)
 
 
 def _steps_fused(mixer: Any) -> bool:
@@ -114,44 +101,6 @@ def _steps_fused(mixer: Any) -> bool:
     if type(mixer).__name__ != "MambaMixer" or torch.is_autocast_enabled("cpu"):
         return False
     return all(map(is_plain_layer, (mixer.in_proj, mixer.x_proj, mixer.dt_proj, mixer.out_proj)))
-
-
-def _masked(values: Tensor, mask: Tensor | None) -> Tensor:
-    return values if mask is None else (values * mask).to(values.dtype)
-
-
-# Values that inference computes from the weights of each mixer; beside the mixer, which stays as it was.
-_derived: WeakKeyDictionary[nn.Module, defaultdict[str, WeightCache[Any]]] = WeakKeyDictionary()
-
-
-def _kept(mixer: nn.Module, name: str) -> WeightCache[Any]:
-    return _derived.setdefault(mixer, defaultdict(WeightCache[Any]))[name]
-
-
-def _decay_rates(mixer: Any, dtype: torch.dtype) -> Tensor:
-    """Return A (dim, state), or with heads (heads, dim, state), as a scan of `dtype` reads it."""
-    if is_traced():
-        return rates(mixer.A_log, dtype)
-    A: Tensor = _kept(mixer, f"A {dtype}")(lambda: rates(mixer.A_log, dtype), mixer.A_log)
-    return A
-
-
-def _packed(mixer: nn.Module, name: str, weight: Tensor) -> PrepackedWeight:
-    """Return a weight of `mixer` as products read it."""
-    if is_traced():
-        return PrepackedWeight(weight)
-    made: PrepackedWeight = _kept(mixer, name)(lambda: PrepackedWeight(weight), weight)
-    return made
-
-
-def _product(mixer: Any, name: str, x: Tensor, half: slice = slice(None)) -> Tensor:
-    """Return the output of the projection called `name`, or half of it; prepack its weight where that is possible."""
-    projection = getattr(mixer, name)
-    if not is_plain_layer(projection):
-        whole: Tensor = projection(x)
-        return whole[..., half]
-    bias = None if projection.bias is None else projection.bias[half]
-    return linear(x, _packed(mixer, f"{name} {half.start} {half.stop}", projection.weight[half]), bias)
 
 
 def _halves(mixer: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,7 +113,7 @@ def _halves(mixer: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
         return x, z
     # two products instead of one that is split: both come out dense
     inner = mixer.in_proj.out_features // 2
-    return _product(mixer, "in_proj", hidden, slice(inner)), _product(mixer, "in_proj", hidden, slice(inner, None))
+    return product(mixer, "in_proj", hidden, slice(inner)), product(mixer, "in_proj", hidden, slice(inner, None))
 
 
 def _selection(mixer: Any, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -179,11 +128,11 @@ def _selection(mixer: Any, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | 
         low_rank, B, C = selected.split(sizes, dim=-1)
         delta = torch.einsum("blhr,hdr->blhd", low_rank, mixer.dt_proj_weight).flatten(-2)
         return delta, B, C, mixer.dt_proj_bias
-    selected = _product(mixer, "x_proj", u)
+    selected = product(mixer, "x_proj", u)
     low_rank, B, C = (norm(each) for norm, each in zip(_norms(mixer), selected.split(sizes, dim=-1), strict=True))
     projection = mixer.dt_proj
     if is_plain_layer(projection):  # the bias goes into the scan, where it is added in float32
-        return linear(low_rank, _packed(mixer, "dt_proj", projection.weight)), B, C, projection.bias
+        return linear(low_rank, prepacked(mixer, "dt_proj", projection.weight)), B, C, projection.bias
     return projection(low_rank), B, C, None
 
 

@@ -6,16 +6,16 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 
-def is_plain_layer(layer: nn.Module) -> bool:
-    """Return True where calling `layer` only multiplies or convolves with its weight.
+def is_plain_layer(layer: nn.Module, kinds: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d)) -> bool:
+    """Return True where calling `layer` only computes with its weight as its class defines.
 
-    Such a layer is torch's own Linear or Conv1d with an ordinary weight, and has no hooks; no global hook of torch is
+    Such a layer is of one of the classes `kinds`, has an ordinary weight and no hooks; no global hook of torch is
     registered either. Quantisation, adapters and parametrizations replace the class or its forward, or wrap the
     weight. Pruning, weight_norm and spectral_norm recompute the weight in a hook.
     """
     own = layer.__dict__  # read at every call of a block, where nn.Module's search for attributes would take long
     return (
-        type(layer) in (nn.Linear, nn.Conv1d)
+        type(layer) in kinds
         and "forward" not in own
         and not (own["_forward_hooks"] or own["_forward_pre_hooks"])
         and not (own["_backward_hooks"] or own["_backward_pre_hooks"])

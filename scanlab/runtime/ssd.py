@@ -9,6 +9,7 @@ from torch import Tensor
 
 from scanlab.contract.base import weight_dtype
 from scanlab.runtime import dispatch
+from scanlab.runtime.ops import selective_state_update
 from scanlab_kernels.ssd.problem import NO_LIMIT, Limits, SsdInputs, SsdOutput, SsdProblem
 
 
@@ -32,6 +33,55 @@ def ssd(inputs: SsdInputs, *, dt_softplus: bool = False, dt_limit: Limits = NO_L
     problem = SsdProblem.of(asked, dt_softplus=dt_softplus, dt_limit=dt_limit, gradients=gradients)
     out, final_state = dispatch.dispatcher().run(problem, asked)
     return SsdOutput(out.to(inputs.x.dtype), final_state)
+
+
+def ssd_update(
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A_log: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    *,
+    dt_softplus: bool = True,
+) -> Tensor:
+    """Return the output of one time step of Mamba-2's scan; `state` becomes the state after it.
+
+    Not differentiable: no graph is recorded.
+
+    Args:
+        state: (batch, heads, head_dim, state), updated in place.
+        x, z: (batch, heads, head_dim).
+        dt: (batch, heads).
+        A_log: (heads,), log(-A).
+        B, C: (batch, groups, state).
+        D: (heads,) or (heads, head_dim).
+        dt_bias: (heads,).
+        dt_softplus: Apply softplus to dt + dt_bias.
+
+    Returns:
+        The shape and dtype of x.
+
+    Raises:
+        ProblemError: The tensors do not fit together; the state was not touched.
+    """
+    by_channel = x.shape[1:]
+    return selective_state_update(
+        state,
+        x,
+        dt[..., None].expand(x.shape),
+        A_log[:, None, None].expand(state.shape[1:]),
+        B,
+        C,
+        D if D.dim() == 2 else D[:, None].expand(by_channel),
+        z,
+        None if dt_bias is None else dt_bias[:, None].expand(by_channel),
+        dt_softplus=dt_softplus,
+        log_A=True,
+    )
 
 
 def _promoted(inputs: SsdInputs) -> SsdInputs:

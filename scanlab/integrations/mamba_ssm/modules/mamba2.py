@@ -19,6 +19,7 @@ from scanlab.integrations.mamba_ssm.modules.mamba_simple import State
 from scanlab.integrations.mamba_ssm.ops.triton.layernorm_gated import RMSNorm as RMSNormGated
 from scanlab.integrations.mamba_ssm.ops.triton.ssd_combined import mamba_split_conv1d_scan_combined
 from scanlab.runtime import ops as mixer
+from scanlab.runtime.ssd import ssd_update
 from scanlab_kernels.ssd.problem import NO_LIMIT, Limits
 
 
@@ -230,20 +231,19 @@ class Mamba2(nn.Module):
         is_limited = tuple(self.dt_limit) != NO_LIMIT
         if is_limited:  # upstream's step forgets the limits
             dt, dt_bias = F.softplus(dt.float() + self.dt_bias).clamp(*self.dt_limit), None
-        heads, each_channel = (self.nheads, self.headdim), (-1, self.headdim)
+        heads, groups = (self.nheads, self.headdim), (self.ngroups, -1)
         gates = not self.rmsnorm or not self.norm_before_gate
-        y = mixer.selective_state_update(
+        y = ssd_update(
             ssm_state,
             x.unflatten(-1, heads),
-            dt[..., None].expand(-1, *each_channel),
-            self.A_log[:, None, None].expand(*each_channel, self.d_state),
-            B.unflatten(-1, (self.ngroups, -1)),
-            C.unflatten(-1, (self.ngroups, -1)),
-            self.D.unflatten(0, heads) if self.D_has_hdim else self.D[:, None].expand(each_channel),
+            dt,
+            self.A_log,
+            B.unflatten(-1, groups),
+            C.unflatten(-1, groups),
+            self.D.unflatten(0, heads) if self.D_has_hdim else self.D,
             z.unflatten(-1, heads) if gates else None,
-            None if dt_bias is None else dt_bias[:, None].expand(each_channel),
+            dt_bias,
             dt_softplus=not is_limited,
-            log_A=True,
         ).flatten(1)
         if self.rmsnorm:
             y = self.norm(y, None if gates else z)
