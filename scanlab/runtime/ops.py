@@ -287,7 +287,7 @@ def selective_state_update(
         ProblemError: Shapes, dtypes or devices do not fit; the state was not touched.
         IndexError: An index is beyond the state (on a GPU, which is not waited for, its output is NaN instead).
     """
-    if not is_routed(x):
+    if not is_routed(x) or not state.numel():
         update_arguments.check(state, x, dt, A, B, C, D, z, dt_bias, state_batch_indices)
         out: Tensor = ops_for(x, state, A).selective_state_update(
             state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices, log_A

@@ -17,6 +17,7 @@ from scanlab.runtime.dispatch import serving_now
 from scanlab.runtime.dispatcher import Bound, call_logged
 from scanlab.runtime.implementations import is_in_torch
 from scanlab.runtime.traced import is_traced
+from scanlab_kernels.checks import expect_one_device
 from scanlab_kernels.linear import torch as by_torch
 from scanlab_kernels.linear.op import LinearInputs, LinearProblem
 from scanlab_kernels.linear.prepacked import Linear
@@ -35,9 +36,13 @@ def linear(x: Tensor, weight: PrepackedWeight, bias: Tensor | None = None) -> Te
 
     Shape:
         x (..., in), weight (out, in), bias (out,) -> (..., out).
+
+    Raises:
+        ProblemError: They are not all on one device.
     """
     plain = weight.weight
     if is_traced() or not x.numel() or not is_plain(x, plain, bias):
+        expect_one_device(x=x, weight=plain, bias=bias)
         return by_torch.linear(x, weight, bias)
     bound = _bound(Rows(x.numel() // x.shape[-1], x.dtype), plain)
     if bound is None:

@@ -15,14 +15,7 @@ pytestmark = [
 ]
 
 
-# Known faults: a step with a state of size 0 is refused where torch has an answer, and SCANLAB_LINEAR=native raises
-# where the instruction set has no products in bfloat16.
-KNOWN = {"state_update", "linear"}
-
-
-@pytest.mark.parametrize(
-    "op", [pytest.param(op, marks=pytest.mark.xfail(strict=False)) if op in KNOWN else op for op in GENERATORS]
-)
+@pytest.mark.parametrize("op", GENERATORS)
 def test_calls_are_right_or_refused(op: str) -> None:
     faults = [fault for seed in range(CALLS) for fault in attempt(op, seed)[1]]
     assert not faults, "\n".join(faults)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 import scanlab
 from scanlab.contract.machine import Silicon, this_machine
-from scanlab.errors import ConfigError
+from scanlab.errors import ConfigError, ProblemError
 from scanlab.runtime import decisions, defaults, dispatch
 from scanlab.runtime.decisions import decide
 from scanlab.runtime.ops import PrepackedWeight, linear
@@ -52,6 +52,14 @@ def test_on_silicon_that_nobody_measured_torch_multiplies() -> None:
         assert decide(PROBLEM.replace(dtype=dtype), None).backend == "linear_torch"
     multiply()
     assert f"linear {PROBLEM.key}: linear_torch" in scanlab.explain()
+
+
+@pytest.mark.usefixtures("unknown_silicon")
+def test_a_named_backend_serves_what_its_instruction_set_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCANLAB_LINEAR", "native")
+    monkeypatch.setenv("SCANLAB_ISA", "plain")
+    multiply(torch.bfloat16)
+    assert "instruction set plain of this machine has no products" in scanlab.explain()
 
 
 @pytest.mark.usefixtures("unknown_silicon")
@@ -115,3 +123,11 @@ def test_defaults_hold_for_their_kind_of_silicon_alone() -> None:
     assert defaults.of_silicon(silicon("GenuineIntel", "avx2")) == ()
     for each in (*amx, *genoa):
         assert list(each.entries) == sorted(each.entries, key=lambda entry: -entry.speedup)
+
+
+@pytest.mark.parametrize("missing", ["weight", "bias"])
+def test_a_tensor_without_data_among_others_is_refused(missing: str) -> None:
+    tensors = {"weight": torch.randn(16, 24), "bias": torch.randn(16)}
+    tensors[missing] = tensors[missing].to("meta")
+    with pytest.raises(ProblemError, match=f"{missing} is on meta, x on cpu"):
+        linear(torch.randn(40, 24), PrepackedWeight(tensors["weight"]), tensors["bias"])

@@ -79,6 +79,11 @@ def chosen_isa() -> str:
     return chosen
 
 
+def multiplies_bfloat16(isa: str) -> bool:
+    """Return whether the kernels have products in bfloat16 where they run on this instruction set of this machine."""
+    return any(each.name == f"{isa}_bfloat16" and each.is_supported() for each in BFLOAT16.get(FAMILY, ()))
+
+
 def isa_index(name: str) -> int:
     """Return the place of an instruction set in `enum class Isa`."""
     return [isa.name for isa in INSTRUCTION_SETS].index(name)

@@ -37,8 +37,6 @@ void use_instruction_set(int64_t isa) {
     chosen = tables[isa];
 }
 
-bool multiplies_bfloat16() { return products_in_use(Dtype::bfloat16); }
-
 // Adds to a hash the address of a weight, its layout, and the bits of a sample of its values: in rows and columns that
 // differ, for changes that torch does not count.
 class Fingerprint {
@@ -116,7 +114,6 @@ const Products* products_in_use(Dtype dtype) {
 SCANLAB_OPS(scanlab_mixer, library) {
     library.define("instruction_sets() -> int");
     library.define("use_instruction_set(int isa) -> ()");
-    library.define("multiplies_bfloat16() -> bool");
     library.define("note_fork() -> ()");
     library.define(
         "fingerprint(int seed, Tensor? w0=None, Tensor? w1=None, Tensor? w2=None, Tensor? w3=None, Tensor? w4=None,"
@@ -126,7 +123,6 @@ SCANLAB_OPS(scanlab_mixer, library) {
 SCANLAB_KERNELS(scanlab_mixer, CompositeExplicitAutograd, library) {
     library.implement("instruction_sets", boxed<instruction_sets>);
     library.implement("use_instruction_set", boxed<use_instruction_set>);
-    library.implement("multiplies_bfloat16", boxed<multiplies_bfloat16>);
     library.implement("note_fork", boxed<note_fork>);
     library.implement("fingerprint", boxed<fingerprint>);
 }

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from scanlab.contract.backend import Backend
+from scanlab.contract.backend import Backend, OpCapabilities
 from scanlab.contract.cpu import threads_tunable
+from scanlab.contract.problem import Problem
 from scanlab.contract.space import Space
 from scanlab_kernels.build import PACKAGE, headers
 from scanlab_kernels.cpu import extension
-from scanlab_kernels.cpu.isa import BFLOAT16, FAMILY, chosen_isa
+from scanlab_kernels.cpu.isa import chosen_isa, multiplies_bfloat16
 from scanlab_kernels.linear.prepacked import LinearCapabilities, maker
 from scanlab_kernels.linear.weights import PrepackedWeight
 
@@ -21,12 +22,19 @@ MAX_FEW_ROWS = 8
 FOLDER = Path(__file__).parent
 SOURCES = (Path(__file__), *headers(FOLDER), *headers(PACKAGE / "cpu"), FOLDER / "native.cpp")
 
-HAS_BFLOAT16 = any(isa.is_supported() and isa.name.startswith(chosen_isa()) for isa in BFLOAT16.get(FAMILY, ()))
 
+@dataclass(frozen=True)
+class PackedCapabilities(OpCapabilities):
+    """The problems that packed products can solve: those in bfloat16 where the instruction set in use has them."""
 
-def multiplies(dtype: torch.dtype) -> bool:
-    """Return whether `linear` takes this dtype on the instruction set in use."""
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.ops.scanlab_mixer.multiplies_bfloat16()))
+    dtypes: tuple[str, ...] = ("float32", "bfloat16")
+
+    def rejects(self, problem: Problem) -> str | None:
+        """Return why a backend with these capabilities cannot solve `problem`, or None."""
+        reason = super().rejects(problem)
+        if reason is None and problem.dtype == "bfloat16" and not multiplies_bfloat16(chosen_isa()):
+            return f"dtype bfloat16: the instruction set {chosen_isa()} of this machine has no products of it"
+        return reason
 
 
 def packed(weight: PrepackedWeight) -> Tensor:
@@ -52,7 +60,7 @@ backend = Backend(
     rank=4,
     sources=(*SOURCES, FOLDER / "bfloat16.cpp"),
     space=Space((threads_tunable(),)),
-    capabilities=LinearCapabilities(dtypes=("float32", "bfloat16") if HAS_BFLOAT16 else ("float32",)),
+    capabilities=PackedCapabilities(),
     make=maker(linear, extension.load),
     unavailable=extension.unavailable,
     op="linear",

@@ -6,13 +6,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from scanlab.contract.backend import Backend, OpCapabilities, OpFn
+from scanlab.contract.backend import Backend, OpFn
 from scanlab.contract.cpu import pinned, threads_tunable
 from scanlab.contract.space import Config, Space
 from scanlab_kernels.build import PACKAGE, headers
 from scanlab_kernels.cpu import extension
-from scanlab_kernels.linear import native as linear
-from scanlab_kernels.linear.native import packed
+from scanlab_kernels.linear.native import PackedCapabilities, packed
 from scanlab_kernels.mamba_front.op import FrontProblem, runner
 from scanlab_kernels.mamba_front.weights import Front, FrontWeights
 
@@ -59,7 +58,7 @@ backend = Backend(
         FOLDER / "native.cpp",
     ),
     space=Space((threads_tunable(),)),
-    capabilities=OpCapabilities(dtypes=linear.backend.capabilities.dtypes),
+    capabilities=PackedCapabilities(),
     make=make,
     unavailable=extension.unavailable,
     op="mamba_front",

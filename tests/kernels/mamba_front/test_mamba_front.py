@@ -11,7 +11,8 @@ from scanlab.contract.cpu import torch_threads
 from scanlab.contract.verify import reference_outputs, verify
 from scanlab.errors import ProblemError
 from scanlab.runtime.front import mamba_front
-from scanlab_kernels.linear.native import multiplies, packed
+from scanlab_kernels.cpu.isa import multiplies_bfloat16
+from scanlab_kernels.linear.native import packed
 from scanlab_kernels.linear.weights import PrepackedWeight
 from scanlab_kernels.mamba_front import native
 from scanlab_kernels.mamba_front.op import FrontInputs, FrontProblem, make_inputs, weights_of
@@ -79,7 +80,7 @@ def test_bfloat16(isa: str, shape: tuple[int, int, int], rank: int) -> None:
     batch, length, dim = shape
     sizes = {"batch": batch, "length": length, "dim": dim, "rank": rank}
     with instruction_set(isa):
-        if not multiplies(torch.bfloat16):
+        if not multiplies_bfloat16(isa):
             pytest.skip(f"no product of bfloat16 on {isa}")
         assert_right(PLAIN.replace(dtype="bfloat16", direction="bidirectional", **sizes))
 

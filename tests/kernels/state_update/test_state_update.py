@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -97,6 +98,14 @@ def test_native_is_the_reference_in_float64(
         untouched[indices[indices >= 0].long()] = False
         assert torch.equal(stored[untouched], before[untouched])
         assert not out[0].any()
+
+
+@pytest.mark.parametrize("heads", [None, 2])
+def test_a_state_without_numbers_leaves_the_other_terms(heads: int | None) -> None:
+    own = (8,) if heads is None else (heads, 8)
+    inputs = step_inputs(3, own, heads, 0, torch.float32)
+    out = mixer.selective_state_update(torch.zeros(3, *own, 0), **inputs)
+    torch.testing.assert_close(out, inputs["D"] * inputs["x"] * F.silu(inputs["z"]))
 
 
 def test_out_is_computed_before_the_state_is_rounded() -> None:

@@ -158,6 +158,7 @@ def mamba_inner_fn(
     b_c_dt_rms_eps: float = 1e-6,
 ) -> Tensor:
     """Return `mamba_inner_fn_no_out_proj`, projected by out_proj_weight (features, dim): (batch, length, features)."""
+    expect_one_device(xz=xz, out_proj_weight=out_proj_weight, out_proj_bias=out_proj_bias)
     y = mamba_inner_fn_no_out_proj(
         xz,
         conv1d_weight,
@@ -203,6 +204,7 @@ def bimamba_inner_fn(
 
     Both scans read the same convolved x, step sizes, B, C, D and z.
     """
+    expect_one_device(xz=xz, out_proj_weight=out_proj_weight, out_proj_bias=out_proj_bias)
     u, z = _convolved(xz, conv1d_weight, conv1d_bias)
     ahead = dispatch.promoted(
         projected(u, z, x_proj_weight, delta_proj_weight, A, B, C, D, delta_bias, B_proj_bias, C_proj_bias)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from scanlab.errors import ProblemError
 from scanlab.runtime.ops import add_norm
+from scanlab_kernels.checks import expect_one_device
 
 
 def layer_norm_fn(
@@ -139,6 +140,7 @@ def layer_norm_linear_fn(
     is_rms_norm: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Return a linear layer of the norm of x + residual, (..., features); where prenorm, the sum too."""
+    expect_one_device(x=x, linear_weight=linear_weight, linear_bias=linear_bias)
     normed: Any = layer_norm_fn(
         x,
         norm_weight,
