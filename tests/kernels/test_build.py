@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -114,43 +113,40 @@ Extension("tiny", (Unit(folder / "quick.cpp"), Unit(folder / "tiny.cpp")), folde
 
 @pytest.fixture
 def slow_build(extension: Extension, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A program that builds two objects: the compiler is quick with one and sleeps over the other."""
+    """A program that builds two objects: the compiler is quick with one, and says in a pipe that the other takes long.
+
+    The pipe is open for as long as that compiler lives, and holds another line if it comes to an end.
+    """
     (tmp_path / "quick.cpp").write_text('extern "C" int quick() { return 1; }\n')
+    os.mkfifo(tmp_path / "pipe")
     compiler = tmp_path / "slow c++"
     compiler.write_text(
-        '#!/bin/sh\ncase "$*" in *tiny.cpp*) touch "$SLEEPS"; sleep 61.5 ;; esac\necho run >> "$RUNS"\nexec c++ "$@"\n'
+        '#!/bin/sh\ncase "$*" in *tiny.cpp*) exec 9>"$SLOW"; echo begin >&9; sleep 600; echo end >&9 ;; esac\n'
+        'exec c++ "$@"\n'
     )
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", f"'{compiler}'")
-    monkeypatch.setenv("SLEEPS", str(tmp_path / "sleeps"))
-    monkeypatch.setenv("RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("SLOW", str(tmp_path / "pipe"))
     return [sys.executable, "-c", BUILD_SLOWLY, str(tmp_path)]
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    for _ in range(1200):
-        if condition():
-            return
-        time.sleep(0.05)
-    pytest.fail("waited for a minute")
-
-
-def sleepers() -> int:
-    return subprocess.run(["pgrep", "-f", "sleep 61.5"], capture_output=True, text=True).stdout.count("\n")
-
-
-@pytest.mark.timing
-@pytest.mark.skipif(sys.platform != "linux", reason="pgrep")
+@pytest.mark.skipif(sys.platform != "linux", reason="signals of Linux")
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_compilers_end_with_their_parent_and_finished_objects_are_kept(
     slow_build: list[str], tmp_path: Path, how: signal.Signals
 ) -> None:
-    process = subprocess.Popen(slow_build, stderr=subprocess.DEVNULL)
     objects = tmp_path / "cache" / "extensions"
-    wait_for(lambda: (tmp_path / "sleeps").exists() and list(objects.glob("*.build/0.o")) != [])
-    process.send_signal(how)
-    process.wait(timeout=60)
-    wait_for(lambda: sleepers() == 0)
+    handle = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)  # without waiting for who writes
+    os.set_blocking(handle, True)
+    with open(handle) as pipe:
+        process = subprocess.Popen(slow_build, stderr=subprocess.DEVNULL)
+        for happened in (lambda: pipe.readline() == "begin\n", lambda: any(objects.glob("*.build/0.o"))):
+            while not happened():
+                assert process.poll() is None
+                time.sleep(0.05)
+        process.send_signal(how)
+        process.wait()
+        assert pipe.read() == ""  # waits until no compiler is left
     assert list(objects.glob("*.build/1.*")) == []
     assert list(objects.glob("*.so")) == []
 

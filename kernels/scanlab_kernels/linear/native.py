@@ -8,8 +8,8 @@ from pathlib import Path
 from torch import Tensor
 
 from scanlab.contract.backend import Backend, OpCapabilities
+from scanlab.contract.base import Problem
 from scanlab.contract.cpu import threads_tunable
-from scanlab.contract.problem import Problem
 from scanlab.contract.space import Space
 from scanlab_kernels.build import PACKAGE, headers
 from scanlab_kernels.cpu import extension
