@@ -16,7 +16,7 @@ import torch
 
 from scanlab.contract import registry
 from scanlab.contract.base import DTYPES, Problem
-from scanlab.contract.cpu import torch_threads, usable_threads
+from scanlab.contract.cpu import torch_threads
 
 # To the accuracy of float32: two for the reduction of the range, five for a polynomial, one to put the exponent back.
 EXP_OPERATIONS = 8
@@ -39,13 +39,11 @@ class Roofline:
         operations_per_s: Lanes of fused multiply-adds, by the dtype of their operands.
         exps_per_s: Exponentials of torch, in float32, out of the first cache.
         bytes_per_s: Read and written, beyond the caches.
-        wake_s: Time to wake another thread and wait for it; None with one usable thread.
     """
 
     operations_per_s: dict[str, float]
     exps_per_s: float
     bytes_per_s: float
-    wake_s: float | None
 
     def min_time_s(self, problem: Problem, threads: int) -> float:
         """Return a lower bound on the time of any computation of `problem`, by arithmetic alone."""
@@ -86,26 +84,13 @@ def roofline_here() -> Roofline:
         source = torch.ones(COPY_BYTES // 4)
         target = torch.empty_like(source)
         bytes_per_s = 2 * COPY_BYTES / _best_s(lambda: target.copy_(source), calls=1, tries=5)
-    return Roofline(operations_per_s, exps_per_s, bytes_per_s, _wake_s(usable_threads()))
+    return Roofline(operations_per_s, exps_per_s, bytes_per_s)
 
 
 def _matmul_operations_per_s(dtype: torch.dtype) -> float:
     one, other = (torch.ones(MATMUL_SIZE, MATMUL_SIZE, dtype=dtype) for _ in range(2))
     result = torch.empty_like(one)
     return MATMUL_SIZE**3 / _best_s(lambda: torch.mm(one, other, out=result), calls=2)
-
-
-def _wake_s(threads: int) -> float | None:
-    if threads == 1:
-        return None
-    # The smallest work that torch shares out: just above its grain of 32768 elements.
-    work = torch.ones(40_000)
-    seconds = []
-    for count in (1, threads):
-        with torch_threads(count):
-            seconds.append(_best_s(lambda: work.add_(0.0), calls=50))
-    alone_s, shared_s = seconds
-    return max(0.0, shared_s - alone_s / threads)
 
 
 def _best_s(action: Callable[[], object], calls: int, tries: int = TRIES) -> float:

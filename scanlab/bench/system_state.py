@@ -18,6 +18,7 @@ except ImportError:  # not on Windows
 N = TypeVar("N", int, float)
 
 CPUS = Path("/sys/devices/system/cpu")
+MAX_CPUS = 8  # of those whose files are read
 CPUINFO = Path("/proc/cpuinfo")
 
 # A block is disturbed where others took more than this share of the CPU time that it could have used. The
@@ -111,10 +112,10 @@ def _difference(before: N | None, after: N | None) -> N | None:
     return None if before is None or after is None else after - before
 
 
-def _system_times_ms(path: Path = Path("/proc/stat")) -> tuple[float | None, float | None]:
+def _system_times_ms() -> tuple[float | None, float | None]:
     """Return the time stolen by the hypervisor and the time in which CPUs were busy, since boot."""
     try:
-        with path.open() as file:
+        with open("/proc/stat") as file:
             user, nice, system, _, _, irq, softirq, steal = (int(field) for field in file.readline().split()[1:9])
     except (OSError, ValueError):
         return None, None
@@ -135,10 +136,10 @@ def _throttled() -> int | None:
     return None
 
 
-def _own_cpus(most: int = 8) -> list[Path]:
+def _own_cpus() -> list[Path]:
     """Return the folders of a few CPUs that this process may use: reading all takes long on a large machine."""
     usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    return [CPUS / f"cpu{number}" for number in usable[:most]]
+    return [CPUS / f"cpu{number}" for number in usable[:MAX_CPUS]]
 
 
 def _counts(name: str) -> list[int]:
@@ -170,9 +171,9 @@ def _mhz() -> float | None:
         return None
 
 
-def _cpu_stat_paths(membership: Path = Path("/proc/self/cgroup")) -> list[Path]:
+def _cpu_stat_paths() -> list[Path]:
     try:
-        lines = membership.read_text().splitlines()
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
         return []
     root, paths = Path("/sys/fs/cgroup"), []

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from scanlab.contract.base import Problem
@@ -164,6 +165,11 @@ class Backend:
             digest.update(path.name.encode())
             digest.update(path.read_bytes())
         return digest.hexdigest()[:16]
+
+
+def files_of(*modules: ModuleType) -> tuple[Path, ...]:
+    """Return the files of modules, for the `sources` of a backend that consists of them."""
+    return tuple(Path(str(module.__file__)) for module in modules)
 
 
 def restricted(backend: Backend, name: str, values: Sequence[Value], default: Value) -> Backend:

@@ -18,7 +18,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def cgroup_cpus(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float | None:
+def cgroup_cpus() -> float | None:
     """Return the CPUs that the cgroup quota grants, or None where there is no quota.
 
     Reads the unified hierarchy (`cpu.max`) of this process's group and of every ancestor, and the v1
@@ -26,9 +26,9 @@ def cgroup_cpus(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/p
     set of CPUs: more threads than quota get throttled in bursts, which OpenMP runtimes do not know.
     """
     limits: list[float] = []
-    group = Path("/")
+    root, group = Path("/sys/fs/cgroup"), Path("/")
     try:
-        for line in membership.read_text().splitlines():
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
             hierarchy, controllers, path = line.split(":", 2)
             if hierarchy == "0" or "cpu" in controllers.split(","):
                 group = Path(path)

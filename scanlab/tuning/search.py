@@ -197,10 +197,6 @@ class Search:
         """Return the candidate of this backend with `config`."""
         return Candidate(self.backend, dict(config))
 
-    def is_recorded(self, candidate: Candidate) -> bool:
-        """Return whether `candidate` has a trial here."""
-        return config_key(candidate.config) in self._records
-
     def ask(self, available_s: float) -> Candidate | None:
         """Return the next candidate to try, which no other process tries; None where there is none.
 

@@ -14,7 +14,7 @@ from scanlab.bench.compare import MIN_ROUNDS, Comparer
 from scanlab.bench.context import Candidate
 from scanlab.bench.objective import Objective, level
 from scanlab.bench.ranking import WORTH_FOR_SIMPLICITY, Comparison, choose
-from scanlab.bench.records import Trial, error_of, log_ratio
+from scanlab.bench.records import Trial, error_of
 from scanlab.bench.samples import Measurement
 from scanlab.contract import registry
 from scanlab.contract.base import Problem
@@ -181,19 +181,6 @@ def exact_enough(compared: Comparison, max_error: float) -> Comparison:
 def fresh_processes(start_s: float, prepare_s: Iterable[float], available_s: float) -> int:
     """Return how many fresh processes fit into the time, each spending no more than half of its share on starting."""
     return max(0, min(MAX_PROCESSES, int(available_s / (2 * (start_s + sum(prepare_s))))))
-
-
-def pareto(trials: Iterable[Trial]) -> tuple[Trial, ...]:
-    """Return the timed trials that no other one beats in time and in error, the fastest (and least exact) first.
-
-    Times are compared by their ratio to the reference, errors by the largest of any tensor against float64.
-    """
-    timed = [trial for trial in trials if trial.state == "ok" and trial.verdict is not None]
-    front: list[Trial] = []
-    for trial in sorted(timed, key=lambda trial: (log_ratio(trial), error_of(trial))):
-        if not front or error_of(trial) < error_of(front[-1]):
-            front.append(trial)
-    return tuple(front)
 
 
 def _measurement(trial: Trial) -> Measurement:

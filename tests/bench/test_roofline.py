@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import torch
 
 from helpers.fakes import fake
 from scanlab.bench.context import BenchmarkContext, Candidate
@@ -15,7 +14,7 @@ from scanlab.bench.worker import LocalWorker
 from scanlab.contract import registry
 from scanlab.contract.problem import ScanOutput, ScanProblem, make_inputs
 
-ROOFLINE = Roofline({"float32": 4e9, "float64": 2e9}, exps_per_s=1e9, bytes_per_s=1e9, wake_s=5e-6)
+ROOFLINE = Roofline({"float32": 4e9, "float64": 2e9}, exps_per_s=1e9, bytes_per_s=1e9)
 PROBLEM = ScanProblem(batch=1, dim=100, length=100, state=10)  # 1e5 state updates
 
 
@@ -28,7 +27,7 @@ def test_the_floor_is_the_arithmetic_that_nobody_can_leave_out():
 
 def test_attainable_is_the_longer_of_arithmetic_and_traffic():
     assert ROOFLINE.attainable_s(PROBLEM, threads=1) == pytest.approx(12 * 1e5 / 4e9)
-    slow_memory = Roofline({"float32": 4e12, "float64": 2e12}, 1e9, 1e6, None)
+    slow_memory = Roofline({"float32": 4e12, "float64": 2e12}, 1e9, 1e6)
     assert slow_memory.attainable_s(PROBLEM, threads=1) == pytest.approx(PROBLEM.min_bytes / 1e6)
     with_gradients = ROOFLINE.attainable_s(PROBLEM.replace(gradients=True), threads=1)
     assert with_gradients == 3 * ROOFLINE.attainable_s(PROBLEM, threads=1)
@@ -46,7 +45,6 @@ def test_the_roofline_of_this_machine_bound_what_torch_does():
     assert here.operations_per_s["float32"] > 1e8
     assert here.exps_per_s > 1e6
     assert here.bytes_per_s > 1e7
-    assert (here.wake_s is None) == (torch.get_num_threads() == 1)
     problem = ScanProblem(batch=1, dim=64, length=64)
     context = BenchmarkContext.of(problem, make_inputs(problem), "made", seed=0)
     reference = Candidate(registry.get("reference"), {"threads": 1})

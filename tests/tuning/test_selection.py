@@ -7,8 +7,7 @@ import pytest
 from helpers.records import block, measurement, trial
 from scanlab.bench.ranking import Comparison, Place, RankedCandidate
 from scanlab.bench.stats import Interval
-from scanlab.contract.verify import Verdict
-from scanlab.tuning.selection import confirmed, fresh_processes, pareto
+from scanlab.tuning.selection import confirmed, fresh_processes
 
 MS = 1_000_000
 
@@ -82,14 +81,3 @@ def test_a_winner_that_fails_in_the_hold_out_is_demoted_aloud():
 )
 def test_fresh_processes_spend_at_most_half_their_time_on_starting(builds_s, available_s, processes):
     assert fresh_processes(4.0, builds_s, available_s) == processes
-
-
-def test_the_pareto_set_holds_what_nothing_beats_in_time_and_in_error():
-    def timed(milliseconds, error, **changes):
-        verdict = Verdict(passed=True, errors={"out": error}, tolerances={"out": 1.0})
-        return trial(verdict=verdict, measurement=measurement(block([int(milliseconds * MS)], [MS])), **changes)
-
-    fast, middle, exact = timed(1, 1e-4), timed(2, 1e-5), timed(9, 1e-7)
-    beaten, pruned = timed(3, 1e-4), timed(0.5, 1e-9, state="pruned", reason="slow")
-    assert pareto([exact, beaten, fast, pruned, middle]) == (fast, middle, exact)
-    assert pareto([]) == ()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from scanlab.contract.backend import Backend, OpCapabilities
+from scanlab.contract.backend import Backend, OpCapabilities, files_of
 from scanlab.contract.base import DTYPES
 from scanlab.contract.cpu import pinned, threads_tunable
 from scanlab.contract.problem import ScanInputs, ScanProblem
@@ -67,7 +67,7 @@ backend = Backend(
     name="cross_scan_2d_composed",
     summary="rows and columns by two bidirectional scans in C++",
     rank=1,
-    sources=(Path(__file__), Path(problems.__file__), *scan_backend.sources),
+    sources=(Path(__file__), *files_of(problems), *scan_backend.sources),
     space=Space((threads_tunable(),)),
     capabilities=OpCapabilities(dtypes=tuple(DTYPES), gradients=True),
     make=make,

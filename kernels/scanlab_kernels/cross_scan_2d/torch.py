@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scanlab.contract.backend import Backend, OpCapabilities
+from scanlab.contract.backend import Backend, OpCapabilities, files_of
 from scanlab.contract.base import DTYPES
 from scanlab.contract.cpu import pinned, threads_tunable
 from scanlab.contract.space import Config, Space
@@ -74,7 +74,7 @@ backend = Backend(
     name="cross_scan_2d_torch",
     summary="four sequences out of the map, one step at a time in Python",
     rank=0,
-    sources=tuple(map(Path, (__file__, problems.__file__))),
+    sources=(Path(__file__), *files_of(problems)),
     space=Space((threads_tunable(),)),
     capabilities=OpCapabilities(devices=("cpu", "cuda"), dtypes=tuple(DTYPES), gradients=True),
     make=make,

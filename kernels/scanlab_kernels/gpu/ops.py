@@ -7,6 +7,3 @@ the arguments that the native ops have in `torch.ops.scanlab_mixer`. In Triton's
 import scanlab_kernels.add_norm.triton
 import scanlab_kernels.causal_conv1d.triton.ops
 import scanlab_kernels.state_update.triton  # noqa: F401 - defines the ops
-from scanlab_kernels.gpu import version
-
-KEY = "CPU" if version.interpreted() else "CUDA"

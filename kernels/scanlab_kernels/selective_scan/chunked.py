@@ -8,22 +8,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scanlab.contract.backend import WHOLE_CONTRACT_ANYWHERE, Backend, ScanFn
+from scanlab.contract.backend import WHOLE_CONTRACT_ANYWHERE, Backend, ScanFn, files_of
 from scanlab.contract.cpu import pinned, threads_tunable
 from scanlab.contract.problem import ScanProblem
 from scanlab.contract.space import Config, Space, Tunable
-from scanlab_kernels import autograd as once
-from scanlab_kernels.selective_scan import _bidirectional as directions
-from scanlab_kernels.selective_scan import _chunked_scan as chunks
-from scanlab_kernels.selective_scan import _discretize as pointwise
-from scanlab_kernels.selective_scan import _recurrence as recurrence
+from scanlab_kernels import autograd
+from scanlab_kernels.selective_scan import _bidirectional, _chunked_scan, _discretize, _recurrence
 
 
 def make(problem: ScanProblem, config: Config) -> ScanFn:
     """Return the scan in chunks of config["chunk"] time steps, on config["threads"] threads."""
     chunk = int(config["chunk"])
-    scan = directions.directed(
-        lambda inputs: chunks.scan(inputs, problem, chunk, chunks.eager(recurrence.sequential)), problem
+    scan = _bidirectional.directed(
+        lambda inputs: _chunked_scan.scan(inputs, problem, chunk, _chunked_scan.eager(_recurrence.sequential)), problem
     )
     return pinned(scan, int(config["threads"]))
 
@@ -32,12 +29,7 @@ backend = Backend(
     name="chunked",
     summary="time-major chunks that fit the cache, the state carried between them",
     rank=3,
-    sources=tuple(
-        map(
-            Path,
-            (__file__, chunks.__file__, once.__file__, recurrence.__file__, pointwise.__file__, directions.__file__),
-        )
-    ),
+    sources=(Path(__file__), *files_of(_chunked_scan, autograd, _recurrence, _discretize, _bidirectional)),
     space=Space(
         (Tunable("chunk", (8, 16, 32, 64, 128, 256), default=32, summary="time steps of a chunk"), threads_tunable())
     ),

@@ -11,19 +11,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from scanlab.contract.backend import WHOLE_CONTRACT, Backend, ScanFn
+from scanlab.contract.backend import WHOLE_CONTRACT, Backend, ScanFn, files_of
 from scanlab.contract.cpu import pinned, threads_tunable
 from scanlab.contract.problem import ScanProblem
 from scanlab.contract.space import Config, Space
-from scanlab_kernels import autograd as once
-from scanlab_kernels import build as extension
-from scanlab_kernels.selective_scan import _bidirectional as directions
-from scanlab_kernels.selective_scan import _discretize as pointwise
-from scanlab_kernels.selective_scan import _recurrence as recurrence
-from scanlab_kernels.selective_scan import two_phase
+from scanlab_kernels import autograd, build
+from scanlab_kernels.selective_scan import _bidirectional, _discretize, _recurrence, two_phase
 
 SOURCE = Path(__file__).with_suffix(".cpp")
-LIBRARY = extension.Extension("cpp_torch", (extension.Unit(SOURCE),), flags=("-O2",))
+LIBRARY = build.Extension("cpp_torch", (build.Unit(SOURCE),), flags=("-O2",))
 
 
 def solve(decay: Tensor, states: Tensor) -> None:
@@ -34,7 +30,7 @@ def solve(decay: Tensor, states: Tensor) -> None:
 def make(problem: ScanProblem, config: Config) -> ScanFn:
     """Compile the loop if necessary, and return the scan on config["threads"] threads."""
     LIBRARY.load()
-    scan = directions.directed(lambda inputs: two_phase.scan(inputs, problem, solve), problem)
+    scan = _bidirectional.directed(lambda inputs: two_phase.scan(inputs, problem, solve), problem)
     return pinned(scan, int(config["threads"]))
 
 
@@ -42,13 +38,7 @@ backend = Backend(
     name="cpp_torch",
     summary="the two-phase loop in C++, one ATen call for each time step",
     rank=2,
-    sources=(
-        SOURCE,
-        *map(
-            Path,
-            (__file__, two_phase.__file__, recurrence.__file__, once.__file__, pointwise.__file__, directions.__file__),
-        ),
-    ),
+    sources=(Path(__file__), SOURCE, *files_of(two_phase, _recurrence, autograd, _discretize, _bidirectional)),
     space=Space((threads_tunable(),)),
     capabilities=WHOLE_CONTRACT,
     make=make,

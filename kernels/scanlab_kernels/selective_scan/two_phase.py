@@ -10,38 +10,36 @@ from pathlib import Path
 
 import torch
 
-from scanlab.contract.backend import WHOLE_CONTRACT_ANYWHERE, Backend, ScanFn
+from scanlab.contract.backend import WHOLE_CONTRACT_ANYWHERE, Backend, ScanFn, files_of
 from scanlab.contract.cpu import pinned, threads_tunable
 from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
 from scanlab.contract.space import Config, Space
-from scanlab_kernels import autograd as once
-from scanlab_kernels.selective_scan import _bidirectional as directions
-from scanlab_kernels.selective_scan import _discretize as pointwise
-from scanlab_kernels.selective_scan import _recurrence as recurrence
+from scanlab_kernels import autograd
+from scanlab_kernels.selective_scan import _bidirectional, _discretize, _recurrence
 from scanlab_kernels.selective_scan._recurrence import Solver
 
 
-def scan(inputs: ScanInputs, problem: ScanProblem, solve: Solver = recurrence.sequential) -> ScanOutput:
+def scan(inputs: ScanInputs, problem: ScanProblem, solve: Solver = _recurrence.sequential) -> ScanOutput:
     """Return the forward scan of one direction, its recurrence solved by `solve`."""
-    u, delta, A, B, C, h = pointwise.operands(inputs, problem)
+    u, delta, A, B, C, h = _discretize.operands(inputs, problem)
     u, delta = (values.movedim(-1, 0).contiguous() for values in (u, delta))
     decay = (delta[..., None] * A).exp_()
     drive = (delta * u)[..., None] * B.movedim(-1, 0)
-    states = recurrence.solved(decay, drive, h, solve)
+    states = _recurrence.solved(decay, drive, h, solve)
     y = torch.einsum("lbgcn,bgcnl->bgcl", states, C)
-    return pointwise.epilogue(y, states[-1].clone(), inputs)
+    return _discretize.epilogue(y, states[-1].clone(), inputs)
 
 
 def make(problem: ScanProblem, config: Config) -> ScanFn:
     """Return the two-phase scan on config["threads"] threads."""
-    return pinned(directions.directed(lambda inputs: scan(inputs, problem), problem), int(config["threads"]))
+    return pinned(_bidirectional.directed(lambda inputs: scan(inputs, problem), problem), int(config["threads"]))
 
 
 backend = Backend(
     name="two_phase",
     summary="all states in place, then one contraction for the outputs",
     rank=1,
-    sources=tuple(map(Path, (__file__, recurrence.__file__, once.__file__, pointwise.__file__, directions.__file__))),
+    sources=(Path(__file__), *files_of(_recurrence, autograd, _discretize, _bidirectional)),
     space=Space((threads_tunable(),)),
     capabilities=WHOLE_CONTRACT_ANYWHERE,
     make=make,

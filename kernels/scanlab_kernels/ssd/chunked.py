@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scanlab.contract.backend import Backend
+from scanlab.contract.backend import Backend, files_of
 from scanlab.contract.cpu import pinned, threads_tunable
 from scanlab.contract.space import Config, Space, Tunable
 from scanlab_kernels import autograd
@@ -66,7 +66,7 @@ backend = Backend(
     name="ssd_chunked",
     summary="products of matrices within chunks, the state carried between them",
     rank=1,
-    sources=tuple(map(Path, (__file__, chunks.__file__, recurrence.__file__, autograd.__file__))),
+    sources=(Path(__file__), *files_of(chunks, recurrence, autograd)),
     space=Space(
         (Tunable("chunk", (16, 32, 64, 128, 256), default=128, summary="time steps of a chunk"), threads_tunable())
     ),

@@ -21,7 +21,6 @@ from scanlab_kernels.ssd.problem import SsdInputs, SsdOutput, SsdProblem
 Solver = Callable[[Operands], tuple[Tensor, Tensor]]
 
 VARYING = ("x", "dt", "B", "C", "z")
-NUM_INPUTS = len(SsdInputs._fields)
 H = SsdInputs._fields.index("initial_state")
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scanlab.contract.backend import Backend
+from scanlab.contract.backend import Backend, files_of
 from scanlab.contract.base import DTYPES
 from scanlab.contract.cpu import pinned, threads_tunable
 from scanlab.contract.space import Config, Space, Tunable
@@ -92,7 +92,7 @@ backend = Backend(
     name="ssd_compiled",
     summary="products of matrices within chunks, and what lies between them compiled by torch into C++",
     rank=3,
-    sources=tuple(map(Path, (__file__, selective_scan.__file__, *map(str, chunked.backend.sources)))),
+    sources=(Path(__file__), *files_of(selective_scan), *chunked.backend.sources),
     space=Space((Tunable("chunk", (32, 64, 128), default=64, summary="steps of the compiled body"), threads_tunable())),
     capabilities=replace(WHOLE_CONTRACT, devices=("cpu",)),
     make=make,

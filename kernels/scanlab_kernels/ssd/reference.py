@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from scanlab.contract.backend import Backend, OpCapabilities
+from scanlab.contract.backend import Backend, OpCapabilities, files_of
 from scanlab.contract.base import DTYPES
 from scanlab.contract.cpu import pinned, threads_tunable
 from scanlab.contract.space import Config, Space
@@ -41,7 +41,7 @@ backend = Backend(
     name="ssd_reference",
     summary="the recurrence, one step at a time in Python",
     rank=0,
-    sources=tuple(map(Path, (__file__, recurrence.__file__))),
+    sources=(Path(__file__), *files_of(recurrence)),
     space=Space((threads_tunable(),)),
     capabilities=WHOLE_CONTRACT,
     make=make,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from scanlab.contract.backend import Backend, OpCapabilities
+from scanlab.contract.backend import Backend, OpCapabilities, files_of
 from scanlab.contract.base import DTYPES, Problem
 from scanlab.contract.problem import ScanInputs, ScanProblem
 from scanlab.contract.space import Config, Space
@@ -95,7 +95,7 @@ backend = Backend(
     name="ssd_scan",
     summary="the native selective scan, with the rates and step sizes of each head repeated for its channels",
     rank=2,
-    sources=(Path(__file__), Path(recurrence.__file__), *native.backend.sources),
+    sources=(Path(__file__), *files_of(recurrence), *native.backend.sources),
     space=Space(tuple(each for each in native.backend.space.tunables if each.name in TUNABLES)),
     capabilities=ScanCapabilities(dtypes=tuple(DTYPES), gradients=True),
     make=make,

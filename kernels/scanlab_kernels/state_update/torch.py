@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -63,21 +64,9 @@ def selective_state_update(
 
 
 @torch.no_grad()
-def mixer_step(
-    projected: Tensor,
-    conv_state: Tensor,
-    state: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor | None,
-    x_weight: Tensor,
-    dt_weight: Tensor,
-    dt_bias: Tensor | None,
-    A_log: Tensor,
-    D: Tensor,
-) -> Tensor:
+def mixer_step(*arguments: Any) -> Tensor:
     """Return one token after the convolution and the scan of a mixer; update both states."""
-    weights = (conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A_log, D)
-    return compose_step(causal_conv1d_update, selective_state_update, projected, conv_state, state, *weights)
+    return compose_step(causal_conv1d_update, selective_state_update, *arguments)
 
 
 def compose_step(

@@ -111,15 +111,6 @@ def test_tensors_are_copied_only_where_their_strides_matter():
     assert torch.equal(copy, row[..., :3])
 
 
-@pytest.mark.parametrize("asked", [{}, {"groups": 4, "dim": 640, "direction": "reverse"}, {"dim": 8, "length": 5}])
-def test_a_small_instance_is_of_the_same_kind(asked):
-    problem = GPU.replace(batch=3, length=4000).replace(**asked)
-    small = triton.small_instance(problem)
-    assert small.state_updates <= 2 * 4 * 64 * 99 * 16
-    assert small.replace(batch=3, dim=problem.dim, length=problem.length) == problem
-    assert triton.small_instance(small) == small
-
-
 @pytest.mark.parametrize(
     ("batch", "width", "start", "dtype", "row"),
     [

@@ -29,7 +29,6 @@ MAX_OFFSET = 2**30  # offsets within a batch entry are 32-bit
 FOR_GRADIENTS = ("chunk", "history", "back_lanes", "back_channels", "back_segments")
 SEGMENTS = (0, 1, 2, 4, 8, 16, 32, 64)
 USUAL_MULTIPROCESSORS = 132  # of an H100, where there is no GPU to ask
-SMALL_DIM, SMALL_LENGTH = 64, 99  # of the instance on which a GPU is checked
 
 
 def unavailable() -> str | None:
@@ -42,16 +41,6 @@ def unavailable() -> str | None:
     if torch.version.hip is not None:
         return "its kernels are for NVIDIA GPUs and this torch is built for ROCm; choose another backend."
     return None
-
-
-def small_instance(problem: ScanProblem) -> ScanProblem:
-    """Return a problem of the same kind that takes milliseconds, on which a GPU can be checked against the reference.
-
-    It has one batch entry, at most `SMALL_DIM` channels in a group and at most `SMALL_LENGTH` steps: several default
-    chunks and a part of one. Everything else is as in `problem`.
-    """
-    width = min(problem.dim // problem.groups, SMALL_DIM)
-    return problem.replace(batch=1, dim=problem.groups * width, length=min(problem.length, SMALL_LENGTH))
 
 
 def forbids(config: Config, problem: ScanProblem) -> str | None:
