@@ -25,6 +25,7 @@ from scanlab.contract.compiler import find_compiler
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"scanlab": "scanlab", "kernels/scanlab_kernels": "scanlab_kernels"}
 SHIPPED = (".py", ".cpp", ".h", ".toml", ".json", ".safetensors", ".typed", ".html", ".css", ".md", ".txt")
+LIBRARIES = {f"{name}-{platform.machine()}.so" for name in ("native", "mixer", "cross_scan_2d", "ssd")}
 
 SCAN = """
 import json, pathlib, torch, scanlab
@@ -137,17 +138,23 @@ def test_the_installed_wheel_lists_its_backends(python, tmp_path):
 
 EVERYTHING = """
 import pathlib, sys, torch, scanlab
-u, delta = torch.randn(1, 8, 20), torch.rand(1, 8, 20)
-A, B, C = -torch.rand(8, 4), torch.randn(1, 4, 20), torch.randn(1, 4, 20)
-scanlab.selective_scan_fn(u.requires_grad_(), delta, A, B, C).sum().backward()
+from scanlab.contract import registry
+from scanlab.contract.verify import reference_outputs, verify
 model = scanlab.VisionMamba(img_size=32, patch_size=16, embed_dim=16, depth=1, num_classes=3).eval()
 with torch.no_grad():
     assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
 import scanlab.integrations.mamba_ssm as drop_in
 drop_in.install()
 from mamba_ssm import Mamba
-assert Mamba(16)(torch.randn(1, 10, 16)).shape == (1, 10, 16)
+Mamba(16)(torch.randn(1, 10, 16)).sum().backward()
 print(scanlab.explain())
+for name in registry.names():
+    if name.rpartition("_")[2] in ("native", "gemv"):
+        backend = registry.get(name)
+        op = registry.op(backend.op)
+        problem = next(corner for corner in op.corners if backend.rejects(corner) is None)
+        verdict = verify(backend.build(problem), reference_outputs(problem, op.make_inputs(problem, 0)))
+        print("verified" if verdict.passed else verdict.reason, name)
 for library in torch.ops.loaded_libraries:
     print("loaded", pathlib.Path(library).relative_to(sys.prefix).name)
 """
@@ -157,8 +164,7 @@ def test_the_wheel_with_kernels_is_for_this_machine_and_holds_its_libraries(bina
     assert binary_wheel.name.endswith(f"-py3-none-manylinux_2_28_{platform.machine()}.whl")
     folder = "scanlab_kernels/binaries/"
     names = {name for name in zipfile.ZipFile(binary_wheel).namelist() if name.startswith(folder)} - {folder}
-    libraries = {f"{name}-{platform.machine()}.so" for name in ("native", "mixer", "cross_scan_2d", "ssd")}
-    assert names == {folder + name for name in (*libraries, "manifest.json")}
+    assert names == {folder + name for name in (*LIBRARIES, "manifest.json")}
 
 
 def test_with_its_kernels_the_wheel_needs_no_compiler(binary_wheel, bare, tmp_path):
@@ -166,10 +172,13 @@ def test_with_its_kernels_the_wheel_needs_no_compiler(binary_wheel, bare, tmp_pa
     done = run(python, "-I", "-c", EVERYTHING, **bare)
     assert done.returncode == 0, done.stderr
     assert "compiling" not in done.stderr
-    assert "native" in done.stdout.splitlines()[0]
+    served, *lines = done.stdout.splitlines()
+    assert "native" in served
     assert "the mixer's ops on cpu: native C++" in done.stdout
-    loaded = {line for line in done.stdout.splitlines() if line.startswith("loaded")}
-    assert loaded == {f"loaded {name}-{platform.machine()}.so" for name in ("native", "mixer")}
+    verified = {line.removeprefix("verified ") for line in lines if line.startswith("verified ")}
+    assert verified == {name for name in registry.names() if name.rpartition("_")[2] in ("native", "gemv")}
+    loaded = {line.removeprefix("loaded ") for line in lines if line.startswith("loaded ")}
+    assert loaded == LIBRARIES
 
     library = next((python.parents[1] / "lib").rglob("native-*.so"))
     library.write_bytes(library.read_bytes()[:-1] + b"?")

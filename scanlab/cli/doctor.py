@@ -19,6 +19,7 @@ from scanlab.contract.cpu import affinity_cpus, cgroup_cpus, usable_threads
 from scanlab.contract.machine import this_machine
 from scanlab.errors import ProfileError
 from scanlab.runtime.profile import load_profile, profile_path
+from scanlab_kernels.selective_scan.native.backend import extension as kernels
 
 CAN_RUN = "can run here"
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -148,6 +149,8 @@ def _freed_memory() -> Finding:
 
 def _compiler() -> Finding:
     compiler = find_compiler()
+    if compiler is None and kernels.unavailable() is None:
+        return Finding("compiler", True, "none; the native kernels need none here", f"for other backends, {CURE}.")
     if compiler is None:
         named = os.environ.get("CXX")
         return Finding("compiler", False, f"CXX={named!r} does not run" if named else "none", f"{CURE}.")
