@@ -149,11 +149,12 @@ def _freed_memory() -> Finding:
 
 def _compiler() -> Finding:
     compiler = find_compiler()
-    if compiler is None and kernels.unavailable() is None:
-        return Finding("compiler", True, "none; the native kernels need none here", f"for other backends, {CURE}.")
     if compiler is None:
-        named = os.environ.get("CXX")
-        return Finding("compiler", False, f"CXX={named!r} does not run" if named else "none", f"{CURE}.")
+        if named := os.environ.get("CXX"):
+            return Finding("compiler", False, f"CXX={named!r} does not run", f"{CURE}.")
+        if kernels.unavailable() is None:
+            return Finding("compiler", True, "none; the native kernels need none here", f"for other backends, {CURE}.")
+        return Finding("compiler", False, "none", f"{CURE}.")
     return Finding("compiler", True, compiler.version)
 
 
