@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from scanlab_kernels.cpu.extension import use_isa
-from scanlab_kernels.cpu.isa import supported_isas
+from scanlab_kernels.cpu.isa import AMX, supported_isas
 
 INSTRUCTION_SETS = supported_isas()
+# those that products differ on
+PRODUCT_SETS = (*INSTRUCTION_SETS, *[AMX.name] * AMX.is_supported())
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # largest error as a share of the largest value: a few roundings of the arithmetic, one of the storage
 TOLERANCES = {torch.float32: 1e-6, torch.float64: 1e-13, torch.bfloat16: 6e-3, torch.float16: 1e-3}
@@ -24,7 +26,7 @@ def instruction_set(name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        use_isa(INSTRUCTION_SETS[-1])
+        use_isa(PRODUCT_SETS[-1])
 
 
 def error(got: Tensor, want: Tensor) -> float:

@@ -12,7 +12,7 @@ from scanlab_kernels import flop_formulas
 from scanlab_kernels.add_norm import registration as add_norm
 from scanlab_kernels.build import PACKAGE, THREADING, WARNINGS, Extension, Unit
 from scanlab_kernels.causal_conv1d import registration as causal_conv1d
-from scanlab_kernels.cpu.isa import BFLOAT16, FAMILY, INSTRUCTION_SETS, chosen_isa, isa_index
+from scanlab_kernels.cpu.isa import AMX, BFLOAT16, FAMILY, INSTRUCTION_SETS, chosen_isa, isa_index, may_take_tiles
 from scanlab_kernels.cpu.registration import direct_ops
 from scanlab_kernels.linear import registration as linear
 from scanlab_kernels.mamba_front import registration as mamba_front
@@ -45,12 +45,12 @@ def is_loaded() -> bool:
 
 
 def use_isa(name: str) -> None:
-    """Let the ops run on this instruction set.
+    """Let the ops run on this instruction set; on AMX, that is products in bfloat16, and on AVX-512 all else.
 
     Raises:
         ValueError: There is none of that name, or this machine lacks it.
     """
-    torch.ops.scanlab_mixer.use_instruction_set(isa_index(name))
+    torch.ops.scanlab_mixer.use_instruction_set(isa_index(name), name == AMX.name)
 
 
 def load() -> str:
@@ -61,8 +61,11 @@ def load() -> str:
         ConfigError: SCANLAB_ISA has an illegal value.
     """
     extension.load()
-    use_isa(chosen_isa())
-    return f"native C++ ({chosen_isa()})"
+    isa = chosen_isa()
+    if may_take_tiles() and torch.ops.scanlab_mixer.has_tiles():
+        isa = AMX.name
+    use_isa(isa)
+    return f"native C++ ({isa})"
 
 
 def _register() -> None:

@@ -7,6 +7,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__AMX_TILE__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace scanlab {
 
@@ -40,6 +44,24 @@ namespace {
 #define SCANLAB_HAS_avx512bw __builtin_cpu_supports("avx512bw")
 #define SCANLAB_HAS_avx512vl __builtin_cpu_supports("avx512vl")
 #define SCANLAB_HAS_avx512bf16 __builtin_cpu_supports("avx512bf16")
+
+// The processor's flag is not enough: Linux grants a process the registers when it asks for them.
+[[maybe_unused]] bool has_amx_tile() {
+#if defined(__AMX_TILE__) && defined(__linux__)
+    constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 24 & 1) &&
+           syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+#else
+    return false;
+#endif
+}
+[[maybe_unused]] bool has_amx_bf16() {
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1);
+}
+#define SCANLAB_HAS_amx_tile has_amx_tile()
+#define SCANLAB_HAS_amx_bf16 has_amx_bf16()
 #endif
 
 // Returns whether this machine has the instructions that this unit was compiled for. Asks once: in a virtual machine

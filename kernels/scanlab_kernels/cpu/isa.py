@@ -13,7 +13,7 @@ from scanlab.contract.machine import this_machine
 from scanlab.errors import ConfigError
 
 # Features that the kernel of Linux and macOS calls otherwise than GCC and Clang do.
-SYSTEM_NAMES = {"avx512bf16": "avx512_bf16"}
+SYSTEM_NAMES = {"avx512bf16": "avx512_bf16", "amx-tile": "amx_tile", "amx-bf16": "amx_bf16"}
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class InstructionSet:
     @property
     def flags(self) -> tuple[str, ...]:
         """Compiler options, macros, and the definition of the test that the processor passes."""
-        needs = "&&".join(f"SCANLAB_HAS_{feature}" for feature in self.features) or "true"
+        needs = "&&".join(f"SCANLAB_HAS_{feature.replace('-', '_')}" for feature in self.features) or "true"
         return (
             *(f"-m{feature}" for feature in self.features),
             *(f"-D{name}" for name in (f"SCANLAB_ISA={self.name}", f"SCANLAB_ISA_NEEDS={needs}", *self.defines)),
@@ -53,8 +53,10 @@ FAMILIES = {
     "x86_64": (InstructionSet("plain"), InstructionSet("avx2", AVX2), InstructionSet("avx512", AVX512)),
     "aarch64": (InstructionSet("plain"), InstructionSet("neon", defines=("SCANLAB_NEON",))),
 }
-# For products in bfloat16 alone, which not every machine with AVX-512 has.
-BFLOAT16 = {"x86_64": (InstructionSet("avx512_bfloat16", (*AVX512, "avx512bf16")),), "aarch64": ()}
+# For products in bfloat16 alone, which not every machine with AVX-512 has, the slower one first.
+AVX512_BFLOAT16 = (*AVX512, "avx512bf16")
+AMX = InstructionSet("amx", (*AVX512_BFLOAT16, "amx-tile", "amx-bf16"))
+BFLOAT16 = {"x86_64": (InstructionSet("avx512_bfloat16", AVX512_BFLOAT16), AMX), "aarch64": ()}
 
 OTHER_NAMES = {"AMD64": "x86_64", "arm64": "aarch64"}
 FAMILY = OTHER_NAMES.get(platform.machine(), platform.machine())
@@ -67,23 +69,29 @@ def supported_isas() -> tuple[str, ...]:
 
 
 def chosen_isa() -> str:
-    """Return the instruction set that $SCANLAB_ISA forces, or the fastest.
+    """Return the instruction set of the kernels: the one that $SCANLAB_ISA forces, or the fastest.
 
     Raises:
         ConfigError: This machine lacks the one that is forced.
     """
-    supported = supported_isas()
-    chosen = settings.ISA.get() or supported[-1]
-    if chosen not in supported:
-        raise ConfigError(f"SCANLAB_ISA={chosen!r}: must be one of {supported} on this machine; unset it for the best.")
-    return chosen
+    supported, asked = supported_isas(), settings.ISA.get()
+    legal = (*supported, *[AMX.name] * AMX.is_supported())
+    if asked not in (None, *legal):
+        raise ConfigError(f"SCANLAB_ISA={asked!r}: must be one of {legal} on this machine; unset it for the best.")
+    return supported[-1] if asked in (None, AMX.name) else asked
+
+
+def may_take_tiles() -> bool:
+    """Return whether products in bfloat16 may run on AMX, if the system grants it: $SCANLAB_ISA forces nothing else."""
+    return AMX.is_supported() and settings.ISA.get() in (None, AMX.name)
 
 
 def multiplies_bfloat16(isa: str) -> bool:
     """Return whether the kernels have products in bfloat16 where they run on this instruction set of this machine."""
-    return any(each.name == f"{isa}_bfloat16" and each.is_supported() for each in BFLOAT16.get(FAMILY, ()))
+    names = (isa, f"{isa}_bfloat16")
+    return any(each.name in names and each.is_supported() for each in BFLOAT16.get(FAMILY, ()))
 
 
 def isa_index(name: str) -> int:
-    """Return the place of an instruction set in `enum class Isa`."""
-    return [isa.name for isa in INSTRUCTION_SETS].index(name)
+    """Return the place in `enum class Isa` of the set whose kernels run on an instruction set."""
+    return [isa.name for isa in INSTRUCTION_SETS].index("avx512" if name == AMX.name else name)

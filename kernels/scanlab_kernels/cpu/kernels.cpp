@@ -72,7 +72,6 @@ int64_t gemv_tasks(const Gemv& linear) { return (linear.features + isa::gemv_fea
 void gemv(const Gemv& linear, int64_t begin, int64_t end) { return isa::multiply_gemv(linear, begin, end); }
 }  // namespace
 
-extern const Products products_avx512_bfloat16;
 extern const Kernels SCANLAB_TABLE(SCANLAB_ISA);
 const Kernels SCANLAB_TABLE(SCANLAB_ISA) = {
     .name = SCANLAB_STRING(SCANLAB_ISA),
@@ -92,11 +91,11 @@ const Kernels SCANLAB_TABLE(SCANLAB_ISA) = {
     .state_update = state_update,
     .gemv_tasks = gemv_tasks,
     .gemv = gemv,
-    .float32 = {is_supported, isa::multiply_packed<float>, isa::convolve_group<float>, isa::add_shares<float>},
+    .float32 = {is_supported, isa::multiply_packed<float>, isa::convolve_group<float>, isa::add_shares<float>, 4},
 #if defined(__AVX512F__)
-    .bfloat16 = &products_avx512_bfloat16,
+    .multiplies_bfloat16 = true,
 #else
-    .bfloat16 = nullptr,
+    .multiplies_bfloat16 = false,
 #endif
 };
 

@@ -18,6 +18,7 @@ struct Products {
     void (*packed_linear)(const PackedLinear&, int64_t row, int64_t rows, int64_t first_panel, int64_t last_panel);
     void (*convolve_group)(const MambaFront&, const Piece&, int64_t group);
     void (*add_shares)(const MambaFront&, int64_t row, int64_t rows);
+    int64_t front_groups;  // of channels, at most
 };
 
 // The kernels of one instruction set. A task is one piece of work that a thread does alone.
@@ -40,7 +41,7 @@ struct Kernels {
     int64_t (*gemv_tasks)(const Gemv&);
     void (*gemv)(const Gemv&, int64_t begin, int64_t end);
     Products float32;
-    const Products* bfloat16;  // none where the set has no such products; on some machines that have the set, too
+    bool multiplies_bfloat16;  // on the machines that have one of the units for it
 };
 
 }  // namespace scanlab::mixer

@@ -9,11 +9,21 @@ namespace scanlab::mixer {
 #define SCANLAB_DECLARE(isa) extern const Kernels kernels_##isa;
 SCANLAB_INSTRUCTION_SETS(SCANLAB_DECLARE)
 
+#if defined(__x86_64__)
+extern const Products products_avx512_bfloat16, products_amx;
+#endif
+
 namespace {
 
 // In the order of Isa.
 #define SCANLAB_TABLE(isa) &kernels_##isa,
 constexpr const Kernels* tables[] = {SCANLAB_INSTRUCTION_SETS(SCANLAB_TABLE)};
+
+#if defined(__x86_64__)
+bool has_tiles() { return products_amx.is_supported(); }
+#else
+bool has_tiles() { return false; }
+#endif
 
 // A bit for each instruction set that this machine has.
 int64_t instruction_sets() {
@@ -30,11 +40,14 @@ const Kernels* best() {
 }
 
 std::atomic<const Kernels*> chosen{best()};
+std::atomic<bool> takes_tiles{has_tiles()};
 
-void use_instruction_set(int64_t isa) {
-    require(isa >= 0 && isa < int64_t(std::size(tables)) && tables[isa]->is_supported(), "instruction set ", isa,
-            ": this machine lacks it");
+// `tiles` has products in bfloat16 run on AMX, beside the kernels of AVX-512.
+void use_instruction_set(int64_t isa, bool tiles) {
+    require(isa >= 0 && isa < int64_t(std::size(tables)) && tables[isa]->is_supported() && (!tiles || has_tiles()),
+            "instruction set ", isa, tiles ? " with AMX" : "", ": this machine lacks it");
     chosen = tables[isa];
+    takes_tiles = tiles;
 }
 
 // Adds to a hash the address of a weight, its layout, and the bits of a sample of its values: in rows and columns that
@@ -107,13 +120,19 @@ const Kernels& kernels_in_use() { return *chosen; }
 const Products* products_in_use(Dtype dtype) {
     const Kernels& kernels = kernels_in_use();
     if (dtype == Dtype::float32) return &kernels.float32;
-    if (dtype == Dtype::bfloat16 && kernels.bfloat16 && kernels.bfloat16->is_supported()) return kernels.bfloat16;
+#if defined(__x86_64__)
+    if (dtype == Dtype::bfloat16 && kernels.multiplies_bfloat16) {
+        if (takes_tiles) return &products_amx;
+        if (products_avx512_bfloat16.is_supported()) return &products_avx512_bfloat16;
+    }
+#endif
     return nullptr;
 }
 
 SCANLAB_OPS(scanlab_mixer, library) {
     library.define("instruction_sets() -> int");
-    library.define("use_instruction_set(int isa) -> ()");
+    library.define("use_instruction_set(int isa, bool tiles) -> ()");
+    library.define("has_tiles() -> bool");
     library.define("note_fork() -> ()");
     library.define(
         "fingerprint(int seed, Tensor? w0=None, Tensor? w1=None, Tensor? w2=None, Tensor? w3=None, Tensor? w4=None,"
@@ -123,6 +142,7 @@ SCANLAB_OPS(scanlab_mixer, library) {
 SCANLAB_KERNELS(scanlab_mixer, CompositeExplicitAutograd, library) {
     library.implement("instruction_sets", boxed<instruction_sets>);
     library.implement("use_instruction_set", boxed<use_instruction_set>);
+    library.implement("has_tiles", boxed<has_tiles>);
     library.implement("note_fork", boxed<note_fork>);
     library.implement("fingerprint", boxed<fingerprint>);
 }

@@ -214,10 +214,14 @@ SCANLAB_INLINE Vec<T> load(const bfloat16* from) {
 }
 template <class T>
 SCANLAB_INLINE void store(bfloat16* to, Vec<T> value) {
+#if defined(__AVX512BF16__)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), bits_as<__m256i>(_mm512_cvtneps_pbh(value)));
+#else
     // An odd last bit makes a tie more than a tie. What is no number stays as it is: rounding up could pass its end.
     const Word bits = bits_as<Word>(value), untied = bits | (bits >> 16 & 1);
     const Half half = high_words(value == value ? untied + 0x7fff : untied, CountTo<SCANLAB_VECTOR_BYTES / 2>::type());
     memcpy(to, &half, sizeof(half));
+#endif
 }
 
 template <class T>

@@ -7,6 +7,9 @@
 
 #include "cpu/strided.h"
 #include "linear/native.h"
+#if defined(__AMX_BF16__)
+#include "linear/tiles.h"
+#endif
 
 namespace scanlab::SCANLAB_ISA {
 
@@ -91,6 +94,9 @@ SCANLAB_INLINE int64_t panels_of(const PackedLinear& linear) {
 // the caches, and what it writes lies on few pages.
 template <class S, class Out = S>
 void multiply_packed(const PackedLinear& linear, int64_t row, int64_t rows, int64_t first, int64_t last) {
+#if defined(__AMX_BF16__)
+    if constexpr (sizeof(S) == 2) return multiply_packed_in_tiles<Out>(linear, row, rows, first, last);
+#endif
     constexpr int width = lanes<float>;
     for (int64_t block = row; block < rows; block += block_rows) {
         const int64_t end = smaller(block + block_rows, rows);

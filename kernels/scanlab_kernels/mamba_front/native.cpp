@@ -25,8 +25,7 @@ struct Pieces {
 
 // Groups of channels, whose number is that of the terms of a sum and so must not depend on the threads, and pieces of
 // time enough to occupy those.
-Pieces cut(MambaFront& front, int64_t threads) {
-    constexpr int64_t max_groups = 4;
+Pieces cut(MambaFront& front, int64_t max_groups, int64_t threads) {
     const int64_t columns = panels(front.conv.dim);
     front.panels_each = (columns + max_groups - 1) / max_groups;
     front.groups = (columns + front.panels_each - 1) / front.panels_each;
@@ -70,14 +69,14 @@ FrontOutputs mamba_front(const Tensor& hidden, const Tensor& into, const Optiona
     direction(0, u, all, delta, select, step);
     if (weight_reverse) direction(1, u_reverse, all_reverse, delta_reverse, select_reverse, step_reverse);
     const int64_t threads = torch_threads(), length = front.conv.length, model = hidden.size(2);
-    const Pieces pieces = cut(front, threads);
+    const Products& products = products_of(hidden);
+    const Pieces pieces = cut(front, products.front_groups, threads);
     const int64_t count = pieces.count(), at_once = std::min(count, std::max<int64_t>(4, threads));
     front.share_row = padded(selected);
     front.share_rows = std::min(at_once * max_steps, front.conv.batch * length);
     const Tensor shares =
         empty_output({front.conv.directions * front.groups * front.share_rows * front.share_row}, Dtype::float32);
     front.shares = shares.data<float>();
-    const Products& products = products_of(hidden);
     for (int64_t begin = 0; begin < count; begin += at_once) {
         const int64_t end = std::min(begin + at_once, count), some = end - begin, tasks = front.groups * some;
         const auto row = [&](int64_t piece) {

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from helpers.instruction_sets import INSTRUCTION_SETS, instruction_set
+from helpers.instruction_sets import PRODUCT_SETS, instruction_set
 from scanlab.contract.cpu import torch_threads
 from scanlab.runtime import dispatch
 from scanlab.runtime.ops import PrepackedWeight, in_torch, linear
@@ -41,7 +41,7 @@ def test_it_is_the_product(dtype, bound, with_bias):
     assert (out.double() - right).abs().max() <= bound * right.abs().max()
 
 
-@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+@pytest.mark.parametrize("isa", PRODUCT_SETS)
 @pytest.mark.parametrize("features", [1, 16, 17, 48, 49, 81, 100])
 @pytest.mark.parametrize(("rows", "depth"), [(32, 1), (33, 24), (45, 300), (137, 7)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

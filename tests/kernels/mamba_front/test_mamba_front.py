@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers.instruction_sets import INSTRUCTION_SETS, instruction_set
+from helpers.instruction_sets import PRODUCT_SETS, instruction_set
 from scanlab.contract.cpu import torch_threads
 from scanlab.contract.verify import reference_outputs, verify
 from scanlab.errors import ProblemError
@@ -29,7 +29,7 @@ def assert_right(problem: FrontProblem, inputs: tuple[FrontInputs] | None = None
     assert verdict.passed, f"{problem.key}: {verdict.reason}"
 
 
-@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+@pytest.mark.parametrize("isa", PRODUCT_SETS)
 @pytest.mark.parametrize("direction", ["forward", "bidirectional"])
 @pytest.mark.parametrize("shape", [(1, 32, 16), (3, 41, 40), (2, 100, 70), (40, 1, 24), (1, 197, 384), (1, 600, 200)])
 def test_every_shape_on_every_instruction_set(isa: str, direction: str, shape: tuple[int, int, int]) -> None:
@@ -73,7 +73,7 @@ def test_the_bits_do_not_depend_on_the_threads() -> None:
     assert all(torch.equal(one, other) for each in found[1:] for one, other in zip(found[0], each, strict=True))
 
 
-@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+@pytest.mark.parametrize("isa", PRODUCT_SETS)
 @pytest.mark.parametrize("shape", [(1, 41, 16), (2, 50, 33), (1, 197, 384)])
 @pytest.mark.parametrize("rank", [1, 12])
 def test_bfloat16(isa: str, shape: tuple[int, int, int], rank: int) -> None:
