@@ -31,7 +31,7 @@ MIXER = Setting("SCANLAB_MIXER", "native, triton or torch: implementation of the
 LINEAR = Setting("SCANLAB_LINEAR", "torch, onednn, mkl, native or gemv: backend of products in inference", "by silicon")
 PROFILE = Setting("SCANLAB_PROFILE", "path of the profile", "a file for this silicon in the user's data folder")
 CACHE = Setting("SCANLAB_CACHE", "folder of compiled kernels", "the user's cache folder")
-ISA = Setting("SCANLAB_ISA", "instruction set of the C++ kernels: plain, avx2, avx512, amx or neon", "the best of the CPU")
+ISA = Setting("SCANLAB_ISA", "instruction set of the C++ kernels: plain, avx2, avx512, amx or neon", "the CPU's best")
 CUDA_ON_CPU = Setting("SCANLAB_CUDA_ON_CPU", "1 in the processes that a script of `scanlab run --cpu` starts", "unset")
 
 ALL = (BACKEND, STRICT, MIXER, LINEAR, PROFILE, CACHE, ISA, CUDA_ON_CPU)
