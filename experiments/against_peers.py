@@ -30,7 +30,7 @@ PROBLEMS = (
     ScanProblem(batch=1, dim=384, length=197, layout="dim_last"),
     ScanProblem(batch=1, dim=1536, length=2048, layout="dim_last"),
 )
-RACES = 3
+COMPARISONS = 3
 
 
 def candidates_of(backend: Backend, problem: ScanProblem) -> list[Candidate]:
@@ -39,12 +39,12 @@ def candidates_of(backend: Backend, problem: ScanProblem) -> list[Candidate]:
     return [Candidate(backend, config) for config in configs]
 
 
-def measured(problem: ScanProblem, names: tuple[str, ...], race_s: float, folder: Path) -> pd.DataFrame:
+def measured(problem: ScanProblem, names: tuple[str, ...], seconds: float, folder: Path) -> pd.DataFrame:
     """Return a row for each backend, the fastest first; `over_native` compares medians of pooled blocks."""
     candidates = [each for name in ("native", *names) for each in candidates_of(registry.get(name), problem)]
     taken: dict[str, list[Trial]] = {}
-    for seed in range(RACES):
-        found = common.compared(problem, make_inputs(problem), "drawn, seed 0", candidates, race_s, folder, seed)
+    for seed in range(COMPARISONS):
+        found = common.compared(problem, make_inputs(problem), "drawn, seed 0", candidates, seconds, folder, seed)
         for trial in found.trials:
             taken.setdefault(trial.label, []).append(trial)
     rows = []
@@ -70,7 +70,7 @@ def installed(name: str) -> str:
 
 
 def main(
-    race_s: Annotated[float, typer.Option(help="Seconds of one race; there are three for each problem.")] = 40.0,
+    seconds: Annotated[float, typer.Option(help="Seconds of one comparison; there are three for each problem.")] = 40.0,
     names: Annotated[str, typer.Option(help="Which peers.")] = ",".join(PEERS),
     out: Path = common.RESULTS / "against_peers",
 ) -> None:
@@ -80,7 +80,7 @@ def main(
     if missing:
         raise SystemExit(f"no backend {', '.join(missing)}: pip install -c constraints.txt -e experiments/peers")
     caption = f"{common.setting()}; {', '.join(installed(name) for name in peers)}"
-    frame = pd.concat([measured(problem, peers, race_s, out) for problem in PROBLEMS])
+    frame = pd.concat([measured(problem, peers, seconds, out) for problem in PROBLEMS])
     spells = dict.fromkeys(("quartile1_ms", "median_ms", "quartile3_ms"), milliseconds)
     spells |= {"error": scientific, "over_native": times}
     text = frame.assign(**{name: frame[name].map(spell) for name, spell in spells.items()})

@@ -62,7 +62,7 @@ IMAGES = {224: 64, 1248: 4}  # side in pixels: batch
 IMAGE_MODELS = tuple(f"{kind}-{width}" for width in ("tiny", "small") for kind in ("Vim", "eager DeiT", "SDPA DeiT"))
 
 
-def floor_s(problem: ScanProblem, copy_s: float, exponential_s: float) -> float:
+def min_time_s(problem: ScanProblem, copy_s: float, exponential_s: float) -> float:
     """Return the least time of a scan, or of its backward pass alone where the problem has gradients.
 
     A scan takes one exponential for each state update, and two for each step of a channel: softplus and gate.
@@ -117,7 +117,7 @@ def neighbour_rows(name: str, problem: ScanProblem, copy_s: float) -> list[Row]:
             for phase, items in (("forward", forth), ("backward", back)):
                 row = {"shape": name, "phase": phase, "dtype": "float32", "run": f"{noun}, {kind}"}
                 floor = items * 4 * elements * copy_s
-                rows.append(row | taken[phase].columns() | {"floor_s": floor})
+                rows.append(row | taken[phase].columns() | {"min_time_s": floor})
     return rows
 
 
@@ -151,7 +151,7 @@ def scan_row(
     drawn = [inputs_of(problem, seed) for seed in range(copies)]
     phase = "backward" if problem.gradients else "forward"
     row = {"shape": name, "phase": phase, "dtype": problem.dtype, "run": kind}
-    return row | times_s(calls_of(problem, build(problem), drawn)).columns() | {"floor_s": floor}
+    return row | times_s(calls_of(problem, build(problem), drawn)).columns() | {"min_time_s": floor}
 
 
 def default(problem: ScanProblem) -> Callable[..., ScanOutput]:
@@ -201,13 +201,13 @@ def baseline_of(run: str, scans: bool) -> str:
     return "official CUDA" if scans else f"eager DeiT-{run.partition(',')[0].rpartition('-')[2]}"
 
 
-COLUMNS = ["shape", "phase", "dtype", "run", "quartile1_s", "median_s", "quartile3_s", "host_s", "floor_s", "images"]
+COLUMNS = ["shape", "phase", "dtype", "run", "quartile1_s", "median_s", "quartile3_s", "host_s", "min_time_s", "images"]
 
 
 def table(rows: list[Row]) -> pd.DataFrame:
     """Return the rows with shares of the floor, images per second and speed-ups, where these are defined."""
     frame = pd.DataFrame(rows).reindex(columns=COLUMNS)
-    frame["share_of_floor"] = frame.floor_s / frame.median_s
+    frame["share_of_min_time"] = frame.min_time_s / frame.median_s
     frame["images_per_s"] = frame.images / frame.median_s
     places = list(zip(frame["shape"], frame.phase.astype(object).fillna(""), frame.run, strict=True))
     medians = dict(zip(places, frame.median_s, strict=True))
@@ -218,7 +218,7 @@ def table(rows: list[Row]) -> pd.DataFrame:
 
 def spelled(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the table as text."""
-    in_ms = 1e3 * frame[["quartile1_s", "median_s", "quartile3_s", "host_s", "floor_s"]].astype(float)
+    in_ms = 1e3 * frame[["quartile1_s", "median_s", "quartile3_s", "host_s", "min_time_s"]].astype(float)
     quartiles = zip(in_ms.quartile1_s, in_ms.quartile3_s, strict=True)
     return pd.DataFrame(
         {
@@ -226,15 +226,15 @@ def spelled(frame: pd.DataFrame) -> pd.DataFrame:
             "median": in_ms.median_s.map(milliseconds),
             "quartiles": [between(low, high, milliseconds) for low, high in quartiles],
             "of the host": in_ms.host_s.map(milliseconds),
-            "floor": in_ms.floor_s.map(milliseconds),
-            "share of the floor": [("" if np.isnan(share) else f"{share:.0%}") for share in frame.share_of_floor],
+            "floor": in_ms.min_time_s.map(milliseconds),
+            "share of the floor": [("" if np.isnan(share) else f"{share:.0%}") for share in frame.share_of_min_time],
             "times as fast": [("" if np.isnan(times) else f"{times:.2f}") for times in frame.times_as_fast],
             "images": frame.images_per_s.astype(float).map(per_second),
         }
     )
 
 
-def measured(drawn: int, budget_s: float, compilers: Executor, ceilings: tuple[float, float]) -> Iterator[list[Row]]:
+def measured(drawn: int, budget_s: float, compilers: Executor, rates_s: tuple[float, float]) -> Iterator[list[Row]]:
     """Yield the rows of each step: default scans, official scans, models, the ops around the scan, tuned scans."""
     deadline = time.monotonic() + budget_s
     problems = [
@@ -251,7 +251,7 @@ def measured(drawn: int, budget_s: float, compilers: Executor, ceilings: tuple[f
             if build is plain and problem.gradients and problem.length > MAX_PLAIN_STEPS:
                 continue
             row = functools.partial(
-                scan_row, name, problem.replace(layout=layout), kind, build, floor_s(problem, *ceilings)
+                scan_row, name, problem.replace(layout=layout), kind, build, min_time_s(problem, *rates_s)
             )
             yield attempted({"shape": name, "run": kind}, lambda row=row: [row()])
 
@@ -264,7 +264,7 @@ def measured(drawn: int, budget_s: float, compilers: Executor, ceilings: tuple[f
             yield attempted({"shape": f"{size} x {size}, batch {batch}", "run": name}, lambda image=image: [image()])
     for name, problem in problems:
         if problem.direction == "bidirectional" and not problem.gradients:
-            rows = functools.partial(neighbour_rows, name, problem, ceilings[0])
+            rows = functools.partial(neighbour_rows, name, problem, rates_s[0])
             yield attempted({"shape": name, "run": "the ops around the scan"}, rows)
     yield from of_all("plain PyTorch", "length_last", plain)
     for number, (name, problem) in enumerate(problems):
@@ -275,7 +275,7 @@ def measured(drawn: int, budget_s: float, compilers: Executor, ceilings: tuple[f
             continue
         yield attempted(
             {"shape": name, "run": "triton, tuned"},
-            functools.partial(tuned_rows, name, problem, drawn, until, compilers, floor_s(problem, *ceilings)),
+            functools.partial(tuned_rows, name, problem, drawn, until, compilers, min_time_s(problem, *rates_s)),
         )
 
 
@@ -309,14 +309,14 @@ def main(
 
     torch.backends.cudnn.allow_tf32 = False  # PyTorch's convolutions are the reference
     setting = common.setting()
-    ceilings = gpu_ceiling.seconds_each()
-    limits = f"{1e-9 / ceilings[0]:.0f} GB/s copied, {1e-9 / ceilings[1]:.0f} G exponentials/s"
+    rates_s = gpu_ceiling.seconds_each()
+    limits = f"{1e-9 / rates_s[0]:.0f} GB/s copied, {1e-9 / rates_s[1]:.0f} G exponentials/s"
     caption = f"{torch.cuda.get_device_name()}; {setting}; {limits}; {implementations.explain()}"
     print(caption, flush=True)
     rows: list[Row] = []
     workers = max(1, (os.cpu_count() or 1) - 2)
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as compilers:
-        for found in measured(drawn, 60.0 * minutes, compilers, ceilings):
+        for found in measured(drawn, 60.0 * minutes, compilers, rates_s):
             rows += found
             frame = table(rows)
             common.write_page(out, __doc__, caption, {}, {"Limits": spelled(frame)}, frame)

@@ -43,13 +43,15 @@ def in_parallel(name: str, backend: Backend) -> Backend:
     """Return `backend` with each direction in a thread of its own, in which torch uses one thread."""
 
     def make(problem: ScanProblem, config: Config) -> ScanFn:
-        ahead, back = (backend.build(problem.replace(direction=way), {"threads": 1}) for way in ("forward", "reverse"))
+        forward, reverse = (
+            backend.build(problem.replace(direction=way), {"threads": 1}) for way in ("forward", "reverse")
+        )
         # Whether gradients are wanted is a setting of each thread.
         pool = ThreadPoolExecutor(1, initializer=torch.set_grad_enabled, initargs=(False,))
 
         def both(*inputs: ScanInputs) -> ScanOutput:
-            other = pool.submit(back, inputs[1])
-            one, two = ahead(inputs[0]), other.result()
+            other = pool.submit(reverse, inputs[1])
+            one, two = forward(inputs[0]), other.result()
             return ScanOutput(one.out + two.out, torch.stack((one.last_state, two.last_state)))
 
         return both

@@ -37,7 +37,7 @@ LAYERS = (0, 7, 15, 23)  # of Vim-tiny
 
 
 class Listener:
-    """A scan that notes the mean step size of each token: (batch, length) for each direction of each layer."""
+    """Scan that notes the mean step size of each token: (batch, length) for each direction of each layer."""
 
     def __init__(self) -> None:
         self.heard: list[tuple[Tensor, ...]] = []

@@ -30,7 +30,7 @@ from scanlab.report.select import placings
 PROBLEM = ScanProblem(batch=1, dim=384, length=197, direction="bidirectional", layout="dim_last")
 OUT = Path(__file__).parents[1] / "results" / "speedup_ladder"
 # A comparison ends as soon as the fastest is known, which here is soon; several show how the slower ones spread.
-RACES = 5
+COMPARISONS = 5
 RACE_S = 45.0
 
 
@@ -59,7 +59,7 @@ def main() -> None:
     candidates = [each for backend in (*CLAIMS, *ours) for each in candidates_of(backend)]
     taken: dict[str, list[Trial]] = {}
     inputs = make_inputs(PROBLEM)
-    for seed in range(RACES):
+    for seed in range(COMPARISONS):
         found = common.compared(PROBLEM, inputs, "drawn, seed 0", candidates, RACE_S, OUT, seed)
         for trial in found.trials:
             taken.setdefault(trial.label, []).append(trial)
@@ -70,7 +70,7 @@ def main() -> None:
     figure = figures.bar_chart(
         [figures.bar(best[name])._replace(claim=claim) for name, claim in claimed.items()],
         "The ladder, claimed and measured",
-        f"Measured in {RACES} races, with 95 % intervals, at the best number of threads; diamonds: claimed.",
+        f"{COMPARISONS} comparisons, with 95 % intervals, at the best number of threads; diamonds: claimed.",
         caption,
         "speed-up over the reference loop on one thread (times)",
     )

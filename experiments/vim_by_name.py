@@ -20,9 +20,9 @@ class OfficialMamba(Mamba):
         """Mix hidden_states (batch, length, dim); the shape is kept."""
         batch, length, dim = hidden_states.shape
         xz = (self.in_proj.weight @ hidden_states.reshape(-1, dim).T).unflatten(1, (batch, length)).transpose(0, 1)
-        ahead = self.direction(xz, self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D)
-        back = self.direction(xz.flip(-1), self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b)
-        return F.linear((ahead + back.flip(-1)).mT / 2, self.out_proj.weight)
+        forward = self.direction(xz, self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D)
+        reverse = self.direction(xz.flip(-1), self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b)
+        return F.linear((forward + reverse.flip(-1)).mT / 2, self.out_proj.weight)
 
     def direction(
         self, xz: Tensor, conv: nn.Conv1d, x_proj: nn.Linear, dt_proj: nn.Linear, A_log: Tensor, D: Tensor
@@ -35,7 +35,7 @@ class OfficialMamba(Mamba):
 
 
 class PlainMamba(OfficialMamba):
-    """The same without any kernel, operation by operation as the official code composes its references."""
+    """Mamba block without any kernel, operation by operation as the official code composes its references."""
 
     def direction(
         self, xz: Tensor, conv: nn.Conv1d, x_proj: nn.Linear, dt_proj: nn.Linear, A_log: Tensor, D: Tensor

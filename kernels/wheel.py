@@ -29,7 +29,8 @@ def compiled(machine: str, folder: Path) -> dict[str, tuple[Path, str]]:
     """Return the libraries of all extensions and the hashes of their sources, by the names of the extensions.
 
     Args:
-        machine: What they are for. Another one than this is compiled for in `folder`.
+        machine: Name of the architecture that they are for.
+        folder: Takes the libraries of another architecture than this one.
     """
     is_cross = machine != platform.machine()
     platform.machine = lambda: machine  # decides the instruction sets when the extensions are imported

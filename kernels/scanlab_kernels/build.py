@@ -75,7 +75,7 @@ def headers(folder: Path) -> tuple[Path, ...]:
 
 @dataclass(frozen=True)
 class Unit:
-    """One run of the compiler.
+    """Run of the compiler.
 
     Args:
         source: The file to compile.

@@ -1,4 +1,4 @@
-"""Whether a compiled library is what was built, and whether only those who may can have written it."""
+"""Integrity of compiled libraries: their content, and who could have written them."""
 
 from __future__ import annotations
 

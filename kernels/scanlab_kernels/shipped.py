@@ -24,7 +24,7 @@ class Entry(TypedDict):
 
 
 class Manifest(TypedDict):
-    """What the folder holds, and for which machines."""
+    """Content of the folder, and the machines that it is for."""
 
     machine: str
     libraries: dict[str, Entry]

@@ -65,7 +65,7 @@ class _Series:
 
 @dataclass
 class Comparer:
-    """Surroundings of comparisons, which share all but their candidates.
+    """Context of comparisons that share all but their candidates.
 
     Attributes:
         context: Of the trials.

@@ -127,7 +127,7 @@ class Comparison:
 
     @property
     def why(self) -> str:
-        """One sentence that names the winner and says why."""
+        """Sentence that names the winner and says why."""
         if self.winner is None:
             busy = next((each.reason for each in self.dropped if each.state == "disturbed"), None)
             if not self.ranking and busy is not None:

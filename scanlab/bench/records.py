@@ -41,7 +41,7 @@ MAX_TIME_S = 253_402_300_800
 
 
 def new_id() -> str:
-    """An identifier that no other trial has."""
+    """Return an identifier that no other trial has."""
     return secrets.token_hex(8)
 
 

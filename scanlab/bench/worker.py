@@ -52,7 +52,7 @@ class Evaluation:
 
 
 class CandidateFailedError(ScanlabError):
-    """A candidate that had been prepared raised, or took its process with it, while it was timed."""
+    """Raised where a prepared candidate raises, or its process dies, while it is timed."""
 
     def __init__(self, candidate: Candidate, reason: str) -> None:
         super().__init__(f"{candidate.label}: {reason}")

@@ -29,7 +29,7 @@ KEEP_FREED = {"MALLOC_MMAP_THRESHOLD_": 32 << 20, "MALLOC_TRIM_THRESHOLD_": 8 <<
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that doctor looked at."""
+    """Finding of doctor on one subject."""
 
     subject: str
     fine: bool

@@ -39,7 +39,7 @@ from scanlab.contract.space import Config, Value, config_key
 from scanlab.errors import InputError
 from scanlab.suites import Case, drawn_case
 
-MOST_CONFIGURATIONS = 1000
+MAX_CONFIGURATIONS = 1000
 
 
 @dataclass(frozen=True)
@@ -153,8 +153,8 @@ def _drawn(problems: Iterable[Problem], seed: int) -> tuple[Case, ...]:
 
 def _configs(backend: Backend, problem: Problem) -> list[dict[str, Value]]:
     """Return every configuration; in a large space, those that differ from the defaults in one tunable."""
-    every = list(itertools.islice(backend.space.configs(problem), MOST_CONFIGURATIONS + 1))
-    return every if len(every) <= MOST_CONFIGURATIONS else list(backend.space.one_at_a_time(problem))
+    every = list(itertools.islice(backend.space.configs(problem), MAX_CONFIGURATIONS + 1))
+    return every if len(every) <= MAX_CONFIGURATIONS else list(backend.space.one_at_a_time(problem))
 
 
 class _Verifier:

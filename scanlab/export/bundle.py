@@ -71,7 +71,7 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether the logits agree with those of the model, within the tolerance."""
+        """True where the logits agree with those of the model, within the tolerance."""
         return self.reason is None
 
 
@@ -84,7 +84,7 @@ class Exported:
 
     @property
     def passed(self) -> bool:
-        """Whether every check passed, so that the folder was written."""
+        """True where every check passed, so that the folder was written."""
         return all(check.passed for check in self.checks)
 
 

@@ -29,7 +29,7 @@ BIMAMBA_TYPES = ("v2", "v1", "none")
 
 @dataclass(frozen=True, kw_only=True)
 class MixerOptions:
-    """What the official `ssm_cfg` may hold, under the official names and defaults.
+    """Options of the official `ssm_cfg`, under the official names and defaults.
 
     `use_fast_path` changes nothing here. In the official code its False selects a path that silently drops
     the backward direction; here there is one path, and it always scans both.
@@ -119,7 +119,7 @@ class Mixer(Mixing):
 
     @torch.no_grad()
     def _initialise(self, options: MixerOptions, residual_scale: float) -> None:
-        """What differs from the initialisation of torch's own modules.
+        """Initialise the parameters that differ from torch's own modules.
 
         The forward step sizes start between dt_min and dt_max. The backward ones start at softplus(0) = 0.69:
         the official code forgets them, and the released weights were trained from there.

@@ -1,8 +1,8 @@
-"""What a mixer computes around its scan, out of weights that have the official names, whoever made them.
+"""Weights of a Mamba block around its scan, under the official names, and the products that use them.
 
-Everything is kept dim-last, (batch, length, dim): that is how matrix products leave it, and the scan gets
-transposed views of it, so nothing is copied on the way. The backward direction is not computed by reversing
-sequences: its convolution looks ahead instead of back, and its scan walks from the last time step to the first.
+All tensors are dim-last, (batch, length, dim), as matrix products leave them; the scan gets transposed views, so that
+nothing is copied. The reverse direction reverses no sequence: its convolution reads later steps instead of earlier
+ones, and its scan runs from the last time step to the first.
 
 Source: hustvl/Vim@dd0358a, mamba-1p1p1/mamba_ssm/modules/mamba_simple.py, Mamba.
 """
@@ -49,7 +49,7 @@ OWN = {
 
 
 class ScanWeights(NamedTuple):
-    """What one direction scans with: A (dim, state), D and delta_bias (dim,)."""
+    """Weights of the scan of one direction: A (dim, state), D and delta_bias (dim,)."""
 
     A: Tensor
     D: Tensor

@@ -115,7 +115,7 @@ class ModelTuning:
 
     @property
     def interrupted(self) -> bool:
-        """Whether a person stopped it."""
+        """True where a person interrupted the tuning."""
         return any(found.interrupted for found in (*self.ops, *([self.whole] if self.whole else [])))
 
     @property
@@ -127,7 +127,7 @@ class ModelTuning:
 
     @property
     def entries(self) -> list[ProfileEntry]:
-        """What to deploy: the model's choice, and the winners of the ops that it takes part in."""
+        """Entries to deploy: the model's choice, and the winners of its ops."""
         if self.whole is None or self.whole.winner is None:
             return []
         chosen = _tuned_ops(self.whole.winner)
@@ -150,11 +150,15 @@ def tune_model(
     """Tune the ops of a model and the model itself.
 
     Args:
+        problem: The model and its input.
         budget_s: Seconds of measuring, for everything together.
+        store: Takes the records.
         dtypes: Dtypes of DTYPES to choose among, the default first.
         min_agreement: Share of first classes that a dtype other than the first must keep.
+        seed: Of inputs and of the search.
         on_event: Takes the events of each tuning.
         on_step: Takes a line for each part that begins.
+        tune: Tunes one op.
 
     Raises:
         InputError: No dtype is exact enough, or the model calls no op of scanlab.

@@ -276,12 +276,12 @@ class VisionMamba(nn.Module):
         hidden, residual, scan = tokens, None, self.scan
         if self.if_bidirectional:
             # the sum of both layers' residuals doubles the stream at each pair, and an odd last layer is not used
-            for ahead, back in zip(self.layers[0::2], self.layers[1::2], strict=False):
+            for forward, reverse in zip(self.layers[0::2], self.layers[1::2], strict=False):
                 hidden, residual = self._rotate(hidden, residual)
                 reversed_residual = None if residual is None else residual.flip(1)
-                hidden_ahead, residual_ahead = ahead(hidden, residual, scan)
-                hidden_back, residual_back = back(hidden.flip(1), reversed_residual, scan)
-                hidden, residual = hidden_ahead + hidden_back.flip(1), residual_ahead + residual_back.flip(1)
+                hidden_forward, residual_forward = forward(hidden, residual, scan)
+                hidden_reverse, residual_reverse = reverse(hidden.flip(1), reversed_residual, scan)
+                hidden, residual = hidden_forward + hidden_reverse.flip(1), residual_forward + residual_reverse.flip(1)
         else:
             for layer in self.layers:
                 hidden, residual = self._rotate(hidden, residual, flipped)

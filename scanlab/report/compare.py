@@ -64,7 +64,7 @@ class Change:
 
     @property
     def is_control(self) -> bool:
-        """Whether machine, source and configuration are the same: such a backend shows how far two runs lie apart."""
+        """True where machine, source and configuration are the same, so that differences are those between runs."""
         return self.before is not None and self.after is not None and self.before.identity == self.after.identity
 
     @property

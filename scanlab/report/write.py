@@ -51,14 +51,14 @@ class Picture(NamedTuple):
 
 
 class Fact(NamedTuple):
-    """One of the few things to know first: its name, its value in a word, and the rest of it."""
+    """Headline fact: its name, its value in a word, and the rest of it."""
 
     name: str
     value: str
     detail: str
 
 
-class Standing(NamedTuple):
+class RankingRow(NamedTuple):
     """A backend in the chart at the top of the page; positions are percentages of the width of the chart."""
 
     backend: str
@@ -73,7 +73,7 @@ class Standing(NamedTuple):
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it; facts and standings are those of a comparison of backends."""
+    """A heading and what stands below it; facts and ranking are those of a comparison of backends."""
 
     title: str
     text: str
@@ -81,7 +81,7 @@ class Section:
     pictures: Sequence[Picture]
     headline: str = ""
     facts: Sequence[Fact] = ()
-    standings: Sequence[Standing] = ()
+    ranking: Sequence[RankingRow] = ()
     reference: str = ""
 
 
@@ -228,7 +228,7 @@ def _contest_section(
         [Picture(f"{kind}-{name}", figure, alt) for kind, figure, alt in drawn if figure is not None],
         _headline(ranked, decision),
         _facts(ranked, decision),
-        _standings(ranked),
+        _ranking_rows(ranked),
         next((placing.trial.reference_label for placing in ranked if placing.measured), ""),
     )
 
@@ -279,7 +279,7 @@ def _facts(ranked: Sequence[Placing], decision: TuningDecision | None) -> list[F
     return facts
 
 
-def _standings(ranked: Sequence[Placing]) -> list[Standing]:
+def _ranking_rows(ranked: Sequence[Placing]) -> list[RankingRow]:
     """Return the backends with numbers as bars on a logarithmic axis that starts below the slowest."""
     bars = [figures.bar(placing.trial, placing.deployed) for placing in ranked if is_known(placing.trial)]
     reached = [limit for bar in bars for limit in (bar.value, bar.low, bar.high) if math.isfinite(limit)]
@@ -291,7 +291,7 @@ def _standings(ranked: Sequence[Placing]) -> list[Standing]:
         return round((math.log(value) - start) * scale, 2)
 
     return [
-        Standing(
+        RankingRow(
             bar.name,
             ", ".join(filter(None, (bar.detail, bar.note))),
             _page_colour(look(bar.name).colour),

@@ -1,1 +1,1 @@
-"""Which implementation serves a call, and why."""
+"""Choice of the implementation that serves a call, and its explanation."""

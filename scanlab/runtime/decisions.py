@@ -95,6 +95,7 @@ def _defaults(problem: Problem, untuned: str) -> Iterator[Decision]:
     """Yield the backends measured on the most similar problem that ships; a refused one is named as a reason.
 
     Args:
+        problem: The problem to serve.
         untuned: Reason why no entry of the profile serves.
     """
     for similar in itertools.islice(most_similar(problem), 1):

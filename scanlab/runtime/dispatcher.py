@@ -144,12 +144,12 @@ class Dispatcher:
 
     @property
     def decided_scans(self) -> dict[ScanProblem, Decision]:
-        """Those of `decided` that are scans."""
+        """The scans of `decided`."""
         return {problem: each for problem, each in self.decided.items() if isinstance(problem, ScanProblem)}
 
     @property
     def has_spoken(self) -> bool:
-        """Whether it has logged which backend serves some problem."""
+        """True once the backend of some problem was logged."""
         return bool(self._warned)
 
     def _bind_scan(

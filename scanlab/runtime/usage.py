@@ -72,7 +72,7 @@ class UsageFile:
 
     @property
     def is_ours(self) -> bool:
-        """Whether this process opened the file, and is no fork of the one that did."""
+        """True where this process opened the file, and is no fork of the one that did."""
         return os.getpid() == self._owner
 
     def write(self, text: str) -> None:

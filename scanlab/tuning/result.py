@@ -89,7 +89,7 @@ class TuningResult:
 
     @property
     def why(self) -> str:
-        """One sentence that names the winner and says why."""
+        """Sentence that names the winner and says why."""
         if self.comparison is not None and self.comparison.winner is not None:
             return self.comparison.why
         if self.winner is not None:

@@ -41,7 +41,7 @@ CONFIRMED_BLOCKS = 6
 # Half the width of the interval of the log ratio at which more blocks would tell a search nothing.
 PRECISE_ENOUGH = 0.02
 # One clean block is enough to give up a configuration that takes this many times as long as the best of its backend.
-HOPELESS_FACTOR = 2.0
+PRUNING_FACTOR = 2.0
 
 
 def is_confirmed(measurement: Measurement) -> bool:
@@ -73,7 +73,7 @@ def should_prune(measurement: Measurement, best: Measurement | None) -> str | No
         return None
     gap = measurement.baseline_interval.low - best.baseline_interval.high
     behind = math.exp(measurement.baseline_log_ratio - best.baseline_log_ratio)
-    if gap > math.log(HOPELESS_FACTOR):
+    if gap > math.log(PRUNING_FACTOR):
         return f"takes {behind:.2g} times as long as the best of its backend, by the first clean blocks"
     if gap > 0 and len(measurement.clean) >= MIN_BLOCKS:
         return f"takes {behind:.2f} times as long as the best of its backend, and their intervals are apart"

@@ -126,7 +126,7 @@ def tune(
 
 
 class _Tuning:
-    """One tuning under way."""
+    """State of a tuning."""
 
     def __init__(
         self,

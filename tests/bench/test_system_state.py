@@ -1,4 +1,4 @@
-"""What goes on around a block: what disturbs it and what does not."""
+"""System state around a block: disturbances, and what is none."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from scanlab.runtime import dispatch
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command printed, and its exit code."""
+    """Output of a command, and its exit code."""
 
     code: int
     out: str

@@ -1,4 +1,4 @@
-"""What a person sees of list, doctor, best, verify, bench and validate, and how errors leave the program."""
+"""Output of list, doctor, best, verify and bench, and the errors of the program."""
 
 from __future__ import annotations
 

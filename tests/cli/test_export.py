@@ -1,4 +1,4 @@
-"""What a person sees of `scanlab export`: the files, the numbers, and what is wrong with what they gave."""
+"""`scanlab export`: the files, the numbers, and the errors of wrong arguments."""
 
 from __future__ import annotations
 

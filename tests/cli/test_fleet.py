@@ -51,8 +51,8 @@ def test_a_machine_that_nobody_tuned_takes_over_the_choice_of_its_kin_which_is_m
         assert text in shown
     here = elsewhere()
     found = run("fleet", "--storage", URL, "--adopt", "--json").json
-    (station,) = found["machines"]
-    assert (station["workers"], station["working"]) == (1, 0)
+    (machine,) = found["machines"]
+    assert (machine["workers"], machine["working"]) == (1, 0)
     assert found["wins"] == {found["best"][0]["trial"]["problem"]: {abacus.silicon_id: "two_phase"}}
     (entry,) = Profile.load(profile_path()).entries
     assert entry.adopted_from == abacus.describe()

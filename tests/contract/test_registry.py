@@ -1,4 +1,4 @@
-"""What is installed, what fails to load, and how a backend is named on a command line."""
+"""Registry: installed backends, entry points that fail to load, and selections on a command line."""
 
 from __future__ import annotations
 

@@ -98,11 +98,11 @@ def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path):
 
 def test_the_floor_is_the_slower_of_bytes_and_exponentials(experiment):
     elements = 2 * 8 * 10
-    assert experiment.floor_s(PROBLEM, copy_s=1.0, exponential_s=1.0) == 18 * elements
-    assert experiment.floor_s(PROBLEM, copy_s=2.0, exponential_s=1.0) == 2.0 * 16 * elements
-    assert experiment.floor_s(PROBLEM.replace(gradients=True), copy_s=1.0, exponential_s=1.0) == 28 * elements
+    assert experiment.min_time_s(PROBLEM, copy_s=1.0, exponential_s=1.0) == 18 * elements
+    assert experiment.min_time_s(PROBLEM, copy_s=2.0, exponential_s=1.0) == 2.0 * 16 * elements
+    assert experiment.min_time_s(PROBLEM.replace(gradients=True), copy_s=1.0, exponential_s=1.0) == 28 * elements
     both = PROBLEM.replace(direction="bidirectional")
-    assert experiment.floor_s(both, copy_s=0.0, exponential_s=1.0) == 2 * 18 * elements
+    assert experiment.min_time_s(both, copy_s=0.0, exponential_s=1.0) == 2 * 18 * elements
 
 
 def test_candidates_are_legal_and_differ(tuning):
@@ -131,12 +131,12 @@ def test_inputs_are_of_the_problem_and_repeat_a_short_sequence(timing, layout):
 
 
 def test_the_table_holds_shares_of_the_floor_and_images_per_second(experiment):
-    scan = {"shape": "a", "run": "triton", "median_s": 2.0, "floor_s": 1.5}
+    scan = {"shape": "a", "run": "triton", "median_s": 2.0, "min_time_s": 1.5}
     assert experiment.table([scan]).images_per_s.isna()[0]  # what is written first has no image
     frame = experiment.table([scan, {"shape": "b", "run": "Vim", "median_s": 0.5, "images": 64}])
-    assert frame.share_of_floor[0] == 0.75
+    assert frame.share_of_min_time[0] == 0.75
     assert frame.images_per_s[1] == 128.0
-    assert frame.share_of_floor.isna()[1]
+    assert frame.share_of_min_time.isna()[1]
     assert frame.images_per_s.isna()[0]
 
 
@@ -178,7 +178,7 @@ def test_the_fastest_is_found_and_what_is_refused_is_counted(experiment, tuning,
     (row,) = experiment.tuned_rows("tiny", problem, 6, np.inf, AtOnce, floor=0.5)
     assert str(row["run"]).endswith(f"; {7 - refused} run, {refused} refused")
     assert row["phase"] == ("backward" if gradients else "forward")
-    assert (row["median_s"], row["host_s"], row["floor_s"]) == (1.0, 0.5, 0.5)
+    assert (row["median_s"], row["host_s"], row["min_time_s"]) == (1.0, 0.5, 0.5)
     assert tuning.tuned(problem, 6, -np.inf, AtOnce)[1] == "0 run, 0 refused"
 
 
@@ -200,7 +200,7 @@ def test_a_crash_becomes_a_row_and_a_lost_gpu_ends_the_run(experiment, monkeypat
 def test_the_ops_around_the_scan_get_a_row_beside_pytorch_each_way(experiment, clock):
     rows = experiment.neighbour_rows("tiny", PROBLEM.replace(direction="bidirectional"), copy_s=1.0)
     assert len(rows) == len({(row["run"], row["phase"]) for row in rows}) == 8
-    floors = {(row["run"].split(",")[0], row["phase"]): row["floor_s"] / (4 * 160) for row in rows}
+    floors = {(row["run"].split(",")[0], row["phase"]): row["min_time_s"] / (4 * 160) for row in rows}
     assert floors == {
         ("convolutions", "forward"): 3,
         ("convolutions", "backward"): 4,

@@ -49,7 +49,7 @@ class Case:
         may_refuse: Whether a refusal is right too.
         must_refuse: Whether only a refusal is right.
         rounding: A further error of the results that is allowed, as a share of the largest value.
-        exact_infinities: Whether infinity and NaN must be told apart.
+        exact_infinities: Whether infinity and NaN must be distinguished.
         note: What is odd about this case.
     """
 

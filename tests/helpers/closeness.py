@@ -1,4 +1,4 @@
-"""How close the drop-in's values are to the official ones."""
+"""Closeness of the drop-in's values to the official ones."""
 
 from __future__ import annotations
 

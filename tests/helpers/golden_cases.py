@@ -14,7 +14,7 @@ STORED = np.load(Path(__file__).parents[1] / "golden" / "golden_extra.npz")
 
 
 class GoldenCase(NamedTuple):
-    """One case: its name, its options, and its tensors by name (absent ones are None)."""
+    """A case: its name, its options, and its tensors by name (absent ones are None)."""
 
     name: str
     options: dict[str, object]

@@ -1,4 +1,4 @@
-"""What the official model computed, and the recipe that made its weights and images."""
+"""Recorded outputs of the official model, and the recipe of its weights and images."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""Which modules a drop-in touches, and a world in which they are as a test wants them."""
+"""Modules that a drop-in replaces, and a context that restores them."""
 
 from __future__ import annotations
 

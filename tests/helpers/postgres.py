@@ -20,7 +20,7 @@ START_S = 30.0
 
 
 def missing() -> str | None:
-    """Why no server can be started here, or None."""
+    """Return why no server can be started here, or None."""
     if _programs() is None:
         return f"no initdb and postgres on the path or under {DEBIAN}: install postgresql"
     if os.geteuid() == 0 and shutil.which("setpriv") is None:

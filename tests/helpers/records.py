@@ -39,7 +39,7 @@ def measurement(*blocks: Block) -> Measurement:
 
 
 def trial(**changes: Any) -> Trial:
-    """A trial that went well, with some fields changed."""
+    """Return a trial that went well, with some fields changed."""
     fields: dict[str, Any] = {
         "phase": "search",
         "problem": ScanProblem(batch=1, dim=4, length=8, state=2),

@@ -48,7 +48,7 @@ def start(folder: Path, storage: str = "", stalls_at: int = 0) -> subprocess.Pop
 
 
 def said(worker: subprocess.Popen[str], kind: str) -> Iterator[str]:
-    """What follows `kind` in the lines of `worker`, as they come."""
+    """Yield what follows `kind` in the lines of `worker`, as they come."""
     assert worker.stdout is not None
     for line in worker.stdout:
         word, _, rest = line.strip().partition(" ")

@@ -23,7 +23,7 @@ Observed = dict[tuple[str, str], dict[str, Tensor]]
 
 @pytest.fixture(scope="module")
 def observed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Observed, Observed]:
-    """What all models compute without the drop-in and with it, each in a process of its own."""
+    """Outputs of all models without the drop-in and with it, each in a process of its own."""
     folder = tmp_path_factory.mktemp("observed")
     program = [sys.executable, str(TESTS / "helpers" / "observe_transformers.py")]
     environment = {**os.environ, "PYTHONPATH": str(TESTS), "TRANSFORMERS_VERBOSITY": "error"}

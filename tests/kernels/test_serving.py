@@ -1,4 +1,4 @@
-"""Which implementation serves: said once, overridden by the environment, never silently the slow one."""
+"""Choice of the implementation that serves: logged once, overridden by the environment, never silently the slow one."""
 
 from __future__ import annotations
 

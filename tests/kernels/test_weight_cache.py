@@ -1,4 +1,4 @@
-"""What is derived from weights is kept as long as they stay what they were, and no longer."""
+"""Tensors computed from weights are kept as long as the weights stay unchanged, and no longer."""
 
 import copy
 import pickle

@@ -298,7 +298,7 @@ def test_memory_grows_linearly_with_the_number_of_tokens():
     counts = []
     for size in (64, 128, 256):
         model = small(
-            img_size=size, d_state=64, scan=lambda ahead, back, direction: ScanOutput(ahead.u, ahead.A)
+            img_size=size, d_state=64, scan=lambda forward, reverse, direction: ScanOutput(forward.u, forward.A)
         ).eval()
         with torch.no_grad(), Allocated() as allocated:
             model(torch.zeros(1, 3, size, size))

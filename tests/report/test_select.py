@@ -1,4 +1,4 @@
-"""Which trials count."""
+"""Selection of the trials that count."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ TRIALS = [
 
 
 class Page(HTMLParser):
-    """What a page refers to, and its tags in order."""
+    """References of a page, and its tags in order."""
 
     def __init__(self, text):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What was measured elsewhere: which of it is most alike, and that the file that ships can be used as it is."""
+"""Shipped defaults: the most similar problem and machine, and the file itself."""
 
 from __future__ import annotations
 

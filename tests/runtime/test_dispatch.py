@@ -1,4 +1,4 @@
-"""Which backend serves, what is said about it, and that the drop-in has the upstream semantics."""
+"""Choice of the backend that serves, its explanation, and the upstream semantics of the drop-in."""
 
 from __future__ import annotations
 

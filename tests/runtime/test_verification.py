@@ -1,4 +1,4 @@
-"""What nobody ran on this machine serves after it has agreed with the reference, and is refused loudly where not."""
+"""A backend never run on this machine serves once it agrees with the reference, and is refused loudly where not."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def search_in(folder, backend, recorded=(), storage=None):
     return Search(backend, tiny_context(), BASELINE, recorded, opened, TrialStore(folder))
 
 
-def test_one_clean_block_suffices_for_the_hopeless():
+def test_one_clean_block_prunes_what_is_far_behind():
     assert "2.5 times as long" in should_prune(of([2.5]), BEST)
     assert should_prune(of([1.9]), BEST) is None
 

@@ -1,4 +1,4 @@
-"""What all peers have in common: what they claim, when they are there, and how few tensors they need to know."""
+"""Common parts of the peers: capabilities, availability, and conversion of tensors."""
 
 import importlib.util
 from collections.abc import Callable

@@ -66,7 +66,7 @@ def by_taps(
 
 
 def as_image(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> Tensor:
-    """The same, convolved by torch as an image one pixel high.
+    """Convolve by torch, as an image one pixel high.
 
     On a CPU torch convolves dim-last images without copies, several times as fast as `conv1d` convolves the
     transposed sequence and two to three times as fast as one multiply-add for each tap.

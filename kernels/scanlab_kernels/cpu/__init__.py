@@ -1,1 +1,1 @@
-"""What all C++ ops share: vectors, threads, allocation, instruction sets."""
+"""Common parts of the C++ ops: vectors, threads, allocation, instruction sets."""

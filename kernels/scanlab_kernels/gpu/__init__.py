@@ -1,1 +1,1 @@
-"""What all Triton ops share: launches, versions, registration."""
+"""Common parts of the Triton ops: launches, versions, registration."""

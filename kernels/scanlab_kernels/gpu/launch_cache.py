@@ -29,7 +29,7 @@ def kind_of(argument: Any) -> object:
 
 
 class LaunchCache(dict[object, T]):
-    """What was prepared for each kind of call, emptied when there are `MAX_KINDS`. Safe to use from several threads."""
+    """Prepared launches by kind of call, emptied when there are `MAX_KINDS`. Safe to use from several threads."""
 
     def remember(self, kind: object, prepared: T) -> None:
         """Keep what was prepared for a kind."""

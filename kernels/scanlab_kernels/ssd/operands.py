@@ -35,7 +35,7 @@ def new_sequence(inputs: SsdInputs) -> Tensor | None:
     return None if seq_idx is None else seq_idx.diff(dim=1, prepend=torch.zeros_like(seq_idx[:, :1])) != 0
 
 
-def step_sizes(inputs: SsdInputs, problem: SsdProblem) -> Tensor:
+def discretize_dt(inputs: SsdInputs, problem: SsdProblem) -> Tensor:
     """Return dt', (batch, length, heads)."""
     dt = inputs.dt if inputs.dt_bias is None else inputs.dt + inputs.dt_bias
     if problem.dt_softplus:
@@ -53,7 +53,7 @@ def operands(inputs: SsdInputs, problem: SsdProblem, is_new: Tensor | None) -> O
     """
     compute = inputs.A.dtype
     grouped = (problem.groups, problem.heads // problem.groups)
-    dt = step_sizes(inputs, problem)
+    dt = discretize_dt(inputs, problem)
     log_decay = dt * inputs.A
     if is_new is not None:
         log_decay = log_decay.masked_fill(is_new[..., None], -math.inf)

@@ -77,7 +77,7 @@ def make(problem: SsdProblem, config: Config) -> SsdFn:
         out, last_state = scan(
             ScanInputs(
                 u=by_channel(inputs.x),
-                delta=repeated(recurrence.step_sizes(inputs, problem)).mT,
+                delta=repeated(recurrence.discretize_dt(inputs, problem)).mT,
                 A=repeated(inputs.A)[:, None].expand(-1, problem.state),
                 B=inputs.B.to(compute).movedim(1, -1),
                 C=inputs.C.to(compute).movedim(1, -1),

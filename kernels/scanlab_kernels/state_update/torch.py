@@ -83,12 +83,7 @@ def compose_step(
     A_log: Tensor,
     D: Tensor,
 ) -> Tensor:
-    """Compose `mixer_step` of its parts.
-
-    Args:
-        conv_update: An implementation of `causal_conv1d_update`.
-        state_update: An implementation of `selective_state_update`.
-    """
+    """Return `mixer_step` by an implementation of `causal_conv1d_update` and one of `selective_state_update`."""
     x, z = projected.chunk(2, dim=1)
     u = conv_update(x, conv_state, conv_weight, conv_bias, None, None, True)
     rank, states = dt_weight.shape[1], A_log.shape[1]

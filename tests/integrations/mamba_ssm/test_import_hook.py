@@ -1,4 +1,4 @@
-"""What can be imported after install, in the situations that users are in, and that nothing is left after uninstall."""
+"""Imports after install, in the situations of users, and the state after uninstall."""
 
 from __future__ import annotations
 

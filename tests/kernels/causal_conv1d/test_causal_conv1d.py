@@ -128,7 +128,7 @@ def test_both_directions_at_once(isa: str, layout: str, dtype: torch.dtype) -> N
         mixer.in_torch()(mixer.causal_conv1d)(exact[0].flip(-1), *reverse, activation="silu").flip(-1),
     ]
     want = [*expected, *gradients(expected, exact, [seed.to(dtype) for seed in seeds])]
-    names = ["out", "out_back", "x", "weight", "bias", "weight_back", "bias_back"]
+    names = ["out", "out_reverse", "x", "weight", "bias", "weight_reverse", "bias_reverse"]
     assert_close(got, want, names, TOLERANCES[dtype])
 
 

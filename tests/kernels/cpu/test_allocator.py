@@ -24,7 +24,7 @@ def scan(problem: ScanProblem = LARGE) -> ScanOutput:
 
 
 def lazily_free_bytes() -> int:
-    """What this process holds and the system may take whenever it likes."""
+    """Return the bytes of this process that the system may reclaim at any time."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("LazyFree:")) * 1024
 

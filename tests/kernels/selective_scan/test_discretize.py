@@ -1,4 +1,4 @@
-"""What every implementation in torch reads of its inputs."""
+"""Operands that every implementation in torch reads."""
 
 from __future__ import annotations
 

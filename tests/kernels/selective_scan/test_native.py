@@ -168,7 +168,7 @@ def test_gradcheck() -> None:
 
 
 def op_arguments(problem: ScanProblem) -> tuple[object, ...]:
-    """What the native ops are called with for a problem."""
+    """Return the arguments of the native ops for a problem."""
     inputs = make_inputs(problem)
     if problem.gradients:
         leaves(inputs)

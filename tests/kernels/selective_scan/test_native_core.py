@@ -10,13 +10,13 @@ import pytest
 
 from scanlab_kernels.cpu.isa import supported_isas
 
-PROVE = Path(__file__).parent / "native_core" / "prove.py"
+VERIFY = Path(__file__).parent / "native_core" / "verify.py"
 MISSING = 3
 
 
-def prove(*words: str) -> subprocess.CompletedProcess[str]:
-    """What the proof ends with; skips the test where something that it needs is missing."""
-    result = subprocess.run([sys.executable, str(PROVE), *words], capture_output=True, text=True)
+def verify(*words: str) -> subprocess.CompletedProcess[str]:
+    """Return the finished script; skip the test where something that it needs is missing."""
+    result = subprocess.run([sys.executable, str(VERIFY), *words], capture_output=True, text=True)
     if result.returncode == MISSING:
         pytest.skip(result.stderr.strip().splitlines()[0])
     return result
@@ -24,6 +24,6 @@ def prove(*words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("mode", ["address", "thread"])
 def test_sanitizers_find_nothing(mode: str) -> None:
-    result = prove(mode, "--only", supported_isas()[-1], "--cases", "60", "--step", "9973")
+    result = verify(mode, "--only", supported_isas()[-1], "--cases", "60", "--step", "9973")
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
     assert "60 cases" in result.stdout

@@ -66,7 +66,7 @@ def gradients(out: Tensor, module: nn.Module) -> tuple[Tensor, ...]:
 
 
 def arguments(inputs: ScanInputs, *, threads: int = 2, exp: int = 1, isa: int = 0) -> tuple[object, ...]:
-    """What the ops are called with for a forward scan with softplus."""
+    """Return the arguments of the ops for a forward scan with softplus."""
     return (*inputs, *ABSENT, True, False, threads, 16, 16, 1, exp, isa)
 
 

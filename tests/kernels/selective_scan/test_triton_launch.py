@@ -23,7 +23,7 @@ def test_every_kernel_is_launched_with_its_arguments(tmp_path):
     build = [compiler, "-shared", "-fPIC", f"-Wl,-soname,{library.name}", "-o", library, LAUNCHED / "libcuda.c"]
     subprocess.run(build, check=True)
     library.with_name("libcuda.so").symlink_to(library.name)  # by which Triton before 3.6 links it
-    command = [sys.executable, str(LAUNCHED / "prove.py"), str(tmp_path)]
+    command = [sys.executable, str(LAUNCHED / "verify.py"), str(tmp_path)]
     environment = os.environ | {"TRITON_LIBCUDA_PATH": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-4000:]

@@ -337,17 +337,17 @@ def _forward_tile(scan: Scan, chunk: int, by_products: int = 0) -> tuple[Tile, i
     return _tile(scan, lanes, tuning.channels, chunk, tuning.unroll, tuning.stages, by_products)
 
 
-def _numbers(scan: Scan, most_segments: int, multiple: int) -> tuple[dict[str, Any], int]:
+def _numbers(scan: Scan, max_segments: int, multiple: int) -> tuple[dict[str, Any], int]:
     """Return the numbers that every kernel takes, and its programs for each block of channels.
 
     Args:
         scan: The scan.
-        most_segments: Segments at most.
+        max_segments: Largest number of segments.
         multiple: What divides the steps of a segment.
     """
     first = scan.directions[0]
     batch, dim, length = first.u.shape
-    steps, parts = segments.cut(length, most_segments, multiple)
+    steps, parts = segments.cut(length, max_segments, multiple)
     axes = [dense_strides(first.u), (0, 0, 0) if first.z is None else first.z.stride()]
     numbers = {
         "strides": Strides(*(Axes(batch, dim, constexpr(time)) for batch, dim, time in axes)),

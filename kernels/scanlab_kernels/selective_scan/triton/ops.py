@@ -30,7 +30,7 @@ ARGUMENTS = f"{FIRST}, {ABSENT}, {SECOND}, bool delta_softplus, bool reverse, in
 
 
 class Plan(NamedTuple):
-    """What calls of one kind share.
+    """Common parts of calls of one kind.
 
     Attributes:
         copies: The names of the inputs to copy first, by direction.

@@ -69,9 +69,9 @@ struct Backward : Chunk {
                 discretize(head, before_softplus);
                 through_states(kept_state(head), gh);
                 through_scores();
-                step_sizes(head);
+                discretize_dt(head);
                 inputs(head, gh);
-                retreat(gh);
+                reverse_state(gh);
             }
             projections();
         }
@@ -138,7 +138,7 @@ struct Backward : Chunk {
     }
 
     // The gradients of dt and A. `left` is, for each t, the inner sum of g(log a)[u].
-    void step_sizes(int64_t head) {
+    void discretize_dt(int64_t head) {
         for (int t = 0; t < steps; t += lanes<float>)
             store<float>(left + t, load<float>(from_start + t) * load<float>(gf + t));
         const float rate = call.A.data[head * call.A.head];
@@ -203,7 +203,7 @@ struct Backward : Chunk {
     }
 
     // gh = Ct (from_start gy) + from_start[last] gh'.
-    void retreat(float* gh) {
+    void reverse_state(float* gh) {
         for (int t = 0; t < steps; t++)
             for (int64_t p = 0; p < call.head_dim; p += lanes<float>)
                 store<float>(gx + t * channel_row + p, load<float>(gy[t] + p) * broadcast(from_start[t]));

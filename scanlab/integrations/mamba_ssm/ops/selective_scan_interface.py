@@ -206,11 +206,11 @@ def bimamba_inner_fn(
     """
     expect_one_device(xz=xz, out_proj_weight=out_proj_weight, out_proj_bias=out_proj_bias)
     u, z = _convolved(xz, conv1d_weight, conv1d_bias)
-    ahead = dispatch.promoted(
+    forward = dispatch.promoted(
         projected(u, z, x_proj_weight, delta_proj_weight, A, B, C, D, delta_bias, B_proj_bias, C_proj_bias)
     )
-    back = ahead.with_tensors(A=A_b.to(ahead.A.dtype))
-    y = dispatch.scan(ahead, back, delta_softplus=delta_softplus, direction="bidirectional").out
+    reverse = forward.with_tensors(A=A_b.to(forward.A.dtype))
+    y = dispatch.scan(forward, reverse, delta_softplus=delta_softplus, direction="bidirectional").out
     say_who_serves()
     return F.linear(y.mT.to(xz.dtype), out_proj_weight, out_proj_bias)
 

@@ -92,7 +92,7 @@ def test_the_slow_path_gives_the_same(options):
 
 
 def test_the_two_kinds_of_bidirectional_mixers():
-    """v2 has weights of its own for the way back and may be halved; v1 has a second A and is not halved."""
+    """v2 has weights of its own for the reverse direction and may be halved; v1 has a second A and is not halved."""
     x = tokens()
     torch.manual_seed(0)
     v2 = mamba_simple.Mamba(16, bimamba_type="v2")

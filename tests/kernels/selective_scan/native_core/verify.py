@@ -1,10 +1,10 @@
 """Builds the tests of the native scan's C++ core, which knows no torch, and runs them.
 
     cd tests/kernels/selective_scan/native_core
-    python prove.py                    # as it is, then under every sanitizer
-    python prove.py thread             # under one of: none, address, thread
-    python prove.py none --step 1      # the functions over every float32, in minutes
-    python prove.py --arch aarch64     # cross-compiled, on an emulated processor
+    python verify.py                    # as it is, then under every sanitizer
+    python verify.py thread             # under one of: none, address, thread
+    python verify.py none --step 1      # the functions over every float32, in minutes
+    python verify.py --arch aarch64     # cross-compiled, on an emulated processor
 
 Ends with status 1 where a test fails, a sanitizer finds something or a function exceeds its bound, and with
 status 3, and says what is missing, where a compiler, a sanitizer or an emulator is.
@@ -153,8 +153,8 @@ def probe(target: Target, mode: str, folder: Path) -> None:
             )
 
 
-def prove(target: Target, mode: str, only: str | None, cases: int, step: int) -> list[str]:
-    """What is wrong with the core when built in this mode: nothing, if all is well. Prints what the tests say."""
+def verify(target: Target, mode: str, only: str | None, cases: int, step: int) -> list[str]:
+    """Return the faults of the core when built in this mode; print the output of its tests."""
     findings = []
     with tempfile.TemporaryDirectory(prefix=f"native-core-{mode}-") as name:
         folder = Path(name)
@@ -196,7 +196,7 @@ def _run(command: list[str]) -> None:
 
 
 def main() -> int:
-    """Prove what the command line asks for; the status to end with."""
+    """Verify what the command line asks for, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("mode", nargs="?", choices=list(MODES), help="all of them by default")
     parser.add_argument("--arch", choices=list(FAMILIES), help="build for another processor and emulate it")
@@ -212,7 +212,7 @@ def main() -> int:
         findings = []
         for mode in [asked.mode] if asked.mode else ["none"] if is_other else MODES:
             print(f"{mode}: {', '.join(isa.name for isa in target.instruction_sets)}", flush=True)
-            findings += prove(target, mode, asked.only, asked.cases, asked.step)
+            findings += verify(target, mode, asked.only, asked.cases, asked.step)
     except MissingError as error:
         print(error, file=sys.stderr)
         return MISSING
