@@ -40,7 +40,7 @@ from scanlab.report.formatting import between, milliseconds, per_second
 from scanlab.report.tables import config_text
 from scanlab.runtime import implementations
 from scanlab.runtime import ops as mixer
-from scanlab_kernels.selective_scan import _bidirectional as directions
+from scanlab_kernels.selective_scan import bidirectional as directions
 from scanlab_kernels.selective_scan import reference
 from scanlab_kernels.selective_scan.triton import backend as triton
 

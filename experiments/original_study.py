@@ -14,10 +14,10 @@ from scanlab.contract.backend import WHOLE_CONTRACT, Backend, ScanFn
 from scanlab.contract.cpu import pinned, threads_tunable
 from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
 from scanlab.contract.space import Config, Space
-from scanlab_kernels.selective_scan import _bidirectional as directions
-from scanlab_kernels.selective_scan import _discretize as pointwise
-from scanlab_kernels.selective_scan import _recurrence as recurrence
+from scanlab_kernels.selective_scan import bidirectional as directions
 from scanlab_kernels.selective_scan import cpp_torch
+from scanlab_kernels.selective_scan import discretize as pointwise
+from scanlab_kernels.selective_scan import recurrence as recurrence
 
 
 def two_phases(name: str, solve: recurrence.Solver) -> Backend:

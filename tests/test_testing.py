@@ -9,7 +9,7 @@ from scanlab.contract.backend import Capabilities
 from scanlab.contract.problem import ScanOutput
 from scanlab.contract.space import Space, Tunable
 from scanlab.testing import BackendContract
-from scanlab_kernels.selective_scan import _bidirectional, reference
+from scanlab_kernels.selective_scan import bidirectional, reference
 
 
 def contract(make, **changes):
@@ -193,7 +193,7 @@ def test_directed_reverse_of_a_shifted_scan_is_caught():
             result = reference.scan(inputs, problem)
             return ScanOutput(result.out.roll(1, -1), result.last_state)
 
-        return _bidirectional.directed(forward, problem)
+        return bidirectional.directed(forward, problem)
 
     shifted = contract(make)
     for direction in ("forward", "reverse", "bidirectional"):

@@ -1,7 +1,7 @@
 """Gradients without gradients of their own, which they refuse.
 
 torch's `once_differentiable` refuses them too, but leaves what it returns unconnected to what it was computed from:
-`torch.autograd.grad` then takes it for a constant there, and a Hessian lacks a part without a word.
+`torch.autograd.grad` then takes it for a constant there, and a Hessian silently lacks a part.
 """
 
 from __future__ import annotations

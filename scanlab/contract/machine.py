@@ -20,6 +20,8 @@ import torch
 from scanlab.contract.compiler import find_compiler
 from scanlab.contract.cpu import usable_threads
 
+CPUINFO = Path("/proc/cpuinfo")
+CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 # Instruction sets that a kernel or a code generator may choose between, on x86 and on ARM.
 KERNEL_FLAGS = (
     *(
@@ -180,7 +182,7 @@ def _software() -> Software:
 def _linux_cpu() -> dict[str, str]:
     """Return the facts of the first processor in /proc/cpuinfo; empty where there is no such file."""
     try:
-        text = Path("/proc/cpuinfo").read_text()
+        text = CPUINFO.read_text()
     except OSError:
         return {}
     first = (line.partition(":") for line in text.split("\n\n")[0].splitlines())
@@ -189,7 +191,7 @@ def _linux_cpu() -> dict[str, str]:
 
 def _linux_caches() -> tuple[str, ...]:
     caches = []
-    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+    for index in sorted(CACHES.glob("index*")):
         try:
             level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
         except OSError:

@@ -258,7 +258,7 @@ def call_logged(bound: Bound, *inputs: Any) -> Any:
 
 
 def keep(kept: OrderedDict[Key, Value], key: Key, value: Value, most: int) -> None:
-    """Store `value`, and drop what was unused for longest beyond `most` entries."""
+    """Store `value`, and drop the entries stored first beyond `most` of them."""
     kept[key] = value
     kept.move_to_end(key)
     while len(kept) > most:

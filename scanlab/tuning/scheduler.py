@@ -1,4 +1,4 @@
-"""Budget of a tuning, and whose turn it is to spend it."""
+"""Budget of a tuning, and its division among the searches."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Search of one backend's space: what to try next, by what is recorded, and when a trial has measured enough.
 
-The records are the truth. The queue says who works on what, and holds nothing that could not be told to it again, so
-that a storage that is lost or damaged costs nothing but the knowledge of who works on what.
+The records hold every result. The queue holds only the leases, that is which process evaluates which configuration,
+and a copy of the results, so that a lost or damaged storage loses leases alone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Selection after the search: who is compared, and the hold-out comparison that the published numbers come from.
+"""Selection after the search: the candidates that are compared, and the hold-out comparison.
 
-Whoever is chosen for having been fastest was lucky too: the numbers that chose it flatter it. The hold-out comparison,
-on fresh inputs in fresh processes, knows nothing of them, so that its numbers may be published and deployed.
+The fastest of many noisy measurements is faster in them than it really is (selection bias). The hold-out comparison, on
+fresh inputs in fresh processes, is free of that bias: its numbers are those that are published and deployed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ COMPARISON_CALLS = PREPARE_CALLS + MIN_ROUNDS
 
 
 @dataclass(frozen=True)
-class Selected:
+class Selection:
     """Candidates of a comparison, with the time that preparing each takes in a fresh process, and what was left out."""
 
     prepare_s: dict[Candidate, float]
@@ -60,7 +60,7 @@ def untuned_candidate(problem: Problem) -> Candidate | None:
 
 def select(
     searches: Sequence[Search], untuned: Candidate, available_s: float, objective: Objective = "median"
-) -> Selected:
+) -> Selection:
     """Return what is compared after the search.
 
     What serves untuned always is. So are the best three of the fastest backend and its defaults, the best two of every
@@ -70,7 +70,7 @@ def select(
     """
     found = [search for search in searches if search.eligible]
     if not found:
-        return Selected({untuned: 0.0})
+        return Selection({untuned: 0.0})
     leader = min(found, key=lambda search: search.best_upper_end)
     limit = leader.best_upper_end + NEAR
     chosen: dict[Candidate, float] = {untuned: 0.0}
@@ -95,7 +95,7 @@ def select(
         if len(chosen) < MAX_CANDIDATES:
             chosen.setdefault(candidate, prepare_s)
     said = f"{', '.join(slow)}: too slow to compare in the time; the numbers are those of the search"
-    return Selected(chosen, (said,) if slow else ())
+    return Selection(chosen, (said,) if slow else ())
 
 
 def best_of_search(searches: Sequence[Search], untuned: Trial | None) -> Trial | None:

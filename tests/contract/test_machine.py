@@ -56,9 +56,11 @@ def test_one_line_names_the_cpus_and_torch():
     assert this_machine().software.torch in line
 
 
-def test_without_proc_the_facts_are_unknown_and_not_an_error(monkeypatch):
-    monkeypatch.setattr(machine, "_linux_cpu", lambda: {})
-    monkeypatch.setattr(machine, "_linux_caches", lambda: ())
-    silicon = machine._silicon()
+def test_without_proc_the_facts_are_unknown_and_not_an_error(monkeypatch, tmp_path, request):
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(machine, "CACHES", tmp_path / "cache")
+    this_machine.cache_clear()
+    request.addfinalizer(this_machine.cache_clear)
+    silicon = this_machine().silicon
     assert (silicon.family, silicon.flags, silicon.caches) == ("unknown", (), ())
     assert silicon.usable_cpus == usable_threads()

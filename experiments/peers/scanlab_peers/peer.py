@@ -9,7 +9,7 @@ from torch import Tensor
 from scanlab.contract.backend import EVERY_DIRECTION, Backend, Capabilities, ScanFn
 from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
 from scanlab.contract.space import Config, Space, Tunable
-from scanlab_kernels.selective_scan import _bidirectional as directions
+from scanlab_kernels.selective_scan import bidirectional as directions
 
 Make = Callable[[ScanProblem, Config], Callable[[ScanInputs], ScanOutput]]
 

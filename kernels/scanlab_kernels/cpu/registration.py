@@ -1,4 +1,4 @@
-"""The part of the C++ ops that LibTorch's stable ABI has no words for: gradients, and their refusal.
+"""Registration of what LibTorch's stable ABI cannot express of the C++ ops: gradients, and their refusal.
 
 An op is entered in one of two ways. Torch's dispatcher runs the kernel that is registered here for autograd, which
 looks for gradients and tangents before it runs the C++ kernel. What `direct` returns does the same with half the

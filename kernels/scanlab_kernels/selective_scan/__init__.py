@@ -10,7 +10,7 @@
     6     native       hand-written C++: channels in SIMD lanes, states in registers from the first step to the last
     7     triton       on a GPU: channels in the lanes of a warp, states in registers, both directions in one launch
 
-The PyTorch implementations share `_discretize` (operands and epilogue of the recurrence), `_bidirectional` (reverse and
-bidirectional scans), `_recurrence` (solvers and their gradient) and `_chunked_scan`. The mathematics, the derivations
+The PyTorch implementations share `discretize` (operands and epilogue of the recurrence), `bidirectional` (reverse and
+bidirectional scans), `recurrence` (solvers and their gradient) and `chunked_scan`. The mathematics, the derivations
 and the cost of each implementation are in README.md, one folder up.
 """

@@ -13,14 +13,14 @@ from scanlab.contract.cpu import pinned, threads_tunable
 from scanlab.contract.problem import ScanProblem
 from scanlab.contract.space import Config, Space, Tunable
 from scanlab_kernels import autograd
-from scanlab_kernels.selective_scan import _bidirectional, _chunked_scan, _discretize, _recurrence
+from scanlab_kernels.selective_scan import bidirectional, chunked_scan, discretize, recurrence
 
 
 def make(problem: ScanProblem, config: Config) -> ScanFn:
     """Return the associative scan in chunks of config["chunk"] time steps, on config["threads"] threads."""
     chunk = int(config["chunk"])
-    scan = _bidirectional.directed(
-        lambda inputs: _chunked_scan.scan(inputs, problem, chunk, _chunked_scan.eager(_recurrence.logarithmic)), problem
+    scan = bidirectional.directed(
+        lambda inputs: chunked_scan.scan(inputs, problem, chunk, chunked_scan.eager(recurrence.logarithmic)), problem
     )
     return pinned(scan, int(config["threads"]))
 
@@ -29,7 +29,7 @@ backend = Backend(
     name="associative",
     summary="the log-depth parallel scan within chunks, the state carried between them",
     rank=4,
-    sources=(Path(__file__), *files_of(_chunked_scan, autograd, _recurrence, _discretize, _bidirectional)),
+    sources=(Path(__file__), *files_of(chunked_scan, autograd, recurrence, discretize, bidirectional)),
     space=Space(
         (Tunable("chunk", (16, 32, 64, 128, 256, 512), default=64, summary="time steps of a chunk"), threads_tunable())
     ),

@@ -29,8 +29,8 @@ from scanlab.contract.problem import ScanProblem
 from scanlab.contract.space import Config, Space, Tunable
 from scanlab_kernels import autograd
 from scanlab_kernels.build import as_program, private_folder
-from scanlab_kernels.selective_scan import _bidirectional, _chunked_scan, _discretize
-from scanlab_kernels.selective_scan._chunked_scan import Kernel
+from scanlab_kernels.selective_scan import bidirectional, chunked_scan, discretize
+from scanlab_kernels.selective_scan.chunked_scan import Kernel
 
 TORCH_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 _cache_lock = threading.RLock()  # the environment is one for all threads
@@ -51,7 +51,7 @@ class Body:
     threads: int
 
     def examples(self) -> tuple[Tensor, ...]:
-        """Return operands in the layout that `_chunked_scan.scan` passes to a step."""
+        """Return operands in the layout that `chunked_scan.scan` passes to a step."""
         rows = (self.chunk, self.batch, self.groups)
 
         def projection(constant: bool) -> Tensor:
@@ -71,7 +71,7 @@ class Body:
 
 
 def unrolled(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute one chunk; this is the function that is compiled. Shapes: `_chunked_scan.Step`."""
+    """Compute one chunk; this is the function that is compiled. Shapes: `chunked_scan.Step`."""
     states = []
     for t in range(len(u)):
         drive = (delta[t] * u[t])[..., None, :] * B[t if len(B) > 1 else 0]
@@ -163,9 +163,9 @@ def make(problem: ScanProblem, config: Config) -> ScanFn:
     forward = forward_kernel(body)
     if problem.gradients:
         backward_kernel(body)
-    step = _chunked_scan.Step(forward, lambda *tensors: backward_kernel(body)(*tensors))
-    scan = _bidirectional.directed(
-        lambda inputs: _chunked_scan.scan(inputs, problem, body.chunk, step, whole=True), problem
+    step = chunked_scan.Step(forward, lambda *tensors: backward_kernel(body)(*tensors))
+    scan = bidirectional.directed(
+        lambda inputs: chunked_scan.scan(inputs, problem, body.chunk, step, whole=True), problem
     )
     return pinned(scan, body.threads)
 
@@ -174,7 +174,7 @@ backend = Backend(
     name="compiled",
     summary="an unrolled chunk compiled by torch into C++, the state carried between chunks",
     rank=5,
-    sources=(Path(__file__), *files_of(_chunked_scan, autograd, _discretize, _bidirectional)),
+    sources=(Path(__file__), *files_of(chunked_scan, autograd, discretize, bidirectional)),
     space=Space(
         (Tunable("chunk", (4, 8, 16, 32), default=8, summary="time steps in the compiled body"), threads_tunable())
     ),

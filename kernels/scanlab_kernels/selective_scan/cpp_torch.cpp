@@ -4,7 +4,7 @@
 
 namespace {
 
-// The contract of a solver in _recurrence.py: time first, drives in `states`, which become the states.
+// The contract of a solver in recurrence.py: time first, drives in `states`, which become the states.
 void solve(const at::Tensor& decay, at::Tensor states) {
     TORCH_CHECK_VALUE(decay.dim() >= 1 && states.dim() >= 1 && decay.size(0) == states.size(0), "decay is ",
                       decay.sizes(), " and states ", states.sizes(),

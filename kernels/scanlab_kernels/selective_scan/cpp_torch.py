@@ -16,7 +16,7 @@ from scanlab.contract.cpu import pinned, threads_tunable
 from scanlab.contract.problem import ScanProblem
 from scanlab.contract.space import Config, Space
 from scanlab_kernels import autograd, build
-from scanlab_kernels.selective_scan import _bidirectional, _discretize, _recurrence, two_phase
+from scanlab_kernels.selective_scan import bidirectional, discretize, recurrence, two_phase
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 LIBRARY = build.Extension("cpp_torch", (build.Unit(SOURCE),), flags=("-O2",))
@@ -30,7 +30,7 @@ def solve(decay: Tensor, states: Tensor) -> None:
 def make(problem: ScanProblem, config: Config) -> ScanFn:
     """Compile the loop if necessary, and return the scan on config["threads"] threads."""
     LIBRARY.load()
-    scan = _bidirectional.directed(lambda inputs: two_phase.scan(inputs, problem, solve), problem)
+    scan = bidirectional.directed(lambda inputs: two_phase.scan(inputs, problem, solve), problem)
     return pinned(scan, int(config["threads"]))
 
 
@@ -38,7 +38,7 @@ backend = Backend(
     name="cpp_torch",
     summary="the two-phase loop in C++, one ATen call for each time step",
     rank=2,
-    sources=(Path(__file__), SOURCE, *files_of(two_phase, _recurrence, autograd, _discretize, _bidirectional)),
+    sources=(Path(__file__), SOURCE, *files_of(two_phase, recurrence, autograd, discretize, bidirectional)),
     space=Space((threads_tunable(),)),
     capabilities=WHOLE_CONTRACT,
     make=make,

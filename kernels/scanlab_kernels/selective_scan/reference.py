@@ -15,31 +15,31 @@ from scanlab.contract.backend import WHOLE_CONTRACT_ANYWHERE, Backend, ScanFn, f
 from scanlab.contract.cpu import pinned, threads_tunable
 from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
 from scanlab.contract.space import Config, Space
-from scanlab_kernels.selective_scan import _bidirectional, _discretize
+from scanlab_kernels.selective_scan import bidirectional, discretize
 
 
 def scan(inputs: ScanInputs, problem: ScanProblem) -> ScanOutput:
     """Return the forward scan of one direction, for example of u (64, 384, 197) with 16 states."""
-    u, delta, A, B, C, h = _discretize.operands(inputs, problem)  # u, delta (64, 1, 384, 197), A (1, 384, 16)
+    u, delta, A, B, C, h = discretize.operands(inputs, problem)  # u, delta (64, 1, 384, 197), A (1, 384, 16)
     decay = torch.exp(torch.einsum("bgcl,gcn->bgcln", delta, A))  # eq. 4: (64, 1, 384, 197, 16)
     drive = (delta * u)[..., None] * B.mT  # eq. 4, B simplified to delta * B as in the official code
     y = []
     for t in range(problem.length):
         h = decay[..., t, :] * h + drive[..., t, :]  # eq. 2a
         y.append(torch.sum(h * C[..., t], dim=-1))  # eq. 2b
-    return _discretize.epilogue(torch.stack(y, dim=-1), h, inputs)
+    return discretize.epilogue(torch.stack(y, dim=-1), h, inputs)
 
 
 def make(problem: ScanProblem, config: Config) -> ScanFn:
     """Return the reference scan on config["threads"] threads."""
-    return pinned(_bidirectional.directed(lambda inputs: scan(inputs, problem), problem), int(config["threads"]))
+    return pinned(bidirectional.directed(lambda inputs: scan(inputs, problem), problem), int(config["threads"]))
 
 
 backend = Backend(
     name="reference",
     summary="the official loop over time in Python",
     rank=0,
-    sources=(Path(__file__), *files_of(_discretize, _bidirectional)),
+    sources=(Path(__file__), *files_of(discretize, bidirectional)),
     space=Space((threads_tunable(),)),
     capabilities=WHOLE_CONTRACT_ANYWHERE,
     make=make,

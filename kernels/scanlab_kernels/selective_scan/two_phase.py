@@ -15,31 +15,31 @@ from scanlab.contract.cpu import pinned, threads_tunable
 from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
 from scanlab.contract.space import Config, Space
 from scanlab_kernels import autograd
-from scanlab_kernels.selective_scan import _bidirectional, _discretize, _recurrence
-from scanlab_kernels.selective_scan._recurrence import Solver
+from scanlab_kernels.selective_scan import bidirectional, discretize, recurrence
+from scanlab_kernels.selective_scan.recurrence import Solver
 
 
-def scan(inputs: ScanInputs, problem: ScanProblem, solve: Solver = _recurrence.sequential) -> ScanOutput:
+def scan(inputs: ScanInputs, problem: ScanProblem, solve: Solver = recurrence.sequential) -> ScanOutput:
     """Return the forward scan of one direction, its recurrence solved by `solve`."""
-    u, delta, A, B, C, h = _discretize.operands(inputs, problem)
+    u, delta, A, B, C, h = discretize.operands(inputs, problem)
     u, delta = (values.movedim(-1, 0).contiguous() for values in (u, delta))
     decay = (delta[..., None] * A).exp_()
     drive = (delta * u)[..., None] * B.movedim(-1, 0)
-    states = _recurrence.solved(decay, drive, h, solve)
+    states = recurrence.solved(decay, drive, h, solve)
     y = torch.einsum("lbgcn,bgcnl->bgcl", states, C)
-    return _discretize.epilogue(y, states[-1].clone(), inputs)
+    return discretize.epilogue(y, states[-1].clone(), inputs)
 
 
 def make(problem: ScanProblem, config: Config) -> ScanFn:
     """Return the two-phase scan on config["threads"] threads."""
-    return pinned(_bidirectional.directed(lambda inputs: scan(inputs, problem), problem), int(config["threads"]))
+    return pinned(bidirectional.directed(lambda inputs: scan(inputs, problem), problem), int(config["threads"]))
 
 
 backend = Backend(
     name="two_phase",
     summary="all states in place, then one contraction for the outputs",
     rank=1,
-    sources=(Path(__file__), *files_of(_recurrence, autograd, _discretize, _bidirectional)),
+    sources=(Path(__file__), *files_of(recurrence, autograd, discretize, bidirectional)),
     space=Space((threads_tunable(),)),
     capabilities=WHOLE_CONTRACT_ANYWHERE,
     make=make,

@@ -19,7 +19,7 @@ from scanlab.contract.base import DTYPES
 from scanlab.contract.cpu import pinned, threads_tunable
 from scanlab.contract.space import Config, Space, Tunable
 from scanlab_kernels.selective_scan import compiled as selective_scan
-from scanlab_kernels.selective_scan._chunked_scan import Kernel
+from scanlab_kernels.selective_scan.chunked_scan import Kernel
 from scanlab_kernels.ssd import chunked, chunks
 from scanlab_kernels.ssd.operands import Operands
 from scanlab_kernels.ssd.problem import SsdFn, SsdProblem

@@ -1,4 +1,4 @@
-"""Regular signs of life from a thread of their own."""
+"""Heartbeats from a thread of their own."""
 
 from __future__ import annotations
 

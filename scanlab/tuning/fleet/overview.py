@@ -1,4 +1,4 @@
-"""Overview of the machines that share a storage: what each kind has found, and what that says to the others."""
+"""Overview of the machines that share a storage: the results of each kind, and choices to adopt from them."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ LEASE_S = 120.0
 
 def this_process() -> dict[str, str | int]:
     """Return the identity of this process as JSON values."""
-    return {"host": _host(), "pid": os.getpid(), "started": process_start(os.getpid())}
+    return {"host": host(), "pid": os.getpid(), "started": process_start(os.getpid())}
 
 
 def is_alive(identity: Mapping[str, Any], silent_s: float) -> bool:
@@ -26,7 +26,7 @@ def is_alive(identity: Mapping[str, Any], silent_s: float) -> bool:
         silent_s: Seconds since its last heartbeat by the clocks of both hosts. A heartbeat far in the future comes
             from a clock that was set back, and counts as silence too.
     """
-    if identity.get("host") != _host():
+    if identity.get("host") != host():
         return abs(silent_s) < LEASE_S
     pid = identity.get("pid")
     return isinstance(pid, int) and process_start(pid) == identity.get("started") != ""
@@ -56,7 +56,7 @@ def process_start(pid: int) -> str:
     return "running"
 
 
-def _host() -> str:
+def host() -> str:
     """Return the host name and the PID namespace: containers of one host may share its name."""
     try:
         return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"

@@ -1,6 +1,6 @@
-"""Summaries of the studies in a storage, for readers that know nothing but the storage.
+"""Summaries of the studies in a storage, derived from the storage alone.
 
-What another version or another program wrote there is skipped with a notice, and stops nobody.
+Entries of another version or another program are skipped with a notice.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Queue of the configurations of one study: which process evaluates which, and what came of it.
+"""Queue of the configurations of one study: leases, and results.
 
-A lease is first written whole, with its configuration and its owner, and then looked for: of two processes that lease
-the same configuration at the same moment both see both leases, and the earlier one is valid. Nothing is locked, on any
-storage, while a process thinks or measures. The lease of a process that died is found by its owner and ended.
+A lease is first written whole, with its configuration and its owner, and then looked up: two processes that lease the
+same configuration at the same moment both see both leases, and the earlier one is valid. No storage is locked while a
+process chooses or measures. The lease of a process that died is found by its owner and ended.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from scanlab.contract.problem import ScanInputs, ScanProblem, make_inputs
-from scanlab_kernels.selective_scan import _chunked_scan, _recurrence, associative, chunked, two_phase
+from scanlab_kernels.selective_scan import associative, chunked, chunked_scan, recurrence, two_phase
 
 PROBLEM = ScanProblem(batch=1, dim=48, length=200, state=64)
 
@@ -70,10 +70,10 @@ def test_where_chunks_end_does_not_show(length, whole):
 
     def forward(u, *operands):
         lengths.append(len(u))
-        return _chunked_scan.eager(_recurrence.sequential).forward(u, *operands)
+        return chunked_scan.eager(recurrence.sequential).forward(u, *operands)
 
-    at_once = _chunked_scan.scan(inputs, problem, length, _chunked_scan.eager(_recurrence.sequential))
-    in_chunks = _chunked_scan.scan(inputs, problem, 16, _chunked_scan.Step(forward, backward=None), whole=whole)
+    at_once = chunked_scan.scan(inputs, problem, length, chunked_scan.eager(recurrence.sequential))
+    in_chunks = chunked_scan.scan(inputs, problem, 16, chunked_scan.Step(forward, backward=None), whole=whole)
     torch.testing.assert_close(in_chunks.out, at_once.out)
     torch.testing.assert_close(in_chunks.last_state, at_once.last_state)
     assert len(lengths) == -(-length // 16)

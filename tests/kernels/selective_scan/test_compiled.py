@@ -10,7 +10,7 @@ from scanlab.contract import registry
 from scanlab.contract.problem import ScanProblem, make_inputs
 from scanlab.errors import RejectedError, UnavailableError
 from scanlab.testing import BackendContract
-from scanlab_kernels.selective_scan import _bidirectional, _chunked_scan, compiled
+from scanlab_kernels.selective_scan import bidirectional, chunked_scan, compiled
 from scanlab_kernels.selective_scan.op import op
 
 
@@ -68,8 +68,8 @@ def test_examples_have_the_layout_of_the_operands(interpreted, options):
         seen.append([tuple(tensor.shape) for tensor in part])
         return compiled.unrolled(*part)
 
-    step = _chunked_scan.Step(forward, backward=None)
-    _bidirectional.directed(lambda inputs: _chunked_scan.scan(inputs, problem, 4, step, whole=True), problem)(
+    step = chunked_scan.Step(forward, backward=None)
+    bidirectional.directed(lambda inputs: chunked_scan.scan(inputs, problem, 4, step, whole=True), problem)(
         *make_inputs(problem)
     )
     assert seen == [expected] * 3

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scanlab_kernels.selective_scan import _recurrence, cpp_torch
+from scanlab_kernels.selective_scan import cpp_torch, recurrence
 
 LENGTHS = (*range(1, 18), 31, 64, 100)
 
@@ -11,7 +11,7 @@ LENGTHS = (*range(1, 18), 31, 64, 100)
 @pytest.fixture(params=["sequential", "logarithmic", "cpp_torch"])
 def solve(request):
     if request.param != "cpp_torch":
-        return getattr(_recurrence, request.param)
+        return getattr(recurrence, request.param)
     reason = cpp_torch.backend.unavailable()
     if reason is not None:
         pytest.skip(reason)
@@ -37,7 +37,7 @@ def plain_loop(decay, drive, h):
 def test_solves_in_place(solve, length):
     decay, drive, h = draw(length)
     expected, kept = plain_loop(decay, drive, h), decay.clone()
-    states = _recurrence.solved(decay, drive, h, solve)
+    states = recurrence.solved(decay, drive, h, solve)
     torch.testing.assert_close(states, expected)
     assert states.data_ptr() == drive.data_ptr()
     assert torch.equal(decay, kept)
@@ -48,7 +48,7 @@ def test_solves_in_place(solve, length):
 def test_gradients(solve, length, dtype):
     operands = tuple(tensor.requires_grad_() for tensor in draw(length, dtype))
     # The drive is overwritten, which a leaf must not be.
-    assert torch.autograd.gradcheck(lambda decay, drive, h: _recurrence.solved(decay, drive * 1, h, solve), operands)
+    assert torch.autograd.gradcheck(lambda decay, drive, h: recurrence.solved(decay, drive * 1, h, solve), operands)
 
 
 def test_a_view_may_be_solved_in_place():
@@ -58,14 +58,14 @@ def test_a_view_may_be_solved_in_place():
         return torch.autograd.grad(solved.square().sum(), (decay, drive, h))
 
     time_last = (drive * 1).movedim(0, -1).contiguous()
-    in_place = _recurrence.solved(decay, time_last.movedim(-1, 0), h, _recurrence.sequential)
+    in_place = recurrence.solved(decay, time_last.movedim(-1, 0), h, recurrence.sequential)
     for got, expected in zip(gradients(in_place), gradients(plain_loop(decay, drive, h)), strict=True):
         torch.testing.assert_close(got, expected)
 
 
 def test_second_derivatives_are_refused():
     decay, drive, h = (tensor.requires_grad_() for tensor in draw(4))
-    states = _recurrence.solved(decay, drive * 1, h, _recurrence.sequential)
+    states = recurrence.solved(decay, drive * 1, h, recurrence.sequential)
     (first,) = torch.autograd.grad(states.square().sum(), decay, create_graph=True)
     with pytest.raises(NotImplementedError, match="no second derivatives.*SCANLAB_BACKEND=reference"):
         torch.autograd.grad(first.sum(), decay)

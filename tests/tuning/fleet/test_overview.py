@@ -162,7 +162,7 @@ def search_on(url, folder, delays_ms=(0.0, 1.0)):
 def test_a_silent_worker_on_another_host_loses_its_lease_and_its_late_record_still_counts(tmp_path, url, monkeypatch):
     late = search_on(url, tmp_path / "late")
     other = search_on(url, tmp_path / "other")
-    monkeypatch.setattr(process_identity, "_host", lambda: "elsewhere")
+    monkeypatch.setattr(process_identity, "host", lambda: "elsewhere")
     held = late.ask(60.0)
     monkeypatch.undo()
     assert other.ask(60.0) != held
@@ -173,7 +173,7 @@ def test_a_silent_worker_on_another_host_loses_its_lease_and_its_late_record_sti
     failed = {"state": "crashed", "measurement": None, "verdict": None, "reason": "boom"}
     record = trial(backend="sleepy", config=dict(held.config), **failed)
     late.tell(record)
-    ((study,), _) = summarize_studies(late._queue._storage)
+    ((study,), _) = summarize_studies(open_storage(url, tmp_path / "late")[0])
     assert [json.loads(line[line.index('"trial":') + 8 : -1])["id"] for line, _ in study.lines] == [record.id]
 
 
@@ -181,10 +181,11 @@ def test_a_lease_gives_signs_of_life(tmp_path, url, monkeypatch):
     monkeypatch.setattr(heartbeat, "BEAT_S", 0.01)
     search = search_on(url, tmp_path)
     assert search.ask(60.0) is not None
-    storage = search._queue._storage
+    storage, _ = open_storage(url, tmp_path)
+    (study,) = storage.get_all_studies()
 
     def beat():
-        (entry,) = storage.get_all_trials(search._queue._study)
+        (entry,) = storage.get_all_trials(study._study_id)
         return entry.user_attrs["beat"]
 
     first = beat()

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
 from scanlab_kernels.autograd import once
-from scanlab_kernels.selective_scan import _discretize, _recurrence
-from scanlab_kernels.selective_scan._recurrence import Solver
+from scanlab_kernels.selective_scan import discretize, recurrence
+from scanlab_kernels.selective_scan.recurrence import Solver
 
 Kernel = Callable[..., Sequence[Tensor]]
 
@@ -45,7 +45,7 @@ def scan(inputs: ScanInputs, problem: ScanProblem, chunk: int, step: Step, whole
     Where `chunk` does not divide the length the last chunk is shorter; with `whole` it is padded by steps with
     delta = 0, which leave the state unchanged.
     """
-    operands = _discretize.operands(inputs, problem)
+    operands = discretize.operands(inputs, problem)
     missing = -problem.length % chunk if whole else 0
 
     def time_first(values: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def scan(inputs: ScanInputs, problem: ScanProblem, chunk: int, step: Step, whole
         projection(inputs.C, operands.C),
         operands.h.mT.contiguous(),
     )
-    return _discretize.epilogue(y[: problem.length].movedim(0, -1), h.mT, inputs)
+    return discretize.epilogue(y[: problem.length].movedim(0, -1), h.mT, inputs)
 
 
 class _Chunks(torch.autograd.Function):
@@ -126,7 +126,7 @@ def eager(solve: Solver) -> Step:
     ) -> tuple[Tensor, Tensor]:
         decay = torch.mul(delta[..., None, :], A, out=for_decay).exp_()
         drive = torch.mul((delta * u)[..., None, :], B, out=for_states)
-        states = _recurrence.solved(decay, drive, h, solve)
+        states = recurrence.solved(decay, drive, h, solve)
         return torch.mul(states, C, out=for_decay).sum(-2), states[-1].clone()
 
     def forward(*part: Tensor) -> tuple[Tensor, Tensor]:
