@@ -36,7 +36,7 @@ CUDA_ON_CPU = Setting("SCANLAB_CUDA_ON_CPU", "1 in the processes that a script o
 
 ALL = (BACKEND, STRICT, MIXER, LINEAR, PROFILE, CACHE, ISA, CUDA_ON_CPU)
 
-# A dispatcher keeps this many bound scans, and as many decisions; the one that was not used for longest goes first.
+# A dispatcher keeps this many bound scans, and as many decisions; the one bound first goes first.
 MAX_KEPT_SCANS = 1024
 # Distinct warnings that are said once; beyond, the oldest may be said again.
 MAX_KEPT_WARNINGS = 256

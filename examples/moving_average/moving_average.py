@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from scanlab.contract.backend import Backend, OpCapabilities
-from scanlab.contract.base import DTYPES, Problem
+from scanlab.contract.base import DTYPES, Problem, expect_sizes
 from scanlab.contract.op import Op, Work
 from scanlab.contract.space import Space, Tunable
 
@@ -31,6 +31,9 @@ class AverageProblem(Problem):
     dtype: str = "float32"
     device: str = "cpu"
     gradients: bool = False
+
+    def __post_init__(self) -> None:
+        expect_sizes(self)
 
 
 class Inputs(NamedTuple):

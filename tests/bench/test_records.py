@@ -8,6 +8,7 @@ import random
 import re
 import zlib
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -99,7 +100,7 @@ def changed(path, value):
     """Return a record of which one field, named by its path, holds `value`."""
     record = copy.deepcopy({"schema": SCHEMA, "trial": json.loads(encode(trial()))["trial"]})
     *parents, last = path.split(".")
-    place = record
+    place: Any = record
     for name in parents:
         place = place[int(name) if name.isdigit() else name]
     place[int(last) if last.isdigit() else last] = value

@@ -49,7 +49,8 @@ def test_one_sample_is_its_own_median():
 def test_disturbed_blocks_are_kept_and_give_no_number():
     noisy = block([50 * MS], [2 * MS], disturbed="steal")
     mixed = measurement(block([MS], [2 * MS]), noisy)
-    assert (mixed.speedup, mixed.median_ms, mixed.disturbed_blocks) == (pytest.approx(2.0), 1.0, 1)
+    assert mixed.speedup == pytest.approx(2.0)
+    assert (mixed.median_ms, mixed.disturbed_blocks) == (1.0, 1)
     alone = measurement(noisy, noisy)
     assert math.isnan(alone.median_ms)
     assert math.isnan(alone.speedup)

@@ -12,7 +12,7 @@ def test_it_covers_the_true_median_about_as_often_as_it_says():
     rng = np.random.default_rng(1)
     hits = 0
     for _ in range(300):
-        low, high = bootstrap([rng.normal(0.7, 0.1, size=15)], 0.95)
+        low, high = bootstrap([rng.normal(0.7, 0.1, size=15).tolist()], 0.95)
         hits += low <= 0.7 <= high
     assert 0.90 <= hits / 300 <= 0.995
 

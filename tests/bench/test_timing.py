@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import random
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -108,7 +109,7 @@ def test_with_gradients_a_call_is_forward_and_backward(direction):
     problem = TINY.replace(gradients=True, direction=direction)
     inputs = make_inputs(problem)
     scan = registry.get("reference").build(problem, {"threads": 1})
-    gradients = call_of(scan, problem, (inputs,))()
+    gradients: Any = call_of(scan, problem, (inputs,))()
     leaves = [
         each.with_tensors(**{n: t.clone().requires_grad_() for n, t in each.tensors().items()}) for each in inputs
     ]

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -155,8 +156,8 @@ def test_the_problems_of_a_script_are_recorded(run, script, monkeypatch, tmp_pat
     assert '"batch=1,dim=6,length=9,state=4' in text
     assert "# 3 calls" in text
     assert "4 scans" in text
-    cases = load_suite("seen.toml:captured")
-    assert {case.problem.length for case in cases} == {5, 9}
+    problems: Any = [case.problem for case in load_suite("seen.toml:captured")]
+    assert {problem.length for problem in problems} == {5, 9}
 
 
 @pytest.mark.parametrize("name", ["\U0001f600.py", "del\x7f.py", 'quote".py', "[bold].py", "byte\udcff.py"])
@@ -169,7 +170,9 @@ def test_a_script_of_any_name_that_changes_its_folder_and_forks_is_recorded(tmp_
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr.count(b"wrote seen.toml: 1 problems") == 1
-    assert [case.problem.length for case in load_suite(f"{tmp_path}/seen.toml:captured")] == [9]
+    problem: Any
+    (problem,) = (case.problem for case in load_suite(f"{tmp_path}/seen.toml:captured"))
+    assert problem.length == 9
     assert sorted(each.name for each in tmp_path.glob("*.toml*")) == ["seen.toml"]
 
 

@@ -10,13 +10,14 @@ import torch
 from helpers.tiny_vim import trained_tiny_vim
 from scanlab.contract import registry
 from scanlab.contract.problem import ScanProblem, make_inputs
+from scanlab.contract.space import Config
 from scanlab.errors import UnavailableError
 from scanlab.export.aoti import FrozenScan, write_package
 from scanlab.runtime.profile import Profile, ProfileEntry
 
 IMAGES = torch.zeros(1, 3, 32, 32)
 PROBLEM = ScanProblem(batch=1, dim=64, length=17, direction="bidirectional", layout="dim_last")
-CONFIG = {"threads": 1, "time_block": 32, "channel_tile": 16, "time_chunks": 1, "exp": "fast"}
+CONFIG: Config = {"threads": 1, "time_block": 32, "channel_tile": 16, "time_chunks": 1, "exp": "fast"}
 
 
 @pytest.fixture

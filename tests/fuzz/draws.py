@@ -44,7 +44,9 @@ class Draw(random.Random):
         """Return normal random numbers."""
         return (torch.randn(shape, generator=self.generator) * scale + mean).to(dtype)
 
-    def uniform(self, low: float, high: float, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    def uniform(  # type: ignore[override]
+        self, low: float, high: float, *shape: int, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
         """Return uniform random numbers."""
         return (torch.rand(shape, generator=self.generator) * (high - low) + low).to(dtype)
 

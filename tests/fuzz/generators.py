@@ -6,7 +6,7 @@ import zlib
 from typing import Protocol
 
 from fuzz import convolutions, drop_ins, fronts, norms, other_scans, scans, steps
-from fuzz.case import Case
+from fuzz.case import Case, Kind
 from fuzz.draws import Draw
 from fuzz.hostile import corrupt
 
@@ -42,7 +42,7 @@ GENERATORS: dict[str, Generator] = {
 def draw_case(name: str, seed: int) -> Case:
     """Return the call that a seed stands for: half of them valid, a quarter edge cases, a quarter hostile."""
     draw = Draw(zlib.crc32(f"{name} {seed}".encode()))
-    kind = draw.pick(("valid", "valid", "edge", "hostile"))
+    kind: Kind = draw.pick(("valid", "valid", "edge", "hostile"))
     case = GENERATORS[name](draw, edge=kind == "edge")
     case.kind = kind
     return corrupt(draw, case) if kind == "hostile" else case

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,7 +106,7 @@ def _huge(draw: Draw, tensor: Tensor) -> Tensor:
     return tensor.narrow(axis, 0, 1).expand(shape)
 
 
-CORRUPTIONS: dict[str, Callable[[Draw, Tensor], Tensor]] = {
+CORRUPTIONS: dict[str, Callable[[Draw, Tensor], Any]] = {
     "resized": _resized,
     "of other rank": _other_rank,
     "transposed": _swapped,
@@ -115,5 +116,5 @@ CORRUPTIONS: dict[str, Callable[[Draw, Tensor], Tensor]] = {
     "quantized": _quantized,
     "in oneDNN's layout": _blocked,
     "huge": _huge,
-    "an object": lambda draw, tensor: draw.pick((None, [1.0, 2.0], "text", 3, tensor.tolist())),  # type: ignore[arg-type]
+    "an object": lambda draw, tensor: draw.pick((None, [1.0, 2.0], "text", 3, tensor.tolist())),
 }

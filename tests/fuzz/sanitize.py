@@ -64,4 +64,4 @@ def use_sanitized_libraries() -> None:
             )
         )
 
-    Extension.build = build_sanitized  # type: ignore[method-assign]
+    Extension.build = build_sanitized  # type: ignore[assignment,method-assign]

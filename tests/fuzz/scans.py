@@ -11,7 +11,7 @@ from torch import Tensor
 from fuzz.case import Arguments, Case, Results, UnfitError, fit
 from fuzz.draws import Draw
 from scanlab.contract import registry
-from scanlab.contract.problem import ScanInputs
+from scanlab.contract.problem import DIRECTIONS, Direction, ScanInputs
 from scanlab.runtime.dispatch import dispatcher, selective_scan_fn
 
 TENSORS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
@@ -94,7 +94,7 @@ def reference(arguments: Arguments, *, directions: tuple[str, ...]) -> Results:
             raise UnfitError("B and C have different groups")
     if len({out.shape for out, _ in found}) > 1:
         raise UnfitError("the directions differ")
-    out = sum(each for each, _ in found)
+    out = functools.reduce(torch.add, (each for each, _ in found))
     return {"out": out, "last_state": found[0][1] if len(found) == 1 else torch.stack([h for _, h in found])}
 
 
@@ -204,7 +204,7 @@ def selective_scan(draw: Draw, *, edge: bool) -> Case:
 
 def directed_scan(draw: Draw, *, edge: bool) -> Case:
     """Draw a scan in reverse, or of both directions, with an initial state, as models call it."""
-    direction = draw.pick(("forward", "reverse", "bidirectional"))
+    direction: Direction = draw.pick(DIRECTIONS)
     named = selection(draw, chunked_time=direction != "bidirectional")
     first = inputs(draw, edge=edge)
     sets = [first]

@@ -31,7 +31,7 @@ def state_loop(
         raise UnfitError("x or B")
     x = fit("x", x, (-1,) * x.dim())
     if x.dim() == 2:
-        own, groups = (x.shape[1],), 1
+        own, groups = tuple(x.shape[1:]), 1
     else:
         own, groups = tuple(x.shape[1:]), B.shape[1]
         if not groups or own[0] % groups:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ class GoldenCase(NamedTuple):
     """A case: its name, its options, and its tensors by name (absent ones are None)."""
 
     name: str
-    options: dict[str, object]
+    options: dict[str, Any]
 
     def tensor(self, name: str) -> Tensor | None:
         key = f"{self.name}/{name}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ def assert_close(got: Sequence[Tensor], want: Sequence[Tensor], names: Sequence[
         assert error(one, other) <= max(tolerance, TOLERANCES[one.dtype]), f"{name} is off by {error(one, other):.1e}"
 
 
-def wide(tensor: Tensor | None) -> Tensor | None:
+def wide(tensor: Tensor | None) -> Any:
     """The same numbers in float64, as a leaf; integers and None as they are."""
     if tensor is None or not tensor.is_floating_point():
         return tensor

@@ -4,6 +4,7 @@ import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +46,7 @@ class Official:
     def __contains__(self, key: str) -> bool:
         return key in self.values.files
 
-    def model(self, **options: object) -> VisionMamba:
+    def model(self, **options: Any) -> VisionMamba:
         """Our model with the variant's options and weights, in evaluation mode, on the reference scan."""
         model = VisionMamba(**self.config, **{"scan": REFERENCE} | options).eval()
         weights = {name: RECIPE.param(name, shape) for name, shape in self.shapes.items()}

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 def direction(xz, weights, b, A_log, D):
     """One scan over xz (length, 2 inner) with the weights whose names end in `b`; gated, (length, inner)."""
-    return recur(*projections(xz, weights, b), A_log, D)
+    u, z, delta, B, C = projections(xz, weights, b)
+    return recur(u, z, delta, B, C, A_log, D)
 
 
 def projections(xz, weights, b):
@@ -47,8 +48,8 @@ def mixer(hidden, weights, options):
         y = y + direction(xz.flip(0), weights, "_b", weights["A_b_log"], weights["D_b"]).flip(0)
         y = y / 2 if options.get("if_divide_out", True) else y
     elif kind == "v1":  # the second scan reverses what is convolved already
-        inputs = [each.flip(0) for each in projections(xz, weights, "")]
-        y = y + recur(*inputs, weights["A_b_log"], weights["D"]).flip(0)
+        u, z, delta, B, C = (each.flip(0) for each in projections(xz, weights, ""))
+        y = y + recur(u, z, delta, B, C, weights["A_b_log"], weights["D"]).flip(0)
     out = y @ weights["out_proj.weight"].T + weights.get("out_proj.bias", 0.0)
     return out * weights.get("gamma", 1.0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from scanlab.models.capture import trained_like_
 from scanlab.models.checkpoints import Published, save_weights
@@ -14,7 +15,7 @@ PUBLISHED = Published("nowhere/tiny", "tiny.pth", WIDTH, TOKENS)
 
 def tiny_vim(img_size=32, num_classes=1000, scan=None) -> VisionMamba:
     """Depth 1; a released model in all but its sizes."""
-    options = {"patch_size": 8, "stride": 8, "depth": 1, "embed_dim": WIDTH, "final_pool_type": "mean"}
+    options: dict[str, Any] = {"patch_size": 8, "stride": 8, "depth": 1, "embed_dim": WIDTH, "final_pool_type": "mean"}
     return VisionMamba(img_size=img_size, num_classes=num_classes, scan=scan, **options)
 
 

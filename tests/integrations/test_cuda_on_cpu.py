@@ -40,7 +40,7 @@ def without_cuda():
         lambda: torch.arange(3, device=0),
         lambda: torch.ones(2).new_zeros(3, device="cuda"),
         lambda: torch.rand_like(torch.ones(2), device="cuda"),
-        lambda: torch.cuda.FloatTensor([1.0]),
+        lambda: torch.cuda.FloatTensor([1.0]),  # type: ignore[attr-defined]
         lambda: torch.nn.Linear(2, 2, device="cuda").weight,
         lambda: torch.nn.Linear(2, 2).cuda().weight,
         lambda: torch.nn.Linear(2, 2).to("cuda").weight,
@@ -78,7 +78,7 @@ def test_devices_are_mapped_in_threads_too(kind):
         thread.start()
         thread.join()
         with ThreadPoolExecutor(1) as pool:
-            made.append(pool.submit(torch.zeros, 2, device="cuda:1").result())
+            made.append(pool.submit(lambda: torch.zeros(2, device="cuda:1")).result())
     assert [each.is_cpu for each in made] == [True, True]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from scanlab.contract import registry
@@ -25,9 +27,10 @@ def test_the_simplest_backend_takes_every_corner_and_another_one_runs_here(op: s
 @pytest.mark.parametrize("op", OPS)
 def test_a_problem_has_a_text_form_and_is_what_its_inputs_pose(op: str) -> None:
     value = registry.op(op)
+    pose: Any = value.problem
     for problem in value.corners:
         assert value.problem.parse(problem.key) == problem
         options = {name: getattr(problem, name) for name in OPTIONS.get(op, ())}
-        assert value.problem.of(*value.make_inputs(problem, 0), gradients=problem.gradients, **options) == problem
+        assert pose.of(*value.make_inputs(problem, 0), gradients=problem.gradients, **options) == problem
         assert value.work(problem).traffic_bytes > 0
         assert problem.family.family == problem.family

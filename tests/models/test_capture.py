@@ -1,5 +1,7 @@
 """Trained-like weights, and the inputs that one layer's scan really receives."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -25,7 +27,7 @@ def test_trained_like_weights_are_the_same_everywhere():
     another = trained_like_(small(), seed=1)
     assert not any(torch.equal(value, another.state_dict()[name]) for name, value in model.state_dict().items())
     # numbers drawn once: the same on every machine and with every version of torch and numpy
-    mixer = model.layers[1].mixer
+    mixer: Any = model.layers[1].mixer
     torch.testing.assert_close(
         mixer.A_log[3], torch.tensor([0.1525226, 0.9947272, 1.2502377, 1.0226672]), rtol=0, atol=1e-6
     )
@@ -37,7 +39,7 @@ def test_trained_like_weights_are_the_same_everywhere():
 def test_trained_like_weights_look_trained():
     model = trained_like_(vim_tiny(scan=REFERENCE))
     for layer in (model.layers[0], model.layers[23]):
-        mixer = layer.mixer
+        mixer: Any = layer.mixer
         for A_log in (mixer.A_log, mixer.A_b_log):
             rates = A_log.exp()
             assert (rates - rates.round()).abs().mean() > 0.1

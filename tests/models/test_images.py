@@ -88,14 +88,14 @@ def test_sixteen_bit_grey_is_scaled_to_eight(tmp_path):
 
 def test_pixels_without_a_known_range_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"real\.tif has pixel values from -1\.0 to 1\.0"):
-        open_image(saved(tmp_path, Image.fromarray(np.float32([[-1.0, 0.5], [0.25, 1.0]])), "real.tif"))
+        open_image(saved(tmp_path, Image.fromarray(np.array([[-1.0, 0.5], [0.25, 1.0]], np.float32)), "real.tif"))
     with pytest.raises(InputError, match=r"deep\.tif has pixel values from 0 to 70000"):
-        open_image(saved(tmp_path, Image.fromarray(np.int32([[0, 70000]])), "deep.tif"))
+        open_image(saved(tmp_path, Image.fromarray(np.array([[0, 70000]], np.int32)), "deep.tif"))
 
 
 def test_transparent_parts_become_white(tmp_path):
     picture = gradient(16, 16).convert("RGBA")
-    picture.putalpha(Image.fromarray(np.repeat(np.uint8([[0] * 8 + [255] * 8]), 16, 0)))
+    picture.putalpha(Image.fromarray(np.repeat(np.array([[0] * 8 + [255] * 8], np.uint8), 16, 0)))
     opened = np.asarray(open_image(saved(tmp_path, picture, "alpha.png")))
     assert (opened[:, :8] == 255).all()
     np.testing.assert_array_equal(opened[:, 8:], np.asarray(gradient(16, 16))[:, 8:])

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -39,9 +41,10 @@ def test_a_dtype_that_is_not_exact_enough_is_wrong():
 
 
 def test_products_in_bfloat16_are_switched_on_inside_the_model_alone():
-    before = torch.backends.mkldnn.matmul.fp32_precision
+    products: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = products.fp32_precision
     registry.get("assembly").build(LOOSE, {"dtype": "bfloat16_products"})(*make_inputs(LOOSE, 0))
-    assert torch.backends.mkldnn.matmul.fp32_precision == before
+    assert products.fp32_precision == before
 
 
 def test_the_ops_of_a_forward_pass_are_counted():

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,15 @@ from scanlab.models.block import DropPath
 from scanlab.models.capture import trained_like_
 from scanlab.models.vision_mamba import RELEASED, VisionMamba
 
-SMALL = {"img_size": 16, "patch_size": 8, "stride": 8, "embed_dim": 16, "depth": 3, "num_classes": 5, "d_state": 4}
+SMALL: dict[str, Any] = {
+    "img_size": 16,
+    "patch_size": 8,
+    "stride": 8,
+    "embed_dim": 16,
+    "depth": 3,
+    "num_classes": 5,
+    "d_state": 4,
+}
 OPTIONS = [
     {},
     {"stride": 4},

@@ -7,6 +7,7 @@ scan) from the weights and images of `helpers.vmamba_weights`.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ import scanlab
 from helpers.vmamba_weights import images, weights
 from scanlab.contract.verify import relative_error
 from scanlab.errors import ProblemError, UnknownBackendError
-from scanlab.models.vmamba import FAMILIES, VMamba
+from scanlab.models.vmamba import FAMILIES, Variant, VMamba
 
 LOGITS = {
     "s1": [[0.296721, -0.539233, 0.368927, 0.47932, 0.218866], [0.434294, -0.480377, 0.102981, 0.318837, 0.526552]],
@@ -35,7 +36,7 @@ X_PROJ_GRADIENTS = {"s1": 1.26174, "s2": 1.88148, "v0": 3.53749}
 BACKENDS = ("cross_scan_2d_torch", "cross_scan_2d_composed", "cross_scan_2d_native")
 
 
-def small(family: str, **options: object) -> VMamba:
+def small(family: Variant, **options: Any) -> VMamba:
     model = VMamba((1, 2), 16, FAMILIES[family], num_classes=5, **options).eval()
     model.load_state_dict(weights(model.state_dict()))
     return model
@@ -117,7 +118,8 @@ def test_checkpoints_of_older_code_load():
 def test_a_fresh_model_trains_and_its_steps_start_where_the_official_ones_do():
     torch.manual_seed(0)
     model = VMamba((1, 1), 16, num_classes=5, drop_path_rate=0.5)
-    step = torch.nn.functional.softplus(model.layers[0].blocks[0].op.dt_projs_bias)
+    stages: Any = model.layers
+    step = torch.nn.functional.softplus(stages[0].blocks[0].op.dt_projs_bias)
     assert 0.0009 < step.min() < 0.01 < step.max() < 0.11
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     losses = []
@@ -152,4 +154,4 @@ def test_the_backend_of_the_scans_may_be_assigned():
     with pytest.raises(UnknownBackendError):
         small("s1", scan="cross_scan_3d")
     with pytest.raises(ProblemError, match="variant='s3': must be one of s1, s2, v0"):
-        scanlab.vmamba_tiny("s3")
+        scanlab.vmamba_tiny("s3")  # type: ignore[arg-type]

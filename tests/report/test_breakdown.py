@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from scanlab.contract.machine import this_machine
@@ -49,8 +51,9 @@ def test_tables_leave_out_what_a_dtype_does_not_pose(breakdown):
 
 
 def test_bars_add_up_to_the_whole_model(breakdown):
+    axes: Any
     (axes,) = breakdown_bars(breakdown, "caption").axes
-    ends = {}
+    ends: dict[int, float] = {}
     for bar in axes.patches:
         row = round(bar.get_y() + bar.get_height() / 2)
         ends[row] = max(ends.get(row, 0.0), bar.get_x() + bar.get_width())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import Any
 
 import pytest
 
@@ -35,7 +36,7 @@ def verdicts(before, after):
 
 def test_only_what_exceeds_the_noise_is_a_change():
     before = [timed(100, backend="native"), timed(200), timed(300, backend="two_phase")]
-    new = {"source_hash": "1" * 16}
+    new: dict[str, Any] = {"source_hash": "1" * 16}
     after = [timed(80, backend="native", **new), timed(201), timed(360, backend="two_phase", **new)]
     assert verdicts(before, after) == {
         "native": "faster",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import xml.etree.ElementTree as ElementTree
+from typing import Any
 
+import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.text import Text
@@ -81,12 +83,14 @@ def test_bars_show_values_and_reasons():
 
 
 def test_a_bar_on_a_logarithmic_axis_starts_at_one():
+    axes: Any
     (axes,) = DRAWN["speedup"]().axes
     assert axes.get_xscale() == "log"
     assert {round(bar.get_x(), 9) for bar in axes.patches} == {1.0}
 
 
 def test_bars_that_are_close_stand_on_a_linear_axis_and_start_at_zero():
+    axes: Any
     (axes,) = figures.speedup_bars(CONTEST, placings(SEARCH[:3]), CAPTION).axes
     assert axes.get_xscale() == "linear"
     assert {bar.get_x() for bar in axes.patches} == {0.0}
@@ -107,13 +111,13 @@ def test_the_accuracy_has_every_configuration_and_names_the_best():
     figure = DRAWN["accuracy"]()
     (axes,) = figure.axes
     dots = [line for line in axes.lines if line.get_markerfacecolor() == "none"]
-    assert [len(line.get_xdata()) for line in dots] == [4, 2]  # the best of each backend is drawn twice
+    assert [np.size(line.get_xdata()) for line in dots] == [4, 2]  # the best of each backend is drawn twice
     assert {"chunked  1.60 ms", "native  200 µs"} <= set(texts(figure))
 
 
 def test_the_history_never_falls():
     (axes,) = DRAWN["history"]().axes
-    steps = [line.get_ydata() for line in axes.lines if line.get_drawstyle() == "steps-post"]
+    steps: list[Any] = [line.get_ydata() for line in axes.lines if line.get_drawstyle() == "steps-post"]
     assert len(steps) == 2
     assert all((values[1:] >= values[:-1]).all() for values in steps)
     assert [values[-1] for values in steps] == pytest.approx([5.0, 40.0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,9 +17,9 @@ from scanlab.runtime.defaults import DefaultEntry, MeasuredProblem, most_similar
 PROBLEM = ScanProblem(batch=1, dim=384, length=200)
 
 
-def measured(problem: ScanProblem, **facts: object) -> MeasuredProblem:
+def measured(problem: ScanProblem, **facts: Any) -> MeasuredProblem:
     silicon = this_machine().silicon
-    here = {"machine": "here", "instruction_set": silicon.instruction_set, "cpus": silicon.usable_cpus}
+    here: dict[str, Any] = {"machine": "here", "instruction_set": silicon.instruction_set, "cpus": silicon.usable_cpus}
     entries = (DefaultEntry("two_phase", {}, 3.0), DefaultEntry("reference", {}, 1.0))
     return MeasuredProblem(problem=problem, source="results/x", entries=entries, **here | facts)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 from scanlab.contract import registry
+from scanlab.contract.base import Problem
 from scanlab.contract.problem import ScanProblem
 from scanlab.errors import ProfileError
 from scanlab.runtime.deployment import deploy, diff, remove, restore, update_profile
@@ -57,7 +59,7 @@ def served(path):
 
 def test_of_the_choices_that_many_processes_deploy_at_once_none_is_lost(path):
     command = [sys.executable, "-c", WRITER, str(path)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     writers = [subprocess.Popen([*command, str(dim)], **pipes) for dim in range(1, 5)]
     for writer in writers:
         assert writer.stdout.readline() == "ready\n"
@@ -169,9 +171,11 @@ def test_what_is_not_there_is_neither_removed_nor_restored(path, operation):
 
 def test_a_difference_is_in_what_serves_and_not_in_the_evidence():
     other = PROBLEM.replace(length=3)
-    before = {PROBLEM: entry("search"), other: entry(problem=other)}
-    assert diff(before, {PROBLEM: entry("holdout"), other: entry(problem=other)}) == ()
-    changed = diff(before, {PROBLEM: entry(threads=2)})
+    before: dict[Problem, ProfileEntry] = {PROBLEM: entry("search"), other: entry(problem=other)}
+    same: dict[Problem, ProfileEntry] = {PROBLEM: entry("holdout"), other: entry(problem=other)}
+    after: dict[Problem, ProfileEntry] = {PROBLEM: entry(threads=2)}
+    assert diff(before, same) == ()
+    changed = diff(before, after)
     assert [(each.problem, each.after) for each in changed] == [(PROBLEM, entry(threads=2)), (other, None)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from scanlab.integrations.mamba_ssm.ops.selective_scan_interface import selectiv
 EMPTY = [(0, 6, 9), (2, 0, 9), (2, 6, 0)]
 
 
-def tensors(batch: int, dim: int, length: int) -> tuple[torch.Tensor, ...]:
+def tensors(batch: int, dim: int, length: int) -> Any:
     """Return u, delta, A, B and C."""
     projections = torch.randn(2, batch, 3, length)
     return torch.randn(batch, dim, length), torch.rand(batch, dim, length), -torch.rand(dim, 3), *projections
@@ -25,7 +26,8 @@ def tensors(batch: int, dim: int, length: int) -> tuple[torch.Tensor, ...]:
 def test_gives_nothing_and_the_states_before(
     scan: Callable[..., tuple[torch.Tensor, torch.Tensor]], shape: tuple[int, int, int]
 ) -> None:
-    out, last_state = scan(*tensors(*shape), return_last_state=True)
+    results: Any = scan(*tensors(*shape), return_last_state=True)
+    out, last_state = results
     assert out.shape == shape
     assert torch.equal(last_state, torch.zeros(shape[0], shape[1], 3))
 
@@ -47,6 +49,7 @@ def test_refuses_tensors_that_do_not_fit() -> None:
 def test_scans_integers_as_float32() -> None:
     u, delta, A, B, C = tensors(1, 6, 9)
     u = (3 * u).long()
-    out = selective_scan_fn(u, delta, A, B, C)
+    out: Any = selective_scan_fn(u, delta, A, B, C)
+    expected: Any = selective_scan_fn(u.float(), delta, A, B, C)
     assert out.dtype == torch.int64
-    assert torch.equal(out, selective_scan_fn(u.float(), delta, A, B, C).long())
+    assert torch.equal(out, expected.long())

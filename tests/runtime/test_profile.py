@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from typing import Any
 
 import pytest
 
@@ -66,8 +67,9 @@ def test_the_nearest_problem_is_of_the_same_kind_and_nearest_in_ratio():
     for length in (100, 190, 1000, 10_000):
         profile = profile.with_entry(entry(PROBLEM.replace(length=length)))
     profile = profile.with_entry(entry(PROBLEM.replace(dtype="bfloat16")))
-    assert [each.problem.length for each in profile.nearest(PROBLEM)] == [190, 100, 1000]
-    assert [each.problem.length for each in profile.nearest(PROBLEM.replace(has_z=False))] == [190, 100, 1000]
+    for problem in (PROBLEM, PROBLEM.replace(has_z=False)):
+        near: Any = [each.problem for each in profile.nearest(problem)]
+        assert [each.length for each in near] == [190, 100, 1000]
     assert profile.nearest(PROBLEM.replace(direction="reverse")) == ()
 
 

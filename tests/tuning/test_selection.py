@@ -17,7 +17,7 @@ def outcome(*named, phase="comparison"):
     made = [
         RankedCandidate(
             trial(backend=backend, phase=phase, measurement=measurement(*[block([MS], [2 * MS])] * 6)),
-            *rank or (5,),
+            rank[0] if rank else 5,
             0,
             Place(behind, Interval(behind, behind), distinguishable),
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -23,7 +25,8 @@ def test_the_convolution_is_the_official_one_by_every_name(case):
     out, final = conv.causal_conv1d_fn(x, weight, bias, None, initial, True, activation=activation)
     close(out, case.tensor("out"))
     assert torch.equal(final.double(), case.tensor("final_states"))
-    close(conv.causal_conv1d_ref(x, weight, bias, initial, activation=activation), out)
+    reference: Any = conv.causal_conv1d_ref(x, weight, bias, initial, activation=activation)
+    close(reference, out)
     plain = () if initial is not None else ((silu,), (None, silu))
     for positional in (*plain, (None, initial, None, silu)):
         assert torch.equal(extensions.causal_conv1d_fwd(x, weight, bias, *positional), out)
@@ -39,7 +42,7 @@ def test_gradients_of_the_convolution_by_every_signature():
     x, dout = (torch.randn(2, 5, 9, generator=draw) for _ in range(2))
     weight, bias = torch.randn(5, 4, generator=draw), torch.randn(5, generator=draw)
     initial, dfinal = (torch.randn(2, 5, 3, generator=draw) for _ in range(2))
-    leaves = [each.clone().requires_grad_() for each in (x, weight, bias, initial)]
+    leaves: Any = [each.clone().requires_grad_() for each in (x, weight, bias, initial)]
     plain = F.silu(F.conv1d(F.pad(leaves[0], (3, 0)), leaves[1][:, None], leaves[2], groups=5))
     truth = torch.autograd.grad(plain, leaves[:3], dout)
     dx = torch.zeros_like(x)
@@ -59,15 +62,15 @@ def test_gradients_of_the_convolution_by_every_signature():
     assert extensions.causal_conv1d_bwd(x, weight, bias, dout, None, initial, dfinal, *places, True) is None
     for value, expected in zip(places, truth, strict=True):
         close(value, expected)
-    *found, none = cpp_functions.causal_conv1d_bwd_function(x, weight, None, dout, None, None, None, None, False, True)
-    assert found[2] is none is None
+    *grads, none = cpp_functions.causal_conv1d_bwd_function(x, weight, None, dout, None, None, None, None, False, True)
+    assert grads[2] is none is None
 
 
 def test_activation_in_the_place_of_the_first_release():
     x, weight = torch.rand(1, 3, 5), torch.rand(3, 4)
-    assert torch.equal(
-        conv.causal_conv1d_fn(x, weight, None, "silu"), conv.causal_conv1d_fn(x, weight, activation="silu")
-    )
+    first: Any = conv.causal_conv1d_fn(x, weight, None, "silu")
+    named: Any = conv.causal_conv1d_fn(x, weight, activation="silu")
+    assert torch.equal(first, named)
     with pytest.raises(NotImplementedError, match="activation='relu'"):
         conv.causal_conv1d_fn(x, weight, activation="relu")
 

@@ -78,8 +78,8 @@ def test_the_names_that_people_import():
     from mamba_ssm.ops.triton.layer_norm import RMSNorm, layer_norm_fn, rms_norm_fn
     from mamba_ssm.ops.triton.selective_state_update import selective_state_update
 
-    functions = (selective_scan_fn, mamba_inner_fn, mamba_inner_fn_no_out_proj, bimamba_inner_fn, layer_norm_fn)
-    functions += (rms_norm_fn, selective_state_update, causal_conv1d_fn, causal_conv1d_update)
+    functions = [selective_scan_fn, mamba_inner_fn, mamba_inner_fn_no_out_proj, bimamba_inner_fn, layer_norm_fn]
+    functions += [rms_norm_fn, selective_state_update, causal_conv1d_fn, causal_conv1d_update]
     assert all(inspect.isfunction(function) for function in functions)
     assert all(issubclass(each, torch.nn.Module) for each in (Mamba, Block, RMSNorm))
     assert Mamba is mamba_simple.Mamba

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -45,7 +47,7 @@ def test_native_is_the_reference_in_float64(
     hidden = torch.randn(shape).to(dtype)
     if turned:
         hidden = hidden.movedim(-1, 0).contiguous().movedim(0, -1)
-    tensors = {"hidden": hidden, "weight": torch.randn(shape[-1])}
+    tensors: dict[str, Any] = {"hidden": hidden, "weight": torch.randn(shape[-1])}
     if has_bias:
         tensors["bias"] = torch.randn(shape[-1])
     if has_residual:

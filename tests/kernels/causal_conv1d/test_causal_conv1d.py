@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from helpers.instruction_sets import (
 from scanlab.contract.cpu import torch_threads
 from scanlab.errors import ProblemError
 from scanlab.runtime import ops as mixer
+from scanlab_kernels.causal_conv1d.arguments import Activation
 
 CONVOLUTIONS = {"native": mixer.causal_conv1d, "reference": mixer.in_torch()(mixer.causal_conv1d)}
 UPDATES = {"native": mixer.causal_conv1d_update, "reference": mixer.in_torch()(mixer.causal_conv1d_update)}
@@ -57,7 +59,7 @@ def test_official_values_and_gradients(case: GoldenCase, which: str) -> None:
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("activation", [None, "silu"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_without_a_compiler_torch_convolves_the_same(layout: str, activation: str | None, reverse: bool) -> None:
+def test_without_a_compiler_torch_convolves_the_same(layout: str, activation: Activation, reverse: bool) -> None:
     x, weight, bias = sequences(2, 6, 11, layout), torch.randn(6, 4), torch.randn(6)
     other = torch.randn(6, 4)
     with mixer.in_torch():
@@ -90,7 +92,10 @@ def test_native_is_the_reference_in_float64(
 ) -> None:
     torch.manual_seed(seed)
     batch, dim, length = shape
-    tensors = {"x": sequences(*shape, layout, dtype), "weight": torch.randn(dim, width, dtype=dtype)}
+    tensors: dict[str, Any] = {
+        "x": sequences(batch, dim, length, layout, dtype),
+        "weight": torch.randn(dim, width, dtype=dtype),
+    }
     if has_bias:
         tensors["bias"] = torch.randn(dim, dtype=dtype)
     if extra == "initial_states":
@@ -98,7 +103,7 @@ def test_native_is_the_reference_in_float64(
     for tensor in tensors.values():
         tensor.requires_grad_()
     ids = torch.randint(-1, 3, (batch, length)).sort(1).values.int() if extra == "seq_idx" else None
-    options = {"seq_idx": ids, "activation": activation, "reverse": reverse}
+    options: dict[str, Any] = {"seq_idx": ids, "activation": activation, "reverse": reverse}
     with instruction_set(isa):
         out = mixer.causal_conv1d(**tensors, **options)
         seed_gradient = torch.randn(out.shape, dtype=torch.float64).to(dtype)
@@ -135,7 +140,8 @@ def test_both_directions_at_once(isa: str, layout: str, dtype: torch.dtype) -> N
 @pytest.mark.parametrize(("shape", "layout"), [((1, 3, 9000), "length-last"), ((1, 20, 700), "dim-last")])
 def test_long_sequences_give_the_same_bits_on_any_number_of_threads(shape, layout) -> None:
     torch.manual_seed(0)
-    x = sequences(*shape, layout).requires_grad_()
+    batch, dim, length = shape
+    x = sequences(batch, dim, length, layout).requires_grad_()
     weights = [torch.randn(shape[1], 4).requires_grad_(), torch.randn(shape[1]).requires_grad_()]
     seed = torch.randn(shape)
 
@@ -279,7 +285,7 @@ def test_native_updates_are_the_reference_in_float64(
     places = torch.randperm(rows)[:batch].int()
     if picked:
         places[0] = -1
-    options = {
+    options: dict[str, Any] = {
         "activation": "silu",
         "cache_seqlens": torch.randint(0, 50, (batch,), dtype=torch.int32) if circular else None,
         "conv_state_indices": places if picked else None,

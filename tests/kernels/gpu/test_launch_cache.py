@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -19,8 +20,8 @@ class Kernel:
 
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
-        self.inspected: list[object] = []
-        self.launched: list[object] = []
+        self.inspected: list[Any] = []
+        self.launched: list[Any] = []
 
     def __getitem__(self, grid):
         def inspect(x, **named):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -88,9 +90,10 @@ def test_bfloat16(isa: str, shape: tuple[int, int, int], rank: int) -> None:
 @pytest.mark.parametrize("wanted", range(1, 7))
 def test_gradients_flow_to_every_weight_that_wants_one(wanted: int) -> None:
     (inputs,) = make_inputs(PLAIN.replace(has_bias=True))
-    inputs[wanted].requires_grad_()
+    weight: Any = inputs[wanted]
+    weight.requires_grad_()
     outputs = mamba_front(inputs.hidden, weights_of(inputs))
-    (gradient,) = torch.autograd.grad(sum(output.square().sum() for output in outputs), inputs[wanted])
+    (gradient,) = torch.autograd.grad([output.square().sum() for output in outputs], [weight])
     assert gradient.abs().max() > 0
     with torch.no_grad():
         again = mamba_front(inputs.hidden, weights_of(inputs))
@@ -134,7 +137,7 @@ def direction(dim: int = 16, **given: Tensor) -> DirectionWeights:
         {"conv_bias": torch.ones(16, dtype=torch.int32)},
     ],
 )
-def test_weights_that_do_not_fit_are_refused(wrong: dict[str, Tensor]) -> None:
+def test_weights_that_do_not_fit_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ProblemError):
         direction(**wrong)
 

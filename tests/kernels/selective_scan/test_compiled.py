@@ -3,6 +3,7 @@
 import os
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,12 +14,14 @@ from scanlab.testing import BackendContract
 from scanlab_kernels.selective_scan import bidirectional, chunked_scan, compiled
 from scanlab_kernels.selective_scan.op import op
 
+CORNERS: Any = op.corners
+
 
 class TestContract(BackendContract):
     backend = compiled.backend
     # Each shape is compiled for some seconds: the shortest body, few sizes, of which one fills whole vectors.
     config = {"chunk": 4}  # noqa: RUF012
-    corners = tuple(corner for corner in op.corners if (corner.dim, corner.length) in ((6, 37), (32, 64)))
+    corners = tuple(corner for corner in CORNERS if (corner.dim, corner.length) in ((6, 37), (32, 64)))
 
 
 PROBLEM = ScanProblem(batch=2, dim=6, length=11, state=3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -32,6 +33,7 @@ def problems(draw: st.DrawFn) -> ScanProblem:
     constant_B, constant_C = draw(st.tuples(st.booleans(), st.booleans()))
     groups = 1 if constant_B and constant_C else draw(st.sampled_from([1, 1, 2, 3]))
     state = draw(STATES)
+    flags: dict[str, Any] = {flag: draw(st.booleans()) for flag in FLAGS}
     return ScanProblem(
         batch=draw(st.integers(1, 3)),
         dim=groups * draw(st.integers(1, 40 if state <= 20 else 5)),
@@ -39,13 +41,13 @@ def problems(draw: st.DrawFn) -> ScanProblem:
         state=state,
         groups=groups,
         dtype=draw(st.sampled_from(tuple(DTYPES))),
-        direction=draw(st.sampled_from(DIRECTIONS)),  # type: ignore[arg-type]
+        direction=draw(st.sampled_from(DIRECTIONS)),
         gradients=draw(st.booleans()),
         constant_B=constant_B,
         constant_C=constant_C,
         complex_A=draw(st.booleans()),
-        layout=draw(st.sampled_from(LAYOUTS)),  # type: ignore[arg-type]
-        **{flag: draw(st.booleans()) for flag in FLAGS},
+        layout=draw(st.sampled_from(LAYOUTS)),
+        **flags,
     )
 
 

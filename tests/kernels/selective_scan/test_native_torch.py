@@ -96,7 +96,7 @@ def test_under_autocast_the_scan_takes_what_the_projections_leave(mixer: Mixer, 
 
 
 def test_transforms_of_torch_func_see_the_gradients(mixer: Mixer, x: Tensor) -> None:
-    parameters = dict(mixer.named_parameters())
+    parameters: dict[str, Tensor] = dict(mixer.named_parameters())
 
     def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
         return torch.func.functional_call(mixer, parameters, (x,)).square().sum()

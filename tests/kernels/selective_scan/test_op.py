@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -31,17 +33,19 @@ def test_the_reference_in_pieces_agrees_with_the_whole_loop(direction, options, 
 
 
 def test_every_option_has_a_corner_with_gradients_and_one_without():
+    corners: Any = op.corners
     for name in ("has_D", "has_z", "has_delta_bias", "delta_softplus"):
-        alone = [corner for corner in op.corners if not getattr(corner, name) and corner.direction == "forward"]
+        alone = [corner for corner in corners if not getattr(corner, name) and corner.direction == "forward"]
         assert {corner.gradients for corner in alone} == {False, True}
 
 
 def test_corners_reach_beyond_the_blocks_that_a_configuration_names():
-    corners = op.corners_of({"channel_tile": 1536, "exp": "exact", "threads": 0})
+    corners: Any = op.corners_of({"channel_tile": 1536, "exp": "exact", "threads": 0})
     assert max(corner.dim for corner in corners) == max(corner.length for corner in corners) == 1537
     assert {corner.gradients for corner in corners} == {False, True}
     assert op.corners_of({"chunk": 8}) == ()
-    assert max(probe.dim for probe in op.probes) > 64
+    probes: Any = op.probes
+    assert max(probe.dim for probe in probes) > 64
 
 
 def test_the_problem_names_its_op():

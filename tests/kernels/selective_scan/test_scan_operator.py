@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from scanlab.contract import registry
-from scanlab.contract.problem import DIRECTIONS, ScanProblem, make_inputs
+from scanlab.contract.problem import DIRECTIONS, Direction, ScanProblem, make_inputs
 from scanlab.errors import UnavailableError
 from scanlab_kernels.selective_scan import scan_operator
 
 PLAIN = ScanProblem(batch=2, dim=6, length=5, state=4)
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "without softplus": {"delta_softplus": False},
     "without anything": {"has_D": False, "has_z": False, "has_delta_bias": False},
@@ -25,7 +27,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("options", OPTIONS)
-def test_the_operator_is_the_scan(direction: str, options: str) -> None:
+def test_the_operator_is_the_scan(direction: Direction, options: str) -> None:
     problem = PLAIN.replace(direction=direction, **OPTIONS[options])
     inputs = make_inputs(problem)
     found = scan_operator.scan(*inputs, delta_softplus=problem.delta_softplus, direction=direction)

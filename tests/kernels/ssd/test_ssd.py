@@ -155,6 +155,7 @@ def test_agrees_with_the_independent_implementation_of_transformers() -> None:
 
 def test_a_problem_is_what_its_inputs_pose() -> None:
     for corner in op.corners:
+        assert isinstance(corner, SsdProblem)
         (inputs,) = make_inputs(corner)
         posed = SsdProblem.of(
             inputs, dt_softplus=corner.dt_softplus, dt_limit=corner.limits, gradients=corner.gradients

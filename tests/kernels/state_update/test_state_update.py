@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,9 +20,7 @@ UPDATES = {"native": mixer.selective_state_update, "reference": mixer.in_torch()
 pytestmark = pytest.mark.usefixtures("native")
 
 
-def step_inputs(
-    batch: int, own: tuple[int, ...], groups: int | None, state: int, dtype: torch.dtype
-) -> dict[str, torch.Tensor]:
+def step_inputs(batch: int, own: tuple[int, ...], groups: int | None, state: int, dtype: torch.dtype) -> dict[str, Any]:
     """Random arguments of a step but the state: `own` is (dim,) or (heads, dim)."""
     projection = (batch, state) if groups is None else (batch, groups, state)
     return {
@@ -39,8 +39,8 @@ def step_inputs(
 @pytest.mark.parametrize("case", golden_cases("state_update"), ids=lambda case: case.name.partition("/")[2])
 def test_official_values(case: GoldenCase, which: str) -> None:
     state = case.tensor("state_before").clone()
-    arguments = [case.tensor(name) for name in ("x", "dt", "A", "B", "C", "D", "z", "dt_bias")]
-    out = UPDATES[which](state, *arguments, case.options["dt_softplus"])
+    arguments: list[Any] = [case.tensor(name) for name in ("x", "dt", "A", "B", "C", "D", "z", "dt_bias")]
+    out = UPDATES[which](state, *arguments, dt_softplus=case.options["dt_softplus"])
     assert_close([out, state], [case.tensor("out"), case.tensor("state_after")], ["out", "state"], 1e-6)
 
 

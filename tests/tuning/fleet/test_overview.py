@@ -6,6 +6,7 @@ import itertools
 import json
 import signal
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -120,6 +121,7 @@ def test_a_lost_database_is_filled_again_from_any_worker_s_records(tmp_path, url
 
 def test_a_damaged_record_in_the_database_is_measured_again(tmp_path, url):
     run(tmp_path / "one", url)
+    storage: Any
     storage, _ = open_storage(url, tmp_path)
     engine = storage._backend.engine
     with engine.begin() as connection:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 from wsgiref.util import setup_testing_defaults
 
 import optuna
@@ -56,7 +57,7 @@ def place(request, tmp_path):
 
 def test_of_many_that_lease_the_same_at_once_exactly_one_gets_it(place, tmp_path):
     command = [sys.executable, "-c", GREEDY, f"{Path(__file__).parent}:{Path(__file__).parents[2]}", place]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     workers = [subprocess.Popen(command, **pipes) for _ in range(3)]
     for worker in workers:
         assert worker.stdout.readline() == "ready\n"

@@ -16,7 +16,7 @@ from scanlab.integrations.mamba_ssm.models.mixer_seq_simple import MambaLMHeadMo
 from scanlab.integrations.mamba_ssm.utils.generation import GenerationMixin, decode, sample
 from scanlab.runtime import dispatch
 
-SMALL = {"d_model": 16, "n_layer": 2, "vocab_size": 29, "ssm_cfg": {"d_state": 4}}
+SMALL: dict[str, Any] = {"d_model": 16, "n_layer": 2, "vocab_size": 29, "ssm_cfg": {"d_state": 4}}
 PROMPT = torch.tensor([[3, 1, 4], [1, 5, 9]])
 
 
@@ -86,11 +86,11 @@ def test_a_block_is_made_by_the_arguments_of_both_releases():
     }
     assert create_block(16).mixer.d_state == create_block(16, None).mixer.d_state == 16
     with pytest.raises(ProblemError, match="name all others"):
-        create_block(16, {"d_state": 4}, 1e-5)
+        create_block(16, {"d_state": 4}, 1e-5)  # type: ignore[arg-type]
 
 
 def test_initial_weights_are_those_of_the_depth():
-    block = create_block(16)
+    block: Any = create_block(16)
     bias = block.mixer.dt_proj.bias.clone()
     torch.nn.init.ones_(block.mixer.out_proj.weight)
     head = torch.nn.Linear(16, 4)
@@ -184,7 +184,7 @@ def test_what_is_drawn():
     torch.manual_seed(0)
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(4000, 4)
 
-    def shares(**options: float) -> list[float]:
+    def shares(**options: Any) -> list[float]:
         drawn = sample(logits, **options)
         return [round(float((drawn == token).float().mean()), 2) for token in range(4)]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -124,7 +126,7 @@ def test_a_language_model_of_mamba_2_generates_as_it_reads():
     model = MambaLMHeadModel(config).eval()
     prompt = torch.randint(0, 32, (1, 5))
     with torch.no_grad():
-        tokens = model.generate(prompt, 9)
+        tokens: Any = model.generate(prompt, 9)
         read = model(tokens[:, :-1]).logits.argmax(-1)
     assert torch.equal(tokens[:, 5:], read[:, 4:])
 

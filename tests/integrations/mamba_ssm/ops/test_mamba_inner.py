@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("two_phase_scan")
 SIZES = {"batch": 2, "dim": 6, "length": 9, "state": 4, "rank": 3, "features": 5}
 
 
-def inner_arguments(seed: int = 0, **options: bool) -> dict[str, Tensor | None]:
+def inner_arguments(seed: int = 0, **options: bool) -> dict[str, Any]:
     """Arguments of mamba_inner_fn in float64: constant B or C, complex A, biases and norms as asked for."""
     draw = torch.Generator().manual_seed(seed)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -65,7 +67,7 @@ def test_half_precision_is_rounded_once():
     u, delta, A, B, C, D, z, bias, _ = make_inputs(ScanProblem(batch=2, dim=6, length=30, dtype="bfloat16"))[0]
     out, x, out_z = extensions.fwd(u, delta, A, B, C, D, z, bias, True)
     assert (out.dtype, x.dtype, out_z.dtype) == (torch.bfloat16, torch.float32, torch.bfloat16)
-    exact = [each.double() for each in (u, delta, A, B, C, D, z, bias)]
+    exact: Any = [each.double() for each in (u, delta, A, B, C, D, z, bias)]
     expected = scan.selective_scan_fn(*exact, delta_softplus=True)
     assert torch.equal(out_z, expected.bfloat16())
 
@@ -83,5 +85,6 @@ def test_the_plain_state_update_is_the_same():
 def test_the_reference_is_the_reference():
     inputs = make_inputs(ScanProblem(batch=1, dim=4, length=5, state=3))[0]
     expected = registry.get("reference").build(ScanProblem(batch=1, dim=4, length=5, state=3))(inputs).out
-    assert torch.equal(scan.selective_scan_ref(*inputs[:-1], delta_softplus=True), expected)
+    out: Any = scan.selective_scan_ref(*inputs[:-1], delta_softplus=True)
+    assert torch.equal(out, expected)
     assert "reference" in dispatch.explain()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -139,7 +140,7 @@ def test_a_step_of_a_convolution(steps, circular, dtype):
     torch.manual_seed(0)
     x = torch.randn(3, 5, *(() if steps is None else (steps,))).to(dtype)
     state, weight, bias = torch.randn(4, 5, 4).to(dtype).mT.contiguous().mT, torch.randn(5, 4), torch.randn(5)
-    options = {
+    options: dict[str, Any] = {
         "activation": "silu",
         "cache_seqlens": torch.tensor([0, 2, 9], dtype=torch.int32) if circular else None,
         "conv_state_indices": torch.tensor([3, -1, 0], dtype=torch.int32),
@@ -151,7 +152,7 @@ def test_a_step_of_a_convolution(steps, circular, dtype):
     assert torch.equal(state.double(), exact)
 
 
-def step_of(dtype: torch.dtype, own: tuple[int, ...], groups: tuple[int, ...]) -> dict[str, Tensor]:
+def step_of(dtype: torch.dtype, own: tuple[int, ...], groups: tuple[int, ...]) -> dict[str, Any]:
     """The arguments of a decoding step of two of three rows: `own` is (dim,) or (heads, dim)."""
     return {
         "state": torch.randn(3, *own, 5).to(dtype),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from scanlab.integrations.mamba_ssm.ops.triton import layer_norm as norms
 from scanlab.integrations.mamba_ssm.ops.triton import layernorm_gated as gated_norms
 
 
-def plain_norm(total: Tensor, weight: Tensor, bias: Tensor | None, eps: float, rms: bool) -> Tensor:
+def plain_norm(total: Tensor, weight: Tensor | float, bias: Tensor | None, eps: float, rms: bool) -> Tensor:
     total = total if rms else total - total.mean(-1, keepdim=True)
     normed = total / (total.square().mean(-1, keepdim=True) + eps).sqrt() * weight
     return normed if bias is None else normed + bias
@@ -32,7 +33,7 @@ def test_norms_and_their_gradients(rms, residual, prenorm, parallel, scaled):
         return torch.randn(shape, generator=draw, dtype=torch.float64).requires_grad_()
 
     x, weight, bias = leaf(2, 3, 8), leaf(8), leaf(8)
-    optional = {
+    optional: dict[str, Any] = {
         "residual": leaf(2, 3, 8) if residual else None,
         "x1": leaf(2, 3, 8) if parallel else None,
         "weight1": leaf(8) if parallel else None,
@@ -46,7 +47,7 @@ def test_norms_and_their_gradients(rms, residual, prenorm, parallel, scaled):
         expected.append(plain_norm(total, optional["weight1"], None, 1e-6, rms))
     expected += [total] if prenorm else []
     function = norms.rms_norm_fn if rms else norms.layer_norm_fn
-    found = function(x, weight, bias, prenorm=prenorm, **optional)
+    found: Any = function(x, weight, bias, prenorm=prenorm, **optional)
     found = list(found) if isinstance(found, tuple) else [found]
     leaves = [each for each in (x, weight, bias, *optional.values()) if each is not None]
     seeds = [torch.randn(each.shape, generator=draw, dtype=torch.float64) for each in expected]

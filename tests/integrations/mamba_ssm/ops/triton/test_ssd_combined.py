@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -80,7 +82,7 @@ def test_the_states_after_each_of_several_sequences_are_those_of_each_alone():
         ssd_combined.mamba_chunk_scan_combined(*inputs[:5], 8, return_varlen_states=True)
 
 
-def layer(**changes: Tensor | None) -> dict[str, Tensor | None]:
+def layer(**changes: Tensor | None) -> dict[str, Any]:
     """The tensors of a Mamba-2 layer."""
     generator = torch.Generator().manual_seed(0)
 
@@ -101,7 +103,7 @@ def layer(**changes: Tensor | None) -> dict[str, Tensor | None]:
     } | changes
 
 
-def composed(tensors: dict[str, Tensor | None], norm_before_gate: bool) -> tuple[Tensor, Tensor]:
+def composed(tensors: dict[str, Any], norm_before_gate: bool) -> tuple[Tensor, Tensor]:
     """A Mamba-2 layer as the paper draws it, one operation after another."""
     mlp_gate, mlp_input, z, xBC, dt = tensors["zxbcdt"].split([MLP, MLP, DIM, DIM + 2 * PROJECTION, HEADS], dim=-1)
     weight, bias = tensors["conv1d_weight"], tensors["conv1d_bias"]
