@@ -145,15 +145,18 @@ def served(problem: Problem) -> str:
 def table(frame: pd.DataFrame) -> pd.DataFrame:
     """Return a row for each problem, dtype and number of threads: the times, and what serves over the fastest."""
     rows = []
-    for (model, op, dtype, threads), group in frame.groupby(["model", "op", "dtype", "threads"], sort=False):
+    kinds = ["model", "op", "op_name", "problem", "dtype", "threads"]
+    for (model, op, op_name, key, dtype, threads), group in frame.groupby(kinds, sort=False):
         fastest = group.loc[group.over_torch.idxmin()]
-        serving = served(registry.parse_problem(group.problem.iloc[0], group.op_name.iloc[0]))
+        problem = registry.parse_problem(key, op_name)
+        serving = served(problem)
         serves = group[group.implementation.str.partition(":")[0] == serving]
         over = serves.over_torch.min() / fastest.over_torch
         rows.append(
             {
                 "model": model,
                 "op": op,
+                "rows": str(problem.rows if hasattr(problem, "rows") else problem.batch * getattr(problem, "length", 1)),
                 "dtype": dtype,
                 "threads": str(threads),
                 **{_short(name): f"{us:.3g}" for name, us in zip(group.implementation, group.us, strict=True)},
