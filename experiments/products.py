@@ -156,7 +156,9 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
             {
                 "model": model,
                 "op": op,
-                "rows": str(problem.rows if hasattr(problem, "rows") else problem.batch * getattr(problem, "length", 1)),
+                "rows": str(
+                    problem.rows if hasattr(problem, "rows") else problem.batch * getattr(problem, "length", 1)
+                ),
                 "dtype": dtype,
                 "threads": str(threads),
                 **{_short(name): f"{us:.3g}" for name, us in zip(group.implementation, group.us, strict=True)},
