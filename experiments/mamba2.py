@@ -1,15 +1,16 @@
-"""A Mamba-2 layer on a CPU, by scanlab, by transformers, and by the PyTorch references of mamba_ssm.
+"""A Mamba-2 layer on a CPU, by transformers patched and unpatched, and by the PyTorch references of mamba_ssm.
 
 One layer of a published model with random weights, the same in every implementation, whose outputs are compared first:
 
-- `scanlab` is the drop-in's Mamba2;
-- `transformers` is the model's own layer, on the PyTorch path that it takes on a CPU;
+- `scanlab` is the layer of transformers, patched;
+- `transformers` is the same layer on the PyTorch path that it takes on a CPU;
 - `mamba_ssm` is the layer on the chunked PyTorch references that its tests compare with, restated here.
 
-All are timed in the same rounds; ratios are those of medians. The peak of memory is that of one call in a fresh
-process, beyond what was in use before it.
+All are timed in the same rounds, and times are medians. The peak of memory is that of one call in a fresh process,
+beyond what was in use before it.
 
-    python experiments/mamba2.py --layer granite-4.0-h-micro --dtype float32
+    python experiments/mamba2.py                                # all parts, in less than eight minutes
+    python experiments/mamba2.py --layer nemotron-h-8b --dtype bfloat16 --part prompt
 """
 
 from collections.abc import Callable
@@ -25,17 +26,22 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor, nn
 
+from scanlab import patch
 from scanlab.errors import InputError
-from scanlab.integrations.mamba_ssm.modules.mamba2 import Mamba2
-from scanlab.integrations.mamba_ssm.utils.generation import InferenceParams
 from scanlab.report.formatting import milliseconds, times
-from scanlab.runtime.dispatch import dispatcher
 
 PROMPTS = (512, 4096)
 TRAINED = 512
-CHUNK = 256
-LIMIT_S = 15.0  # of one comparison, beyond its first rounds
+CHUNK = 256  # divides both prompts
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05}  # of whole layers, as a share of the largest output
+KEYS = ["layer", "dtype", "what", "implementation"]
+# measurement -> (unit, ratio of transformers to scanlab that is aimed at)
+AIMS = {
+    "a cached token": ("seconds", 1.5),
+    f"training step of {TRAINED}": ("seconds", 2.0),
+    **{f"prompt of {length}": ("seconds", 3.0) for length in PROMPTS},
+    f"peak of memory, prompt of {PROMPTS[-1]}": ("bytes", 3.0),
+}
 
 
 @dataclass(frozen=True)
@@ -55,23 +61,9 @@ LAYERS = {
 }
 
 
-def scanlab_layer(name: str, dtype: str) -> Mamba2:
-    """Return the drop-in's layer; the same weights at every call."""
+def transformers_layer(name: str, dtype: str) -> tuple[Any, Any]:
+    """Return the layer of transformers and its configuration; the same weights at every call."""
     torch.manual_seed(0)
-    shape = LAYERS[name]
-    layer = Mamba2(
-        shape.hidden,
-        d_state=shape.state,
-        headdim=shape.head_dim,
-        expand=shape.heads * shape.head_dim // shape.hidden,
-        ngroups=shape.groups,
-        layer_idx=0,
-    )
-    return layer.to(getattr(torch, dtype))
-
-
-def transformers_layer(name: str, dtype: str) -> tuple[nn.Module, Any]:
-    """Return the layer of transformers with the weights of `scanlab_layer`, and its configuration."""
     shape = LAYERS[name]
     if shape.groups == 1:
         from transformers.models.granitemoehybrid import modeling_granitemoehybrid as granite
@@ -83,8 +75,7 @@ def transformers_layer(name: str, dtype: str) -> tuple[nn.Module, Any]:
             mamba_d_state=shape.state,
             mamba_n_groups=shape.groups,
             mamba_expand=shape.heads * shape.head_dim // shape.hidden,
-            mamba_chunk_size=CHUNK,
-            rms_norm_eps=1e-5,
+            mamba_chunk_size=256,
             num_hidden_layers=1,
             layer_types=["mamba"],
         )
@@ -98,14 +89,19 @@ def transformers_layer(name: str, dtype: str) -> tuple[nn.Module, Any]:
             mamba_head_dim=shape.head_dim,
             ssm_state_size=shape.state,
             n_groups=shape.groups,
-            chunk_size=CHUNK // 2,
-            layer_norm_epsilon=1e-5,
+            chunk_size=128,
             time_step_min=0.0,
             layers_block_type=["mamba"],
         )
         layer = nemotron.NemotronHMamba2Mixer(config, 0)
-    layer.load_state_dict(scanlab_layer(name, dtype).state_dict())
     return layer.to(getattr(torch, dtype)), config
+
+
+def patched_layer(name: str, dtype: str) -> tuple[Any, Any]:
+    """Return `transformers_layer`, patched, and its configuration."""
+    layer, config = transformers_layer(name, dtype)
+    patch(layer)
+    return layer, config
 
 
 def reference_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
@@ -133,26 +129,30 @@ def reference_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Te
     return (out + carried + x * D[:, None]).flatten(1, 2)
 
 
-def reference_layer(layer: Mamba2, u: Tensor) -> Tensor:
+def reference_layer(layer: Any, u: Tensor) -> Tensor:
     """Return the output of `layer` by operations of PyTorch, one after another, as mamba_split_conv1d_scan_ref."""
-    inner, projection = layer.d_ssm, layer.ngroups * layer.d_state
-    z, xBC, dt = layer.in_proj(u).split([inner, inner + 2 * projection, layer.nheads], dim=-1)
+    inner, projection = layer.intermediate_size, layer.n_groups * layer.ssm_state_size
+    z, xBC, dt = layer.in_proj(u).split([inner, inner + 2 * projection, layer.num_heads], dim=-1)
     xBC = F.silu(layer.conv1d(xBC.mT)[..., : u.shape[1]].mT)
     x, B, C = xBC.split([inner, projection, projection], dim=-1)
-    B, C = (each.unflatten(-1, (layer.ngroups, -1)) for each in (B, C))
+    B, C = (each.unflatten(-1, (layer.n_groups, -1)) for each in (B, C))
     step = F.softplus(dt.float() + layer.dt_bias.float())
     rates = -torch.exp(layer.A_log.float())
-    y = reference_scan(x.unflatten(-1, (layer.nheads, -1)), step, rates, B, C, layer.D).flatten(2)
-    gated = (y.float() * F.silu(z.float())).unflatten(-1, (layer.ngroups, -1))
-    normed = F.rms_norm(gated, gated.shape[-1:], eps=layer.norm.eps).flatten(-2) * layer.norm.weight
-    return layer.out_proj(normed.to(u.dtype))
+    y = reference_scan(x.unflatten(-1, (layer.num_heads, -1)), step, rates, B, C, layer.D).flatten(2)
+    gated = (y.float() * F.silu(z.float())).unflatten(-1, (layer.n_groups, -1))
+    normed = F.rms_norm(gated, gated.shape[-1:], eps=layer.norm.variance_epsilon).flatten(-2) * layer.norm.weight
+    projected: Tensor = layer.out_proj(normed.to(u.dtype))
+    return projected
 
 
-def forwards(name: str, dtype: str) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Return the layer by each implementation."""
-    layer = scanlab_layer(name, dtype)
-    theirs, _ = transformers_layer(name, dtype)
-    return {"scanlab": layer, "transformers": theirs, "mamba_ssm": lambda u: reference_layer(layer, u)}
+def forwards(name: str, dtype: str) -> dict[str, tuple[Callable[[Tensor], Tensor], nn.Module]]:
+    """Return the layer by each implementation, and the module that has its weights."""
+    (ours, _), (theirs, _) = patched_layer(name, dtype), transformers_layer(name, dtype)
+    return {
+        "scanlab": (ours, ours),
+        "transformers": (theirs, theirs),
+        "mamba_ssm": (lambda u: reference_layer(theirs, u), theirs),
+    }
 
 
 def tokens(name: str, dtype: str, length: int) -> Tensor:
@@ -161,10 +161,24 @@ def tokens(name: str, dtype: str, length: int) -> Tensor:
     return torch.randn(1, length, LAYERS[name].hidden, generator=generator).to(getattr(torch, dtype))
 
 
+def prompt_calls(name: str, dtype: str, length: int) -> dict[str, common.Call]:
+    """Return the forward pass over a prompt by each implementation."""
+    u = tokens(name, dtype, length)
+
+    def call(forward: Callable[[Tensor], Tensor]) -> common.Call:
+        return torch.inference_mode()(lambda: forward(u))
+
+    calls = {which: call(forward) for which, (forward, _) in forwards(name, dtype).items()}
+    if length == min(PROMPTS):
+        check({which: each() for which, each in calls.items()}, dtype)
+    return calls
+
+
 def prompt_call(name: str, dtype: str, length: int, which: str) -> common.Call:
     """Return the forward pass over a prompt by one implementation."""
-    forward, u = forwards(name, dtype)[which], tokens(name, dtype, length)
-    return torch.inference_mode()(lambda: forward(u))
+    layer, _ = {"scanlab": patched_layer, "transformers": transformers_layer}[which](name, dtype)
+    u = tokens(name, dtype, length)
+    return torch.inference_mode()(lambda: layer(u))
 
 
 def training_calls(name: str, dtype: str) -> dict[str, common.Call]:
@@ -172,12 +186,10 @@ def training_calls(name: str, dtype: str) -> dict[str, common.Call]:
     u = tokens(name, dtype, TRAINED).requires_grad_()
 
     def step(forward: Callable[[Tensor], Tensor], layer: nn.Module) -> common.Call:
-        leaves = [u, *layer.parameters()]
+        leaves = [u, *layer.train().parameters()]
         return lambda: torch.autograd.grad(forward(u).float().square().mean(), leaves)
 
-    made = forwards(name, dtype)
-    layers = {"scanlab": made["scanlab"], "transformers": made["transformers"], "mamba_ssm": made["scanlab"]}
-    return {which: step(forward, layers[which].train()) for which, forward in made.items()}
+    return {which: step(*each) for which, each in forwards(name, dtype).items()}
 
 
 @torch.inference_mode()
@@ -186,17 +198,18 @@ def token_calls(name: str, dtype: str) -> dict[str, common.Call]:
     from transformers import DynamicCache
 
     prompt, token = tokens(name, dtype, 64), tokens(name, dtype, 1)
-    ours, (theirs, config) = scanlab_layer(name, dtype), transformers_layer(name, dtype)
-    cache, past = InferenceParams(max_seqlen=64, max_batch_size=1), DynamicCache(config=config)
-    ours(prompt, inference_params=cache)
-    cache.seqlen_offset = 64
-    theirs(prompt, cache_params=past)
-    calls: dict[str, common.Call] = {
-        "scanlab": lambda: ours(token, inference_params=cache),
-        "transformers": lambda: theirs(token, cache_params=past),
+
+    def call(layer: Any, config: Any) -> common.Call:
+        past = DynamicCache(config=config)
+        layer(prompt, cache_params=past)
+        return torch.inference_mode()(lambda: layer(token, cache_params=past))
+
+    calls = {
+        "scanlab": call(*patched_layer(name, dtype)),
+        "transformers": call(*transformers_layer(name, dtype)),
     }
-    check({which: call() for which, call in calls.items()}, dtype)
-    return {which: torch.inference_mode()(call) for which, call in calls.items()}
+    check({which: each() for which, each in calls.items()}, dtype)
+    return calls
 
 
 def check(outputs: dict[str, Any], dtype: str) -> None:
@@ -208,67 +221,93 @@ def check(outputs: dict[str, Any], dtype: str) -> None:
             raise SystemExit(f"{which} is off by {error:.1e} of the largest output of transformers.")
 
 
-def row(what: str, asked: str, seconds: dict[str, float]) -> dict[str, object]:
-    """Return the times of a comparison and the ratio to transformers."""
-    ratio = seconds["transformers"] / seconds["scanlab"]
-    return {"what": what, "asked": asked, "ratio": ratio, **{f"{which}_s": each for which, each in seconds.items()}}
+PARTS: dict[str, Callable[[str, str], dict[str, dict[str, common.Call]]]] = {
+    "token": lambda name, dtype: {"a cached token": token_calls(name, dtype)},
+    "training": lambda name, dtype: {f"training step of {TRAINED}": training_calls(name, dtype)},
+    "prompt": lambda name, dtype: {f"prompt of {each}": prompt_calls(name, dtype, each) for each in PROMPTS},
+}
+MEMORY = "memory"
 
 
-def measured(name: str, dtype: str, rounds: int) -> pd.DataFrame:
-    """Return a row for each comparison."""
-    rows = []
-    made = forwards(name, dtype)
-    with torch.inference_mode():
-        check({which: forward(tokens(name, dtype, CHUNK)) for which, forward in made.items()}, dtype)
+def measured(name: str, dtype: str, part: str, limit_s: float) -> pd.DataFrame:
+    """Return a row for each measurement of a part and implementation."""
+    if part == MEMORY:
+        peaks = {
+            which: common.fresh_peak_bytes(prompt_call, name, dtype, PROMPTS[-1], which)
+            for which in ("scanlab", "transformers")
+        }
+        found = {f"peak of memory, prompt of {PROMPTS[-1]}": peaks}
+    else:
+        found = {}
+        for what, calls in PARTS[part](name, dtype).items():
+            taken = common.interleaved(calls, 3, 200, limit_s)
+            found[what] = {which: float(np.median(each)) for which, each in taken.items()}
+    return pd.DataFrame(
+        [
+            {"layer": name, "dtype": dtype, "what": what, "implementation": which, "value": value}
+            for what, values in found.items()
+            for which, value in values.items()
+        ]
+    )
 
-    def compare(what: str, asked: str, calls: dict[str, common.Call]) -> None:
-        taken = common.interleaved(calls, 3, rounds, LIMIT_S)
-        rows.append(row(what, asked, {which: float(np.median(each)) for which, each in taken.items()}))
 
-    compare("a cached token", "at least 1.5", token_calls(name, dtype))
-    compare(f"training step of {TRAINED}", "at least 2", training_calls(name, dtype))
-    for length in PROMPTS:
-        calls = {which: prompt_call(name, dtype, length, which) for which in made}
-        compare(f"prompt of {length}", "at least 3", calls)
-    return pd.DataFrame(rows)
+def table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the measurements of a layer as text, with the ratio of transformers to scanlab."""
+    wide = rows.pivot(index="what", columns="implementation", values="value")
+    wide = wide.reindex(columns=["scanlab", "transformers", "mamba_ssm"])
+    lines = []
+    for what, (unit, aim) in AIMS.items():
+        if what in wide.index:
+            values = wide.loc[what]
+            spell = duration if unit == "seconds" else mebibytes
+            ratio = values["transformers"] / values["scanlab"]
+            spelled = {which: "" if pd.isna(each) else spell(each) for which, each in values.items()}
+            lines.append({"what": what, **spelled, "transformers / scanlab": times(ratio), "aim": f"at least {aim:g}"})
+    return pd.DataFrame(lines)
 
 
-def memory(name: str, dtype: str) -> pd.DataFrame:
-    """Return the peak of memory of the longest prompt by each implementation."""
-    asked = (name, dtype, PROMPTS[-1])
-    peaks = {which: common.fresh_peak_bytes(prompt_call, *asked, which) for which in forwards(name, dtype)}
-    frame = pd.DataFrame({"implementation": peaks.keys(), "peak_bytes": peaks.values()})
-    return frame.assign(of_transformers=frame.peak_bytes / (peaks["transformers"] or float("nan")))
+def duration(seconds: float) -> str:
+    """Return seconds as text."""
+    return milliseconds(1e3 * seconds)
+
+
+def mebibytes(number: float) -> str:
+    """Return bytes as text in mebibytes."""
+    return f"{number / 2**20:,.0f} MiB"
 
 
 def main(
-    layer: Annotated[str, typer.Option(help=", ".join(LAYERS))] = "granite-4.0-h-micro",
-    dtype: Annotated[str, typer.Option(help=", ".join(TOLERANCES))] = "float32",
-    rounds: Annotated[int, typer.Option(help="Rounds of each comparison, where the time allows.")] = 20,
+    layer: Annotated[str, typer.Option(help=f"all, or one of {', '.join(LAYERS)}")] = "all",
+    dtype: Annotated[str, typer.Option(help=f"all, or one of {', '.join(TOLERANCES)}")] = "all",
+    part: Annotated[str, typer.Option(help=f"all, or one of {', '.join([*PARTS, MEMORY])}")] = "all",
+    limit_s: Annotated[float, typer.Option(help="Seconds of a comparison beyond its first rounds.")] = 5.0,
     out: Path = common.RESULTS / "mamba2",
 ) -> None:
-    """Measure, print and write the tables."""
-    if layer not in LAYERS or dtype not in TOLERANCES:
-        raise InputError(f"--layer {layer} --dtype {dtype}: of {', '.join(LAYERS)}, and of {', '.join(TOLERANCES)}.")
-    caption = common.setting()
-    peaks = memory(layer, dtype)
-    frame = measured(layer, dtype, rounds)
-    caption += f"; torch on {torch.get_num_threads()} threads; ssd by {common.served_by(dispatcher(None))}"
-    text = frame.assign(
-        ratio=frame.ratio.map(times),
-        **{
-            column: frame[column].map(lambda each: milliseconds(1e3 * each))
-            for column in frame
-            if column.endswith("_s")
-        },
-    )
-    spelled = peaks.assign(
-        peak_bytes=(peaks.peak_bytes / 2**20).map("{:,.0f} MiB".format),
-        of_transformers=peaks.of_transformers.map("{:.0%}".format),
-    )
-    sections = {f"{layer}, {dtype}": text, f"Peak of memory, prompt of {PROMPTS[-1]}": spelled}
-    common.write_page(out, __doc__, caption, {}, sections, frame, f"{layer}-{dtype}")
-    print(text.to_string(index=False), spelled.to_string(index=False), sep="\n")
+    """Measure, and write the page of this processor; other measurements on the page stay."""
+    asked = []
+    for option, given, known in (
+        ("layer", layer, LAYERS),
+        ("dtype", dtype, TOLERANCES),
+        ("part", part, [*PARTS, MEMORY]),
+    ):
+        if given not in ("all", *known):
+            raise InputError(f"--{option} {given}: must be all, or one of {', '.join(known)}.")
+        asked.append(list(known) if given == "all" else [given])
+    caption = f"{common.setting()}; torch {torch.__version__} on {torch.get_num_threads()} threads"
+    name = common.silicon_name()
+    numbers = out / f"{name}.csv"
+    frame = pd.read_csv(numbers) if numbers.exists() else pd.DataFrame(columns=[*KEYS, "value"])
+    for each in pd.MultiIndex.from_product(asked):
+        new = measured(*each, limit_s)
+        print(table(new).to_string(index=False), flush=True)
+        frame = new if frame.empty else pd.concat([frame, new]).drop_duplicates(KEYS, keep="last")
+        sections = {
+            f"{which}, {kind}": table(frame[(frame.layer == which) & (frame.dtype == kind)])
+            for which in LAYERS
+            for kind in TOLERANCES
+        }
+        shown = {heading: text for heading, text in sections.items() if not text.empty}
+        common.write_page(out, __doc__, caption, {}, shown, frame, name)
 
 
 if __name__ == "__main__":
