@@ -87,6 +87,21 @@ def selective_state_update(state: Shape, x: Shape, *rest: Any, **named: Any) -> 
     return 2 * MULTIPLY_ADDS * math.prod(x) * state[-1]
 
 
+def ssd(x: Shape, dt: Shape, A: Shape, B: Shape, *rest: Any, **named: Any) -> int:
+    """Return the operations of Mamba-2's scan as a recurrence, whatever the chunk: each state is updated and read."""
+    return int(2 * 2 * math.prod(x) * B[-1])
+
+
+def ssd_backward(grad_out: Shape, grad_final: Shape | None, chunk_states: Shape, *arguments: Any, **named: Any) -> int:
+    """Return the operations of the gradients of Mamba-2's scan."""
+    return PASSES_OF_BACKWARD * ssd(*arguments)
+
+
+def traced_ssd_backward(grad_out: Shape, grad_final: Shape, *arguments: Any, **named: Any) -> int:
+    """Return the operations of the gradients of Mamba-2's scan, from the arguments of the op in graphs."""
+    return PASSES_OF_BACKWARD * ssd(*arguments)
+
+
 def mixer_step(projected: Shape, conv_state: Shape, state: Shape, weight: Shape, *rest: Any, **named: Any) -> int:
     """Return the operations of one token between the projections of a block."""
     _, x_weight, dt_weight, *_ = rest
@@ -98,7 +113,8 @@ def mixer_step(projected: Shape, conv_state: Shape, state: Shape, weight: Shape,
 
 FORMULAS: Mapping[str, Mapping[str, Callable[..., int]]] = {
     "scanlab": {"scan": scan, "scan_with_checkpoints": scan, "scan_backward": native_scan_backward},
-    "scanlab_runtime": {"scan": scan, "scan_backward": scan_backward},
+    "scanlab_runtime": {"scan": scan, "scan_backward": scan_backward, "ssd": ssd, "ssd_backward": traced_ssd_backward},
+    "scanlab_ssd": {"forward": ssd, "backward": ssd_backward},
     "scanlab_mixer": {
         "causal_conv1d": causal_conv1d,
         "causal_conv1d_backward": causal_conv1d_backward,
@@ -127,7 +143,7 @@ def _register(counter: ModuleType) -> None:
         missing = {
             getattr(ops, name): formula
             for name, formula in FORMULAS[namespace].items()
-            if getattr(ops, name) not in counter.flop_registry
+            if hasattr(ops, name) and getattr(ops, name) not in counter.flop_registry
         }
         for op, formula in missing.items():
             wrapped = counter.register_flop_formula(op)(formula)

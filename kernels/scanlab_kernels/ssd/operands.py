@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scanlab_kernels.ssd.problem import SsdInputs, SsdOutput, SsdProblem
+from scanlab_kernels.ssd.problem import NO_LIMIT, Limits, SsdInputs, SsdOutput, SsdProblem
 
 
 class Operands(NamedTuple):
@@ -35,12 +35,12 @@ def new_sequence(inputs: SsdInputs) -> Tensor | None:
     return None if seq_idx is None else seq_idx.diff(dim=1, prepend=torch.zeros_like(seq_idx[:, :1])) != 0
 
 
-def discretize_dt(inputs: SsdInputs, problem: SsdProblem) -> Tensor:
+def discretize_dt(inputs: SsdInputs, dt_softplus: bool, dt_limit: Limits) -> Tensor:
     """Return dt', (batch, length, heads)."""
     dt = inputs.dt if inputs.dt_bias is None else inputs.dt + inputs.dt_bias
-    if problem.dt_softplus:
+    if dt_softplus:
         dt = F.softplus(dt)
-    return dt.clamp(*problem.limits) if problem.dt_limit else dt
+    return dt if tuple(dt_limit) == NO_LIMIT else dt.clamp(*dt_limit)
 
 
 def operands(inputs: SsdInputs, problem: SsdProblem, is_new: Tensor | None) -> Operands:
@@ -53,7 +53,7 @@ def operands(inputs: SsdInputs, problem: SsdProblem, is_new: Tensor | None) -> O
     """
     compute = inputs.A.dtype
     grouped = (problem.groups, problem.heads // problem.groups)
-    dt = discretize_dt(inputs, problem)
+    dt = discretize_dt(inputs, problem.dt_softplus, problem.limits)
     log_decay = dt * inputs.A
     if is_new is not None:
         log_decay = log_decay.masked_fill(is_new[..., None], -math.inf)

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from scanlab.contract.backend import Backend, OpCapabilities, files_of
 from scanlab.contract.base import DTYPES, Problem
-from scanlab.contract.problem import ScanInputs, ScanProblem
+from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
 from scanlab.contract.space import Config, Space
 from scanlab_kernels.selective_scan.native import backend as native
 from scanlab_kernels.ssd import operands as recurrence
-from scanlab_kernels.ssd.problem import SsdFn, SsdInputs, SsdOutput, SsdProblem
+from scanlab_kernels.ssd.problem import Limits, SsdFn, SsdInputs, SsdOutput, SsdProblem
 
 # Tunables of the scan that are legal for every problem.
 TUNABLES = ("threads", "time_block", "channel_tile", "time_chunks")
@@ -56,39 +56,44 @@ def scan_problem(problem: SsdProblem) -> ScanProblem:
     )
 
 
+def scan_inputs(inputs: SsdInputs, dt_softplus: bool, dt_limit: Limits) -> ScanInputs:
+    """Return the inputs of the scan of the channels of all heads, after softplus and limits, in the dtype of A."""
+    compute, state = inputs.A.dtype, inputs.B.shape[-1]
+    head_dim = inputs.x.shape[-1]
+
+    def by_channel(values: Tensor) -> Tensor:
+        """Return (batch, length, heads, head_dim) as (batch, dim, length)."""
+        return values.to(compute).flatten(2).mT
+
+    def repeated(values: Tensor) -> Tensor:
+        """Return (..., heads) as (..., dim)."""
+        return values.repeat_interleave(head_dim, dim=-1)
+
+    D = inputs.D
+    if D is not None:
+        D = D.flatten() if D.dim() == 2 else repeated(D)
+    return ScanInputs(
+        u=by_channel(inputs.x),
+        delta=repeated(recurrence.discretize_dt(inputs, dt_softplus, dt_limit)).mT,
+        A=repeated(inputs.A)[:, None].expand(-1, state),
+        B=inputs.B.to(compute).movedim(1, -1),
+        C=inputs.C.to(compute).movedim(1, -1),
+        D=D,
+        z=None if inputs.z is None else by_channel(inputs.z),
+        initial_state=None if inputs.initial_state is None else inputs.initial_state.flatten(1, 2),
+    )
+
+
+def from_scan(output: ScanOutput, inputs: SsdInputs) -> SsdOutput:
+    """Return the output of `inputs` from that of the scan of `scan_inputs`."""
+    heads = inputs.x.shape[2:]
+    return SsdOutput(output.out.mT.unflatten(2, heads).to(inputs.x.dtype), output.last_state.unflatten(1, heads))
+
+
 def make(problem: SsdProblem, config: Config) -> SsdFn:
     """Return the native selective scan under `config`, on the channels of all heads."""
-    asked = scan_problem(problem)
-    scan = native.backend.build(asked, config)
-    heads, compute = (problem.heads, problem.head_dim), DTYPES[asked.dtype]
-
-    def ssd(inputs: SsdInputs) -> SsdOutput:
-        def by_channel(values: Tensor) -> Tensor:
-            """Return (batch, length, heads, head_dim) as (batch, dim, length)."""
-            return values.to(compute).flatten(2).mT
-
-        def repeated(values: Tensor) -> Tensor:
-            """Return (..., heads) as (..., dim)."""
-            return values.repeat_interleave(problem.head_dim, dim=-1)
-
-        D = inputs.D
-        if D is not None:
-            D = D.flatten() if D.dim() == 2 else repeated(D)
-        out, last_state = scan(
-            ScanInputs(
-                u=by_channel(inputs.x),
-                delta=repeated(recurrence.discretize_dt(inputs, problem)).mT,
-                A=repeated(inputs.A)[:, None].expand(-1, problem.state),
-                B=inputs.B.to(compute).movedim(1, -1),
-                C=inputs.C.to(compute).movedim(1, -1),
-                D=D,
-                z=None if inputs.z is None else by_channel(inputs.z),
-                initial_state=None if inputs.initial_state is None else inputs.initial_state.flatten(1, 2),
-            )
-        )
-        return SsdOutput(out.mT.unflatten(2, heads).to(inputs.x.dtype), last_state.unflatten(1, heads))
-
-    return ssd
+    scan = native.backend.build(scan_problem(problem), config)
+    return lambda inputs: from_scan(scan(scan_inputs(inputs, problem.dt_softplus, problem.limits)), inputs)
 
 
 backend = Backend(

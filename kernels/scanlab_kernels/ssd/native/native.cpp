@@ -160,9 +160,14 @@ SCANLAB_OPS(scanlab_ssd, library) {
         " Tensor C, Tensor? D, Tensor? dt_bias, Tensor? initial_state, Tensor? seq_idx, bool softplus,"
         " float lowest_dt, float highest_dt, int chunk, int task_heads, int isa) -> (Tensor,"
         " Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+    library.define("note_fork() -> ()");
 }
 
 SCANLAB_KERNELS(scanlab_ssd, CPU, library) {
     library.implement("forward", scanlab::boxed<scanlab::ssd::forward>);
     library.implement("backward", scanlab::boxed<scanlab::ssd::backward>);
+}
+
+SCANLAB_KERNELS(scanlab_ssd, CompositeExplicitAutograd, library) {
+    library.implement("note_fork", scanlab::boxed<scanlab::note_fork>);
 }
