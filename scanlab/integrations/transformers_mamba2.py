@@ -37,6 +37,17 @@ def mix(mixer: Any, hidden: Tensor, memory: Memory, mask: Tensor | None, seq_idx
     Returns:
         The shape of hidden.
     """
+    normed = _normed(mixer, *_scanned(mixer, hidden, memory, mask, seq_idx))
+    return product(mixer, "out_proj", normed.to(hidden.dtype))
+
+
+def _scanned(
+    mixer: Any, hidden: Tensor, memory: Memory, mask: Tensor | None, seq_idx: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Return the output of the scan, (batch, length, dim), and the gate where it is not applied yet.
+
+    Arguments are those of `mix`. What is large and no longer needed is free when this returns.
+    """
     length = hidden.shape[1]
     mask = None if mask is None else mask[:, -length:, None]
     seq_idx = None if seq_idx is None else seq_idx.int()
@@ -56,7 +67,8 @@ def mix(mixer: Any, hidden: Tensor, memory: Memory, mask: Tensor | None, seq_idx
 
     heads, groups = (mixer.num_heads, -1), (mixer.n_groups, -1)
     x, B, C = x.unflatten(-1, heads), B.unflatten(-1, groups), C.unflatten(-1, groups)
-    gate = z.unflatten(-1, heads) if _scan_gates(mixer) else None
+    gates = _scan_gates(mixer)
+    gate = z.unflatten(-1, heads) if gates else None
     if steps and not recording:
         assert memory.scan is not None
         first = (x[:, 0], dt[:, 0], mixer.A_log, B[:, 0], C[:, 0], mixer.D, None if gate is None else gate[:, 0])
@@ -71,7 +83,7 @@ def mix(mixer: Any, hidden: Tensor, memory: Memory, mask: Tensor | None, seq_idx
             dt_limit=NO_LIMIT if steps else mixer.time_step_limit,  # transformers has none for a single step
         )
         memory.keep(last_state)
-    return product(mixer, "out_proj", _normed(mixer, y.flatten(2), z).to(hidden.dtype))
+    return y.flatten(2), None if gates else z
 
 
 def _projected(mixer: Any, hidden: Tensor) -> tuple[Tensor, ...]:
@@ -104,14 +116,13 @@ def _has_norm(mixer: Any) -> bool:
     return getattr(mixer, "mamba_rms_norm", True)
 
 
-def _normed(mixer: Any, y: Tensor, z: Tensor) -> Tensor:
-    """Return the scan's output y, normalised, and gated by z where the scan did not gate; (batch, length, dim)."""
+def _normed(mixer: Any, y: Tensor, gate: Tensor | None) -> Tensor:
+    """Return the scan's output y, normalised, and gated where a gate is left to apply; (batch, length, dim)."""
     norm = mixer.norm
     if not _has_norm(mixer):
         return y
     if not _is_plain_norm(mixer):
-        called: Tensor = norm(y, z)
+        called: Tensor = norm(y, gate)
         return called
-    before = _norms_before_gate(mixer)
     group_size = norm.weight.numel() // mixer.n_groups
-    return rmsnorm_fn(y, norm.weight, None, z if before else None, norm.variance_epsilon, group_size, before)
+    return rmsnorm_fn(y, norm.weight, None, gate, norm.variance_epsilon, group_size, _norms_before_gate(mixer))

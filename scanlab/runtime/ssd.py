@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from scanlab.contract.base import weight_dtype
-from scanlab.runtime import dispatch
+from scanlab.runtime import dispatch, traced_ssd
 from scanlab.runtime.ops import selective_state_update
+from scanlab.runtime.traced import is_traced
 from scanlab_kernels.ssd.problem import NO_LIMIT, Limits, SsdInputs, SsdOutput, SsdProblem
 
 
@@ -29,10 +30,16 @@ def ssd(inputs: SsdInputs, *, dt_softplus: bool = False, dt_limit: Limits = NO_L
         UnavailableError: No backend serves the problem.
     """
     asked = _promoted(inputs)
-    gradients = torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in asked)
-    problem = SsdProblem.of(asked, dt_softplus=dt_softplus, dt_limit=dt_limit, gradients=gradients)
-    out, final_state = dispatch.dispatcher().run(problem, asked)
+    serve = traced_ssd.ssd if is_traced() else _serve
+    out, final_state = serve(asked, dt_softplus, dt_limit)
     return SsdOutput(out.to(inputs.x.dtype), final_state)
+
+
+def _serve(inputs: SsdInputs, dt_softplus: bool, dt_limit: Limits) -> SsdOutput:
+    gradients = torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in inputs)
+    problem = SsdProblem.of(inputs, dt_softplus=dt_softplus, dt_limit=dt_limit, gradients=gradients)
+    output: SsdOutput = dispatch.serving_now().run(problem, inputs)
+    return output
 
 
 def ssd_update(
@@ -54,11 +61,13 @@ def ssd_update(
 
     Args:
         state: (batch, heads, head_dim, state), updated in place.
-        x, z: (batch, heads, head_dim).
+        x: (batch, heads, head_dim).
         dt: (batch, heads).
         A_log: (heads,), log(-A).
-        B, C: (batch, groups, state).
+        B: (batch, groups, state).
+        C: (batch, groups, state).
         D: (heads,) or (heads, head_dim).
+        z: (batch, heads, head_dim).
         dt_bias: (heads,).
         dt_softplus: Apply softplus to dt + dt_bias.
 
@@ -95,3 +104,6 @@ def _promoted(inputs: SsdInputs) -> SsdInputs:
         return tensor.to(torch.int32 if name == "seq_idx" else dtype if name in varying else weight)
 
     return inputs._replace(**{name: fit(name, each) for name, each in given.items()})
+
+
+traced_ssd.register(_serve)

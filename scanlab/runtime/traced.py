@@ -96,7 +96,7 @@ def register(serve: Serve, promoted: Promote) -> None:
 
     def compute(*arguments: Any) -> ScanOutput:
         out, last_state = run(arguments[:TENSORS], *arguments[TENSORS:])
-        return ScanOutput(_laid_out_like(arguments[0], out), last_state.contiguous())
+        return ScanOutput(laid_out_like(arguments[0], out), last_state.contiguous())
 
     def gradient_shapes(grad_out: Tensor, grad_last: Tensor, *arguments: Any) -> list[Tensor]:
         return [torch.empty_like(tensor) for tensor in arguments[:TENSORS] if tensor is not None]
@@ -107,7 +107,7 @@ def register(serve: Serve, promoted: Promote) -> None:
         with torch.enable_grad():
             outputs = run(leaves, *arguments[TENSORS:])
         found = torch.autograd.grad(outputs, given, (grad_out, grad_last))
-        return [_laid_out_like(leaf, gradient) for leaf, gradient in zip(given, found, strict=True)]
+        return [laid_out_like(leaf, gradient) for leaf, gradient in zip(given, found, strict=True)]
 
     def keep(ctx: Any, inputs: tuple[Any, ...], output: ScanOutput) -> None:
         ctx.save_for_backward(*inputs[:TENSORS])
@@ -131,25 +131,27 @@ def register(serve: Serve, promoted: Promote) -> None:
         for name in ScanInputs._fields
     ]
     arguments = f"{', '.join(tensors)}, bool delta_softplus, str direction, bool promote, str? backend"
-    _define(f"scan({arguments}) -> (Tensor, Tensor)", compute, shapes)
+    define(f"scan({arguments}) -> (Tensor, Tensor)", compute, shapes)
     torch.library.register_autograd(f"{NAMESPACE}::scan", backward, setup_context=keep, lib=_library)
-    _define(f"scan_backward(Tensor grad_out, Tensor grad_last, {arguments}) -> Tensor[]", gradients, gradient_shapes)
+    define(f"scan_backward(Tensor grad_out, Tensor grad_last, {arguments}) -> Tensor[]", gradients, gradient_shapes)
     _library.impl("scan_backward", torch.library.fallthrough_kernel, "Autograd")
     flop_formulas.count(NAMESPACE)
 
 
-def _define(signature: str, compute: Callable[..., Any], shapes: Callable[..., Any]) -> None:
+def define(signature: str, compute: Callable[..., Any], shapes: Callable[..., Any]) -> torch.library.Library:
+    """Define an op of the namespace, computed by `compute` and traced by `shapes`; return the namespace's library."""
     name = signature.partition("(")[0]
     _library.define(signature)
     _library.impl(name, compute, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", shapes, lib=_library)
+    return _library
 
 
 def _call(compute: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
     return compute(*tensors)
 
 
-def _laid_out_like(like: Tensor, tensor: Tensor) -> Tensor:
+def laid_out_like(like: Tensor, tensor: Tensor) -> Tensor:
     """Return `tensor` with the strides that torch.empty_like gives for `like`, which a graph counts on."""
     expected = torch.empty_like(like, dtype=tensor.dtype, device="meta")
     if tensor.stride() == expected.stride():
