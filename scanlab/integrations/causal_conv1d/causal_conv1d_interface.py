@@ -98,3 +98,9 @@ def causal_conv1d_update_ref(
     """Return `causal_conv1d_update` in plain PyTorch."""
     with mixer.in_torch():
         return causal_conv1d_update(x, conv_state, weight, bias, activation, cache_seqlens)
+
+
+class CausalConv1dFn:
+    """Upstream's autograd function by its name: `apply` is `causal_conv1d_fn`."""
+
+    apply = staticmethod(causal_conv1d_fn)

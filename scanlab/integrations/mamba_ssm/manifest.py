@@ -32,8 +32,12 @@ REPLACEABLE = ("mamba_ssm.ops.", "mamba_ssm.utils.")
 SCAN = (
     *("selective_scan_fn", "selective_scan_ref", "mamba_inner_fn", "mamba_inner_ref"),
     *("mamba_inner_fn_no_out_proj", "bimamba_inner_fn", "bimamba_inner_ref"),
+    *("SelectiveScanFn", "MambaInnerFn", "MambaInnerFnNoOutProj", "BiMambaInnerFn"),
 )
-SSD = ("mamba_chunk_scan", "mamba_chunk_scan_combined", "mamba_split_conv1d_scan_combined", "ssd_selective_scan")
+SSD = (
+    *("mamba_chunk_scan", "mamba_chunk_scan_combined", "mamba_split_conv1d_scan_combined", "ssd_selective_scan"),
+    *("MambaChunkScanCombinedFn", "MambaSplitConv1dScanCombinedFn"),
+)
 MINIMAL = ("mamba_chunk_scan_combined", "segsum", "segsum_unstable", "ssd_minimal_discrete")
 NORMS = ("layer_norm_fn", "rms_norm_fn", "layer_norm_linear_fn", "RMSNorm")
 CONV = ("causal_conv1d_fn", "causal_conv1d_update")
@@ -77,7 +81,9 @@ SERVED: dict[str, dict[str, tuple[str, ...]]] = {
     "mamba_ssm.utils.hf": {f"{HERE}.utils.hf": ("load_config_hf", "load_state_dict_hf")},
     "causal_conv1d": {f"{CONV_HERE}.causal_conv1d_interface": CONV},
     "causal_conv1d.causal_conv1d_interface": {
-        f"{CONV_HERE}.causal_conv1d_interface": (*CONV, "causal_conv1d_ref", "causal_conv1d_update_ref")
+        f"{CONV_HERE}.causal_conv1d_interface": (
+            *(*CONV, "CausalConv1dFn", "causal_conv1d_ref", "causal_conv1d_update_ref"),
+        )
     },
     "causal_conv1d.causal_conv1d_varlen": {
         f"{CONV_HERE}.causal_conv1d_varlen": ("causal_conv1d_varlen_states", "causal_conv1d_varlen_states_ref")

@@ -142,7 +142,8 @@ class Mamba2(nn.Module):
         """Return the mixer's output, in the shape of u.
 
         Args:
-            u: (batch, length, d_model), or (batch x length, d_model) with seqlen, which is the length.
+            u: (batch, length, d_model), or (batch x length, d_model) with seqlen.
+            seqlen: The length, where u has no axis for it.
             seq_idx: (batch, length) int32, the sequence that a step belongs to.
             cu_seqlens: (sequences + 1,), where the sequences of a batch of one begin and end; with inference_params
                 their states are kept as those of a batch.

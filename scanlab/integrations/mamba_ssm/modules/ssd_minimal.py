@@ -40,7 +40,8 @@ def ssd_minimal_discrete(
     Args:
         X: (batch, length, heads, head_dim), dt x.
         A: (batch, length, heads), dt A: logarithms of the decays.
-        B, C: (batch, length, groups, state).
+        B: (batch, length, groups, state).
+        C: (batch, length, groups, state).
         block_len: Steps of a chunk; divides the length.
         initial_states: (batch, 1, groups, heads, head_dim, state).
 

@@ -334,3 +334,27 @@ def _varying(columns: Tensor, bias: Tensor | None, A: Tensor) -> Tensor:
 def _rms(values: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     """Return `values` (batch, channels, length) normalised over the channels; as they are without a weight."""
     return values if weight is None else mixer.add_norm(values.mT.contiguous(), None, weight, eps=eps)[0].mT
+
+
+class SelectiveScanFn:
+    """Upstream's autograd function by its name: `apply` is `selective_scan_fn`."""
+
+    apply = staticmethod(selective_scan_fn)
+
+
+class MambaInnerFn:
+    """Upstream's autograd function by its name: `apply` is `mamba_inner_fn`."""
+
+    apply = staticmethod(mamba_inner_fn)
+
+
+class MambaInnerFnNoOutProj:
+    """Upstream's autograd function by its name: `apply` is `mamba_inner_fn_no_out_proj`."""
+
+    apply = staticmethod(mamba_inner_fn_no_out_proj)
+
+
+class BiMambaInnerFn:
+    """Upstream's autograd function by its name: `apply` is `bimamba_inner_fn`."""
+
+    apply = staticmethod(bimamba_inner_fn)

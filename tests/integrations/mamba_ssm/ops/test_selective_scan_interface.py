@@ -12,6 +12,7 @@ from helpers.closeness import close
 from scanlab.contract import registry
 from scanlab.contract.problem import ScanInputs, ScanProblem, make_inputs
 from scanlab.integrations.mamba_ssm import cuda_extensions as extensions
+from scanlab.integrations.mamba_ssm import manifest
 from scanlab.integrations.mamba_ssm.ops import selective_scan_interface as scan
 from scanlab.integrations.mamba_ssm.ops.triton.selective_state_update import selective_state_update_ref
 from scanlab.runtime import dispatch
@@ -88,3 +89,17 @@ def test_the_reference_is_the_reference():
     out: Any = scan.selective_scan_ref(*inputs[:-1], delta_softplus=True)
     assert torch.equal(out, expected)
     assert "reference" in dispatch.explain()
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "function"),
+    [
+        ("mamba_ssm.ops.selective_scan_interface", "SelectiveScanFn", "selective_scan_fn"),
+        ("mamba_ssm.ops.selective_scan_interface", "MambaInnerFn", "mamba_inner_fn"),
+        ("mamba_ssm.ops.triton.ssd_combined", "MambaChunkScanCombinedFn", "mamba_chunk_scan_combined"),
+        ("causal_conv1d.causal_conv1d_interface", "CausalConv1dFn", "causal_conv1d_fn"),
+    ],
+)
+def test_autograd_functions_answer_to_their_names(module, name, function):
+    served = manifest.served(module)
+    assert served[name].apply is served[function]

@@ -43,15 +43,22 @@ def mamba_chunk_scan_combined(
     """Return the scan of Mamba-2, differentiably.
 
     Args:
-        x, z: (batch, length, heads, head_dim).
+        x: (batch, length, heads, head_dim).
         dt: (batch, length, heads).
-        A, dt_bias: (heads,).
-        B, C: (batch, length, groups, state).
+        A: (heads,).
+        B: (batch, length, groups, state).
+        C: (batch, length, groups, state).
+        chunk_size: Not used.
         D: (heads,) or (heads, head_dim).
+        z: (batch, length, heads, head_dim).
+        dt_bias: (heads,).
         initial_states: (batch, heads, head_dim, state).
         seq_idx: (batch, length), the sequence that a step belongs to; the initial states belong to sequence 0.
         cu_seqlens: (sequences + 1,), where sequences of a batch of one begin and end.
+        dt_softplus: Apply softplus to dt + dt_bias.
         dt_limit: The lowest and the highest step size.
+        return_final_states: Return the states after the last step too.
+        return_varlen_states: Return the states after each sequence too.
 
     Returns:
         `out` like x, and as asked for the states after the last step (batch, heads, head_dim, state) and after each
@@ -138,13 +145,23 @@ def mamba_split_conv1d_scan_combined(
     Args:
         zxbcdt: (batch, length, 2 mlp + 2 dim + 2 groups state + heads): gate and input of a gated MLP, gate z of the
             scan, its x, B and C before the convolution, and dt; dim is heads x head_dim, and mlp often 0.
-        conv1d_weight, conv1d_bias: (dim + 2 groups state, width) and (dim + 2 groups state,).
-        dt_bias, A: (heads,).
+        conv1d_weight: (dim + 2 groups state, width).
+        conv1d_bias: (dim + 2 groups state,).
+        dt_bias: (heads,).
+        A: (heads,).
         D: (heads,) with headdim, or (heads, head_dim).
+        chunk_size: Not used.
         initial_states: (batch, heads, head_dim, state).
         seq_idx: (batch, length) int32.
+        dt_limit: The lowest and the highest step size.
+        return_final_states: Return the states after the last step too.
+        activation: Of the convolution, "silu" or None.
         rmsnorm_weight: (dim,); without it z gates the scan and there is no norm.
-        outproj_weight, outproj_bias: (model, mlp + dim) and (model,).
+        rmsnorm_eps: Added to the mean square.
+        outproj_weight: (model, mlp + dim).
+        outproj_bias: (model,).
+        headdim: Channels of a head, where D has one axis.
+        ngroups: Groups of heads that share B and C.
         norm_before_gate: Normalise first and gate then.
 
     Returns:
@@ -192,3 +209,15 @@ def mamba_split_conv1d_scan_combined(
     if outproj_weight is not None:
         out = F.linear(out, outproj_weight, outproj_bias)
     return (out, final_states) if return_final_states else out
+
+
+class MambaChunkScanCombinedFn:
+    """Upstream's autograd function by its name: `apply` is `mamba_chunk_scan_combined`."""
+
+    apply = staticmethod(mamba_chunk_scan_combined)
+
+
+class MambaSplitConv1dScanCombinedFn:
+    """Upstream's autograd function by its name: `apply` is `mamba_split_conv1d_scan_combined`."""
+
+    apply = staticmethod(mamba_split_conv1d_scan_combined)
