@@ -8,7 +8,7 @@ import torch
 from helpers.instruction_sets import INSTRUCTION_SETS
 from scanlab.contract.cpu import torch_threads
 from scanlab.contract.verify import reference_outputs, verify
-from scanlab_kernels.ssd.native.backend import backend, load
+from scanlab_kernels.ssd.native.backend import backend, extension
 from scanlab_kernels.ssd.op import PROBES
 from scanlab_kernels.ssd.problem import SsdProblem, make_inputs
 
@@ -67,7 +67,7 @@ def test_threads_change_no_bit() -> None:
 
 @pytest.mark.parametrize("keeps_states", [False, True])
 def test_traces_with_the_shapes_that_it_returns(keeps_states: bool) -> None:
-    load()
+    extension.load()
     (inputs,) = make_inputs(PLAIN.replace(has_initial_state=True))
     ops, settings = torch.ops.scanlab_ssd, (True, 0.0, 1.0, 32, 2, 0)
     checks = ("test_schema", "test_faketensor")
