@@ -247,7 +247,7 @@ def directed_scan(draw: Draw, *, edge: bool) -> Case:
 
 def _is_in_order(named: str, A: Tensor) -> bool:
     """Return whether a backend multiplies real decays one after the other, so that infinite states stay infinite."""
-    in_order = named.startswith(("reference", "two_phase", "cpp_torch")) or "time_chunks=1," in named
+    in_order = named.startswith(("reference", "two_phase", "cpp_torch", "native"))
     return in_order and not A.is_complex()
 
 

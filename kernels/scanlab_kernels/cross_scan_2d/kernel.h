@@ -67,7 +67,8 @@ struct CrossTask {
         const int64_t step = piece.sign() * (piece.by_column() ? scan.width : 1) * width;
         const bool add = piece.direction > 0;
         for (int t = 0; t < piece.steps; t++, to += step) {
-            Vec<T> value = load(y + t * width) + D * load(u[t]);
+            Vec<T> value = load(y + t * width);
+            if (scan.D) value += D * load(u[t]);  // without D, 0 times an infinite u would be no 0
             if (add) value += load(to);
             store<T>(to, value);
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,8 @@ except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
 # Every line of a journal begins like this.
-MARK = b'{"op_code":'
+MARK = re.compile(rb'\{"op_code":\d{1,2},"worker_id":"')
+HEAD_BYTES = 64
 SQLITE_MARK = b"SQLite format 3\0"
 # What replaying a damaged journal may raise: optuna takes every line for one that it wrote.
 DAMAGE = (
@@ -84,10 +86,10 @@ def refuse_foreign_file(path: Path) -> None:
         what = "a folder" if path.is_dir() else "no regular file"
         raise InputError(f"--storage {path}: this is {what}; name a file, such as {path / 'studies.journal'}.")
     with path.open("rb") as file:
-        head = file.read(len(SQLITE_MARK))
+        head = file.read(HEAD_BYTES)
     if head.startswith(SQLITE_MARK):
         raise InputError(f"--storage {path}: this is an SQLite database; you probably mean sqlite:///{path}.")
-    if not (head.startswith(MARK) or MARK.startswith(head)):
+    if head and not MARK.match(head):
         raise InputError(
             f"--storage {path}: this file is not a journal of studies and was left as it is. Name a new file, or the"
             " URL of a database: sqlite:///FILE or postgresql://USER@HOST/NAME."

@@ -23,6 +23,8 @@ from scanlab.tuning.fleet.storage_name import StorageName, hide_secrets
 
 # Workers that open an empty database at the same moment all create its tables, and all but one fail.
 MAX_OPENINGS = 5
+# Some of optuna's tables, by which its databases are known.
+TABLES = {"studies", "trials", "version_info"}
 # How long a worker waits for another's write to SQLite, and for a proxy to answer.
 TIMEOUT_S = 30
 # The driver of a database whose URL names none: the one that scanlab[fleet] installs.
@@ -128,7 +130,7 @@ def _refuse_foreign_database(name: StorageName, path: Path) -> None:
             f"--storage {name.masked}: {path} cannot be read as an SQLite database ({error}) and was left as it is."
             " Name another file."
         ) from error
-    if tables and "studies" not in tables:
+    if tables and not TABLES <= tables:
         raise InputError(
             f"--storage {name.masked}: this is a database of another program, with the tables"
             f" {', '.join(sorted(tables)[:5])}, and was left as it is. Name another file."

@@ -241,6 +241,17 @@ def with_delta(value: float, rate: float) -> tuple[ScanInputs, ScanProblem]:
     return inputs._replace(delta=torch.full_like(inputs.delta, value), A=torch.full_like(inputs.A, rate)), problem
 
 
+@pytest.mark.parametrize("time_chunks", [1, 4])
+def test_an_infinite_input_stays_infinite_without_D(isa: str, time_chunks: int) -> None:
+    problem = ScanProblem(batch=1, dim=20, length=70, state=1, has_D=False, has_z=False)
+    (inputs,) = make_inputs(problem)
+    inputs.u[0, 5, 2] = float("inf")
+    config = {"time_block": 16, "time_chunks": time_chunks}
+    got, want = native.backend.build(problem, config)(inputs).out, reference_output(problem, (inputs,)).out
+    assert want.isinf().any()
+    assert torch.equal(got.isnan(), want.isnan())
+
+
 @pytest.mark.parametrize("exp", native.EXP_VARIANTS)
 @pytest.mark.parametrize(
     ("value", "rate"),

@@ -51,7 +51,7 @@ def test_an_unfinished_line_is_cut_off_and_kept_aside(path, size):
     torn = whole.splitlines(keepends=True)[0][:size]
     for before in (whole, b""):
         path.write_bytes(before + torn)
-        storage, (notice,) = open_journal(path, is_ours=False)
+        storage, (notice,) = open_journal(path, is_ours=not before)
         assert f"{size} bytes of an unfinished last line moved to" in notice
         (aside,) = path.parent.glob("*.damaged-*")
         assert aside.read_bytes() == torn
@@ -100,9 +100,13 @@ def contents(folder):
     return {each.name: each.read_bytes() for each in folder.iterdir() if each.is_file()}
 
 
-@pytest.mark.parametrize(
-    "content", [b"name,value\nimportant,1\n", b"\n", b"{}\n", b'{"op":1}\n', b"\x00" * 100, b'{"op_codes":1}\n']
+FOREIGN = (
+    b"name,value\nimportant,1\n",
+    *(b"\n", b"{", b"{}\n", b'{"op":1}\n', b"\x00" * 100, b'{"op_codes":1}\n', b'{"op_code":1}\n', b'{"op_code":1,"ID":2}'),
 )
+
+
+@pytest.mark.parametrize("content", FOREIGN)
 def test_a_file_of_another_program_is_refused_and_stays_as_it_is(path, content):
     path.write_bytes(content)
     before = contents(path.parent)

@@ -48,8 +48,9 @@ def test_a_database_of_another_program_is_refused_and_stays_as_it_is(tmp_path):
     path = tmp_path / "other.db"
     with sqlite3.connect(path) as database:
         database.execute("CREATE TABLE songs (x)")
+        database.execute("CREATE TABLE studies (x)")  # a common word
     before = path.read_bytes()
-    with pytest.raises(InputError, match="a database of another program, with the tables songs"):
+    with pytest.raises(InputError, match="a database of another program, with the tables songs, studies"):
         open_storage(f"sqlite:///{path}", tmp_path)
     assert path.read_bytes() == before
     path.write_text("name,value\n" * 1000)

@@ -14,12 +14,12 @@ struct VectorRows {
     bool add;  // to what is there
 };
 
-// (y + D u) silu(z) of a block.
+// (y + D u) silu(z) of a block; without D nothing is added, for 0 times an infinite u is not 0.
 template <class T, class S>
-void epilogue(int steps, const T* y, Rows<T> u, Vec<T> D, const VectorRows<S>& rows) {
+void epilogue(int steps, const T* y, Rows<T> u, bool has_D, Vec<T> D, const VectorRows<S>& rows) {
     for_steps(steps, [=](auto count, int t) SCANLAB_ALWAYS_INLINE {
-        const auto skip = each(load_steps<T, count.value>(u, t), [=](Vec<T> v) { return v * D; });
-        auto value = load_steps<T, count.value>(Rows<T>{y, lanes<T>}, t) + skip;
+        auto value = load_steps<T, count.value>(Rows<T>{y, lanes<T>}, t);
+        if (has_D) value = value + each(load_steps<T, count.value>(u, t), [=](Vec<T> v) { return v * D; });
         if (rows.z.first) {
             const auto gate = load_steps<T, count.value>(rows.z, t);
             value = value * (gate * sigmoid(gate));
@@ -56,7 +56,7 @@ struct TileForward {
         }
         context.prefetch_next(block, d, v, begin, 1, {&direction.u, &direction.delta, &direction.z, &scan.out});
         (scan.complex ? run_recurrence<T, 2, false> : run_recurrence<T, 1, false>)(block, scan.exp);
-        epilogue(steps, context.y, u, vector_of<T>(direction.D, channel, channels), rows);
+        epilogue(steps, context.y, u, direction.D.data, vector_of<T>(direction.D, channel, channels), rows);
     }
 
     // All vectors of the tile, one after the other; without copies where whole vectors lie in all tensors.

@@ -110,7 +110,7 @@ struct Forward : Chunk {
                 });
     }
 
-    // out = (y + D x) silu(z).
+    // out = (y + D x) silu(z); without D nothing is added, for 0 times an infinite x is not 0.
     void epilogue(int64_t head) {
         clear(D, channel_row);
         if (call.D.data) read_run(D, call.D.data + head * call.D.head, call.D.channel, call.head_dim);
@@ -122,7 +122,8 @@ struct Forward : Chunk {
                     read_run(gate, from + t * gates.time, gates.column, call.head_dim);
                 });
             for (int64_t p = 0; p < call.head_dim; p += lanes<float>) {
-                Vec<float> value = multiply_add(load<float>(D + p), load<float>(x[t] + p), load<float>(row + p));
+                Vec<float> value = load<float>(row + p);
+                if (call.D.data) value = multiply_add(load<float>(D + p), load<float>(x[t] + p), value);
                 if (call.z.data) value *= load<float>(gate + p) * sigmoid<float>(load<float>(gate + p));
                 store<float>(row + p, value);
             }
