@@ -44,3 +44,8 @@ class ProfileError(ScanlabError):
 
 class InputError(ScanlabError):
     """A file the user named (image, suite, weights) is missing or not what it should be."""
+
+
+# What making an object of a file's content may raise where that is damaged or of another version. Behind a right
+# checksum anything may stand: a record of another branch, or of another program.
+UNREADABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, ScanlabError, TypeError, ValueError)

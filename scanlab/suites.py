@@ -23,6 +23,7 @@ SHIPPED = Path(__file__).with_name("suites.toml")
 CAPTURED = "captured"
 # Tuning holds two sets of inputs with their outputs in float64, in this process and in its worker.
 MEMORY_FACTOR = 8
+MAX_IMAGE_SIZE = 4096
 FIELDS = {"summary", "model", "image_size", "op", "problems"}
 
 
@@ -42,11 +43,13 @@ def read_suites(path: Path = SHIPPED) -> dict[str, dict[str, Any]]:
         InputError: The file cannot be read, is not TOML, or holds something else than suites.
     """
     try:
-        suites = tomllib.loads(path.read_text())
+        suites = tomllib.loads(path.read_text("utf-8-sig"))  # as some editors write it
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the suites in {path}: {error}.") from error
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path} is not TOML: {error}.") from error
+    except RecursionError as error:
+        raise InputError(f"{path} is nested too deeply: a suite holds a list of texts.") from error
     for name, suite in suites.items():
         fault = _fault_of(suite)
         if fault is not None:
@@ -140,10 +143,10 @@ def _capture(name: str, suite: Mapping[str, Any], image: Path | None) -> Case:
 
     size = suite.get("image_size")
     build = vision_mamba.RELEASED.get(suite["model"])
-    if build is None or not isinstance(size, int) or isinstance(size, bool) or size < 16:
+    if build is None or not isinstance(size, int) or isinstance(size, bool) or not 16 <= size <= MAX_IMAGE_SIZE:
         raise InputError(
-            f"suite {name!r}: model must be one of {', '.join(vision_mamba.RELEASED)}, and image_size at least 16"
-            " pixels."
+            f"suite {name!r}: model must be one of {', '.join(vision_mamba.RELEASED)}, and image_size 16 to"
+            f" {MAX_IMAGE_SIZE} pixels."
         )
     photograph = images.sample_photograph() if image is None else images.open_image(image)
     model = capture.trained_like_(build(img_size=size, scan="reference")).eval()

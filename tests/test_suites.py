@@ -23,6 +23,7 @@ from scanlab.suites import drawn_case, load_suite, read_suites
         ("[mine]\nsummary = 3\nmodel = 'vim_tiny'", "summary must be a text"),
         ("[mine]\nmodel = 3", "model must be the name of a Vim"),
         ("[mine", "is not TOML"),
+        ("a = " + 9999 * "[", "nested too deeply"),
     ],
 )
 def test_an_odd_suite_is_refused(tmp_path, text, complaint):
@@ -34,7 +35,7 @@ def test_an_odd_suite_is_refused(tmp_path, text, complaint):
 
 @pytest.mark.parametrize(
     "suite",
-    ["model = 'torch'\nimage_size = 32", "model = 'vim_tiny'", "model = 'vim_tiny'\nimage_size = true"],
+    ["model = 'torch'\nimage_size = 32", "model = 'vim_tiny'", "model = 'vim_tiny'\nimage_size = true", "model = 'vim_tiny'\nimage_size = 99999"],
 )
 def test_a_model_that_cannot_be_built_is_refused(tmp_path, suite):
     file = tmp_path / "suites.toml"

@@ -28,7 +28,7 @@ def is_intact(library: Path) -> bool:
     if not all(file.exists() for file in files):
         return False
     private = all(map(is_private, (*files, library.parent, library.parent.parent)))
-    return private and digest_file(library).read_text().strip() == digest(library)
+    return private and digest_file(library).read_bytes().strip() == digest(library).encode()
 
 
 def is_private(path: Path) -> bool:

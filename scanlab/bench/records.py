@@ -24,7 +24,7 @@ from scanlab.contract.evidence import EvidenceRank, rank_of
 from scanlab.contract.machine import Machine
 from scanlab.contract.space import Value, config_key
 from scanlab.contract.verify import Verdict
-from scanlab.errors import ScanlabError
+from scanlab.errors import UNREADABLE
 
 Phase = Literal["search", "comparison", "holdout", "lengths"]
 State = Literal["ok", "wrong", "rejected", "crashed", "pruned", "disturbed"]
@@ -228,8 +228,7 @@ def decode(line: bytes) -> Trial:
             raise NewerSchemaError(f"it has schema {schema}; this scanlab reads up to {SCHEMA}")
         trial = Trial.from_json(record["trial"])
         _check(trial)
-    # Behind a right checksum anything may stand: a record of another branch, or of another program.
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, ScanlabError, TypeError, ValueError) as error:
+    except UNREADABLE as error:
         raise RecordError(f"its content is not understood: {type(error).__name__}: {error}") from error
     return trial
 

@@ -31,7 +31,7 @@ from scanlab.contract import registry
 from scanlab.contract.base import Problem
 from scanlab.contract.evidence import EvidenceRank
 from scanlab.contract.space import config_key
-from scanlab.errors import InputError, ScanlabError
+from scanlab.errors import UNREADABLE, InputError
 from scanlab.runtime.decisions import Decision, decisions, nothing_serves
 from scanlab.runtime.profile import Profile, ProfileEntry, load_profile
 from scanlab.tuning.recheck import CheckedChoice
@@ -151,7 +151,7 @@ def _check(entry: ProfileEntry, record: TrialStore, seconds: float) -> CheckedCh
         return CheckedChoice(False, f"the choice of {entry.backend} carries no evidence")
     try:
         trial = Trial.from_json(evidence)
-    except (AttributeError, LookupError, ScanlabError, TypeError, ValueError) as error:
+    except UNREADABLE as error:
         return CheckedChoice(False, f"the evidence for {entry.backend} is damaged: {type(error).__name__}: {error}")
     if (trial.problem, trial.backend, trial.config) != (entry.problem, entry.backend, entry.config):
         deployed = label_of(entry.backend, entry.config)

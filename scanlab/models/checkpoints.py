@@ -89,7 +89,8 @@ def open_model(
     """
     path = Path(source)
     weights = read_weights(download(str(source)) if published(str(source)) and not path.is_file() else path)
-    classes = len(weights["head.weight"]) if "head.weight" in weights else 0
+    head = weights.get("head.weight")
+    classes = len(head) if head is not None and head.dim() else 0
     asked = classes if num_classes is None else num_classes
     found = released_name(weights)
     if name not in (None, found):
@@ -131,6 +132,8 @@ def _fault_of(name: object, value: Tensor) -> str | None:
     """Return why `value` cannot be a weight, or None."""
     if not isinstance(name, str):
         return "is no name"
+    if value.is_nested:
+        return "is nested"
     if value.is_meta:
         return "is on the meta device and holds no numbers"
     if value.is_quantized or value.layout != torch.strided:

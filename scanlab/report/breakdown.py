@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from scanlab.contract.machine import Machine
-from scanlab.errors import ResultsError
+from scanlab.errors import UNREADABLE, ResultsError
 from scanlab.report.formatting import milliseconds, percent, scientific
 from scanlab.report.style import FAINT, INK, SIDE_BY_SIDE, Look, applied, over, sheet
 
@@ -103,7 +103,7 @@ def load_breakdowns(results: Path, machine: Machine) -> tuple[list[ModelBreakdow
     for path in sorted((results / FOLDER).glob("*.json")):
         try:
             each = ModelBreakdown.from_json(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        except (OSError, *UNREADABLE) as error:
             notices.append(f"{path}: skipped, because it is no breakdown: {type(error).__name__}: {error}")
             continue
         if each.machine.silicon_id == machine.silicon_id:

@@ -15,7 +15,7 @@ from scanlab.contract import registry
 from scanlab.contract.base import Problem
 from scanlab.contract.machine import Machine
 from scanlab.contract.space import Value
-from scanlab.errors import ResultsError, ScanlabError
+from scanlab.errors import UNREADABLE, ResultsError
 from scanlab.report.formatting import percent
 from scanlab.report.select import Contest, slugs
 
@@ -185,7 +185,7 @@ def load_decisions(results: Path) -> LoadedDecisions:
     for path in sorted((results / DECISIONS).glob("*.json")):
         try:
             decisions.append(TuningDecision.from_json(json.loads(path.read_text(encoding="utf-8"))))
-        except (OSError, ScanlabError, ValueError, LookupError, TypeError, AttributeError) as error:
+        except (OSError, *UNREADABLE) as error:
             notices.append(f"{path}: skipped, because it cannot be read as a decision: {type(error).__name__}: {error}")
     return LoadedDecisions(tuple(decisions), tuple(notices))
 

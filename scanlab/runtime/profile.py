@@ -19,7 +19,7 @@ from scanlab.contract.base import Problem
 from scanlab.contract.evidence import EvidenceRank, rank_of
 from scanlab.contract.machine import this_machine
 from scanlab.contract.space import Config
-from scanlab.errors import ProfileError
+from scanlab.errors import UNREADABLE, ProfileError
 
 SCHEMA_VERSION = 1
 FIELDS = {"schema_version", "machine", "machine_id", "entries"}
@@ -212,7 +212,7 @@ class Profile:
             entries, replaced = (
                 tuple(map(ProfileEntry.from_json, each)) for each in (content["entries"], content.get("replaced", ()))
             )
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
+        except UNREADABLE as error:
             raise ProfileError(f"the profile {path} is damaged: {type(error).__name__}: {error}. {cure}") from error
         return cls(str(content["machine_id"]), str(content["machine"]), entries, replaced)
 

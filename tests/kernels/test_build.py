@@ -168,6 +168,9 @@ def test_a_library_that_was_cut_off_is_built_again(extension: Extension) -> None
     library.write_bytes(whole[: len(whole) // 2])
     assert extension.build() == library
     assert len(library.read_bytes()) >= len(whole)
+    library.with_suffix(".sha256").write_bytes(b"\xff" * 64)
+    before = library.stat().st_ino
+    assert extension.build().stat().st_ino != before
 
 
 def test_what_old_builds_left_behind_is_swept(extension: Extension, tmp_path: Path) -> None:

@@ -255,6 +255,7 @@ def test_without_a_connection_the_error_says_what_to_do(monkeypatch, tmp_path):
         ({"a": torch.zeros(2, dtype=torch.int64)}, "is torch.int64"),
         ({"a": torch.zeros(2, device="meta")}, "meta device"),
         ({"a": torch.eye(2).to_sparse()}, "sparse or quantized"),
+        ({"a": torch.nested.nested_tensor([torch.zeros(2)])}, "is nested"),
         ({3: torch.zeros(2)}, "is no name"),
         ({"a": torch.zeros(1).expand(10**9)}, "is expanded"),
     ],
@@ -263,3 +264,9 @@ def test_odd_weights_are_refused_by_name(tmp_path, weights, complaint):
     torch.save(weights, tmp_path / "odd.pth")
     with pytest.raises(InputError, match=complaint):
         checkpoints.read_weights(tmp_path / "odd.pth")
+
+
+def test_a_head_without_rows_is_refused(tmp_path):
+    torch.save({"pos_embed": torch.zeros(1, 197, 192), "head.weight": torch.zeros(())}, tmp_path / "odd.pth")
+    with pytest.raises(InputError, match=r"head\.weight"):
+        checkpoints.open_model(tmp_path / "odd.pth")

@@ -130,7 +130,7 @@ def _refuse_foreign_database(name: StorageName, path: Path) -> None:
             f"--storage {name.masked}: {path} cannot be read as an SQLite database ({error}) and was left as it is."
             " Name another file."
         ) from error
-    if tables and not TABLES <= tables:
+    if tables and not tables >= TABLES:
         raise InputError(
             f"--storage {name.masked}: this is a database of another program, with the tables"
             f" {', '.join(sorted(tables)[:5])}, and was left as it is. Name another file."

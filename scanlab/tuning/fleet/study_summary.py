@@ -18,6 +18,7 @@ from scanlab.contract import registry
 from scanlab.contract.base import Problem
 from scanlab.contract.machine import Machine
 from scanlab.contract.space import Config, config_key
+from scanlab.errors import UNREADABLE
 from scanlab.tuning.fleet.attributes import BEAT, FACTS, LINE, OWNER, RECORD, WHY
 from scanlab.tuning.fleet.storage import storage_errors
 from scanlab.tuning.fleet.trial_queue import is_leased
@@ -104,7 +105,7 @@ def summarize_studies(storage: BaseStorage, problem: Problem | None = None) -> S
             entries = storage.get_all_trials(study._study_id, deepcopy=False)
             try:
                 summaries.append(_summary(StudyFacts.from_json(facts), entries))
-            except (AttributeError, LookupError, TypeError, ValueError) as error:
+            except UNREADABLE as error:
                 notices.append(
                     f"the study {study.study_name!r} was skipped, because it is not understood:"
                     f" {type(error).__name__}: {error}"

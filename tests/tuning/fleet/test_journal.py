@@ -102,7 +102,8 @@ def contents(folder):
 
 FOREIGN = (
     b"name,value\nimportant,1\n",
-    *(b"\n", b"{", b"{}\n", b'{"op":1}\n', b"\x00" * 100, b'{"op_codes":1}\n', b'{"op_code":1}\n', b'{"op_code":1,"ID":2}'),
+    *(b"\n", b"{", b"{}\n", b'{"op":1}\n', b"\x00" * 100, b'{"op_codes":1}\n', b'{"op_code":1}\n'),
+    b'{"op_code":1,"ID":2}',
 )
 
 
