@@ -35,7 +35,12 @@ def test_an_odd_suite_is_refused(tmp_path, text, complaint):
 
 @pytest.mark.parametrize(
     "suite",
-    ["model = 'torch'\nimage_size = 32", "model = 'vim_tiny'", "model = 'vim_tiny'\nimage_size = true", "model = 'vim_tiny'\nimage_size = 99999"],
+    [
+        "model = 'torch'\nimage_size = 32",
+        "model = 'vim_tiny'",
+        "model = 'vim_tiny'\nimage_size = true",
+        "model = 'vim_tiny'\nimage_size = 99999",
+    ],
 )
 def test_a_model_that_cannot_be_built_is_refused(tmp_path, suite):
     file = tmp_path / "suites.toml"
