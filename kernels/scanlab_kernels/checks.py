@@ -8,17 +8,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from scanlab.contract.base import expect_strided
 from scanlab.errors import ProblemError
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def expect(name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
-    """Raise ProblemError unless `tensor` is floating, of this shape, and on the device of `like`."""
+    """Raise ProblemError unless `tensor` is dense, floating, of this shape, and on the device of `like`."""
     if tensor.shape != shape:
         raise ProblemError(f"{name} is {tuple(tensor.shape)}: must be {shape}, as the other tensors are shaped.")
     if tensor.dtype not in FLOATING:
         raise ProblemError(f"{name} is {tensor.dtype}: must be float32, float64, bfloat16 or float16.")
+    if tensor.layout != torch.strided:
+        raise ProblemError(f"{name} has the layout {tensor.layout}: must be dense, such as {name}.to_dense().")
     if tensor.device != like.device:
         raise ProblemError(f"{name} is on {tensor.device}, others on {like.device}: move them to one device.")
 
@@ -47,13 +50,14 @@ def wide(tensor: Tensor) -> Tensor:
 
 
 def expect_like(inputs: NamedTuple, like: Tensor, expected: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> None:
-    """Raise ProblemError unless the tensors of `inputs` that are there have these shapes and dtypes.
+    """Raise ProblemError unless the tensors of `inputs` that are there are dense and have these shapes and dtypes.
 
     Args:
         inputs: NamedTuple of tensors.
         like: The tensor whose device all others must be on.
         expected: Shape and dtype by name.
     """
+    expect_strided(inputs)
     for name, (shape, dtype) in expected.items():
         tensor = getattr(inputs, name)
         if tensor is not None and (tensor.shape != shape or tensor.dtype != dtype or tensor.device != like.device):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -130,6 +130,13 @@ def expect_one_of(name: str, value: str, legal: Sequence[str]) -> None:
     """Raise ProblemError unless the field `name` of a problem has one of the legal values."""
     if value not in legal:
         raise ProblemError(f"{name}={value!r}: must be one of {', '.join(legal)}.{did_you_mean(str(value), legal)}")
+
+
+def expect_strided(inputs: NamedTuple) -> None:
+    """Raise ProblemError if a tensor of `inputs` is sparse or blocked, which some ops of torch take for dense."""
+    for name, tensor in zip(inputs._fields, inputs, strict=True):
+        if isinstance(tensor, Tensor) and tensor.layout != torch.strided:
+            raise ProblemError(f"{name} has the layout {tensor.layout}: must be dense, such as {name}.to_dense().")
 
 
 class Draws:

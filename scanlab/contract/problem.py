@@ -38,6 +38,7 @@ from scanlab.contract.base import (
     Problem,
     expect_one_of,
     expect_sizes,
+    expect_strided,
     inverse_softplus,
     weight_dtype,
 )
@@ -235,6 +236,7 @@ def check(inputs: ScanInputs) -> int:
     if h is not None:
         fits = h.shape == (batch, dim, state) and h.dtype == kind
         _expect(fits, "initial_state", h, f"{kind_name} ({batch}, {dim}, {state})")
+    expect_strided(inputs)
     for name, tensor in inputs.tensors().items():
         if tensor.device != u.device:
             raise ProblemError(f"{name} is on {tensor.device} and u on {u.device}: all tensors must be on one device.")

@@ -17,6 +17,7 @@ import faulthandler
 import json
 import logging
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,7 @@ from fuzz import sanitize
 from fuzz.case import judge
 from fuzz.generators import GENERATORS, draw_case
 from fuzz.modes import mode
+from fuzz.page import write_page
 from scanlab_kernels.cpu.extension import extension as cpu
 from scanlab_kernels.cross_scan_2d.native import extension as cross_scan
 from scanlab_kernels.selective_scan import cpp_torch
@@ -39,6 +41,7 @@ from scanlab_kernels.ssd.native.backend import extension as ssd
 CALLS_OF_A_CHILD = 3000
 LIBRARIES = (cpu, scan, cross_scan, ssd, cpp_torch.LIBRARY)  # built before the first call, which takes minutes
 LONGEST_CALL_S = 120.0
+SANITIZER = re.compile(r"^.*(ERROR: AddressSanitizer|runtime error:)", re.MULTILINE)
 
 
 def attempt(name: str, seed: int) -> tuple[str, list[str]]:
@@ -91,8 +94,14 @@ def run_child(
     last = next((line for line in reversed(lines) if "seed" in line), None)
     if child.returncode:
         where = f"{last['op']} {last['seed']}" if last else "the start"
-        faults.append(f"{where}: ended with status {child.returncode}\n{child.stderr[-6000:]}")
+        faults.append(f"{where}: ended with status {child.returncode}\n{_last_words(child.stderr)}")
     return counts, faults, (last["seed"] if last else seed) + 1
+
+
+def _last_words(errors: str) -> str:
+    """Return what a sanitizer says first, or else the end of what a process said before it ended."""
+    found = SANITIZER.search(errors)
+    return errors[-4000:] if found is None else errors[found.start() :][:4000]
 
 
 def main() -> int:
@@ -103,6 +112,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="of the first call (default: random)")
     parser.add_argument("--calls", type=int, default=10**9, help="of each op")
     parser.add_argument("--sanitize", action="store_true", help="run the C++ ops under AddressSanitizer and UBSan")
+    parser.add_argument("--page", type=Path, help="a Markdown file for the numbers of calls and faults")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     ops = asked.ops.split(",")
@@ -129,6 +139,10 @@ def main() -> int:
             print(fault, flush=True)
     for name, count in sorted(counts.items()):
         print(f"{count:8} {name}")
+    if asked.page is not None:
+        options = f"--seed {first} --page {asked.page}"
+        command = f"make fuzz {'SANITIZE=1 ' if asked.sanitize else ''}MINUTES={asked.minutes:g} ARGS='{options}'"
+        write_page(asked.page, counts, faults, command, is_sanitized=asked.sanitize)
     print(f"{counts.total():8} calls, {len(faults)} faults")
     return 1 if faults else 0
 

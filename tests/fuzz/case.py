@@ -7,6 +7,8 @@ raises UnfitError for arguments that pose no problem: then the call must be refu
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -107,19 +109,65 @@ def judge(case: Case) -> list[str]:
         return ["accepted what must be refused"]
     if not truth:
         return []
-    with torch.inference_mode(False):
-        plain = case.reference(wide(memory.before(case.arguments), plain_dtype(case)))
     results |= {name: case.arguments[name] for name in case.states}
     expected = {**case.dtypes(case.arguments), **{name: case.arguments[name].dtype for name in case.states}}
     faults = memory.changes([case.arguments[name] for name in case.states])
-    for name, dtype in expected.items():
-        faults += disagreement(case, name, results[name], dtype, truth[name], plain[name])
+
+    def compare(near: list[Results]) -> list[str]:
+        found = (
+            disagreement(case, name, results[name], dtype, truth[name], [each[name] for each in near])
+            for name, dtype in expected.items()
+        )
+        return list(itertools.chain(*found))
+
+    with torch.inference_mode(False):
+        faults += _faults_beyond_rounding(case, case.reference, memory.before(case.arguments), compare)
     # Gradients at special values are conventions, which differ among torch's own ops.
     special = any(_has_special_values(each) for each in tensors(case.arguments))
     if case.differentiated and not faults and case.kind != "hostile" and not special:
         with torch.inference_mode(False), torch.enable_grad():
             faults += _judge_gradients(case)
     return faults
+
+
+def _faults_beyond_rounding(
+    case: Case,
+    function: Callable[[Arguments], Results],
+    arguments: Arguments,
+    compare: Callable[[list[Results]], list[str]],
+) -> list[str]:
+    """Return the faults that rounding does not explain: neither that of a plain loop nor that of its arguments.
+
+    Args:
+        case: What was called.
+        function: The loop.
+        arguments: As they were before the call.
+        compare: (what loops near the truth give, in the arithmetic of the op first) -> faults.
+    """
+    torch.set_flush_denormal(True)  # as the kernels do: an infinite state may meet a decay of 0 then
+    try:
+        near = [function(wide(arguments, plain_dtype(case)))]
+    except RuntimeError:
+        if case.kind != "hostile":
+            raise
+        return []  # the loop computes with these in float64 alone
+    finally:
+        torch.set_flush_denormal(False)
+    faults = compare(near)
+    return compare([*near, function(shaken(arguments, plain_dtype(case)))]) if faults else []
+
+
+def shaken(arguments: Arguments, dtype: torch.dtype) -> Arguments:
+    """Return the arguments in float64, each number off by a rounding in `dtype`."""
+    generator = torch.Generator().manual_seed(0)
+
+    def shake(value: object) -> object:
+        if not isinstance(value, Tensor) or not (value.is_floating_point() or value.is_complex()):
+            return value
+        signs = torch.randint(0, 2, value.shape, generator=generator) * 2 - 1
+        return value + value * signs * torch.finfo(dtype).eps
+
+    return {name: shake(value) for name, value in wide(arguments, torch.float64).items()}
 
 
 def plain_dtype(case: Case) -> torch.dtype:
@@ -167,14 +215,18 @@ def _judge_gradients(case: Case) -> list[str]:
     memory = Memory(tensors(case.arguments))
     found = gradients(case.call, case.arguments)
     truth = gradients(case.reference, wide(case.arguments, torch.float64))
-    plain = gradients(case.reference, wide(case.arguments, plain_dtype(case)))
-    faults = memory.changes(())
-    for name in case.differentiated:
-        dtype = case.arguments[name].dtype
-        # The parts of a gradient are rounded before they are added.
-        rounding = 2 * torch.finfo(dtype).eps if dtype.itemsize == 2 else 0.0
-        faults += disagreement(case, f"grad_{name}", found[name], dtype, truth[name], plain[name], rounding)
-    return faults
+
+    def compare(near: list[Results]) -> list[str]:
+        faults = []
+        for name in case.differentiated:
+            dtype, others = case.arguments[name].dtype, [each[name] for each in near]
+            # The parts of a gradient are rounded before they are added.
+            rounding = 2 * torch.finfo(dtype).eps if dtype.itemsize == 2 else 0.0
+            faults += disagreement(case, f"grad_{name}", found[name], dtype, truth[name], others, rounding)
+        return faults
+
+    loop = functools.partial(gradients, case.reference)
+    return memory.changes(()) + _faults_beyond_rounding(case, loop, case.arguments, compare)
 
 
 def disagreement(
@@ -183,7 +235,7 @@ def disagreement(
     result: Tensor,
     dtype: torch.dtype,
     truth: Tensor,
-    plain: Tensor,
+    near: Sequence[Tensor],
     rounding: float = 0.0,
 ) -> list[str]:
     """Return what is wrong with a result.
@@ -194,24 +246,28 @@ def disagreement(
         result: What the call gave.
         dtype: The dtype that it must have.
         truth: What a loop in float64 gives.
-        plain: What the same loop gives in the dtype that the op computes in, or in float32 where that is float64.
+        near: What the same loop gives in the dtype that the op computes in, or in float32 where that is float64; and
+            what it gives for arguments that are off by a rounding, or nothing.
         rounding: An error that is allowed beside those of the case, as a share of the largest value.
     """
     arithmetic, rounding = case.arithmetic, rounding + case.rounding
     if result.dtype != dtype or result.shape != truth.shape:
         return [f"{name} is {describe(result)}: must be {dtype} {list(truth.shape)}"]
-    if truth.is_complex() or result.is_complex():
-        result, truth, plain = (torch.view_as_real(each.resolve_conj()) for each in (result, truth, plain))
-    got, right, near = (each.detach().double() for each in (result, truth, plain))
+    is_complex = truth.is_complex() or result.is_complex()
+    if is_complex:
+        result, truth, *near = (torch.view_as_real(each.resolve_conj()) for each in (result, truth, *near))
+    got, right, plain, *moved = (each.detach().double() for each in (result, truth, *near))
     if not right.numel():
         return []
     if not result.is_floating_point():
         return []  # integers as an input, which torch rounds its own way
     limits = torch.finfo(result.dtype)
     # Where the arithmetic overflows and the truth does not, either is right.
-    certain = (_kinds(right) == _kinds(near)) | (arithmetic == torch.float64)
+    certain = (_kinds(right) == _kinds(plain)) | (arithmetic == torch.float64)
     certain &= ~(right.isfinite() & (right.abs() > 0.99 * limits.max))
     differs = _kinds(got) != _kinds(right) if case.exact_infinities else got.isfinite() != right.isfinite()
+    if is_complex:
+        certain &= right.isfinite()  # torch multiplies a real number as a complex one, and an infinity by its zero
     wrong = certain & differs
     if wrong.any():
         place = tuple(int(axis[0]) for axis in wrong.nonzero(as_tuple=True))
@@ -219,8 +275,9 @@ def disagreement(
     finite = certain & right.isfinite()
     if not finite.any():
         return []
-    got, right, near = got[finite], right[finite], near[finite]
-    largest, loss = right.abs().max(), (near - right).abs().nan_to_num(0.0, 0.0).max()
+    losses = [(each[finite] - right[finite]).abs().nan_to_num(0.0, 0.0).max() for each in (plain, *moved)]
+    got, right = got[finite], right[finite]
+    largest, loss = right.abs().max(), torch.stack(losses).max()
     if arithmetic == torch.float64:
         loss *= torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
     tiny = torch.finfo(torch.float32 if arithmetic != torch.float64 else torch.float64).tiny

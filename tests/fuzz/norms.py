@@ -191,6 +191,8 @@ def gated_norm(draw: Draw, *, edge: bool) -> Case:
         bias = None if given["bias"] is None else fit("bias", given["bias"], x.shape[-1:])
         gate = None if given["z"] is None else F.silu(fit("z", given["z"], x.shape))
         size = x.shape[-1] if given["group_size"] is None else given["group_size"]
+        if isinstance(size, Tensor) and size.numel() != 1:
+            raise UnfitError("group_size")
         size = int(size)
         if size and x.shape[-1] % size:
             raise UnfitError("group_size")

@@ -111,10 +111,12 @@ def ssd(draw: Draw, *, edge: bool) -> Case:
         arguments[name] = draw.spoil(arguments[name], 0.03)
     if draw.chance(0.6):
         arguments = {name: None if value is None else draw.lay(value) for name, value in arguments.items()}
-    if draw.chance(0.3):
+    has_sequences = draw.chance(0.3)
+    if has_sequences:
         arguments["seq_idx"] = torch.cumsum(draw.uniform(0, 1, batch, length).gt(0.9), 1).int()
     arguments |= {"dt_softplus": draw.chance(0.5), "dt_limit": draw.pick(((0.0, math.inf), (0.05, 0.3)))}
-    named = selection(draw, SSD_FLOAT64 if dtype == torch.float64 else SSD)
+    names = SSD_FLOAT64 if dtype == torch.float64 else SSD
+    named = selection(draw, names if has_sequences else ("ssd_scan", *names))
 
     def call(given: Arguments) -> Results:
         options = {name: given[name] for name in ("dt_softplus", "dt_limit")}

@@ -30,21 +30,28 @@ def instruction_set(name: str) -> Iterator[None]:
         use_isa(PRODUCT_SETS[-1])
 
 
-def error(got: Tensor, want: Tensor) -> float:
-    """The largest error as a share of the largest value; of shapes that differ, infinity."""
+def error(got: Tensor, want: Tensor, least: float = 0.0) -> float:
+    """The largest error as a share of the largest value or of `least`; of shapes that differ, infinity."""
     if got.shape != want.shape:
         return float("inf")
     if got.numel() == 0:
         return 0.0
     got, want = got.detach().double(), want.detach().double()
-    largest = float(want.abs().max())
+    largest = max(least, float(want.abs().max()))
     return float((got - want).abs().max()) / (largest if largest > 0 else 1.0)
 
 
-def assert_close(got: Sequence[Tensor], want: Sequence[Tensor], names: Sequence[str], tolerance: float) -> None:
-    """Each of `got` is as `want` within the tolerance, or that of its own storage; NaN is not."""
+def assert_close(
+    got: Sequence[Tensor], want: Sequence[Tensor], names: Sequence[str], tolerance: float, least: float = 0.0
+) -> None:
+    """Each of `got` is as `want` within the tolerance, or that of its own storage; NaN is not.
+
+    Args:
+        least: What values are at least compared with, where sums of numbers of this size may cancel.
+    """
     for name, one, other in zip(names, got, want, strict=True):
-        assert error(one, other) <= max(tolerance, TOLERANCES[one.dtype]), f"{name} is off by {error(one, other):.1e}"
+        off = error(one, other, least)
+        assert off <= max(tolerance, TOLERANCES[one.dtype]), f"{name} is off by {off:.1e}"
 
 
 def wide(tensor: Tensor | None) -> Any:

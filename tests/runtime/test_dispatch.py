@@ -170,6 +170,16 @@ def test_tensors_that_do_not_fit_raise_before_anything_is_built():
         selective_scan_fn(**arguments | {"delta": arguments["delta"][..., 1:]}, delta_softplus=True)
 
 
+@pytest.mark.parametrize("backend", ["two_phase", "chunked", "native"])
+def test_sparse_tensors_are_refused_after_dense_ones_too(backend):
+    (inputs,) = make_inputs(ScanProblem(batch=1, dim=4, length=8))
+    arguments = dict(zip(("u", "delta", "A", "B", "C", "D"), inputs, strict=False))
+    selective_scan_fn(**arguments, backend=backend)
+    for name in ("D", "A"):
+        with pytest.raises((ValueError, NotImplementedError)):
+            selective_scan_fn(**arguments | {name: arguments[name].to_sparse()}, backend=backend)
+
+
 def test_one_dispatcher_serves_many_threads():
     serve = Dispatcher("two_phase")
     inputs = [make_inputs(PROBLEM.replace(length=length)) for length in (5, 6, 7, 5, 6, 7)]

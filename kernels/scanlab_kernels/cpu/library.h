@@ -51,7 +51,7 @@ inline Tensor rows_of(const Tensor& tensor) {
 // Adds all rows of (rows, ...) to the first one, in their order, and returns that.
 inline Tensor sum_rows(const Tensor& rows) {
     const auto add_up = [&]<class T>(T* sum) {
-        const int64_t size = rows.stride(0);
+        const int64_t size = numel(rows.sizes().subspan(1));  // 0 where the stride is not
         for (int64_t row = 1; row < rows.size(0); row++)
             for (int64_t i = 0; i < size; i++) sum[i] += sum[row * size + i];
     };

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from scanlab.contract.backend import ScanFn
+from scanlab.contract.base import expect_strided
 from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
 
 
@@ -29,18 +30,22 @@ def flip_time(inputs: ScanInputs) -> ScanInputs:
 
 
 def directed(forward: Callable[[ScanInputs], ScanOutput], problem: ScanProblem) -> ScanFn:
-    """Return the scan in the direction of the problem, composed of a forward scan.
+    """Return the scan in the direction of the problem, composed of a forward scan of dense tensors.
 
     Source: arXiv 2401.09417 (Vision Mamba), Algorithm 1, which sums the outputs of both directions.
     """
 
+    def dense(inputs: ScanInputs) -> ScanOutput:
+        expect_strided(inputs)  # a dispatcher tells inputs apart by shapes, dtypes and devices
+        return forward(inputs)
+
     def reverse(inputs: ScanInputs) -> ScanOutput:
-        result = forward(flip_time(inputs))
+        result = dense(flip_time(inputs))
         return ScanOutput(result.out.flip(-1), result.last_state)
 
     def bidirectional(first: ScanInputs, second: ScanInputs) -> ScanOutput:
-        one, other = forward(first), reverse(second)
+        one, other = dense(first), reverse(second)
         return ScanOutput(one.out + other.out, torch.stack((one.last_state, other.last_state)))
 
-    scans: dict[str, ScanFn] = {"forward": forward, "reverse": reverse, "bidirectional": bidirectional}
+    scans: dict[str, ScanFn] = {"forward": dense, "reverse": reverse, "bidirectional": bidirectional}
     return scans[problem.direction]

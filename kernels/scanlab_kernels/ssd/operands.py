@@ -40,7 +40,9 @@ def discretize_dt(inputs: SsdInputs, dt_softplus: bool, dt_limit: Limits) -> Ten
     dt = inputs.dt if inputs.dt_bias is None else inputs.dt + inputs.dt_bias
     if dt_softplus:
         dt = F.softplus(dt)
-    return dt if tuple(dt_limit) == NO_LIMIT else dt.clamp(*dt_limit)
+        if tuple(dt_limit) == NO_LIMIT:
+            return dt  # softplus is positive
+    return dt.clamp(*dt_limit)
 
 
 def operands(inputs: SsdInputs, problem: SsdProblem, is_new: Tensor | None) -> Operands:

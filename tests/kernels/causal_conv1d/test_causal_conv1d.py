@@ -111,7 +111,7 @@ def test_native_is_the_reference_in_float64(
     exact = {name: wide(tensor) for name, tensor in tensors.items()}
     expected = mixer.in_torch()(mixer.causal_conv1d)(**exact, **options)
     want = [expected, *gradients([expected], list(exact.values()), [seed_gradient])]
-    assert_close(got, want, ["out", *tensors], TOLERANCES[dtype])
+    assert_close(got, want, ["out", *tensors], TOLERANCES[dtype], least=1.0)
     assert [tensor.dtype for tensor in got] == [dtype] * len(got)
     if layout != "strided" and min(shape) > 1:
         assert out.stride() == tensors["x"].stride()

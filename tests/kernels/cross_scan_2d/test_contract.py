@@ -23,7 +23,7 @@ class TestNative(OpContract):
 
 
 @pytest.mark.parametrize("backend", [composed.backend, native.backend], ids=lambda backend: backend.name)
-def test_an_infinite_input_stays_infinite_without_D(backend: Backend) -> None:
+def test_an_infinite_input_stays_infinite_where_nothing_skips(backend: Backend) -> None:
     problem = CrossScanProblem(batch=1, dim=20, height=5, width=4, state=1, has_D=False)
     (inputs,) = make_inputs(problem)
     inputs.u[0, 3, 2, 1] = float("inf")

@@ -242,7 +242,7 @@ def with_delta(value: float, rate: float) -> tuple[ScanInputs, ScanProblem]:
 
 
 @pytest.mark.parametrize("time_chunks", [1, 4])
-def test_an_infinite_input_stays_infinite_without_D(isa: str, time_chunks: int) -> None:
+def test_an_infinite_input_stays_infinite_where_nothing_skips(isa: str, time_chunks: int) -> None:
     problem = ScanProblem(batch=1, dim=20, length=70, state=1, has_D=False, has_z=False)
     (inputs,) = make_inputs(problem)
     inputs.u[0, 5, 2] = float("inf")

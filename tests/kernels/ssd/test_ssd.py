@@ -36,6 +36,15 @@ class SsdContract(OpContract):
         torch.testing.assert_close(torch.cat(out, dim=1), expected.out)
         torch.testing.assert_close(h, expected.final_state)
 
+    def test_step_sizes_below_zero_count_as_zero(self) -> None:
+        problem = PLAIN.replace(has_seq_idx=False, has_dt_bias=False, dt_softplus=False)
+        (inputs,) = make_inputs(problem)
+        below = inputs._replace(dt=torch.where(torch.arange(83)[:, None] % 3 == 1, -inputs.dt, inputs.dt))
+        function = self.build(problem)
+        expected, found = function(below._replace(dt=below.dt.clamp(min=0))), function(below)
+        torch.testing.assert_close(found.out, expected.out)
+        torch.testing.assert_close(found.final_state, expected.final_state)
+
     def test_new_sequence_forgets_whatever_came_before(self) -> None:
         problem = PLAIN.replace(has_initial_state=True)
         (inputs,) = make_inputs(problem)

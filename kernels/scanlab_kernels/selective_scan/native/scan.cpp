@@ -61,6 +61,9 @@ Memory allocate(size_t bytes) {
     return Memory(static_cast<char*>(::operator new(bytes, std::align_val_t(cache_line))));
 }
 
+// Memory that grows with the length of a sequence is kept up to this size.
+constexpr size_t max_kept_bytes = 4 << 20;
+
 // Memory of a thread, kept for its next call: handing it back would cost page faults in every call.
 class ScratchBuffer {
 public:
@@ -119,8 +122,10 @@ void run_in_chunks(const Scan& scan, const Kernels& kernels) {
     const int64_t chunks = (block_count + blocks_each - 1) / blocks_each, count = all_tiles(scan);
     const size_t state_bytes = channels_of_tile(scan) * scan.state * item_bytes(scan) * (scan.complex ? 2 : 1);
     const size_t borders_bytes = count * chunks * state_bytes;
+    const size_t bytes = 2 * borders_bytes + count * block_count * state_bytes;
     thread_local ScratchBuffer kept;
-    char* const start = kept.at_least(2 * borders_bytes + count * block_count * state_bytes);
+    const Memory large = bytes > max_kept_bytes ? allocate(bytes) : nullptr;
+    char* const start = large ? large.get() : kept.at_least(bytes);
     char *const end_states = start + borders_bytes, *const trace = end_states + borders_bytes;
     std::memset(start, 0, 2 * borders_bytes);
     std::vector<char> stale(count * chunks, 1);

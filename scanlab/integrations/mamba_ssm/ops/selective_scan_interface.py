@@ -17,6 +17,7 @@ from torch import Tensor
 
 from scanlab.contract.problem import ScanInputs
 from scanlab.contract.space import config_key
+from scanlab.errors import ProblemError
 from scanlab.runtime import dispatch
 from scanlab.runtime import ops as mixer
 from scanlab.runtime.traced import is_traced
@@ -302,11 +303,21 @@ def projected(
     B_proj_bias: Tensor | None = None,
     C_proj_bias: Tensor | None = None,
 ) -> ScanInputs:
-    """Return the inputs of the scan: the convolved u (batch, dim, length), the gate z, and projections of u."""
+    """Return the inputs of the scan: the convolved u (batch, dim, length), the gate z, and projections of u.
+
+    Raises:
+        ProblemError: The tensors are on several devices, or x_proj_weight has another number of rows.
+    """
     weights = {"x_proj_weight": x_proj_weight, "delta_proj_weight": delta_proj_weight}
     expect_one_device(xz=u, **weights, A=A, B=B, C=C, D=D, delta_bias=delta_bias)
-    columns = F.linear(u.mT, x_proj_weight)  # (batch, length, rank + columns of B + columns of C)
     rank, state = delta_proj_weight.shape[1], A.shape[1] * (2 if A.is_complex() else 1)
+    rows = rank + state * ((B is None) + (C is None))
+    if x_proj_weight.shape[0] != rows:
+        raise ProblemError(
+            f"x_proj_weight has {x_proj_weight.shape[0]} rows: must be {rows}, {rank} for delta_proj_weight and"
+            f" {state} each for those of B and C that are not given."
+        )
+    columns = F.linear(u.mT, x_proj_weight)  # (batch, length, rank + columns of B + columns of C)
     delta = F.linear(columns[..., :rank], delta_proj_weight)
     if B is None:
         B = _varying(columns[..., rank : rank + state], B_proj_bias, A)

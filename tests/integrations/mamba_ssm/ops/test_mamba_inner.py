@@ -11,6 +11,7 @@ from torch import Tensor
 
 from helpers.closeness import close
 from scanlab.contract.verify import relative_error
+from scanlab.errors import ProblemError
 from scanlab.integrations.mamba_ssm.ops import selective_scan_interface as scan
 
 pytestmark = pytest.mark.usefixtures("two_phase_scan")
@@ -163,3 +164,16 @@ def test_under_autocast_the_projections_are_narrow_and_the_scan_is_exact():
         out = scan.mamba_inner_fn(**arguments | {"xz": arguments["xz"].bfloat16()})
     assert out.dtype == torch.bfloat16
     assert relative_error(out.float(), expected) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"A": torch.zeros(6, 5, dtype=torch.float64)}, "x_proj_weight has 11 rows: must be 13"),
+        ({"out_proj_weight": torch.zeros(5, 6, device="meta")}, "out_proj_weight is on meta, xz on cpu"),
+        ({"out_proj_bias": torch.zeros(5, device="meta")}, "out_proj_bias is on meta, xz on cpu"),
+    ],
+)
+def test_projections_that_do_not_fit_are_refused(changes, complaint):
+    with pytest.raises(ProblemError, match=complaint):
+        scan.mamba_inner_fn(**inner_arguments() | changes)
