@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+import scanlab
+
 HEAVY = ("optuna", "pandas", "matplotlib", "triton", "sklearn", "typer", "rich", "transformers", "huggingface_hub")
 
 
@@ -31,3 +33,8 @@ def loaded_after(statement: str) -> set[str]:
 def test_importing_what_people_use_loads_nothing_heavy(statement):
     with_torch_alone = loaded_after("import torch")
     assert not (loaded_after(statement) - with_torch_alone) & set(HEAVY)
+
+
+def test_dir_lists_what_is_public_alone():
+    assert {name for name in dir(scanlab) if not name.startswith("__")} == set(scanlab.__all__)
+    assert "__version__" in dir(scanlab)

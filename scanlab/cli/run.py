@@ -58,9 +58,9 @@ def run(
         finally:
             if file is not None and file.is_ours:
                 file.write(recorded_suite(target, log.scans) if log.scans else "")
-                if log.scans:
-                    suite = f"{record}:{CAPTURED}"
-                    notes.print(escape(f"wrote {record}: {len(log.scans)} problems, for scanlab tune --suite {suite}"))
+                suite = f"{record}:{CAPTURED}"
+                said = f"wrote {record}: {len(log.scans)} problems, for scanlab tune --suite {suite}"
+                notes.print(escape(said if log.scans else f"{target} called no scan: {record} was not written"))
 
 
 def _is_found(package: str) -> bool:

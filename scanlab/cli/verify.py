@@ -201,17 +201,24 @@ class _Verifier:
 
 def _show(results: list[Verification]) -> None:
     table = plain_table("backend", "configuration", "problem", "verdict", "largest error", "allowed", "of")
-    marks = {"ok": "[green]ok[/]", "rejected": "[dim]rejected[/]"}
     for result in results:
-        mark = marks.get(result.state, f"[bold red]{result.state}[/]")
         settings = " ".join(f"{name}={value}" for name, value in result.config.items())
-        if result.worst is None:
-            why = result.reason if result.state == "rejected" else "see below"
-            table.add_row(result.backend, settings, result.problem.key, mark, escape(why or ""))
-        else:
+        if result.worst is not None:
+            mark = "[green]ok[/]" if result.state == "ok" else f"[bold red]{result.state}[/]"
             errors = (f"{result.worst:.1e}", f"{result.allowed:.0e}", result.tensor)
             table.add_row(result.backend, settings, result.problem.key, mark, *errors)
-    out.print(table)
+        elif result.state != "rejected":
+            table.add_row(result.backend, settings, result.problem.key, f"[bold red]{result.state}[/]", "see below")
+    if table.row_count:
+        out.print(table)
+    rejected: dict[tuple[str, str], list[str]] = {}
+    for result in results:
+        if result.state == "rejected":
+            rejected.setdefault((result.backend, result.reason or ""), []).append(result.problem.key)
+    for (backend, reason), problems in rejected.items():
+        distinct = list(dict.fromkeys(problems))
+        what = distinct[0] if len(distinct) == 1 else f"{len(distinct)} problems"
+        out.print(f"[dim]{backend} rejected {what}:[/] {escape(reason)}")
     for result in results:
         if result.state in ("wrong", "crashed"):
             label = escape(label_of(result.backend, result.config))

@@ -180,7 +180,9 @@ def with_threads(backend):
 def test_verify_lists_a_rejected_problem_with_its_reason(run):
     outcome = run("verify", "reference", "--problem", "batch=1,dim=2,length=3,state=300")
     assert outcome.code == 3  # nothing ran
+    assert "reference rejected batch=1,dim=2,length=3,state=300:" in outcome.out
     assert "state 300: it takes at most 256" in outcome.out
+    assert len(run("verify", "triton").out.splitlines()) < 5  # one reason for all problems is said once
 
 
 def test_bench_times_what_was_named_and_records_it(run, tmp_path):

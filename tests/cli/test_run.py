@@ -182,6 +182,13 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_script_runs(run, s
     assert "name a file in a folder that can" in found.err
 
 
+def test_a_script_that_calls_no_scan_leaves_no_file_and_says_so(run, script, tmp_path):
+    found = run("run", "--record", "seen.toml", script("print('ran')"))
+    assert (found.code, found.out) == (0, "ran\n")
+    assert "called no scan: seen.toml was not written" in found.err
+    assert not (tmp_path / "seen.toml").exists()
+
+
 def test_tune_captures_a_script_and_tunes_for_its_problems(run, script):
     options = ("--backends", "reference two_phase", "--budget", "18s", "--out", "here")
     found = run("tune", "--capture", script(SCANS), *options, "--json", "--", "7")
