@@ -48,6 +48,10 @@ class QuietWait:
         clock: Paused while waiting.
         disturbance: Does nothing for so many seconds and returns what would have disturbed samples, or None.
         on_wait: Called with the reason after each look at a machine that is still busy.
+
+    Attributes:
+        left_s: What is left of the limit.
+        waited_s: All waiting so far.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class QuietWait:
         on_wait: Callable[[str], None] = lambda reason: None,
     ) -> None:
         self.left_s = limit_s
+        self.waited_s = 0.0
         self._clock = clock
         self._disturbance = disturbance
         self._on_wait = on_wait
@@ -68,7 +73,9 @@ class QuietWait:
             while self.left_s > 0:
                 begun = self._clock.elapsed_s()
                 reason = self._disturbance(QUIET_S)
-                self.left_s -= self._clock.elapsed_s() - begun
+                took_s = self._clock.elapsed_s() - begun
+                self.left_s -= took_s
+                self.waited_s += took_s
                 if reason is None:
                     return
                 self._on_wait(reason)

@@ -35,7 +35,7 @@ from scanlab.cli.console import (
 )
 from scanlab.cli.duration import parse_duration, spell_duration
 from scanlab.cli.tuning_output import as_json as tuning_as_json
-from scanlab.cli.tuning_output import deploy_winners, progress, say_where, show, write_results
+from scanlab.cli.tuning_output import deploy_winners, progress, say_where, say_why, show, write_results
 from scanlab.contract import registry
 from scanlab.contract.backend import Backend, at_most
 from scanlab.contract.machine import this_machine
@@ -69,7 +69,9 @@ def tune(
         Path | None, typer.Option(metavar="SCRIPT", help="Run a script of yours and tune for the problems it has.")
     ] = None,
     backends: Annotated[str | None, typer.Option(help="Separated by spaces; all by default.")] = None,
-    budget: Annotated[str | None, typer.Option(help=f"Time of measuring: 90s, 3m; {DEFAULT_BUDGET}.")] = None,
+    budget: Annotated[
+        str | None, typer.Option(help=f"Time of measuring, such as 90s or 3m; {DEFAULT_BUDGET} by default.")
+    ] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Search this many configurations, however long.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Use at most so many threads.")] = None,
     max_error: Annotated[
@@ -105,7 +107,10 @@ def tune(
         float | None, typer.Option(min=0.0, help="Of --model: allowed error of a logit, as a share of the largest.")
     ] = None,
     min_agreement: Annotated[
-        float | None, typer.Option(min=0.0, max=1.0, help="Of --model: share of first classes that a dtype must keep.")
+        float | None,
+        typer.Option(
+            min=0.0, max=1.0, help="Of --model: share of first classes that a dtype must keep, of digits for a Vim."
+        ),
     ] = None,
 ) -> None:
     """Find the fastest right implementation of each problem on this machine, report it, and put it to work.
@@ -138,9 +143,9 @@ def tune(
         )
         return
     budget_s = parse_duration(budget or DEFAULT_BUDGET) if budget or trials is None else None
-    named = [] if backends is None else _named(backends)
-    asked = op_of(op, named)
-    chosen = _limited(named or _installed(asked), threads)
+    named = None if backends is None else _named(backends)
+    asked = op_of(op, named or ())
+    chosen = _limited(_installed(asked) if named is None else named, threads)
     if capture is None and script_arguments:
         raise InputError(f"{' '.join(script_arguments)}: arguments are those of a script; name it with --capture.")
     if capture is not None and (problem or suite or image):
@@ -201,7 +206,7 @@ def tune(
     else:
         say_where(written, deployment)
         for found in tuned:
-            out.print(f"[bold green]{escape(found.why)}[/]")
+            say_why(found.why, found.winner is not None)
     if any(found.interrupted for found in tuned):
         notes.print("interrupted: everything measured is kept; run the same command again to go on.")
         raise typer.Exit(Exit.INTERRUPTED)
@@ -244,6 +249,8 @@ def _sweep(found: TuningResult, backends: list[Backend], record: TrialStore, sec
 def _named(names: str) -> list[Backend]:
     """Return the backends with these names, each of which must be installed."""
     named = [registry.get(name) for name in names.replace(",", " ").split()]
+    if not named:
+        raise InputError(f"--backends {names!r} names no backend; `scanlab list` shows them. Leave it out for all.")
     refuse_repeated(each.name for each in named)
     return named
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,10 +25,13 @@ from scanlab.runtime.deployment import Deployment, deploy
 from scanlab.runtime.profile import ProfileEntry
 from scanlab.tuning.result import Event, TuningResult
 
+# A log file gets a line for each build, and else one in so many seconds.
+LINE_EVERY_S = 10.0
+
 
 @contextmanager
 def progress(silent: bool) -> Iterator[Any]:
-    """A live bar over the budget with the current best and the time left; yields what takes the events."""
+    """Show a live bar over the budget, or lines where no terminal is; yields what takes the events."""
     columns = (
         BarColumn(bar_width=24),
         TextColumn("{task.percentage:>3.0f} %"),
@@ -35,13 +39,21 @@ def progress(silent: bool) -> Iterator[Any]:
         TextColumn("[green]{task.fields[best]}[/]"),
         TextColumn("[dim]{task.description}[/]"),
     )
-    with Progress(*columns, console=notes, transient=True, disable=silent) as progress:
+    has_bar = notes.is_terminal and not silent
+    said_at = -math.inf
+    with Progress(*columns, console=notes, transient=True, disable=not has_bar) as progress:
         task = progress.add_task("computing the float64 reference", total=1.0, left="", best="")
 
         def on_event(event: Event) -> None:
+            nonlocal said_at
             best = "" if event.best is None else _short(event.best)
             left = "" if event.left_s == math.inf else f"{spell_duration(event.left_s)} left"
             progress.update(task, completed=event.done, description=escape(event.label), left=left, best=escape(best))
+            is_due = event.kind == "building" or time.monotonic() - said_at > LINE_EVERY_S
+            if is_due and not has_bar and not silent:
+                said_at = time.monotonic()
+                said = "; ".join(filter(None, (event.label, best, left)))
+                notes.print(f"[dim]{spell_duration(event.elapsed_s)}: {escape(said)}[/]")
 
         yield on_event
 
@@ -62,8 +74,23 @@ def show(found: TuningResult) -> None:
     counts = {state: sum(trial.state == state for trial in found.trials) for state in states}
     said = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     out.print(f"{len(found.trials)} configurations ({said or 'none'}), {found.new} of them tried now.")
+    out.print(duration_line(found))
     for notice in found.notices:
         notes.print(f"[yellow]note:[/] {escape(notice)}")
+
+
+def duration_line(found: TuningResult) -> str:
+    """Return what the time of a tuning went to: the budget covers the measuring alone."""
+    building_s = found.elapsed_s - found.measuring_s - found.waited_s
+    parts = [f"{found.measuring_s:.0f} s of measuring", f"{building_s:.0f} s of building and verifying the defaults"]
+    if found.waited_s >= 1:
+        parts.append(f"{found.waited_s:.0f} s of waiting for a quiet machine")
+    return f"Took {found.elapsed_s:.0f} s: {', '.join(parts)}."
+
+
+def say_why(why: str, is_choice: bool) -> None:
+    """Print the sentence that names the winner, or says why there is none."""
+    out.print(f"[bold {'green' if is_choice else 'yellow'}]{escape(why)}[/]")
 
 
 def write_results(record: TrialStore) -> list[Path]:
@@ -104,5 +131,7 @@ def as_json(found: TuningResult, raw: bool) -> dict[str, Any]:
         "new": found.new,
         "interrupted": found.interrupted,
         "elapsed_s": found.elapsed_s,
+        "measuring_s": found.measuring_s,
+        "waited_s": found.waited_s,
         "notices": list(found.notices),
     }

@@ -53,6 +53,9 @@ class TuningResult:
         notices: Everything that was skipped or repaired, and why.
         interrupted: Whether a person stopped it.
         too_busy: Why nothing could be measured undisturbed, where that is so.
+        elapsed_s: Everything, from the first build on.
+        measuring_s: The part of it that counts for the budget.
+        waited_s: Waiting for a quiet machine.
     """
 
     problem: Problem
@@ -67,6 +70,8 @@ class TuningResult:
     interrupted: bool
     elapsed_s: float
     too_busy: str | None = None
+    measuring_s: float = 0.0
+    waited_s: float = 0.0
 
     @property
     def entry(self) -> ProfileEntry | None:
@@ -90,10 +95,12 @@ class TuningResult:
     @property
     def why(self) -> str:
         """Sentence that names the winner and says why."""
-        if self.comparison is not None and self.comparison.winner is not None:
+        if self.comparison is not None:
             return self.comparison.why
         if self.winner is not None:
             return f"{self.winner.label}: the fastest of the search; it was not compared, so that luck may have part."
         if self.too_busy is not None:
             return f"No winner: the machine was too busy to measure anything ({self.too_busy}). Try again later."
+        if self.interrupted:
+            return "No winner: it was interrupted before enough was measured."
         return "No winner: no configuration that may win could be timed."

@@ -353,6 +353,8 @@ class _Tuning:
             interrupted=self.interrupted,
             elapsed_s=self._clock.elapsed_s(),
             too_busy=None if cleanly else self._disturbance,
+            measuring_s=self._clock.now(),
+            waited_s=self._wait.waited_s,
         )
 
     def _skip(self, backend: str, message: str) -> None:

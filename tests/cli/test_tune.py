@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 
 import pytest
@@ -66,7 +67,9 @@ def test_tune_on_a_busy_machine_chooses_nothing_and_says_so(run, tmp_path, monke
     monkeypatch.setattr("scanlab.cli.tune.tune_problem", partial(tune_simulated, worker=busy))
     outcome = run(*TUNE, "--trials", "1")
     assert outcome.code == 3
-    assert "No winner: the machine was too busy" in outcome.out
+    assert outcome.out.splitlines()[-1].startswith("No winner: the machine was too busy")
+    assert re.search(r"Took \d+ s: \d+ s of measuring.* s of waiting for a quiet machine", outcome.out)
+    assert "building two_phase" in outcome.err  # a log file shows what goes on
     assert not profile_path().exists()
 
 
@@ -83,6 +86,7 @@ def test_tune_refuses_what_it_cannot_do(run):
         (("--threads", "0"), "--threads"),
         (("--threads", "9999"), "threads=9999: reference runs on 1 to"),
         (("--seed", "-5"), "--seed"),
+        (("--backends", ""), "--backends '' names no backend"),
         (("--seed", "99999999999"), "--seed"),
         (("--backends", "chunked,chunked"), "'chunked' is given 2 times: name it once"),
         (("--problem", TUNE[2]), "is given 2 times: name it once"),
