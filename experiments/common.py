@@ -239,7 +239,7 @@ def write_page(
     """
     name = folder.name if name is None else name
     folder.mkdir(parents=True, exist_ok=True)
-    suffix = f"-{silicon_name()}" if _is_of_another_processor(folder / f"{name}.md") else ""
+    suffix = _suffix(folder, name)
     name += suffix
     for picture, figure in pictures.items():
         figures.save(figure, folder, f"{picture}{suffix}")
@@ -250,5 +250,25 @@ def write_page(
     (folder / f"{name}.csv").write_text(tables.csv(numbers))
 
 
-def _is_of_another_processor(page: Path) -> bool:
-    return page.exists() and this_machine().silicon.model_name not in page.read_text()
+def write_csv(folder: Path, numbers: pd.DataFrame, part: str) -> None:
+    """Write the numbers of a part of the page in `folder` beside that page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _csv_of(folder, part).write_text(tables.csv(numbers))
+
+
+def read_csv(folder: Path, part: str | None = None) -> pd.DataFrame:
+    """Return the numbers beside the page in `folder` that is of this processor, all or of a part; empty without any."""
+    path = _csv_of(folder, part)
+    return pd.read_csv(path, keep_default_na=False) if path.exists() else pd.DataFrame()
+
+
+def _csv_of(folder: Path, part: str | None) -> Path:
+    name = folder.name if part is None else f"{folder.name}-{part}"
+    return folder / f"{name}{_suffix(folder, folder.name)}.csv"
+
+
+def _suffix(folder: Path, name: str) -> str:
+    """Return what the files of this processor's page have after their name: nothing unless another has that page."""
+    page = folder / f"{name}.md"
+    is_of_another = page.exists() and this_machine().silicon.model_name not in page.read_text()
+    return f"-{silicon_name()}" if is_of_another else ""
