@@ -18,6 +18,7 @@ from scanlab.report.formatting import milliseconds, percent, scientific
 from scanlab.report.style import FAINT, INK, SIDE_BY_SIDE, Look, applied, over, sheet
 
 FOLDER = "models"
+PRODUCTS = "linear"
 OTHERS = Look("#BFC5CC", "o", "")
 # Parts of a bar that take less than this share of it have no label.
 LABELLED_SHARE = 0.07
@@ -57,6 +58,7 @@ class ModelBreakdown:
         problem: Key of the model's problem.
         before_ms, after_ms: Medians of the whole model.
         why: The sentence that names the choice.
+        products_ms: The matrix products of the tuned pass alone, as torch computes them; None where unknown.
     """
 
     problem: str
@@ -66,6 +68,7 @@ class ModelBreakdown:
     why: str
     ops: tuple[OpTime, ...]
     dtypes: tuple[DtypeAccuracy, ...]
+    products_ms: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return this breakdown as JSON values."""
@@ -147,15 +150,19 @@ def dtype_table(breakdown: ModelBreakdown) -> pd.DataFrame:
 def breakdown_bars(breakdown: ModelBreakdown, caption: str) -> Figure:
     """Draw the forward pass as stacked bars of its ops: by the defaults, by the tuned choice, and what is attainable.
 
-    What is not an op of scanlab, Python among it, is the rest of a whole model's time.
+    A bar of its own has the matrix products alone, as torch computes them. What is not an op of scanlab, Python among
+    it, is the rest of a whole model's time.
     """
-    names = list(dict.fromkeys(each.op for each in breakdown.ops))
+    own = [] if breakdown.products_ms is None else [PRODUCTS]
+    names = list(dict.fromkeys([*(each.op for each in breakdown.ops), *own]))
     looks = dict(zip(names, SIDE_BY_SIDE * 2, strict=False))
     bars = {
         "defaults": (breakdown.before_ms, _by_op(breakdown.ops, "before_ms")),
         "tuned": (breakdown.after_ms, _by_op(breakdown.ops, "after_ms")),
         "attainable": (None, _by_op([op for op in breakdown.ops if op.after_ms], "attainable_ms")),
     }
+    if breakdown.products_ms is not None:
+        bars["products by torch"] = (None, {PRODUCTS: breakdown.products_ms})
     subtitle = f"{breakdown.problem}. One forward pass; attainable: what arithmetic and memory allow the ops alone."
     made = sheet(7.6, 2.8, "Where the time goes", subtitle, caption)
     (axes,) = made.axes

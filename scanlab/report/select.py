@@ -14,10 +14,9 @@ from scanlab.contract import registry
 from scanlab.contract.base import Problem
 from scanlab.contract.machine import Machine
 
-# A hold-out times what a comparison has chosen on inputs that no choice has seen; a comparison times candidates
-# side by side and is taken after the search, so that its numbers are not the luckiest of many; a backend that reached
-# neither is shown with the numbers of its search, and marked.
-AUTHORITY = ("holdout", "comparison", "search")
+# Phases whose trials compare backends, the most telling first. The numbers of a backend come from the trial with the
+# strongest evidence: a hold-out or a comparison of too few clean rounds counts no more than a search.
+COMPARING = ("holdout", "comparison", "search")
 
 
 class Contest(NamedTuple):
@@ -146,7 +145,7 @@ def contests(trials: Iterable[Trial]) -> dict[Contest, tuple[Trial, ...]]:
     """Return the trials that compare backends, by contest, in the order in which the contests were first tried."""
     found: dict[Contest, list[Trial]] = {}
     for trial in trials:
-        if trial.phase in AUTHORITY:
+        if trial.phase in COMPARING:
             found.setdefault(contest_of(trial), []).append(trial)
     return {contest: tuple(members) for contest, members in found.items()}
 
@@ -189,10 +188,12 @@ def best(trials: Sequence[Trial]) -> Trial:
     return min(measured, key=_rank) if measured else max(trials, key=lambda trial: trial.started_at)
 
 
-def _rank(trial: Trial) -> tuple[bool, int, bool, float]:
-    authority = AUTHORITY.index(trial.phase) if trial.phase in AUTHORITY else len(AUTHORITY)
-    ratio = trial.measurement.log_ratio if trial.measurement is not None and is_known(trial) else math.inf
-    return not is_known(trial), authority, trial.state != "ok", ratio
+def _rank(trial: Trial) -> tuple[bool, int, bool, int, bool, float]:
+    measured = trial.measurement if is_known(trial) else None
+    is_sure = measured is not None and measured.log_ratio_interval.known
+    phase = COMPARING.index(trial.phase) if trial.phase in COMPARING else len(COMPARING)
+    ratio = math.inf if measured is None else measured.log_ratio
+    return measured is None, -trial.evidence, not is_sure, phase, trial.state != "ok", ratio
 
 
 def _spelled(problem: Problem) -> tuple[dict[str, str], list[str]]:
@@ -202,6 +203,6 @@ def _spelled(problem: Problem) -> tuple[dict[str, str], list[str]]:
     words = {"true": "{name}", "false": "no {name}"}
     options = []
     for name, value in settings.items():
-        bare = f"{name} {value}" if name == "groups" else value
+        bare = f"{name} {value}" if value[:1].isdigit() else value  # a number alone says nothing
         options.append(words.get(value, bare).format(name=name.removeprefix("has_")))
     return sizes, options

@@ -190,7 +190,11 @@ def _breakdown_section(breakdown: ModelBreakdown, number: int, caption: str) -> 
     frames = {"Ops": op_table(breakdown), "Dtypes": dtype_table(breakdown)}
     ratio = times(breakdown.before_ms / breakdown.after_ms)
     headline = f"{milliseconds(breakdown.after_ms)} a pass, {ratio} as fast as the defaults"
-    return Section(f"Model: {breakdown.problem}", breakdown.why, frames, [picture], headline)
+    if breakdown.products_ms is not None:
+        over = times(breakdown.after_ms / breakdown.products_ms)
+        headline += f"; {over} the time of its matrix products alone, as torch computes them"
+    title = breakdown.problem.replace("model=", "").replace(",", ", ").replace("=", " ")
+    return Section(f"Model {title}", breakdown.why, frames, [picture], headline)
 
 
 def _contest_section(
@@ -256,8 +260,11 @@ def _headline(ranked: Sequence[Placing], decision: TuningDecision | None) -> str
     if first.measured is None or not is_known(first.trial) or (decision is not None and decision.backend is None):
         return "No winner"
     reference = first.trial.reference_label
-    loop = "the reference loop" if reference.startswith("reference ") else reference
-    return f"{first.backend} is {times(first.measured.speedup)} as fast as {loop}"
+    backend, _, config = reference.partition(" ")
+    other = (
+        "the reference loop" if backend == "reference" else f"with {config}" if backend == first.backend else backend
+    )
+    return f"{first.backend} is {times(first.measured.speedup)} as fast as {other}"
 
 
 def _facts(ranked: Sequence[Placing], decision: TuningDecision | None) -> list[Fact]:

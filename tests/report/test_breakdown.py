@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -58,3 +59,10 @@ def test_bars_add_up_to_the_whole_model(breakdown):
         row = round(bar.get_y() + bar.get_height() / 2)
         ends[row] = max(ends.get(row, 0.0), bar.get_x() + bar.get_width())
     assert ends == pytest.approx({0: 25.0, 1: 15.0, 2: 7.5})
+
+
+def test_the_products_alone_have_a_bar_of_their_own(breakdown):
+    (axes,) = breakdown_bars(replace(breakdown, products_ms=12.5), "caption").axes
+    assert [label.get_text() for label in axes.get_yticklabels()][-1] == "products by torch"
+    widths = {round(bar.get_y() + bar.get_height() / 2): bar.get_width() for bar in axes.patches}
+    assert widths[3] == pytest.approx(12.5)

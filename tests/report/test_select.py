@@ -63,6 +63,13 @@ def test_a_hold_out_counts_more_than_a_luckier_race_and_that_more_than_a_luckier
     assert placing.trial is held_out
 
 
+def test_a_hold_out_of_one_round_counts_less_than_a_comparison_of_many():
+    rounds = measurement(*(block([1_000_000], [2_000_000]) for _ in range(8)))
+    compared = trial(phase="comparison", measurement=rounds)
+    (placing,) = placings([compared, timed(9.0, phase="holdout")])
+    assert placing.trial is compared
+
+
 def test_backends_stand_by_speed_and_those_without_numbers_last():
     wrong = trial(backend="associative", state="wrong", reason="off", measurement=None)
     rejected = trial(backend="triton", state="rejected", reason="no GPU", measurement=None, verdict=None)
