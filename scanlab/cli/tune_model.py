@@ -9,13 +9,12 @@ from typing import Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from scanlab.bench.store import TrialStore
-from scanlab.cli.console import Exit, notes, out, print_json
+from scanlab.cli.console import Exit, notes, out, plain_table, print_json
 from scanlab.cli.duration import spell_duration
 from scanlab.cli.tuning_output import as_json as tuning_as_json
-from scanlab.cli.tuning_output import deploy_winners, progress, say_where, show, write_results
+from scanlab.cli.tuning_output import deploy_winners, progress, say_where, say_why, show, write_results
 from scanlab.contract.machine import this_machine
 from scanlab.errors import InputError
 from scanlab.models.model_op import DTYPES, ModelProblem
@@ -98,7 +97,7 @@ def run_tune_model(
     else:
         _print(tuning, breakdown)
         say_where(written, deployment)
-        out.print(f"[bold green]{escape(_why(tuning))}[/]")
+        say_why(_why(tuning), tuning.whole is not None and tuning.whole.winner is not None)
     if tuning.interrupted:
         notes.print("interrupted: everything measured is kept; run the same command again to go on.")
         raise typer.Exit(Exit.INTERRUPTED)
@@ -120,6 +119,7 @@ def breakdown_of(tuning: ModelTuning) -> ModelBreakdown | None:
         machine=this_machine(),
         before_ms=by_default[0] if by_default else after_ms,
         after_ms=after_ms,
+        products_ms=None if tuning.products_s is None else 1e3 * tuning.products_s,
         why=whole.why,
         ops=tuple(
             OpTime(
@@ -151,7 +151,7 @@ def _print(tuning: ModelTuning, breakdown: ModelBreakdown | None) -> None:
         notes.print(f"[yellow]note:[/] {escape(notice)}")
     if breakdown is not None:
         for frame in (op_table(breakdown), dtype_table(breakdown)):
-            table = Table(*frame.columns, box=None, pad_edge=False)
+            table = plain_table(*frame.columns)
             for row in frame.itertuples(index=False):
                 table.add_row(*map(escape, row))
             out.print(table)

@@ -9,10 +9,12 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -155,13 +157,31 @@ def reference(problem: ModelProblem) -> Callable[[ModelInputs], ModelOutputs]:
     return forward(problem, "float64", Policy.of({SCAN: "reference:threads=1"}, others=DEFAULT))
 
 
-def op_problems(problem: ModelProblem, inputs: Inputs, dtype: str = "float32") -> Mapping[Problem, tuple[int, float]]:
-    """Return the problems of the ops in one forward pass as served untuned: the calls of each, and their seconds."""
-    run = forward(problem, dtype, Policy(others=DEFAULT))
+def op_problems(
+    problem: ModelProblem,
+    inputs: Inputs,
+    dtype: str = "float32",
+    passes: int = 1,
+    selections: Mapping[str, str] = MappingProxyType({}),
+) -> Mapping[Problem, tuple[int, float]]:
+    """Return the problems of the ops in one forward pass: the calls of each, and the seconds that they take together.
+
+    Args:
+        problem: Of the model.
+        inputs: Of the model.
+        dtype: One of DTYPES.
+        passes: Forward passes that are timed; of each problem the fastest counts.
+        selections: Backends by the names of ops, see `Policy`; the others are served as if untuned.
+    """
+    run = forward(problem, dtype, Policy.of(selections, others=DEFAULT))
     run(*inputs)
-    with log_usage() as log:
-        run(*inputs)
-    return {each: (usage.calls, usage.seconds) for each, usage in log.usage.items()}
+    found: dict[Problem, tuple[int, float]] = {}
+    for _ in range(passes):
+        with log_usage() as log:
+            run(*inputs)
+        for each, usage in log.usage.items():
+            found[each] = usage.calls, min(usage.seconds, found.get(each, (0, math.inf))[1])
+    return found
 
 
 @functools.lru_cache(maxsize=8)

@@ -25,11 +25,11 @@ from scanlab.contract import registry
 from scanlab.contract.backend import restricted
 from scanlab.contract.base import Problem
 from scanlab.contract.verify import relative_error
-from scanlab.errors import InputError
+from scanlab.errors import InputError, ProfileError
 from scanlab.models.model_op import DTYPES, NONE, ModelProblem, forward, make_inputs, op_problems, subsets, tuned_ops
 from scanlab.runtime.decisions import decide
 from scanlab.runtime.policy import DEFAULT, Policy
-from scanlab.runtime.profile import Profile, ProfileEntry, load_profile
+from scanlab.runtime.profile import Profile, ProfileEntry, profile_path
 from scanlab.tuning.result import Event, TuningResult
 from scanlab.tuning.scheduler import Budget
 from scanlab.tuning.selection import untuned_candidate
@@ -40,8 +40,11 @@ OPS_SHARE = 0.6
 # A problem is worth tuning where so much of a forward pass could be saved, and gets at least so many seconds.
 MIN_SAVING = 0.02
 MIN_OP_S = 8.0
+# Forward passes by which the times of ops are known before anything is tuned.
+PASSES = 5
 # Inputs on which the classes of a dtype are compared with those of float64.
 AGREEMENT_SEEDS = range(8)
+PRODUCTS_BY_TORCH = {"mamba_front": "mamba_front_composed", "linear": "linear_torch"}
 # Digits of the trained model that every Vision Mamba is judged by too; its classes are those of real training.
 DIGITS = ModelProblem(model="digits", batch=360, size=8)
 
@@ -76,7 +79,8 @@ class DtypeCost:
     Attributes:
         logit_error: Largest error of a logit, as a share of the largest logit.
         agreement: Share of the first classes that are the same.
-        digits_agreement: The same for the trained digits model; None where the model is no Vision Mamba.
+        digits_agreement: The same for the trained digits model; None where the model is no Vision Mamba. It decides
+            in the place of `agreement`: classes of untrained weights lie too close together to tell.
     """
 
     dtype: str
@@ -88,9 +92,11 @@ class DtypeCost:
         """Return why the dtype is not exact enough, or None."""
         if not self.logit_error <= max_logit_error:
             return f"{self.dtype}: a logit is off by {self.logit_error:.1e}; {max_logit_error:.1e} is allowed"
-        for noun, share in (("first classes", self.agreement), ("digits", self.digits_agreement)):
-            if share is not None and not share >= min_agreement:
-                return f"{self.dtype}: {share:.1%} of the {noun} are the same; {min_agreement:.1%} is asked"
+        noun, share = "digits", self.digits_agreement
+        if share is None:
+            noun, share = "first classes", self.agreement
+        if not share >= min_agreement:
+            return f"{self.dtype}: {share:.1%} of the {noun} are the same; {min_agreement:.1%} is asked"
         return None
 
 
@@ -103,6 +109,7 @@ class ModelTuning:
         costs: Accuracy by dtype.
         ops: Results of those problems that were tuned.
         whole: Result for the model as one op; None where it was not reached.
+        products_s: Time of the matrix products of one forward pass in the chosen dtype, as torch computes them.
         notices: What was skipped, and why.
     """
 
@@ -111,6 +118,7 @@ class ModelTuning:
     costs: tuple[DtypeCost, ...] = ()
     ops: list[TuningResult] = field(default_factory=list)
     whole: TuningResult | None = None
+    products_s: float | None = None
     notices: list[str] = field(default_factory=list)
 
     @property
@@ -177,7 +185,8 @@ def tune_model(
     exact = [dtype for dtype in dtypes if refused[dtype] is None]
     if not exact:
         raise InputError(f"{'; '.join(result.notices)}. Allow more with --max-logit-error or --min-agreement.")
-    for share, seconds in budgets(result.shares, OPS_SHARE * budget_s).items():
+    possible = [share for share in result.shares if set(share.dtypes) & set(exact)]
+    for share, seconds in budgets(possible, OPS_SHARE * budget_s).items():
         on_step(f"{share.problem.op} {share.problem.key}: {share.calls} calls of {1e6 * share.call_s:.0f} us")
         made = registry.op(share.problem.op).make_inputs(share.problem, seed)
         backends, _ = registry.load_all(share.problem.op)
@@ -197,7 +206,9 @@ def tune_model(
             return result
     on_step(f"whole models of {problem.key}")
     staged = store.folder / "model-profile.json"
-    staging_profile(result.ops).save(staged)
+    profile, refused_profile = staging_profile(result.ops)
+    profile.save(staged)
+    result.notices += refused_profile
     changed = {found.problem.op for found in result.ops if found.winner is not None and found.gain is not None}
     assembly = restricted(registry.get("assembly"), "dtype", exact, exact[0])
     assembly = restricted(assembly, "tuned", subsets(sorted(changed)), NONE)
@@ -214,7 +225,15 @@ def tune_model(
             seed=seed,
             on_event=on_event,
         )
+    result.products_s = products_s(problem, result.dtypes[1])
     return result
+
+
+def products_s(problem: ModelProblem, dtype: str) -> float | None:
+    """Return the time of the matrix products of one forward pass, as torch computes them; None where there are none."""
+    found = op_problems(problem, make_inputs(problem, 0), dtype, PASSES, PRODUCTS_BY_TORCH)
+    seconds = [seconds for each, (_, seconds) in found.items() if each.op == "linear"]
+    return sum(seconds) if seconds else None
 
 
 def op_shares(problem: ModelProblem, dtypes: Sequence[str]) -> tuple[OpShare, ...]:
@@ -222,7 +241,7 @@ def op_shares(problem: ModelProblem, dtypes: Sequence[str]) -> tuple[OpShare, ..
     found: dict[Problem, OpShare] = {}
     roofline, threads = roofline_here(), torch.get_num_threads()
     for dtype in dtypes:
-        for each, (calls, seconds) in op_problems(problem, make_inputs(problem, 0), dtype).items():
+        for each, (calls, seconds) in op_problems(problem, make_inputs(problem, 0), dtype, PASSES).items():
             before = found.get(each)
             if before is None:
                 attainable_s = roofline.attainable_s(each, threads)
@@ -263,13 +282,17 @@ def _against_float64(problem: ModelProblem, dtype: str, seeds: range) -> tuple[f
     return max(errors), sum(same) / len(same)
 
 
-def staging_profile(found: Sequence[TuningResult]) -> Profile:
-    """Return this machine's profile with the winners of `found` in it."""
-    profile = load_profile() or Profile.empty()
+def staging_profile(found: Sequence[TuningResult]) -> tuple[Profile, list[str]]:
+    """Return this machine's profile with the winners of `found` in it, and a notice where it cannot be read."""
+    path, notices = profile_path(), []
+    try:
+        profile = Profile.load(path) if path.exists() else Profile.empty()
+    except ProfileError as error:
+        profile, notices = Profile.empty(), [f"whole models were compared without the profile: {error}"]
     for each in found:
         if each.entry is not None:
             profile = profile.with_entry(each.entry)
-    return profile
+    return profile, notices
 
 
 @contextmanager

@@ -54,6 +54,8 @@ def _dispatcher_named(named: str | None) -> Dispatcher:
 
 
 def _dispatcher_of(policy: Policy) -> Dispatcher:
+    if not policy.follows_profile:
+        return Dispatcher(policy=policy)
     profile = load_profile() if policy.profile is None else Profile.load(policy.profile)
     return Dispatcher(profile=profile, policy=policy)
 

@@ -224,6 +224,8 @@ class Dispatcher:
         stale = self._stale(problem, decision)
         if decision.basis == "exact" and not failures and stale is None:
             return
+        if self._policy is not None and self._policy.selection(problem.op) == DEFAULT and not failures:
+            return  # what serves untuned is what was asked for
         is_scan = problem.op == registry.DEFAULT_OP
         noun, op = ("scan", "") if is_scan else (problem.op, f" --op {problem.op}")
         reasons = "; ".join((*failures, *((stale,) if stale else ()), decision.reason))

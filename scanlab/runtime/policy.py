@@ -36,6 +36,11 @@ class Policy:
         """Return the selection for the op called `op`."""
         return dict(self.selections).get(op, self.others)
 
+    @property
+    def follows_profile(self) -> bool:
+        """Whether some op is served by the profile's choice."""
+        return TUNED in (self.others, *dict(self.selections).values())
+
 
 _active: ContextVar[Policy | None] = ContextVar("_active", default=None)
 # The policy in force, or None: this machine's profile and environment decide.

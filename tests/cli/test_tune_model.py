@@ -40,7 +40,7 @@ def test_the_model_and_its_ops_are_tuned_reported_and_deployed(run, tmp_path):
     deployed = Profile.load(profile_path()).entries
     assert {"model", *winner["config"]["tuned"].split("+")} <= {entry.problem.op for entry in deployed}
     report = (tmp_path / "here" / "report" / "report.md").read_text()
-    assert "Model: model=digits,batch=2,size=8" in report
+    assert "Model digits, batch 2, size 8" in report
     assert (tmp_path / "here" / "report" / "figures" / "breakdown-0.png").exists()
 
 
@@ -70,3 +70,16 @@ def test_what_cannot_be_tuned_is_refused(run, options, complaint):
     outcome = run(*TUNE, *options)
     assert outcome.code == 2
     assert complaint in outcome.err
+
+
+@pytest.mark.parametrize("content", [None, "no JSON"])
+def test_the_profile_need_not_exist_nor_be_whole(run, monkeypatch, tmp_path, content):
+    path = tmp_path / "new" / "profile.json"
+    monkeypatch.setenv("SCANLAB_PROFILE", str(path))
+    if content is not None:
+        path.parent.mkdir()
+        path.write_text(content)
+    outcome = run(*TUNE)
+    assert outcome.code == 0, outcome.err
+    assert ("compared without the profile" in outcome.err) == (content is not None)
+    assert Profile.load(path).entries

@@ -5,7 +5,7 @@ from scanlab.bench.store import TrialStore
 from scanlab.contract.problem import ScanProblem
 from scanlab.errors import InputError
 from scanlab.models.model_op import ModelProblem
-from scanlab.models.tune_model import DtypeCost, OpShare, budgets, dtype_cost, op_shares, tune_model
+from scanlab.models.tune_model import DtypeCost, OpShare, budgets, dtype_cost, op_shares, products_s, tune_model
 from scanlab.tuning.result import TuningResult
 
 DIGITS = ModelProblem(model="digits", batch=2, size=8, max_logit_error=0.05)
@@ -54,11 +54,16 @@ def test_the_ops_of_all_dtypes_are_listed_once():
     assert scans == {"float32": ("float32", "bfloat16_products"), "bfloat16": ("bfloat16",)}
 
 
+def test_the_products_of_a_pass_are_those_of_its_fronts_too():
+    assert 0 < products_s(DIGITS, "float32") < 1
+
+
 def test_a_dtype_that_changes_classes_is_refused():
     assert DtypeCost("bfloat16", 0.01, 0.99, None).refusal(0.05, 0.98) is None
     assert "logit" in DtypeCost("bfloat16", 0.06, 0.99, None).refusal(0.05, 0.98)
     assert "first classes" in DtypeCost("bfloat16", 0.01, 0.97, None).refusal(0.05, 0.98)
     assert "digits" in DtypeCost("bfloat16", 0.01, 0.99, 0.97).refusal(0.05, 0.98)
+    assert DtypeCost("bfloat16", 0.01, 0.5, 0.99).refusal(0.05, 0.98) is None  # the trained model decides
     assert DtypeCost("bfloat16", float("nan"), 1.0, None).refusal(0.05, 0.0) is not None
 
 
@@ -82,6 +87,13 @@ def test_ops_are_tuned_first_and_then_the_model_on_their_profile(tmp_path):
     assert assembly.space.tunables[0].values == ("float32", "bfloat16")
     assert assembly.space.tunables[1].values == ("none",)  # no op has a better choice than its default
     assert result.entries == []
+
+
+def test_problems_of_a_dtype_that_is_refused_are_not_tuned(tmp_path):
+    tune = RecordedTune()
+    strict = DIGITS.replace(max_logit_error=1e-4)
+    tune_model(strict, 60.0, TrialStore(tmp_path), dtypes=("float32", "bfloat16"), tune=tune)
+    assert {asked.dtype for asked, *_ in tune.asked} == {"float32"}
 
 
 def test_an_interruption_ends_it_with_what_there_is(tmp_path):

@@ -1,7 +1,9 @@
+import pytest
 import torch
 
 from scanlab.contract.machine import this_machine
 from scanlab.contract.problem import ScanProblem, make_inputs
+from scanlab.errors import ProfileError
 from scanlab.runtime import dispatch
 from scanlab.runtime.policy import DEFAULT, Policy, serve_by
 from scanlab.runtime.profile import Profile, ProfileEntry
@@ -42,3 +44,10 @@ def test_models_under_different_policies_keep_plans_of_their_own():
             return dispatch.input_kind(torch.zeros(1, 3, 8), dispatch.scan)
 
     assert kind(Policy(others="two_phase")) != kind(Policy(others="reference"))
+
+
+def test_a_policy_without_tuned_ops_needs_no_profile(tmp_path):
+    missing = tmp_path / "missing.json"
+    assert served(Policy(others=DEFAULT, profile=missing)) != "none"
+    with pytest.raises(ProfileError, match="cannot read the profile"):
+        served(Policy(profile=missing))
