@@ -133,7 +133,14 @@ def breakdown_of(tuning: ModelTuning) -> ModelBreakdown | None:
             for share, before_ms, own_ms in op_times_ms(tuning)
         ),
         dtypes=tuple(
-            DtypeAccuracy(cost.dtype, cost.logit_error, cost.agreement, cost.digits_agreement, times_ms.get(cost.dtype))
+            DtypeAccuracy(
+                cost.dtype,
+                cost.logit_error,
+                cost.agreement,
+                cost.digits_agreement,
+                times_ms.get(cost.dtype),
+                tuning.refused.get(cost.dtype),
+            )
             for cost in tuning.costs
         ),
     )

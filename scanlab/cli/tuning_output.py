@@ -127,6 +127,7 @@ def as_json(found: TuningResult, raw: bool) -> dict[str, Any]:
         "evidence": found.evidence.label,
         "gain_over_defaults": None if found.gain is None else dataclasses.asdict(found.gain),
         "ties": sorted(found.tied),
+        "failed": [{"backend": each.backend, "state": each.state, "reason": each.reason} for each in found.failed],
         "tried": len(found.trials),
         "new": found.new,
         "interrupted": found.interrupted,

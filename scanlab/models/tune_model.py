@@ -107,6 +107,7 @@ class ModelTuning:
     Attributes:
         shares: Every op problem, the one that takes longest first.
         costs: Accuracy by dtype.
+        refused: Why dtypes that are not exact enough take no part, by dtype.
         ops: Results of those problems that were tuned.
         whole: Result for the model as one op; None where it was not reached.
         products_s: Time of the matrix products of one forward pass in the chosen dtype, as torch computes them.
@@ -116,6 +117,7 @@ class ModelTuning:
     problem: ModelProblem
     shares: tuple[OpShare, ...] = ()
     costs: tuple[DtypeCost, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
     ops: list[TuningResult] = field(default_factory=list)
     whole: TuningResult | None = None
     products_s: float | None = None
@@ -180,9 +182,10 @@ def tune_model(
         raise InputError(f"{problem.model} calls no op of scanlab: let it import mamba_ssm or scanlab, or patch() it.")
     on_step("comparing dtypes with float64")
     result.costs = tuple(dtype_cost(problem, dtype) for dtype in dtypes)
-    refused = {cost.dtype: cost.refusal(problem.max_logit_error, min_agreement) for cost in result.costs}
-    result.notices += [reason for reason in refused.values() if reason is not None]
-    exact = [dtype for dtype in dtypes if refused[dtype] is None]
+    refusals = {cost.dtype: cost.refusal(problem.max_logit_error, min_agreement) for cost in result.costs}
+    result.refused = {dtype: reason for dtype, reason in refusals.items() if reason is not None}
+    result.notices += result.refused.values()
+    exact = [dtype for dtype in dtypes if dtype not in result.refused]
     if not exact:
         raise InputError(f"{'; '.join(result.notices)}. Allow more with --max-logit-error or --min-agreement.")
     possible = [share for share in result.shares if set(share.dtypes) & set(exact)]

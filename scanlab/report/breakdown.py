@@ -41,13 +41,17 @@ class OpTime:
 
 @dataclass(frozen=True)
 class DtypeAccuracy:
-    """Accuracy of the model in a dtype, compared with float64, and its time where it was compared."""
+    """Accuracy of the model in a dtype, compared with float64, and its time where it was compared.
+
+    `refusal` says why it took no part in the choice; None where it did.
+    """
 
     dtype: str
     logit_error: float
     agreement: float
     digits_agreement: float | None
     median_ms: float | None
+    refusal: str | None = None
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,7 @@ def dtype_table(breakdown: ModelBreakdown) -> pd.DataFrame:
             "largest error of a logit": scientific(each.logit_error),
             "same first class": percent(each.agreement),
             "same digit": "" if each.digits_agreement is None else percent(each.digits_agreement),
+            "refused": each.refusal or "",
         }
         for each in breakdown.dtypes
     ]

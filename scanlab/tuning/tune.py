@@ -210,7 +210,6 @@ class _Tuning:
         if not any((each.identity, each.reason) == (trial.identity, trial.reason) for each in recorded):
             self._store.append(trial)
         self._failed.append(trial)
-        self.notices.append(f"{candidate.backend.name} takes no part: {evaluation.reason}")
 
     def search(self) -> None:
         """Try one configuration after the other until time, trials or configurations are used up."""

@@ -142,7 +142,6 @@ def test_a_backend_that_takes_no_part_is_a_row_with_its_reason_and_recorded_once
     assert sorted((trial.backend, trial.state, trial.reason) for trial in found.failed) == expected
     recorded = [trial for trial in TrialStore(tmp_path).load().trials if trial.state in ("rejected", "crashed")]
     assert len(recorded) == 3
-    assert "absent takes no part: no compiler; install one" in found.notices
 
 
 def test_a_slow_build_is_no_part_of_the_budget(tmp_path):
