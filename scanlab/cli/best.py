@@ -37,6 +37,7 @@ from scanlab.runtime.profile import Profile, ProfileEntry, load_profile
 from scanlab.tuning.recheck import CheckedChoice
 from scanlab.tuning.recheck import recheck as recheck_choice
 
+RECHECK_BUDGET, RECHECK_FOLDER = "30s", "runs/recheck"
 VERDICTS = {True: "[green]holds[/]", False: "[bold red]DEMOTED[/]", None: "[yellow]unknown[/]"}
 
 
@@ -48,10 +49,12 @@ def best(
     recheck: Annotated[
         bool, typer.Option("--recheck", help="Verify and time every deployed choice again, against its evidence.")
     ] = False,
-    budget: Annotated[str, typer.Option(help="With --recheck: the time for each choice, such as 30s or 2m.")] = "30s",
-    results: Annotated[Path, typer.Option("--out", help="With --recheck: the folder of its records.")] = Path(
-        "runs/recheck"
-    ),
+    budget: Annotated[
+        str | None, typer.Option(help=f"With --recheck: the time for each choice, such as 2m; {RECHECK_BUDGET}.")
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option("--out", help=f"With --recheck: the folder of its records; {RECHECK_FOLDER}.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show which backend and configuration serve a problem on this machine, and on what basis.
@@ -66,8 +69,10 @@ def best(
     if recheck:
         if problem is not None or suite is not None or image is not None:
             raise InputError("--recheck measures every deployed choice: leave --problem, --suite and --image out.")
-        _recheck(parse_duration(budget), results, as_json)
+        _recheck(parse_duration(budget or RECHECK_BUDGET), results or Path(RECHECK_FOLDER), as_json)
         return
+    if budget is not None or results is not None:
+        raise InputError("--budget and --out are of --recheck: without it nothing is measured.")
     profile = load_profile()
     answers = [_answer(case.problem, profile) for case in cases_of(problem, suite, image, op_of(op))]
     if as_json:

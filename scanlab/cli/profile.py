@@ -116,6 +116,8 @@ def _diff(target: str | None, as_json: bool) -> None:
         before = {entry.problem: entry for entry in found.replaced}
         now = {problem: entry for problem, entry in now.items() if problem in before}
     else:
+        if not Path(target).is_file():
+            raise InputError(f"there is no profile {target}: name the file of another one.")
         other = Profile.load(Path(target), of_this_machine=False)
         before = {entry.problem: entry for entry in other.entries}
     changes = diff(before, now)

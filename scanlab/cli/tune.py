@@ -101,8 +101,8 @@ def tune(
     batch: Annotated[int | None, typer.Option(min=1, help="Of --model: items at once.")] = None,
     size: Annotated[int | None, typer.Option(min=1, help="Of --model: side of the image, or tokens.")] = None,
     dtype: Annotated[
-        str, typer.Option(help="Of --model: float32, bfloat16_products, bfloat16, or auto to choose.")
-    ] = "float32",
+        str | None, typer.Option(help="Of --model: float32 (default), bfloat16_products, bfloat16, or auto to choose.")
+    ] = None,
     max_logit_error: Annotated[
         float | None, typer.Option(min=0.0, help="Of --model: allowed error of a logit, as a share of the largest.")
     ] = None,
@@ -124,14 +124,18 @@ def tune(
     or `scanlab tune --capture train.py -- --epochs 1`, or `scanlab tune --model vim-tiny --dtype auto --budget 5m`
     """
     if model is not None:
-        if any((op, problem, suite, image, capture, backends, trials, threads, storage, max_error < math.inf)):
-            raise InputError("--model takes --budget, --out, --seed, --no-deploy, --json, --raw and its own options.")
+        others = (op, problem, suite, image, capture, script_arguments, backends, trials, threads, storage)
+        if any((*others, max_error < math.inf)):
+            raise InputError(
+                "--model takes --budget, --objective, --out, --seed, --no-deploy, --json, --raw and its own options."
+            )
         from scanlab.cli.tune_model import run_tune_model
 
         model_s = parse_duration(budget or DEFAULT_BUDGET)
         run_tune_model(
             workload=(model, batch, size),
-            dtype=dtype,
+            dtype=dtype or "float32",
+            objective=objective,
             max_logit_error=max_logit_error,
             min_agreement=min_agreement,
             budget_s=model_s,
@@ -142,6 +146,11 @@ def tune(
             raw=raw,
         )
         return
+    if any(each is not None for each in (batch, size, dtype, max_logit_error, min_agreement)):
+        raise InputError(
+            "--batch, --size, --dtype, --max-logit-error and --min-agreement are of --model; a problem has its own"
+            " sizes: --problem batch=1,dim=384,length=197."
+        )
     budget_s = parse_duration(budget or DEFAULT_BUDGET) if budget or trials is None else None
     named = None if backends is None else _named(backends)
     asked = op_of(op, named or ())

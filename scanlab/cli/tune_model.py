@@ -10,6 +10,7 @@ from typing import Any
 import typer
 from rich.markup import escape
 
+from scanlab.bench.objective import Objective
 from scanlab.bench.store import TrialStore
 from scanlab.cli.console import Exit, notes, out, plain_table, print_json
 from scanlab.cli.duration import spell_duration
@@ -33,6 +34,7 @@ def run_tune_model(
     *,
     workload: tuple[str, int | None, int | None],
     dtype: str,
+    objective: Objective,
     max_logit_error: float | None,
     min_agreement: float | None,
     budget_s: float,
@@ -66,6 +68,7 @@ def run_tune_model(
             store,
             dtypes=dtypes,
             min_agreement=agreement,
+            objective=objective,
             seed=seed,
             on_event=on_event,
             on_step=lambda text: notes.print(f"[dim]{escape(text)}[/]"),

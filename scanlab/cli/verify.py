@@ -40,6 +40,7 @@ from scanlab.errors import InputError
 from scanlab.suites import Case, drawn_case
 
 MAX_CONFIGURATIONS = 1000
+IMAGE_SIZE = 224
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,9 @@ def verify(
         str | None,
         typer.Option(help="Check whole models instead: digits, vim-tiny, vim-small, vim-base or a stride8 variant."),
     ] = None,
-    size: Annotated[int, typer.Option(help="With --model: pixels along one side of the image.")] = 224,
+    size: Annotated[
+        int | None, typer.Option(min=1, help=f"With --model: pixels along one side of the image; {IMAGE_SIZE}.")
+    ] = None,
     dtypes: Annotated[str | None, typer.Option(help="With --model: dtypes of the digits model; all of them.")] = None,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -89,8 +92,10 @@ def verify(
     if model is not None:
         if problem is not None or suite is not None:
             raise InputError("--model checks a whole model: leave --problem and --suite out.")
-        verify_model(model, selections, image, size, dtypes, as_json)
+        verify_model(model, selections, image, size or IMAGE_SIZE, dtypes, as_json)
         return
+    if size is not None or dtypes is not None:
+        raise InputError("--size and --dtypes are of --model; a problem has its own: --problem batch=1,dim=8,length=8.")
     plan = list(_plan(selections or [], op, problem, suite, image, seed))
     results: list[Verification] = []
     stopped = False

@@ -18,6 +18,7 @@ import torch
 
 from scanlab import settings
 from scanlab.bench.context import Candidate
+from scanlab.bench.objective import Objective
 from scanlab.bench.records import Trial
 from scanlab.bench.roofline import roofline_here
 from scanlab.bench.store import TrialStore
@@ -152,6 +153,7 @@ def tune_model(
     *,
     dtypes: Sequence[str] = ("float32",),
     min_agreement: float = 0.0,
+    objective: Objective = "median",
     seed: int = 0,
     on_event: Callable[[Event], None] = lambda event: None,
     on_step: Callable[[str], None] = lambda text: None,
@@ -164,7 +166,9 @@ def tune_model(
         budget_s: Seconds of measuring, for everything together.
         store: Takes the records.
         dtypes: Dtypes of DTYPES to choose among, the default first.
-        min_agreement: Share of first classes that a dtype other than the first must keep.
+        min_agreement: Share of first classes that a dtype must keep.
+        objective: The time that candidates are ranked by.
+        seed: Of the inputs of the ops, of the searches, and of the order of samples.
         seed: Of inputs and of the search.
         on_event: Takes the events of each tuning.
         on_step: Takes a line for each part that begins.
@@ -201,6 +205,7 @@ def tune_model(
             store,
             inputs_label=f"drawn, seed {seed}",
             untuned=untuned_candidate(share.problem),
+            objective=objective,
             seed=seed,
             on_event=on_event,
         )
@@ -225,6 +230,7 @@ def tune_model(
             store,
             inputs_label=f"the input of {problem.model}",
             untuned=Candidate(assembly, assembly.space.defaults),
+            objective=objective,
             seed=seed,
             on_event=on_event,
         )

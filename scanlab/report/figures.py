@@ -38,7 +38,8 @@ def speedup_bars(contest: Contest, placings: Sequence[Placing], caption: str) ->
     reference = next((placing.trial.reference_label for placing in placings if placing.measured), "the reference")
     bars = [bar(placing.trial, placing.deployed) for placing in placings]
     subtitle = f"{contest.title}. Best configuration of each backend; bars: 95 % interval."
-    return bar_chart(bars, f"Speed-up over {reference}", subtitle, caption, f"speed-up over {reference} (times)")
+    title = f"Speed-up over {reference.partition(' ')[0]}"
+    return bar_chart(bars, title, subtitle, caption, f"speed-up over {reference} (times)")
 
 
 def bar(trial: Trial, deployed: bool = False) -> Bar:

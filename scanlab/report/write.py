@@ -281,9 +281,16 @@ def _facts(ranked: Sequence[Placing], decision: TuningDecision | None) -> list[F
             facts.append(Fact("Roofline", percent(decision.attainable_share), detail))
         facts.append(Fact("Evidence", decision.evidence, decision.doubts))
     missing = [placing for placing in ranked if placing.measured is None or not is_known(placing.trial)]
-    reasons = "; ".join(f"{placing.backend}: {placing.trial.state}, {placing.trial.reason}" for placing in missing)
-    facts.append(Fact("Not measured", f"{len(missing)} of {len(ranked)} backends", reasons))
+    facts.append(Fact("Not measured", f"{len(missing)} of {len(ranked)} backends", _reasons(missing)))
     return facts
+
+
+def _reasons(missing: Sequence[Placing]) -> str:
+    """Return why backends have no numbers; other processes that disturbed them are one reason."""
+    disturbed = [placing.backend for placing in missing if placing.trial.state == "disturbed"]
+    said = [f"disturbed by other processes: {', '.join(disturbed)}"] if disturbed else []
+    others = [placing for placing in missing if placing.backend not in disturbed]
+    return "; ".join([*said, *(f"{each.backend}: {each.trial.state}, {each.trial.reason}" for each in others)])
 
 
 def _ranking_rows(ranked: Sequence[Placing]) -> list[RankingRow]:

@@ -242,3 +242,20 @@ def test_durations():
     for text in ("", "m", "3x", "3m!", "0s"):
         with pytest.raises(InputError, match="duration"):
             parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["tune", "--batch", "2"], "--dtype, --max-logit-error and --min-agreement are of --model"),
+        (["tune", "--dtype", "float32"], "are of --model"),
+        (["tune", "--model", "digits", "--threads", "1"], "--model takes --budget"),
+        (["best", "--budget", "3s"], "--budget and --out are of --recheck"),
+        (["verify", "reference", "--size", "8"], "--size and --dtypes are of --model"),
+        (["profile", "diff", "missing.json"], "there is no profile missing.json"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(run, arguments, complaint):
+    outcome = run(*arguments)
+    assert outcome.code == 2
+    assert complaint in outcome.err

@@ -159,3 +159,12 @@ def test_the_report_does_not_load_optuna_or_pyplot():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_other_processes_disturbed_is_one_reason_for_all(tmp_path):
+    names = ("chunked", "native", "two_phase")
+    disturbed = [timed(2.0, backend=name, state="disturbed", reason="1 of 1 blocks") for name in names]
+    write_report([*disturbed, TRIALS[4]], this_machine(), tmp_path)
+    (line,) = (line for line in (tmp_path / "report.md").read_text().splitlines() if "Not measured" in line)
+    assert "4 of 4 backends" in line
+    assert "disturbed by other processes: chunked, native, two_phase; <b>: rejected" in line.replace("\\", "")
