@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 
-from scanlab.contract.base import weight_dtype
 from scanlab.runtime import dispatch
+from scanlab.runtime.empty_scan import cross_scan_empty
+from scanlab.runtime.promotion import promoted
 from scanlab_kernels.cross_scan_2d.problem import CrossScanInputs, CrossScanProblem
 
 VARYING = ("u", "delta", "B", "C")
@@ -34,21 +33,10 @@ def cross_scan_2d(inputs: CrossScanInputs, *, delta_softplus: bool = True, backe
         UnavailableError: The backend cannot run here, or none serves the problem.
         RejectedError: The backend does not solve this problem.
     """
-    asked = _promoted(inputs)
+    asked = promoted(inputs, VARYING)
+    if not asked.u.numel():
+        return cross_scan_empty(asked).to(inputs.u.dtype)
     gradients = torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in asked)
     problem = CrossScanProblem.of(asked, delta_softplus=delta_softplus, gradients=gradients)
     out: torch.Tensor = dispatch.dispatcher(backend).run(problem, asked).out
     return out.to(inputs.u.dtype)
-
-
-def _promoted(inputs: CrossScanInputs) -> CrossScanInputs:
-    """Return these inputs in the dtypes that a problem asks for."""
-    dtype = functools.reduce(torch.promote_types, {getattr(inputs, name).dtype for name in VARYING})
-    weight = weight_dtype(dtype)
-    return inputs._replace(
-        **{
-            name: each.to(dtype if name in VARYING else weight)
-            for name, each in inputs._asdict().items()
-            if each is not None
-        }
-    )

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
-from scanlab.contract.base import weight_dtype
 from scanlab.runtime import dispatch, traced_ssd
+from scanlab.runtime.empty_scan import ssd_empty
 from scanlab.runtime.ops import selective_state_update
+from scanlab.runtime.promotion import promoted
 from scanlab.runtime.traced import is_traced
 from scanlab_kernels.ssd.problem import NO_LIMIT, Limits, SsdInputs, SsdOutput, SsdProblem
+
+VARYING = ("x", "B", "C", "z")
 
 
 def ssd(inputs: SsdInputs, *, dt_softplus: bool = False, dt_limit: Limits = NO_LIMIT) -> SsdOutput:
@@ -29,13 +30,15 @@ def ssd(inputs: SsdInputs, *, dt_softplus: bool = False, dt_limit: Limits = NO_L
         ProblemError: The tensors do not fit together.
         UnavailableError: No backend serves the problem.
     """
-    asked = _promoted(inputs)
+    asked = promoted(inputs, VARYING, indices=("seq_idx",))
     serve = traced_ssd.ssd if is_traced() else _serve
     out, final_state = serve(asked, dt_softplus, dt_limit)
     return SsdOutput(out.to(inputs.x.dtype), final_state)
 
 
 def _serve(inputs: SsdInputs, dt_softplus: bool, dt_limit: Limits) -> SsdOutput:
+    if not inputs.x.numel():
+        return ssd_empty(inputs)
     gradients = torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in inputs)
     problem = SsdProblem.of(inputs, dt_softplus=dt_softplus, dt_limit=dt_limit, gradients=gradients)
     output: SsdOutput = dispatch.serving_now().run(problem, inputs)
@@ -91,19 +94,6 @@ def ssd_update(
         dt_softplus=dt_softplus,
         log_A=True,
     )
-
-
-def _promoted(inputs: SsdInputs) -> SsdInputs:
-    """Return these inputs in the dtypes that a problem asks for."""
-    varying = {"x", "B", "C", "z"}
-    given = {name: each for name, each in inputs._asdict().items() if each is not None}
-    dtype = functools.reduce(torch.promote_types, {given[name].dtype for name in varying & given.keys()})
-    weight = weight_dtype(dtype)
-
-    def fit(name: str, tensor: Tensor) -> Tensor:
-        return tensor.to(torch.int32 if name == "seq_idx" else dtype if name in varying else weight)
-
-    return inputs._replace(**{name: fit(name, each) for name, each in given.items()})
 
 
 traced_ssd.register(_serve)

@@ -98,7 +98,9 @@ def vmamba(draw: Draw, *, edge: bool) -> Case:
     }
     dout = draw.normal(batch, dim, length, dtype=dtype)
     order = ("u", "delta", "A", "B", "C", "D", "delta_bias")
-    keys = [key for key in order if arguments[key] is not None]
+
+    def present(given: Arguments) -> list[str]:
+        return [key for key in order if given[key] is not None]
 
     def call(given: Arguments) -> Results:
         tensors, softplus = [given[key] for key in order], given["delta_softplus"]
@@ -121,13 +123,13 @@ def vmamba(draw: Draw, *, edge: bool) -> Case:
         leaves = {key: value.detach().requires_grad_() for key, value in tensors.items() if isinstance(value, Tensor)}
         with torch.inference_mode(False), torch.enable_grad():
             out, _ = scan_loop(**tensors | leaves, delta_softplus=given["delta_softplus"])
-        found = torch.autograd.grad(out, [leaves[key] for key in keys], dout.to(out.dtype), allow_unused=True)
+        found = torch.autograd.grad(out, [leaves[key] for key in present(given)], dout.to(out.dtype), allow_unused=True)
         results = {"out": out.detach()}
-        for key, each in zip(keys, found, strict=True):
+        for key, each in zip(present(given), found, strict=True):
             results[f"d{key}"] = torch.zeros_like(given[key]) if each is None else each.view(given[key].shape)
         return results
 
     def dtypes(given: Arguments) -> dict[str, torch.dtype]:
-        return {"out": given["u"].dtype, **{f"d{key}": given[key].dtype for key in keys}}
+        return {"out": given["u"].dtype, **{f"d{key}": given[key].dtype for key in present(given)}}
 
     return Case(f"selective_scan_cuda_{name}", arguments, call, reference, dtypes)

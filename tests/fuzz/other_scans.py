@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -11,10 +12,11 @@ from torch import Tensor
 from fuzz.case import Arguments, Case, Results, UnfitError, fit
 from fuzz.draws import Draw
 from scanlab.contract import registry
+from scanlab.runtime import ssd as scanlab_ssd
 from scanlab.runtime.cross_scan import cross_scan_2d
-from scanlab.runtime.dispatch import dispatcher
+from scanlab.runtime.policy import Policy, serve_by
 from scanlab_kernels.cross_scan_2d.problem import CrossScanInputs
-from scanlab_kernels.ssd.problem import SsdInputs, SsdProblem
+from scanlab_kernels.ssd.problem import SsdInputs
 
 SSD = ("ssd_chunked", "ssd_reference", "ssd_native", "ssd_native", "ssd_native")
 SSD_FLOAT64 = SSD[:2]  # the native one has none
@@ -106,35 +108,40 @@ def ssd(draw: Draw, *, edge: bool) -> Case:
         "dt_bias": draw.maybe(draw.uniform(-0.5, 0.5, heads, dtype=weight)),
         "initial_state": draw.maybe(draw.normal(batch, heads, head_dim, state, dtype=weight), 0.4),
     }
+    has_sequences = draw.chance(0.3)
+    names = SSD_FLOAT64 if dtype == torch.float64 else SSD
+    named = selection(draw, names if has_sequences else ("ssd_scan", *names))
     if edge and draw.chance(0.4):
         name = draw.pick(("x", "B", "C"))
-        arguments[name] = draw.spoil(arguments[name], 0.03)
+        spoiled = draw.spoil(arguments[name], 0.03)
+        is_in_order = named.startswith(("ssd_reference", "ssd_scan"))
+        arguments[name] = spoiled if is_in_order else spoiled.nan_to_num(0.0, 1.0, -1.0)
     if draw.chance(0.6):
         arguments = {name: None if value is None else draw.lay(value) for name, value in arguments.items()}
-    has_sequences = draw.chance(0.3)
     if has_sequences:
         arguments["seq_idx"] = torch.cumsum(draw.uniform(0, 1, batch, length).gt(0.9), 1).int()
     arguments |= {"dt_softplus": draw.chance(0.5), "dt_limit": draw.pick(((0.0, math.inf), (0.05, 0.3)))}
-    names = SSD_FLOAT64 if dtype == torch.float64 else SSD
-    named = selection(draw, names if has_sequences else ("ssd_scan", *names))
 
     def call(given: Arguments) -> Results:
         options = {name: given[name] for name in ("dt_softplus", "dt_limit")}
         inputs = SsdInputs(**{name: value for name, value in given.items() if name not in options})
-        gradients = torch.is_grad_enabled() and any(isinstance(each, Tensor) and each.requires_grad for each in inputs)
-        problem = SsdProblem.of(inputs, **options, gradients=gradients)
-        return dict(dispatcher(named).run(problem, inputs)._asdict())
+        with serve_by(Policy.of({"ssd": named})):
+            return dict(scanlab_ssd.ssd(inputs, **options)._asdict())
+
+    def dtypes(given: Arguments) -> dict[str, torch.dtype]:
+        varying = (given[name].dtype for name in ("x", "B", "C", "z") if given[name] is not None)
+        widest = functools.reduce(torch.promote_types, varying)
+        return {"out": given["x"].dtype, "final_state": torch.promote_types(widest, torch.float32)}
 
     return Case(
         "ssd",
         arguments,
         call,
         lambda given: ssd_loop(**given),
-        lambda given: {"out": given["x"].dtype, "final_state": given["A"].dtype},
+        dtypes,
         arithmetic=weight,
         differentiated=_floating(arguments) if draw.chance(0.4) else (),
         exact_infinities=False,  # chunks multiply decays before states
-        may_refuse=batch * length == 0,
         note=named,
     )
 
@@ -218,6 +225,5 @@ def cross_scan(draw: Draw, *, edge: bool) -> Case:
         differentiated=differentiated,
         exact_infinities=False,
         rounding=4 * torch.finfo(dtype).eps if dtype.itemsize == 2 else 0.0,  # of each direction, before they are added
-        may_refuse=batch * height == 0,
         note=named,
     )

@@ -71,6 +71,26 @@ class CrossScanOutput(NamedTuple):
 CrossScanFn = Callable[[CrossScanInputs], CrossScanOutput]
 
 
+def check(inputs: CrossScanInputs) -> None:
+    """Raise ProblemError unless the tensors of `inputs` fit together; sizes of u may be 0."""
+    u, A = inputs.u, inputs.A
+    if u.dim() != 4 or u.dtype not in DTYPE_NAMES:
+        raise ProblemError(f"u is {spell(u)}: must be (batch, dim, height, width) of {', '.join(DTYPES)}.")
+    if A.dim() != 3 or A.shape[2] == 0:
+        raise ProblemError(f"A is {spell(A)}: must be (4, dim, state).")
+    batch, dim, height, width = u.shape
+    state, weight = A.shape[2], weight_dtype(u.dtype)
+    expected = {
+        "delta": ((batch, DIRECTIONS, dim, height, width), u.dtype),
+        "A": ((DIRECTIONS, dim, state), weight),
+        "B": ((batch, DIRECTIONS, state, height, width), u.dtype),
+        "C": ((batch, DIRECTIONS, state, height, width), u.dtype),
+        "D": ((DIRECTIONS, dim), weight),
+        "delta_bias": ((DIRECTIONS, dim), weight),
+    }
+    expect_like(inputs, u, expected)
+
+
 @dataclass(frozen=True, kw_only=True)
 class CrossScanProblem(Problem):
     """A scan of a feature map in four directions.
@@ -106,26 +126,14 @@ class CrossScanProblem(Problem):
         """Return the problem that the tensors of `inputs` pose.
 
         Raises:
-            ProblemError: The tensors do not fit together.
+            ProblemError: The tensors do not fit together, or there is nothing to scan.
         """
-        u, A = inputs.u, inputs.A
-        if u.dim() != 4 or u.dtype not in DTYPE_NAMES or u.numel() == 0:
-            raise ProblemError(
-                f"u is {spell(u)}: must be (batch, dim, height, width), each at least 1, of {', '.join(DTYPES)}."
-            )
-        if A.dim() != 3 or A.shape[2] == 0:
-            raise ProblemError(f"A is {spell(A)}: must be (4, dim, state).")
+        check(inputs)
+        u = inputs.u
+        if u.numel() == 0:
+            raise ProblemError(f"u is {spell(u)}: every size must be at least 1.")
         batch, dim, height, width = u.shape
-        state, weight = A.shape[2], weight_dtype(u.dtype)
-        expected = {
-            "delta": ((batch, DIRECTIONS, dim, height, width), u.dtype),
-            "A": ((DIRECTIONS, dim, state), weight),
-            "B": ((batch, DIRECTIONS, state, height, width), u.dtype),
-            "C": ((batch, DIRECTIONS, state, height, width), u.dtype),
-            "D": ((DIRECTIONS, dim), weight),
-            "delta_bias": ((DIRECTIONS, dim), weight),
-        }
-        expect_like(inputs, u, expected)
+        state = inputs.A.shape[2]
         return cls(
             batch=batch,
             dim=dim,

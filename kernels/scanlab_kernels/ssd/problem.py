@@ -14,7 +14,9 @@
     h[t]   = decay[t] h[t-1] + dt'[t] x[t] B[t]^T                 y[t]     = h[t] C[t] + D x[t]
     out[t] = y[t] silu(z[t])
 
-A step is in a new sequence where seq_idx differs from the step before; the initial state belongs to sequence 0.
+A step is in a new sequence where seq_idx differs from the step before; the initial state belongs to sequence 0. In
+the reference alone NaN stays in its sequence and in the steps from its own on: backends that multiply whole chunks, as
+upstream does, multiply it by the zeros of other steps.
 
 Source of the contract: state-spaces/mamba@e9594ce, mamba_ssm/ops/triton/ssd_combined.py, mamba_chunk_scan_combined; the
 paper is Dao and Gu 2024, Transformers are SSMs, sections 5 and 6.
@@ -85,6 +87,28 @@ class SsdOutput(NamedTuple):
 SsdFn = Callable[[SsdInputs], SsdOutput]
 
 
+def check(inputs: SsdInputs) -> None:
+    """Raise ProblemError unless the tensors of `inputs` fit together; sizes of x may be 0."""
+    x, B = inputs.x, inputs.B
+    if x.dim() != 4 or x.dtype not in DTYPE_NAMES:
+        raise ProblemError(f"x is {spell(x)}: must be (batch, length, heads, head_dim) of {', '.join(DTYPES)}.")
+    batch, length, heads, head_dim = x.shape
+    groups, state = B.shape[-2:] if B.dim() == 4 else (1, 1)
+    weight = weight_dtype(x.dtype)
+    expected = {
+        "dt": ((batch, length, heads), weight),
+        "A": ((heads,), weight),
+        "B": ((batch, length, groups, state), x.dtype),
+        "C": ((batch, length, groups, state), x.dtype),
+        "D": ((heads, head_dim) if inputs.D is not None and inputs.D.dim() == 2 else (heads,), weight),
+        "z": (tuple(x.shape), x.dtype),
+        "dt_bias": ((heads,), weight),
+        "initial_state": ((batch, heads, head_dim, state), weight),
+        "seq_idx": ((batch, length), torch.int32),
+    }
+    expect_like(inputs, x, expected)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SsdProblem(Problem):
     """A problem of state-space duality: sizes, dtype, device, and the options of the recurrence that are used.
@@ -135,28 +159,14 @@ class SsdProblem(Problem):
         """Return the problem that the tensors of `inputs` pose.
 
         Raises:
-            ProblemError: The tensors do not fit together.
+            ProblemError: The tensors do not fit together, or there is nothing to scan.
         """
-        x, B = inputs.x, inputs.B
-        if x.dim() != 4 or x.dtype not in DTYPE_NAMES or x.numel() == 0:
-            raise ProblemError(
-                f"x is {spell(x)}: must be (batch, length, heads, head_dim), each at least 1, of {', '.join(DTYPES)}."
-            )
+        check(inputs)
+        x = inputs.x
+        if x.numel() == 0:
+            raise ProblemError(f"x is {spell(x)}: every size must be at least 1.")
         batch, length, heads, head_dim = x.shape
-        groups, state = B.shape[-2:] if B.dim() == 4 else (1, 1)
-        weight = weight_dtype(x.dtype)
-        expected = {
-            "dt": ((batch, length, heads), weight),
-            "A": ((heads,), weight),
-            "B": ((batch, length, groups, state), x.dtype),
-            "C": ((batch, length, groups, state), x.dtype),
-            "D": ((heads, head_dim) if inputs.D is not None and inputs.D.dim() == 2 else (heads,), weight),
-            "z": (tuple(x.shape), x.dtype),
-            "dt_bias": ((heads,), weight),
-            "initial_state": ((batch, heads, head_dim, state), weight),
-            "seq_idx": ((batch, length), torch.int32),
-        }
-        expect_like(inputs, x, expected)
+        groups, state = inputs.B.shape[-2:]
         return cls(
             batch=batch,
             length=length,

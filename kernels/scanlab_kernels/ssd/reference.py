@@ -23,10 +23,13 @@ WHOLE_CONTRACT = OpCapabilities(devices=("cpu", "cuda"), dtypes=tuple(DTYPES), g
 
 def ssd(inputs: SsdInputs, problem: SsdProblem) -> SsdOutput:
     """Return the output and the final state, for example of x (1, 512, 64, 64) with 128 states."""
-    drive, log_decay, B, C, h = recurrence.operands(inputs, problem, recurrence.new_sequence(inputs))
+    drive, log_decay, B, C, h = recurrence.operands(inputs, problem, None)
     decay = torch.exp(log_decay)  # (1, 512, 1, 64); h (1, 1, 128, 64, 64)
+    is_new = recurrence.new_sequence(inputs)
     y = []
-    for a_t, drive_t, B_t, C_t in zip(*(each.unbind(1) for each in (decay, drive, B, C)), strict=True):
+    for t, (a_t, drive_t, B_t, C_t) in enumerate(zip(*(each.unbind(1) for each in (decay, drive, B, C)), strict=True)):
+        if is_new is not None:  # no product with 0, which keeps NaN
+            h = h.masked_fill(is_new[:, t, None, None, None, None], 0.0)
         h = a_t[:, :, None, :, None] * h + drive_t[:, :, None] * B_t[..., None, None]  # eq. 1a
         y.append((h * C_t[..., None, None]).sum(2))  # eq. 1b
     return recurrence.epilogue(torch.stack(y, dim=1), h, inputs)

@@ -60,6 +60,16 @@ class SsdContract(OpContract):
 class TestReference(SsdContract):
     backend = reference.backend
 
+    def test_nan_stays_in_its_sequence(self) -> None:
+        (inputs,) = make_inputs(PLAIN)
+        inputs = inputs._replace(seq_idx=(torch.arange(83) >= 41).int().expand(2, 83))
+        spoiled = inputs._replace(x=inputs.x.clone())
+        spoiled.x[:, 20] = float("nan")
+        function = self.build(PLAIN)
+        expected, found = function(inputs), function(spoiled)
+        assert torch.equal(found.out[:, 41:], expected.out[:, 41:])
+        assert torch.equal(found.final_state, expected.final_state)
+
 
 class TestChunked(SsdContract):
     backend = chunked.backend
