@@ -82,7 +82,7 @@ private:
     }
     template <class Act>
     static void each_sample(const Tensor& weight, const Act& act) {
-        constexpr int sampled = 4;
+        constexpr int sampled = 16;
         constexpr double golden = 0.6180339887498949;
         const Shape sizes = weight.sizes(), strides = weight.strides();
         const int64_t count = weight.numel(), bytes = int64_t(weight.element_size());
