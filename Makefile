@@ -52,6 +52,7 @@ lint: $(VENV)/.ready
 
 types: $(VENV)/.ready
 	$(BIN)/mypy scanlab kernels/scanlab_kernels
+	$(BIN)/mypy --config-file tests/mypy.ini tests
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@echo "Set-up: a virtual environment in $(VENV) with all extras, as constraints.txt pins them"

@@ -38,7 +38,7 @@ ALL = (BACKEND, STRICT, MIXER, LINEAR, PROFILE, CACHE, ISA, CUDA_ON_CPU)
 
 # A dispatcher keeps this many bound scans, and as many decisions; the one bound first goes first.
 MAX_KEPT_SCANS = 1024
-# Distinct warnings that are said once; beyond, the oldest may be said again.
+# Distinct warnings that are logged once; beyond, the oldest may be logged again.
 MAX_KEPT_WARNINGS = 256
 # Plans that one layer of a model keeps: one for each kind of input.
 MAX_KEPT_PLANS = 16

@@ -291,15 +291,15 @@ class _Run:
 
     @property
     def notices(self) -> tuple[str, ...]:
-        said = [] if self._failure is None else [self._failure]
+        notices = [] if self._failure is None else [self._failure]
         if self._last_disturbance is not None:
-            said.append(
+            notices.append(
                 f"{self.rounds - self.clean_rounds} of {self.rounds} rounds were disturbed ({self._last_disturbance})"
                 " and do not count"
             )
         if self.rounds and self.clean_rounds < MIN_ROUNDS:
-            said.append(f"{self.clean_rounds} clean rounds, fewer than {MIN_ROUNDS}: give it more time")
-        return tuple(said)
+            notices.append(f"{self.clean_rounds} clean rounds, fewer than {MIN_ROUNDS}: give it more time")
+        return tuple(notices)
 
 
 def _ranked(

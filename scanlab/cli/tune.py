@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -35,12 +34,18 @@ from scanlab.cli.console import (
 )
 from scanlab.cli.duration import parse_duration, spell_duration
 from scanlab.cli.tuning_output import as_json as tuning_as_json
-from scanlab.cli.tuning_output import deploy_winners, progress, say_where, say_why, show, write_results
+from scanlab.cli.tuning_output import (
+    deploy_winners,
+    progress,
+    record_decisions,
+    say_where,
+    say_why,
+    show,
+    write_results,
+)
 from scanlab.contract import registry
 from scanlab.contract.backend import Backend, at_most
-from scanlab.contract.machine import this_machine
 from scanlab.errors import InputError
-from scanlab.report.decision import TuningDecision, save_decisions
 from scanlab.suites import CAPTURED, Case, load_suite
 from scanlab.tuning.result import TuningResult
 from scanlab.tuning.scheduler import Budget
@@ -193,22 +198,10 @@ def tune(
             break
         if sweep_s >= MIN_SWEEP_S:
             _sweep(found, chosen, record, sweep_s, seed)
+    spent = f"{trials} configurations" if budget_s is None else spell_duration(budget_s)
     deployment = deploy_winners([found.entry for found in tuned if found.entry is not None]) if deploys else None
-    served = () if deployment is None else deployment.deployed
-    save_decisions(
-        [
-            TuningDecision.of(
-                found,
-                case.label,
-                this_machine(),
-                deployed=found.winner is not None and any(each.problem == found.problem for each in served),
-                command=shlex.join(["scanlab", *sys.argv[1:]]),
-                budget=f"{trials} configurations" if budget_s is None else spell_duration(budget_s),
-            )
-            for case, found in zip(cases, tuned, strict=False)
-        ],
-        record.folder,
-    )
+    labels = [case.label for case in cases]
+    record_decisions(zip(labels, tuned, strict=False), deployment, spent, record.folder)
     written = write_results(record)
     if as_json:
         print_json([tuning_as_json(found, raw) for found in tuned])
@@ -265,7 +258,7 @@ def _named(names: str) -> list[Backend]:
 
 
 def _installed(op: str) -> list[Backend]:
-    """Return every backend of `op` that loads; the others are said."""
+    """Return every backend of `op` that loads; print why the others do not."""
     loaded, failures = registry.load_all(op)
     for failure in failures.values():
         notes.print(f"[yellow]note:[/] {escape(failure)}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +13,21 @@ from scanlab.bench.store import TrialStore
 from scanlab.cli.console import Exit, notes, out, plain_table, print_json
 from scanlab.cli.duration import spell_duration
 from scanlab.cli.tuning_output import as_json as tuning_as_json
-from scanlab.cli.tuning_output import deploy_winners, progress, say_where, say_why, show, write_results
+from scanlab.cli.tuning_output import (
+    deploy_winners,
+    progress,
+    record_decisions,
+    say_where,
+    say_why,
+    show,
+    write_results,
+)
 from scanlab.contract.machine import this_machine
 from scanlab.errors import InputError
 from scanlab.models.model_op import DTYPES, ModelProblem
 from scanlab.models.tune_model import ModelTuning, op_times_ms, tune_model
 from scanlab.models.workloads import default_sizes
 from scanlab.report.breakdown import DtypeAccuracy, ModelBreakdown, OpTime, dtype_table, op_table, save_breakdown
-from scanlab.report.decision import TuningDecision, save_decisions
 
 AUTO = "auto"
 # Allowed where the dtype is free and none is given: some three roundings of bfloat16 after 24 layers.
@@ -74,23 +79,9 @@ def run_tune_model(
             on_step=lambda text: notes.print(f"[dim]{escape(text)}[/]"),
         )
     deployment = deploy_winners(tuning.entries) if deploys else None
-    served = {each.problem for each in deployment.deployed} if deployment is not None else set()
     found = [*tuning.ops, *([tuning.whole] if tuning.whole is not None else [])]
-    command, budget, machine = shlex.join(["scanlab", *sys.argv[1:]]), spell_duration(budget_s), this_machine()
-    save_decisions(
-        [
-            TuningDecision.of(
-                each,
-                each.trials[0].inputs_label if each.trials else model,
-                machine,
-                deployed=each.problem in served,
-                command=command,
-                budget=budget,
-            )
-            for each in found
-        ],
-        results,
-    )
+    labels = [each.trials[0].inputs_label if each.trials else model for each in found]
+    record_decisions(zip(labels, found, strict=True), deployment, spell_duration(budget_s), results)
     breakdown = breakdown_of(tuning)
     if breakdown is not None:
         save_breakdown(breakdown, results)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from scanlab.cli.console import notes, out
 from scanlab.cli.duration import spell_duration
 from scanlab.cli.report import REPORT, write
 from scanlab.contract.machine import this_machine
+from scanlab.report.decision import TuningDecision, save_decisions
 from scanlab.report.select import select
 from scanlab.runtime.deployment import Deployment, deploy
 from scanlab.runtime.profile import ProfileEntry
@@ -31,7 +34,7 @@ LINE_EVERY_S = 10.0
 
 @contextmanager
 def progress(silent: bool) -> Iterator[Any]:
-    """Show a live bar over the budget, or lines where no terminal is; yields what takes the events."""
+    """Show a live bar over the budget, or lines where no terminal is; yield the consumer of the events."""
     columns = (
         BarColumn(bar_width=24),
         TextColumn("{task.percentage:>3.0f} %"),
@@ -72,8 +75,8 @@ def show(found: TuningResult) -> None:
         out.print(failure_line(trial))
     states = ("ok", "pruned", "disturbed", "wrong", "crashed")
     counts = {state: sum(trial.state == state for trial in found.trials) for state in states}
-    said = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-    out.print(f"{len(found.trials)} configurations ({said or 'none'}), {found.new} of them tried now.")
+    tried = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    out.print(f"{len(found.trials)} configurations ({tried or 'none'}), {found.new} of them tried now.")
     out.print(duration_line(found))
     for notice in found.notices:
         notes.print(f"[yellow]note:[/] {escape(notice)}")
@@ -107,6 +110,33 @@ def deploy_winners(entries: Sequence[ProfileEntry]) -> Deployment | None:
     for notice in deployment.notices:
         notes.print(f"[yellow]note:[/] {escape(notice)}")
     return deployment
+
+
+def record_decisions(
+    labelled: Iterable[tuple[str, TuningResult]], deployment: Deployment | None, budget: str, folder: Path
+) -> None:
+    """Save the decision of each tuning beside its records.
+
+    Args:
+        labelled: Origin of the inputs and result of each tuning.
+        deployment: The deployment of the winners, or None.
+        budget: Budget of all tunings, as text.
+        folder: Folder of the records.
+    """
+    served = {each.problem for each in deployment.deployed} if deployment is not None else set()
+    command = shlex.join(["scanlab", *sys.argv[1:]])
+    decisions = [
+        TuningDecision.of(
+            found,
+            label,
+            this_machine(),
+            deployed=found.winner is not None and found.problem in served,
+            command=command,
+            budget=budget,
+        )
+        for label, found in labelled
+    ]
+    save_decisions(decisions, folder)
 
 
 def say_where(written: Sequence[Path], deployment: Deployment | None) -> None:

@@ -120,14 +120,14 @@ def compare(before: Side, after: Side) -> list[Change]:
 
 def summary(changes: Sequence[Change], before: Side, after: Side) -> str:
     """Return one sentence on what changed beyond the noise."""
-    said = []
+    parts = []
     for verdict in ("faster", "slower"):
         found = [f"{each.backend} {each.ratio_text.partition(' ')[0]}" for each in changes if each.verdict == verdict]
         if found:
-            said.append(f"{verdict}, times as fast: {', '.join(found)}")
+            parts.append(f"{verdict}, times as fast: {', '.join(found)}")
     same = sum(each.verdict == "no difference shown" for each in changes)
-    said.append(f"no difference shown for {same} of {len(changes)}")
-    return f"{after.name} against {before.name}: {'; '.join(said)}."
+    parts.append(f"no difference shown for {same} of {len(changes)}")
+    return f"{after.name} against {before.name}: {'; '.join(parts)}."
 
 
 def change_table(changes: Sequence[Change]) -> pd.DataFrame:

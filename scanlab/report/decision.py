@@ -112,12 +112,12 @@ class TuningDecision:
     def doubts(self) -> str:
         """Ties, noise floor and disturbed rounds in one line."""
         tied = self.ties[0] if len(self.ties) == 1 else f"{len(self.ties)} others"
-        said = [f"tied with {tied}"] if self.ties else []
+        parts = [f"tied with {tied}"] if self.ties else []
         if self.noise_floor is not None:
-            said.append(f"two runs of one configuration differ by up to {percent(self.noise_floor)}")
+            parts.append(f"two runs of one configuration differ by up to {percent(self.noise_floor)}")
         if self.rounds:
-            said.append(f"{self.disturbed_rounds} of {self.rounds} rounds disturbed")
-        return "; ".join(said)
+            parts.append(f"{self.disturbed_rounds} of {self.rounds} rounds disturbed")
+        return "; ".join(parts)
 
     def rows(self) -> dict[str, str]:
         """Return the evidence by its name, in words."""

@@ -94,8 +94,8 @@ def select(
     for _, candidate, prepare_s in sorted(near, key=lambda each: each[0]):
         if len(chosen) < MAX_CANDIDATES:
             chosen.setdefault(candidate, prepare_s)
-    said = f"{', '.join(slow)}: too slow to compare in the time; the numbers are those of the search"
-    return Selection(chosen, (said,) if slow else ())
+    notice = f"{', '.join(slow)}: too slow to compare in the time; the numbers are those of the search"
+    return Selection(chosen, (notice,) if slow else ())
 
 
 def best_of_search(searches: Sequence[Search], untuned: Trial | None) -> Trial | None:
@@ -166,8 +166,8 @@ def confirmed(held: Comparison, compared: Comparison) -> Comparison:
     if own is not None and own.place.tied and not held.winner.is_untuned:
         return replace(held.led_by(own), confirms=True)
     reason = "failed there" if own is None else "is not shown to be faster there"
-    said = f"{chosen.label} won the comparison and {reason}: the hold-out names {held.winner.trial.label} instead"
-    return replace(held, notices=(*held.notices, said))
+    notice = f"{chosen.label} won the comparison and {reason}: the hold-out names {held.winner.trial.label} instead"
+    return replace(held, notices=(*held.notices, notice))
 
 
 def exact_enough(compared: Comparison, max_error: float) -> Comparison:

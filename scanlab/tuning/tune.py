@@ -92,9 +92,17 @@ def tune(
     with clock.paused():
         context = BenchmarkContext.of(problem, inputs, inputs_label, seed)
     everyone = [*backends, *([untuned.backend] if untuned is not None else [])]
-    worker, said = open_worker(context, everyone)
+    worker, worker_notices = open_worker(context, everyone)
     run = _Tuning(
-        context, worker, store, budget, clock, on_event, max_error, objective, [*loaded.notices, *repaired, *said]
+        context,
+        worker,
+        store,
+        budget,
+        clock,
+        on_event,
+        max_error,
+        objective,
+        [*loaded.notices, *repaired, *worker_notices],
     )
     try:
         run.build_defaults(backends, untuned, loaded.trials)
