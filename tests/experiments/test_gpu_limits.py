@@ -156,7 +156,7 @@ def test_scans_are_compared_with_the_official_one_and_models_with_eager_deit(exp
 
 @pytest.mark.parametrize("gradients", [False, True])
 def test_the_fastest_is_found_and_what_is_refused_is_counted(experiment, tuning, clock, monkeypatch, gradients):
-    wrong, refusing = ("back_channels", 10) if gradients else ("unroll", 8)  # history, or the order of programs
+    wrong, refusing = ("backward_channels", 10) if gradients else ("unroll", 8)  # history, or the order of programs
     problem = PROBLEM.replace(direction="bidirectional", gradients=gradients)
     default = triton.tuning_of(triton.backend.space.defaults, problem)[refusing]
 

@@ -96,7 +96,7 @@ def test_the_loops_of_the_backward_pass_do_not_spill(code, row, config, instruct
 def test_the_first_passes_of_segments_cost_little_and_do_not_spill(code):
     problem = GPU.replace(batch=1, dim=384, length=6085, gradients=True)
     config = tuned(problem)
-    assert config.segments == config.back_segments == 32
+    assert config.segments == config.backward_segments == 32
     first, whole = code.forward(problem, config, HOPPER)
     assert first.spills == whole.loop_spills == 0
     assert first.instructions < 0.75 * whole.instructions

@@ -157,7 +157,7 @@ GPU = ScanProblem(batch=64, dim=384, length=197, direction="bidirectional", layo
 
 
 @pytest.mark.parametrize(
-    ("shape", "segments", "back_segments"),
+    ("shape", "segments", "backward_segments"),
     [
         ({"batch": 64, "length": 197}, 1, 1),
         ({"batch": 1, "length": 197}, 4, 4),
@@ -169,10 +169,10 @@ GPU = ScanProblem(batch=64, dim=384, length=197, direction="bidirectional", layo
     ],
     ids=str,
 )
-def test_a_scan_is_cut_where_the_gpu_has_too_little_to_do(shape, segments, back_segments):
+def test_a_scan_is_cut_where_the_gpu_has_too_little_to_do(shape, segments, backward_segments):
     pytest.importorskip("triton", reason="the package triton is not installed")
     problem = GPU.replace(gradients=True, **shape)
     config = triton.with_segments(triton.backend.space.defaults, problem)
-    assert (config["segments"], config["back_segments"]) == (segments, back_segments)
-    asked = triton.with_segments(triton.backend.space.defaults | {"segments": 2, "back_segments": 8}, problem)
-    assert (asked["segments"], asked["back_segments"]) == (2, 8)
+    assert (config["segments"], config["backward_segments"]) == (segments, backward_segments)
+    asked = triton.with_segments(triton.backend.space.defaults | {"segments": 2, "backward_segments": 8}, problem)
+    assert (asked["segments"], asked["backward_segments"]) == (2, 8)

@@ -26,7 +26,7 @@ FOLDER = Path(__file__).parent
 INTERPRETED = version.interpreted()
 ORDERS = ("channels", "batch")
 MAX_OFFSET = 2**30  # offsets within a batch entry are 32-bit
-FOR_GRADIENTS = ("chunk", "history", "back_lanes", "back_channels", "back_segments")
+FOR_GRADIENTS = ("chunk", "history", "backward_lanes", "backward_channels", "backward_segments")
 SEGMENTS = (0, 1, 2, 4, 8, 16, 32, 64)
 USUAL_MULTIPROCESSORS = 132  # of an H100, where there is no GPU to ask
 
@@ -69,7 +69,7 @@ def with_segments(config: Config, problem: ScanProblem) -> dict[str, Value]:
     chosen = dict(config)
     for name, lanes, channels, warps, per_scheduler, first_pass in (
         ("segments", "lanes", "channels", int(config["warps"]), 3.0, 0.9),
-        ("back_segments", "back_lanes", "back_channels", 1, 2.0, 0.25),
+        ("backward_segments", "backward_lanes", "backward_channels", 1, 2.0, 0.25),
     ):
         if config[name] == 0 and (problem.gradients or name not in FOR_GRADIENTS):
             block = int(config[lanes]) * int(config[channels]) * warps
@@ -170,9 +170,9 @@ backend = Backend(
                 summary="steps between checkpoints of the backward pass",
             ),
             Tunable("history", (1, 2, 4), default=2, summary="steps of the backward pass kept in registers"),
-            Tunable("back_lanes", (4, 8, 16, 32), default=8, summary="lanes of the backward pass"),
-            Tunable("back_channels", (1, 2, 4, 8), default=4, summary="channels of the backward pass"),
-            Tunable("back_segments", SEGMENTS, default=0, summary="segments of the backward pass"),
+            Tunable("backward_lanes", (4, 8, 16, 32), default=8, summary="lanes of the backward pass"),
+            Tunable("backward_channels", (1, 2, 4, 8), default=4, summary="channels of the backward pass"),
+            Tunable("backward_segments", SEGMENTS, default=0, summary="segments of the backward pass"),
         ),
         forbids,
     ),

@@ -37,9 +37,9 @@ class Tuning(NamedTuple):
     batch_first: int
     chunk: int
     history: int
-    back_lanes: int
-    back_channels: int
-    back_segments: int
+    backward_lanes: int
+    backward_channels: int
+    backward_segments: int
 
 
 class Scan(NamedTuple):
@@ -232,7 +232,7 @@ def backward_tensors(
     tuning, first = scan.tuning, scan.directions[0]
     batch, dim, length = first.u.shape
     count, state = len(scan.directions), first.A.shape[1]
-    _, parts = segments.cut(length, tuning.back_segments, tuning.chunk)
+    _, parts = segments.cut(length, tuning.backward_segments, tuning.chunk)
     gradients = tuple(_empty_gradients(scan, each, parts) for each in scan.directions)
     within = tuning.chunk // tuning.history
     inputs, maps = _inputs(scan), _segment_maps(scan, parts)
@@ -254,9 +254,9 @@ def backward_tensors(
 def backward_launches(scan: Scan) -> list[Launch]:
     """Return the launches of the backward scan in their order."""
     tuning = scan.tuning
-    numbers, programs = _numbers(scan, tuning.back_segments, tuning.chunk)
-    block = tuning.back_lanes * tuning.back_channels
-    tile, blocks = _tile(scan, tuning.back_lanes, tuning.back_channels, tuning.chunk, tuning.history)
+    numbers, programs = _numbers(scan, tuning.backward_segments, tuning.chunk)
+    block = tuning.backward_lanes * tuning.backward_channels
+    tile, blocks = _tile(scan, tuning.backward_lanes, tuning.backward_channels, tuning.chunk, tuning.history)
     launches = [Launch(backward.scan, blocks * programs, {**numbers, "tile": tile, "FULL_LANES": min(block, 32)})]
     if numbers["segments"] > 1:
         tile, blocks = _forward_tile(scan, tuning.chunk)
@@ -274,7 +274,7 @@ def backward_launches(scan: Scan) -> list[Launch]:
 def _empty_gradients(scan: Scan, inputs: ScanInputs, parts: int) -> Gradients:
     batch, dim, length = inputs.u.shape
     new, state = inputs.A.new_empty, inputs.A.shape[1]
-    block = scan.tuning.back_lanes * scan.tuning.back_channels
+    block = scan.tuning.backward_lanes * scan.tuning.backward_channels
     blocks = -(-dim // (scan.groups * block))
     return Gradients(
         u=empty_like(inputs.u),

@@ -19,11 +19,11 @@ SMALL = ScanProblem(batch=2, dim=5, length=11, state=3, gradients=True)
     "config",
     [
         {"chunk": 2, "history": 2, "unroll": 2},
-        {"chunk": 8, "history": 4, "back_lanes": 16, "back_channels": 8},
-        {"chunk": 4, "history": 1, "back_lanes": 4, "back_channels": 1},
-        {"chunk": 4, "segments": 2, "back_lanes": 32, "back_channels": 2, "order": "batch"},
-        {"chunk": 2, "history": 2, "unroll": 2, "back_segments": 2},
-        {"chunk": 2, "history": 1, "unroll": 1, "back_segments": 64, "order": "batch", "lanes": 8},
+        {"chunk": 8, "history": 4, "backward_lanes": 16, "backward_channels": 8},
+        {"chunk": 4, "history": 1, "backward_lanes": 4, "backward_channels": 1},
+        {"chunk": 4, "segments": 2, "backward_lanes": 32, "backward_channels": 2, "order": "batch"},
+        {"chunk": 2, "history": 2, "unroll": 2, "backward_segments": 2},
+        {"chunk": 2, "history": 1, "unroll": 1, "backward_segments": 64, "order": "batch", "lanes": 8},
     ],
     ids=config_key,
 )
@@ -35,21 +35,21 @@ def test_every_backward_pass_agrees(config):
 
 def test_groups_wider_than_a_block_in_both_directions():
     problem = SMALL.replace(batch=1, dim=10, groups=2, length=2, direction="bidirectional")
-    config = {"lanes": 8, "unroll": 1, "chunk": 2, "back_lanes": 4, "back_channels": 1, "history": 1}
+    config = {"lanes": 8, "unroll": 1, "chunk": 2, "backward_lanes": 4, "backward_channels": 1, "history": 1}
     verdict = verify(triton.backend.build(problem, config), reference_outputs(problem, make_inputs(problem)))
     assert verdict.passed, verdict.reason
 
 
 def test_gradients_are_the_same_bits_every_time():
     problem = SMALL.replace(batch=1, dim=8, length=2)
-    config = {"back_lanes": 4, "back_channels": 1, "unroll": 2, "chunk": 2}
+    config = {"backward_lanes": 4, "backward_channels": 1, "unroll": 2, "chunk": 2}
     inputs = tuple(tensor.requires_grad_() for tensor in make_inputs(problem)[0].tensors().values())
     run = triton.backend.build(problem, config)
     one, other = (torch.autograd.grad(run(ScanInputs(*inputs)).out.sum(), inputs) for _ in range(2))
     assert all(map(torch.equal, one, other))
 
 
-SPLIT = {"chunk": 2, "unroll": 2, "history": 1, "segments": 4, "back_segments": 4}
+SPLIT = {"chunk": 2, "unroll": 2, "history": 1, "segments": 4, "backward_segments": 4}
 
 
 @pytest.mark.parametrize(
@@ -72,20 +72,20 @@ def test_the_backward_pass_in_segments_agrees_with_the_reference_and_with_itself
         out, last = triton.backend.build(problem, config)(*given)
         return torch.autograd.grad(out.float().square().sum() + last.square().sum(), leaves)
 
-    split, again, whole = gradients(SPLIT), gradients(SPLIT), gradients(SPLIT | {"back_segments": 1})
+    split, again, whole = gradients(SPLIT), gradients(SPLIT), gradients(SPLIT | {"backward_segments": 1})
     assert all(map(torch.equal, split, again))
     assert all(relative_error(one, other) < 2e-6 for one, other in zip(split, whole, strict=True))
 
 
 def test_each_segment_of_the_backward_pass_has_a_program_of_its_own_and_none_is_empty():
     problem = SMALL.replace(batch=1, length=9)
-    tuning = Tuning(*triton.tuning_of(triton.backend.space.defaults | SPLIT | {"back_segments": 64}, problem))
+    tuning = Tuning(*triton.tuning_of(triton.backend.space.defaults | SPLIT | {"backward_segments": 64}, problem))
     scan = launch.Scan(make_inputs(problem), True, False, tuning, row=problem.state)
     _, outputs = launch.forward_tensors(scan, keep=True)
     assert [each.programs for each in launch.backward_launches(scan)] == [5, 5]  # of two steps, and the last of one
     _, gradients = launch.backward_tensors(scan, outputs.checkpoints, outputs.out, None)
     assert gradients[0].A.shape[0] == 5
-    scan = scan._replace(tuning=tuning._replace(back_segments=1))
+    scan = scan._replace(tuning=tuning._replace(backward_segments=1))
     (whole,) = launch.backward_launches(scan)
     (tensors,), _ = launch.backward_tensors(scan, outputs.checkpoints, outputs.out, None)
     assert (whole.programs, tensors["ends"]) == (1, None)
@@ -142,7 +142,7 @@ def test_a_state_of_zero_passes_a_segment_whose_decays_overflow(ins, outs):
         out = triton.backend.build(problem.replace(gradients=True), config)(given).out
         return (out, *torch.autograd.grad(out.sum(), B)) if backward else (out,)
 
-    for one, other in zip(results(SPLIT), results(SPLIT | {"segments": 1, "back_segments": 1}), strict=True):
+    for one, other in zip(results(SPLIT), results(SPLIT | {"segments": 1, "backward_segments": 1}), strict=True):
         assert other.isfinite().all()
         torch.testing.assert_close(one, other)
 

@@ -85,7 +85,7 @@ def twice(call: Callable[[], object]) -> Grid:
 
 def scan(problem: ScanProblem, inputs: tuple[ScanInputs, ...]) -> Grid:
     """Return the launches of a scan and, where it has gradients, of its backward pass, in 4 segments each."""
-    config = backend.backend.space.defaults | {"segments": 4, "back_segments": 4, "chunk": 4}
+    config = backend.backend.space.defaults | {"segments": 4, "backward_segments": 4, "chunk": 4}
     built = backend.make(problem, config)
     leaves = [tensor.requires_grad_() for each in inputs for tensor in each.tensors().values()]
 
