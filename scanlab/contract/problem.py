@@ -47,8 +47,8 @@ from scanlab.errors import ProblemError
 Direction = Literal["forward", "reverse", "bidirectional"]
 Layout = Literal["length_last", "dim_last"]
 
-DIRECTIONS = ("forward", "reverse", "bidirectional")
-LAYOUTS = ("length_last", "dim_last")
+DIRECTIONS: tuple[Direction, ...] = ("forward", "reverse", "bidirectional")
+LAYOUTS: tuple[Layout, ...] = ("length_last", "dim_last")
 SIZES = ("batch", "dim", "length", "state", "groups")
 
 
