@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import inspect
-import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from types import ModuleType
@@ -21,9 +20,8 @@ from torch import Tensor, nn
 from scanlab import settings
 from scanlab.errors import ProblemError, UnavailableError
 from scanlab.integrations import transformers_mamba, transformers_mamba2
+from scanlab.integrations.notices import warn_once
 from scanlab.integrations.transformers_cache import memory_of
-
-log = logging.getLogger("scanlab")
 
 # folder in transformers.models -> class of its mixer
 MAMBA1 = {
@@ -73,7 +71,7 @@ def patch(model: nn.Module | None = None) -> ExitStack:
     """
     if model is None:
         undo = ExitStack()
-        for mixer_class in _mixer_classes():
+        for mixer_class in mixer_classes():
             if not _is_ours(mixer_class.forward):
                 undo.callback(setattr, mixer_class, "forward", mixer_class.forward)
                 mixer_class.forward = _forward_instead_of(mixer_class.forward)
@@ -94,7 +92,7 @@ def patch(model: nn.Module | None = None) -> ExitStack:
 def unpatch(model: nn.Module | None = None) -> None:
     """Take back `patch()`, or `patch(model)`; where nothing was patched, nothing happens."""
     if model is None:
-        for mixer_class in _mixer_classes():
+        for mixer_class in mixer_classes():
             mixer_class.forward = _original(mixer_class.forward)
     else:
         for mixer in _mixers(model):
@@ -122,7 +120,12 @@ def _unpatch_mixer(mixer: nn.Module) -> None:
 
 
 @functools.cache
-def _mixer_classes() -> tuple[Any, ...]:
+def mixer_classes() -> tuple[Any, ...]:
+    """Return the classes of mixers that the patch serves with the installed transformers.
+
+    Raises:
+        UnavailableError: transformers is missing, or of another version.
+    """
     try:
         version: str = importlib.import_module("transformers").__version__
     except ImportError as error:
@@ -146,11 +149,11 @@ def _modeling(family: str) -> ModuleType:
 
 
 def _mixers(model: nn.Module) -> list[Any]:
-    found = [module for module in model.modules() if isinstance(module, _mixer_classes())]
+    found = [module for module in model.modules() if isinstance(module, mixer_classes())]
     if not found:
         raise ProblemError(
             f"{type(model).__name__} has no mixer that this patch serves: with this version of transformers it serves"
-            f" {', '.join(each.__name__ for each in _mixer_classes())}."
+            f" {', '.join(each.__name__ for each in mixer_classes())}."
         )
     return found
 
@@ -204,8 +207,7 @@ def _is_hooked(layer: nn.Module) -> bool:
     return type(layer) is not nn.Conv1d or "forward" in own or bool(own["_forward_hooks"] or own["_forward_pre_hooks"])
 
 
-@functools.cache
 def _announce(message: str) -> None:
     if settings.strict():
         raise UnavailableError(f"{message} ({settings.STRICT.name}=1 makes this an error.)")
-    log.warning("scanlab: %s", message)
+    warn_once(message)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scanlab.contract.base import inverse_softplus
 from scanlab.models.block import DropPath
 from scanlab.models.mamba_weights import as_scanned, rates
 from scanlab.runtime.cross_scan import cross_scan_2d
@@ -56,7 +57,7 @@ class CrossScanMixer(nn.Module):
         bound = rank**-0.5
         self.dt_projs_weight = nn.Parameter(torch.empty(DIRECTIONS, inner, rank).uniform_(-bound, bound))
         step = torch.empty(DIRECTIONS, inner).uniform_(math.log(DT_MIN), math.log(DT_MAX)).exp_().clamp_(min=DT_FLOOR)
-        self.dt_projs_bias = nn.Parameter(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
+        self.dt_projs_bias = nn.Parameter(inverse_softplus(step))
         if not options.gated:
             self.out_norm = nn.LayerNorm(inner)
         self.in_proj = nn.Linear(dim, inner * (2 if options.gated else 1), bias=False)

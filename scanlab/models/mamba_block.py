@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
+from scanlab.contract.base import inverse_softplus
 from scanlab.errors import ProblemError
 from scanlab.models import composed_mixer
 from scanlab.models.mamba_weights import Mixing
@@ -131,7 +132,7 @@ class Mixer(Mixing):
             nn.init.uniform_(self.dt_proj.weight, -bound, bound)
         low, high = math.log(options.dt_min), math.log(options.dt_max)
         step = torch.empty_like(self.dt_proj.bias).uniform_(low, high).exp_().clamp_(min=options.dt_init_floor)
-        self.dt_proj.bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
+        self.dt_proj.bias.copy_(inverse_softplus(step))
         if self.bimamba_type == "v2":
             nn.init.zeros_(self.dt_proj_b.bias)
         for projection in (self.in_proj, self.out_proj):

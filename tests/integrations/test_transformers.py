@@ -19,6 +19,7 @@ from helpers.observe_transformers import generated, trained, whole
 from scanlab.contract.cpu import torch_threads
 from scanlab.errors import ProblemError, UnavailableError
 from scanlab.integrations import transformers as integration
+from scanlab.integrations.notices import warn_once
 from scanlab.integrations.transformers import patch, unpatch
 
 transformers = pytest.importorskip("transformers")
@@ -253,14 +254,14 @@ def test_another_activation_runs_unpatched_and_is_said_once_or_is_an_error(caplo
     with torch.no_grad():
         want = model(**prompt(masked=True)).logits
         patch(model)
-        integration._announce.cache_clear()
+        warn_once.cache_clear()
         for _ in range(2):
             assert torch.equal(model(**prompt(masked=True)).logits, want)
         (said,) = (record for record in caplog.records if record.name == "scanlab" and "MambaMixer" in record.message)
         assert said.levelno == logging.WARNING
         assert "its activation is gelu" in said.message
         monkeypatch.setenv("SCANLAB_STRICT", "1")
-        integration._announce.cache_clear()
+        warn_once.cache_clear()
         with pytest.raises(UnavailableError, match="SCANLAB_STRICT=1"):
             model(**prompt(masked=True))
 
@@ -283,19 +284,19 @@ def test_a_dt_projection_of_another_kind_is_called_as_it_is() -> None:
 @pytest.mark.parametrize("version", ["4.47.1", "6.0.0"])
 def test_other_versions_are_refused_by_name(version: str, monkeypatch) -> None:
     monkeypatch.setattr("transformers.__version__", version)
-    integration._mixer_classes.cache_clear()
+    integration.mixer_classes.cache_clear()
     with pytest.raises(UnavailableError, match=f"transformers {version} is installed: .* 4.48 up to 5.x"):
         patch()
-    integration._mixer_classes.cache_clear()
+    integration.mixer_classes.cache_clear()
 
 
 def test_without_transformers_the_cure_is_named(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    integration._mixer_classes.cache_clear()
+    integration.mixer_classes.cache_clear()
     with pytest.raises(UnavailableError, match="pip install 'transformers>=4.48'"):
         patch()
     monkeypatch.undo()
-    integration._mixer_classes.cache_clear()
+    integration.mixer_classes.cache_clear()
 
 
 def test_importing_the_integration_does_not_import_transformers() -> None:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scanlab.contract.base import inverse_softplus
 from scanlab.errors import ProblemError, UnavailableError
 from scanlab.integrations.mamba_ssm.modules.mamba_simple import State
 from scanlab.integrations.mamba_ssm.ops.triton.layernorm_gated import RMSNorm as RMSNormGated
@@ -116,7 +117,7 @@ class Mamba2(nn.Module):
             nn.init.uniform_(self.conv1d.weight, -conv_init, conv_init)
         drawn = torch.rand(self.nheads, device=device, dtype=dtype)
         step = torch.exp(drawn * (math.log(dt_max) - math.log(dt_min)) + math.log(dt_min)).clamp(min=dt_init_floor)
-        self.dt_bias = without_decay(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
+        self.dt_bias = without_decay(inverse_softplus(step))
         rates = torch.empty(self.nheads, dtype=torch.float32, device=device).uniform_(*A_init_range)
         self.A_log = without_decay(rates.log().to(dtype or torch.float32))
         self.D = without_decay(torch.ones(self.d_ssm if D_has_hdim else self.nheads, device=device))

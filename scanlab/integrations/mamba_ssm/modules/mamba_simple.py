@@ -7,7 +7,6 @@ and ge-xing/SegMamba@def8068, mamba_ssm/modules/mamba_simple.py.
 from __future__ import annotations
 
 import functools
-import logging
 import math
 from collections.abc import Callable
 from typing import Any, Literal
@@ -16,9 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scanlab.contract.base import inverse_softplus
 from scanlab.errors import ProblemError
 from scanlab.integrations.mamba_ssm.modules import block
 from scanlab.integrations.mamba_ssm.ops.selective_scan_interface import say_who_serves
+from scanlab.integrations.notices import warn_once
 from scanlab.models import composed_mixer
 from scanlab.models.mamba_block import BIMAMBA_TYPES
 from scanlab.models.mamba_weights import Mixing, taps
@@ -27,19 +28,15 @@ from scanlab.runtime import dispatch
 from scanlab.runtime import ops as mixer
 from scanlab.runtime.ops import WeightCache
 
-log = logging.getLogger("scanlab")
-
 State = tuple[Tensor, Tensor]
 
 KINDS = (*BIMAMBA_TYPES, "v3")
 
 
-@functools.cache
-def _say_one_way_only() -> None:
-    log.warning(
-        "scanlab: a Mamba of bimamba_type v1, v2 or v3 runs forward only, as upstream does with use_fast_path=False or"
-        " with an inference cache; leave these out for both directions."
-    )
+FORWARD_ONLY = (
+    "a Mamba of bimamba_type v1, v2 or v3 runs forward only, as upstream does with use_fast_path=False or with an"
+    " inference cache; leave these out for both directions."
+)
 
 
 class Mamba(Mixing):
@@ -163,7 +160,7 @@ class Mamba(Mixing):
             raise NotImplementedError(f"dt_init={kind!r}: must be 'random' or 'constant'.")
         drawn = torch.rand(self.d_inner, device=bias.device, dtype=bias.dtype)
         step = torch.exp(drawn * (math.log(high) - math.log(low)) + math.log(low)).clamp(min=floor)
-        bias.copy_(step + torch.log(-torch.expm1(-step)))
+        bias.copy_(inverse_softplus(step))
         bias._no_reinit = True  # type: ignore[attr-defined]  # what initialisers of whole models look for
 
     def forward(self, hidden_states: Tensor, inference_params: Any = None) -> Tensor:
@@ -181,7 +178,7 @@ class Mamba(Mixing):
                 return self.step(hidden_states, *states)[0]
         bidirectional = self.bimamba_type != "none"
         if bidirectional and (states is not None or not self.use_fast_path):
-            _say_one_way_only()
+            warn_once(FORWARD_ONLY)
             bidirectional = False
         halves = bidirectional and self.bimamba_type == "v2" and self.if_divide_out
         if not (self.use_fast_path and composed_mixer.has_plain_layers(self)):

@@ -20,6 +20,7 @@ from scanlab.integrations import mamba_ssm as drop_in
 from scanlab.integrations.mamba_ssm.modules import mamba_simple
 from scanlab.integrations.mamba_ssm.ops import selective_scan_interface as interface
 from scanlab.integrations.mamba_ssm.utils.generation import InferenceParams
+from scanlab.integrations.notices import warn_once
 from scanlab.runtime import dispatch
 
 EXPERIMENTS = Path(__file__).parents[4] / "experiments"
@@ -159,7 +160,7 @@ def test_the_third_branch_of_v3_scans_the_steps_of_slices_in_turn(bias):
 
 @pytest.mark.parametrize("bimamba_type", ["v1", "v2", "v3"])
 def test_what_upstream_runs_forward_only_is_said_and_runs_forward_only(bimamba_type, caplog):
-    mamba_simple._say_one_way_only.cache_clear()
+    warn_once.cache_clear()
     mamba = mamba_simple.Mamba(16, bimamba_type=bimamba_type, use_fast_path=False)
     out = mamba(tokens())
     forward = mamba_simple.Mamba(16)
