@@ -268,14 +268,17 @@ def keep(kept: OrderedDict[Key, Value], key: Key, value: Value, most: int) -> No
 
 
 describe = operator.attrgetter("shape", "dtype", "device", "requires_grad")
+# The same for tensors of which one is on the CPU and the others must be; a device is another object at each look.
+describe_on_cpu = operator.attrgetter("shape", "dtype", "is_cpu", "requires_grad")
 
 
 def _signature(inputs: tuple[ScanInputs, ...]) -> list[object]:
     """Return all of the tensors that a problem is derived from, without building the problem."""
+    look = describe_on_cpu if inputs[0].u.is_cpu else describe
     signature: list[object] = [torch.is_grad_enabled()]
     for each in inputs:
         signature.append(each.u.stride(1) == 1)
-        signature += [tensor if tensor is None else describe(tensor) for tensor in each]
+        signature += [tensor if tensor is None else look(tensor) for tensor in each]
     return signature
 
 

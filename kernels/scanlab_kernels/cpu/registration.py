@@ -31,15 +31,17 @@ _nodes: dict[OpOverload, Node | None] = {}
 
 def direct(op: OpOverload) -> Callable[..., Any]:
     """Return a function that does what `op`, which was registered here, does, and enters the dispatcher only once."""
-    node = _nodes[op]
+    node, run = _nodes[op], op._op
 
     def call(*arguments: Any) -> Any:
         if torch.compiler.is_compiling() or forward_ad._current_level >= 0 or _C._are_functorch_transforms_active():
             return op(*arguments)
         if node is not None and torch.is_grad_enabled() and _C._any_requires_grad(*arguments):
             return node.apply(None, *arguments)
+        if torch.is_inference_mode_enabled():  # which keeps autograd out by itself
+            return run(*arguments)
         with _C._AutoDispatchBelowAutograd():
-            return op(*arguments)
+            return run(*arguments)
 
     return call
 
