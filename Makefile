@@ -8,8 +8,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # What the machine code of the GPU kernels was counted with; a CUDA build of torch brings its own.
 TRITON ?= triton==3.6.0
-# Of pip's output one line for each package, and for the step that takes longest.
-BRIEFLY := awk '/^Collecting/ { printf "  %s\n", $$2 } /^Installing collected/ { print "  unpacking all of them" } { fflush() }'
+# Of pip's output the name of each package, and the step that takes longest.
+BRIEFLY := awk '/^Collecting/ { sub(/[^A-Za-z0-9._-].*/, "", $$2); print "  " $$2 } \
+	/^Installing collected/ { print "  installing all of them" } { fflush() }'
 ARGS ?=
 # Processes that the tests share. Threads that wait must not spin: they would take the CPUs of the other processes.
 JOBS ?= 2
@@ -55,12 +56,11 @@ types: $(VENV)/.ready
 	$(BIN)/mypy --config-file tests/mypy.ini tests
 
 $(VENV)/.ready: pyproject.toml constraints.txt
-	@echo "Set-up: a virtual environment in $(VENV) with all extras, as constraints.txt pins them"
-	@echo "(once; half a minute to a minute and a half with pip's cache, longer where packages are downloaded)."
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --progress-bar off --no-compile -c constraints.txt -e '.[dev]' | $(BRIEFLY)
-	case $$(uname) in Linux) $(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/python -m pip install --quiet '$(TRITON)' ;; esac
-	touch $@
+	@echo "Setting up $(VENV), once, with the packages of constraints.txt: about a minute with pip's cache, and the download."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --progress-bar off --no-compile -c constraints.txt -e '.[dev]' | $(BRIEFLY)
+	@case $$(uname) in Linux) $(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/python -m pip install --quiet '$(TRITON)' ;; esac
+	@touch $@
 	@echo "Set-up done. The C++ kernels are compiled at their first use, which takes a minute or two."
 
 clean:
