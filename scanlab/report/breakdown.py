@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from scanlab.contract.files import write_atomically
 from scanlab.contract.machine import Machine
 from scanlab.errors import UNREADABLE, ResultsError
 from scanlab.report.formatting import milliseconds, percent, scientific
@@ -95,10 +96,7 @@ def save_breakdown(breakdown: ModelBreakdown, results: Path) -> Path:
     slug = "".join(letter if letter.isalnum() else "-" for letter in breakdown.problem)
     path = results / FOLDER / f"{slug}-{breakdown.machine.silicon_id[:8]}.json"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(breakdown.to_json(), indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_atomically(path, json.dumps(breakdown.to_json(), indent=1) + "\n")
     except OSError as error:
         raise ResultsError(f"{path}: cannot write the breakdown: {error.strerror}. Name another folder.") from error
     return path

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from scanlab.bench.records import label_of
 from scanlab.contract import registry
 from scanlab.contract.base import Problem
+from scanlab.contract.files import write_atomically
 from scanlab.contract.machine import Machine
 from scanlab.contract.space import Value
 from scanlab.errors import UNREADABLE, ResultsError
@@ -168,13 +169,10 @@ def save_decisions(decisions: Iterable[TuningDecision], results: Path) -> None:
     folder = results / DECISIONS
     deployed = {_file_name(each) for each in load_decisions(results).decisions if each.deployed}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for decision in decisions:
             name = _file_name(decision)
             if decision.deployed or name not in deployed:
-                partial = folder / f"{name}.partial"
-                partial.write_text(json.dumps(decision.to_json(), indent=1) + "\n", encoding="utf-8")
-                partial.replace(folder / name)
+                write_atomically(folder / name, json.dumps(decision.to_json(), indent=1) + "\n")
     except OSError as error:
         raise ResultsError(f"{folder}: cannot write the decision: {error.strerror}. Name another folder.") from error
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +15,7 @@ from scanlab import settings
 from scanlab.contract import registry
 from scanlab.contract.base import Problem
 from scanlab.contract.evidence import EvidenceRank, rank_of
+from scanlab.contract.files import write_atomically
 from scanlab.contract.machine import this_machine
 from scanlab.contract.space import Config
 from scanlab.errors import UNREADABLE, ProfileError
@@ -161,18 +160,7 @@ class Profile:
             "replaced": [entry.to_json() for entry in self.replaced],
         }
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-            try:
-                # Not tempfile, which lets nobody else read what it makes: a profile may serve a whole machine.
-                with temporary.open("x", encoding="utf-8") as file:
-                    json.dump(content, file, indent=2)
-                    file.write("\n")
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            write_atomically(path, json.dumps(content, indent=2) + "\n")
         except OSError as error:
             raise unwritable(path, error) from error
 

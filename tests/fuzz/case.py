@@ -251,6 +251,7 @@ def disagreement(
         rounding: An error that is allowed beside those of the case, as a share of the largest value.
     """
     arithmetic, rounding = case.arithmetic, rounding + case.rounding
+    result = result if result.layout == torch.strided else result.to_dense()
     if result.dtype != dtype or result.shape != truth.shape:
         return [f"{name} is {describe(result)}: must be {dtype} {list(truth.shape)}"]
     is_complex = truth.is_complex() or result.is_complex()
