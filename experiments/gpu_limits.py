@@ -180,7 +180,7 @@ def image_row(name: str, size: int, batch: int, graphed: bool) -> Row:
     import vim_vs_deit  # its dependencies must not prevent the scans from being measured
 
     with torch.device(DEVICE):
-        call = vim_vs_deit.ready(name, size, "triton", batch)
+        call = vim_vs_deit.ready(name, size, "float32", "triton", batch)
     with torch.autocast(DEVICE, torch.bfloat16):
         taken = times_s([captured(call) if graphed else call])
     run = f"{name}, CUDA graph" if graphed else name

@@ -33,13 +33,14 @@ def script(monkeypatch):
     dispatch.clear()
 
 
-def page_of(folder: Path) -> tuple[str, pd.DataFrame]:
+def page_of(folder: Path, name: str | None = None) -> tuple[str, pd.DataFrame]:
     """The text and the numbers in `folder`; every picture that the text shows is there."""
-    text = (folder / f"{folder.name}.md").read_text()
+    name = name or folder.name
+    text = (folder / f"{name}.md").read_text()
     for line in text.splitlines():
         if line.startswith("!["):
             assert (folder / line.partition("(")[2].rstrip(")")).stat().st_size > 1000
-    return text, pd.read_csv(folder / f"{folder.name}.csv")
+    return text, pd.read_csv(folder / f"{name}.csv")
 
 
 def test_training_lowers_the_loss_and_spares_the_weights_where_the_claim_fails(script, tmp_path, monkeypatch):
@@ -58,14 +59,14 @@ def test_training_lowers_the_loss_and_spares_the_weights_where_the_claim_fails(s
 def test_vim_beside_deit(script, tmp_path, monkeypatch):
     pytest.importorskip("transformers")
     experiment = script("vim_vs_deit")
-    monkeypatch.setattr(experiment, "MODELS", ("Vim-tiny", "SDPA DeiT-tiny"))
+    models = "Vim-tiny,SDPA DeiT-tiny"
     monkeypatch.setattr(experiment, "FEWEST", 1)
     monkeypatch.setattr(experiment, "LIMIT_S", 0.0)
     monkeypatch.setattr(experiment.common, "fresh_peak_bytes", lambda ready, name, *rest: float(len(name)))
     out = tmp_path / "vim_vs_deit"
-    experiment.main(sizes="32", out=out, backend="chunked:threads=1")
-    experiment.main(sizes="48", out=out, backend="chunked:threads=1")
-    text, frame = page_of(out)
+    experiment.main(sizes="32", models=models, out=out, backend="chunked:threads=1")
+    experiment.main(sizes="48", models=models, out=out, backend="chunked:threads=1")
+    text, frame = page_of(out, experiment.page_name("float32"))
     assert sorted(set(frame["size"])) == [32, 48]
     assert (frame[frame.model == "Vim-tiny"].over_vim == 1.0).all()
     assert set(frame.peak_bytes) == {8.0, 14.0}
