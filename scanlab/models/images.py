@@ -23,6 +23,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CROP_RATIO = 0.875
 SAMPLES = ("china.jpg", "flower.jpg")
+# Formats of programs, which Pillow hands to an interpreter.
+PROGRAMS = ("EPS",)
 # what decoders raise on damaged files
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error)
 
@@ -31,6 +33,7 @@ def open_image(path: Path) -> Image.Image:
     """Return the picture in a file: upright, RGB, 8 bits.
 
     Transparent parts become white, 16-bit grey is scaled to 8 bits, and of an animation the first frame is returned.
+    PostScript, which is a program, is not run.
 
     Raises:
         InputError: The file does not hold a picture that can be read; the error names the file.
@@ -39,7 +42,9 @@ def open_image(path: Path) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # complaints about metadata of pictures that can be read
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as file:
+            Image.init()
+            formats = [each for each in Image.ID if each not in PROGRAMS]
+            with Image.open(path, formats=formats) as file:
                 return _rgb(ImageOps.exif_transpose(file), path)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise InputError(

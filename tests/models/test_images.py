@@ -150,6 +150,13 @@ def test_what_is_no_picture_is_refused_by_name(tmp_path):
         open_image(tmp_path / "missing.jpg")
 
 
+def test_a_program_in_postscript_is_not_run(tmp_path):
+    path = tmp_path / "picture.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    with pytest.raises(InputError, match="cannot identify"):
+        open_image(path)
+
+
 @pytest.mark.parametrize("side", [15_000, 60_000])
 def test_huge_pictures_are_refused_before_they_are_read(tmp_path, side):
     def chunk(kind, body):
