@@ -59,12 +59,15 @@ def everything_allowed(config: Config, problem: Problem) -> str | None:
 class Space:
     """The configurations of a backend.
 
-    `forbids(config, problem)` returns None where the complete configuration is legal for the problem,
-    and otherwise the reason why it is not. The defaults must be legal for every problem.
+    Args:
+        tunables: Their values and defaults; the defaults must be legal for every problem.
+        forbids: (complete configuration, problem) -> None where it is legal for the problem, else the reason why not.
+        renamed: Names of tunables by their former names, which older profiles hold.
     """
 
     tunables: tuple[Tunable, ...] = ()
     forbids: Callable[[Config, Any], str | None] = field(default=everything_allowed)
+    renamed: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         names = [choice.name for choice in self.tunables]
@@ -93,6 +96,7 @@ class Space:
         """
         cure = f"see `scanlab list {backend}`"
         known = {choice.name: choice for choice in self.tunables}
+        config = {self.renamed.get(name, name): value for name, value in config.items()}
         for name, value in config.items():
             if name not in known:
                 takes = ", ".join(known) or "no tunables"
@@ -102,7 +106,7 @@ class Space:
             values = known[name].legal
             if not any(value == legal and type(value) is type(legal) for legal in values):
                 raise ConfigError(f"{backend}: {name}={value!r}: must be one of {values}; {cure}.")
-        full = self.defaults | dict(config)
+        full = self.defaults | config
         reason = self.forbids(full, problem)
         if reason is not None:
             raise ConfigError(f"{backend}: {config_key(full)} is not legal for {problem.key}: {reason}; {cure}.")

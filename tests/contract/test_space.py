@@ -39,6 +39,11 @@ def test_missing_tunables_take_their_defaults():
     assert SPACE.complete({"fast": False}, PROBLEM, "mine") == {"chunk": 16, "fast": False}
 
 
+def test_a_former_name_stands_for_the_tunable():
+    space = Space(SPACE.tunables, renamed={"block": "chunk"})
+    assert space.complete({"block": 32}, PROBLEM, "mine") == {"chunk": 32, "fast": True}
+
+
 @pytest.mark.parametrize(
     ("config", "complaint"),
     [

@@ -175,6 +175,7 @@ backend = Backend(
             Tunable("backward_segments", SEGMENTS, default=0, summary="segments of the backward pass"),
         ),
         forbids,
+        renamed={f"back_{name}": f"backward_{name}" for name in ("lanes", "channels", "segments")},
     ),
     capabilities=Capabilities(
         devices=("cpu",) if INTERPRETED else ("cuda",),
