@@ -16,5 +16,5 @@ class Claim(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        """Whether it went wrong no more often than it may."""
+        """True where it went wrong no more often than it may."""
         return self.wrong <= self.allowed and self.tried > 0

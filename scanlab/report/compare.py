@@ -80,7 +80,7 @@ class Change:
 
     @property
     def ratio_text(self) -> str:
-        """How many times as fast the second is, with its interval."""
+        """Ratio of the speeds, the second to the first, with its interval."""
         if math.isnan(self.log_ratio):
             return ""
         spread = f" ({math.exp(-self.interval.high):.3g} to {math.exp(-self.interval.low):.3g})"

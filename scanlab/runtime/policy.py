@@ -38,7 +38,7 @@ class Policy:
 
     @property
     def follows_profile(self) -> bool:
-        """Whether some op is served by the profile's choice."""
+        """True where the profile's choice serves some op."""
         return TUNED in (self.others, *dict(self.selections).values())
 
 

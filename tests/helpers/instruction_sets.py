@@ -55,7 +55,7 @@ def assert_close(
 
 
 def wide(tensor: Tensor | None) -> Any:
-    """The same numbers in float64, as a leaf; integers and None as they are."""
+    """Return the numbers in float64, as a leaf; integers and None as they are."""
     if tensor is None or not tensor.is_floating_point():
         return tensor
     return tensor.detach().double().requires_grad_(tensor.requires_grad)

@@ -38,7 +38,7 @@ _cache_lock = threading.RLock()  # the environment is one for all threads
 
 @dataclass(frozen=True)
 class Body:
-    """All that the code of a chunk depends on; problems with equal bodies share the code."""
+    """Parameters of the code of a chunk; problems with equal bodies share the code."""
 
     chunk: int
     batch: int

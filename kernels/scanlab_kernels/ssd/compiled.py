@@ -28,7 +28,7 @@ from scanlab_kernels.ssd.reference import WHOLE_CONTRACT
 
 @dataclass(frozen=True)
 class Body:
-    """All that the code of a chunk depends on; problems with equal bodies share the code."""
+    """Parameters of the code of a chunk; problems with equal bodies share the code."""
 
     chunk: int
     batch: int

@@ -1,4 +1,4 @@
-"""Modules and names of `mamba_ssm`, `causal_conv1d` and their kin, and the place of each in scanlab.
+"""Modules and names of `mamba_ssm`, `causal_conv1d` and related packages, and the place of each in scanlab.
 
 SERVED is what scanlab provides. UNPROVIDED can be imported and raises when it is used: Mamba-3, what
 surrounds them, and what runs on several machines.

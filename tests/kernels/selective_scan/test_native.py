@@ -22,7 +22,7 @@ TOLERANCES = {"float32": 1e-6, "float64": 1e-14, "bfloat16": 1e-2, "float16": 2e
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """The same numbers in float64 or complex128."""
+    """Return the numbers in float64 or complex128."""
     return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
 
 
