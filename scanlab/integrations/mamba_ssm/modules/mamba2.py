@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from scanlab.contract.base import inverse_softplus
 from scanlab.errors import ProblemError, UnavailableError
+from scanlab.integrations.causal_conv1d.causal_conv1d_interface import activation_of
 from scanlab.integrations.mamba_ssm.modules.mamba_simple import State
 from scanlab.integrations.mamba_ssm.ops.triton.layernorm_gated import RMSNorm as RMSNormGated
-from scanlab.integrations.mamba_ssm.ops.triton.ssd_combined import mamba_split_conv1d_scan_combined
+from scanlab.models.plain_layers import is_plain_layer
 from scanlab.runtime import ops as mixer
-from scanlab.runtime.ssd import ssd_update
-from scanlab_kernels.ssd.problem import NO_LIMIT, Limits
+from scanlab.runtime.ssd import ssd, ssd_update
+from scanlab_kernels.ssd.problem import NO_LIMIT, Limits, SsdInputs
 
 
 class Mamba2(nn.Module):
@@ -178,28 +179,60 @@ class Mamba2(nn.Module):
     def mix(
         self, zxbcdt: Tensor, seq_idx: Tensor | None = None, initial_states: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return the output and the states after the last step; arguments as `mamba_split_conv1d_scan_combined`'s."""
-        mixed = mamba_split_conv1d_scan_combined(
-            zxbcdt,
-            self.conv1d.weight[:, 0],
-            self.conv1d.bias,
-            self.dt_bias,
-            -torch.exp(self.A_log.float()),
-            self.D.unflatten(0, (-1, self.headdim)) if self.D_has_hdim else self.D,
-            self.chunk_size,
-            initial_states,
-            seq_idx,
-            dt_limit=self.dt_limit,
-            return_final_states=True,
-            activation=self.activation,
-            rmsnorm_weight=self.norm.weight if self.rmsnorm else None,
-            rmsnorm_eps=self.norm.eps if self.rmsnorm else 1e-6,
-            headdim=None if self.D_has_hdim else self.headdim,
-            ngroups=self.ngroups,
-            norm_before_gate=self.norm_before_gate,
-        )
-        out, states = mixed
-        return self.out_proj(out), states
+        """Return the output (batch, length, d_model) and the states after the last step.
+
+        Args:
+            zxbcdt: What in_proj makes of the input, (batch, length, ...).
+            seq_idx: (batch, length) int32, the sequence that a step belongs to.
+            initial_states: (batch, heads, headdim, d_state), the states before the first step.
+
+        Raises:
+            ProblemError: seq_idx is given, and conv1d cannot keep sequences apart.
+        """
+        mlp_gate, mlp_input, z, xBC, dt = self._split(zxbcdt)
+        x, B, C = self._by_head(self._convolved(xBC, seq_idx))
+        gates = self._scan_gates()
+        gate = z.unflatten(-1, (self.nheads, self.headdim)) if gates else None
+        A = -torch.exp(self.A_log.float())
+        inputs = SsdInputs(x, dt, A, B, C, self._skip(), gate, self.dt_bias, initial_states, seq_idx)
+        y, states = ssd(inputs, dt_softplus=True, dt_limit=self.dt_limit)
+        return self._projected(y.flatten(2), None if gates else z, mlp_gate, mlp_input), states
+
+    def _convolved(self, xBC: Tensor, seq_idx: Tensor | None) -> Tensor:
+        """Return the convolution of xBC (batch, length, channels), activated."""
+        if is_plain_layer(self.conv1d):
+            weight, bias = self.conv1d.weight[:, 0], self.conv1d.bias
+            activation = activation_of(self.activation)
+            return mixer.causal_conv1d(xBC.mT, weight, bias, seq_idx=seq_idx, activation=activation).mT
+        if seq_idx is not None:
+            raise ProblemError(
+                "seq_idx is given, and conv1d has hooks or another class, which keep no sequences apart."
+            )
+        out: Tensor = self.conv1d(xBC.mT)[..., : xBC.shape[1]]
+        return (out if self.activation is None else F.silu(out)).mT
+
+    def _by_head(self, xBC: Tensor) -> tuple[Tensor, ...]:
+        """Return x (..., heads, headdim), B and C (..., groups, state)."""
+        x, B, C = xBC.split([self.d_ssm, *2 * [self.ngroups * self.d_state]], dim=-1)
+        groups = (self.ngroups, self.d_state)
+        return x.unflatten(-1, (self.nheads, self.headdim)), B.unflatten(-1, groups), C.unflatten(-1, groups)
+
+    def _skip(self) -> Tensor:
+        """Return D, (heads,) or (heads, headdim)."""
+        return self.D.unflatten(0, (-1, self.headdim)) if self.D_has_hdim else self.D
+
+    def _scan_gates(self) -> bool:
+        """Return True where the gate comes right after the scan, which has its output in registers."""
+        return not self.rmsnorm or (not self.norm_before_gate and is_plain_layer(self.norm, (RMSNormGated,)))
+
+    def _projected(self, y: Tensor, z: Tensor | None, mlp_gate: Tensor, mlp_input: Tensor) -> Tensor:
+        """Return the output of the mixer from that of the scan, and z where it is not applied yet."""
+        if self.rmsnorm:
+            y = self.norm(y, z)
+        if mlp_gate.shape[-1]:
+            y = torch.cat((F.silu(mlp_gate) * mlp_input, y), dim=-1)
+        projected: Tensor = self.out_proj(y)
+        return projected
 
     def _keep(self, zxbcdt: Tensor, states: Tensor, conv_state: Tensor, ssm_state: Tensor) -> None:
         """Keep the states after the last step: what enters the convolution next, and those of the scan."""
@@ -227,31 +260,25 @@ class Mamba2(nn.Module):
         if hidden_states.shape[1] != 1:
             raise ProblemError(f"hidden_states has {hidden_states.shape[1]} tokens: a step takes one; step in a loop.")
         mlp_gate, mlp_input, z, xBC, dt = self._split(self.in_proj(hidden_states[:, 0]))
-        xBC = mixer.causal_conv1d_update(xBC, conv_state, self.conv1d.weight[:, 0], self.conv1d.bias, activation="silu")
-        x, B, C = xBC.split([self.d_ssm, *2 * [self.ngroups * self.d_state]], dim=-1)
+        if is_plain_layer(self.conv1d):
+            weight, bias = self.conv1d.weight[:, 0], self.conv1d.bias
+            activation = activation_of(self.activation)
+            xBC = mixer.causal_conv1d_update(xBC, conv_state, weight, bias, activation=activation)
+        else:
+            conv_state.copy_(torch.cat((conv_state[..., 1:], xBC[..., None]), dim=-1))
+            xBC = self._convolved(conv_state.mT, None)[:, -1]
+        x, B, C = self._by_head(xBC)
         dt_bias: Tensor | None = self.dt_bias
         is_limited = tuple(self.dt_limit) != NO_LIMIT
         if is_limited:  # upstream's step forgets the limits
             dt, dt_bias = F.softplus(dt.float() + self.dt_bias).clamp(*self.dt_limit), None
-        heads, groups = (self.nheads, self.headdim), (self.ngroups, -1)
-        gates = not self.rmsnorm or not self.norm_before_gate
+        gates = self._scan_gates()
+        gate = z.unflatten(-1, (self.nheads, self.headdim)) if gates else None
         y = ssd_update(
-            ssm_state,
-            x.unflatten(-1, heads),
-            dt,
-            self.A_log,
-            B.unflatten(-1, groups),
-            C.unflatten(-1, groups),
-            self.D.unflatten(0, heads) if self.D_has_hdim else self.D,
-            z.unflatten(-1, heads) if gates else None,
-            dt_bias,
-            dt_softplus=not is_limited,
+            ssm_state, x, dt, self.A_log, B, C, self._skip(), gate, dt_bias, dt_softplus=not is_limited
         ).flatten(1)
-        if self.rmsnorm:
-            y = self.norm(y, None if gates else z)
-        if mlp_gate.shape[-1]:
-            y = torch.cat((F.silu(mlp_gate) * mlp_input, y), dim=-1)
-        return self.out_proj(y)[:, None], conv_state, ssm_state
+        out = self._projected(y, None if gates else z, mlp_gate, mlp_input)
+        return out[:, None], conv_state, ssm_state
 
     def allocate_inference_cache(
         self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None, **kwargs: Any

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.utils import prune
 
 from scanlab.errors import ProblemError, UnavailableError
 from scanlab.integrations.mamba_ssm.models.config_mamba import MambaConfig
@@ -146,7 +147,48 @@ def test_is_the_layer_of_transformers():
     theirs = bamba.BambaMixer(config, 0).eval()
     ours = made()
     ours.load_state_dict(theirs.state_dict())
-    ours.norm.group_size = None  # theirs normalises over all channels
     u = torch.randn(2, 11, 16)
     with torch.no_grad():
         torch.testing.assert_close(ours(u), theirs(u), rtol=1e-4, atol=1e-5)
+
+
+def in_steps(layer, u):
+    states = layer.allocate_inference_cache(len(u), u.shape[1])
+    with torch.no_grad():
+        return torch.cat([layer.step(token, *states)[0] for token in u.split(1, dim=1)], dim=1)
+
+
+@pytest.mark.parametrize("norm_before_gate", [False, True])
+@pytest.mark.parametrize("name", ["in_proj", "conv1d", "norm", "out_proj"])
+def test_layers_with_hooks_are_called(name, norm_before_gate):
+    layer, u = made(norm_before_gate=norm_before_gate), torch.randn(2, 9, 16)
+    expected, calls = layer(u), []
+    getattr(layer, name).register_forward_hook(lambda *_: calls.append(name))
+    torch.testing.assert_close(layer(u), expected)
+    assert calls == [name]
+    torch.testing.assert_close(in_steps(layer, u), expected)
+    assert len(calls) == 10
+    getattr(layer, name).register_forward_hook(lambda module, arguments, out: 0.5 * out)
+    assert not torch.allclose(layer(u), expected)
+    torch.testing.assert_close(in_steps(layer, u), layer(u))
+
+
+@pytest.mark.parametrize("name", ["in_proj", "conv1d", "out_proj"])
+def test_a_pruned_weight_is_trained(name):
+    layer, u = made(), torch.randn(2, 9, 16)
+    prune.l1_unstructured(getattr(layer, name), "weight", 0.5)
+    optimizer, losses = torch.optim.SGD(layer.parameters(), lr=0.1), []
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss = (layer(u) - u).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[1] < losses[0]
+
+
+def test_a_convolution_with_hooks_keeps_no_sequences_apart():
+    layer = made()
+    layer.conv1d.register_forward_hook(lambda *_: None)
+    with pytest.raises(ProblemError, match="seq_idx is given, and conv1d has hooks"):
+        layer(torch.randn(1, 9, 16), seq_idx=torch.zeros(1, 9, dtype=torch.int32))
