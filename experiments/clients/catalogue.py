@@ -1,0 +1,300 @@
+"""Models of public repositories: how each is built, and what it takes.
+
+A builder imports from the repository, which is on the search path when it is called, and returns a model and its
+inputs. The sizes are those that the repository publishes where the references can differentiate them in a minute: their
+time grows with the square of the length, so that most images have 64 pixels a side.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Built = tuple[nn.Module, tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Client:
+    """One model of one repository.
+
+    Attributes:
+        repository: "owner/name" on GitHub; its checkout is the folder "owner+name".
+        model: Name of the model.
+        build: Returns the model and its inputs.
+        paths: Folders of the checkout to import from.
+        forks: Folders with the repository's own mamba_ssm, to be imported from where the drop-in's does not do.
+    """
+
+    repository: str
+    model: str
+    build: Callable[[], Built]
+    paths: tuple[str, ...] = (".",)
+    forks: tuple[str, ...] = ()
+
+
+def _image(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+def _stand_in(name: str, **attributes: Any) -> None:
+    """Let `import name` give a module with these attributes, for packages that a model takes a trifle from."""
+    module = ModuleType(name)
+    vars(module).update(attributes, __path__=[])
+    sys.modules.setdefault(name, module)
+
+
+def _package(name: str, folder: str) -> None:
+    """Let `name` be a package of the files in a folder of the checkout, without what its __init__.py imports."""
+    module = sys.modules[name] = ModuleType(name)
+    module.__path__ = [str(_found(folder))]
+
+
+def _found(path: str) -> Path:
+    """Return where a path of the checkout is."""
+    return next(Path(folder) / path for folder in sys.path if (Path(folder) / path).exists())
+
+
+def _from_file(name: str, path: str) -> ModuleType:
+    """Import a file of the checkout without the packages that it is in."""
+    spec = importlib.util.spec_from_file_location(name, _found(path))
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _language_model(**options: Any) -> Built:
+    from mamba_ssm.models.config_mamba import MambaConfig
+    from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
+
+    model = MambaLMHeadModel(MambaConfig(d_model=768, n_layer=4, vocab_size=1000, **options))
+    return model, (torch.randint(1000, (1, 128), generator=torch.Generator().manual_seed(1)),)
+
+
+def mamba() -> Built:
+    """Return Mamba-130m, four layers."""
+    return _language_model()
+
+
+def vim() -> Built:
+    """Return Vim-tiny."""
+    import models_mamba
+
+    return models_mamba.vim_tiny_patch16_224_bimambav2_final_pool_mean_abs_pos_embed_with_midclstok_div2(), (
+        _image(1, 3, 224, 224),
+    )
+
+
+def vmamba() -> Built:
+    """Return VMamba-tiny, s1l8."""
+    from models.vmamba import vmamba_tiny_s1l8
+
+    return vmamba_tiny_s1l8(), (_image(1, 3, 64, 64),)
+
+
+def vanilla_vmamba() -> Built:
+    """Return VMamba-tiny of the first paper."""
+    from models.vmamba import vanilla_vmamba_tiny
+
+    return vanilla_vmamba_tiny(), (_image(1, 3, 64, 64),)
+
+
+def video_mamba() -> Built:
+    """Return VideoMamba-tiny for images."""
+    from models.videomamba import videomamba_tiny
+
+    return videomamba_tiny(), (_image(1, 3, 224, 224),)
+
+
+def seg_mamba() -> Built:
+    """Return SegMamba on a cube of 32 voxels."""
+    from model_segmamba.segmamba import SegMamba
+
+    return SegMamba(in_chans=4, out_chans=4, depths=[1, 1, 1, 1], feat_size=[8, 16, 32, 64], hidden_size=64), (
+        _image(1, 4, 32, 32, 32),
+    )
+
+
+def u_mamba() -> Built:
+    """Return U-Mamba with its block at the bottleneck, 2D."""
+    _stand_in("nnunetv2.utilities.plans_handling.plans_handler", ConfigurationManager=None, PlansManager=None)
+    _stand_in("nnunetv2.utilities.network_initialization", InitWeights_He=None)
+    _stand_in("nnunetv2")
+    _stand_in("nnunetv2.utilities")
+    _stand_in("nnunetv2.utilities.plans_handling")
+    bottleneck = _from_file("umamba_bot_2d", "nnunetv2/nets/UMambaBot_2d.py")
+    model = bottleneck.UMambaBot(
+        input_channels=1,
+        n_stages=4,
+        features_per_stage=[32, 64, 128, 256],
+        conv_op=nn.Conv2d,
+        kernel_sizes=[[3, 3]] * 4,
+        strides=[[1, 1], [2, 2], [2, 2], [2, 2]],
+        n_conv_per_stage=[2, 2, 2, 2],
+        num_classes=2,
+        n_conv_per_stage_decoder=[2, 2, 2],
+        conv_bias=True,
+        norm_op=nn.InstanceNorm2d,
+        norm_op_kwargs={"eps": 1e-5, "affine": True},
+        nonlin=nn.LeakyReLU,
+        nonlin_kwargs={},
+    )
+    return model, (_image(1, 1, 160, 160),)
+
+
+def mamba_yolo() -> Built:
+    """Return the block of Mamba-YOLO."""
+    for name in ("ultralytics", "ultralytics.nn", "ultralytics.nn.modules"):
+        _package(name, name.replace(".", "/"))
+    import ultralytics.nn.modules.mamba_yolo as blocks
+
+    model = nn.Sequential(blocks.SimpleStem(3, 96), blocks.XSSBlock(96, 96), blocks.VSSBlock(96, 96))
+    return model, (_image(1, 3, 64, 64),)
+
+
+def local_vim() -> Built:
+    """Return LocalVim-tiny."""
+    _package("lib.models", "lib/models")
+    from lib.models.local_vim import local_vim_tiny
+
+    return local_vim_tiny(), (_image(1, 3, 224, 224),)
+
+
+def local_vmamba() -> Built:
+    """Return LocalVMamba-tiny."""
+    _package("lib.models", "lib/models")
+    from lib.models.local_vmamba import local_vssm_tiny
+
+    return local_vssm_tiny(), (_image(1, 3, 64, 64),)
+
+
+def efficient_vmamba() -> Built:
+    """Return EfficientVMamba-tiny."""
+    _package("lib.models", "lib/models")
+    from lib.models.mamba.efficient_mamba import EfficientVSSM
+
+    return EfficientVSSM(depths=[2, 2, 4, 2], dims=48), (_image(1, 3, 64, 64),)
+
+
+def ms_vmamba() -> Built:
+    """Return MSVMamba-nano."""
+    from models.vmamba import VSSM
+
+    return VSSM(depths=[1, 2, 5, 2], dims=48, ssm_d_state=1, ssm_ratio=2.0), (_image(1, 3, 64, 64),)
+
+
+def change_mamba() -> Built:
+    """Return MambaBCD, the backbone and decoder of ChangeMamba."""
+    _package("MambaCD", ".")
+    from MambaCD.changedetection.models.Mamba_backbone import Backbone_VSSM
+
+    model = Backbone_VSSM(
+        out_indices=(0, 1, 2, 3), pretrained=None, depths=[2, 2, 4, 2], dims=96, ssm_d_state=16, forward_type="v3"
+    )
+    return model, (_image(1, 3, 64, 64),)
+
+
+def group_mamba() -> Built:
+    """Return GroupMamba-tiny."""
+    from models.groupmamba import groupmamba_tiny
+
+    return groupmamba_tiny(), (_image(1, 3, 64, 64),)
+
+
+def mamba_vision() -> Built:
+    """Return MambaVision-T."""
+    _package("mambavision", "mambavision")
+    _package("mambavision.models", "mambavision/models")
+    from mambavision.models.mamba_vision import mamba_vision_T
+
+    return mamba_vision_T(), (_image(1, 3, 224, 224),)
+
+
+def plain_mamba() -> Built:
+    """Return the layer of PlainMamba-L1."""
+    _stand_in("mmcv")
+    _stand_in("mmcv.cnn")
+    _stand_in("mmcv.cnn.bricks")
+    _stand_in("mmcv.cnn.bricks.transformer", build_dropout=lambda _: nn.Identity())
+    _stand_in("mmcv.cnn.utils")
+    _stand_in("mmcv.cnn.utils.weight_init", trunc_normal_=nn.init.trunc_normal_)
+    layers = _from_file("plain_mamba_layer", "mmcls/plain_mamba_dev/models/plain_mamba/plain_mamba_layer.py")
+
+    class Mixer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layers.PlainMamba2D(d_model=192, default_hw_shape=(14, 14))
+
+        def forward(self, x: Tensor) -> Any:
+            return self.layer(x, (14, 14))
+
+    return Mixer(), (_image(1, 196, 192),)
+
+
+def vm_unet() -> Built:
+    """Return VM-UNet."""
+    from models.vmunet.vmunet import VMUNet
+
+    return VMUNet(depths=[2, 2, 2, 2], depths_decoder=[2, 2, 2, 1]), (_image(1, 3, 64, 64),)
+
+
+def mamba_ir() -> Built:
+    """Return MambaIR for denoising."""
+    _stand_in("basicsr")
+    _stand_in("basicsr.utils")
+
+    class Registry:
+        def register(self) -> Callable[[Any], Any]:
+            return lambda registered: registered
+
+    _stand_in("basicsr.utils.registry", ARCH_REGISTRY=Registry())
+    network = _from_file("mambair_arch", "basicsr/archs/mambair_arch.py")
+    return network.MambaIR(img_size=24, embed_dim=60, depths=(2, 2), upscale=1), (_image(1, 3, 24, 24),)
+
+
+def zigma() -> Built:
+    """Return ZigMa-S/2."""
+    from model_zigma import ZigMa
+
+    model = ZigMa(in_channels=4, embed_dim=384, depth=4, img_dim=32, patch_size=2, scan_type="zigzagN8")
+    return model, (_image(1, 4, 32, 32), torch.tensor([0.3]))
+
+
+def mamba_out() -> Built:
+    """Return MambaOut-femto, which has no scan."""
+    from models.mambaout import mambaout_femto
+
+    return mambaout_femto(), (_image(1, 3, 224, 224),)
+
+
+CLIENTS = (
+    Client("state-spaces/mamba", "Mamba-130m, 4 layers, 128 tokens", mamba, paths=(), forks=(".",)),
+    Client("hustvl/Vim", "Vim-tiny, 224 px", vim, ("vim",), ("mamba-1p1p1",)),
+    Client("MzeroMiko/VMamba", "VMamba-tiny (s1l8), 64 px", vmamba, ("classification",)),
+    Client("MzeroMiko/VMamba", "VMamba-tiny of the first paper, 64 px", vanilla_vmamba, ("classification",)),
+    Client("OpenGVLab/VideoMamba", "VideoMamba-tiny, 224 px", video_mamba, ("videomamba/image_sm",), ("mamba",)),
+    Client("ge-xing/SegMamba", "SegMamba, small, 32 voxels a side", seg_mamba, (".",), ("mamba",)),
+    Client("bowang-lab/U-Mamba", "U-Mamba (bottleneck), 160 px", u_mamba, ("umamba",)),
+    Client("HZAI-ZJNU/Mamba-YOLO", "stem and blocks of Mamba-YOLO, 64 px", mamba_yolo),
+    Client("hunto/LocalMamba", "LocalVim-tiny, 224 px", local_vim, ("classification",), ("mamba-1p1p1",)),
+    Client("hunto/LocalMamba", "LocalVMamba-tiny, 64 px", local_vmamba, ("classification",), ("mamba-1p1p1",)),
+    Client("TerryPei/EfficientVMamba", "EfficientVMamba-tiny, 64 px", efficient_vmamba, ("classification",)),
+    Client("YuHengsss/MSVMamba", "MSVMamba-nano, 64 px", ms_vmamba, ("classification",)),
+    Client("ChenHongruixuan/MambaCD", "backbone of ChangeMamba, 64 px", change_mamba),
+    Client("Amshaker/GroupMamba", "GroupMamba-tiny, 64 px", group_mamba, ("classification",)),
+    Client("NVlabs/MambaVision", "MambaVision-T, 224 px", mamba_vision),
+    Client("ChenhongyiYang/PlainMamba", "mixer of PlainMamba-L1, 14 by 14", plain_mamba),
+    Client("JCruan519/VM-UNet", "VM-UNet, small, 64 px", vm_unet),
+    Client("csguoh/MambaIR", "MambaIR, 2 groups, 24 px", mamba_ir),
+    Client("CompVis/zigma", "ZigMa-S/2, 4 layers, 32 px", zigma),
+    Client("yuweihao/MambaOut", "MambaOut-femto (no scan), 224 px", mamba_out, (".",)),
+)
