@@ -49,7 +49,7 @@ from scanlab.errors import InputError
 from scanlab.suites import CAPTURED, Case, load_suite
 from scanlab.tuning.result import TuningResult
 from scanlab.tuning.scheduler import Budget
-from scanlab.tuning.selection import untuned_candidate
+from scanlab.tuning.selection import deployed_candidate, untuned_candidate
 from scanlab.tuning.tune import tune as tune_problem
 
 DEFAULT_BUDGET = "4m"
@@ -121,9 +121,10 @@ def tune(
     """Find the fastest right implementation of each problem on this machine, report it, and put it to work.
 
     Every configuration is verified against float64 before it is timed. What serves untuned takes part, and is replaced
-    only by what is shown to be faster. Ctrl-C stops cleanly and keeps what was measured; running it again takes up from
-    there. Exits with 3 where too little could be measured, because the machine is too busy for example.
-    `--objective p95` ranks by the 95th percentile, that is by tail latency, of the clean rounds.
+    only by what is shown to be faster; what an earlier tuning put to work takes part too. Ctrl-C stops cleanly and
+    keeps what was measured; running it again takes up from there. Exits with 3 where too little could be measured,
+    because the machine is too busy for example. `--objective p95` ranks by the 95th percentile, that is by tail
+    latency, of the clean rounds.
 
     Example: `scanlab tune --suite vim-tiny --budget 3m`,
     or `scanlab tune --capture train.py -- --epochs 1`, or `scanlab tune --model vim-tiny --dtype auto --budget 5m`
@@ -186,6 +187,7 @@ def tune(
                 inputs_label=case.label,
                 storage=storage,
                 untuned=untuned_candidate(case.problem),
+                deployed=deployed_candidate(case.problem),
                 max_error=max_error,
                 objective=objective,
                 seed=seed,

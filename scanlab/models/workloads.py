@@ -10,6 +10,7 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,8 @@ from scanlab.models import capture, digits, images, vision_mamba
 
 Workload = Callable[[int, int], tuple[nn.Module, Tensor]]
 
+# By name, because integrations are above models.
+DROP_IN = "scanlab.integrations.mamba_ssm"
 BUILT_IN = {
     "digits": f"{__name__}:digits_model",
     "vim-tiny": f"{__name__}:vim_tiny",
@@ -66,6 +69,8 @@ def _repeated(inputs: Tensor, batch: int) -> Tensor:
 def find_workload(name: str) -> Workload:
     """Return the workload that `name` names: one of BUILT_IN, "module:function" or "file.py:function".
 
+    A module is found in the current folder too. What it imports from mamba_ssm and causal_conv1d is served by scanlab.
+
     Raises:
         InputError: There is none.
     """
@@ -76,10 +81,17 @@ def find_workload(name: str) -> Workload:
             f"no model is called {name!r}: there are {known}; one of yours is MODULE:FUNCTION."
             f"{did_you_mean(name, BUILT_IN)}"
         )
+    if name not in BUILT_IN:
+        importlib.import_module(DROP_IN).install()
+        if "" not in sys.path and os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
     try:
         module = _from_file(Path(target)) if target.endswith(".py") else importlib.import_module(target)
     except (ImportError, OSError, SyntaxError) as error:
-        raise InputError(f"{name}: {target} cannot be imported ({error}).") from error
+        raise InputError(
+            f"{name}: {target} cannot be imported ({error}). Name a module of the current folder or an installed one,"
+            " or a file: path/to/file.py:FUNCTION."
+        ) from error
     found = getattr(module, function, None)
     if not callable(found):
         raise InputError(f"{name}: {target} has no function {function!r}.")

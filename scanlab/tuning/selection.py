@@ -18,8 +18,9 @@ from scanlab.bench.records import Trial, error_of
 from scanlab.bench.samples import Measurement
 from scanlab.contract import registry
 from scanlab.contract.base import Problem
-from scanlab.errors import UnavailableError
-from scanlab.runtime.decisions import decide
+from scanlab.errors import ProfileError, UnavailableError
+from scanlab.runtime.decisions import decide, refuses
+from scanlab.runtime.profile import Profile, profile_path
 from scanlab.tuning.search import MIN_BLOCKS, Search, upper_end
 
 # A search takes few blocks, so that its leader may have been lucky: what may lie within this of the leader is compared
@@ -58,22 +59,34 @@ def untuned_candidate(problem: Problem) -> Candidate | None:
     return Candidate.of(registry.get(decision.backend), decision.config, problem)
 
 
+def deployed_candidate(problem: Problem) -> Candidate | None:
+    """Return what this machine's profile serves for exactly `problem`; None where it has nothing that can serve."""
+    path = profile_path()
+    try:
+        entry = Profile.load(path).exact(problem) if path.exists() else None
+    except ProfileError:  # moved aside, with a notice, by whoever deploys
+        return None
+    if entry is None or refuses(entry.backend, entry.config, problem) is not None:
+        return None
+    return Candidate.of(registry.get(entry.backend), entry.config, problem)
+
+
 def select(
-    searches: Sequence[Search], untuned: Candidate, available_s: float, objective: Objective = "median"
+    searches: Sequence[Search], kept: Sequence[Candidate], available_s: float, objective: Objective = "median"
 ) -> Selection:
     """Return what is compared after the search.
 
-    What serves untuned always is. So are the best three of the fastest backend and its defaults, the best two of every
-    other one within reach, what the search can hardly tell from the fastest, and the best of each backend that is far
-    behind, where it is cheap. Candidates are ordered by the pessimistic end of their intervals.
-    A search goes by the median: for another objective, the best three by that one are compared too.
+    Those of `kept` always are: what serves untuned, and what is deployed. So are the best three of the fastest backend
+    and its defaults, the best two of every other one within reach, what the search can hardly tell from the fastest,
+    and the best of each backend that is far behind, where it is cheap. Candidates are ordered by the pessimistic end of
+    their intervals. A search goes by the median: for another objective, the best three by that one are compared too.
     """
     found = [search for search in searches if search.eligible]
     if not found:
-        return Selection({untuned: 0.0})
+        return Selection(dict.fromkeys(kept, 0.0))
     leader = min(found, key=lambda search: search.best_upper_end)
     limit = leader.best_upper_end + NEAR
-    chosen: dict[Candidate, float] = {untuned: 0.0}
+    chosen: dict[Candidate, float] = dict.fromkeys(kept, 0.0)
     near: list[tuple[float, Candidate, float]] = []
     slow: list[str] = []
     for search in found:
@@ -111,13 +124,14 @@ def hold_out(
     compared: Comparison,
     comparer: Comparer,
     searches: Sequence[Search],
-    untuned: Candidate,
+    kept: Sequence[Candidate],
     baseline: Candidate,
     deadline: float,
 ) -> Comparison | str:
-    """Compare the winner, what serves untuned and the best of every backend on fresh inputs in fresh processes.
+    """Compare the winner and the best of every backend on fresh inputs in fresh processes.
 
-    The winner of `compared` is confirmed or demoted. Backends that take too long to build for the time are left out.
+    Those of `kept` take part too; the first of them serves untuned. The winner of `compared` is confirmed or demoted.
+    Backends that take too long to build for the time are left out.
 
     Returns:
         The hold-out comparison, or why there was none.
@@ -125,7 +139,8 @@ def hold_out(
     if not comparer.worker.isolated:
         return "there are no fresh processes for backends that are not installed"
     by_name = {search.backend.name: search for search in searches}
-    prepare_s = {untuned: 0.0}
+    untuned = kept[0]
+    prepare_s = dict.fromkeys(kept, 0.0)
     for each in compared.ranking:
         search = by_name.get(each.trial.backend)
         if search is not None and (each is compared.winner or each.trial.backend not in _names(prepare_s)):

@@ -53,6 +53,7 @@ def tune(
     inputs_label: str = "made",
     storage: str | None = None,
     untuned: Candidate | None = None,
+    deployed: Candidate | None = None,
     max_error: float = math.inf,
     objective: Objective = "median",
     seed: int = 0,
@@ -75,6 +76,7 @@ def tune(
         inputs_label: Origin of the inputs.
         storage: See `open_storage`; None for a journal beside the records.
         untuned: Candidate that serves where nothing was tuned, which has to be beaten; the baseline where None.
+        deployed: Candidate that an earlier tuning put to work; it takes part, whatever `backends` are.
         max_error: The largest error against float64, as a share, that a winner may have beyond being verified.
         objective: The time that candidates are ranked by. The search goes by the median in any case.
         seed: Of the hard inputs, of the search, and of the order of samples.
@@ -91,7 +93,8 @@ def tune(
     opened, repaired = open_storage(storage, store.folder)
     with clock.paused():
         context = BenchmarkContext.of(problem, inputs, inputs_label, seed)
-    everyone = [*backends, *([untuned.backend] if untuned is not None else [])]
+    known = [each for each in (untuned, deployed) if each is not None]
+    everyone = [*backends, *(each.backend for each in known)]
     worker, worker_notices = open_worker(context, everyone)
     run = _Tuning(
         context,
@@ -105,14 +108,14 @@ def tune(
         [*loaded.notices, *repaired, *worker_notices],
     )
     try:
-        run.build_defaults(backends, untuned, loaded.trials)
+        run.build_defaults(backends, untuned, deployed, loaded.trials)
         if run.baseline is not None:
             summaries = summarize_studies(opened, problem)
             run.notices += summaries.notices
             for backend in run.able:
                 recorded = [trial for trial in loaded.trials if trial.backend == backend.name]
                 first = [
-                    *([untuned.config] if untuned is not None and untuned.backend.name == backend.name else []),
+                    *(each.config for each in known if each.backend.name == backend.name),
                     *winners_on_nearest_machines(summaries.studies, backend.name, context.machine),
                     *winners_on_similar_problems(loaded.trials, backend, problem, context.machine),
                 ]
@@ -166,13 +169,20 @@ class _Tuning:
         self._defaults: dict[Candidate, Evaluation] = {}
         self._kept: set[Candidate] = set()
         self._untuned: Candidate | None = None
+        self._deployed: Candidate | None = None
         self._untuned_trial: Trial | None = None
         self._disturbance: str | None = None
         self._scheduler = Scheduler(self.searches, budget, clock, self._skip)
         limit_s = MAX_WAIT_S if budget.seconds is None else MAX_WAIT_SHARE * budget.seconds
         self._wait = QuietWait(limit_s, clock, worker.disturbance, self._on_wait)
 
-    def build_defaults(self, backends: Sequence[Backend], untuned: Candidate | None, recorded: Sequence[Trial]) -> None:
+    def build_defaults(
+        self,
+        backends: Sequence[Backend],
+        untuned: Candidate | None,
+        deployed: Candidate | None,
+        recorded: Sequence[Trial],
+    ) -> None:
         """Build and verify the defaults of every backend, choose the baseline, and time the reference beside it."""
         defaults = {}
         for backend in sorted(backends, key=lambda each: each.rank):
@@ -188,15 +198,17 @@ class _Tuning:
             else:
                 self._fail(candidate, evaluation, recorded)
         self._defaults = dict(defaults)
-        if untuned is not None and untuned not in defaults:
-            evaluation = self._build(untuned, recorded)
-            if evaluation.state == "ok":
-                self._defaults[untuned] = evaluation
+        for known in (untuned, deployed):
+            if known is not None and known not in self._defaults:
+                evaluation = self._build(known, recorded)
+                if evaluation.state == "ok":
+                    self._defaults[known] = evaluation
         if not defaults:
             return
         fastest = min(defaults, key=lambda candidate: defaults[candidate].call_ms)
         baseline = recorded_baseline(self._context, defaults, recorded) or fastest
         self._untuned = untuned if untuned in self._defaults else baseline
+        self._deployed = deployed if deployed in self._defaults else None
         self._emit("building", f"timing {reference_candidate(self._context.problem).label}")
         deadline = self._clock.now() + min(REFERENCE_S, self._scheduler.at(REFERENCE_SHARE))
         self.baseline, missing = time_reference(
@@ -300,7 +312,8 @@ class _Tuning:
         assert self.baseline is not None
         assert self._untuned is not None
         until = self._scheduler.comparison_ends(1 - HOLDOUT_SHARE)
-        selected = select(self.searches, self._untuned, until - self._clock.now(), self._objective)
+        kept = [each for each in (self._untuned, self._deployed) if each is not None]
+        selected = select(self.searches, kept, until - self._clock.now(), self._objective)
         self.notices += selected.notices
         baseline = self.baseline.candidate
         comparer = Comparer(
@@ -324,7 +337,7 @@ class _Tuning:
             compared,
             replace(comparer, on_round=lambda number: self._on_round("hold-out", number)),
             self.searches,
-            self._untuned,
+            kept,
             baseline,
             self._scheduler.comparison_ends(1.0),
         )

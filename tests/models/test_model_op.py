@@ -1,8 +1,10 @@
+import sys
 from typing import Any
 
 import pytest
 import torch
 
+from helpers.official_names import untouched
 from scanlab.contract import registry
 from scanlab.contract.backend import restricted
 from scanlab.contract.verify import reference_outputs, verify
@@ -99,6 +101,17 @@ def test_every_built_in_workload_is_found(name):
 def test_an_unknown_workload_is_refused(name, said):
     with pytest.raises(InputError, match=said):
         find_workload(name)
+
+
+def test_a_module_of_the_current_folder_may_import_mamba_ssm(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    (tmp_path / "users_mamba.py").write_text(
+        "from mamba_ssm import Mamba\n\ndef make(batch=2, size=6):\n    return Mamba"
+    )
+    with untouched():
+        assert find_workload("users_mamba:make")(2, 6).__name__ == "Mamba"
+    del sys.modules["users_mamba"]
 
 
 @pytest.mark.parametrize("changes", [{"batch": 0}, {"dtype": "int8"}, {"max_logit_error": 2.0}])

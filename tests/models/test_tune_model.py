@@ -5,7 +5,7 @@ from scanlab.bench.store import TrialStore
 from scanlab.contract.problem import ScanProblem
 from scanlab.errors import InputError
 from scanlab.models.model_op import ModelProblem
-from scanlab.models.tune_model import DtypeCost, OpShare, budgets, dtype_cost, op_shares, products_s, tune_model
+from scanlab.models.tune_model import DtypeCost, OpShare, budgets, dtype_costs, op_shares, products_s, tune_model
 from scanlab.tuning.result import TuningResult
 
 DIGITS = ModelProblem(model="digits", batch=2, size=8, max_logit_error=0.05)
@@ -68,7 +68,7 @@ def test_a_dtype_that_changes_classes_is_refused():
 
 
 def test_the_cost_of_a_dtype_is_measured_against_float64():
-    exact, coarse = (dtype_cost(DIGITS, dtype) for dtype in ("float32", "bfloat16"))
+    exact, coarse = dtype_costs(DIGITS, ("float32", "bfloat16"), range(2))
     assert exact.logit_error < 1e-5 < coarse.logit_error < 0.05
     assert exact.agreement == 1.0
 

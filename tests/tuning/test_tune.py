@@ -78,6 +78,19 @@ def test_what_serves_untuned_has_to_be_beaten_though_it_was_not_asked_for(tmp_pa
     assert found.comparison.winner.is_untuned
 
 
+def test_what_is_deployed_takes_part_though_it_was_not_asked_for(tmp_path):
+    deployed = Candidate(sleepy("deployed"), {"delay_ms": 0.0})
+    found = run(
+        [sleepy("asked")],
+        tmp_path,
+        deployed=deployed,
+        time_ms=lambda each: delays(each) + 9 * (each.backend.name == "asked"),
+    )
+    assert found.winner.backend == "deployed"
+    assert found.evidence is EvidenceRank.HOLDOUT
+    assert found.gain.over == "asked delay_ms=3.0"
+
+
 def test_running_again_measures_only_what_is_new(tmp_path):
     first = run([sleepy("one")], tmp_path)
     again = run([sleepy("one")], tmp_path)
