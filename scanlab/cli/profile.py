@@ -74,14 +74,16 @@ def _list(target: str | None, as_json: bool) -> None:
             }
         )
         return
-    if not found.entries:
+    if not found.entries and not found.replaced:
         out.print("nothing was chosen on this machine yet. Run `scanlab tune`.")
         return
-    table = plain_table("problem", "serves", "evidence", "replaced")
+    table = plain_table("op", "problem", "serves", "evidence", "replaced")
     for entry in found.entries:
-        table.add_row(
-            entry.problem.key, escape(_label(entry)), entry.rank.label, str(len(found.history(entry.problem)))
-        )
+        problem, replaced = entry.problem, str(len(found.history(entry.problem)))
+        table.add_row(problem.op, problem.key, escape(_label(entry)), entry.rank.label, replaced)
+    for problem in dict.fromkeys(each.problem for each in found.replaced):
+        if found.exact(problem) is None:
+            table.add_row(problem.op, problem.key, "nothing: removed", "", str(len(found.history(problem))))
     out.print(table)
 
 
@@ -125,7 +127,7 @@ def _diff(target: str | None, as_json: bool) -> None:
         print_json([_change(each) for each in changes])
     else:
         for each in changes:
-            out.print(f"[bold]{each.problem.key}[/]")
+            out.print(f"[bold]{each.problem.key}[/]  ({each.problem.op})")
             out.print(f"  - {escape(_label(each.before))}")
             out.print(f"  + {escape(_label(each.after))}")
         if not changes:

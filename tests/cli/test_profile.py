@@ -31,7 +31,7 @@ def test_without_a_choice_there_is_a_cure(run):
 
 def test_choices_are_listed_with_the_rank_of_their_evidence(chosen):
     shown = chosen("profile").out
-    for text in (PROBLEM.key, 'chunked {"chunk":32}', "none"):
+    for text in (PROBLEM.op, PROBLEM.key, 'chunked {"chunk":32}', "none"):
         assert text in shown
     (listed,) = chosen("profile", "list", "--json").json["entries"]
     assert (listed["problem"], listed["config"], listed["rank"]) == (PROBLEM.key, {"chunk": 32}, "none")
@@ -48,6 +48,7 @@ def test_a_choice_is_shown_with_its_evidence_and_what_it_replaced(chosen):
 
 def test_a_choice_is_removed_and_restored(chosen):
     assert "removed chunked" in chosen("profile", "remove", PROBLEM.key).out
+    assert "nothing: removed" in chosen("profile").out
     assert "the choice was removed" in chosen("profile", "show", PROBLEM.key).out
     assert chosen("profile", "restore", PROBLEM.key, "--json").json["config"] == {"chunk": 32}
     assert "serves" in chosen("profile", "restore", PROBLEM.key).out
