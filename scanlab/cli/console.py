@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from scanlab.bench.objective import Objective
@@ -32,6 +34,16 @@ def plain_table(*columns: str, header: bool = True) -> Table:
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
+
+
+@contextmanager
+def steps(command: str) -> Iterator[Callable[[str], None]]:
+    """Show the step under way: in place on a terminal, and else in a line of its own; yields what takes the steps."""
+    if notes.is_terminal:
+        with notes.status("") as status:
+            yield lambda step: status.update(escape(f"{command}: {step}"))
+    else:
+        yield lambda step: notes.print(f"[dim]{escape(f'{command}: {step}')}[/]")
 
 
 class Exit(IntEnum):

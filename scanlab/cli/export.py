@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from scanlab.cli.console import AsJson, Exit, notes, out, print_json
+from scanlab.cli.console import AsJson, Exit, out, print_json, steps
 from scanlab.contract.space import config_key
 from scanlab.errors import InputError, did_you_mean
 from scanlab.export.bundle import Exported, Format
@@ -73,11 +73,7 @@ def export(
     origin = {"model": name, "weights": weights}
     if Path(weights).is_file():
         origin["weights_sha256"] = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
-    with notes.status("") as status:
-
-        def say(step: str) -> None:
-            status.update(f"export: {step}")
-
+    with steps("export") as say:
         exported = write_folder(opened, to, FORMATS[target], batch=batch, origin=origin, say=say)
     if as_json:
         print_json(_as_json(exported))

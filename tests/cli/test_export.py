@@ -29,6 +29,7 @@ def onnx(weights):
 def test_export_writes_a_graph_and_says_how_far_it_is_off(run, onnx, tmp_path):
     outcome = run(*onnx, "made")
     assert outcome.code == 0, outcome.err
+    assert "export: " in outcome.err  # a log file shows what goes on
     assert "model.onnx ok  logits off by" in outcome.out
     assert "wrote made: python made/run.py PICTURE" in outcome.out
     manifest = json.loads((tmp_path / "made" / "manifest.json").read_text())
