@@ -78,7 +78,8 @@ def show(found: TuningResult) -> None:
     tried = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     out.print(f"{len(found.trials)} configurations ({tried or 'none'}), {found.new} of them tried now.")
     out.print(duration_line(found))
-    for notice in found.notices:
+    said_above = () if found.comparison is None else found.comparison.notices
+    for notice in [each for each in found.notices if each not in said_above]:
         notes.print(f"[yellow]note:[/] {escape(notice)}")
 
 

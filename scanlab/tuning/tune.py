@@ -220,7 +220,8 @@ class _Tuning:
     def _build(self, candidate: Candidate, recorded: Sequence[Trial]) -> Evaluation:
         estimate_s = _build_s(candidate, recorded)
         about = "" if estimate_s is None else f" (about {estimate_s:.0f} s)"
-        self._emit("building", f"building {candidate.backend.name}{about}")
+        name = candidate.backend.name if candidate.is_default else candidate.label
+        self._emit("building", f"building {name}{about}")
         with self._clock.paused():
             return self._worker.prepare(candidate)
 
