@@ -77,7 +77,7 @@ def test_profiles_are_compared(chosen, tmp_path):
         (("show", "batch=1,dim=7,length=20"), "nothing was ever chosen"),
         (("show", "nonsense"), "error:"),
         (("list", "batch=1,dim=7,length=20"), "list takes no problem"),
-        (("diff", "missing.json"), "cannot read the profile"),
+        (("diff", "missing.json"), "there is no profile missing.json"),
     ],
 )
 def test_what_cannot_be_done_is_said(chosen, arguments, complaint):
