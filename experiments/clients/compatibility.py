@@ -155,7 +155,10 @@ def main(
         frame = pd.DataFrame(ordered, columns=columns)
         out.mkdir(parents=True, exist_ok=True)
         numbers.write_text(tables.csv(frame))
-        made = "Made by `python experiments/clients/compatibility.py CHECKOUTS` on " + caption
+        made = (
+            "An empty cell was not measured yet. Made by `python experiments/clients/compatibility.py CHECKOUTS` on "
+            + caption
+        )
         page.write_text(f"{INTRODUCTION}\n{tables.markdown(spelled(frame))}\n\n{made}.\n")
 
 
