@@ -4,10 +4,13 @@ The configuration of mamba-130m with random weights, in float32, batch 1, twice 
 and patched. Before anything is timed both generate the same tokens. A token is also held against the matrix-vector
 products that it cannot do without, repeated by themselves as torch multiplies them: at most 1.3 times their time. All
 are timed in the same rounds; ratios are taken round by round; the fastest are shown too, for a neighbour can only add.
+Last, the patched model in bfloat16 beside itself in float32.
 
     python experiments/transformers_mamba.py --rounds 20
 """
 
+import copy
+import functools
 import importlib.util
 from pathlib import Path
 from typing import Annotated, Any
@@ -106,6 +109,15 @@ def measured(rounds: int) -> pd.DataFrame:
     taken = common.interleaved(calls, rounds, 3 * rounds, LIMIT_S)
     one = taken["patched"] / TOKENS
     rows.append(row("a token: patched over its products alone", "at most 1.3", one, taken["products"] / TOKENS, one))
+    half = patch(copy.deepcopy(both["unpatched"]).to(torch.bfloat16))
+    dtypes = {"bfloat16": half, "float32": both["patched"]}
+    for name, asked, make, each in (
+        ("a token", "at most 0.75", decoding, TOKENS),
+        (f"prefill of {LENGTHS[0]}", "at most 0.5", functools.partial(prefill, length=LENGTHS[0]), 1),
+    ):
+        taken = common.interleaved({dtype: make(model) for dtype, model in dtypes.items()}, rounds, 3 * rounds, LIMIT_S)
+        one, other = taken["bfloat16"] / each, taken["float32"] / each
+        rows.append(row(f"{name}: bfloat16 over float32", asked, one, other, one))
     return pd.DataFrame(rows)
 
 
