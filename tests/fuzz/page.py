@@ -29,7 +29,7 @@ def write_page(path: Path, counts: Counter[str], faults: Iterable[str], command:
         is_sanitized: Whether the C++ ran under AddressSanitizer and UBSan.
     """
     faulty = Counter(fault.split(" ", 1)[0] for fault in faults)
-    table = {
+    table: dict[str, tuple[int, ...]] = {
         op: (counts[f"{op} valid"], counts[f"{op} edge"], counts[f"{op} hostile"], faulty[op]) for op in GENERATORS
     }
     table["all"] = tuple(map(sum, zip(*table.values(), strict=True)))

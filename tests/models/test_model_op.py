@@ -110,7 +110,8 @@ def test_a_module_of_the_current_folder_may_import_mamba_ssm(tmp_path, monkeypat
         "from mamba_ssm import Mamba\n\ndef make(batch=2, size=6):\n    return Mamba"
     )
     with untouched():
-        assert find_workload("users_mamba:make")(2, 6).__name__ == "Mamba"
+        made: Any = find_workload("users_mamba:make")(2, 6)
+    assert made.__name__ == "Mamba"
     del sys.modules["users_mamba"]
 
 

@@ -65,5 +65,6 @@ def test_bars_add_up_to_the_whole_model(breakdown):
 def test_the_products_alone_have_a_bar_of_their_own(breakdown):
     (axes,) = breakdown_bars(replace(breakdown, products_ms=12.5), "caption").axes
     assert [label.get_text() for label in axes.get_yticklabels()][-1] == "products by torch"
-    widths = {round(bar.get_y() + bar.get_height() / 2): bar.get_width() for bar in axes.patches}
+    bars: list[Any] = list(axes.patches)
+    widths = {round(bar.get_y() + bar.get_height() / 2): bar.get_width() for bar in bars}
     assert widths[3] == pytest.approx(12.5)

@@ -173,7 +173,7 @@ def test_tensors_that_do_not_fit_raise_before_anything_is_built():
 @pytest.mark.parametrize("backend", ["two_phase", "chunked", "native"])
 def test_sparse_tensors_are_refused_after_dense_ones_too(backend):
     (inputs,) = make_inputs(ScanProblem(batch=1, dim=4, length=8))
-    arguments = dict(zip(("u", "delta", "A", "B", "C", "D"), inputs, strict=False))
+    arguments: dict[str, Any] = dict(zip(("u", "delta", "A", "B", "C", "D"), inputs, strict=False))
     selective_scan_fn(**arguments, backend=backend)
     for name in ("D", "A"):
         with pytest.raises((ValueError, NotImplementedError)):

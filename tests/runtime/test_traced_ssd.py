@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -84,7 +85,7 @@ def test_a_traced_scan_takes_other_lengths_and_refuses_second_derivatives(layer:
 
 
 @pytest.mark.parametrize("options", [{}, {"has_initial_state": True, "groups": 2, "skip": "channel"}])
-def test_the_op_meets_what_torch_asks_of_it(options: dict[str, object]) -> None:
+def test_the_op_meets_what_torch_asks_of_it(options: dict[str, Any]) -> None:
     (inputs,) = make_inputs(SsdProblem(batch=2, length=7, heads=4, head_dim=3, state=2, has_seq_idx=True, **options))
     leaves = [each.requires_grad_() if each is not None and each.is_floating_point() else each for each in inputs]
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
@@ -115,7 +116,7 @@ def test_an_onnx_graph_of_packed_sequences_is_refused(x: Tensor) -> None:
     pytest.importorskip("onnxscript")
     with pytest.raises(Exception, match="ONNX holds no scan with seq_idx") as caught:
         torch.onnx.export(Layer(packed=True).eval(), (x,), dynamo=True, verbose=False)
-    causes = [caught.value]
+    causes: list[BaseException] = [caught.value]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
     assert any(isinstance(each, UnavailableError) for each in causes)
