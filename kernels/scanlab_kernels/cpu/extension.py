@@ -1,4 +1,4 @@
-"""The ops of a Mamba block in C++, for tensors on the CPU; SCANLAB_ISA forces an instruction set."""
+"""The ops of a Mamba block but for its scan in C++, for CPU tensors; SCANLAB_ISA forces an instruction set."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from scanlab_kernels.mamba_front import registration as mamba_front
 from scanlab_kernels.state_update import registration as state_update
 
 FOLDER = Path(__file__).parent
-# The ops on torch's tensors, which only check and describe: optimising them gains nothing.
+# The ops on torch's tensors, which only check them and describe them to the kernels: optimising that gains nothing.
 OPS = (
     PACKAGE / "linear" / "native.cpp",
     PACKAGE / "mamba_front" / "native.cpp",
@@ -45,7 +45,7 @@ def is_loaded() -> bool:
 
 
 def use_isa(name: str) -> None:
-    """Let the ops run on this instruction set; on AMX, that is products in bfloat16, and on AVX-512 all else.
+    """Let the ops run on this instruction set; with `amx`, products in bfloat16 use AMX and all else AVX-512.
 
     Raises:
         ValueError: There is none of that name, or this machine lacks it.

@@ -1,6 +1,8 @@
 """The instruction sets that the C++ kernels are compiled for: the one list of their names, flags and needs.
 
-The flags carry the test of the processor with them: `cpu/isa.h` makes a function of it.
+The flags of a unit define two macros: SCANLAB_ISA, its namespace (the environment variable of the same name is another
+thing: it forces an instruction set at run time), and SCANLAB_ISA_NEEDS, the test of the processor, of which `cpu/isa.h`
+makes the function `is_supported`.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from scanlab import settings
 from scanlab.contract.machine import this_machine
 from scanlab.errors import ConfigError
 
-# Features that the kernel of Linux and macOS calls otherwise than GCC and Clang do.
+# Features whose names in the flags of the machine differ from those of GCC and Clang.
 SYSTEM_NAMES = {"avx512bf16": "avx512_bf16", "amx-tile": "amx_tile", "amx-bf16": "amx_bf16"}
 
 
@@ -21,8 +23,9 @@ class InstructionSet:
     """An instruction set.
 
     Args:
-        name: The value of SCANLAB_ISA that forces it, and of the macro in its units.
-        features: What the processor must have, as GCC's options -m... call it.
+        name: The value of the macro SCANLAB_ISA in its units; also that of the environment variable that forces it, but
+            for avx512_bfloat16, which goes with avx512.
+        features: What the processor must have, by the names of GCC's options -m...
         defines: Macros of its units.
     """
 
@@ -47,13 +50,13 @@ class InstructionSet:
 
 AVX2 = ("avx2", "fma", "f16c")
 AVX512 = (*AVX2, "avx512f", "avx512dq", "avx512bw", "avx512vl")
-# Of each family of processors in the order of `enum class Isa`, each with all that those before it have. `plain` leaves
-# the choice to the compiler, which takes what every machine of the family has: SSE2 on x86, NEON on Arm.
+# For each family of processors, in the order of `enum class Isa`; each includes those before it. `plain` leaves the
+# choice to the compiler, which takes what every machine of the family has: SSE2 on x86, NEON on Arm.
 FAMILIES = {
     "x86_64": (InstructionSet("plain"), InstructionSet("avx2", AVX2), InstructionSet("avx512", AVX512)),
     "aarch64": (InstructionSet("plain"), InstructionSet("neon", defines=("SCANLAB_NEON",))),
 }
-# For products in bfloat16 alone, which not every machine with AVX-512 has, the slower one first.
+# For products in bfloat16 alone, the slower one first. Not every machine with AVX-512 has them.
 AVX512_BFLOAT16 = (*AVX512, "avx512bf16")
 AMX = InstructionSet("amx", (*AVX512_BFLOAT16, "amx-tile", "amx-bf16"))
 BFLOAT16 = {"x86_64": (InstructionSet("avx512_bfloat16", AVX512_BFLOAT16), AMX), "aarch64": ()}
@@ -71,6 +74,8 @@ def supported_isas() -> tuple[str, ...]:
 def chosen_isa() -> str:
     """Return the instruction set of the kernels: the one that $SCANLAB_ISA forces, or the fastest.
 
+    It is never AMX, which has products in bfloat16 alone: the other kernels then run on AVX-512.
+
     Raises:
         ConfigError: This machine lacks the one that is forced.
     """
@@ -82,16 +87,16 @@ def chosen_isa() -> str:
 
 
 def may_take_tiles() -> bool:
-    """Return whether products in bfloat16 may run on AMX, if the system grants it: $SCANLAB_ISA forces nothing else."""
+    """Return whether the CPU has AMX and $SCANLAB_ISA does not exclude it; the system may still refuse it."""
     return AMX.is_supported() and settings.ISA.get() in (None, AMX.name)
 
 
 def multiplies_bfloat16(isa: str) -> bool:
-    """Return whether the kernels have products in bfloat16 where they run on this instruction set of this machine."""
+    """Return whether the kernels of this instruction set have products in bfloat16 that this machine can run."""
     names = (isa, f"{isa}_bfloat16")
     return any(each.name in names and each.is_supported() for each in BFLOAT16.get(FAMILY, ()))
 
 
 def isa_index(name: str) -> int:
-    """Return the place in `enum class Isa` of the set whose kernels run on an instruction set."""
+    """Return the position in `enum class Isa` of the instruction set `name`; for AMX that of AVX-512."""
     return [isa.name for isa in INSTRUCTION_SETS].index("avx512" if name == AMX.name else name)

@@ -1,7 +1,7 @@
 """The C++ kernel: channels in the SIMD lanes, states in registers, time in blocks, both directions in one call.
 
-One build holds the kernel for every instruction set of the processor family and picks at run time. The
-environment variable SCANLAB_ISA (plain, avx2, avx512, neon) forces one; see `cpu/isa.py`.
+One build holds the kernel for every instruction set of the processor family and picks at run time. The environment
+variable SCANLAB_ISA forces one (plain, avx2, avx512 or neon; amx counts as avx512 here); see `cpu/isa.py`.
 """
 
 from __future__ import annotations
