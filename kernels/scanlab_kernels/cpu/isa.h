@@ -1,7 +1,7 @@
 // The instruction sets of a family of processors, and the test of whether a machine has what a unit needs.
 //
-// isa.py has the one list of them: each unit is compiled with the flags of its set and with SCANLAB_ISA_NEEDS, the
-// conjunction of the tests below for the same features.
+// isa.py has the one list of them: each unit is compiled with the flags of its set and with the macro
+// SCANLAB_ISA_NEEDS, the conjunction of the tests below for the same features.
 #pragma once
 
 #if defined(__x86_64__)
@@ -14,7 +14,7 @@
 
 namespace scanlab {
 
-// Each with all that those before it have.
+// In this order, each includes those before it. AMX is none of them: it has products in bfloat16 alone (library.cpp).
 #if defined(__x86_64__)
 #define SCANLAB_INSTRUCTION_SETS(call) call(plain) call(avx2) call(avx512)
 #elif defined(__aarch64__)
@@ -31,7 +31,7 @@ enum class Isa { SCANLAB_INSTRUCTION_SETS(SCANLAB_ENUMERATOR) };
 namespace {
 
 #if defined(__x86_64__)
-// Clang has no name for it in __builtin_cpu_supports.
+// __builtin_cpu_supports of Clang has no name for F16C.
 [[maybe_unused]] bool has_f16c() {
     unsigned a, b, c, d;
     return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
@@ -45,7 +45,7 @@ namespace {
 #define SCANLAB_HAS_avx512vl __builtin_cpu_supports("avx512vl")
 #define SCANLAB_HAS_avx512bf16 __builtin_cpu_supports("avx512bf16")
 
-// The processor's flag is not enough: Linux grants a process the registers when it asks for them.
+// The processor's flag is not enough: on Linux a process may use the tile registers only after it has asked for them.
 [[maybe_unused]] bool has_amx_tile() {
 #if defined(__AMX_TILE__) && defined(__linux__)
     constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA

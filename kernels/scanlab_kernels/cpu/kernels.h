@@ -1,4 +1,4 @@
-// The table of kernels that one instruction set offers, for all ops but the scan, which has a table of its own.
+// The table of kernels that one instruction set offers, for all ops but the scans, which have tables of their own.
 //
 // Every op works on small dense tiles of its arithmetic type: tensors of any storage type and any strides are
 // converted at the edge of a tile, so the arithmetic is compiled for float and for double only. Work is cut into tasks
@@ -12,13 +12,13 @@
 
 namespace scanlab::mixer {
 
-// The products of one storage type.
+// The products of one storage type, alone and within the fused front of a block.
 struct Products {
     bool (*is_supported)();
     void (*packed_linear)(const PackedLinear&, int64_t row, int64_t rows, int64_t first_panel, int64_t last_panel);
     void (*convolve_group)(const MambaFront&, const Piece&, int64_t group);
     void (*add_shares)(const MambaFront&, int64_t row, int64_t rows);
-    int64_t front_groups;  // of channels, at most
+    int64_t front_groups;  // groups of channels that the front is cut into, at most
 };
 
 // The kernels of one instruction set. A task is one piece of work that a thread does alone.
@@ -41,7 +41,7 @@ struct Kernels {
     int64_t (*gemv_tasks)(const Gemv&);
     void (*gemv)(const Gemv&, int64_t begin, int64_t end);
     Products float32;
-    bool multiplies_bfloat16;  // on the machines that have one of the units for it
+    bool multiplies_bfloat16;  // goes with the units of linear/bfloat16.cpp, where the machine has one
 };
 
 }  // namespace scanlab::mixer

@@ -1,4 +1,4 @@
-// The library of a Mamba block's ops: the instruction set that they run on, and the fingerprint of weights.
+// Ops of the library as a whole: the choice of the instruction set, and the fingerprint of weights.
 #include "cpu/library.h"
 
 #include <atomic>
@@ -42,7 +42,7 @@ const Kernels* best() {
 std::atomic<const Kernels*> chosen{best()};
 std::atomic<bool> takes_tiles{has_tiles()};
 
-// `tiles` has products in bfloat16 run on AMX, beside the kernels of AVX-512.
+// With `tiles`, products in bfloat16 run on AMX; everything else runs on `isa`.
 void use_instruction_set(int64_t isa, bool tiles) {
     require(isa >= 0 && isa < int64_t(std::size(tables)) && tables[isa]->is_supported() && (!tiles || has_tiles()),
             "instruction set ", isa, tiles ? " with AMX" : "", ": this machine lacks it");
@@ -50,13 +50,13 @@ void use_instruction_set(int64_t isa, bool tiles) {
     takes_tiles = tiles;
 }
 
-// Adds to a hash the address of a weight, its layout, and the bits of a sample of its values: in rows and columns that
-// differ, for changes that torch does not count.
+// A hash of weights: of the address and layout of each, and of a sample of its values, which shows changes that torch
+// does not count. The sampled values lie in different rows and columns.
 class Fingerprint {
 public:
     explicit Fingerprint(int64_t seed) : hash(uint64_t(seed)) {}
 
-    // Nothing else reads the weight of a packed product, so that its samples are in no cache.
+    // Nothing else reads a weight whose packed form is in use, so its samples are in no cache.
     static void prefetch(const Tensor& weight) {
         each_sample(weight, [](const char* value) { __builtin_prefetch(value); });
     }
@@ -66,7 +66,7 @@ public:
         for (const int64_t extent : weight.sizes()) add(uint64_t(extent));
         for (const int64_t stride : weight.strides()) add(uint64_t(stride));
         each_sample(weight, [&, bytes = weight.element_size()](const char* value) {
-            uint64_t bits[2] = {};  // complex128 has as many
+            uint64_t bits[2] = {};  // enough for complex128, the widest dtype
             memcpy(bits, value, bytes);
             add(bits[0]), add(bits[1]);
         });
@@ -96,8 +96,8 @@ private:
     }
 };
 
-// A number that changes, but for a coincidence of 2^-64, with every weight that is another one or was changed in
-// place. `seed` stands for the weights before these and for torch's counts of their changes.
+// A number that differs, but for a coincidence of 2^-64, where a weight was replaced, or was changed in place and torch
+// counted the change or a sample shows it. `seed` stands for the weights before these and for torch's counts.
 int64_t fingerprint(int64_t seed, const OptionalTensor& w0, const OptionalTensor& w1, const OptionalTensor& w2,
                     const OptionalTensor& w3, const OptionalTensor& w4, const OptionalTensor& w5,
                     const OptionalTensor& w6, const OptionalTensor& w7) {

@@ -1,6 +1,6 @@
 // Vectors of one instruction set: loads and stores of every storage type, transposes.
 //
-// SCANLAB_ISA names the namespace, so that units compiled for different instruction sets share no symbol;
+// The macro SCANLAB_ISA names the namespace, so that units compiled for different instruction sets share no symbol;
 // only headers without inline functions of their own may be included here for the same reason.
 #pragma once
 

@@ -1,5 +1,5 @@
-// A unit for products in bfloat16: of AVX-512 or of AMX, which not every machine with AVX-512 has; SCANLAB_ISA says
-// which.
+// Products in bfloat16, one unit for AVX-512 and one for AMX; the macro SCANLAB_ISA says which. Not every machine with
+// AVX-512 has the instructions of either.
 #include "cpu/kernels.h"
 #include "mamba_front/kernel.h"
 
@@ -15,7 +15,7 @@ const Products SCANLAB_PRODUCTS(SCANLAB_ISA) = {
     SCANLAB_ISA::convolve_group<SCANLAB_ISA::bfloat16>,
     SCANLAB_ISA::add_shares<SCANLAB_ISA::bfloat16>,
 #if defined(__AMX_BF16__)
-    2,  // in tiles a share takes longer to store than to multiply
+    2,  // with AMX it takes longer to store a group's share than to compute it
 #else
     4,
 #endif

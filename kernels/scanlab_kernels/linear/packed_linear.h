@@ -1,8 +1,9 @@
 // A linear layer on many rows, with its weight packed in the order in which it is read.
 //
 // A panel holds the weights of 48 features, or of what is left rounded up to 16, feature beside feature for each
-// element of the depth: one, three or twelve whole vectors on every instruction set, which therefore share one form.
-// In bfloat16, whose products are instructions of their own on some machines, for each two elements of the depth.
+// element of the depth. Those are whole vectors on every instruction set (16 floats are one vector of AVX-512, two of
+// AVX2, four of 128 bits), so that all share one packed form. In bfloat16 two elements of the depth lie beside each
+// other for each feature, as the instructions for it read them.
 #pragma once
 
 #include "cpu/strided.h"
@@ -16,11 +17,12 @@ namespace scanlab::SCANLAB_ISA {
 using mixer::PackedLinear;
 using mixer::panel_features;
 
-// Sums that stay in registers, beside the weights that meet them and one element of x.
+// A tile of tile_rows x tile_vectors sums stays in registers, beside one row of weights and one element of x.
 inline constexpr int tile_rows = SCANLAB_REGISTERS == 32 ? 8 : 4, tile_vectors = 3, block_rows = 64;
 static_assert(tile_rows <= mixer::row_step && mixer::row_step % tile_rows == 0);
 
-// How S is multiplied: `depth` elements at once, as one lane of 32 bits, beside a vector of such lanes.
+// How S is multiplied: `depth` elements of the depth at once, which fill a lane of 32 bits. `spread` broadcasts those
+// of x, of which `left` are there; `weights` loads those of a vector of features.
 template <class S>
 struct Multiplying;
 template <>
@@ -48,7 +50,8 @@ struct Multiplying<bfloat16> {
 };
 #endif
 
-// Rows [row, row + tile_rows) and `vectors` vectors of features; past the last row stands the last one again.
+// Rows [row, row + tile_rows) and `vectors` vectors of features. In place of rows past the last one, that one is
+// multiplied again and not stored.
 template <class S, class Out, int vectors>
 SCANLAB_INLINE void multiply_tile(const PackedLinear& linear, int64_t row, int64_t rows, int64_t feature,
                                   const S* weights, int64_t pitch) {
@@ -90,8 +93,8 @@ SCANLAB_INLINE int64_t panels_of(const PackedLinear& linear) {
     return (linear.features + panel_features - 1) / panel_features;
 }
 
-// Rows [row, rows) of panels [first, last), stored as Out, a block of rows at a time: the panels of a block come out of
-// the caches, and what it writes lies on few pages.
+// Rows [row, rows) of panels [first, last), stored as Out. One block of rows at a time goes through all panels, which
+// come out of the caches; what a block writes lies on few pages.
 template <class S, class Out = S>
 void multiply_packed(const PackedLinear& linear, int64_t row, int64_t rows, int64_t first, int64_t last) {
 #if defined(__AMX_BF16__)

@@ -1,7 +1,7 @@
 // The product of rows with a packed weight in bfloat16 on AMX, whose registers are tiles of 16 rows of 64 bytes.
 //
-// A panel of the packed weight, two elements of the depth beside each other for each feature, is what the instruction
-// reads: 16 pairs of the depth by 16 features make one tile.
+// The instruction reads a panel of the packed weight as it lies, two elements of the depth beside each other for each
+// feature: 16 such pairs by 16 features make one tile.
 #pragma once
 
 #include "cpu/strided.h"
@@ -13,11 +13,11 @@ using mixer::PackedLinear;
 
 inline constexpr int tile_depth = 32, tile_features = 16, max_tile_rows = 16;
 
-// The compiler does not know that instructions on tiles read memory: what was written before must be there.
+// Completes earlier writes: the compiler does not know that instructions on tiles read memory.
 SCANLAB_INLINE void finish_writes() { asm volatile("" : : : "memory"); }
 
-// The shapes of the tiles: sums (rows, features) in 0 to 2, x (rows, depth) in 3, weights (depth, features) in 4, and
-// those two in 5 and 6 for what is left of the depth. They hold until the end of the scope.
+// The shapes of the tile registers, in force until the end of the scope: 0 to 2 hold sums (rows, features), 3 holds x
+// (rows, depth), 4 holds weights (depth, features), and 5 and 6 hold x and weights of what is left of the depth.
 class Tiles {
 public:
     Tiles(int rows, int depth_left) {
@@ -44,7 +44,7 @@ private:
     }
 };
 
-// The product of `rows` rows of x with 16 * `columns` features of the weights, of which `features` are stored.
+// The product of `rows` rows of x with a panel of 16 * `columns` features, of which the first `features` are stored.
 template <int columns, class Out>
 SCANLAB_INLINE void multiply_tiles(const PackedLinear& linear, const bfloat16* x, int rows, const bfloat16* weights,
                                    const Vec<float>* bias, int features, Out* out) {
@@ -71,7 +71,7 @@ SCANLAB_INLINE void multiply_tiles(const PackedLinear& linear, const bfloat16* x
         bfloat16 padded[max_tile_rows * tile_depth];
         if (left % 2 == 0) {
             _tile_loadd(5, x + k, x_bytes);
-        } else {  // the element after the last one is another's, or nobody's
+        } else {  // the element after the last one belongs to another row or tensor: zero instead
             for (int row = 0; row < rows; row++) {
                 memcpy(padded + row * tile_depth, x + row * linear.x_row + k, left * sizeof(*x));
                 padded[row * tile_depth + left] = {};
@@ -107,8 +107,8 @@ SCANLAB_INLINE void multiply_tiles(const PackedLinear& linear, const bfloat16* x
     }
 }
 
-// Rows [row, rows) of panels [first, last), stored as Out. The last tile of rows begins early enough to be full, where
-// there are as many rows: it repeats some.
+// Rows [row, rows) of panels [first, last), stored as Out. All tiles have as many rows: the last one begins early
+// enough to be full, and computes some rows again.
 template <class Out>
 void multiply_packed_in_tiles(const PackedLinear& linear, int64_t row, int64_t rows, int64_t first, int64_t last) {
     if (row >= rows || first >= last) return;

@@ -1,4 +1,4 @@
-// From what enters a mixer to what it scans, but for the step sizes: the gate, u, and what is selected from it.
+// The fused front of a Mamba block: the gate, u, and what is selected from u; the step sizes come after it.
 #pragma once
 
 #include "causal_conv1d/kernel.h"

@@ -6,12 +6,12 @@
 
 namespace scanlab::mixer {
 
-// Of hidden, (batch, length, model), the gate, (batch, length, dim), and the convolution of another product, which
-// stays with the thread that makes it; of u, which that gives in each direction, what is selected, (batch, length,
-// selected).
+// The front computes three things from hidden, (batch, length, model): the product `gate`, (batch, length, dim); u in
+// each direction, the convolution of the product `into`, which stays with the thread that makes it; and from u the
+// product `select`, (batch, length, selected): the low-rank form of the step sizes, B and C.
 //
-// A thread works on a group of channels in a piece of time, and the scan after it on channels. What is selected sums
-// over all of them: each group gives its share, in shares[direction][group][row from first_row on][selected].
+// A thread works on a group of channels in a piece of time, and the scan after it on channels. `select` sums over all
+// channels: each group adds its share, in shares[direction][group][row from first_row on][selected].
 struct MambaFront {
     Conv conv;                            // x has no data
     PackedLinear into, gate, select[2];   // into has no out
@@ -20,7 +20,7 @@ struct MambaFront {
     int64_t first_row = 0, share_rows = 0, share_row = 0;
 };
 struct Piece {
-    int64_t batch, first, stop;  // steps [first, stop), most_steps at most
+    int64_t batch, first, stop;  // steps [first, stop), max_steps at most
 };
 inline constexpr int64_t max_steps = 256;
 

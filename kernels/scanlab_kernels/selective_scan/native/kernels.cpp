@@ -1,4 +1,4 @@
-// One unit for each instruction set and arithmetic type: SCANLAB_ISA and SCANLAB_TYPE say which.
+// One unit for each instruction set and arithmetic type: the macros SCANLAB_ISA and SCANLAB_TYPE say which.
 #include "selective_scan/native/backward.h"
 #include "selective_scan/native/forward.h"
 

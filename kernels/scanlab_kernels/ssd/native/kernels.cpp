@@ -1,4 +1,4 @@
-// One unit for each instruction set: SCANLAB_ISA says which.
+// One unit for each instruction set: the macro SCANLAB_ISA says which.
 #include "ssd/native/backward.h"
 #include "ssd/native/forward.h"
 
