@@ -58,7 +58,7 @@ LENGTHS_SHARE = 0.15
 MIN_SWEEP_S = 4.0
 # The time against the length, after a search that was given a number of trials and no time.
 SWEEP_S = 30.0
-# What a captured script prints goes to where notices go: standard output is for results.
+# A captured script prints to standard error, as notices do: standard output is for results.
 STDERR = 2
 
 
@@ -92,7 +92,7 @@ def tune(
     storage: Annotated[
         str | None,
         typer.Option(
-            help="Where the studies are: a journal file, a database URL, or grpc://HOST:PORT; in the results folder."
+            help="Where the studies are: journal file, database URL, or grpc://HOST:PORT; by default a file in --out."
         ),
     ] = None,
     results: Annotated[Path, typer.Option("--out", help="The folder of the records and the report.")] = Path("runs"),

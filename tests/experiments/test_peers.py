@@ -1,4 +1,4 @@
-"""Peers are proved like any other backend; those that are not installed are skipped with their own reason."""
+"""Peers are verified like any other backend; those that are not installed are skipped with their own reason."""
 
 import importlib
 from pathlib import Path

@@ -1,4 +1,4 @@
-// One unit for each instruction set; SCANLAB_ISA says which.
+// One unit for each instruction set; the macro SCANLAB_ISA says which.
 #include "functions.h"
 
 #include "cpu/math.h"
@@ -14,7 +14,7 @@ extern const Functions SCANLAB_NAME(SCANLAB_ISA);
 namespace {
 namespace isa = SCANLAB_ISA;
 
-// As many vectors abreast as the scan takes through softplus and the gate.
+// As many vectors at a time as the scan takes through softplus and the gate.
 template <class T, class Function>
 void map(const T* x, T* y, int count, const Function& function) {
     constexpr int time_unroll = 2, width = isa::lanes<T>;

@@ -1,4 +1,4 @@
-"""Builds the tests of the native scan's C++ core, which knows no torch, and runs them.
+"""Build the tests of the native scan's C++ core, which knows no torch, and run them.
 
     cd tests/kernels/selective_scan/native_core
     python verify.py                    # as it is, then under every sanitizer
@@ -6,8 +6,8 @@
     python verify.py none --step 1      # the functions over every float32, in minutes
     python verify.py --arch aarch64     # cross-compiled, on an emulated processor
 
-Ends with status 1 where a test fails, a sanitizer finds something or a function exceeds its bound, and with
-status 3, and says what is missing, where a compiler, a sanitizer or an emulator is.
+Ends with status 1 where a test fails, a sanitizer finds something or a function exceeds its bound, and with status 3
+where a compiler, a sanitizer or an emulator is missing, which it names.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ BOUNDS = {
 
 
 class MissingError(Exception):
-    """Something that a proof needs is not on this machine."""
+    """Something that the verification needs is not on this machine."""
 
 
 @dataclass(frozen=True)
