@@ -143,7 +143,7 @@ def main(
     }
     if not asked:
         raise InputError(f"--only {only}: is no part of {', '.join(each.repository for each in CLIENTS)}.")
-    caption = f"{common.setting()}; torch {torch.__version__}"
+    caption = common.place()
     numbers = out / f"{common.silicon_name()}.csv"
     columns = ["repository", "commit", "model", "way", "output_error", "gradient_error", "scanlab_s", "reference_s"]
     frame = pd.read_csv(numbers) if numbers.exists() else pd.DataFrame(columns=columns)
@@ -156,10 +156,10 @@ def main(
         out.mkdir(parents=True, exist_ok=True)
         numbers.write_text(tables.csv(frame))
         made = (
-            "An empty cell was not measured yet. Made by `python experiments/clients/compatibility.py CHECKOUTS` on "
-            + caption
+            "An empty cell was not measured yet. Made by `python experiments/clients/compatibility.py CHECKOUTS`:\n\n"
         )
-        page.write_text(f"{INTRODUCTION}\n{tables.markdown(spelled(frame))}\n\n{made}.\n")
+        made += "\n".join(f"- {part}" for part in caption.split("; "))
+        page.write_text(f"{INTRODUCTION}\n{tables.markdown(spelled(frame))}\n\n{made}\n")
 
 
 if __name__ == "__main__":

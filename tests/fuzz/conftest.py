@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scanlab_kernels.cpu.extension import extension
+from scanlab_kernels.cpu import extension
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from fuzz.draws import Draw
-from helpers.instruction_sets import INSTRUCTION_SETS
+from helpers.instruction_sets import PRODUCT_SETS
 from scanlab.runtime import dispatch
 
 PRODUCTS = ("native", "onednn", "torch")
@@ -20,7 +20,7 @@ GRADIENTS = (torch.enable_grad, torch.enable_grad, torch.no_grad, torch.inferenc
 def mode(seed: int) -> Iterator[str]:
     """Make the calls inside this block in the way that the seed stands for; yield its name."""
     draw = Draw(seed)
-    chosen = {"SCANLAB_ISA": draw.pick(INSTRUCTION_SETS), "SCANLAB_LINEAR": draw.pick(PRODUCTS)}
+    chosen = {"SCANLAB_ISA": draw.pick(PRODUCT_SETS), "SCANLAB_LINEAR": draw.pick(PRODUCTS)}
     threads, gradients = draw.randint(1, 3), draw.pick(GRADIENTS)
     before = {name: os.environ.get(name) for name in chosen}, torch.get_num_threads()
     try:

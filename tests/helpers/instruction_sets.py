@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scanlab_kernels.cpu.extension import use_isa
+from scanlab_kernels.cpu.extension import load, use_isa
 from scanlab_kernels.cpu.isa import AMX, supported_isas
 
 INSTRUCTION_SETS = supported_isas()
@@ -22,12 +22,12 @@ TOLERANCES = {torch.float32: 1e-6, torch.float64: 1e-13, torch.bfloat16: 6e-3, t
 
 @contextmanager
 def instruction_set(name: str) -> Iterator[None]:
-    """Hold the native ops to one instruction set."""
+    """Hold the native ops to one instruction set; afterwards to the one of the process again."""
     use_isa(name)
     try:
         yield
     finally:
-        use_isa(PRODUCT_SETS[-1])
+        load()
 
 
 def error(got: Tensor, want: Tensor, least: float = 0.0) -> float:

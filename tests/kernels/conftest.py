@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from helpers.instruction_sets import INSTRUCTION_SETS, instruction_set
-from scanlab_kernels.cpu.extension import extension
+from scanlab_kernels.cpu import extension
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 
+from scanlab import settings
 from scanlab.contract.forks import has_forked
+from scanlab.errors import ConfigError
 from scanlab_kernels import flop_formulas
 from scanlab_kernels.add_norm import registration as add_norm
 from scanlab_kernels.build import PACKAGE, THREADING, WARNINGS, Extension, Unit
@@ -17,6 +20,8 @@ from scanlab_kernels.cpu.registration import direct_ops
 from scanlab_kernels.linear import registration as linear
 from scanlab_kernels.mamba_front import registration as mamba_front
 from scanlab_kernels.state_update import registration as state_update
+
+log = logging.getLogger("scanlab")
 
 FOLDER = Path(__file__).parent
 # The ops on torch's tensors, which only check them and describe them to the kernels: optimising that gains nothing.
@@ -58,12 +63,17 @@ def load() -> str:
 
     Raises:
         UnavailableError: They can neither be built nor are they cached.
-        ConfigError: SCANLAB_ISA has an illegal value.
+        ConfigError: SCANLAB_ISA has an illegal value, or names AMX, which the system does not grant.
     """
     extension.load()
     isa = chosen_isa()
-    if may_take_tiles() and torch.ops.scanlab_mixer.has_tiles():
-        isa = AMX.name
+    if may_take_tiles():
+        if torch.ops.scanlab_mixer.has_tiles():
+            isa = AMX.name
+        elif settings.ISA.get() == AMX.name:
+            raise ConfigError(f"{settings.ISA.name}={AMX.name}: the system does not grant the registers; unset it.")
+        else:
+            log.info("the system does not grant AMX, which the CPU has: products in bfloat16 run on %s", isa)
     use_isa(isa)
     return f"native C++ ({isa})"
 

@@ -40,7 +40,7 @@ const Kernels* best() {
 }
 
 std::atomic<const Kernels*> chosen{best()};
-std::atomic<bool> takes_tiles{has_tiles()};
+std::atomic<bool> takes_tiles{false};  // a process asks the system for them only where they are to be used
 
 // With `tiles`, products in bfloat16 run on AMX; everything else runs on `isa`.
 void use_instruction_set(int64_t isa, bool tiles) {
