@@ -10,7 +10,7 @@ import pytest
 from scanlab import settings
 
 ROOT = Path(__file__).parents[1]
-PRODUCT = [*ROOT.glob("scanlab/**/*.py"), *ROOT.glob("kernels/**/*.py")]
+PRODUCT = [*ROOT.glob("scanlab/**/*.py"), *ROOT.glob("kernels/scanlab_kernels/**/*.py")]
 # Macros of the C++ sources, which have the same prefix.
 MACROS = {"SCANLAB_HAS_", "SCANLAB_ISA_NEEDS", "SCANLAB_NEON"}
 

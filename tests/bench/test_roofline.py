@@ -74,7 +74,8 @@ def test_a_scan_that_answers_from_memory_is_wrong_however_right_its_answers():
     baseline = Candidate(registry.get("reference"), {"threads": 1})
     evaluation, beside = worker.prepare(candidate), worker.prepare(baseline)
     # After a few rounds it has seen every copy of the inputs, and answers at once, whatever else runs here.
-    *_, (block,) = (worker.take_round([candidate], baseline, number) for number in range(4))
+    rounds = [worker.take_round([candidate], baseline, number)[0] for number in range(12)]
+    block = min(rounds, key=lambda block: max(block.candidate_ns))
     blocks = [replace(block, disturbed=None)]
     measurement = Baseline(baseline, beside.calls).measurement(evaluation, blocks, None)
     trial = trial_of(context, "search", candidate, 0.0, 1.0, evaluation, measurement)

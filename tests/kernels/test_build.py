@@ -103,8 +103,9 @@ def test_two_processes_at_once_compile_once(extension: Extension, tmp_path: Path
 
 
 BUILD_SLOWLY = """
-import sys
+import signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from scanlab_kernels.build import Extension, Unit
 folder = Path(sys.argv[1])
 Extension("tiny", (Unit(folder / "quick.cpp"), Unit(folder / "tiny.cpp")), folder, flags=("-O1",)).build()

@@ -93,7 +93,7 @@ def test_gradients_flow_to_every_weight_that_wants_one(wanted: int) -> None:
     weight: Any = inputs[wanted]
     weight.requires_grad_()
     outputs = mamba_front(inputs.hidden, weights_of(inputs))
-    (gradient,) = torch.autograd.grad([output.square().sum() for output in outputs], [weight])
+    (gradient,) = torch.autograd.grad(torch.stack([output.square().sum() for output in outputs]).sum(), [weight])
     assert gradient.abs().max() > 0
     with torch.no_grad():
         again = mamba_front(inputs.hidden, weights_of(inputs))

@@ -92,7 +92,7 @@ def test_it_measures_every_shape_and_writes_the_page(experiment, tmp_path, capsy
     assert list(failed.run) == ["eager DeiT-none: KeyError"] * 2
     assert "refused {" in said
     assert frame.images_per_s.dropna().tolist() == [1000.0] * 2
-    assert (frame.share_of_floor.dropna() > 0).all()
+    assert (frame.share_of_min_time.dropna() > 0).all()
     assert "made up" in (tmp_path / "page" / "page.md").read_text()
 
 
