@@ -109,7 +109,8 @@ def measured(rounds: int) -> pd.DataFrame:
     taken = common.interleaved(calls, rounds, 3 * rounds, LIMIT_S)
     one = taken["patched"] / TOKENS
     rows.append(row("a token: patched over its products alone", "at most 1.3", one, taken["products"] / TOKENS, one))
-    half = patch(copy.deepcopy(both["unpatched"]).to(torch.bfloat16))
+    half = copy.deepcopy(both["unpatched"]).to(torch.bfloat16)
+    patch(half)
     dtypes = {"bfloat16": half, "float32": both["patched"]}
     for name, asked, make, each in (
         ("a token", "at most 0.75", decoding, TOKENS),
