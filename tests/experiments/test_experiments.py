@@ -173,6 +173,7 @@ def test_vim_latency_counts_the_products_of_its_own_pass(script, tmp_path, monke
         ("official over ours", "float32"),
         ("over products", "bfloat16"),
         *[("over packed products", "bfloat16")] * (onednn.unavailable() is None),
+        ("over float32", "bfloat16"),
     ]
     assert (frame.fastest > 0.0).all()
     assert "chunked" in text
