@@ -44,6 +44,20 @@ private:
     }
 };
 
+// Adds the products of the tile of x with the tiles of weights of each 16 features, which pass through one register. A
+// macro, because the instructions take the numbers of registers as literals.
+#define SCANLAB_ADD_PRODUCTS(x_tile, weight_tile)                            \
+    _tile_loadd(weight_tile, weights, weight_bytes);                         \
+    _tile_dpbf16ps(0, x_tile, weight_tile);                                  \
+    if constexpr (columns > 1) {                                             \
+        _tile_loadd(weight_tile, weights + 2 * tile_features, weight_bytes); \
+        _tile_dpbf16ps(1, x_tile, weight_tile);                              \
+    }                                                                        \
+    if constexpr (columns > 2) {                                             \
+        _tile_loadd(weight_tile, weights + 4 * tile_features, weight_bytes); \
+        _tile_dpbf16ps(2, x_tile, weight_tile);                              \
+    }
+
 // The product of `rows` rows of x with a panel of 16 * `columns` features, of which the first `features` are stored.
 template <int columns, class Out>
 SCANLAB_INLINE void multiply_tiles(const PackedLinear& linear, const bfloat16* x, int rows, const bfloat16* weights,
@@ -56,16 +70,7 @@ SCANLAB_INLINE void multiply_tiles(const PackedLinear& linear, const bfloat16* x
     int64_t k = 0;
     for (; k + tile_depth <= linear.depth; k += tile_depth, weights += tile_depth * pitch) {
         _tile_loadd(3, x + k, x_bytes);
-        _tile_loadd(4, weights, weight_bytes);
-        _tile_dpbf16ps(0, 3, 4);
-        if constexpr (columns > 1) {
-            _tile_loadd(4, weights + 2 * tile_features, weight_bytes);
-            _tile_dpbf16ps(1, 3, 4);
-        }
-        if constexpr (columns > 2) {
-            _tile_loadd(4, weights + 4 * tile_features, weight_bytes);
-            _tile_dpbf16ps(2, 3, 4);
-        }
+        SCANLAB_ADD_PRODUCTS(3, 4);
     }
     if (const int64_t left = linear.depth - k; left > 0) {
         bfloat16 padded[max_tile_rows * tile_depth];
@@ -79,16 +84,7 @@ SCANLAB_INLINE void multiply_tiles(const PackedLinear& linear, const bfloat16* x
             finish_writes();
             _tile_loadd(5, padded, tile_depth * sizeof(*x));
         }
-        _tile_loadd(6, weights, weight_bytes);
-        _tile_dpbf16ps(0, 5, 6);
-        if constexpr (columns > 1) {
-            _tile_loadd(6, weights + 2 * tile_features, weight_bytes);
-            _tile_dpbf16ps(1, 5, 6);
-        }
-        if constexpr (columns > 2) {
-            _tile_loadd(6, weights + 4 * tile_features, weight_bytes);
-            _tile_dpbf16ps(2, 5, 6);
-        }
+        SCANLAB_ADD_PRODUCTS(5, 6);
     }
     alignas(64) float sums[max_tile_rows * pitch];
     constexpr int64_t sum_bytes = pitch * sizeof(*sums);
@@ -106,6 +102,8 @@ SCANLAB_INLINE void multiply_tiles(const PackedLinear& linear, const bfloat16* x
         store_some<float>(out + last, sum(columns - 1), left);
     }
 }
+
+#undef SCANLAB_ADD_PRODUCTS
 
 // Rows [row, rows) of panels [first, last), stored as Out. All tiles have as many rows: the last one begins early
 // enough to be full, and computes some rows again.
