@@ -204,7 +204,7 @@ def _accept_older_names(module: nn.Module, weights: dict[str, Any], prefix: str,
         for pattern, replacement in RENAMED:
             renamed = pattern.sub(replacement, renamed)
         weight = weights.pop(name)
-        if renamed in own and weight.shape == (*own[renamed].shape, 1, 1):
+        if renamed in own and isinstance(weight, Tensor) and weight.shape == (*own[renamed].shape, 1, 1):
             weight = weight.flatten(1)
         weights[prefix + renamed] = weight
 

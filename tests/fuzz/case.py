@@ -23,7 +23,7 @@ Results = dict[str, Tensor]
 Kind = Literal["valid", "edge", "hostile"]
 
 # A refusal is an error that says what is wrong. Others come out of code that was not ready for its arguments.
-REFUSALS = (ScanlabError, ValueError, TypeError, IndexError, NotImplementedError, RuntimeError)
+REFUSALS = (ScanlabError, ValueError, TypeError, IndexError, NotImplementedError, RuntimeError, MemoryError)
 NOT_REFUSALS = ("INTERNAL ASSERT", "has no attribute")
 MAX_ELEMENTS = 10**8  # of a tensor that a reference reads; larger ones must be refused for lack of memory
 SLACK = 16.0  # how often the error of the plain loop in the same arithmetic is allowed
@@ -41,7 +41,8 @@ class Case:
         op: Name of the op.
         arguments: Arguments by name. Tensors that the call updates are listed in `states`.
         call: Calls the op and returns its results by name.
-        reference: Returns the results and the new states by name, for arguments in one wide dtype.
+        reference: Returns the results and the new states by name, for arguments in one wide dtype; nothing where no
+            value is known.
         dtypes: Returns the dtypes of the results of a call with these arguments.
         arithmetic: Dtype that the op computes in.
         states: Names of the arguments that the call updates.
@@ -107,11 +108,12 @@ def judge(case: Case) -> list[str]:
         return []  # as torch's own ops answer where one tensor is on meta
     if truth is None or case.must_refuse:
         return ["accepted what must be refused"]
+    written = [case.arguments[name] for name in case.states]
     if not truth:
-        return []
+        return memory.changes(each for each in written if isinstance(each, Tensor) and has_memory(each))
     results |= {name: case.arguments[name] for name in case.states}
     expected = {**case.dtypes(case.arguments), **{name: case.arguments[name].dtype for name in case.states}}
-    faults = memory.changes([case.arguments[name] for name in case.states])
+    faults = memory.changes(written)
 
     def compare(near: list[Results]) -> list[str]:
         found = (
@@ -186,7 +188,7 @@ def _judge_refusal(case: Case, truth: Results | None, error: Exception) -> list[
     # An object in the place of a tensor fails as it does in Python, wherever it is first used as one.
     is_ours = isinstance(error, REFUSALS) and not any(text in said for text in NOT_REFUSALS)
     is_ours |= "an object" in case.note
-    return [] if is_ours and str(error) else [f"no refusal but {said}"]
+    return [] if is_ours and (str(error) or isinstance(error, MemoryError)) else [f"no refusal but {said}"]
 
 
 def _judge_gradients(case: Case) -> list[str]:

@@ -149,6 +149,13 @@ def bidirectional_convolution(draw: Draw, *, edge: bool) -> Case:
     )
 
 
+def final_states(x: Tensor, width: int, initial_states: Tensor | None) -> Tensor:
+    """Return the last width - 1 inputs, those before the first among them."""
+    before = x.new_zeros(*x.shape[:2], width - 1) if initial_states is None else initial_states
+    whole = torch.cat((before, x), -1)
+    return whole[..., whole.shape[-1] - (width - 1) :]
+
+
 def function(draw: Draw, *, edge: bool) -> Case:
     """Draw a call of `causal_conv1d_fn` as other packages make it."""
     x = signal(draw, edge=edge)
@@ -169,12 +176,10 @@ def function(draw: Draw, *, edge: bool) -> Case:
         out = conv_loop(**{name: value for name, value in given.items() if name != "return_final_states"})
         if not given["return_final_states"]:
             return {"out": out}
-        batch, dim, _ = given["x"].shape
-        width = given["weight"].shape[1]
-        before = given.get("initial_states")
-        before = given["x"].new_zeros(batch, dim, width - 1) if before is None else before
-        whole = torch.cat((before, given["x"]), -1)
-        return {"out": out, "final_states": whole[..., whole.shape[-1] - (width - 1) :]}
+        return {
+            "out": out,
+            "final_states": final_states(given["x"], given["weight"].shape[1], given.get("initial_states")),
+        }
 
     def dtypes(given: Arguments) -> dict[str, torch.dtype]:
         dtype = given["x"].dtype

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -9,20 +11,21 @@ from fuzz.case import Arguments, Case, Results, UnfitError, fit
 from fuzz.convolutions import conv_loop
 from fuzz.draws import Draw
 from fuzz.fronts import offset
+from fuzz.other_scans import floating
 from fuzz.scans import scan_loop
-from scanlab.integrations.mamba_ssm.ops.selective_scan_interface import mamba_inner_fn
+from scanlab.integrations.mamba_ssm.ops.selective_scan_interface import bimamba_inner_fn, mamba_inner_fn
 from scanlab.integrations.vmamba import selective_scan_cuda_core, selective_scan_cuda_ndstate, selective_scan_cuda_oflex
 
 
-def mamba_inner(draw: Draw, *, edge: bool) -> Case:
-    """Draw a call of `mamba_inner_fn`."""
+def inner_arguments(draw: Draw, *, edge: bool) -> Arguments:
+    """Draw the arguments of `mamba_inner_fn`."""
     batch, dim, length = draw.randint(1, 2), draw.size(24), draw.size(20, odd=(1, 33))
     if edge and draw.chance(0.2):
         batch, length = draw.pick(((0, length), (batch, 0)))
     rank, states, features, width = draw.randint(1, 4), draw.pick((1, 3, 16)), draw.size(12), draw.pick((2, 3, 4))
     constant_B, constant_C = draw.chance(0.2), draw.chance(0.2)
     columns = rank + (0 if constant_B else states) + (0 if constant_C else states)
-    arguments: Arguments = {
+    return {
         "xz": draw.lay(draw.normal(batch, 2 * dim, length)),
         "conv1d_weight": draw.lay(draw.normal(dim, 1, width)),
         "conv1d_bias": draw.maybe(draw.lay(draw.normal(dim))),
@@ -38,36 +41,55 @@ def mamba_inner(draw: Draw, *, edge: bool) -> Case:
         "delta_softplus": True,
     }
 
-    def reference(given: Arguments) -> Results:
-        xz = fit("xz", given["xz"], (-1, -1, -1))
-        dim, odd = divmod(xz.shape[1], 2)
-        if odd:
-            raise UnfitError("xz")
-        weight = fit("conv1d_weight", given["conv1d_weight"], (dim, 1, -1))
-        u = conv_loop(xz[:, :dim], weight[:, 0], given["conv1d_bias"], activation="silu")
-        A, step = fit("A", given["A"], (dim, -1)), fit("delta_proj_weight", given["delta_proj_weight"], (dim, -1))
-        rank, states = step.shape[1], A.shape[1]
-        free = sum(given[name] is None for name in ("B", "C"))
-        select = fit("x_proj_weight", given["x_proj_weight"], (rank + free * states, dim))
-        selected = u.mT @ select.T
-        B = selected[..., rank : rank + states].mT if given["B"] is None else given["B"]
-        C = selected[..., selected.shape[-1] - states :].mT if given["C"] is None else given["C"]
-        delta = (selected[..., :rank] @ step.T).mT
-        softplus = bool(given["delta_softplus"])
-        y, _ = scan_loop(u, delta, A, B, C, given["D"], xz[:, dim:], given["delta_bias"], delta_softplus=softplus)
-        out_weight = fit("out_proj_weight", given["out_proj_weight"], (-1, dim))
-        out = y.mT @ out_weight.T
-        bias = given["out_proj_bias"]
-        return {"out": out if bias is None else out + offset(bias, out_weight.shape[0])}
 
-    names = tuple(n for n, v in arguments.items() if isinstance(v, Tensor))
+def inner_loop(given: Arguments) -> Results:
+    """Return what `mamba_inner_fn` must give, or with A_b `bimamba_inner_fn`."""
+    xz = fit("xz", given["xz"], (-1, -1, -1))
+    dim, odd = divmod(xz.shape[1], 2)
+    if odd:
+        raise UnfitError("xz")
+    weight = fit("conv1d_weight", given["conv1d_weight"], (dim, 1, -1))
+    u = conv_loop(xz[:, :dim], weight[:, 0], given["conv1d_bias"], activation="silu")
+    A, step = fit("A", given["A"], (dim, -1)), fit("delta_proj_weight", given["delta_proj_weight"], (dim, -1))
+    rank, states = step.shape[1], A.shape[1]
+    free = sum(given[name] is None for name in ("B", "C"))
+    select = fit("x_proj_weight", given["x_proj_weight"], (rank + free * states, dim))
+    selected = u.mT @ select.T
+    B = selected[..., rank : rank + states].mT if given["B"] is None else given["B"]
+    C = selected[..., selected.shape[-1] - states :].mT if given["C"] is None else given["C"]
+    delta = (selected[..., :rank] @ step.T).mT
+    options = (given["D"], xz[:, dim:], given["delta_bias"])
+    softplus = bool(given["delta_softplus"])
+    y, _ = scan_loop(u, delta, A, B, C, *options, delta_softplus=softplus)
+    if "A_b" in given:
+        A_b = fit("A_b", given["A_b"], A.shape)
+        y = y + scan_loop(u, delta, A_b, B, C, *options, delta_softplus=softplus, reverse=True)[0]
+    out_weight = fit("out_proj_weight", given["out_proj_weight"], (-1, dim))
+    out = y.mT @ out_weight.T
+    bias = given["out_proj_bias"]
+    return {"out": out if bias is None else out + offset(bias, out_weight.shape[0])}
+
+
+def mamba_inner(draw: Draw, *, edge: bool) -> Case:
+    """Draw a call of `mamba_inner_fn`."""
+    return _inner(draw, mamba_inner_fn, inner_arguments(draw, edge=edge))
+
+
+def bimamba_inner(draw: Draw, *, edge: bool) -> Case:
+    """Draw a call of `bimamba_inner_fn`."""
+    arguments = inner_arguments(draw, edge=edge)
+    arguments["A_b"] = draw.lay(-draw.uniform(0.1, 2.0, *arguments["A"].shape))
+    return _inner(draw, bimamba_inner_fn, arguments)
+
+
+def _inner(draw: Draw, function: Callable[..., Tensor], arguments: Arguments) -> Case:
     return Case(
-        "mamba_inner_fn",
+        function.__name__,
         arguments,
-        lambda given: {"out": mamba_inner_fn(**given)},
-        reference,
+        lambda given: {"out": function(**given)},
+        inner_loop,
         lambda given: {"out": given["xz"].dtype},
-        differentiated=names if draw.chance(0.3) else (),
+        differentiated=floating(arguments) if draw.chance(0.3) else (),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from typing import Protocol
 
-from fuzz import convolutions, drop_ins, fronts, norms, other_scans, scans, steps
+from fuzz import convolutions, drop_ins, extensions, fronts, mamba2, norms, other_scans, raw_ops, scans, steps
 from fuzz.case import Case, Kind
 from fuzz.draws import Draw
 from fuzz.hostile import corrupt
@@ -35,7 +35,16 @@ GENERATORS: dict[str, Generator] = {
     "linear": fronts.product,
     "mamba_front": fronts.front,
     "mamba_inner": drop_ins.mamba_inner,
+    "bimamba_inner": drop_ins.bimamba_inner,
     "vmamba": drop_ins.vmamba,
+    "mamba_chunk_scan": mamba2.chunk_scan,
+    "mamba2_layer": mamba2.layer,
+    "ssd_update": mamba2.step,
+    "ssd_minimal": mamba2.minimal,
+    "selective_scan_cuda": extensions.selective_scan_cuda,
+    "causal_conv1d_cuda": extensions.conv_extension,
+    "varlen_states": extensions.varlen_states,
+    "raw_op": raw_ops.raw_op,
 }
 
 

@@ -92,9 +92,8 @@ def _quantized(draw: Draw, tensor: Tensor) -> Tensor:
 
 
 def _blocked(draw: Draw, tensor: Tensor) -> Tensor:
-    return (
-        tensor.to_mkldnn() if tensor.dtype == torch.float32 and tensor.dim() and tensor.numel() else tensor.to("meta")
-    )
+    fits = tensor.dtype == torch.float32 and 1 <= tensor.dim() <= 5 and tensor.numel()
+    return tensor.to_mkldnn() if fits else tensor.to("meta")
 
 
 def _huge(draw: Draw, tensor: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from scanlab_kernels.ssd.problem import SsdInputs
 
 SSD = ("ssd_chunked", "ssd_reference", "ssd_native", "ssd_native", "ssd_native")
 SSD_FLOAT64 = SSD[:2]  # the native one has none
+LIMITS = ((0.0, math.inf), (0.05, 0.3))
 CROSS_SCAN = ("cross_scan_2d_composed", "cross_scan_2d_torch", "cross_scan_2d_native", "cross_scan_2d_native")
 CROSS_SCAN_GRADIENTS = CROSS_SCAN[:2]  # the native one has none
 
@@ -86,8 +87,8 @@ def ssd_loop(
     return {"out": y if z is None else y * F.silu(fit("z", z, x.shape)), "final_state": h}
 
 
-def ssd(draw: Draw, *, edge: bool) -> Case:
-    """Draw a scan of Mamba-2."""
+def ssd_arguments(draw: Draw, *, edge: bool) -> Arguments:
+    """Draw the tensors and options of a scan of Mamba-2."""
     groups = draw.pick((1, 1, 2))
     heads, head_dim = groups * draw.randint(1, 4), draw.size(20, odd=(1, 16, 64))
     state = draw.size(20, odd=(1, 16, 128))
@@ -108,19 +109,29 @@ def ssd(draw: Draw, *, edge: bool) -> Case:
         "dt_bias": draw.maybe(draw.uniform(-0.5, 0.5, heads, dtype=weight)),
         "initial_state": draw.maybe(draw.normal(batch, heads, head_dim, state, dtype=weight), 0.4),
     }
-    has_sequences = draw.chance(0.3)
-    names = SSD_FLOAT64 if dtype == torch.float64 else SSD
-    named = selection(draw, names if has_sequences else ("ssd_scan", *names))
+    if draw.chance(0.6):
+        arguments = {name: None if value is None else draw.lay(value) for name, value in arguments.items()}
+    if draw.chance(0.3):
+        arguments["seq_idx"] = sequences(draw, batch, length)
+    return arguments | {"dt_softplus": draw.chance(0.5), "dt_limit": draw.pick(LIMITS)}
+
+
+def sequences(draw: Draw, batch: int, length: int) -> Tensor:
+    """Draw the index of the sequence of each step."""
+    return torch.cumsum(draw.uniform(0, 1, batch, length).gt(0.9), 1).int()
+
+
+def ssd(draw: Draw, *, edge: bool) -> Case:
+    """Draw a scan of Mamba-2."""
+    arguments = ssd_arguments(draw, edge=edge)
+    weight = arguments["A"].dtype
+    names = SSD_FLOAT64 if weight == torch.float64 else SSD
+    named = selection(draw, names if "seq_idx" in arguments else ("ssd_scan", *names))
     if edge and draw.chance(0.4):
         name = draw.pick(("x", "B", "C"))
         spoiled = draw.spoil(arguments[name], 0.03)
         is_in_order = named.startswith(("ssd_reference", "ssd_scan"))
         arguments[name] = spoiled if is_in_order else spoiled.nan_to_num(0.0, 1.0, -1.0)
-    if draw.chance(0.6):
-        arguments = {name: None if value is None else draw.lay(value) for name, value in arguments.items()}
-    if has_sequences:
-        arguments["seq_idx"] = torch.cumsum(draw.uniform(0, 1, batch, length).gt(0.9), 1).int()
-    arguments |= {"dt_softplus": draw.chance(0.5), "dt_limit": draw.pick(((0.0, math.inf), (0.05, 0.3)))}
 
     def call(given: Arguments) -> Results:
         options = {name: given[name] for name in ("dt_softplus", "dt_limit")}
@@ -128,25 +139,28 @@ def ssd(draw: Draw, *, edge: bool) -> Case:
         with serve_by(Policy.of({"ssd": named})):
             return dict(scanlab_ssd.ssd(inputs, **options)._asdict())
 
-    def dtypes(given: Arguments) -> dict[str, torch.dtype]:
-        varying = (given[name].dtype for name in ("x", "B", "C", "z") if given[name] is not None)
-        widest = functools.reduce(torch.promote_types, varying)
-        return {"out": given["x"].dtype, "final_state": torch.promote_types(widest, torch.float32)}
-
     return Case(
         "ssd",
         arguments,
         call,
         lambda given: ssd_loop(**given),
-        dtypes,
+        ssd_dtypes,
         arithmetic=weight,
-        differentiated=_floating(arguments) if draw.chance(0.4) else (),
+        differentiated=floating(arguments) if draw.chance(0.4) else (),
         exact_infinities=False,  # chunks multiply decays before states
         note=named,
     )
 
 
-def _floating(arguments: Arguments) -> tuple[str, ...]:
+def ssd_dtypes(given: Arguments) -> dict[str, torch.dtype]:
+    """Return the dtypes of the results."""
+    varying = (given[name].dtype for name in ("x", "B", "C", "z") if given[name] is not None)
+    widest = functools.reduce(torch.promote_types, varying)
+    return {"out": given["x"].dtype, "final_state": torch.promote_types(widest, torch.float32)}
+
+
+def floating(arguments: Arguments) -> tuple[str, ...]:
+    """Return the names of the floating tensors."""
     return tuple(n for n, v in arguments.items() if isinstance(v, Tensor) and v.is_floating_point())
 
 
@@ -208,7 +222,7 @@ def cross_scan(draw: Draw, *, edge: bool) -> Case:
     if draw.chance(0.6):
         arguments = {name: None if value is None else draw.lay(value) for name, value in arguments.items()}
     arguments["delta_softplus"] = draw.chance(0.5)
-    differentiated = _floating(arguments) if draw.chance(0.4) else ()
+    differentiated = floating(arguments) if draw.chance(0.4) else ()
     named = selection(draw, CROSS_SCAN_GRADIENTS if differentiated else CROSS_SCAN)
 
     def call(given: Arguments) -> Results:

@@ -111,6 +111,8 @@ def test_checkpoints_of_older_code_load():
         older[name] = each[..., None, None] if name.endswith("in_proj.weight") else each
     again = VMamba((1, 2), 16, FAMILIES["v0"], num_classes=5).eval()
     assert again.load_state_dict(older).missing_keys == []
+    with pytest.raises(RuntimeError, match="expected torch.Tensor"):
+        again.load_state_dict(older | {"head.bias": 1.0})
     with torch.no_grad():
         assert torch.equal(again(images()), model(images()))
 

@@ -5,8 +5,12 @@ Source: Dao-AILab/causal-conv1d@0d2252d, causal_conv1d/causal_conv1d_varlen.py.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
+
+from scanlab.errors import ProblemError
 
 __all__ = ["causal_conv1d_varlen_states", "causal_conv1d_varlen_states_ref"]
 
@@ -16,13 +20,34 @@ def causal_conv1d_varlen_states(x: Tensor, cu_seqlens: Tensor, state_len: int) -
     """Return the last `state_len` inputs of each packed sequence of x (tokens, dim): (batch, dim, state_len).
 
     Shorter sequences get zeros on the left. Sequence i is x[cu_seqlens[i] : cu_seqlens[i + 1]].
+
+    Raises:
+        ProblemError: x has other axes, state_len is negative, or cu_seqlens does not bound sequences of x.
     """
-    bounds = cu_seqlens.tolist()
+    if x.dim() != 2 or state_len < 0:
+        raise ProblemError(f"x is {tuple(x.shape)}, state_len={state_len}: must be (tokens, dim) and not negative.")
+    bounds = sequence_bounds(cu_seqlens, len(x))
     states = x.new_zeros(len(bounds) - 1, state_len, x.shape[1])
-    for state, begin, end in zip(states, bounds, bounds[1:], strict=False):
+    for state, (begin, end) in zip(states, itertools.pairwise(bounds), strict=True):
         last = x[max(begin, end - state_len) : end]
         state[state_len - len(last) :] = last
     return states.mT
+
+
+def sequence_bounds(cu_seqlens: Tensor, tokens: int) -> list[int]:
+    """Return where the packed sequences of so many tokens begin, and the end of the last.
+
+    Raises:
+        ProblemError: They are no whole numbers, none, beyond the tokens, or not in order.
+    """
+    if cu_seqlens.dim() != 1 or cu_seqlens.is_floating_point() or cu_seqlens.is_complex() or not len(cu_seqlens):
+        raise ProblemError(
+            f"cu_seqlens is {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}: must be (sequences + 1,) of int32."
+        )
+    bounds: list[int] = cu_seqlens.tolist()
+    if bounds[0] < 0 or bounds[-1] > tokens or any(end < begin for begin, end in itertools.pairwise(bounds)):
+        raise ProblemError(f"cu_seqlens={bounds}: must rise from 0 to the number of tokens, which is {tokens}.")
+    return bounds
 
 
 causal_conv1d_varlen_states_ref = causal_conv1d_varlen_states

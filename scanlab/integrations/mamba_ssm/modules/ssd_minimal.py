@@ -53,7 +53,7 @@ def ssd_minimal_discrete(
     """
     if len({each.dtype for each in (X, A, B, C)}) > 1:
         raise ProblemError(f"X, A, B, C are {X.dtype}, {A.dtype}, {B.dtype}, {C.dtype}: must have one dtype.")
-    if X.shape[1] % block_len:
+    if block_len < 1 or X.shape[1] % block_len:
         raise ProblemError(f"block_len={block_len} does not divide the length {X.shape[1]}; pad X with zeros.")
     groups = B.shape[2]
     drive = X[:, :, None].expand(-1, -1, groups, -1, -1)
@@ -62,7 +62,7 @@ def ssd_minimal_discrete(
         h = X.new_zeros(X.shape[0], groups, B.shape[-1], *X.shape[2:])
     else:
         h = initial_states[:, 0].movedim(-1, 2)
-    outs = []
+    outs = [X[:, :0]]
     for start in range(0, X.shape[1], block_len):
         now = slice(start, start + block_len)
         y, h = chunked.solve(Operands(drive[:, now], log_decay[:, now], B[:, now], C[:, now], h))

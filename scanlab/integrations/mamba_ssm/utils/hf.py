@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scanlab.models.checkpoints import read_weights
+
 
 def load_config_hf(model_name: str) -> dict[str, Any]:
     """Return the configuration of a published model, or of one in a folder."""
@@ -22,12 +24,13 @@ def load_config_hf(model_name: str) -> dict[str, Any]:
 def load_state_dict_hf(
     model_name: str, device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> dict[str, Tensor]:
-    """Return the weights of a published model, or of one in a folder; floating ones in `dtype` where it is given."""
-    weights = torch.load(_file_of(model_name, "pytorch_model.bin"), map_location="cpu", weights_only=True)
-    return {
-        name: tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
-        for name, tensor in weights.items()
-    }
+    """Return the weights of a published model, or of one in a folder; in `dtype` where it is given.
+
+    Raises:
+        InputError: The file cannot be read, or holds something else than weights; see `read_weights`.
+    """
+    weights = read_weights(_file_of(model_name, "pytorch_model.bin"))
+    return {name: tensor.to(device=device, dtype=dtype) for name, tensor in weights.items()}
 
 
 def _file_of(model_name: str, name: str) -> Path:

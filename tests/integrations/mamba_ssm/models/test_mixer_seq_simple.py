@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from scanlab.errors import ProblemError, UnavailableError
+from scanlab.errors import InputError, ProblemError, UnavailableError
 from scanlab.integrations.mamba_ssm.models.config_mamba import MambaConfig
 from scanlab.integrations.mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel, _init_weights, create_block
 from scanlab.integrations.mamba_ssm.utils.generation import GenerationMixin, decode, sample
@@ -149,6 +149,9 @@ def test_a_model_is_written_and_read_again(model, tmp_path):
     assert torch.equal(again(PROMPT).logits, model(PROMPT).logits)
     half = MambaLMHeadModel.from_pretrained(str(tmp_path / "saved"), dtype=torch.bfloat16)
     assert half(PROMPT).logits.dtype == torch.bfloat16
+    torch.save({"backbone.norm_f.weight": 1.0}, tmp_path / "saved" / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"pytorch_model\.bin holds backbone\.norm_f\.weight: must be weights"):
+        MambaLMHeadModel.from_pretrained(str(tmp_path / "saved"))
 
 
 class Counting(torch.nn.Module, GenerationMixin):

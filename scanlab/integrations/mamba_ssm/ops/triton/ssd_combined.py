@@ -15,6 +15,7 @@ from torch import Tensor
 
 from scanlab.errors import ProblemError
 from scanlab.integrations.causal_conv1d.causal_conv1d_interface import activation_of
+from scanlab.integrations.causal_conv1d.causal_conv1d_varlen import sequence_bounds
 from scanlab.integrations.mamba_ssm.ops.triton.layernorm_gated import rmsnorm_fn
 from scanlab.runtime import ops as mixer
 from scanlab.runtime.ssd import ssd
@@ -80,7 +81,7 @@ def _states_after_each(inputs: SsdInputs, cu_seqlens: Tensor | None, dt_softplus
     if cu_seqlens is None or inputs.x.shape[0] != 1:
         raise ProblemError("return_varlen_states: pass cu_seqlens and a batch of one.")
     states = []
-    for begin, end in itertools.pairwise(cu_seqlens.tolist()):
+    for begin, end in itertools.pairwise(sequence_bounds(cu_seqlens, inputs.x.shape[1])):
         varying = {name: getattr(inputs, name)[:, begin:end] for name in ("x", "dt", "B", "C")}
         part = inputs._replace(**varying, D=None, z=None, initial_state=None, seq_idx=None)
         states.append(ssd(part, dt_softplus=dt_softplus, dt_limit=dt_limit).final_state)

@@ -80,6 +80,8 @@ def test_the_states_after_each_of_several_sequences_are_those_of_each_alone():
         torch.testing.assert_close(states[index], state[0])
     with pytest.raises(ProblemError, match="pass cu_seqlens"):
         ssd_combined.mamba_chunk_scan_combined(*inputs[:5], 8, return_varlen_states=True)
+    with pytest.raises(ProblemError, match="must rise from 0"):
+        ssd_combined.mamba_chunk_scan_combined(*inputs[:5], 8, cu_seqlens=ends + 1, return_varlen_states=True)
 
 
 def layer(**changes: Tensor | None) -> dict[str, Any]:
@@ -184,5 +186,10 @@ def test_the_minimal_function_is_the_scan_of_discretised_inputs():
     torch.testing.assert_close(torch.cat((half, rest), 1), expected.out)
     with pytest.raises(ProblemError, match="block_len=7 does not divide"):
         ssd_minimal_discrete(X, A, inputs.B, inputs.C, 7)
+    with pytest.raises(ProblemError, match="block_len=0 does not divide"):
+        ssd_minimal_discrete(X, A, inputs.B, inputs.C, 0)
+    out, last_state = ssd_minimal_discrete(*(each[:, :0] for each in (X, A, inputs.B, inputs.C)), 8, h[:, None])
+    assert out.shape == (2, 0, HEADS, HEAD_DIM)
+    assert torch.equal(last_state, h)
     with pytest.raises(ProblemError, match="must have one dtype"):
         ssd_minimal_discrete(X.float(), A, inputs.B, inputs.C, 8)
