@@ -21,7 +21,7 @@ tune: $(VENV)/.ready
 	$(BIN)/python -m scanlab tune $(ARGS)
 
 test: $(VENV)/.ready
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(JOBS) -m "not timing" $(ARGS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not timing" $(ARGS)
 
 # Tests that read a clock and need a quiet machine, one at a time.
 test-timing: $(VENV)/.ready

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.shared import filled_once
 from scanlab.contract import registry
 from scanlab.contract.compiler import find_compiler
 
@@ -58,31 +59,39 @@ def succeeds(*command: str | Path, **environment: str) -> str:
 def wheel(tmp_path_factory) -> Path:
     """Built from a copy of the tree without what an earlier build left there."""
     pytest.importorskip("build", reason="the package `build` is not installed")
-    here = tmp_path_factory.mktemp("wheel")
-    for folder in ("scanlab", "kernels"):
-        shutil.copytree(ROOT / folder, here / "tree" / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, here / "tree")
-    succeeds(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", here / "dist", here / "tree")
-    (built,) = (here / "dist").iterdir()
+
+    def make(here: Path) -> None:
+        for folder in ("scanlab", "kernels"):
+            shutil.copytree(ROOT / folder, here / "tree" / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+            shutil.copy(ROOT / name, here / "tree")
+        succeeds(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", here / "dist", here / "tree")
+
+    (built,) = (filled_once(tmp_path_factory, "wheel", make) / "dist").iterdir()
     return built
+
+
+def python_of(home: Path) -> Path:
+    """Return the Python of the environment in this folder."""
+    return home / ("Scripts" if os.name == "nt" else "bin") / "python"
 
 
 def install(wheel: Path, home: Path) -> Path:
     """Return the Python of a new environment with this wheel and the libraries of ours, but not the scanlab of ours."""
     venv.create(home, symlinks=os.name != "nt")
-    scripts = home / ("Scripts" if os.name == "nt" else "bin")
     own = Path(sysconfig.get_path("purelib", vars={"base": str(home), "platbase": str(home)}))
     # a folder that is named here brings its packages along and not its own .pth files, so no editable install
     (own / "libraries.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")) + "\n")
-    succeeds(sys.executable, "-m", "pip", "--python", scripts / "python", "install", "--no-deps", "--no-index", wheel)
-    return scripts / "python"
+    python = python_of(home)
+    succeeds(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel)
+    return python
 
 
 @pytest.fixture(scope="module")
 def python(wheel, tmp_path_factory) -> Path:
     """The Python of an environment with the wheel for any machine."""
-    return install(wheel, tmp_path_factory.mktemp("environment"))
+    home = filled_once(tmp_path_factory, "environment", lambda home: install(wheel, home))
+    return python_of(home)
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +104,12 @@ def binary_wheel(tmp_path_factory) -> Path:
     compiler = find_compiler()
     if sys.platform != "linux" or compiler is None or "clang" in compiler.version:
         pytest.skip("wheels with kernels are built on Linux, by GCC")
-    outdir = tmp_path_factory.mktemp("binary")
-    return Path(succeeds(sys.executable, ROOT / "kernels/wheel.py", "--outdir", outdir).splitlines()[-1])
+
+    def make(outdir: Path) -> None:
+        succeeds(sys.executable, ROOT / "kernels/wheel.py", "--outdir", outdir)
+
+    (built,) = filled_once(tmp_path_factory, "binary", make).iterdir()
+    return built
 
 
 @pytest.fixture

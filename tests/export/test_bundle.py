@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
+from helpers.shared import filled_once
 from helpers.tiny_vim import trained_tiny_vim
 from scanlab.contract import registry
 from scanlab.contract.problem import ScanProblem
@@ -37,22 +37,20 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory, worker_id) -> tuple[Path, Exported]:
-    """An export, moved, and what was said of it; made once, by whichever of several processes comes first."""
+def written(tmp_path_factory) -> tuple[Path, Exported]:
+    """An export, moved, and what was said of it."""
     reason = registry.get("native").unavailable()
     if reason is not None:
         pytest.skip(reason)
-    ours = tmp_path_factory.getbasetemp()
-    shared = ours if worker_id == "master" else ours.parent
-    folder, said = shared / "elsewhere", shared / "exported.pickle"
-    with FileLock(shared / "export.lock"):
-        if not said.exists():
-            made = shared / "made"
-            exported = export(trained_tiny_vim(), made, ("aoti", "onnx"), batch=BATCH, origin={"model": "tiny"})
-            assert exported.passed, exported
-            made.rename(folder)
-            said.write_bytes(pickle.dumps(exported))
-    return folder, pickle.loads(said.read_bytes())
+
+    def write(folder: Path) -> None:
+        exported = export(trained_tiny_vim(), folder / "made", ("aoti", "onnx"), batch=BATCH, origin={"model": "tiny"})
+        assert exported.passed, exported
+        (folder / "made").rename(folder / "elsewhere")
+        (folder / "said").write_bytes(pickle.dumps(exported))
+
+    folder = filled_once(tmp_path_factory, "exported", write)
+    return folder / "elsewhere", pickle.loads((folder / "said").read_bytes())
 
 
 def test_both_models_give_the_logits_in_a_fresh_process(written):

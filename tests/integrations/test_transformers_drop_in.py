@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers.shared import filled_once
 from helpers.transformers_families import FAMILIES, VARIANTS
 
 transformers = pytest.importorskip("transformers", minversion="5.23")
@@ -24,12 +25,15 @@ Observed = dict[tuple[str, str], dict[str, Tensor]]
 @pytest.fixture(scope="module")
 def observed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Observed, Observed]:
     """Outputs of all models without the drop-in and with it, each in a process of its own."""
-    folder = tmp_path_factory.mktemp("observed")
-    program = [sys.executable, str(TESTS / "helpers" / "observe_transformers.py")]
-    environment = {**os.environ, "PYTHONPATH": str(TESTS), "TRANSFORMERS_VERBOSITY": "error"}
-    plain = subprocess.Popen([*program, str(folder / "plain")], env=environment)
-    subprocess.run([*program, str(folder / "drop-in"), "--drop-in"], env=environment, check=True)
-    assert plain.wait() == 0
+
+    def observe(folder: Path) -> None:
+        program = [sys.executable, str(TESTS / "helpers" / "observe_transformers.py")]
+        environment = {**os.environ, "PYTHONPATH": str(TESTS), "TRANSFORMERS_VERBOSITY": "error"}
+        plain = subprocess.Popen([*program, str(folder / "plain")], env=environment)
+        subprocess.run([*program, str(folder / "drop-in"), "--drop-in"], env=environment, check=True)
+        assert plain.wait() == 0
+
+    folder = filled_once(tmp_path_factory, "observed", observe)
     return torch.load(folder / "plain"), torch.load(folder / "drop-in")
 
 
