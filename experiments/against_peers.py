@@ -1,6 +1,6 @@
 """The native kernel is several times as fast as every peer that can be installed from a registry.
 
-The peers are backends of their own (experiments/peers): each is held against float64 and timed in the same
+The peers are backends of their own (experiments/peers): each is compared with float64 and timed in the same
 interleaved rounds, at the best of the values it offers for each tunable; native runs at its defaults.
 
     pip install -c constraints.txt -e experiments/peers

@@ -1,8 +1,8 @@
 """The shipped defaults rest on measurements: every backend beside the reference loop, on typical problems.
 
 Takes the best configuration of each backend from recorded trials and writes scanlab/runtime/defaults.toml, which serves
-problems that nobody tuned. Run it on each kind of machine, after tuning the typical problems there, and commit what it
-writes; the raw trials stay on the machine:
+problems that were not tuned. Run it on each kind of machine, after tuning the typical problems there, and commit what
+it writes; the raw trials stay on the machine:
 
     scanlab tune --suite experiments/heuristics.toml:typical --budget 15m --out results/heuristics
     python experiments/heuristics.py results/heuristics results/vim-tiny
@@ -110,9 +110,7 @@ def main(
     """Write the defaults that the folders hold, beside those of other machines that the file has."""
     new = {(each.machine, each.cpus, each.problem): each for folder in folders for each in measured(folder)}
     old = {(each.machine, each.cpus, each.problem): each for each in (read(out) if out.exists() else ())}
-    header = (
-        "# What was fastest where it was measured: made from recorded trials by `python experiments/heuristics.py`.\n"
-    )
+    header = "# The fastest backends where measured: made from recorded trials by `python experiments/heuristics.py`.\n"
     out.write_text("\n".join((header, *map(text_of, (old | new).values()))))
     print(f"wrote {out}: {len(old | new)} problems, {len(new)} of them from {', '.join(map(str, folders))}")
     write_table(list((old | new).values()), page)

@@ -55,10 +55,11 @@ WORTH = 1.03
 
 
 class Place(NamedTuple):
-    """A problem of a model, and its name there."""
+    """A problem of a model, its name there, and the number of rows that the model is called with."""
 
     model: str
     name: str
+    rows: int
     problem: Problem
 
 
@@ -76,16 +77,16 @@ def places() -> Iterator[Place]:
             }
             for product, (number, into, out) in products.items():
                 if product != "head" or rows == every_rows[0]:
-                    yield Place(name, product, LinearProblem(rows=number, in_features=into, out_features=out))
-            yield Place(name, "norm", AddNormProblem(rows=rows, dim=model, residual_in_fp32=True))
+                    yield Place(name, product, number, LinearProblem(rows=number, in_features=into, out_features=out))
+            yield Place(name, "norm", rows, AddNormProblem(rows=rows, dim=model, residual_in_fp32=True))
             if rows == 1:
-                yield Place(name, "step", StateUpdateProblem(batch=1, dim=dim, state=STATE, log_A=True))
+                yield Place(name, "step", rows, StateUpdateProblem(batch=1, dim=dim, state=STATE, log_A=True))
                 continue
             direction = "bidirectional" if is_vision else "forward"
             conv = ConvProblem(batch=1, dim=dim, length=rows, direction=direction, layout="dim_last")
-            yield Place(name, "conv1d", conv)
+            yield Place(name, "conv1d", rows, conv)
             sizes = {"batch": 1, "length": rows, "model": model, "dim": dim, "rank": rank, "state": STATE}
-            yield Place(name, "front", FrontProblem(**sizes, direction=direction))
+            yield Place(name, "front", rows, FrontProblem(**sizes, direction=direction))
 
 
 def candidates(problem: Problem) -> Iterator[tuple[str, OpFn]]:
@@ -121,6 +122,7 @@ def measured(place: Place, dtype: str, threads: int, rounds: int, rng: random.Ra
     facts = {
         "model": place.model,
         "op": place.name,
+        "rows": place.rows,
         "op_name": problem.op,
         "problem": problem.key,
         "dtype": dtype,
@@ -137,28 +139,20 @@ def measured(place: Place, dtype: str, threads: int, rounds: int, rng: random.Ra
         }
 
 
-def served(problem: Problem) -> str:
-    """Return the backend that serves a problem where nothing was tuned."""
-    return decide(problem, None).backend
-
-
 def table(frame: pd.DataFrame) -> pd.DataFrame:
     """Return a row for each problem, dtype and number of threads: the times, and what serves over the fastest."""
-    rows = []
-    kinds = ["model", "op", "op_name", "problem", "dtype", "threads"]
-    for (model, op, op_name, key, dtype, threads), group in frame.groupby(kinds, sort=False):
+    lines = []
+    kinds = ["model", "op", "rows", "op_name", "problem", "dtype", "threads"]
+    for (model, op, rows, op_name, key, dtype, threads), group in frame.groupby(kinds, sort=False):
         fastest = group.loc[group.over_torch.idxmin()]
-        problem = registry.parse_problem(key, op_name)
-        serving = served(problem)
+        serving = decide(registry.parse_problem(key, op_name), None).backend
         serves = group[group.implementation.str.partition(":")[0] == serving]
         over = serves.over_torch.min() / fastest.over_torch
-        rows.append(
+        lines.append(
             {
                 "model": model,
                 "op": op,
-                "rows": str(
-                    problem.rows if hasattr(problem, "rows") else problem.batch * getattr(problem, "length", 1)
-                ),
+                "rows": str(rows),
                 "dtype": dtype,
                 "threads": str(threads),
                 **{_short(name): f"{us:.3g}" for name, us in zip(group.implementation, group.us, strict=True)},
@@ -166,7 +160,7 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
                 "over the fastest": times(over),
             }
         )
-    return pd.DataFrame(rows).fillna("")
+    return pd.DataFrame(lines).fillna("")
 
 
 def _short(name: str) -> str:
@@ -184,7 +178,7 @@ def defaults_toml(frame: pd.DataFrame, source: str) -> str:
     silicon = this_machine().silicon
     flags = [flag for flag in DECIDING if flag in silicon.flags]
     lines = [
-        "# What is fastest around the scan on one kind of silicon, over torch's own op.",
+        "# The fastest ops around the scan on one kind of silicon, over torch's own op.",
         f"# Written by `python experiments/products.py --write-defaults`; {source} has the times.",
         f"vendor = {json.dumps(silicon.vendor)}",
         f"flags = {json.dumps(flags)}",

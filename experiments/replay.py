@@ -1,7 +1,7 @@
 """A search alone chooses wrong; a comparison of its best candidates on new samples corrects that.
 
 A recorded study is searched again and again on its own recorded noise, by each sampler and with several budgets, and
-every choice is held against what all the blocks of the record say together. Every configuration is a bag of blocks,
+every choice is compared with all the blocks of the record together. Every configuration is a bag of blocks,
 each a paired ratio that was measured; a replayed trial draws consecutive blocks, so that what drifted in the record
 drifts in the replay. Candidates of a comparison draw apart, where real ones share their rounds, so that the figures
 are on the careful side. The study is every configuration of a backend in rounds side by side on the vim-tiny suite;
@@ -41,7 +41,7 @@ from scanlab.tuning.search import MAX_REPEATS
 BLOCKS = (1, 3, 10)
 Sampler = Literal["random", "tpe"]
 
-# A choice within this of the best is right: nobody would notice the difference.
+# A choice within this of the best is right: the difference would not be noticed.
 CLOSE = math.log(1.02)
 REPEATS = 50
 # Of those that try everything the order says nothing: there the first stands for all.

@@ -2,7 +2,7 @@
 
 Claimed over the reference loop, each step on top of the one before: two phases 2.2 times, their loop in C++ with
 the torch API 2.8, both directions in parallel 3.5, data rearranged 4.0. Measured beside our backends in the same
-interleaved rounds; each is held against float64 before it is timed. Takes four minutes:
+interleaved rounds; each is compared with float64 before it is timed. Takes four minutes:
 
     python experiments/speedup_ladder.py
 """

@@ -1,7 +1,7 @@
 """A Mamba of transformers on a CPU, patched, reads prompts at least 5 times and writes tokens 1.5 times as fast.
 
 The configuration of mamba-130m with random weights, in float32, batch 1, twice on the same weights: as it comes,
-and patched. Before anything is timed both generate the same tokens. A token is also held against the matrix-vector
+and patched. Before anything is timed both generate the same tokens. A token is also compared with the matrix-vector
 products that it cannot do without, repeated by themselves as torch multiplies them: at most 1.3 times their time. All
 are timed in the same rounds; ratios are taken round by round; the fastest are shown too, for a neighbour can only add.
 Last, the patched model in bfloat16 beside itself in float32.

@@ -101,7 +101,7 @@ def kills_of_a_tuner(kills: int, folder: Path) -> Claim:
         own, said, begun, over = folder / str(place), set[str](), Counter[str](), False
         own.mkdir(parents=True)
         while not over:
-            last = done >= kills  # nobody kills it before its search is over
+            last = done >= kills  # not killed before its search is over
             lives_s = LAST_TUNER_S if last else random.uniform(0.0, TUNER_LIVES_S)
             lines = killed(tune_and_say, own, own / f"said-{time.monotonic_ns()}", lives_s)
             done += not last

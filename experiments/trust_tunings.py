@@ -1,4 +1,4 @@
-"""Runs of `scanlab tune` beside a busy neighbour or with cold caches, whose choices are held against the defaults."""
+"""Runs of `scanlab tune` beside a busy neighbour or with cold caches, whose choices are compared with the defaults."""
 
 import json
 import math

@@ -100,7 +100,7 @@ def pack(machine: str, tree: Path, outdir: Path) -> Path:
 def main() -> None:
     """Build the wheel that the command line asks for, and print its path."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--machine", choices=MACHINES, default=platform.machine(), help="what the kernels are for")
+    parser.add_argument("--machine", choices=MACHINES, default=platform.machine(), help="processor family")
     parser.add_argument("--outdir", type=Path, default=ROOT / "dist", help="where the wheel goes")
     options = parser.parse_args()
     if sys.platform != "linux":

@@ -1,4 +1,4 @@
-"""The errors scanlab raises on purpose: each says what was given, what holds, and the cure."""
+"""Errors that scanlab raises on purpose: each names the value given, the rule, and the cure."""
 
 import difflib
 from collections.abc import Iterable
@@ -43,9 +43,9 @@ class ProfileError(ScanlabError):
 
 
 class InputError(ScanlabError):
-    """A file the user named (image, suite, weights) is missing or not what it should be."""
+    """A file the user named (image, suite, weights) is missing or has other content than expected."""
 
 
-# What making an object of a file's content may raise where that is damaged or of another version. Behind a right
+# Errors of making an object of a file's content where that is damaged or of another version. Behind a right
 # checksum anything may stand: a record of another branch, or of another program.
 UNREADABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, ScanlabError, TypeError, ValueError)

@@ -1,4 +1,4 @@
-"""The environment variables that scanlab reads, all of them, and the bounds of what it keeps in memory."""
+"""All environment variables of scanlab, and the bounds of its caches."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class Setting:
 
     Args:
         name: Its name.
-        meaning: What it decides.
-        default: What holds where it is not set, in words.
+        meaning: Effect, in words.
+        default: Effect where it is not set, in words.
     """
 
     name: str

@@ -58,7 +58,7 @@ def read_suites(path: Path = SHIPPED) -> dict[str, dict[str, Any]]:
 
 
 def _fault_of(suite: object) -> str | None:
-    """Return what is wrong with a suite as read from TOML, or None."""
+    """Return the fault of a suite as read from TOML, or None."""
     if not isinstance(suite, dict) or not suite.keys() <= FIELDS or ("model" in suite) == ("problems" in suite):
         return "must be a table of a summary, and a `model` or `problems`"
     for name in ("summary", "op"):

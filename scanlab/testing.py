@@ -8,7 +8,7 @@
 
 A backend of another op than the scan has `OpContract` in the place of `BackendContract`.
 
-What a backend claims is compared with the float64 reference; what it does not claim it must reject with a reason.
+Problems that a backend claims are compared with the float64 reference; any other it must reject with a reason.
 A backend that cannot run on this machine has its computing tests skipped, with its own reason shown.
 """
 
@@ -89,7 +89,7 @@ class OpContract:
         return registry.op(problem.op).make_inputs(problem, seed)
 
     def build(self, problem: Problem, config: Config | None = None) -> OpFn:
-        """Build what is tested; skip the test with the backend's reason where it cannot run on this machine."""
+        """Build the function under test; skip with the backend's reason where it cannot run on this machine."""
         reason = self.backend.unavailable()
         if reason is not None:
             pytest.skip(f"{self.backend.name} cannot run here: {reason}")
@@ -164,7 +164,7 @@ class OpContract:
         first = function(*inputs)
         kept = tuple(tensor.clone() for tensor in first)
         function(*self.inputs(problem, seed=1))
-        assert all(map(torch.equal, first, kept)), "a later call wrote into what an earlier one returned"
+        assert all(map(torch.equal, first, kept)), "a later call wrote into the result of an earlier one"
         for tensor in first:
             tensor.fill_(math.nan)
         assert all(map(torch.equal, function(*inputs), kept)), "the same inputs gave other outputs"
@@ -191,7 +191,7 @@ class OpContract:
 
 
 class BackendContract(OpContract):
-    """Contract of a backend of the scan: `OpContract`, and what only scans promise."""
+    """Contract of a backend of the scan: `OpContract`, and the promises that only scans make."""
 
     def problems(self) -> Iterator[Problem]:
         """Yield the problems of every op, and one with a state that is too large."""

@@ -1,6 +1,6 @@
 """Gradients without gradients of their own, which they refuse.
 
-torch's `once_differentiable` refuses them too, but leaves what it returns unconnected to what it was computed from:
+torch's `once_differentiable` refuses them too, but leaves its results unconnected to their inputs:
 `torch.autograd.grad` then takes it for a constant there, and a Hessian silently lacks a part.
 """
 

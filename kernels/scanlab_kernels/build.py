@@ -96,7 +96,7 @@ class Extension:
         include: The folder below which headers are found; a change to any header there rebuilds the library.
         flags: Flags of every run and of the linker.
         link_flags: Flags of the linker alone.
-        register: Called once the library is loaded, to register what its ops have in Python.
+        register: Called once the library is loaded; registers the Python part of its ops.
         stable_abi: Whether the sources keep to LibTorch's stable ABI, so that the library serves every version of torch
             and a wheel can bring it.
     """
@@ -157,7 +157,7 @@ class Extension:
             _loaded.add(self)
 
     def source_hash(self) -> str:
-        """Return the hash of what decides the content of the library, compiler and torch aside."""
+        """Return the hash of everything that the library depends on, except compiler and torch."""
         found = hashlib.sha256()
         for text in (platform.machine(), *self.flags, *self.link_flags):
             found.update(text.encode() + b"\0")
@@ -255,7 +255,7 @@ class Extension:
         shutil.rmtree(folder)
 
     def _sweep(self, library: Path) -> None:
-        """Delete what interrupted builds of this extension left behind, but for that of `library`."""
+        """Delete the leftovers of interrupted builds of this extension, except those of `library`."""
         for folder in library.parent.glob(f"{self.name}-*/"):
             is_own = folder == library.with_suffix(".build")
             if not is_own and time.time() - folder.stat().st_mtime > STALE_S:
@@ -305,11 +305,11 @@ def _run_all(name: str, commands: dict[Path, tuple[str, ...]]) -> None:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in running:
                 assert process.stdin is not None
-                process.stdin.close()  # whatever still runs is killed by its supervisor
+                process.stdin.close()  # the supervisor of a running command kills it
 
 
 def private_folder(name: str) -> Path:
-    """Return the folder `name` of the cache, made now where it is missing, which nobody but this user and root writes.
+    """Return the folder `name` of the cache, made where it is missing; only this user and root can write to it.
 
     Raises:
         UnavailableError: It cannot be made, or others can write to it.

@@ -23,7 +23,7 @@ def digest_file(library: Path) -> Path:
 
 
 def is_intact(library: Path) -> bool:
-    """Return whether a cached library is there, whole, and written by nobody but this user and root."""
+    """Return whether a cached library exists, is whole, and could be written by this user and root only."""
     files = (library, digest_file(library))
     if not all(file.exists() for file in files):
         return False
@@ -32,7 +32,7 @@ def is_intact(library: Path) -> bool:
 
 
 def is_private(path: Path) -> bool:
-    """Return whether `path` belongs to this user or root and nobody else can write to it or replace what is in it."""
+    """Return whether `path` belongs to this user or root and no other user can write to it or replace its content."""
     status = path.stat()
     others_write = bool(status.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
     is_sticky = stat.S_ISDIR(status.st_mode) and bool(status.st_mode & stat.S_ISVTX)

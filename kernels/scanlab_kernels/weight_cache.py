@@ -1,4 +1,4 @@
-"""Cache of what inference computes from weights, valid for as long as they stay unchanged."""
+"""Cache of values that inference derives from weights, valid while the weights are unchanged."""
 
 from __future__ import annotations
 

@@ -46,11 +46,11 @@ class QuietWait:
     Args:
         limit_s: All waiting together takes at most so long.
         clock: Paused while waiting.
-        disturbance: Does nothing for so many seconds and returns what would have disturbed samples, or None.
+        disturbance: Waits for so many seconds, and returns the disturbance that samples would have seen, or None.
         on_wait: Called with the reason after each look at a machine that is still busy.
 
     Attributes:
-        left_s: What is left of the limit.
+        left_s: Remaining time of the limit.
         waited_s: All waiting so far.
     """
 

@@ -375,5 +375,5 @@ def sweep_lengths(
 
 
 def _call_s(measurement: Measurement) -> float:
-    """Return the duration of a call, by all blocks: an estimate of what the next length takes."""
+    """Return the duration of a call, by all blocks, as an estimate for the next length."""
     return statistics.median(sample for block in measurement.blocks for sample in block.candidate_ns) / 1e9

@@ -87,7 +87,7 @@ class BenchmarkContext:
     Attributes:
         inputs_label: Where the inputs came from.
         references: Reference outputs for the inputs themselves, and for a draw of hard ones (seed + 1).
-        roofline: What the CPU could do at best; None for a problem on another device.
+        roofline: Limits of the CPU; None for a problem on another device.
     """
 
     problem: Problem

@@ -32,7 +32,7 @@ from scanlab.bench.worker import CandidateFailedError, Evaluation, LocalWorker, 
 from scanlab.contract.backend import Backend
 from scanlab.errors import ScanlabError
 
-# A build may compile for minutes on a slow machine; what takes longer than this is stuck.
+# A build may compile for minutes on a slow machine; one that takes longer than this is stuck.
 BUILD_TIMEOUT_S = 900.0
 # One round, or one measurement of memory, may take so much beyond its calibration: other processes slow it down.
 MIN_TIMEOUT_S = 30.0
@@ -72,7 +72,7 @@ class ProcessWorker:
         self._hand_over(context)
 
     def verify(self, candidate: Candidate) -> Evaluation:
-        """Build, call and verify `candidate`, and forget it."""
+        """Build, call and verify `candidate`, without keeping it."""
         return self._evaluated("verify", candidate)
 
     def _evaluated(self, method: str, candidate: Candidate) -> Evaluation:
@@ -109,7 +109,7 @@ class ProcessWorker:
         return blocks
 
     def peak_bytes(self, candidate: Candidate) -> int | None:
-        """Return the bytes that one call takes beyond what was in use; None where unknown."""
+        """Return the bytes that one call takes beyond the memory in use; None where unknown."""
         self._prepare_again(candidate)
         timeout_s = MIN_TIMEOUT_S + TIMEOUT_FACTOR * self._evaluations[candidate].block_s
         try:
@@ -128,7 +128,7 @@ class ProcessWorker:
                 self._ask("release", held, timeout_s=MIN_TIMEOUT_S)
 
     def load(self, context: BenchmarkContext) -> None:
-        """Forget everything prepared, and go on in `context`."""
+        """Drop all prepared candidates, and continue in `context`."""
         self._hand_over(context)
         self._evaluations.clear()
         self._in_process.clear()
@@ -146,11 +146,11 @@ class ProcessWorker:
             self._hand_over(context)
 
     def disturbance(self, seconds: float) -> str | None:
-        """Do nothing for so long and return what would have disturbed a block, or None."""
+        """Wait for `seconds`, and return the disturbance that a block would have seen, or None."""
         return system_state.observe(seconds)
 
     def close(self) -> None:
-        """Forget everything, and end what was started."""
+        """Drop all prepared candidates, and end the processes that were started."""
         self._end()
         self._folder.cleanup()
 
@@ -182,7 +182,7 @@ class ProcessWorker:
         return process
 
     def _ask(self, method: str, *arguments: object, timeout_s: float) -> object:
-        """Return the reply to a request, of a new process where none runs; raises what `_exchange` does."""
+        """Return the reply to a request, of a new process where none runs; raises the errors of `_exchange`."""
         if self._process is None:
             begun = time.monotonic()
             self._process = self._start()
@@ -212,7 +212,7 @@ class ProcessWorker:
             reason = self._last_words(process, timeout_s)
             self._end()
             raise _WorkerDiedError(reason) from None
-        except BaseException:  # interrupted in the middle of a reply: what follows on the pipe is not understood
+        except BaseException:  # interrupted in the middle of a reply: the rest of the pipe cannot be read
             self._end()
             raise
         finally:
@@ -276,7 +276,7 @@ def _receive(stream: IO[bytes]) -> bytes:
 
 
 def _read_requests(stream: IO[bytes], requests: SimpleQueue[bytes]) -> None:
-    """Queue the requests; end this process and its compilers when whoever asks is gone."""
+    """Queue the requests; end this process and its compilers when the parent is gone."""
     while True:
         try:
             requests.put(_receive(stream))
@@ -288,7 +288,7 @@ def _read_requests(stream: IO[bytes], requests: SimpleQueue[bytes]) -> None:
 
 def _main(folder: Path, process: int) -> None:
     replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a compiler or a kernel prints must not run into the replies
+    os.dup2(2, 1)  # the output of a compiler or a kernel must not run into the replies
     requests: SimpleQueue[bytes] = SimpleQueue()
     threading.Thread(target=_read_requests, args=(sys.stdin.buffer, requests), daemon=True).start()
     with (folder / "running").open("r+b") as file:
@@ -318,7 +318,7 @@ def _main(folder: Path, process: int) -> None:
 
 
 if __name__ == "__main__":
-    # Under its own name, so that what is pickled here is known there.
+    # Under its own name, so that objects pickled here are known there.
     from scanlab.bench.process_worker import _main as main
 
     main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,6 +1,6 @@
 """Ranking of compared candidates: who leads, who ties, which differences mean nothing, and when to stop.
 
-One candidate runs twice, as an A/A control: what that pair differs by is noise, and a difference no larger than that
+One candidate runs twice, as an A/A control: the difference of that pair is noise, and a difference no larger than that
 is a tie. What serves untuned wins whatever it ties with. Any other tie goes to the simplest: the lower rank of the
 ladder, then what departs least from its defaults; then to the smaller error, then to the smaller memory.
 
@@ -59,7 +59,7 @@ class RankedCandidate:
         rank: Of its backend on the ladder.
         num_nondefault: Number of tunables that are not at their defaults.
         attainable_share: Time of a kernel that wastes nothing over its time; None if unknown.
-        is_untuned: Whether it is what serves where nothing was tuned.
+        is_untuned: Whether it serves where nothing was tuned.
     """
 
     trial: Trial
@@ -72,7 +72,7 @@ class RankedCandidate:
 
 @dataclass(frozen=True)
 class Gain:
-    """Relative speed gained over what serves untuned: 0.07 is 7 % more calls a second."""
+    """Relative speed gained over the untuned choice: 0.07 is 7 % more calls a second."""
 
     over: str
     value: float
@@ -93,7 +93,7 @@ class Comparison:
         winner: The candidate to deploy; None where too little was measured to name one.
         noise_floor: log ratio by which two runs of one candidate may differ, at 95 %; infinite where unknown.
         rounds: All rounds, and those that nothing disturbed.
-        gain: Of the winner over what serves untuned; None where the winner is that, or where it took no part.
+        gain: Of the winner over the untuned choice; None where the winner is that choice, or where it took no part.
         confirms: Whether the winner was chosen by an earlier comparison that this one does not contradict.
         objective: The time that candidates are ranked by.
     """
@@ -165,7 +165,7 @@ class Comparison:
         return "; ".join(parts) + "."
 
     def _advantage(self, near: Sequence[RankedCandidate]) -> str:
-        """Return what the winner has over those that are about as fast."""
+        """Return the advantage of the winner over those that are about as fast."""
         assert self.winner is not None
         if self.confirms:
             return "winner of the comparison before"
@@ -216,7 +216,7 @@ def places(blocks: Sequence[Sequence[Block]], floor: float, objective: Objective
 def decided(blocks: Sequence[Sequence[Block]], floor: float, objective: Objective = "median") -> bool:
     """Return whether every candidate is shown to be slower than the leader, or close enough to it.
 
-    Never while one candidate differs from itself by more than that: what cannot be distinguished then may yet be.
+    Never while one candidate differs from itself by more than that: more rounds may distinguish the others.
     """
     if floor > WORTH_FOR_SIMPLICITY:
         return False
@@ -227,7 +227,7 @@ def decided(blocks: Sequence[Sequence[Block]], floor: float, objective: Objectiv
 def choose(candidates: Sequence[RankedCandidate], floor: float) -> RankedCandidate | None:
     """Return the candidate to deploy, or None where the clean rounds name no leader.
 
-    What serves untuned is replaced only by what is shown to be faster.
+    The untuned choice is replaced only by one that is shown to be faster.
     """
     tied = [each for each in candidates if each.place.tied]
     if not tied:
@@ -241,7 +241,7 @@ def choose(candidates: Sequence[RankedCandidate], floor: float) -> RankedCandida
 def gain_over_untuned(
     candidates: Sequence[RankedCandidate], winner: RankedCandidate | None, objective: Objective = "median"
 ) -> Gain | None:
-    """Return the gain of `winner` over what serves untuned, paired within the clean rounds of both."""
+    """Return the gain of `winner` over the untuned choice, paired within the clean rounds of both."""
     untuned = next((each.trial for each in candidates if each.is_untuned), None)
     if winner is None or untuned is None or winner.is_untuned:
         return None
@@ -266,7 +266,7 @@ def _labels(candidates: Sequence[RankedCandidate]) -> str:
 
 
 def _preference(ranked: RankedCandidate) -> tuple[float, ...]:
-    """Return what a tie is decided by, smallest first: rank, defaults, error, memory in steps of a tenth, time."""
+    """Return the key that decides a tie, smallest first: rank, defaults, error, memory in steps of a tenth, time."""
     trial = ranked.trial
     assert trial.verdict is not None
     assert trial.measurement is not None

@@ -216,7 +216,7 @@ def decode(line: bytes) -> Trial:
 
     Raises:
         NewerSchemaError: If a newer scanlab wrote it.
-        RecordError: If it is damaged, or holds what this version does not understand.
+        RecordError: If it is damaged, or of a version that is not understood.
     """
     head, body = line[:20], line[20:]
     if head != b'{"crc32":"%08x",' % zlib.crc32(body):
@@ -234,7 +234,7 @@ def decode(line: bytes) -> Trial:
 
 
 def _check(trial: Trial) -> None:
-    """Raise an error if a trial could stop those who read it: what it holds is ordered, averaged and printed."""
+    """Raise an error if a trial has values that cannot be ordered, averaged and printed."""
     check_field_types(trial)
     if not (0 <= trial.started_at < MAX_TIME_S and math.isfinite(trial.duration_s)):
         raise ValueError(f"started_at={trial.started_at} and duration_s={trial.duration_s} are no times")
@@ -248,7 +248,7 @@ def _check(trial: Trial) -> None:
 
 
 def check_field_types(instance: Any) -> None:
-    """Raise TypeError or ValueError, with the place, if a field does not hold what its annotation says.
+    """Raise TypeError or ValueError, with the place, if a field does not match its annotation.
 
     Known annotations are numbers, booleans, text, None, literals, unions, tuples of one type, mappings and further
     dataclasses.

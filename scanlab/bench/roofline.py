@@ -25,7 +25,7 @@ GRADIENT_FACTOR = 3.0
 # The roofline is measured on a machine that may be busy, and clocks differ: a time is refused only this far below it.
 SAFETY = 2.0
 TRIES = 30
-# Some dtypes have no fast product on some CPUs: fewer tries of what takes long.
+# Some dtypes have no fast product on some CPUs: fewer tries of slow products.
 MAX_TRIES_S = 0.1
 MATMUL_SIZE = 256
 COPY_BYTES = 64 << 20

@@ -80,7 +80,7 @@ class Measurement:
         baseline_calls: The same for the baseline.
         build_ms: Compiling and allocating.
         first_call_ms: The first call, which may compile too.
-        peak_bytes: Memory that one call takes beyond what was in use before it; None where it cannot be known.
+        peak_bytes: Memory that one call takes beyond the memory in use before it; None where it cannot be known.
         blocks: The candidate's blocks beside the baseline.
         reference: Label of the reference loop that speed-ups refer to; None where they refer to the baseline itself.
         reference_blocks: The reference's own blocks beside the baseline; empty without one.

@@ -34,11 +34,11 @@ class SimulatedWorker:
     """Worker whose samples are drawn.
 
     Args:
-        time: Advanced by what is simulated.
+        time: Advanced by the simulation.
         sample_ns: Draws one sample of a candidate, in nanoseconds.
-        disturbance: Returns what disturbs the machine at a simulated second, or None.
+        disturbance: Returns the disturbance at a simulated second, or None.
         failure: Returns why a candidate crashes when it is prepared, or None.
-        build_s: What preparing a candidate takes.
+        build_s: Time of preparing a candidate.
     """
 
     isolated = True
@@ -68,7 +68,7 @@ class SimulatedWorker:
         return self, ()
 
     def verify(self, candidate: Candidate) -> Evaluation:
-        """Build, call and verify `candidate`, and forget it."""
+        """Build, call and verify `candidate`, without keeping it."""
         return self.prepare(candidate)
 
     def prepare(self, candidate: Candidate) -> Evaluation:
@@ -103,7 +103,7 @@ class SimulatedWorker:
         )
 
     def peak_bytes(self, candidate: Candidate) -> int | None:
-        """Return the bytes that one call takes beyond what was in use; None where unknown."""
+        """Return the bytes that one call takes beyond the memory in use; None where unknown."""
         return None
 
     def release(self, candidates: Iterable[Candidate]) -> None:
@@ -112,7 +112,7 @@ class SimulatedWorker:
             self._prepared.pop(each, None)
 
     def load(self, context: BenchmarkContext) -> None:
-        """Forget everything prepared, and go on in `context`."""
+        """Drop all prepared candidates, and continue in `context`."""
         self._prepared.clear()
 
     def restart(self, context: BenchmarkContext | None = None) -> None:
@@ -122,10 +122,10 @@ class SimulatedWorker:
         self._time.seconds += self.start_s
 
     def disturbance(self, seconds: float) -> str | None:
-        """Do nothing for so long and return what would have disturbed a block, or None."""
+        """Wait for `seconds`, and return the disturbance that a block would have seen, or None."""
         self._time.seconds += seconds
         return self._disturbance(self._time.seconds)
 
     def close(self) -> None:
-        """Forget everything, and end what was started."""
+        """Drop all prepared candidates, and end the processes that were started."""
         self._prepared.clear()

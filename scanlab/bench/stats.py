@@ -1,4 +1,4 @@
-"""Intervals for paired ratios: what the samples say, and how sure they are of it."""
+"""Estimates and intervals of paired ratios."""
 
 from __future__ import annotations
 

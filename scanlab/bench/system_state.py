@@ -102,7 +102,7 @@ def snapshot() -> Snapshot:
 
 
 def observe(seconds: float) -> str | None:
-    """Sleep for so long and return what would have disturbed samples taken meanwhile, or None."""
+    """Sleep for `seconds`, and return the disturbance that samples would have seen, or None."""
     before = snapshot()
     time.sleep(seconds)
     return before.until(snapshot()).disturbed

@@ -156,7 +156,7 @@ def take_round(
 
 
 def peak_bytes(call: Callable[[], object], device: str, threads: int) -> int | None:
-    """Return the bytes that one call takes beyond what is in use before it; None where the system cannot tell.
+    """Return the bytes that one call takes beyond the memory in use before it; None where the system cannot tell.
 
     On CUDA the allocator's own count. On Linux the growth of the resident set, whatever allocates: memory that the
     allocators hold in reserve is released first, and the system's high-water mark is reset.
@@ -180,7 +180,7 @@ def peak_bytes(call: Callable[[], object], device: str, threads: int) -> int | N
 
 
 def _release_reserves() -> None:
-    """Return malloc's reserve to the system, and page out what was freed lazily, which counts until then."""
+    """Return malloc's reserve to the system, and page out lazily freed memory, which counts until then."""
     libc, page_out = ctypes.CDLL(None), 21
     libc.malloc_trim(0)
     start = end = 0

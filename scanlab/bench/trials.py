@@ -1,4 +1,4 @@
-"""Trials from what a worker returns: the baseline that blocks were taken beside, and the record of a candidate."""
+"""Trials from the results of a worker: the baseline of the blocks, and the record of a candidate."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Baseline:
 
 
 def reference_candidate(problem: Problem) -> Candidate:
-    """Return what speed-ups on `problem` refer to: what its op names, or the simplest of its backends."""
+    """Return the reference of speed-ups on `problem`: the one that its op names, or the simplest of its backends."""
     named = registry.op(problem.op).speedups_over
     backend, config = registry.parse_selection(named) if named else (registry.simplest(problem.op), {})
     return Candidate(backend, backend.space.defaults | config)
@@ -106,7 +106,7 @@ def trial_of(
 ) -> Trial:
     """Return the record of a candidate.
 
-    A time that the machine cannot have computed the problem in makes it wrong, whatever its verdict.
+    A time below the arithmetic limit of the machine makes it wrong, even where its outputs were right.
 
     Args:
         context: Of the run.

@@ -75,7 +75,7 @@ class Worker(Protocol):
     start_s: float
 
     def verify(self, candidate: Candidate) -> Evaluation:
-        """Build, call and verify `candidate`, and forget it; any failure is an evaluation too."""
+        """Build, call and verify `candidate`, without keeping it; any failure is an evaluation too."""
 
     def prepare(self, candidate: Candidate) -> Evaluation:
         """Build, call, verify and calibrate `candidate`, unless it is prepared; any failure is an evaluation too."""
@@ -88,22 +88,22 @@ class Worker(Protocol):
         """
 
     def peak_bytes(self, candidate: Candidate) -> int | None:
-        """Return the bytes that one call takes beyond what is in use before it; None where that cannot be known."""
+        """Return the bytes that one call takes beyond the memory in use before it; None where that cannot be known."""
 
     def release(self, candidates: Iterable[Candidate]) -> None:
-        """Forget `candidates` and free what they hold."""
+        """Drop `candidates`, and free their memory."""
 
     def load(self, context: BenchmarkContext) -> None:
-        """Forget everything prepared; what follows is of `context`, in the same process."""
+        """Drop all prepared candidates; continue in `context`, in the same process."""
 
     def restart(self, context: BenchmarkContext | None = None) -> None:
-        """Forget everything prepared; what follows runs in a fresh process, in `context` where one is given."""
+        """Drop all prepared candidates; continue in a fresh process, in `context` where one is given."""
 
     def disturbance(self, seconds: float) -> str | None:
-        """Do nothing for so long and return what would have disturbed a block meanwhile, or None."""
+        """Wait for `seconds`, and return the disturbance that a block would have seen, or None."""
 
     def close(self) -> None:
-        """End the process, and whatever it started."""
+        """End the process and its children."""
 
 
 class LocalWorker:
@@ -111,7 +111,7 @@ class LocalWorker:
 
     Args:
         process: Number that its blocks carry.
-        running: One byte that holds the position of the candidate being sampled, plus 1; for whoever may have to ask
+        running: One byte that has the position of the candidate being sampled, plus 1; a parent reads it
             after a crash.
     """
 
@@ -124,7 +124,7 @@ class LocalWorker:
         self.load(context)
 
     def load(self, context: BenchmarkContext) -> None:
-        """Forget everything prepared, and go on in `context`."""
+        """Drop all prepared candidates, and continue in `context`."""
         self._context = context
         self._copies = input_copies(context.inputs)
         self._prepared: dict[Candidate, TimedCall] = {}
@@ -133,7 +133,7 @@ class LocalWorker:
         self._rng = random.Random(f"{context.seed} {self._process}")
 
     def verify(self, candidate: Candidate) -> Evaluation:
-        """Build, call and verify `candidate`, and forget it."""
+        """Build, call and verify `candidate`, without keeping it."""
         return self._guarded(lambda: self._built(candidate)[0])
 
     def prepare(self, candidate: Candidate) -> Evaluation:
@@ -189,7 +189,7 @@ class LocalWorker:
             self._running[0] = position + 1
 
     def peak_bytes(self, candidate: Candidate) -> int | None:
-        """Return the bytes that one call takes beyond what was in use; None where unknown."""
+        """Return the bytes that one call takes beyond the memory in use; None where unknown."""
         timed = self._prepared[candidate]
         try:
             return peak_bytes(timed.call, timed.device, timed.threads)
@@ -207,11 +207,11 @@ class LocalWorker:
         self.load(context or self._context)
 
     def disturbance(self, seconds: float) -> str | None:
-        """Do nothing for so long and return what would have disturbed a block, or None."""
+        """Wait for `seconds`, and return the disturbance that a block would have seen, or None."""
         return system_state.observe(seconds)
 
     def close(self) -> None:
-        """Forget everything, and end what was started."""
+        """Drop all prepared candidates, and end the processes that were started."""
         self._prepared.clear()
 
 

@@ -24,8 +24,8 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "tune": Command("tune", "tune", "search, verify, time, compare and deploy; Ctrl-C keeps what was measured"),
-    "best": Command("best", "best", "show what serves a problem here, and why; --recheck measures it again"),
+    "tune": Command("tune", "tune", "search, verify, time, compare and deploy; Ctrl-C keeps the results so far"),
+    "best": Command("best", "best", "show the choice that serves a problem, and why; --recheck measures it again"),
     "report": Command("report", "report", "write tables, figures and a page from recorded trials"),
     "profile": Command("profile", "profile", "list, show, remove, restore or compare deployed choices"),
     "verify": Command("verify", "verify", "check backends, or with --model whole models, against float64"),
@@ -34,9 +34,9 @@ COMMANDS = {
     "doctor": Command("doctor", "doctor", "examine the machine and the compiler, and name the cures"),
     "run": Command("run", "run", "run a script with mamba_ssm and causal_conv1d served by scanlab"),
     "export": Command("export", "export", "write Vision Mamba as files that run without scanlab"),
-    "fleet": Command("fleet", "fleet", "show what many machines that share a storage have found"),
+    "fleet": Command("fleet", "fleet", "show the results of all machines that share a storage"),
 }
-# Commands of earlier versions, and what does their work now.
+# Commands of earlier versions, and those that replace them.
 RENAMED = {
     "check": "`scanlab best --recheck`",
     "validate": "`scanlab verify --model vim-tiny`",
@@ -81,7 +81,7 @@ def overview() -> str:
 
 
 def unknown(name: str) -> str:
-    """Return what to say of a command that does not exist."""
+    """Return the message on a command that does not exist."""
     if name in RENAMED:
         return f"`scanlab {name}` is now {RENAMED[name]}."
     return f"there is no command {name!r}: `scanlab --help` lists them.{did_you_mean(name, COMMANDS)}"

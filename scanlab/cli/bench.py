@@ -39,7 +39,7 @@ from scanlab.contract import registry
 
 
 def bench(
-    selections: Annotated[list[str], typer.Argument(metavar="BACKEND[:TUNABLE=VALUE,...]...", help="What runs.")],
+    selections: Annotated[list[str], typer.Argument(metavar="BACKEND[:TUNABLE=VALUE,...]...", help="Configurations.")],
     op: OpName = None,
     problem: ProblemTexts = None,
     suite: SuiteName = None,
@@ -47,7 +47,7 @@ def bench(
     objective: ObjectiveName = "median",
     budget: Annotated[str, typer.Option(help="Time for each problem: 30s, 2m.")] = "30s",
     baseline: Annotated[
-        str | None, typer.Option(help="What the others are timed beside; the fastest of them by default.")
+        str | None, typer.Option(help="Baseline that the others are timed beside; the fastest of them by default.")
     ] = None,
     results: Annotated[Path, typer.Option("--out", help="The folder that the trials are recorded in.")] = Path(
         "runs/bench"

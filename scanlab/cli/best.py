@@ -1,4 +1,4 @@
-"""`scanlab best`: show what serves a problem on this machine and why, or measure the choices again."""
+"""`scanlab best`: show the choice that serves a problem on this machine and why, or measure it again."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def best(
 
     The basis is named (by SCANLAB_BACKEND), exact (tuned for this problem), nearest (tuned for one like it), adopted
     (from another machine, by `scanlab fleet --adopt`), default (one that ships, measured elsewhere) or fallback. Then
-    comes what would serve in its place. With --recheck, exits with 1 where a choice no longer holds and with 3 where
-    the time did not suffice to tell.
+    comes the one that would serve in its place. With --recheck, exits with 1 where a choice no longer holds and with 3
+    where the time did not suffice to tell.
 
     Example: `scanlab best --problem batch=1,dim=384,length=197`
     """
@@ -114,7 +114,7 @@ def _answer(problem: Problem, profile: Profile | None) -> dict[str, Any]:
 
 
 def _named(problem: Problem) -> Decision | None:
-    """Return the decision of whoever set SCANLAB_BACKEND, which goes before every other; None where it is not set."""
+    """Return the decision by SCANLAB_BACKEND, which precedes every other; None where it is not set."""
     text = settings.BACKEND.get()
     if text is None or problem.op != registry.DEFAULT_OP:
         return None

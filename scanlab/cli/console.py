@@ -38,7 +38,7 @@ def plain_table(*columns: str, header: bool = True) -> Table:
 
 @contextmanager
 def steps(command: str) -> Iterator[Callable[[str], None]]:
-    """Show the step under way: in place on a terminal, and else in a line of its own; yields what takes the steps."""
+    """Show the step under way: in place on a terminal, and else in a line of its own; yields the function to call."""
     if notes.is_terminal:
         with notes.status("") as status:
             yield lambda step: status.update(escape(f"{command}: {step}"))

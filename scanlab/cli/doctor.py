@@ -1,4 +1,4 @@
-"""`scanlab doctor`: examine the machine, the compiler and the backends, and name the cure of what is wrong."""
+"""`scanlab doctor`: examine the machine, the compiler and the backends, and name cures."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Finding:
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Show the machine, the compiler, the usable threads, and what does not work, with reason and cure.
+    """Show the machine, the compiler, the usable threads, and every fault with its reason and cure.
 
     Exits with 1 where something is wrong. Example: `scanlab doctor`
     """
@@ -129,7 +129,7 @@ def _huge_pages() -> Finding:
     if mode == "madvise" and not asked:
         cure = "for large images and long sequences set THP_MEM_ALLOC_ENABLE=1, with which torch asks too"
         return Finding("huge pages", True, "for those who ask (madvise): scanlab's own large outputs do", cure)
-    meanings = {"always": "for everyone", "madvise": "for those who ask: scanlab and torch do", "never": "for nobody"}
+    meanings = {"always": "for everyone", "madvise": "for those who ask: scanlab and torch do", "never": "never"}
     return Finding("huge pages", True, meanings.get(mode, modes.strip()))
 
 
@@ -144,7 +144,7 @@ def _freed_memory() -> Finding:
         return Finding("freed memory", True, "large blocks are kept: glibc's thresholds are set")
     settings = " ".join(f"{name}={threshold}" for name, threshold in KEEP_FREED.items())
     cure = f"for large images and long sequences set {settings}, with which it keeps them"
-    return Finding("freed memory", True, "glibc hands large blocks back, and asks for zeroed ones again", cure)
+    return Finding("freed memory", True, "glibc frees large blocks, and asks for zeroed ones again", cure)
 
 
 def _compiler() -> Finding:

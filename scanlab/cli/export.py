@@ -50,7 +50,7 @@ def export(
     to: Annotated[Path, typer.Option(help="The folder to write; new, or empty.")],
     model: Annotated[str, typer.Option(help="vim-tiny, vim-small, vim-base or a stride8 variant.")] = "vim-tiny",
     target: Annotated[Target, typer.Option("--format", help="aoti is for torch, onnx for ONNX Runtime.")] = Target.AOTI,
-    size: Annotated[int, typer.Option(min=1, help="Pixels along one side of what the model sees.")] = 224,
+    size: Annotated[int, typer.Option(min=1, help="Pixels along one side of the model's input.")] = 224,
     batch: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 1,
     as_json: AsJson = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""`scanlab fleet`: what the machines that share a storage have found, and what that says to this one."""
+"""`scanlab fleet`: results of the machines that share a storage, and their use for this one."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from scanlab.tuning.fleet.storage import open_storage
 
 def fleet(
     storage: Annotated[
-        str, typer.Option(help="What the machines tune with: a database URL, a journal file, or grpc://HOST:PORT.")
+        str, typer.Option(help="Storage of the machines: a database URL, a journal file, or grpc://HOST:PORT.")
     ],
     adopt: Annotated[
-        bool, typer.Option("--adopt", help="Take over choices for what was not tuned on this machine: see above.")
+        bool, typer.Option("--adopt", help="Take over choices for problems not tuned on this machine: see above.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the machines that tune with one storage, their progress, the best of each, and which backend wins where.
 
-    With --adopt this machine's profile takes over what is tuned elsewhere and not here: from its own kind of
-    machine as it is, and else from its nearest machine (by instruction sets, cores and caches), which is marked as
+    With --adopt this machine's profile takes over choices for problems tuned elsewhere and not here: from its own kind
+    of machine as it is, and else from its nearest machine (by instruction sets, cores and caches), which is marked as
     such until `scanlab tune` chooses here.
 
     Example, after a tuning: `scanlab fleet --storage runs/studies.journal`
@@ -52,12 +52,12 @@ def fleet(
         if entries:
             out.print(f"wrote {profile_path()}, which serves from now on")
     if not found.machines:
-        notes.print("nobody has tuned with this storage yet: run `scanlab tune --storage ...` on the machines.")
+        notes.print("no machine has tuned with this storage yet: run `scanlab tune --storage ...` on the machines.")
         raise typer.Exit(Exit.CANNOT_RUN)
 
 
 def _show(found: FleetOverview) -> None:
-    machines = plain_table("machine", "what it is", "workers", "tried", "last heard of")
+    machines = plain_table("machine", "processor", "workers", "tried", "last heard of")
     for kind in found.machines:
         machines.add_row(
             kind.machine.silicon_id,
@@ -113,7 +113,7 @@ def _winners(found: FleetOverview, problem: Problem) -> dict[str, str | None]:
 
 
 def _adopt(found: FleetOverview) -> tuple[ProfileEntry, ...]:
-    """Deploy what this machine can take over from the others, for problems that were not tuned here."""
+    """Deploy the choices of other machines for problems that were not tuned here."""
     profile = load_profile() or Profile.empty()
     here = this_machine()
     entries = []

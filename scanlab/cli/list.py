@@ -1,4 +1,4 @@
-"""`scanlab list`: show the ops and backends, what each supports, and why one cannot run here."""
+"""`scanlab list`: show the ops and backends, the support of each, and why one cannot run here."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def list_backends(
 
 
 def _show_all(backends: Iterable[Backend]) -> None:
-    table = plain_table("", "backend", "what it does")
+    table = plain_table("", "backend", "method")
     for each in backends:
         reason = each.unavailable()
         summary = each.summary if reason is None else f"{each.summary}; cannot run here: {reason}"

@@ -46,7 +46,7 @@ def report(
 
 
 def read(folder: Path) -> tuple[Trial, ...]:
-    """Return the trials recorded in `folder`, and print what is wrong with them.
+    """Return the trials recorded in `folder`, and print their faults.
 
     Raises:
         InputError: If there are none.
@@ -82,7 +82,7 @@ def write(trials: Sequence[Trial], folder: Path, results: Path) -> list[Path]:
 
 
 def _write_comparison(before: Path, after: Path, folder: Path) -> list[Path]:
-    """Write the comparison of two results folders, and print what changed."""
+    """Write the comparison of two results folders, and print the changes."""
     from scanlab.report.compare import Side, change_table, compare, summary, write_comparison
 
     here = this_machine()

@@ -34,10 +34,10 @@ def run(
         Path | None, typer.Option(help="Write the script's scan problems to this file, as a suite to tune.")
     ] = None,
     cpu: Annotated[
-        bool, typer.Option("--cpu", help="Run on the CPU what asks for a cuda device; no effect where CUDA is.")
+        bool, typer.Option("--cpu", help="Run code for a cuda device on the CPU; no effect where CUDA is.")
     ] = False,
 ) -> None:
-    """Run a Python script as it is: what it imports from mamba_ssm and causal_conv1d is served by scanlab on the CPU.
+    """Run a Python script as it is; scanlab serves its imports of mamba_ssm and causal_conv1d on the CPU.
 
     Nothing has to be installed or changed for it. Processes that the script starts are served too. Exits as the script
     does.
@@ -69,7 +69,7 @@ def _is_found(package: str) -> bool:
 
 
 def _run_as_main(target: str, arguments: list[str], module: bool) -> None:
-    """Run `target` as Python would, with its own arguments and search path; what it raises ends the process with 1."""
+    """Run `target` as Python would, with its own arguments and search path; an exception ends the process with 1."""
     before = sys.argv, sys.path[0]
     sys.argv = [target, *arguments]
     sys.path[0] = os.getcwd() if module else str(Path(target).resolve().parent)
@@ -78,7 +78,7 @@ def _run_as_main(target: str, arguments: list[str], module: bool) -> None:
             runpy.run_module(target, run_name="__main__", alter_sys=True)
         else:
             runpy.run_path(target, run_name="__main__")
-    except Exception as error:  # noqa: BLE001  # whatever a script raises is printed as Python prints it
+    except Exception as error:  # noqa: BLE001  # errors of a script are printed as Python prints them
         frames = error.__traceback__
         while frames is not None and frames.tb_frame.f_code.co_filename in (__file__, "<frozen runpy>"):
             frames = frames.tb_next

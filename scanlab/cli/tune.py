@@ -87,7 +87,7 @@ def tune(
     ] = math.inf,
     objective: ObjectiveName = "median",
     deploys: Annotated[
-        bool, typer.Option("--deploy/--no-deploy", help="Put the winners to work, or leave what serves as it is.")
+        bool, typer.Option("--deploy/--no-deploy", help="Deploy the winners, or leave the profile as it is.")
     ] = True,
     storage: Annotated[
         str | None,
@@ -120,9 +120,9 @@ def tune(
 ) -> None:
     """Find the fastest right implementation of each problem on this machine, report it, and put it to work.
 
-    Every configuration is verified against float64 before it is timed. What serves untuned takes part, and is replaced
-    only by what is shown to be faster; what an earlier tuning put to work takes part too. Ctrl-C stops cleanly and
-    keeps what was measured; running it again takes up from there. Exits with 3 where too little could be measured,
+    Every configuration is verified against float64 before it is timed. The untuned choice takes part, and is replaced
+    only by one that is shown to be faster; the deployed choice takes part too. Ctrl-C stops cleanly and
+    keeps the results; running the command again continues from there. Exits with 3 where too little could be measured,
     because the machine is too busy for example. `--objective p95` ranks by the 95th percentile, that is by tail
     latency, of the clean rounds.
 

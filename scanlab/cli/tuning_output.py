@@ -68,7 +68,7 @@ def _short(trial: Trial) -> str:
 
 
 def show(found: TuningResult) -> None:
-    """Print the comparison of a tuning, what failed, and the notices."""
+    """Print the comparison of a tuning, the failures and the notices."""
     if found.comparison is not None:
         show_comparison(found.comparison)
     for trial in found.failed:
@@ -84,7 +84,7 @@ def show(found: TuningResult) -> None:
 
 
 def duration_line(found: TuningResult) -> str:
-    """Return what the time of a tuning went to: the budget covers the measuring alone."""
+    """Return the time of a tuning by use; the budget covers the measuring alone."""
     building_s = found.elapsed_s - found.measuring_s - found.waited_s
     parts = [f"{found.measuring_s:.0f} s of measuring", f"{building_s:.0f} s of building and verifying the defaults"]
     if found.waited_s >= 1:
@@ -98,13 +98,13 @@ def say_why(why: str, is_choice: bool) -> None:
 
 
 def write_results(record: TrialStore) -> list[Path]:
-    """Write the report of what is recorded; nothing where this machine has no trials yet, as after an early Ctrl-C."""
+    """Write the report of the records; nothing where this machine has no trials yet, as after an early Ctrl-C."""
     trials = record.load().trials
     return write(trials, record.folder / REPORT, record.folder) if select(trials, this_machine()).trials else []
 
 
 def deploy_winners(entries: Sequence[ProfileEntry]) -> Deployment | None:
-    """Put entries into this machine's profile and print what was refused; None where there are none."""
+    """Put entries into this machine's profile and print refusals; None where there are no entries."""
     if not entries:
         return None
     deployment = deploy(entries)

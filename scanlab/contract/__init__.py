@@ -1,1 +1,1 @@
-"""Problems, ops, backends, and what is right."""
+"""Contract: problems, ops, backends, and their verification."""

@@ -41,7 +41,7 @@ class Problem:
 
     op: ClassVar[str]
     sizes: ClassVar[tuple[str, ...]] = ()
-    # Fields that change neither what is fastest nor by how much: problems that differ in them alone are one family.
+    # Fields that do not change which backend is fastest: problems that differ in them alone are one family.
     costless: ClassVar[tuple[str, ...]] = ()
     # Fields that `key` names although they have their default.
     always_named: ClassVar[tuple[str, ...]] = ()
@@ -54,7 +54,7 @@ class Problem:
 
     @property
     def key(self) -> str:
-        """The canonical text of this problem: what differs from the defaults. `parse` reads it."""
+        """The canonical text of this problem: the fields that differ from the defaults. `parse` reads it."""
         parts = []
         for field in _fields(type(self)):
             value = getattr(self, field.name)

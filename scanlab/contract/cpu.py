@@ -135,7 +135,7 @@ def torch_threads(count: int) -> Iterator[None]:
 
 @functools.cache
 def _thread_local_setters() -> tuple[Callable[[int], object], Callable[[int], int]] | None:
-    """Return what sets the threads of OpenMP and of MKL for the calling thread alone, or None where it is not known.
+    """Return setters of the threads of OpenMP and of MKL for the calling thread alone, or None where unknown.
 
     The second returns the setting before it, where 0 stands for that of the process.
     """

@@ -9,7 +9,7 @@ class EvidenceRank(IntEnum):
     """Order of evidence, weakest first; a choice is never replaced on weaker evidence than its own.
 
     Attributes:
-        NONE: Nothing was timed, or what was timed is another source or another machine.
+        NONE: No measurement, or one of another source or another machine.
         DISTURBED: Timed, but too few blocks were free of interference from other processes.
         SEARCH: Clean blocks of the search, beside the baseline alone.
         COMPARISON: Interleaved clean rounds beside its rivals and the defaults.

@@ -13,10 +13,10 @@ def write_atomically(path: Path, text: str) -> None:
     A reader sees the old file or the new one, whole.
 
     Raises:
-        OSError: It cannot be written; what was there stays.
+        OSError: It cannot be written; the previous content stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not tempfile, which lets nobody else read what it makes: a profile may serve a whole machine.
+    # Not tempfile, whose files other users cannot read: a profile may serve a whole machine.
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         with temporary.open("x", encoding="utf-8") as file:

@@ -14,7 +14,7 @@ from scanlab.errors import ConfigError, UnknownBackendError, did_you_mean
 
 BACKENDS = "scanlab.backends"
 OPS = "scanlab.ops"
-# The op of whoever names none; records and profiles of scanlab 0.1 are all about it.
+# The op where none is named; records and profiles of scanlab 0.1 are all about it.
 DEFAULT_OP = "selective_scan"
 
 Entry = TypeVar("Entry", Backend, Op)
@@ -66,7 +66,7 @@ def get(name: str) -> Backend:
 
 
 def clear() -> None:
-    """Forget what was loaded, so that the entry points are read again."""
+    """Clear the registry, so that the entry points are read again."""
     for cached in (_installed, op, get):
         cached.cache_clear()
 
@@ -85,7 +85,7 @@ def _load(group: str, noun: str, name: str, kind: type[Entry]) -> Entry:
     (point,) = points
     try:
         loaded = point.load()
-    except Exception as error:  # whatever a plug-in raises becomes a reason
+    except Exception as error:  # any error of a plug-in becomes a reason
         raise UnknownBackendError(
             f"{noun} {name!r} ({point.value}) failed to load: {type(error).__name__}: {error}. Repair or uninstall it."
         ) from error

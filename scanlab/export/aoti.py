@@ -1,6 +1,6 @@
 """Export of a model to an AOTInductor package: compiled on this machine, loaded elsewhere by torch alone.
 
-The graph calls the native ops by name, so whoever loads the package loads their libraries first.
+The graph calls the native ops by name, so their libraries are loaded before the package.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from scanlab.runtime.profile import Profile
 from scanlab_kernels.selective_scan.compiled import private_cache
 
 BACKEND = "native"  # whose scan is a torch op that a library registers without Python
-LIBRARIES: Mapping[str, str] = {"scanlab": "native", "scanlab_mixer": "mixer"}  # what defines the ops of a namespace
+LIBRARIES: Mapping[str, str] = {"scanlab": "native", "scanlab_mixer": "mixer"}  # the library of each namespace of ops
 
 
 class FrozenScan:

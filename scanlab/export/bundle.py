@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +26,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import scanlab
 from scanlab.contract import registry
 from scanlab.contract.machine import this_machine
 from scanlab.contract.problem import ScanProblem
@@ -141,7 +141,7 @@ def export(
             exported = Exported(checks, scan.decided)
             if exported.passed:
                 sizes = {"size": height, "batch": batch, "classes": logits.shape[1]}
-                facts = {"scanlab": scanlab.__version__, "machine": this_machine().describe(), **origin, **sizes}
+                facts = {"scanlab": version("scanlab"), "machine": this_machine().describe(), **origin, **sizes}
                 _write_manifest(unfinished, facts, checks)
                 if folder.exists():
                     folder.rmdir()  # it is empty, and Windows renames onto nothing that is there

@@ -20,7 +20,7 @@ def load(path: Path) -> Callable[[Array], Array]:
 
     for library in (path.parent / "kernels").iterdir():
         torch.ops.load_library(library)
-    # what C++ programs load with; torch._inductor.aoti_load_package would ask a compiler what this processor can do
+    # as C++ programs load it; torch._inductor.aoti_load_package would ask a compiler about this processor
     package = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
     return lambda images: package.run([torch.from_numpy(images)])[0].numpy()
 

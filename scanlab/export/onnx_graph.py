@@ -14,7 +14,7 @@ from scanlab.models.vision_mamba import VisionMamba
 from scanlab_kernels.selective_scan import scan_operator
 
 INPUT, OUTPUT = "images", "logits"
-NEEDED = ("onnx", "onnxscript", "onnxruntime")  # what writes it, what torch translates with, what it is checked with
+NEEDED = ("onnx", "onnxscript", "onnxruntime")  # the writer, torch's translator, the checker
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-NOTICE = "scanlab: this machine has no CUDA; what asks for a cuda device runs on the CPU."
+NOTICE = "scanlab: this machine has no CUDA; code for a cuda device runs on the CPU."
 
 CUDA_DEVICE = re.compile(r"cuda(:\d+)?")
 TENSOR_TYPES = (
@@ -81,7 +81,7 @@ def _is_index(value: object) -> bool:
 
 
 def _replacements() -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Yield classes and modules, and by name what stands in them while cuda is mapped."""
+    """Yield classes and modules, each with its replacements by name while cuda is mapped."""
     load, set_default_device = torch.load, torch.set_default_device
 
     def load_on_cpu(f: Any, map_location: Any = None, *args: Any, **kwargs: Any) -> Any:

@@ -63,7 +63,7 @@ def patch(model: nn.Module | None = None) -> ExitStack:
         model: Any module that contains mixers; None patches the classes.
 
     Returns:
-        A context that takes back, where it ends, what this call patched; without `with` the patch stays.
+        A context that undoes this patch at its end; without `with` the patch stays.
 
     Raises:
         UnavailableError: transformers is missing or of another version.
@@ -90,7 +90,7 @@ def patch(model: nn.Module | None = None) -> ExitStack:
 
 
 def unpatch(model: nn.Module | None = None) -> None:
-    """Take back `patch()`, or `patch(model)`; where nothing was patched, nothing happens."""
+    """Undo `patch()`, or `patch(model)`; without a patch there is no effect."""
     if model is None:
         for mixer_class in mixer_classes():
             mixer_class.forward = _original(mixer_class.forward)

@@ -35,7 +35,7 @@ Function = Callable[..., Any]
 
 
 def adapt(module: ModuleType) -> None:
-    """Let the functions in `module` that stand for upstream's fall back to transformers' own where those differ."""
+    """Let the functions in `module` that replace upstream's fall back to transformers' own where those differ."""
     for name in (*FUSED, *CONVOLUTIONS):
         chosen: Any = vars(module).get(name)
         own: Function | None = getattr(chosen, "__wrapped__", None)

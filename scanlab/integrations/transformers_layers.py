@@ -54,5 +54,5 @@ def masked(values: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def records_gradients(mixer: nn.Module, hidden: Tensor) -> bool:
-    """Return whether autograd records what `mixer` makes of `hidden`."""
+    """Return whether autograd records the call of `mixer` with `hidden`."""
     return torch.is_grad_enabled() and (hidden.requires_grad or any(each.requires_grad for each in mixer.parameters()))

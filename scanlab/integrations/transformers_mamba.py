@@ -87,7 +87,7 @@ def mix(mixer: Any, hidden: Tensor, memory: Memory, mask: Tensor | None, masks_h
             D=as_scanned(mixer.D, u.dtype).flatten(),
             z=z.mT,
             delta_bias=None if delta_bias is None else as_scanned(delta_bias, u.dtype).flatten(),
-            # a copy: the cache is overwritten in place, and gradients want what was there
+            # a copy: the cache is overwritten in place, and gradients need the old values
             initial_state=None if past is None else as_scanned(past, u.dtype).flatten(1, -2).clone(),
         )
         scanned, last_state = scan(promoted(inputs))

@@ -74,7 +74,7 @@ def _scanned(
         first = (x[:, 0], dt[:, 0], mixer.A_log, B[:, 0], C[:, 0], mixer.D, None if gate is None else gate[:, 0])
         y = ssd_update(memory.scan, *first, mixer.dt_bias)[:, None]
     else:
-        # a copy: the cache is overwritten in place, and gradients want what was there
+        # a copy: the cache is overwritten in place, and gradients need the old values
         initial_state = None if memory.scan is None else memory.scan.clone()
         A = decay_rates(mixer, x.dtype)
         y, last_state = ssd(

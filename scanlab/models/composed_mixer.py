@@ -38,7 +38,7 @@ class Scanned(NamedTuple):
 
 
 def has_plain_layers(mixer: Mixing) -> bool:
-    """Return True where the fused ops know the mixer and compute what calling its layers computes."""
+    """Return whether the fused ops support the mixer and give the results of its layers."""
     names, layers = LAYERS.get(mixer.bimamba_type), mixer._modules
     return names is not None and all([is_plain_layer(layers[name]) for name in names])  # type: ignore[arg-type]
 

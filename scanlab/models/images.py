@@ -25,7 +25,7 @@ CROP_RATIO = 0.875
 SAMPLES = ("china.jpg", "flower.jpg")
 # Formats of programs, which Pillow hands to an interpreter.
 PROGRAMS = ("EPS",)
-# what decoders raise on damaged files
+# errors of decoders on damaged files
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error)
 
 

@@ -37,7 +37,7 @@ from scanlab_kernels.mamba_front.weights import Front
 # How layers compute whose weights are read here; a parametrized layer is one of them.
 PLAIN = (nn.Linear.forward, nn.Conv1d.forward)
 
-# What holds the weights of a mixer, by bimamba_type: its layers, and parameters of its own.
+# Names of the weights of a mixer, by bimamba_type: its layers, and parameters of its own.
 SHARED = ("in_proj", "out_proj")
 FORWARD, REVERSE = ("conv1d", "x_proj", "dt_proj"), ("conv1d_b", "x_proj_b", "dt_proj_b")
 LAYERS = {"none": (*SHARED, *FORWARD), "v1": (*SHARED, *FORWARD), "v2": (*SHARED, *FORWARD, *REVERSE)}
@@ -115,7 +115,7 @@ class Weights(NamedTuple):
 
 
 class Mixing(nn.Module):
-    """The weights of a mixer under their official names; inference keeps what it derives from them.
+    """The weights of a mixer under their official names; inference caches the values derived from them.
 
     Who inherits makes the weights, and gamma where the output is scaled. A backward direction has all of those
     with `_b` (bimamba_type v2), or A_b_log alone and shares the others (v1).
@@ -137,7 +137,7 @@ class Mixing(nn.Module):
         self._derived = WeightCache[Weights]()
 
     def train(self, mode: bool = True) -> Self:
-        """As in torch; what inference derived from the weights is dropped, for `.data` may change them unseen."""
+        """Set the mode as torch does, and drop the values derived from the weights: `.data` may change them unseen."""
         self._derived.clear()
         return super().train(mode)
 

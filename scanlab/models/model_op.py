@@ -80,7 +80,7 @@ class ModelInputs(NamedTuple):
 
 
 class ModelOutputs(NamedTuple):
-    """logits: what the model returns, or its attribute `logits`; in float32, or in float64 from the reference."""
+    """logits: the model's output, or its attribute `logits`; in float32, or in float64 from the reference."""
 
     logits: Tensor
 
@@ -186,7 +186,7 @@ def op_problems(
 
 @functools.lru_cache(maxsize=8)
 def work(problem: ModelProblem) -> Work:
-    """Return the work of the ops of one forward pass together; what is not an op of scanlab is left out."""
+    """Return the work of all ops of scanlab in one forward pass."""
     exact = problem.replace(dtype="float32")
     parts = [
         (calls, registry.op(each.op).work(each))

@@ -1,9 +1,9 @@
 """From a model to its deployment: tune the problem of every op that it calls, then choose among whole models.
 
 1. Run the model once on its input, and list the problems of its ops with their calls and times.
-2. Tune each, with time in proportion to what its roofline says can be saved.
+2. Tune each, with time in proportion to the possible gain by its roofline.
 3. Put the winners into a profile of their own, and tune the model as one op, see `model_op`: each op by its winner
-   or by its default, in each dtype that is exact enough. That comparison decides what is deployed.
+   or by its default, in each dtype that is exact enough. That comparison decides the deployment.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class ModelTuning:
         ops: Results of those problems that were tuned.
         whole: Result for the model as one op; None where it was not reached.
         products_s: Time of the matrix products of one forward pass in the chosen dtype, as torch computes them.
-        notices: What was skipped, and why.
+        notices: Skipped problems, with reasons.
     """
 
     problem: ModelProblem
@@ -264,7 +264,7 @@ def op_shares(problem: ModelProblem, dtypes: Sequence[str]) -> tuple[OpShare, ..
 
 
 def budgets(shares: Sequence[OpShare], seconds: float) -> Mapping[OpShare, float]:
-    """Return the seconds for each problem that is worth tuning, in proportion to what can be saved, the most first."""
+    """Return the seconds for each problem that is worth tuning, in proportion to the possible gain, largest first."""
     whole_s = sum(share.calls * share.call_s for share in shares)
     worth = [share for share in shares if share.saving_s > MIN_SAVING * whole_s]
     worth.sort(key=lambda share: share.saving_s, reverse=True)
@@ -335,7 +335,7 @@ def _profile_at(path: Path) -> Iterator[None]:
 def op_times_ms(result: ModelTuning) -> list[tuple[OpShare, float, float]]:
     """Return each op problem with the milliseconds of all its calls in one forward pass, before and after tuning.
 
-    What was tuned has the medians of its own comparison; what was not keeps the time of the first run. A problem that
+    A tuned problem has the medians of its own comparison; any other keeps the time of the first run. A problem that
     the model has in one of the two dtypes alone takes no time in the other.
     """
     tuned = {found.problem: found for found in result.ops}
@@ -358,7 +358,7 @@ def op_times_ms(result: ModelTuning) -> list[tuple[OpShare, float, float]]:
 
 
 def _is_counted_by_its_parts(problem: Problem) -> bool:
-    """Return whether what serves a problem calls ops that are listed themselves, as a composed front does."""
+    """Return whether the backend of a problem calls ops that are listed themselves, as a composed front does."""
     return decide(problem, None).backend.endswith("_composed")
 
 

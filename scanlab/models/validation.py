@@ -68,7 +68,7 @@ class Validation:
         top1_agrees: Whether the first class of every image is the same.
         top5_agreement: Share of the float64 model's first five classes that are among the first five of this one.
         latency_ms: Quartiles of a whole forward pass.
-        peak_bytes: Memory that one forward pass takes beyond what was in use before it.
+        peak_bytes: Memory that one forward pass takes beyond the memory in use before it.
         reason: Why the backend failed, or has no numbers.
     """
 
@@ -229,7 +229,7 @@ def profiled_selections(profile: Profile | None) -> list[str]:
 
 
 def _attempted(action: Callable[[], Tensor]) -> Tensor | Evaluation:
-    """Return what `action` returns, or why there is nothing; a configuration not legal for this model is rejected."""
+    """Return the result of `action`, or a reason; a configuration not legal for this model is rejected."""
     try:
         return action()
     except (ConfigError, RejectedError, UnavailableError) as error:

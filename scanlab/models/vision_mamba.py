@@ -186,7 +186,7 @@ class VisionMamba(nn.Module):
     @scan.setter
     def scan(self, scan: Scan | str | None) -> None:
         resolve_scan(scan)  # a name that names nothing is refused here and not in the first forward pass
-        self._scan = scan  # a name and not what it names, so that models can be copied and pickled
+        self._scan = scan  # the name and not the function, so that models can be copied and pickled
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that an optimiser should not decay, as the official training asks for them."""
@@ -341,7 +341,7 @@ class ReleasedOptions(TypedDict, total=False):
 
 
 def _released(embed_dim: int, stride: int, options: ReleasedOptions) -> VisionMamba:
-    # final_pool_type is what the official names say; it is inert, because there is a class token
+    # final_pool_type as in the official names; it has no effect, because there is a class token
     return VisionMamba(embed_dim=embed_dim, stride=stride, depth=24, final_pool_type="mean", **options)
 
 

@@ -49,7 +49,7 @@ FAMILIES: dict[Variant, Family] = {
     "v0": Family(MixerOptions(state=16, expand=2.0, gated=True, conv_bias=True), mlp_ratio=0.0, overlapping=False),
 }
 
-# What older checkpoints call a weight.
+# Names of weights in older checkpoints.
 RENAMED = (
     (re.compile(r"^patch_embed\.proj\."), "patch_embed.0."),
     (re.compile(r"^patch_embed\.norm\."), "patch_embed.2."),

@@ -134,7 +134,7 @@ def op_table(breakdown: ModelBreakdown) -> pd.DataFrame:
 
 
 def dtype_table(breakdown: ModelBreakdown) -> pd.DataFrame:
-    """Return a row of text for each dtype: its time, and what it costs in accuracy."""
+    """Return a row of text for each dtype: its time, and its cost in accuracy."""
     rows = [
         {
             "dtype": each.dtype,
@@ -166,7 +166,7 @@ def breakdown_bars(breakdown: ModelBreakdown, caption: str) -> Figure:
     }
     if breakdown.products_ms is not None:
         bars["products by torch"] = (None, {PRODUCTS: breakdown.products_ms})
-    subtitle = f"{breakdown.problem}. One forward pass; attainable: what arithmetic and memory allow the ops alone."
+    subtitle = f"{breakdown.problem}. One forward pass; attainable: the limit of arithmetic and memory."
     made = sheet(7.6, 2.8, "Where the time goes", subtitle, caption)
     (axes,) = made.axes
     longest = max(max(whole_ms or 0.0, sum(parts.values())) for whole_ms, parts in bars.values())

@@ -119,7 +119,7 @@ def compare(before: Side, after: Side) -> list[Change]:
 
 
 def summary(changes: Sequence[Change], before: Side, after: Side) -> str:
-    """Return one sentence on what changed beyond the noise."""
+    """Return one sentence on the changes beyond the noise."""
     parts = []
     for verdict in ("faster", "slower"):
         found = [f"{each.backend} {each.ratio_text.partition(' ')[0]}" for each in changes if each.verdict == verdict]
@@ -148,7 +148,7 @@ def change_table(changes: Sequence[Change]) -> pd.DataFrame:
 
 
 def environment_table(before: Side, after: Side) -> pd.DataFrame:
-    """Return what differs between the two machines and their software; empty where nothing does."""
+    """Return the differences between the two machines and their software; empty where there are none."""
     facts = []
     for side in (before, after):
         silicon, software = side.machine.silicon, side.machine.software

@@ -34,14 +34,14 @@ class TuningDecision:
         why: The sentence that `scanlab tune` printed.
         evidence: Name of the rank of the evidence.
         backend: Of the chosen configuration; None where nothing was chosen.
-        gain: Over what serves untuned, in words; None where that was chosen, or where nothing was compared.
-        ties: Labels of what could not be distinguished from the chosen configuration.
+        gain: Over the untuned choice, in words; None where that was chosen, or where nothing was compared.
+        ties: Labels of the candidates that were not distinguishable from the chosen configuration.
         noise_floor: Relative difference between two runs of one configuration, at 95 %; None where unknown.
         rounds: Rounds of the comparison that decided; 0 without one.
         disturbed_rounds: Those of them that other processes disturbed.
         attainable_share: Time of a kernel that wastes nothing over the time of the chosen; None where unknown.
         deployed: Whether the configuration serves from then on.
-        command: The command line, without what it was run from.
+        command: The command line, without the path of the program.
         version: Of scanlab.
         budget: In words.
     """
@@ -189,7 +189,7 @@ def load_decisions(results: Path) -> LoadedDecisions:
 
 
 def decisions_on(machine: Machine, decisions: Sequence[TuningDecision]) -> dict[Contest, TuningDecision]:
-    """Return the decisions made on `machine` with its present software, by what they are about."""
+    """Return the decisions made on `machine` with its present software, by subject."""
     ids = (machine.silicon_id, machine.software_id)
     return {each.contest: each for each in decisions if (each.machine.silicon_id, each.machine.software_id) == ids}
 

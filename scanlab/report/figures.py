@@ -34,7 +34,7 @@ class Bar(NamedTuple):
 
 @applied()
 def speedup_bars(contest: Contest, placings: Sequence[Placing], caption: str) -> Figure:
-    """Draw the speed-up of every backend over the reference, with 95 % intervals; what has none says why."""
+    """Draw the speed-up of every backend over the reference, with 95 % intervals, or the reason for having none."""
     reference = next((placing.trial.reference_label for placing in placings if placing.measured), "the reference")
     bars = [bar(placing.trial, placing.deployed) for placing in placings]
     subtitle = f"{contest.title}. Best configuration of each backend; bars: 95 % interval."
@@ -186,7 +186,7 @@ def change_dots(
     """Draw the time of each backend before and after, joined by a line that is bold where they differ.
 
     Args:
-        contest: What was measured.
+        contest: Trials of one measurement.
         times_ms: By backend: time before, time after, and the verdict; NaN where there is no time.
         names: Those of the two results.
         caption: Where they were measured.
@@ -224,7 +224,7 @@ def accuracy(contest: Contest, trials: Sequence[Trial], caption: str) -> Figure 
     """Draw the time of one call against the error, each configuration a dot and the best of each backend filled.
 
     Args:
-        contest: What was compared.
+        contest: Trials that were compared.
         trials: Its trials.
         caption: Where and when they were measured.
 

@@ -19,7 +19,7 @@ from scanlab.errors import ResultsError
 from scanlab.report.select import contests, select, slugs
 
 SCHEMA_VERSION = "1.0.0"
-# The format has one word for what was measured to the end and for what was given up as too slow: "phase" and
+# The format has one word for complete measurements and for those that were pruned: "phase" and
 # "state" among the measurements tell them apart.
 INVALIDITY: Mapping[State, str] = {
     "ok": "correct",
@@ -38,7 +38,7 @@ def write_t4(trials: Iterable[Trial], machine: Machine, folder: Path) -> list[Pa
     A configuration holds the backend beside its tunables, which makes one search space of all backends.
 
     Returns:
-        The paths of what was written.
+        The paths of the files.
 
     Raises:
         ResultsError: If it cannot be written.

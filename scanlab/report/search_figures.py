@@ -1,4 +1,4 @@
-"""Figures of a search: the landscape of the tunables, its course over time, and what mattered."""
+"""Figures of a search: the landscape of the tunables, the course over time, and the importance of each tunable."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def landscapes(contest: Contest, trials: Sequence[Trial], caption: str, deployed
     """Draw the speed-up over the two tunables with most values, one heat map for each backend that has two.
 
     Args:
-        contest: What was searched for.
+        contest: Trials of the search.
         trials: Those of its search; tunables beyond the two are at their best in each cell.
         caption: Where and when they were measured.
         deployed: Label of the deployed configuration, whose cell is framed in the place of the best.
@@ -173,7 +173,7 @@ def importance_bars(importances: Mapping[str, Mapping[str, float]], caption: str
     if not rows:
         return None
     subtitle = "Share of the variation between a backend's trials that each of its tunables explains."
-    made = sheet(7.6, 0.5 + 0.27 * len(rows) + 0.12 * len(importances), "What matters", subtitle, caption)
+    made = sheet(7.6, 0.5 + 0.27 * len(rows) + 0.12 * len(importances), "Importance", subtitle, caption)
     (axes,) = made.axes
     places, place, previous = [], 0.0, rows[0][0]
     for backend, _, share in rows:

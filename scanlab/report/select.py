@@ -27,7 +27,7 @@ class Contest(NamedTuple):
 
     @property
     def spelled(self) -> str:
-        """The problem in words: its sizes, and what differs from the defaults."""
+        """The problem in words: its sizes, and the options that differ from the defaults."""
         sizes, options = _spelled(self.problem)
         problem = ", ".join((*(f"{name} {size}" for name, size in sizes.items()), *options))
         op = "" if self.problem.op == registry.DEFAULT_OP else f"{self.problem.op}: "
@@ -120,7 +120,7 @@ def speedup_interval(measured: Measurement) -> Interval:
 
 
 def oldest_first(trials: Iterable[Trial]) -> list[Trial]:
-    """Return `trials` in one order, whatever the order they come in."""
+    """Return `trials` in one order, independent of theirs."""
     return sorted(trials, key=lambda trial: (trial.started_at, trial.id))
 
 
@@ -197,7 +197,7 @@ def _rank(trial: Trial) -> tuple[bool, int, bool, int, bool, float]:
 
 
 def _spelled(problem: Problem) -> tuple[dict[str, str], list[str]]:
-    """Return the sizes by name, and the words for what else differs from the defaults."""
+    """Return the sizes by name, and the words for options that differ from the defaults."""
     settings = dict(part.split("=") for part in problem.key.split(","))
     sizes = {name: settings.pop(name) for name in problem.sizes if name in settings and name != "groups"}
     words = {"true": "{name}", "false": "no {name}"}

@@ -121,7 +121,7 @@ def sheet(
 ) -> Sheet:
     """Return a sheet with `rows` x `columns` axes, to be made inside `applied()`.
 
-    Width and height are inches of the drawing; title and caption add to the height what they need.
+    Width and height are inches of the drawing; title and caption add to the height.
     """
     above = textwrap.wrap(subtitle, int(width * 15))
     below = textwrap.wrap(caption, int(width * 18))

@@ -183,7 +183,7 @@ def _known(text: str, state: str) -> str:
 
 
 def _settled(config: str, state: str, reason: str) -> str:
-    """Return the configuration where there is nothing else to say, or what became of it; a rejection is of none."""
+    """Return the configuration, or the state of a trial that did not succeed; a rejection has no configuration."""
     if state == "ok":
         return config
     return ", ".join(filter(None, ("" if state == "rejected" else config, f"{state}: {reason}")))

@@ -43,7 +43,7 @@ PAGE_COLOURS = {INK: "ink", LOOKS["reference"].colour: "ink", FAINT: "faint", RU
 
 
 class Picture(NamedTuple):
-    """A figure, the name of its files, and what it shows for those who cannot see it."""
+    """A figure, the name of its files, and its description for those who cannot see it."""
 
     name: str
     figure: Figure
@@ -73,7 +73,7 @@ class RankingRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it; facts and ranking are those of a comparison of backends."""
+    """A heading and its content; facts and ranking are those of a comparison of backends."""
 
     title: str
     text: str
@@ -107,7 +107,7 @@ def write_report(
         breakdowns: Of the models that were tuned on this machine.
 
     Returns:
-        The paths of what was written, report.md first.
+        The paths of the files, report.md first.
 
     Raises:
         ResultsError: If no trial counts, or the folder cannot be written.
@@ -268,7 +268,7 @@ def _headline(ranked: Sequence[Placing], decision: TuningDecision | None) -> str
 
 
 def _facts(ranked: Sequence[Placing], decision: TuningDecision | None) -> list[Fact]:
-    """Return by how much the winner won, why it is fast, how sure that is, and what was not measured."""
+    """Return the gain of the winner, the reason for its speed, the evidence, and what was not measured."""
     first, facts = _chosen(ranked), []
     if first.measured is not None and is_known(first.trial):
         config = tables.config_text(first.trial.config)
@@ -320,7 +320,7 @@ def _ranking_rows(ranked: Sequence[Placing]) -> list[RankingRow]:
 
 
 def fastest(ranked: Sequence[Placing]) -> str:
-    """Return one sentence on the fastest backend, and on what it was timed beside."""
+    """Return one sentence on the fastest backend and its baseline."""
     first = ranked[0]
     if first.measured is None or not is_known(first.trial):
         return "No backend has numbers; the reasons are below."

@@ -150,7 +150,7 @@ def refuses(name: str, config: Config, problem: Problem, *, asked: bool = False)
         name: Of the backend.
         config: Its configuration; missing tunables take their defaults.
         problem: The problem.
-        asked: Whether somebody asked for it by name.
+        asked: Whether it was asked for by name.
     """
     try:
         backend = registry.get(name)

@@ -1,4 +1,4 @@
-"""Measured defaults that ship with the package, for problems that nobody tuned on this machine.
+"""Measured defaults that ship with the package, for problems that were not tuned on this machine.
 
 `defaults.toml` is of scans, whose native kernel is the fastest on any CPU; `python experiments/heuristics.py` makes it
 from recorded trials. Each `defaults_<silicon>.toml` is of the other ops on one kind of silicon and holds there alone;
@@ -85,7 +85,7 @@ def _of_every_silicon() -> tuple[tuple[str, frozenset[str], tuple[MeasuredProble
 
 
 def clear() -> None:
-    """Drop what was read, so that changed files are read again."""
+    """Clear the cache, so that changed files are read again."""
     _of_every_silicon.cache_clear()
     read.cache_clear()
 

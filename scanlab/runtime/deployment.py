@@ -44,7 +44,7 @@ class ProfileChange:
 def deploy(entries: Iterable[ProfileEntry], path: Path | None = None) -> Deployment:
     """Put entries into this machine's profile, each unless it would replace stronger evidence by weaker.
 
-    What is replaced is kept for `restore`. A profile that cannot be read is moved aside.
+    A replaced entry is kept for `restore`. A profile that cannot be read is moved aside.
 
     Args:
         entries: The new choices.
@@ -129,7 +129,7 @@ def update_profile(
     """Load the profile, change it and write it, while no other process does.
 
     Args:
-        change: Returns the new profile; what it raises leaves the old one as it is.
+        change: Returns the new profile; an exception leaves the old one as it is.
         path: The profile; a missing one is empty.
         moves_damaged_aside: Move a profile that cannot be read aside and begin with an empty one.
 

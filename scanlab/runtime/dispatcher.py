@@ -44,7 +44,7 @@ class Bound(NamedTuple):
     """The function that serves one kind of input.
 
     Attributes:
-        problem: What such inputs pose; None for an empty scan, which no backend is asked for.
+        problem: Problem of such inputs; None for an empty scan, which needs no backend.
         function: Built for the problem by the backend that was decided for.
         decision: Backend, configuration, and the reason.
         promotes: Whether inputs of a scan are to be promoted first.
@@ -225,7 +225,7 @@ class Dispatcher:
         if decision.basis == "exact" and not failures and stale is None:
             return
         if self._policy is not None and self._policy.selection(problem.op) == DEFAULT and not failures:
-            return  # what serves untuned is what was asked for
+            return  # the untuned choice was asked for
         is_scan = problem.op == registry.DEFAULT_OP
         noun, op = ("scan", "") if is_scan else (problem.op, f" --op {problem.op}")
         reasons = "; ".join((*failures, *((stale,) if stale else ()), decision.reason))
@@ -250,7 +250,7 @@ class Dispatcher:
 
 
 def call_logged(bound: Bound, *inputs: Any) -> Any:
-    """Return what a bound function returns, and add the call to every log of usage."""
+    """Return the result of a bound function, and add the call to every log of usage."""
     start = time.perf_counter()
     result = bound.function(*inputs)
     if bound.problem is not None:

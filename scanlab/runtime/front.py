@@ -21,7 +21,7 @@ from scanlab_kernels.mamba_front.weights import Front, FrontWeights, check
 
 
 def mamba_front(hidden: Tensor, weights: FrontWeights) -> tuple[Tensor, ...]:
-    """Return what the scan of a block takes, in order of time: z, then u, delta, B and C of each direction.
+    """Return the operands of a block's scan, in order of time: z, then u, delta, B and C of each direction.
 
     Args:
         hidden: (batch, length, model).
@@ -78,7 +78,7 @@ def _bound(hidden: Tensor, weights: FrontWeights) -> Bound | None:
 
 
 def _is_composed(bound: Bound) -> bool:
-    """Return whether the front is composed of whatever serves each of its parts."""
+    """Return whether the front is composed of the choices for its parts."""
     return bound.decision.backend == composed.backend.name and bound.decision.basis in ("named", "default", "fallback")
 
 

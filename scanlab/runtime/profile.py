@@ -37,7 +37,7 @@ class ProfileEntry:
         backend: Name of the backend.
         source_hash: Of the backend's source when it was measured.
         config: Configuration of the backend.
-        evidence: What was measured, as JSON values: the trial under "trial", and under "why" the sentence that names
+        evidence: Measurement, as JSON values: the trial under "trial", and under "why" the sentence that names
             the winner.
         adopted_from: Description of the machine that it was measured on, if that is of another kind than this one.
     """

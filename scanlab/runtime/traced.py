@@ -30,7 +30,7 @@ _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
 def is_traced() -> bool:
-    """Return whether torch is building a graph of what runs now."""
+    """Return whether torch is building a graph of the running code."""
     return torch.compiler.is_compiling() or torch._C._is_tracing()
 
 

@@ -33,7 +33,7 @@ OP_TOLERANCE = 2e-5
 def must_verify(problem: Problem, decision: Decision) -> bool:
     """Return whether a decision has to be verified here before it serves.
 
-    An exact entry of the profile was verified when it was tuned, and the reference is what others are compared with.
+    An exact entry of the profile was verified when it was tuned, and others are compared with the reference.
     """
     if decision.basis == "exact" or registry.get(decision.backend).rank == 0:
         return False

@@ -48,7 +48,7 @@ class TuningResult:
         new: Number of trials that this run made.
         winner: The configuration to deploy; None where too little was measured to name one.
         comparison: The hold-out comparison where it named a winner, else the one that chose; None without any.
-        tied: Labels of what a comparison could not distinguish from the winner.
+        tied: Labels of the candidates that a comparison could not distinguish from the winner.
         exhausted: Backends whose every configuration has been tried.
         notices: Everything that was skipped or repaired, and why.
         interrupted: Whether a person stopped it.
@@ -89,7 +89,7 @@ class TuningResult:
 
     @property
     def gain(self) -> Gain | None:
-        """Gain of the winner over what serves untuned; None where it is that, or where nothing was compared."""
+        """Gain of the winner over the untuned choice; None where it is that choice, or where nothing was compared."""
         return None if self.comparison is None else self.comparison.gain
 
     @property

@@ -45,7 +45,7 @@ class Scheduler:
         on_skip: Called with a backend and the reason when its search ends before its space does.
 
     Attributes:
-        new_trials: Number of trials that were made; whoever makes one counts it.
+        new_trials: Number of trials that were made; the caller counts them.
         waiting: Backends whose remaining configurations are all being tried by other processes.
     """
 

@@ -1,4 +1,4 @@
-"""Search of one backend's space: what to try next, by what is recorded, and when a trial has measured enough.
+"""Search of one backend's space: the next configuration, given the records, and the end of a trial.
 
 The records hold every result. The queue holds only the leases, that is which process evaluates which configuration,
 and a copy of the results, so that a lost or damaged storage loses leases alone.
@@ -31,12 +31,12 @@ from scanlab.tuning.fleet.trial_queue import Lease, TrialQueue
 
 # Up to this many legal configurations a search may try every one of them, where there is time for that.
 EXHAUSTIVE_SIZE = 256
-# A sampler that proposes only what cannot be tried, so many times in a row, has nothing left to say.
+# A sampler that proposes so many illegal configurations in a row is exhausted.
 MAX_REPEATS = 40
 
 MIN_BLOCKS = 3
 MAX_BLOCKS = 16
-# What would be the best of its backend is measured until an interval at 95 % is known.
+# A candidate that would be the best of its backend is measured until its 95 % interval is known.
 CONFIRMED_BLOCKS = 6
 # Half the width of the interval of the log ratio at which more blocks would tell a search nothing.
 PRECISE_ENOUGH = 0.02
@@ -52,7 +52,7 @@ def is_confirmed(measurement: Measurement) -> bool:
 def has_converged(measurement: Measurement, best: Measurement | None) -> bool:
     """Return whether a search needs no further blocks of a candidate.
 
-    Disturbed blocks are repeated, up to the most there may be; what would be the new best is confirmed.
+    Disturbed blocks are repeated, up to the limit; a new best is confirmed.
     """
     if len(measurement.blocks) >= MAX_BLOCKS:
         return True
@@ -67,7 +67,7 @@ def should_prune(measurement: Measurement, best: Measurement | None) -> str | No
 
     Args:
         measurement: Of the candidate, so far.
-        best: Confirmed; the upper end of its interval is what a candidate is held against.
+        best: Confirmed; a candidate is compared with the upper end of its interval.
     """
     if best is None or not measurement.clean:
         return None
@@ -225,7 +225,7 @@ class Search:
             lease.finish(trial)
 
     def close(self) -> None:
-        """Give back whatever was asked for and never told: it may be asked for again."""
+        """Release the configurations that were asked for and never told."""
         while self._leases:
             _, lease = self._leases.popitem()
             lease.release()
@@ -261,7 +261,7 @@ class Search:
             return False
 
     def _learn(self) -> None:
-        """Take in what other processes have done since the last snapshot."""
+        """Add the trials of other processes since the last snapshot."""
         snapshot = self._queue.snapshot()
         if snapshot.recorded.keys() - self._known - {trial.id for trial in self.trials}:
             loaded = self._store.load().trials
@@ -284,7 +284,7 @@ class Search:
     def _absorb(self, recorded: Iterable[Trial]) -> None:
         """Take in trials of this search; those that a quiet machine may answer otherwise are tried again."""
         for trial in recorded:
-            # What was pruned may have been slower only than something less exact than is asked for now.
+            # A pruned trial may have been slower only than one less exact than is asked for now.
             reopened = trial.state == "disturbed" or (trial.state == "pruned" and math.isfinite(self.max_error))
             if config_key(trial.config) not in self._records and self._is_ours(trial) and not reopened:
                 self._records[config_key(trial.config)] = trial

@@ -39,7 +39,7 @@ COMPARISON_CALLS = PREPARE_CALLS + MIN_ROUNDS
 
 @dataclass(frozen=True)
 class Selection:
-    """Candidates of a comparison, with the time that preparing each takes in a fresh process, and what was left out."""
+    """Candidates of a comparison, with the time of preparing each in a fresh process, and notices of those left out."""
 
     prepare_s: dict[Candidate, float]
     notices: tuple[str, ...] = ()
@@ -51,7 +51,7 @@ class Selection:
 
 
 def untuned_candidate(problem: Problem) -> Candidate | None:
-    """Return what serves `problem` where nothing was tuned; None where nothing does."""
+    """Return the candidate that serves `problem` where nothing was tuned, or None."""
     try:
         decision = decide(problem, None)
     except UnavailableError:
@@ -60,11 +60,11 @@ def untuned_candidate(problem: Problem) -> Candidate | None:
 
 
 def deployed_candidate(problem: Problem) -> Candidate | None:
-    """Return what this machine's profile serves for exactly `problem`; None where it has nothing that can serve."""
+    """Return the entry of this machine's profile for exactly `problem`; None where it has none that can serve."""
     path = profile_path()
     try:
         entry = Profile.load(path).exact(problem) if path.exists() else None
-    except ProfileError:  # moved aside, with a notice, by whoever deploys
+    except ProfileError:  # deployment moves it aside, with a notice
         return None
     if entry is None or refuses(entry.backend, entry.config, problem) is not None:
         return None
@@ -74,7 +74,7 @@ def deployed_candidate(problem: Problem) -> Candidate | None:
 def select(
     searches: Sequence[Search], kept: Sequence[Candidate], available_s: float, objective: Objective = "median"
 ) -> Selection:
-    """Return what is compared after the search.
+    """Return the candidates of the comparison after the search.
 
     Those of `kept` always are: what serves untuned, and what is deployed. So are the best three of the fastest backend
     and its defaults, the best two of every other one within reach, what the search can hardly tell from the fastest,
@@ -112,7 +112,7 @@ def select(
 
 
 def best_of_search(searches: Sequence[Search], untuned: Trial | None) -> Trial | None:
-    """Return what the search alone would deploy: what serves untuned, or what is clearly faster by clean blocks."""
+    """Return the winner of the search alone: the untuned choice, or one that is clearly faster by clean blocks."""
     able = [trial for search in searches for trial in search.eligible if _clean(trial) >= MIN_BLOCKS]
     best = min(able, key=upper_end, default=None)
     if untuned is None or untuned.state != "ok" or best is None:

@@ -29,7 +29,12 @@ from scanlab.tuning.result import Event, EventKind, TuningResult
 from scanlab.tuning.scheduler import HOLDOUT_SHARE, MIN_TRIALS, Budget, Scheduler
 from scanlab.tuning.search import Search, has_converged, should_prune
 from scanlab.tuning.selection import best_of_search, exact_enough, fresh_processes, hold_out, select
-from scanlab.tuning.warm_start import recorded_baseline, winners_on_nearest_machines, winners_on_similar_problems
+from scanlab.tuning.warm_start import (
+    recorded_baseline,
+    recorded_build_s,
+    winners_on_nearest_machines,
+    winners_on_similar_problems,
+)
 
 # The reference is timed beside the baseline for at most this share of the budget.
 REFERENCE_SHARE = 0.06
@@ -37,7 +42,7 @@ REFERENCE_S = 5.0
 # Waiting for a busy machine takes at most this share of the budget, and so long for a budget of trials.
 MAX_WAIT_SHARE = 0.5
 MAX_WAIT_S = 60.0
-# How often other processes are looked at that are trying what is left.
+# Interval of polling other processes that try the last configurations.
 POLL_S = 0.2
 # Candidates of each search that stay built for the comparison.
 KEPT_OF_SEARCH = 3
@@ -64,8 +69,8 @@ def tune(
     """Search the spaces of `backends` for `problem`, compare the best, and hold the winner's numbers out.
 
     First the defaults of every backend are built, each to its end, whatever the budget. The fastest of them becomes the
-    baseline that everything is timed beside, and the budget starts. Returns what there is when a person interrupts it.
-    Running it again takes up what is recorded and measures only what is not.
+    baseline that everything is timed beside, and the budget starts. An interruption returns the results so far.
+    Running it again continues from the records.
 
     Args:
         problem: Of any op.
@@ -96,17 +101,8 @@ def tune(
     known = [each for each in (untuned, deployed) if each is not None]
     everyone = [*backends, *(each.backend for each in known)]
     worker, worker_notices = open_worker(context, everyone)
-    run = _Tuning(
-        context,
-        worker,
-        store,
-        budget,
-        clock,
-        on_event,
-        max_error,
-        objective,
-        [*loaded.notices, *repaired, *worker_notices],
-    )
+    notices = [*loaded.notices, *repaired, *worker_notices]
+    run = _Tuning(context, worker, store, budget, clock, on_event, max_error, objective, notices)
     try:
         run.build_defaults(backends, untuned, deployed, loaded.trials)
         if run.baseline is not None:
@@ -218,7 +214,7 @@ class _Tuning:
             self.notices.append(f"speed-ups refer to {baseline.label}: {missing}")
 
     def _build(self, candidate: Candidate, recorded: Sequence[Trial]) -> Evaluation:
-        estimate_s = _build_s(candidate, recorded)
+        estimate_s = recorded_build_s(candidate, recorded)
         about = "" if estimate_s is None else f" (about {estimate_s:.0f} s)"
         name = candidate.backend.name if candidate.is_default else candidate.label
         self._emit("building", f"building {name}{about}")
@@ -289,7 +285,7 @@ class _Tuning:
         return trial(evaluation, measurement, pruned)
 
     def _release(self, candidate: Candidate) -> None:
-        """Keep built what may be compared: the defaults and the best few of each search."""
+        """Keep built the candidates of the comparison: the defaults and the best few of each search."""
         best = {
             search.candidate(trial.config) for search in self.searches for trial in search.eligible[:KEPT_OF_SEARCH]
         }
@@ -298,7 +294,7 @@ class _Tuning:
         self._worker.release(built - best - self._defaults.keys() - {reference_candidate(self._context.problem)})
 
     def _wait_for_others(self, search: Search) -> None:
-        """Let other searches go first, or a moment pass, while other processes try what is left of this one."""
+        """Let other searches go first, or a moment pass, while others try the last configurations of this one."""
         if not search.waiting:
             self._scheduler.finish(search)
             return
@@ -326,7 +322,7 @@ class _Tuning:
             until,
             baseline=baseline,
             untuned=self._untuned,
-            # A single fresh process would only cost what is built already.
+            # A single fresh process would only repeat the builds.
             processes=processes if processes > 1 else 0,
         )
         compared = self.comparison = exact_enough(compared, self._max_error)
@@ -352,7 +348,7 @@ class _Tuning:
         self._tied |= {each.trial.label for each in held.ties}
 
     def result(self) -> TuningResult:
-        """Return what was found."""
+        """Return the result."""
         trials = [trial for search in self.searches for trial in search.trials]
         winner = None
         if self.comparison is not None:
@@ -396,13 +392,3 @@ class _Tuning:
         scheduler = self._scheduler
         event = Event(kind, label, self._clock.elapsed_s(), scheduler.left_s, scheduler.done, trial, best, message)
         self._on_event(event)
-
-
-def _build_s(candidate: Candidate, recorded: Sequence[Trial]) -> float | None:
-    """Return how long building this backend took at most, by these records; None where they do not tell."""
-    durations_s = [
-        (trial.measurement.build_ms + trial.measurement.first_call_ms) / 1e3
-        for trial in recorded
-        if trial.backend == candidate.backend.name and trial.measurement is not None
-    ]
-    return max(durations_s, default=None)

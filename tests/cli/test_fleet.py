@@ -86,7 +86,7 @@ def test_a_storage_that_nobody_used_is_reported(run):
     Path("empty.journal").touch()
     outcome = run("fleet", "--storage", "empty.journal")
     assert outcome.code == 3
-    assert "nobody has tuned with this storage yet" in outcome.err
+    assert "no machine has tuned with this storage yet" in outcome.err
 
 
 def test_a_journal_without_records_says_where_they_are(run):

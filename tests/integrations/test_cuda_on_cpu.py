@@ -109,7 +109,7 @@ def test_one_line_says_so_and_all_is_undone(capsys):
     assert "cuda" not in vars(torch.Tensor)
     said = capsys.readouterr()
     assert said.out == ""
-    assert said.err.splitlines() == ["scanlab: this machine has no CUDA; what asks for a cuda device runs on the CPU."]
+    assert said.err.splitlines() == ["scanlab: this machine has no CUDA; code for a cuda device runs on the CPU."]
     with pytest.raises((AssertionError, RuntimeError)):
         torch.ones(2).cuda()
 

@@ -115,7 +115,7 @@ def dense_rows(tensor: Tensor) -> Tensor:
 
 
 def row_stride(rows: Tensor | None) -> int:
-    """Return the stride between the rows of what `dense_rows` returned."""
+    """Return the stride between the rows of a result of `dense_rows`."""
     if rows is None:
         return 0
     return rows.shape[-1] if rows.is_contiguous() else rows.stride(0)

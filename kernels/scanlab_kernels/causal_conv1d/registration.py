@@ -59,7 +59,7 @@ def gradients(backward: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
 
 
 def register() -> None:
-    """Register what the C++ ops lack."""
+    """Register gradients and shapes of the C++ ops."""
     ops = torch.ops.scanlab_mixer
     register_shapes(ops.causal_conv1d.default, empty_outputs)
     register_shapes(ops.causal_conv1d_backward.default, empty_gradients)

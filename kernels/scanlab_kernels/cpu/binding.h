@@ -77,14 +77,14 @@ private:
     }
 };
 
-// What torch calls.
+// The function that torch calls.
 using BoxedFunction = void(StableIValue* stack, uint64_t arguments, uint64_t results);
 
 // The form of `function` that torch calls.
 template <auto function>
 inline constexpr BoxedFunction* boxed = &Boxed<function>::call;
 
-// What a unit registers with torch, for as long as its library is loaded.
+// The ops that a unit registers with torch, for as long as its library is loaded.
 class Library {
 public:
     // The ops of a namespace, or their kernels for a dispatch key.

@@ -1,4 +1,4 @@
-// The instruction sets of a family of processors, and the test of whether a machine has what a unit needs.
+// The instruction sets of a family of processors, and the test of whether a machine has the features of a unit.
 //
 // isa.py has the one list of them: each unit is compiled with the flags of its set and with the macro
 // SCANLAB_ISA_NEEDS, the conjunction of the tests below for the same features.

@@ -25,7 +25,7 @@ class InstructionSet:
     Args:
         name: The value of the macro SCANLAB_ISA in its units; also that of the environment variable that forces it, but
             for avx512_bfloat16, which goes with avx512.
-        features: What the processor must have, by the names of GCC's options -m...
+        features: Features that the processor must have, by the names of GCC's options -m...
         defines: Macros of its units.
     """
 

@@ -2,6 +2,7 @@
 #include "cpu/kernels.h"
 
 #include "add_norm/kernel.h"
+#include "causal_conv1d/backward.h"
 #include "linear/gemv.h"
 #include "mamba_front/kernel.h"
 #include "state_update/kernel.h"

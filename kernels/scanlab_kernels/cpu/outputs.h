@@ -53,7 +53,7 @@ public:
 
 private:
     static constexpr size_t huge_page = 2 << 20, max_kept_bytes = 1 << 30;
-    std::atomic_flag in_use;  // nobody waits for it: a fork may leave it set for ever
+    std::atomic_flag in_use;  // never waited for: a fork may leave it set for ever
     std::vector<Block> kept;
     size_t kept_bytes = 0;
 

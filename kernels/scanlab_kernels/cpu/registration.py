@@ -1,4 +1,4 @@
-"""Registration of what LibTorch's stable ABI cannot express of the C++ ops: gradients, and their refusal.
+"""Registration of the gradients of C++ ops, or of their refusal, which LibTorch's stable ABI cannot express.
 
 An op is entered in one of two ways. Torch's dispatcher runs the kernel that is registered here for autograd, which
 looks for gradients and tangents before it runs the C++ kernel. What `direct` returns does the same with half the
@@ -22,7 +22,7 @@ from scanlab.errors import ProblemError
 # A node of autograd's graph: a subclass of _SingleLevelFunction, which has no types.
 Node = Any
 
-# What derivatives that the ops of a Mamba block lack advise.
+# Advice of the errors on derivatives that the ops of a Mamba block do not have.
 MIXER_CURE = "call inside scanlab.runtime.ops.in_torch()."
 
 _libraries: dict[str, torch.library.Library] = {}
@@ -75,7 +75,7 @@ def register_gradients(
 
     Args:
         op: The op, of tensors and numbers.
-        keep: Called with a context, the arguments and the results; keeps in the context what the gradients need.
+        keep: Called with a context, the arguments and the results; saves the tensors of the gradients in the context.
         gradients: Called with the context and the gradients of the results; returns those of the arguments.
         cure: The end of the message of the NotImplementedError that forward-mode differentiation raises.
     """

@@ -27,7 +27,7 @@ CURE = "take the backend cross_scan_2d_composed, which has them."
 
 
 def register() -> None:
-    """Register what the C++ op lacks."""
+    """Register gradients and shapes of the C++ op."""
     ops = torch.ops.scanlab_cross_scan
     if has_forked():
         ops.note_fork()

@@ -32,7 +32,7 @@ class LaunchCache(dict[object, T]):
     """Prepared launches by kind of call, emptied when there are `MAX_KINDS`. Safe to use from several threads."""
 
     def remember(self, kind: object, prepared: T) -> None:
-        """Keep what was prepared for a kind."""
+        """Keep the launches that were prepared for a kind."""
         if len(self) >= MAX_KINDS:
             self.clear()
         self[kind] = prepared

@@ -36,7 +36,7 @@ def define(
         schema: Signature with namespace: "scanlab::name(Tensor x) -> Tensor".
         compute: Computes the op, on tensors of any device.
         shapes: Returns empty tensors like the outputs, for tracing.
-        keep: Keeps in the context of autograd what the gradients need (`setup_context`).
+        keep: Saves the tensors of the gradients in the context of autograd (`setup_context`).
         gradients: Returns the gradients of all arguments (`backward`); without it no graph is recorded.
         refuses: For an op that computes gradients: the message of the NotImplementedError that its own gradients raise.
     """

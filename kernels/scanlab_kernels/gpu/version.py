@@ -1,4 +1,4 @@
-"""Version of Triton: whether it can run the kernels, and what differs between its versions."""
+"""Version of Triton: whether it can run the kernels, and the differences between versions."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def empty_packed_product(x: Tensor, packed: Tensor, bias: Tensor | None, feature
 
 
 def register() -> None:
-    """Register what the C++ ops lack."""
+    """Register gradients and shapes of the C++ ops."""
     ops = torch.ops.scanlab_mixer
     for op, shapes in (
         (ops.gemv.default, empty_product),

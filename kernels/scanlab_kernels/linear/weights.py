@@ -13,7 +13,7 @@ from scanlab_kernels.weight_cache import can_keep
 class PrepackedWeight:
     """The weight of a linear layer, (out, in), and its forms; each is made when it is first asked for.
 
-    The forms are of the weight as it was: whoever keeps a PrepackedWeight drops it when the weight changes.
+    The forms are of the weight as it was: the owner of a PrepackedWeight drops it when the weight changes.
     """
 
     def __init__(self, weight: Tensor) -> None:

@@ -47,7 +47,7 @@ def make(problem: FrontProblem, config: Config) -> OpFn:
 
 backend = Backend(
     name="mamba_front_native",
-    summary="one op in C++: what it projects stays in the cache until it is convolved",
+    summary="one op in C++: projections stay in the cache until they are convolved",
     rank=1,
     sources=(
         Path(__file__),

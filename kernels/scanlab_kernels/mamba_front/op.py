@@ -1,4 +1,4 @@
-"""The op `mamba_front`: what lies between the input of a Mamba block and its scan; see `weights.py`."""
+"""The op `mamba_front`: projections and convolution before the scan of a Mamba block; see `weights.py`."""
 
 from __future__ import annotations
 
@@ -277,7 +277,7 @@ PROBES = (
 
 op = Op(
     name="mamba_front",
-    summary="input projection, convolution, and the projections of what the scan takes",
+    summary="input projection, convolution, and the projections to the operands of the scan",
     problem=FrontProblem,
     make_inputs=make_inputs,
     reference=reference,

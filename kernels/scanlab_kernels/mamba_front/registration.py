@@ -22,7 +22,7 @@ def empty_outputs(hidden: Tensor, *rest: Any) -> tuple[Tensor, ...]:
 
 
 def register() -> None:
-    """Register what the C++ op lacks."""
+    """Register gradients and shapes of the C++ op."""
     op = torch.ops.scanlab_mixer.mamba_front.default
     register_shapes(op, empty_outputs)
     refuse_gradients(op, MIXER_CURE)

@@ -1,4 +1,4 @@
-"""Front half of a Mamba block: what lies between its input and its scan, in one direction or both at once.
+"""Front half of a Mamba block: projections and convolution before the scan, in one direction or both at once.
 
     x, z       = the halves of the input projection of hidden
     u          = silu(the convolution of x)
@@ -49,7 +49,7 @@ class DirectionWeights:
 
 
 class InProjection:
-    """Weight of the input projection: its first half gives what is convolved, its second half the gate.
+    """Weight of the input projection: its first half gives the input of the convolution, its second half the gate.
 
     Args:
         weight: (2 dim, model).

@@ -90,7 +90,7 @@ def make(problem: SsdProblem, config: Config) -> SsdFn:
 
 backend = Backend(
     name="ssd_compiled",
-    summary="products of matrices within chunks, and what lies between them compiled by torch into C++",
+    summary="products of matrices within chunks, and the operations between them compiled by torch into C++",
     rank=3,
     sources=(Path(__file__), *files_of(selective_scan), *chunked.backend.sources),
     space=Space((Tunable("chunk", (32, 64, 128), default=64, summary="steps of the compiled body"), threads_tunable())),

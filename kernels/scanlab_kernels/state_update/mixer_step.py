@@ -1,11 +1,11 @@
 """One token through a Mamba mixer, its projections in and out excepted, with both states updated in place.
 
     x, z     = projected
-    u        = silu(convolution of x and of what the state holds)
+    u        = silu(convolution of the steps in the state and x)
     dt, B, C = x_weight u,  dt = dt_weight dt
     y        = one step of the selective scan of u, with dt_bias, softplus and the gate z
 
-One op, because three calls from Python take longer than what they compute.
+One op, because three calls from Python take longer than their computation.
 
 Source: state-spaces/mamba@e9594ce, mamba_ssm/modules/mamba_simple.py, Mamba.step.
 """

@@ -21,7 +21,7 @@ def empty_mixer_output(projected: Tensor, *rest: Any) -> Tensor:
 
 
 def register() -> None:
-    """Register what the C++ ops lack."""
+    """Register gradients and shapes of the C++ ops."""
     ops = torch.ops.scanlab_mixer
     register_shapes(ops.selective_state_update.default, empty_output)
     register_shapes(ops.mixer_step.default, empty_mixer_output)

@@ -30,7 +30,7 @@ def in_children(*, cpu: bool) -> Iterator[None]:
     """Install the drop-in in every Python process that is started within the block.
 
     Args:
-        cpu: Run on the CPU what asks for a cuda device there too.
+        cpu: Run code for a cuda device on the CPU there too.
     """
     path = os.environ.get("PYTHONPATH")
     with (
@@ -92,7 +92,7 @@ class MappingLoader(Loader):
         return getattr(self.theirs, name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        """Return what the other loader creates."""
+        """Return the module that the other loader creates."""
         return self.theirs.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:

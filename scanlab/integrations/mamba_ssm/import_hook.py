@@ -41,7 +41,7 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Undo `install`, but for what others keep of it in places that are no module."""
+    """Undo `install`, except for references that other code keeps outside of modules."""
     finder = _finder()
     if finder is None:
         return
@@ -67,7 +67,7 @@ class Finder(MetaPathFinder):
 
     Attributes:
         wrappers: The wrapper of each function, by the id of the function.
-        added: (module, name) of what was added to a module of others.
+        added: (module, name) of each addition to a foreign module.
         replaced: Names of the modules that are scanlab's.
     """
 
@@ -116,7 +116,7 @@ class Finder(MetaPathFinder):
         return None
 
     def serve(self, module: ModuleType) -> None:
-        """Fill `module` with what scanlab has in its place."""
+        """Fill `module` with scanlab's replacements."""
         name, official = module.__name__, manifest.official_name(module.__name__)
         self.replaced.add(name)
         vars(module).update(manifest.served(official))
@@ -178,10 +178,10 @@ class Wrapping(Loader):
         self.finder = finder
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.theirs, name)  # sources, resources: whatever this loader can beside loading
+        return getattr(self.theirs, name)  # sources, resources: the other abilities of this loader
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        """Return what the other loader creates."""
+        """Return the module that the other loader creates."""
         return self.theirs.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
@@ -189,7 +189,7 @@ class Wrapping(Loader):
         official = manifest.official_name(module.__name__)
         try:
             self.theirs.exec_module(module)
-        except Exception as error:  # whatever stops a package made for CUDA is the reason to serve it
+        except Exception as error:  # any error of a package made for CUDA is the reason to serve it
             if official != module.__name__ and not official.startswith(manifest.REPLACEABLE):
                 raise
             log.warning(

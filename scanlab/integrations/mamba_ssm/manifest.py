@@ -149,7 +149,7 @@ def official_name(module: str) -> str:
 
 
 def served(module: str) -> dict[str, Any]:
-    """Return what scanlab has in the place of the names of `module`."""
+    """Return scanlab's replacements of the names of `module`."""
     return {
         name: getattr(importlib.import_module(home), name)
         for home, names in SERVED.get(module, {}).items()

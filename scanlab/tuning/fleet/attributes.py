@@ -22,5 +22,5 @@ PLACE = "place"
 LABEL = "label"
 WHY = "why"  # the sentence that names the winner, at the winner
 
-# Of a study: what it is about.
+# Of a study: its subject.
 FACTS = "facts"

@@ -27,7 +27,7 @@ except ImportError:  # not on Windows
 MARK = re.compile(rb'\{"op_code":\d{1,2},"worker_id":"')
 HEAD_BYTES = 64
 SQLITE_MARK = b"SQLite format 3\0"
-# What replaying a damaged journal may raise: optuna takes every line for one that it wrote.
+# Errors of replaying a damaged journal: optuna takes every line for one that it wrote.
 DAMAGE = (
     ArithmeticError,
     AssertionError,
@@ -41,7 +41,7 @@ DAMAGE = (
 
 
 def open_journal(path: Path, is_ours: bool) -> tuple[JournalStorage, tuple[str, ...]]:
-    """Open the journal in `path`, created if there is none, and repair what a crash left.
+    """Open the journal in `path`, created if there is none, and repair the damage of a crash.
 
     An unfinished last line is cut off and kept aside. A journal that is damaged further up is moved aside whole: the
     studies are rebuilt from the records.
@@ -97,14 +97,14 @@ def refuse_foreign_file(path: Path) -> None:
 
 
 class JournalFile(JournalFileBackend):
-    """optuna's journal file, whose next line never joins what a crash or a full disk left of the last one."""
+    """optuna's journal file; a line never joins the rest of one that a crash or a full disk cut."""
 
     def __init__(self, path: Path, lock: BaseJournalFileLock) -> None:
         super().__init__(str(path), lock_obj=lock)
         self._path = path
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Append whole lines, or none: what could not be written to its end is taken back."""
+        """Append whole lines, or none: an incomplete write is removed."""
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
         with _holding(self._lock):
             _cut_unfinished_line(self._path)
@@ -134,7 +134,7 @@ class KernelLock(BaseJournalFileLock):
         return True
 
     def release(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         assert self._file is not None
         os.close(self._file)
         self._file = None
@@ -150,7 +150,7 @@ def _holding(lock: BaseJournalFileLock) -> Iterator[None]:
 
 
 def _cut_unfinished_line(path: Path) -> bytes:
-    """Cut off and return what follows the last line end of the file."""
+    """Cut off and return the text after the last line end of the file."""
     if not path.exists():
         return b""
     with path.open("rb+") as file:

@@ -53,7 +53,7 @@ class FleetOverview:
         machines: Kinds of machines, in the order in which they came.
         best: One for each problem and kind of machine, in the order in which they came.
         trials: Every record that travels with the studies.
-        notices: What could not be read.
+        notices: Storages that could not be read, with reasons.
     """
 
     machines: tuple[MachineSummary, ...]
@@ -74,7 +74,7 @@ class FleetOverview:
         return None
 
     def best_for(self, here: Machine, problem: Problem, fits: Callable[[Trial], bool]) -> BestTrial | None:
-        """Return what to run for `problem` on `here`: the best of its own kind, or else of the nearest machine.
+        """Return the choice for `problem` on `here`: the best of its own kind, or else of the nearest machine.
 
         Args:
             here: The machine that asks.
@@ -95,7 +95,7 @@ class FleetOverview:
 
 
 def fleet_overview(storage: BaseStorage) -> FleetOverview:
-    """Return what `storage` says of every machine that used it."""
+    """Return the state in `storage` of every machine that used it."""
     studies, unreadable = summarize_studies(storage)
     found: dict[str, Trial] = {}
     reasons: dict[str, str] = {}

@@ -19,12 +19,12 @@ def this_process() -> dict[str, str | int]:
 
 
 def is_alive(identity: Mapping[str, Any], silent_s: float) -> bool:
-    """Return whether a process still works on what it leased.
+    """Return whether a process still works on its lease.
 
     Args:
-        identity: What `this_process` returned there.
+        identity: Result of `this_process` there.
         silent_s: Seconds since its last heartbeat by the clocks of both hosts. A heartbeat far in the future comes
-            from a clock that was set back, and counts as silence too.
+            from a clock that was turned back, and counts as silence too.
     """
     if identity.get("host") != host():
         return abs(silent_s) < LEASE_S

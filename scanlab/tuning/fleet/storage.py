@@ -65,7 +65,7 @@ def open_storage(storage: str | None, folder: Path, must_exist: bool = False) ->
             return open_journal(Path(name.text), is_ours=storage is None)
     except ImportError as error:
         raise ResultsError(
-            f"--storage {name.masked}: {error}. Install what reaches it: pip install 'scanlab[fleet]' for PostgreSQL,"
+            f"--storage {name.masked}: {error}. Install its driver: pip install 'scanlab[fleet]' for PostgreSQL,"
             " pip install grpcio protobuf for a proxy, and for another database its driver."
         ) from error
     except _failures() as error:
@@ -105,7 +105,7 @@ def storage_errors() -> Iterator[None]:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """Return what opening a storage may raise; each driver of a database wraps its errors in SQLAlchemy's."""
+    """Return the errors of opening a storage; each driver of a database wraps its errors in SQLAlchemy's."""
     database, proxy = sys.modules.get("sqlalchemy.exc"), sys.modules.get("grpc")
     return (
         optuna.exceptions.OptunaError,

@@ -43,7 +43,7 @@ class TrialQueue:
     """The study called `name` in `storage`, created if there is none.
 
     Args:
-        facts: Subject of the study, as JSON values, for whoever knows the storage alone.
+        facts: Subject of the study, as JSON values, for readers of the storage alone.
         tunables: Of the space that is searched; none for a study that nothing is leased from.
         carries_records: Whether records travel with the study, because workers share it and no results folder.
     """

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment"
-# ruff: noqa: RUF005  (what Triton compiles has no starred tuples)
+# ruff: noqa: RUF005  (Triton has no starred tuples)
 """Backward kernel of the short convolution.
 
 A program walks through a span of time in turns of a few steps, whose rows it holds in registers, so that few partial

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment"
-# ruff: noqa: RUF005  (what Triton compiles has no starred tuples)
+# ruff: noqa: RUF005  (Triton has no starred tuples)
 """Parts shared by the forward and the backward kernel of the short convolution.
 
 A program holds a block of channels, and one row of them in registers for each time step. It reads the rows of its own

@@ -76,7 +76,7 @@ def step_kernel(
                 total *= sigmoid(total, shrink(total))
             tl.store(out_at + i * out_axes.time, total.to(out.dtype.element_ty), mask=mask)
         if positions is not None:
-            tl.debug_barrier()  # all threads have read what is overwritten now
+            tl.debug_barrier()  # all threads have read the values that are overwritten now
             for i in tl.range(tl.maximum(steps - slots, 0), steps):
                 value = tl.load(x_at + i * x_axes.time, mask=mask)
                 tl.store(state_at + slot_of(position + i, slots) * state_axes.time, value, mask=mask)
@@ -86,7 +86,7 @@ def step_kernel(
             t = slot + steps - slots
             new = tl.load(x_at[:, None] + t * x_axes.time, mask=inside & (t >= 0), other=0.0)
             old = tl.load(state_at[:, None] + (slot + steps) * state_axes.time, mask=inside & (t < 0), other=0.0)
-            tl.debug_barrier()  # all threads have read what is overwritten now
+            tl.debug_barrier()  # all threads have read the values that are overwritten now
             tl.store(state_at[:, None] + slot * state_axes.time, tl.where(t < 0, old, new), mask=inside)
     else:
         nothing = tl.where(row < 0, 0.0, float("nan")) + tl.zeros([BLOCK], tl.float32)

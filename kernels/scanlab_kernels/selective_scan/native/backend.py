@@ -27,7 +27,7 @@ HEADERS = (*headers(FOLDER), *headers(PACKAGE / "cpu"))
 EXP_ERRORS = {"fast": 2.5e-7, "exact": 1.8e-7}
 EXP_VARIANTS = tuple(EXP_ERRORS)
 
-# What the arithmetic of the kernel asks of the compiler.
+# Compiler options that the arithmetic of the kernel needs.
 ARITHMETIC = ("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
 
 extension = Extension(

@@ -18,12 +18,12 @@ from scanlab_kernels.selective_scan.arguments import TENSORS, directions
 TIME_BLOCK = TENSORS + 3  # after softplus, reverse and threads
 
 
-# What derivatives that do not exist advise.
+# Advice of the errors on derivatives that do not exist.
 CURE = "take the backend that has all of them, `reference`, by its name or with SCANLAB_BACKEND=reference."
 
 
 def register() -> None:
-    """Register what the C++ ops lack: gradients, shapes and vmap rules."""
+    """Register gradients, shapes and vmap rules of the C++ ops."""
     ops = torch.ops.scanlab
     if has_forked():
         ops.note_fork()

@@ -90,7 +90,7 @@ struct Block {
     const T* A;      // [state][parts][lanes]; the real part times log2(e)
     T* h;            // [state][parts][lanes]: before the first step, and after the last one
     Rows<T> B, C;
-    Prefetch prefetches[10];  // what the next block reads and writes
+    Prefetch prefetches[10];  // the addresses that the next block reads and writes
     int num_prefetches;
     T* decays;  // [steps][state][parts][lanes], kept for the backward pass; or none
     T* states;  // [steps][state][parts][lanes]: h after each step

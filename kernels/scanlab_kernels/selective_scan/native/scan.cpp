@@ -64,7 +64,7 @@ Memory allocate(size_t bytes) {
 // Memory that grows with the length of a sequence is kept up to this size.
 constexpr size_t max_kept_bytes = 4 << 20;
 
-// Memory of a thread, kept for its next call: handing it back would cost page faults in every call.
+// Memory of a thread, kept for its next call: returning it would cost page faults in every call.
 class ScratchBuffer {
 public:
     char* at_least(size_t bytes) {

@@ -1,4 +1,4 @@
-// The selective scan on the CPU, without torch: what a scan is made of, and how it is run.
+// The selective scan on the CPU, without torch: the arguments of a scan, and the functions that run it.
 //
 // Channels lie in the SIMD lanes and the states of a channel in registers, so a step of the recurrence is arithmetic
 // between registers; B and C are broadcast from memory. Each tile of channels goes through time in blocks: delta' of a
@@ -71,7 +71,7 @@ struct DirectionGradient {
 struct Gradient {
     Channels out;  // comes in
     DirectionGradient direction[2];
-    void* terms = nullptr;  // memory for what is added up at the end, as much as terms_bytes says
+    void* terms = nullptr;  // memory of terms_bytes for the sums at the end
 };
 
 // The tiles of a group of channels, and the blocks of time.

@@ -1,4 +1,4 @@
-// A tile of channels: where its tensors lie, what is packed for its vectors, and the discretisation of delta.
+// A tile of channels: the addresses of its tensors, the values packed for its vectors, the discretisation of delta.
 #pragma once
 
 #include "selective_scan/native/recurrence.h"

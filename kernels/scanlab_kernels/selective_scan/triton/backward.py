@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment"
-# ruff: noqa: RUF005, SIM102  (what Triton compiles has no starred tuples, and other rules for branches)
+# ruff: noqa: RUF005, SIM102  (Triton has no starred tuples, and other rules for branches)
 """Backward scan: the states of a chunk are computed again from its checkpoint, then its steps are taken in reverse.
 
 With g[t] the gradient of y[t] and R[t] the adjoint (the gradient of h[t-1], at first that of the last state),

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment, var-annotated"
-# ruff: noqa: RUF005, SIM102  (what Triton compiles has no starred tuples)
+# ruff: noqa: RUF005, SIM102  (Triton has no starred tuples)
 """First pass of a backward scan in segments: the map of each segment for the adjoint.
 
 In the notation of `backward.py`, R[t] = decay[t] (g[t] C[t] + R[t+1]) is a scan against time that needs no states, only

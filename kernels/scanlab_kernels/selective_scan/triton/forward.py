@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment"
-# ruff: noqa: RUF005, SIM102, SIM108  (what Triton compiles has no starred tuples, and other rules for branches)
+# ruff: noqa: RUF005, SIM102, SIM108  (Triton has no starred tuples, and other rules for branches)
 """Forward scan: sequential in time, states in registers, several channels in one program.
 
 For each step a program reads B and C once for all of its channels, and computes a product, an exponential, a product

@@ -343,7 +343,7 @@ def _numbers(scan: Scan, max_segments: int, multiple: int) -> tuple[dict[str, An
     Args:
         scan: The scan.
         max_segments: Largest number of segments.
-        multiple: What divides the steps of a segment.
+        multiple: Divisor of the steps of a segment.
     """
     first = scan.directions[0]
     batch, dim, length = first.u.shape

@@ -65,7 +65,7 @@ def _run(
 
     Args:
         arguments: Those that all ops of the scan take.
-        settings: What the launches depend on beside these; hashable.
+        settings: Further dependencies of the launches; hashable.
         tensors_of: Returns the tensors of each kernel, and the outputs among them.
         launches_of: Returns the launch of each kernel.
     """

@@ -1,4 +1,4 @@
-// What both passes share: where the tensors of a chunk lie, and the step sizes and decays of a head.
+// Shared by both passes: the addresses of a chunk's tensors, and the step sizes and decays of a head.
 #pragma once
 
 #include "ssd/native/product.h"

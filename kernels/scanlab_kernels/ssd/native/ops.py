@@ -14,7 +14,7 @@ from scanlab_kernels import flop_formulas
 from scanlab_kernels.cpu.registration import refuse_gradients, register_gradients, register_shapes
 from scanlab_kernels.ssd.problem import SsdInputs
 
-# What `backward` returns gradients of, in this order.
+# The arguments that `backward` returns gradients of, in this order.
 DIFFERENTIATED = ("x", "dt", "A", "B", "C", "D", "dt_bias", "initial_state")
 SUMMED = ("A", "B", "C", "D", "dt_bias")  # over a first axis, of sequences or of tasks
 TENSORS = len(SsdInputs._fields)
@@ -23,7 +23,7 @@ CURE = "take the backend `ssd_reference`, by its name or with SCANLAB_BACKEND=ss
 
 
 def register() -> None:
-    """Register what the C++ ops lack."""
+    """Register gradients and shapes of the C++ ops."""
     ops = torch.ops.scanlab_ssd
     if has_forked():
         ops.note_fork()

@@ -1,4 +1,4 @@
-// State-space duality on the CPU, without torch: what a call is made of, and how it is run.
+// State-space duality on the CPU, without torch: the arguments of a call, and the functions that run it.
 //
 // A task is some heads of one group and one sequence. It goes through time chunk by chunk: B and C of a chunk and their
 // products are the same for all its heads; each head has a state in the cache. forward.h has the mathematics.

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from scanlab.errors import ProblemError, UnavailableError
 from scanlab.integrations.mamba_ssm.models.config_mamba import MambaConfig
 from scanlab.integrations.mamba_ssm.modules.block import Block
+from scanlab.integrations.mamba_ssm.modules.cached_states import State
 from scanlab.integrations.mamba_ssm.modules.mamba2 import Mamba2
-from scanlab.integrations.mamba_ssm.modules.mamba_simple import Mamba, State
+from scanlab.integrations.mamba_ssm.modules.mamba_simple import Mamba
 from scanlab.integrations.mamba_ssm.modules.mlp import GatedMLP
 from scanlab.integrations.mamba_ssm.ops.triton.layer_norm import RMSNorm, layer_norm_fn
 from scanlab.integrations.mamba_ssm.utils.generation import GenerationMixin

@@ -16,7 +16,7 @@ from scanlab.integrations.mamba_ssm.ops.triton.layer_norm import RMSNorm, layer_
 
 
 class Block(nn.Module):
-    """Residual block that adds, normalises and mixes; the next block adds what this one returns.
+    """Residual block that adds, normalises and mixes; the next block adds the output of this one.
 
     Args:
         dim: Width of the model.

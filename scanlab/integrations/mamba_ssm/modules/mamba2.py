@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from scanlab.contract.base import inverse_softplus
 from scanlab.errors import ProblemError, UnavailableError
 from scanlab.integrations.causal_conv1d.causal_conv1d_interface import activation_of
-from scanlab.integrations.mamba_ssm.modules.mamba_simple import State
+from scanlab.integrations.mamba_ssm.modules.cached_states import CachedStates, State
 from scanlab.integrations.mamba_ssm.ops.triton.layernorm_gated import RMSNorm as RMSNormGated
 from scanlab.models.plain_layers import is_plain_layer
 from scanlab.runtime import ops as mixer
@@ -25,7 +25,7 @@ from scanlab.runtime.ssd import ssd, ssd_update
 from scanlab_kernels.ssd.problem import NO_LIMIT, Limits, SsdInputs
 
 
-class Mamba2(nn.Module):
+class Mamba2(CachedStates, nn.Module):
     """The Mamba-2 mixer: (batch, length, d_model) -> (batch, length, d_model).
 
     Parameters have the official names, order and initial values. `chunk_size`, `use_mem_eff_path` and
@@ -182,7 +182,7 @@ class Mamba2(nn.Module):
         """Return the output (batch, length, d_model) and the states after the last step.
 
         Args:
-            zxbcdt: What in_proj makes of the input, (batch, length, ...).
+            zxbcdt: Output of in_proj, (batch, length, ...).
             seq_idx: (batch, length) int32, the sequence that a step belongs to.
             initial_states: (batch, heads, headdim, d_state), the states before the first step.
 
@@ -235,13 +235,13 @@ class Mamba2(nn.Module):
         return projected
 
     def _keep(self, zxbcdt: Tensor, states: Tensor, conv_state: Tensor, ssm_state: Tensor) -> None:
-        """Keep the states after the last step: what enters the convolution next, and those of the scan."""
+        """Keep the states after the last step: the last inputs of the convolution, and the state of the scan."""
         xBC = self._split(zxbcdt)[3][:, -self.d_conv :].mT
         conv_state.copy_(F.pad(xBC, (self.d_conv - xBC.shape[-1], 0)))
         ssm_state.copy_(states)
 
     def _split(self, zxbcdt: Tensor) -> tuple[Tensor, ...]:
-        """Return the gate and the input of the MLP, the gate of the scan, what is convolved, and dt."""
+        """Return the gate and the input of the MLP, the gate of the scan, the input of the convolution, and dt."""
         mlp = self.d_inner - self.d_ssm
         convolved = self.d_ssm + 2 * self.ngroups * self.d_state
         return torch.split(zxbcdt, [mlp, mlp, self.d_ssm, convolved, self.nheads], dim=-1)
@@ -290,21 +290,9 @@ class Mamba2(nn.Module):
             batch_size, self.nheads, self.headdim, self.d_state, dtype=dtype or projection.dtype
         )
 
-    def _get_states_from_cache(self, inference_params: Any, batch_size: int, initialize_states: bool = False) -> State:
-        """Return this layer's states in inference_params.key_value_memory_dict, made where they are missing."""
-        if self.layer_idx is None:
-            raise ProblemError("layer_idx is None: an inference cache is kept by layer; give each Mamba its layer_idx.")
-        known: dict[int, State] = inference_params.key_value_memory_dict
-        if self.layer_idx not in known:
-            known[self.layer_idx] = self.allocate_inference_cache(batch_size, 0)
-        elif initialize_states:
-            for state in known[self.layer_idx]:
-                state.zero_()
-        return known[self.layer_idx]
-
 
 def without_decay(values: Tensor) -> nn.Parameter:
     """Return a parameter of these values that is marked as one without weight decay."""
     parameter = nn.Parameter(values)
-    parameter._no_weight_decay = True  # type: ignore[attr-defined]  # what training scripts look for
+    parameter._no_weight_decay = True  # type: ignore[attr-defined]  # training scripts look for it
     return parameter

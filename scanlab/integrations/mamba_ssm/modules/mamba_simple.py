@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from scanlab.contract.base import inverse_softplus
 from scanlab.errors import ProblemError
 from scanlab.integrations.mamba_ssm.modules import block
+from scanlab.integrations.mamba_ssm.modules.cached_states import CachedStates, State
 from scanlab.integrations.mamba_ssm.ops.selective_scan_interface import say_who_serves
 from scanlab.integrations.notices import warn_once
 from scanlab.models import composed_mixer
@@ -28,8 +29,6 @@ from scanlab.runtime import dispatch
 from scanlab.runtime import ops as mixer
 from scanlab.runtime.ops import WeightCache
 
-State = tuple[Tensor, Tensor]
-
 KINDS = (*BIMAMBA_TYPES, "v3")
 
 
@@ -39,7 +38,7 @@ FORWARD_ONLY = (
 )
 
 
-class Mamba(Mixing):
+class Mamba(CachedStates, Mixing):
     """Mamba mixer: (batch, length, d_model) -> (batch, length, d_model).
 
     Parameters have the official names, order and initial values. Layers with hooks, adapters and any other layer that
@@ -104,7 +103,7 @@ class Mamba(Mixing):
 
         def in_float32(values: Tensor) -> nn.Parameter:
             parameter = nn.Parameter(values)
-            parameter._no_weight_decay = True  # type: ignore[attr-defined]  # what training scripts look for
+            parameter._no_weight_decay = True  # type: ignore[attr-defined]  # training scripts look for it
             return parameter
 
         def rates() -> nn.Parameter:
@@ -133,7 +132,7 @@ class Mamba(Mixing):
         self.out_proj = linear(inner, d_model, bias=bias)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore a pickled mixer; what the official package and forks of it do not store gets its default.
+        """Restore a pickled mixer; attributes that the official package or its forks do not store get their defaults.
 
         VideoMamba stores `bimamba`, older releases of Vim `if_devide_out`.
         """
@@ -161,7 +160,7 @@ class Mamba(Mixing):
         drawn = torch.rand(self.d_inner, device=bias.device, dtype=bias.dtype)
         step = torch.exp(drawn * (math.log(high) - math.log(low)) + math.log(low)).clamp(min=floor)
         bias.copy_(inverse_softplus(step))
-        bias._no_reinit = True  # type: ignore[attr-defined]  # what initialisers of whole models look for
+        bias._no_reinit = True  # type: ignore[attr-defined]  # initialisers of whole models look for it
 
     def forward(self, hidden_states: Tensor, inference_params: Any = None) -> Tensor:
         """Return the mixed tokens, in the shape of hidden_states.
@@ -279,18 +278,6 @@ class Mamba(Mixing):
             conv.new_zeros(batch_size, self.d_inner, self.d_conv, dtype=dtype or conv.dtype),
             dt.new_zeros(batch_size, self.d_inner, self.d_state, dtype=dtype or dt.dtype),
         )
-
-    def _get_states_from_cache(self, inference_params: Any, batch_size: int, initialize_states: bool = False) -> State:
-        """Return this layer's states in inference_params.key_value_memory_dict, put there where they are missing."""
-        if self.layer_idx is None:
-            raise ProblemError("layer_idx is None: an inference cache is kept by layer; give each Mamba its layer_idx.")
-        known: dict[int, State] = inference_params.key_value_memory_dict
-        if self.layer_idx not in known:
-            known[self.layer_idx] = self.allocate_inference_cache(batch_size, 0)
-        elif initialize_states:
-            for state in known[self.layer_idx]:
-                state.zero_()
-        return known[self.layer_idx]
 
 
 class Block(block.Block):

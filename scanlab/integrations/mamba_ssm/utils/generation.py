@@ -88,7 +88,7 @@ def decode(
     """Continue input_ids (batch, length) to max_length tokens, or until eos_token_id stands in every row.
 
     `model(ids, position_ids=, inference_params=, num_last_tokens=1).logits` is called with the prompt and then with
-    one token at a time. teacher_outputs (batch, length) are taken instead of what would be drawn, as far as they go.
+    one token at a time. teacher_outputs (batch, length) are taken instead of drawn tokens, as far as they go.
     """
     start = time.perf_counter()
     params = InferenceParams(max_seqlen=max_length, max_batch_size=len(input_ids))

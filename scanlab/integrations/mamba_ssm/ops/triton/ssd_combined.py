@@ -141,7 +141,7 @@ def mamba_split_conv1d_scan_combined(
     ngroups: int = 1,
     norm_before_gate: bool = True,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Return what a Mamba-2 layer makes of its input projection: convolution, scan, norm and output projection.
+    """Return the output of a Mamba-2 layer, given its input projection: convolution, scan, norm, output projection.
 
     Args:
         zxbcdt: (batch, length, 2 mlp + 2 dim + 2 groups state + heads): gate and input of a gated MLP, gate z of the
