@@ -88,7 +88,7 @@ def selective_state_update(state: Shape, x: Shape, *rest: Any, **named: Any) -> 
 
 
 def ssd(x: Shape, dt: Shape, A: Shape, B: Shape, *rest: Any, **named: Any) -> int:
-    """Return the operations of Mamba-2's scan as a recurrence, whatever the chunk: each state is updated and read."""
+    """Return the operations of Mamba-2's scan as a recurrence, for any chunk: each state is updated and read."""
     return int(2 * 2 * math.prod(x) * B[-1])
 
 

@@ -1,7 +1,7 @@
 """Ranking of compared candidates: who leads, who ties, which differences mean nothing, and when to stop.
 
 One candidate runs twice, as an A/A control: the difference of that pair is noise, and a difference no larger than that
-is a tie. What serves untuned wins whatever it ties with. Any other tie goes to the simplest: the lower rank of the
+is a tie. The untuned choice wins every tie. Any other tie goes to the simplest: the lower rank of the
 ladder, then what departs least from its defaults; then to the smaller error, then to the smaller memory.
 
 Clean rounds alone count. A candidate with too few of them is neither slower nor tied: its place is unknown.

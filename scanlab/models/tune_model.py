@@ -185,7 +185,7 @@ def tune_model(
     if not result.shares:
         raise InputError(f"{problem.model} calls no op of scanlab: let it import mamba_ssm or scanlab, or patch() it.")
     on_step("comparing dtypes with float64")
-    # The share of the same first classes needs several inputs; where nobody asks for one, one input has the error.
+    # The share of the same first classes needs several inputs; where none is asked for, one input has the error.
     seeds = AGREEMENT_SEEDS if len(dtypes) > 1 or min_agreement > 0 else AGREEMENT_SEEDS[:1]
     result.costs = dtype_costs(problem, dtypes, seeds)
     refusals = {cost.dtype: cost.refusal(problem.max_logit_error, min_agreement) for cost in result.costs}

@@ -68,9 +68,9 @@ def tune(
 ) -> TuningResult:
     """Search the spaces of `backends` for `problem`, compare the best, and hold the winner's numbers out.
 
-    First the defaults of every backend are built, each to its end, whatever the budget. The fastest of them becomes the
-    baseline that everything is timed beside, and the budget starts. An interruption returns the results so far.
-    Running it again continues from the records.
+    First the defaults of every backend are built, beyond the budget if need be. The fastest of them becomes the
+    baseline of every timing, and the budget starts. An interruption returns the results so far. Running it again
+    continues from the records.
 
     Args:
         problem: Of any op.
@@ -81,7 +81,7 @@ def tune(
         inputs_label: Origin of the inputs.
         storage: See `open_storage`; None for a journal beside the records.
         untuned: Candidate that serves where nothing was tuned, which has to be beaten; the baseline where None.
-        deployed: Candidate that an earlier tuning put to work; it takes part, whatever `backends` are.
+        deployed: Candidate of an earlier tuning; it takes part even where `backends` lacks its backend.
         max_error: The largest error against float64, as a share, that a winner may have beyond being verified.
         objective: The time that candidates are ranked by. The search goes by the median in any case.
         seed: Of the hard inputs, of the search, and of the order of samples.

@@ -1,4 +1,4 @@
-"""`scanlab profile`: what serves is listed, shown, compared, and can be taken back."""
+"""`scanlab profile`: what serves is listed, shown, compared, and can be restored."""
 
 from __future__ import annotations
 

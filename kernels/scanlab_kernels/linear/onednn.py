@@ -24,13 +24,13 @@ def unavailable() -> str | None:
 def linear(x: Tensor, weight: PrepackedWeight, bias: Tensor | None) -> Tensor:
     """Return x weight^T + bias."""
     packed = weight.form("onednn", pack)
-    dense_bias = None if bias is None else bias.contiguous()  # oneDNN reads it as dense, whatever its strides
+    dense_bias = None if bias is None else bias.contiguous()  # oneDNN ignores its strides
     out: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, packed, dense_bias, "none", [], "")
     return out
 
 
 def pack(weight: Tensor) -> Tensor:
-    """Return a weight (out, in) in the blocked layout that oneDNN multiplies with, whatever the number of rows."""
+    """Return a weight (out, in) in the blocked layout of oneDNN's products, for any number of rows."""
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
     return packed
 

@@ -17,7 +17,7 @@ from scanlab_kernels.linear.weights import PrepackedWeight
 
 def linear(x: Tensor, weight: PrepackedWeight, bias: Tensor | None) -> Tensor:
     """Return x weight^T + bias; reads no prepacked form."""
-    dense_bias = None if bias is None else bias.contiguous()  # oneDNN reads it as dense, whatever its strides
+    dense_bias = None if bias is None else bias.contiguous()  # oneDNN ignores its strides
     return F.linear(x, weight.weight, dense_bias)
 
 

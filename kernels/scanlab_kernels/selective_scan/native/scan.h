@@ -87,7 +87,7 @@ size_t terms_bytes(const Scan& scan);
 // Runs `scan`, on its threads, to the end; the outputs overlap no input.
 void run(const Scan& scan);
 
-// The gradients of a scan that left checkpoints; the same bits whatever the number of threads.
+// The gradients of a scan that left checkpoints; the same bits for any number of threads.
 void run_backward(const Scan& scan, const Gradient& gradient);
 
 // A piece of a scan that one thread does alone: adjacent channels of one group.

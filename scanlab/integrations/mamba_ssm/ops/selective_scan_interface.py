@@ -233,7 +233,7 @@ def mamba_inner_ref(
     C_proj_bias: Tensor | None = None,
     delta_softplus: bool = True,
 ) -> Tensor:
-    """Return `mamba_inner_fn` with the softplus always on, whatever delta_softplus says, as upstream."""
+    """Return `mamba_inner_fn` with the softplus always on, as upstream: delta_softplus has no effect."""
     return mamba_inner_fn(
         xz,
         conv1d_weight,
@@ -270,7 +270,7 @@ def bimamba_inner_ref(
     C_proj_bias: Tensor | None = None,
     delta_softplus: bool = True,
 ) -> Tensor:
-    """Return `bimamba_inner_fn` with the softplus always on, whatever delta_softplus says, as upstream."""
+    """Return `bimamba_inner_fn` with the softplus always on, as upstream: delta_softplus has no effect."""
     return bimamba_inner_fn(
         xz,
         conv1d_weight,
