@@ -197,7 +197,7 @@ class LocalWorker:
             raise CandidateFailedError(candidate, _text(error)) from error
 
     def release(self, candidates: Iterable[Candidate]) -> None:
-        """Forget `candidates`."""
+        """Drop `candidates`."""
         for each in candidates:
             self._prepared.pop(each, None)
             self._evaluations.pop(each, None)

@@ -123,7 +123,8 @@ def test_it_waits_for_the_machine_to_calm_down_and_waiting_is_no_measuring(tmp_p
     comparer, time = simulated(tmp_path, disturbance=lambda second: "steal" if second < 4.0 else None)
     compared = comparer.compare([candidate("one"), candidate("two", 3.0)], deadline=2.0)
     assert compared.winner.trial.backend == "one"
-    assert comparer.clock.now() < 3.0 < 4.0 < time.seconds
+    assert comparer.clock.now() < 3.0
+    assert time.seconds > 4.0
     assert compared.rounds - compared.clean_rounds <= 3
 
 
