@@ -32,7 +32,7 @@ test-timing: $(VENV)/.ready
 MINUTES ?= 5
 SANITIZE ?=
 fuzz: $(VENV)/.ready
-	PYTHONPATH=tests $(BIN)/python -m fuzz.campaign --minutes $(MINUTES) $(if $(SANITIZE),--sanitize) $(ARGS)
+	PYTHONPATH=tests OMP_WAIT_POLICY=passive $(BIN)/python -m fuzz.campaign --minutes $(MINUTES) $(if $(SANITIZE),--sanitize) $(ARGS)
 	$(if $(SANITIZE),$(BIN)/python tests/kernels/selective_scan/native_core/verify.py thread)
 
 # The documentation site, in build/site; links and references are checked.

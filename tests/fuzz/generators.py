@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
 import zlib
 from typing import Protocol
 
-from fuzz import convolutions, drop_ins, extensions, fronts, mamba2, norms, other_scans, raw_ops, scans, steps
+from fuzz import (
+    convolutions,
+    drop_ins,
+    extensions,
+    fronts,
+    mamba2,
+    norms,
+    other_scans,
+    raw_ops,
+    scans,
+    steps,
+    transformers_models,
+)
 from fuzz.case import Case, Kind
 from fuzz.draws import Draw
 from fuzz.hostile import corrupt
@@ -46,6 +59,8 @@ GENERATORS: dict[str, Generator] = {
     "varlen_states": extensions.varlen_states,
     "raw_op": raw_ops.raw_op,
 }
+if importlib.util.find_spec("transformers") is not None:
+    GENERATORS["transformers"] = transformers_models.transformers_model
 
 
 def draw_case(name: str, seed: int) -> Case:
