@@ -6,9 +6,9 @@ configuration with itself at most 5 % report a difference: some are run, and 200
 machine. In 100 simulated tunings with injected artefacts (samples 5 to 20 times too fast or too slow, stretches that
 are disturbed) the true winner is chosen or declared a tie. Of simulated tunings that are interrupted, starved, kept
 busy or killed, 100 of each, none lowers the rank of the evidence that a deployed choice rests on. Backends with planted
-faults are caught by `scanlab verify` and by the contract test. Of ten runs of `scanlab tune` beside a neighbour that
-hogs a CPU at random, and of ten with cold caches, none deploys what a quiet comparison shows to be slower than the
-defaults by more than the noise floor:
+faults, of strides and of races too, are caught by `scanlab verify` and by the contract test. Of ten runs of `scanlab
+tune` beside a neighbour that hogs a CPU at random, and of ten with cold caches, none deploys what a quiet comparison
+shows to be slower than the defaults by more than the noise floor:
 
     python experiments/trust.py
 """

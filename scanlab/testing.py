@@ -29,11 +29,14 @@ from scanlab.contract import registry
 from scanlab.contract.backend import Backend, Capabilities, OpFn
 from scanlab.contract.base import Problem
 from scanlab.contract.cpu import torch_threads
-from scanlab.contract.op import Inputs, map_tensors, tensors_of
+from scanlab.contract.op import Inputs, map_tensors, tensors_of, with_gaps
 from scanlab.contract.problem import ScanInputs, ScanProblem
 from scanlab.contract.space import Config, config_key
 from scanlab.contract.verify import reference_outputs, relative_error, verify
 from scanlab.errors import ConfigError, RejectedError, UnavailableError
+
+# A race shows in some calls only: a function is called for so long.
+REPEATS_S = 0.05
 
 
 class OpContract:
@@ -58,6 +61,7 @@ class OpContract:
             "refused": [problem for problem in self.problems() if self.backend.rejects(problem) is not None],
             "mode": [self.plain().replace(gradients=gradients) for gradients in modes],
             "differentiated": [self.plain().replace(gradients=True) for gradients in modes if gradients],
+            "repeated": self.repeated(),
         }
         for name in problems.keys() & set(metafunc.fixturenames):
             metafunc.parametrize(name, problems[name], ids=lambda problem: problem.key)
@@ -84,6 +88,11 @@ class OpContract:
         yield from (corner.replace(device=device) for corner in corners)
         yield self.plain().replace(device="nowhere")
 
+    def repeated(self) -> list[Problem]:
+        """Return the problems whose calls are repeated: the probes of the op that are claimed, or the plain one."""
+        probes = registry.op(self.backend.op).probes if self.corners is None else ()
+        return [each for each in probes if self.backend.rejects(each) is None] or [self.plain()]
+
     def inputs(self, problem: Problem, seed: int = 0) -> Inputs:
         """Return the inputs that the op draws for `problem`."""
         return registry.op(problem.op).make_inputs(problem, seed)
@@ -95,9 +104,9 @@ class OpContract:
             pytest.skip(f"{self.backend.name} cannot run here: {reason}")
         return self.backend.build(problem, self.config if config is None else config)
 
-    def check(self, function: OpFn, problem: Problem, inputs: Inputs) -> None:
+    def check(self, function: OpFn, problem: Problem, inputs: Inputs, repeats_s: float = 0.0) -> None:
         """Assert that outputs and gradients agree with the reference, and that the inputs are unchanged."""
-        verdict = verify(function, reference_outputs(problem, inputs))
+        verdict = verify(function, reference_outputs(problem, inputs), repeats_s)
         assert verdict.passed, f"{problem.key}: {verdict.reason}"
 
     def test_agrees_with_the_reference(self, claimed: Problem) -> None:
@@ -142,7 +151,7 @@ class OpContract:
             without.build(self.plain())
 
     def test_inputs_of_any_stride(self, mode: Problem) -> None:
-        inputs = tuple(map_tensors(_strided, each) for each in self.inputs(mode))
+        inputs = tuple(map_tensors(with_gaps, each) for each in self.inputs(mode))
         self.check(self.build(mode), mode, inputs)
 
     def test_reads_no_uninitialised_memory(self, mode: Problem) -> None:
@@ -168,6 +177,9 @@ class OpContract:
         for tensor in first:
             tensor.fill_(math.nan)
         assert all(map(torch.equal, function(*inputs), kept)), "the same inputs gave other outputs"
+
+    def test_every_call_agrees_with_the_reference(self, repeated: Problem) -> None:
+        self.check(self.build(repeated), repeated, self.inputs(repeated), REPEATS_S)
 
     def test_second_derivatives_are_right_or_refused(self, differentiated: Problem) -> None:
         found, refusal = {}, ""
@@ -242,11 +254,6 @@ def _second_derivatives(function: OpFn, problem: Problem) -> dict[str, Tensor]:
     first = torch.autograd.grad(loss, tensors, create_graph=True)
     squares = torch.stack([gradient.square().sum() for gradient in first]).sum()
     return {name: second.cpu() for name, second in zip(leaves, torch.autograd.grad(squares, tensors), strict=True)}
-
-
-def _strided(tensor: Tensor) -> Tensor:
-    """Return the same values with a stride of two elements and NaN between them."""
-    return torch.stack((tensor, torch.full_like(tensor, math.nan)), dim=-1)[..., 0]
 
 
 @contextmanager

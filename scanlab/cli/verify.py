@@ -35,12 +35,15 @@ from scanlab.cli.verify_model import verify_model
 from scanlab.contract import registry
 from scanlab.contract.backend import Backend
 from scanlab.contract.base import Problem
+from scanlab.contract.op import Op, map_tensors, with_gaps
 from scanlab.contract.space import Config, Value, config_key
 from scanlab.errors import InputError
 from scanlab.suites import Case, drawn_case
 
 MAX_CONFIGURATIONS = 1000
 IMAGE_SIZE = 224
+# Ends the label of inputs whose every element has a gap after it.
+STRIDED = "strided"
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,11 @@ class Verification:
     tensor: str | None = None
     allowed: float | None = None
     reason: str | None = None
+
+    @property
+    def asked(self) -> str:
+        """The problem, and that its inputs are strided where they are."""
+        return f"{self.problem.key} {STRIDED}" if self.inputs.endswith(STRIDED) else self.problem.key
 
     def to_json(self) -> dict[str, Any]:
         """Return this verification as JSON values."""
@@ -83,10 +91,11 @@ def verify(
 ) -> None:
     """Compare every backend and configuration with the float64 reference: outputs and gradients.
 
-    Without a problem or a suite: two hard problems for every configuration, and the corners of the contract for the
-    defaults. Of more than a thousand configurations each tunable is tried in turn. A problem that a backend rejects
-    is listed with its reason and is no failure. Exits with 1 where one is wrong or crashes, and with 3 where
-    nothing could run. Ctrl-C shows the results until then. Example: `scanlab verify chunked native:threads=1`
+    Without a problem or a suite: two hard problems for every configuration, and for the defaults the corners of the
+    contract and inputs with gaps. Cheap calls are repeated, and each must be right. Of more than a thousand
+    configurations each tunable is tried in turn. A problem that a backend rejects is listed with its reason and is no
+    failure. Exits with 1 where one is wrong or crashes, and with 3 where nothing could run. Ctrl-C shows the results
+    until then. Example: `scanlab verify chunked native:threads=1`
     """
     refuse_repeated(selections or [])
     if model is not None:
@@ -100,7 +109,7 @@ def verify(
     results: list[Verification] = []
     stopped = False
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    verifier = _Verifier(seed)
+    verifier = Verifier(seed)
     with Progress(*columns, console=notes, transient=True, disable=as_json) as progress:
         task = progress.add_task("verify", total=len(plan))
         for backend, config, case in plan:
@@ -138,22 +147,39 @@ def _plan(
     if asked:
         given = cases_of(problem, suite, image, op_of(op_name, (backend for backend, _ in chosen)))
     for backend, config in chosen:
-        op = registry.op(backend.op)
-        cases = given or _drawn(op.probes, seed)
-        corners = () if asked else _drawn(op.corners, seed)
-        for case in cases:
-            refused = backend.unavailable() or backend.rejects(case.problem)
-            configs = [config] if config or refused else _configs(backend, case.problem)
-            for each in configs:
-                yield backend, each, case
-                if not asked and not refused and case is cases[0]:
-                    yield from ((backend, each, wider) for wider in _drawn(op.corners_of(each), seed))
-        for case in corners:
-            yield backend, config, case
+        yield from ((backend, *each) for each in planned(backend, config, given, seed))
+
+
+def planned(
+    backend: Backend, config: Config, given: Sequence[Case] = (), seed: int = 0
+) -> Iterator[tuple[Config, Case]]:
+    """Yield the configurations of a backend, or `config` alone, and the cases that each is verified on.
+
+    Those are `given`, or else the probes for every configuration and the corners and strided inputs for `config`.
+    """
+    op = registry.op(backend.op)
+    cases = given or _drawn(op.probes, seed)
+    for case in cases:
+        refused = backend.unavailable() or backend.rejects(case.problem)
+        configs = [config] if config or refused else _configs(backend, case.problem)
+        for each in configs:
+            yield each, case
+            if not given and not refused and case is cases[0]:
+                yield from ((each, wider) for wider in _drawn(op.corners_of(each), seed))
+    if not given:
+        yield from ((config, corner) for corner in (*_drawn(op.corners, seed), *_strided(op, seed)))
 
 
 def _drawn(problems: Iterable[Problem], seed: int) -> tuple[Case, ...]:
     return tuple(drawn_case(each, seed) for each in problems)
+
+
+def _strided(op: Op, seed: int) -> Iterator[Case]:
+    """Yield the first corner, with gradients too, on inputs whose every element has a gap after it."""
+    for gradients in (False, True):
+        case = drawn_case(op.corners[0].replace(gradients=gradients), seed)
+        inputs = tuple(map_tensors(with_gaps, each) for each in case.inputs)
+        yield replace(case, inputs=inputs, label=f"{case.label}, {STRIDED}")
 
 
 def _configs(backend: Backend, problem: Problem) -> list[dict[str, Value]]:
@@ -162,12 +188,12 @@ def _configs(backend: Backend, problem: Problem) -> list[dict[str, Value]]:
     return every if len(every) <= MAX_CONFIGURATIONS else list(backend.space.one_at_a_time(problem))
 
 
-class _Verifier:
+class Verifier:
     """Worker that is given the context of each problem, computed once."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._contexts: dict[Problem, BenchmarkContext] = {}
+        self._contexts: dict[tuple[Problem, str], BenchmarkContext] = {}
         self._loaded: BenchmarkContext | None = None
         self._worker: Worker | None = None
 
@@ -188,9 +214,10 @@ class _Verifier:
         return replace(found, worst=errors[tensor], tensor=tensor, allowed=tolerances[tensor])
 
     def _evaluate(self, candidate: Candidate, case: Case) -> Evaluation:
-        if case.problem not in self._contexts:
-            self._contexts[case.problem] = BenchmarkContext.of(case.problem, case.inputs, case.label, self._seed)
-        context = self._contexts[case.problem]
+        key = case.problem, case.label
+        if key not in self._contexts:
+            self._contexts[key] = BenchmarkContext.of(case.problem, case.inputs, case.label, self._seed)
+        context = self._contexts[key]
         if self._worker is None:
             self._worker, _ = open_worker(context, [candidate.backend])
         elif context is not self._loaded:
@@ -211,15 +238,15 @@ def _show(results: list[Verification]) -> None:
         if result.worst is not None:
             mark = "[green]ok[/]" if result.state == "ok" else f"[bold red]{result.state}[/]"
             errors = (f"{result.worst:.1e}", f"{result.allowed:.0e}", result.tensor)
-            table.add_row(result.backend, settings, result.problem.key, mark, *errors)
+            table.add_row(result.backend, settings, result.asked, mark, *errors)
         elif result.state != "rejected":
-            table.add_row(result.backend, settings, result.problem.key, f"[bold red]{result.state}[/]", "see below")
+            table.add_row(result.backend, settings, result.asked, f"[bold red]{result.state}[/]", "see below")
     if table.row_count:
         out.print(table)
     rejected: dict[tuple[str, str], list[str]] = {}
     for result in results:
         if result.state == "rejected":
-            rejected.setdefault((result.backend, result.reason or ""), []).append(result.problem.key)
+            rejected.setdefault((result.backend, result.reason or ""), []).append(result.asked)
     for (backend, reason), problems in rejected.items():
         distinct = list(dict.fromkeys(problems))
         what = distinct[0] if len(distinct) == 1 else f"{len(distinct)} problems"
@@ -227,7 +254,7 @@ def _show(results: list[Verification]) -> None:
     for result in results:
         if result.state in ("wrong", "crashed"):
             label = escape(label_of(result.backend, result.config))
-            out.print(f"[bold red]{label}[/] on {result.problem.key}: {escape(result.reason or '')}")
+            out.print(f"[bold red]{label}[/] on {result.asked}: {escape(result.reason or '')}")
     counts = {
         state: sum(result.state == state for result in results) for state in ("ok", "rejected", "wrong", "crashed")
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -101,6 +102,12 @@ def tensors_of(inputs: Any) -> dict[str, Tensor]:
 def map_tensors(function: Callable[[Tensor], Tensor], inputs: Any) -> Any:
     """Return a NamedTuple of inputs with `function` applied to each tensor."""
     return inputs._replace(**{name: function(tensor) for name, tensor in tensors_of(inputs).items()})
+
+
+def with_gaps(tensor: Tensor) -> Tensor:
+    """Return the same values with a stride of two elements, and between them NaN, or zeros among integers."""
+    filler = math.nan if tensor.is_floating_point() or tensor.is_complex() else 0
+    return torch.stack((tensor, torch.full_like(tensor, filler)), dim=-1)[..., 0]
 
 
 def copy_with_strides(tensor: Tensor) -> Tensor:

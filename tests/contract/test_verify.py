@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -113,6 +114,21 @@ def test_a_scan_that_changes_its_inputs_fails():
 
     verdict = verify(scribbling, reference_outputs(problem, make_inputs(problem)))
     assert verdict.reason == "the implementation changed its input delta"
+
+
+def test_a_scan_that_is_wrong_in_some_calls_fails_where_calls_are_repeated():
+    problem, calls = PROBLEM.replace(gradients=False), itertools.count(1)
+
+    def racing(inputs: ScanInputs) -> ScanOutput:
+        out, last = right(problem)(inputs)
+        return ScanOutput(out * 1.1 if next(calls) % 4 == 0 else out, last)
+
+    expected = reference_outputs(problem, make_inputs(problem))
+    assert verify(racing, expected).passed
+    verdict = verify(racing, expected, repeats_s=60.0)
+    assert not verdict.passed
+    assert verdict.errors["out"] == pytest.approx(0.1, rel=0.01)
+    assert (verdict.reason or "").endswith("in call 3 with the same inputs")
 
 
 def test_relative_error_knows_infinities_and_nothing():

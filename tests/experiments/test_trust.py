@@ -81,8 +81,18 @@ def test_a_deployment_that_lowers_a_rank_is_a_broken_promise(script, tmp_path, m
 def test_a_planted_fault_is_caught_by_verification_and_by_the_contract_test(script):
     faults = script("trust_faults")
     broken = faults.backend_with(faults.FAULTS["wrong past the first tile of 64 channels"], gradients=False)
-    for found in (faults.first_wrong(broken), faults.first_failure(broken)):
-        assert ScanProblem.parse(found).dim > faults.FIRST_TILE
+    assert ScanProblem.parse(faults.first_wrong(broken)).dim > faults.FIRST_TILE
+    test, problem = faults.first_failure(broken).split(": ")
+    assert test == "agrees_with_the_reference"
+    assert ScanProblem.parse(problem).dim > faults.FIRST_TILE
+
+
+@pytest.mark.parametrize("fault", ["wrong where B and C are strided", "race of two threads"])
+def test_faults_of_strides_and_of_some_calls_are_caught(script, fault):
+    faults = script("trust_faults")
+    broken = faults.backend_with(faults.FAULTS[fault], gradients=False)
+    assert faults.first_wrong(broken)
+    assert faults.first_failure(broken)
 
 
 def test_a_choice_is_worse_where_it_is_shown_to_be_slower_than_the_defaults(script, tmp_path):
