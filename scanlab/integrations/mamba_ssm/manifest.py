@@ -34,15 +34,34 @@ SCAN = (
     *("mamba_inner_fn_no_out_proj", "bimamba_inner_fn", "bimamba_inner_ref"),
     *("SelectiveScanFn", "MambaInnerFn", "MambaInnerFnNoOutProj", "BiMambaInnerFn"),
 )
+COMBINED = ("mamba_chunk_scan_combined", "mamba_split_conv1d_scan_combined")
 SSD = (
-    *("mamba_chunk_scan", "mamba_chunk_scan_combined", "mamba_split_conv1d_scan_combined", "ssd_selective_scan"),
+    *(*COMBINED, "mamba_chunk_scan", "ssd_selective_scan"),
     *("MambaChunkScanCombinedFn", "MambaSplitConv1dScanCombinedFn"),
 )
 MINIMAL = ("mamba_chunk_scan_combined", "segsum", "segsum_unstable", "ssd_minimal_discrete")
-NORMS = ("layer_norm_fn", "rms_norm_fn", "layer_norm_linear_fn", "RMSNorm")
+NORMS = ("layer_norm_fn", "rms_norm_fn", "layer_norm_linear_fn", "RMSNorm", "LayerNormFn", "LayerNormLinearFn")
+NORM_MODULE = {
+    f"{HERE}.ops.triton.layer_norm": NORMS,
+    f"{HERE}.ops.triton.layer_norm_ref": ("layer_norm_ref", "rms_norm_ref"),
+}
+GATED_NORMS = ("layernorm_fn", "rmsnorm_fn", "rms_norm_ref", "LayerNorm", "RMSNorm", "LayerNormFn")
+CHUNKS = f"{HERE}.ops.triton.ssd_chunks"
+CHUNK_STATE = ("chunk_state", "chunk_state_ref", "chunk_state_varlen")
+STATE_PASSING = ("state_passing", "state_passing_ref")
+CHUNK_SCAN = ("chunk_scan", "chunk_scan_ref")
 CONV = ("causal_conv1d_fn", "causal_conv1d_update")
-GENERATION = ("InferenceParams", "GenerationMixin", "decode", "sample")
-LANGUAGE_MODEL = ("MambaLMHeadModel", "MixerModel", "create_block", "_init_weights")
+COMPILED_CONV = ("causal_conv1d_fwd_function", "causal_conv1d_bwd_function", "causal_conv1d_update_function")
+GENERATION = (
+    *("InferenceParams", "GenerationMixin", "decode", "sample", "modify_logit_for_repetition_penalty"),
+    *(f"modify_logits_for_{kind}_filtering" for kind in ("min_p", "top_k", "top_p")),
+)
+LANGUAGE_MODEL = (
+    *("MambaLMHeadModel", "MixerModel", "create_block", "_init_weights"),
+    # imported there, and from there by others
+    *("MambaConfig", "Block", "Mamba", "Mamba2", "MHA", "GatedMLP", "RMSNorm", "layer_norm_fn", "GenerationMixin"),
+    *("load_config_hf", "load_state_dict_hf"),
+)
 
 # module -> {module of scanlab: names}
 SERVED: dict[str, dict[str, tuple[str, ...]]] = {
@@ -53,48 +72,79 @@ SERVED: dict[str, dict[str, tuple[str, ...]]] = {
         f"{HERE}.models.mixer_seq_simple": ("MambaLMHeadModel",),
     },
     "mamba_ssm.ops": {},
-    "mamba_ssm.ops.selective_scan_interface": {f"{HERE}.ops.selective_scan_interface": SCAN},
-    "mamba_ssm.ops.triton": {},
-    "mamba_ssm.ops.triton.layer_norm": {f"{HERE}.ops.triton.layer_norm": NORMS},
-    "mamba_ssm.ops.triton.layernorm": {f"{HERE}.ops.triton.layer_norm": NORMS},
-    "mamba_ssm.ops.triton.layernorm_gated": {
-        f"{HERE}.ops.triton.layernorm_gated": ("layernorm_fn", "rmsnorm_fn", "LayerNorm", "RMSNorm")
+    "mamba_ssm.ops.selective_scan_interface": {
+        f"{HERE}.ops.selective_scan_interface": SCAN,
+        f"{HERE}.ops.triton.layer_norm": ("rms_norm_forward",),
+        f"{CONV_HERE}.causal_conv1d_interface": ("causal_conv1d_fn",),
+        f"{CONV_HERE}.cpp_functions": COMPILED_CONV,
     },
+    "mamba_ssm.ops.triton": {},
+    "mamba_ssm.ops.triton.layer_norm": NORM_MODULE,
+    "mamba_ssm.ops.triton.layernorm": NORM_MODULE,
+    "mamba_ssm.ops.triton.layernorm_gated": {f"{HERE}.ops.triton.layernorm_gated": GATED_NORMS},
+    "mamba_ssm.ops.triton.k_activations": {f"{HERE}.ops.triton.k_activations": ("swiglu", "SwiGLU")},
     "mamba_ssm.ops.triton.selective_state_update": {
         f"{HERE}.ops.triton.selective_state_update": ("selective_state_update", "selective_state_update_ref")
     },
-    "mamba_ssm.ops.triton.ssd_combined": {f"{HERE}.ops.triton.ssd_combined": SSD},
+    "mamba_ssm.ops.triton.ssd_combined": {
+        f"{HERE}.ops.triton.ssd_combined": SSD,
+        f"{HERE}.ops.triton.ssd_combined_ref": (
+            *("ssd_chunk_scan_combined_ref", "mamba_conv1d_scan_ref", "mamba_split_conv1d_scan_ref"),
+        ),
+        CHUNKS: (*CHUNK_STATE, *STATE_PASSING, *CHUNK_SCAN),
+        f"{HERE}.ops.triton.layernorm_gated": ("rmsnorm_fn",),
+        f"{CONV_HERE}.causal_conv1d_interface": ("causal_conv1d_fn",),
+    },
+    "mamba_ssm.ops.triton.ssd_chunk_state": {CHUNKS: CHUNK_STATE},
+    "mamba_ssm.ops.triton.ssd_state_passing": {CHUNKS: STATE_PASSING},
+    "mamba_ssm.ops.triton.ssd_chunk_scan": {CHUNKS: CHUNK_SCAN},
     "mamba_ssm.modules": {},
-    "mamba_ssm.modules.mamba_simple": {f"{HERE}.modules.mamba_simple": ("Mamba", "Block")},
-    "mamba_ssm.modules.mamba2": {f"{HERE}.modules.mamba2": ("Mamba2", "RMSNormGated")},
-    "mamba_ssm.modules.mamba2_simple": {f"{HERE}.modules.mamba2_simple": ("Mamba2Simple",)},
+    "mamba_ssm.modules.mamba_simple": {
+        f"{HERE}.modules.mamba_simple": ("Mamba", "Block"),
+        f"{HERE}.ops.triton.layer_norm": ("RMSNorm", "layer_norm_fn", "rms_norm_fn"),
+        f"{HERE}.ops.selective_scan_interface": ("selective_scan_fn", "mamba_inner_fn"),
+        f"{HERE}.ops.triton.selective_state_update": ("selective_state_update",),
+        f"{CONV_HERE}.causal_conv1d_interface": CONV,
+    },
+    "mamba_ssm.modules.mamba2": {
+        f"{HERE}.modules.mamba2": ("Mamba2", "RMSNormGated"),
+        f"{HERE}.ops.triton.ssd_combined": COMBINED,
+        f"{HERE}.ops.triton.selective_state_update": ("selective_state_update",),
+        f"{CONV_HERE}.causal_conv1d_interface": CONV,
+    },
+    "mamba_ssm.modules.mamba2_simple": {
+        f"{HERE}.modules.mamba2_simple": ("Mamba2Simple",),
+        f"{HERE}.modules.mamba2": ("RMSNormGated",),
+        f"{HERE}.ops.triton.ssd_combined": COMBINED,
+        f"{CONV_HERE}.causal_conv1d_interface": ("causal_conv1d_fn",),
+    },
+    "mamba_ssm.modules.mha": {f"{HERE}.modules.mha": ("MHA",)},
     "mamba_ssm.modules.ssd_minimal": {f"{HERE}.modules.ssd_minimal": MINIMAL},
-    "mamba_ssm.modules.block": {f"{HERE}.modules.block": ("Block",)},
+    "mamba_ssm.modules.block": {
+        f"{HERE}.modules.block": ("Block",),
+        f"{HERE}.ops.triton.layer_norm": ("RMSNorm", "layer_norm_fn"),
+    },
     "mamba_ssm.modules.mlp": {f"{HERE}.modules.mlp": ("GatedMLP",)},
     "mamba_ssm.models": {},
     "mamba_ssm.models.config_mamba": {f"{HERE}.models.config_mamba": ("MambaConfig",)},
     "mamba_ssm.models.mixer_seq_simple": {f"{HERE}.models.mixer_seq_simple": LANGUAGE_MODEL},
     "mamba_ssm.utils": {},
     "mamba_ssm.distributed": {},
-    "mamba_ssm.utils.torch": {f"{HERE}.utils.torch": ("custom_fwd", "custom_bwd")},
+    "mamba_ssm.utils.torch": {f"{HERE}.utils.torch": ("custom_fwd", "custom_bwd", "custom_amp_decorator")},
+    "mamba_ssm.utils.determinism": {f"{HERE}.utils.determinism": ("use_deterministic_mode", "set_deterministic_mode")},
     "mamba_ssm.utils.generation": {f"{HERE}.utils.generation": GENERATION},
     "mamba_ssm.utils.hf": {f"{HERE}.utils.hf": ("load_config_hf", "load_state_dict_hf")},
     "causal_conv1d": {f"{CONV_HERE}.causal_conv1d_interface": CONV},
     "causal_conv1d.causal_conv1d_interface": {
         f"{CONV_HERE}.causal_conv1d_interface": (
             *(*CONV, "CausalConv1dFn", "causal_conv1d_ref", "causal_conv1d_update_ref"),
-        )
+        ),
+        f"{CONV_HERE}.cpp_functions": COMPILED_CONV,
     },
     "causal_conv1d.causal_conv1d_varlen": {
         f"{CONV_HERE}.causal_conv1d_varlen": ("causal_conv1d_varlen_states", "causal_conv1d_varlen_states_ref")
     },
-    "causal_conv1d.cpp_functions": {
-        f"{CONV_HERE}.cpp_functions": (
-            "causal_conv1d_fwd_function",
-            "causal_conv1d_bwd_function",
-            "causal_conv1d_update_function",
-        )
-    },
+    "causal_conv1d.cpp_functions": {f"{CONV_HERE}.cpp_functions": COMPILED_CONV},
     "selective_scan_cuda": {f"{HERE}.cuda_extensions": ("fwd", "bwd")},
     "causal_conv1d_cuda": {
         f"{HERE}.cuda_extensions": ("causal_conv1d_fwd", "causal_conv1d_bwd", "causal_conv1d_update")
@@ -113,29 +163,39 @@ SERVED: dict[str, dict[str, tuple[str, ...]]] = {
 UNWRAPPED = {"selective_scan", "selective_scan_vmamba", "selective_scan_vmamba_pt202"}
 
 NEWER = "scanlab has Mamba-1 and Mamba-2; for this one install mamba_ssm, on a machine with CUDA"
+KERNELS = "it is a part of upstream's kernels; call mamba_chunk_scan_combined or the public functions of the steps"
 GRAPHS = "captured graphs are a matter of GPUs; decode without them"
 MACHINES = "scanlab runs on one machine; for several install mamba_ssm"
 
 # (module, what to do instead, names)
 UNPROVIDED = (
     ("mamba_ssm", NEWER, ("Mamba3",)),
-    ("mamba_ssm.ops.triton.ssd_chunk_state", NEWER, ("chunk_state", "chunk_state_varlen")),
-    ("mamba_ssm.ops.triton.ssd_chunk_scan", NEWER, ("chunk_scan",)),
-    ("mamba_ssm.ops.triton.ssd_state_passing", NEWER, ("state_passing",)),
-    ("mamba_ssm.ops.triton.ssd_bmm", NEWER, ("bmm_chunk_fwd", "bmm_chunk_bwd")),
-    ("mamba_ssm.ops.triton.k_activations", NEWER, ("SwiGLU", "swiglu")),
+    (
+        "mamba_ssm.ops.triton.ssd_combined",
+        KERNELS,
+        ("_mamba_chunk_scan_combined_fwd", "_mamba_chunk_scan_combined_bwd"),
+    ),
+    ("mamba_ssm.ops.triton.ssd_chunk_state", KERNELS, ("ChunkStateFn", "_chunk_cumsum_fwd", "_chunk_state_fwd")),
+    ("mamba_ssm.ops.triton.ssd_chunk_scan", KERNELS, ("ChunkScanFn", "_chunk_scan_fwd")),
+    ("mamba_ssm.ops.triton.ssd_state_passing", KERNELS, ("StatePassingFn", "_state_passing_fwd")),
+    ("mamba_ssm.ops.triton.ssd_bmm", KERNELS, ("_bmm_chunk_fwd", "_bmm_chunk_bwd")),
     ("mamba_ssm.modules.mamba3", NEWER, ("Mamba3",)),
-    ("mamba_ssm.modules.mha", NEWER, ("MHA",)),
-    ("mamba_ssm.utils.generation", GRAPHS, ("update_graph_cache", "capture_graph")),
+    ("mamba_ssm.utils.generation", GRAPHS, ("DecodingCGCache", "update_graph_cache", "capture_graph")),
     (
         "mamba_ssm.distributed.distributed_utils",
         MACHINES,
-        ("all_gather", "all_reduce", "reduce_scatter", "sync_shared_params", "get_dim_for_local_rank"),
+        (
+            *("all_gather", "all_reduce", "reduce_scatter", "all_gather_raw", "all_reduce_raw", "reduce_scatter_raw"),
+            *("sync_shared_params", "allreduce_sequence_parallel_grad", "get_dim_for_local_rank"),
+        ),
     ),
     (
         "mamba_ssm.distributed.tensor_parallel",
         MACHINES,
-        ("ColumnParallelLinear", "RowParallelLinear", "VocabParallelEmbedding", "ParallelEmbeddings"),
+        (
+            *("ColumnParallelLinear", "RowParallelLinear", "ParallelLinearFunc", "parallel_linear_func"),
+            *("VocabParallelEmbedding", "ColumnParallelEmbedding", "ParallelEmbeddings"),
+        ),
     ),
 )
 

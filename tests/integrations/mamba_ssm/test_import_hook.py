@@ -90,7 +90,7 @@ def test_the_names_that_people_import():
     ("module", "name", "cure"),
     [
         ("mamba_ssm", "Mamba3", "install mamba_ssm"),
-        ("mamba_ssm.ops.triton.ssd_bmm", "bmm_chunk_fwd", "install mamba_ssm"),
+        ("mamba_ssm.ops.triton.ssd_bmm", "_bmm_chunk_fwd", "call mamba_chunk_scan_combined"),
         ("mamba_ssm.utils.generation", "capture_graph", "without them"),
         ("mamba_ssm.distributed.tensor_parallel", "ColumnParallelLinear", "one machine"),
     ],

@@ -1,4 +1,4 @@
-"""Language model of `mamba_ssm.models.mixer_seq_simple`, of Mamba-1 and Mamba-2 layers.
+"""Language model of `mamba_ssm.models.mixer_seq_simple`, of Mamba-1, Mamba-2 and attention layers.
 
 Source: state-spaces/mamba@e9594ce, mamba_ssm/models/mixer_seq_simple.py, config_mamba.py.
 """
@@ -18,16 +18,16 @@ from torch import Tensor, nn
 
 from scanlab.errors import ProblemError, UnavailableError
 from scanlab.integrations.mamba_ssm.models.config_mamba import MambaConfig
-from scanlab.integrations.mamba_ssm.modules.block import Block
-from scanlab.integrations.mamba_ssm.modules.cached_states import State
+from scanlab.integrations.mamba_ssm.modules.block import Block, Cache
 from scanlab.integrations.mamba_ssm.modules.mamba2 import Mamba2
 from scanlab.integrations.mamba_ssm.modules.mamba_simple import Mamba
+from scanlab.integrations.mamba_ssm.modules.mha import MHA
 from scanlab.integrations.mamba_ssm.modules.mlp import GatedMLP
 from scanlab.integrations.mamba_ssm.ops.triton.layer_norm import RMSNorm, layer_norm_fn
 from scanlab.integrations.mamba_ssm.utils.generation import GenerationMixin
 from scanlab.integrations.mamba_ssm.utils.hf import load_config_hf, load_state_dict_hf
 
-MIXERS: dict[str, type[nn.Module]] = {"Mamba1": Mamba, "Mamba2": Mamba2}
+MIXERS: dict[str, type[nn.Module]] = {"Mamba1": Mamba, "Mamba2": Mamba2, "attention": MHA}
 
 
 class CausalLMOutput(NamedTuple):
@@ -56,8 +56,8 @@ def create_block(
         d_model: Width of the model.
         d_intermediate: Hidden width of the MLP behind the mixer, 0 for none. In 1.x, ssm_cfg has this place.
         ssm_cfg: Arguments of the mixer.
-        attn_layer_idx: Indices of the layers that are attention; scanlab has none.
-        attn_cfg: Arguments of attention layers.
+        attn_layer_idx: Indices of the layers that are attention.
+        attn_cfg: Arguments of attention layers, those of MHA.
         norm_epsilon: Added to the variance of the norms.
         rms_norm: RMSNorm instead of LayerNorm.
         residual_in_fp32: Keep the residual in float32.
@@ -67,7 +67,7 @@ def create_block(
         dtype: Of the weights.
 
     Raises:
-        UnavailableError: The layer is attention or of another kind than Mamba-1 and Mamba-2.
+        UnavailableError: The layer is of another kind than Mamba-1, Mamba-2 and attention.
         ProblemError: Arguments of 1.x beyond ssm_cfg are given by position.
     """
     if isinstance(d_intermediate, int):
@@ -78,10 +78,10 @@ def create_block(
         raise ProblemError("create_block with ssm_cfg in second place, as in mamba_ssm 1.x: name all others.")
     layer = options.pop("layer", "Mamba1")
     if attn_layer_idx and layer_idx in attn_layer_idx:
-        layer = "attention"
+        layer, options = "attention", dict(attn_cfg or {})
     if layer not in MIXERS:
         raise UnavailableError(
-            f"layer {layer_idx} is {layer}: scanlab, which stands in for mamba_ssm, has {' and '.join(MIXERS)}; for"
+            f"layer {layer_idx} is {layer}: scanlab, which stands in for mamba_ssm, has {', '.join(MIXERS)}; for"
             " this one install mamba_ssm, on a machine with CUDA."
         )
     where: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -133,7 +133,7 @@ class MixerModel(nn.Module):
     """Backbone of a language model: token ids (batch, length) -> (batch, length, d_model).
 
     Raises:
-        UnavailableError: A layer is attention or of another kind than Mamba-1.
+        UnavailableError: A layer is of another kind than Mamba-1, Mamba-2 and attention.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class MixerModel(nn.Module):
 
     def allocate_inference_cache(
         self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None, **kwargs: Any
-    ) -> dict[int, State]:
+    ) -> dict[int, Cache]:
         """Return zero states of every layer, by its index."""
         blocks = enumerate(layer for layer in self.layers if isinstance(layer, Block))
         return {index: block.allocate_inference_cache(batch_size, max_seqlen, dtype=dtype) for index, block in blocks}
@@ -209,7 +209,7 @@ class MixerModel(nn.Module):
 
 
 class MambaLMHeadModel(nn.Module, GenerationMixin):
-    """Mamba-1 language model with the official parameter names."""
+    """Language model with the official parameter names."""
 
     def __init__(
         self,
@@ -248,7 +248,7 @@ class MambaLMHeadModel(nn.Module, GenerationMixin):
 
     def allocate_inference_cache(
         self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None, **kwargs: Any
-    ) -> dict[int, State]:
+    ) -> dict[int, Cache]:
         """Return zero states of every layer, by its index."""
         return self.backbone.allocate_inference_cache(batch_size, max_seqlen, dtype=dtype)
 

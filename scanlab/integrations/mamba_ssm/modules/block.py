@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from scanlab.errors import ProblemError
 from scanlab.integrations.mamba_ssm.ops.triton.layer_norm import RMSNorm, layer_norm_fn
 
+Cache = tuple[Tensor, Tensor | None]  # convolution and scan of a Mamba layer, attention and convolution of an MHA
+
 
 class Block(nn.Module):
     """Residual block that adds, normalises and mixes; the next block adds the output of this one.
@@ -103,9 +105,7 @@ class Block(nn.Module):
 
     def allocate_inference_cache(
         self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Cache:
         """Return the states that the mixer allocates."""
-        states: tuple[Tensor, Tensor] = self.mixer.allocate_inference_cache(
-            batch_size, max_seqlen, dtype=dtype, **kwargs
-        )  # type: ignore[operator]
+        states: Cache = self.mixer.allocate_inference_cache(batch_size, max_seqlen, dtype=dtype, **kwargs)  # type: ignore[operator]
         return states

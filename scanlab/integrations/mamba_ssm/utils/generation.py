@@ -67,6 +67,39 @@ def sample(logits: Tensor, top_k: int = 1, top_p: float = 0.0, min_p: float = 0.
     return tokens.gather(-1, torch.multinomial(probabilities, 1))[..., 0]
 
 
+def modify_logits_for_top_k_filtering(logits: Tensor, top_k: int) -> None:
+    """Set logits (batch, vocabulary) below the top_k-th highest of their row to -inf, in place."""
+    logits.masked_fill_(logits < logits.topk(top_k)[0][..., -1:], -torch.inf)
+
+
+def modify_logits_for_top_p_filtering(logits: Tensor, top_p: float) -> None:
+    """Set the least likely logits (batch, vocabulary), together 1 - top_p of their row, to -inf, in place."""
+    if 0.0 < top_p < 1.0:
+        ascending, tokens = logits.sort(dim=-1)
+        removed = ascending.softmax(-1).cumsum(-1) <= 1.0 - top_p
+        logits.masked_fill_(removed.scatter(-1, tokens, removed), -torch.inf)
+
+
+def modify_logits_for_min_p_filtering(logits: Tensor, min_p: float) -> None:
+    """Set logits (batch, vocabulary) below min_p to -inf, in place: upstream compares logits and not probabilities."""
+    if 0.0 < min_p < 1.0:
+        logits.masked_fill_(logits < min_p, -torch.inf)
+
+
+def modify_logit_for_repetition_penalty(
+    logits: Tensor, prev_output_tokens: Tensor, repetition_penalty: float = 1.0
+) -> Tensor:
+    """Return logits (batch, vocabulary) after making previous tokens (batch, length) less likely, in place.
+
+    Source: arXiv 1909.05858.
+    """
+    if repetition_penalty == 1.0:
+        return logits
+    before = logits.gather(1, prev_output_tokens)
+    penalised = torch.where(before < 0, before * repetition_penalty, before / repetition_penalty)
+    return logits.scatter_(1, prev_output_tokens, penalised)
+
+
 @torch.inference_mode()
 def decode(
     input_ids: Tensor,
@@ -107,8 +140,7 @@ def decode(
         if teacher_outputs is not None and teacher_outputs.shape[1] > params.seqlen_offset:
             latest = teacher_outputs[:, params.seqlen_offset, None]
         else:
-            if repetition_penalty != 1.0:
-                logits = _penalised(logits, sequences, repetition_penalty)
+            logits = modify_logit_for_repetition_penalty(logits.clone(), sequences, repetition_penalty)
             latest = sample(logits, top_k, top_p, min_p, temperature)[:, None]
         sequences = torch.cat((sequences, latest), dim=1)
         if streamer is not None:
@@ -120,12 +152,6 @@ def decode(
     if enable_timing:
         print(f"Prompt processing + decoding time: {1e3 * (time.perf_counter() - start):.0f}ms")
     return Generated(sequences, tuple(scores))
-
-
-def _penalised(logits: Tensor, sequences: Tensor, penalty: float) -> Tensor:
-    """Return logits in which the tokens that were there before are less likely (arXiv 1909.05858)."""
-    before = logits.gather(1, sequences)
-    return logits.scatter(1, sequences, torch.where(before < 0, before * penalty, before / penalty))
 
 
 class GenerationMixin:

@@ -157,6 +157,27 @@ def layer_norm_linear_fn(
     return (out, total) if prenorm else out
 
 
+def rms_norm_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, eps: float = 1e-6, is_rms_norm: bool = True
+) -> Tensor:
+    """Return the norm of x (..., dim), by the name that `mamba_ssm.ops.selective_scan_interface` has for it."""
+    out = layer_norm_fn(x, weight, bias, eps=eps, is_rms_norm=is_rms_norm)
+    assert isinstance(out, Tensor)
+    return out
+
+
+class LayerNormFn:
+    """Upstream's autograd function by its name: `apply` is `layer_norm_fn`."""
+
+    apply = staticmethod(layer_norm_fn)
+
+
+class LayerNormLinearFn:
+    """Upstream's autograd function by its name: `apply` is `layer_norm_linear_fn`."""
+
+    apply = staticmethod(layer_norm_linear_fn)
+
+
 class RMSNorm(nn.Module):
     """RMSNorm over the last axis, of the sum with an optional residual."""
 

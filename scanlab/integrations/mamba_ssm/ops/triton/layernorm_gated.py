@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scanlab.errors import ProblemError
-from scanlab.runtime.ops import add_norm
+from scanlab.runtime.ops import add_norm, in_torch
 from scanlab_kernels.checks import expect
 
 
@@ -78,6 +78,27 @@ def rmsnorm_fn(
 ) -> Tensor:
     """Return `layernorm_fn` without subtracting the mean."""
     return layernorm_fn(x, weight, bias, z, eps, group_size, norm_before_gate, True)
+
+
+def rms_norm_ref(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    z: Tensor | None = None,
+    eps: float = 1e-6,
+    group_size: int | None = None,
+    norm_before_gate: bool = True,
+    upcast: bool = True,
+) -> Tensor:
+    """Return `rmsnorm_fn` in plain PyTorch, in at least float32 whatever `upcast` says."""
+    with in_torch():
+        return rmsnorm_fn(x, weight, bias, z, eps, group_size, norm_before_gate)
+
+
+class LayerNormFn:
+    """Upstream's autograd function by its name: `apply` is `layernorm_fn`."""
+
+    apply = staticmethod(layernorm_fn)
 
 
 class RMSNorm(nn.Module):
