@@ -4,7 +4,7 @@
     python examples/3_tune_a_model.py --model vim-tiny --budget 5m
 
 Every op of the model is tuned, then whole models are compared: all defaults, the assembled winners and their
-neighbours. Ends with the choice, what serves each op, and a page with the model's breakdown. Your profile is not
+neighbours. Ends with the choices for the model and each op, and a page with the model's breakdown. Your profile is not
 touched: the one of this tutorial lies in its folder, which `XDG_DATA_HOME` names on Linux.
 """
 

@@ -28,7 +28,7 @@ from scanlab.contract.space import Config, Space
 
 
 def make(problem: ScanProblem, config: Config) -> ScanFn:
-    """Return the scan for one problem; what is prepared here is not timed."""
+    """Return the scan for one problem; preparation in this function is not timed."""
 
     def scan(inputs: ScanInputs) -> ScanOutput:
         u, delta, A, B, C, D, z, bias, _ = inputs

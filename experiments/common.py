@@ -160,7 +160,7 @@ def _send(sender: Connection, function: Callable[..., object], arguments: tuple[
 
 
 class Plot(NamedTuple):
-    """Lines by name, each {x: y}, and what the axes mean; y is logarithmic, and x too unless told otherwise."""
+    """Lines by name, each {x: y}, and the labels of the axes; y is logarithmic, and x too by default."""
 
     title: str
     subtitle: str

@@ -1,4 +1,4 @@
-"""The Triton kernels of a Mamba block reach a measured share of what their GPU allows.
+"""The Triton kernels of a Mamba block reach a measured share of the limits of their GPU.
 
 The floor of a scan is the larger of two times: its bytes at the speed at which this GPU copies, and its exponentials at
 the rate of its special-function unit, both measured here; the floor of the convolution and of the norm is their bytes.
@@ -188,7 +188,7 @@ def image_row(name: str, size: int, batch: int, graphed: bool) -> Row:
 
 
 def captured(call: Callable[[], object]) -> Callable[[], None]:
-    """Capture a call as a CUDA graph, and return what replays it."""
+    """Capture a call as a CUDA graph, and return the function that replays it."""
     call()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -111,7 +111,7 @@ def compiled(call: Call, capability: int, updates: float = 1.0) -> MachineCode:
         capability: Compute capability of the GPU: 90 for 9.0.
         updates: State updates of a thread in an iteration of its longest loop.
 
-    Raises what Triton raises where the kernel does not compile.
+    Raises Triton's error where the kernel does not compile.
     """
     target = GPUTarget("cuda", capability, WARP)
     backend = make_backend(target)

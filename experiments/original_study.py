@@ -1,4 +1,4 @@
-"""The original study's implementations as backends, each step on top of the one before; CLAIMS is what it said of them.
+"""The original study's implementations as backends, each step on top of the one before; CLAIMS has its claims.
 
 Its data lie as the reference loop lays them out, where a time step is scattered in memory, until the last step.
 """

@@ -3,8 +3,8 @@
 Every matrix product of Vim-tiny, -small and -base at 224 and of mamba-130m (a token, and a prompt of 512), and the
 other ops of their blocks, by each implementation that runs here, in float32 and bfloat16, on one thread and on all. The
 implementations of a problem are timed in the same interleaved rounds, beside torch's own; the making of prepacked
-weights is not timed. A sample is the mean of calls that take 2 ms; the fastest sample counts. Served is what serves
-where nothing was tuned: the defaults that ship, which this script writes.
+weights is not timed. A sample is the mean of calls that take 2 ms; the fastest sample counts. Served is the backend
+that serves where nothing was tuned: the defaults that ship, which this script writes.
 
     python experiments/products.py --rounds 12
     python experiments/products.py --rounds 12 --write-defaults amx    # into scanlab/runtime/defaults_amx.toml
@@ -140,7 +140,7 @@ def measured(place: Place, dtype: str, threads: int, rounds: int, rng: random.Ra
 
 
 def table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return a row for each problem, dtype and number of threads: the times, and what serves over the fastest."""
+    """Return a row for each problem, dtype and number of threads: the times, and the choice over the fastest."""
     lines = []
     kinds = ["model", "op", "rows", "op_name", "problem", "dtype", "threads"]
     for (model, op, rows, op_name, key, dtype, threads), group in frame.groupby(kinds, sort=False):

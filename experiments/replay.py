@@ -173,7 +173,7 @@ def _choose(record: Record, policy: Policy, rng: random.Random, seed: int) -> tu
         return seen[config_key(config)]
 
     simulate(record.values, outcome, min(policy.trials, len(record.bags)), policy.sampler, seed)
-    if not seen:  # nothing of what was proposed is in the record
+    if not seen:  # no proposed configuration is in the record
         seen[rng.choice(list(record.bags))] = math.inf
     blocks = policy.blocks * len(seen)
     if policy.finalists > 1:
@@ -292,7 +292,7 @@ def main(
         f"{size} configurations of {backend} on {trials[0].problem.key}, {blocks} recorded blocks;"
         f" {trials[0].machine.describe()}; {repeats} replays of each row. Wrong: the choice is more than 2 % slower"
         " than the best. Regret: how much slower it is, on average. Optimism: how much faster than it is the number"
-        " looks that it was chosen by. Blocks: what one replay takes in all"
+        " looks that it was chosen by. Blocks: those of one replay in all"
     )
     sections = {"The defaults of `scanlab tune`, by the rows below": lessons(frame), "Every way of choosing": shown}
     common.write_page(out, __doc__, caption, {}, sections, frame)

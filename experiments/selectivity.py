@@ -1,6 +1,6 @@
 """Ink alone does not decide the step sizes of the digits model: on blank paper they are within 8 % of those on ink.
 
-A step size near 0 lets a patch pass unnoticed and keeps the memory of what came before; a large one overwrites it. Maps
+A step size near 0 ignores a patch and keeps the memory of earlier ones; a large one overwrites it. Maps
 of the mean over channels, one for each layer and direction, each as a multiple of its own mean: for the trained digits
 model on held-out digits, and for Vim-tiny on photographs; the table compares inked patches with blank ones. Vim-tiny's
 weights are trained-like noise, which shows how much of a map is the image alone; `--weights vim_tiny` fetches trained

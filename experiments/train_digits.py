@@ -1,6 +1,6 @@
 """Vision Mamba trains on a CPU: at least 97 % of held-out handwritten digits, in less than five minutes on two cores.
 
-A model of 106 thousand parameters on scikit-learn's scanned digits, from a fixed seed. What it learns becomes the
+A model of 106 thousand parameters on scikit-learn's scanned digits, from a fixed seed. The weights become the
 trained model of `scanlab validate`; the weights are written only where the accuracy holds.
 
     python experiments/train_digits.py

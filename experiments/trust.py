@@ -36,7 +36,7 @@ SECTIONS = {
 
 
 def write(claims: Sequence[Claim], details: dict[str, list[dict[str, Any]]], out: Path) -> None:
-    """Write the page of what is known so far, and as CSV the claims, the faults and the tunings."""
+    """Write the page of the results so far, and as CSV the claims, the faults and the tunings."""
     numbers = pd.DataFrame([{**claim._asdict(), "holds": claim.holds} for claim in claims])
     caption = "; ".join(dict.fromkeys(claim.setting for claim in claims))
     shown = numbers.drop(columns="setting").assign(

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 
 class Claim(NamedTuple):
-    """A row of the page: what was tried how often, how often it went wrong, and how often it may."""
+    """A row of the page: a trial, its number of repetitions and of failures, and the allowed number of failures."""
 
     claim: str
     tried: int

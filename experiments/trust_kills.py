@@ -45,7 +45,7 @@ def victims() -> list[Backend]:
 
 
 def tune_and_say(folder: Path, note: Path) -> None:
-    """Tune a small problem; write down what is begun, what is on disk, and that the search is over."""
+    """Tune a small problem; log trials that are begun, trials on disk, and the end of the search."""
     with note.open("w") as file:
 
         def say(event: Event) -> None:
@@ -74,11 +74,11 @@ def killed(work: Callable[..., None], folder: Path, note: Path, lives_s: float, 
     assert victim.is_alive(), f"{work.__name__} ended by itself: status {victim.exitcode}"
     os.kill(victim.pid, signal.SIGKILL)
     victim.join()
-    return note.read_text().split("\n")[:-1]  # what follows the last line end was cut off
+    return note.read_text().split("\n")[:-1]  # the text after the last line end was cut off
 
 
 def kills_of_a_writer(kills: int, folder: Path) -> Claim:
-    """Kill a writer at random moments; what it said was on disk must be there."""
+    """Kill a writer at random moments; every record that it reported must be on disk."""
     started, said = time.monotonic(), set[str]()
     two_phase = Candidate(registry.get("two_phase"), {"threads": 1})
     (trial,) = comparer_of(two_phase, folder).compare([two_phase], 0.5).trials
@@ -111,7 +111,7 @@ def kills_of_a_tuner(kills: int, folder: Path) -> Claim:
         searched = [trial for trial in TrialStore(own).load().trials if trial.phase == "search"]
         lost = said - {trial.id for trial in searched}
         tried = [(trial.backend, config_key(trial.config)) for trial in searched]
-        # What other work disturbed is measured again; that is no repetition.
+        # A disturbed trial is measured again; that is no repetition.
         clean = [key for key, trial in zip(tried, searched, strict=True) if trial.state != "disturbed"]
         wrong += len(lost) + (legal - len(set(tried))) + (len(clean) - len(set(clean)))
         finished += len(said)

@@ -100,7 +100,7 @@ def artefacts(tunings: int, folder: Path) -> Claim:
 
 
 def cut_short(tunings: int, folder: Path) -> Claim:
-    """Cut so many tunings short in each of four ways, and deploy what comes out; no rank of a choice may be lowered."""
+    """Cut so many tunings short in each of four ways, and deploy the results; no rank of a choice may be lowered."""
     started = time.monotonic()
     strongest = simulated(0, folder / "undisturbed", BUDGET_S).entry
     if strongest is None or strongest.rank is not EvidenceRank.HOLDOUT:
@@ -141,7 +141,7 @@ def serving(phase: str, strongest: ProfileEntry, path: Path) -> EvidenceRank:
 
 
 def rank_in(path: Path) -> EvidenceRank:
-    """Return the rank of what a profile serves for the small problem; that of nothing where it has no entry."""
+    """Return the rank of a profile's choice for the small problem; that of nothing where it has no entry."""
     entry = Profile.load(path).exact(SMALL)
     return EvidenceRank.NONE if entry is None else entry.rank
 
@@ -149,7 +149,7 @@ def rank_in(path: Path) -> EvidenceRank:
 def deployed_after(
     way: Callable[[int, Path], TuningResult], tunings: int, strongest: ProfileEntry, folder: Path
 ) -> CutShort:
-    """Tune in this way, deploy what comes out, and count."""
+    """Tune in this way, deploy the result, and count."""
     lowered = without_choice = refused = 0
     path = folder / "profile.json"
     for seed in range(tunings):
@@ -192,7 +192,7 @@ def note(folder: Path, seed: int) -> Path:
 
 
 def tune_and_deploy(seed: int, folder: Path, path: Path) -> None:
-    """Tune with little time, and deploy what comes out again and again, until the process is killed."""
+    """Tune with little time and deploy the result, again and again, until the process is killed."""
     note(folder, seed).touch()
     found = simulated(seed, folder, BUDGET_S / 20)
     while True:

@@ -58,7 +58,7 @@ def case_of_suite() -> Case:
 
 
 def tuned(kind: str, seed: int, budget: str, folder: Path) -> Row:
-    """Run `scanlab tune` with a profile of its own, and return what it deployed.
+    """Run `scanlab tune` with a profile of its own, and return the deployed choice.
 
     Raises:
         SystemExit: The command failed.
@@ -102,14 +102,14 @@ def tuned(kind: str, seed: int, budget: str, folder: Path) -> Row:
 
 
 def deployed(row: Row, folder: Path, case: Case) -> Candidate | None:
-    """Return what a tuning put into its profile; None where the defaults go on serving."""
+    """Return the entry of a tuning in its profile; None where the defaults go on serving."""
     path = folder / "profile.json"
     entry = Profile.load(path).exact(case.problem) if path.exists() else None
     return None if entry is None else Candidate.of(registry.get(entry.backend), entry.config, case.problem)
 
 
 def held_quietly(choices: Sequence[Candidate], case: Case, seconds: float, folder: Path) -> Comparison:
-    """Compare every choice with what serves untuned and with the defaults of every backend, without a neighbour.
+    """Compare every choice with the untuned choice and with the defaults of every backend, without a neighbour.
 
     Raises:
         SystemExit: The machine is too busy to tell.

@@ -1,4 +1,4 @@
-"""Models of public repositories: how each is built, and what it takes.
+"""Models of public repositories: constructors and inputs.
 
 A builder imports from the repository, which is on the search path when it is called, and returns a model and its
 inputs. The sizes are those that the repository publishes where the references can differentiate them in a minute: their
@@ -52,7 +52,7 @@ def _stand_in(name: str, **attributes: Any) -> None:
 
 
 def _package(name: str, folder: str) -> None:
-    """Let `name` be a package of the files in a folder of the checkout, without what its __init__.py imports."""
+    """Let `name` be a package of the files in a folder of the checkout, without running its __init__.py."""
     module = sys.modules[name] = ModuleType(name)
     module.__path__ = [str(_found(folder))]
 

@@ -33,7 +33,7 @@ from scanlab.report.formatting import milliseconds, times
 OBSERVE = Path(__file__).parent / "observe.py"
 PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
 LIMIT_S = 150
-# what a reader is told -> options of observe.py; the first that succeeds counts
+# text of the page -> options of observe.py; the first that succeeds counts
 WAYS = {
     "as it is": [],
     "with `--cpu`": ["--cpu"],
@@ -47,17 +47,17 @@ where the code asks for CUDA devices, and with the repository's own `mamba_ssm` 
 its own. Weights are random. The errors are those of the outputs, and of the gradients of all parameters together, as a
 share of the largest value, against the same code on the PyTorch functions that upstream tests its kernels with; that of
 the gradients is missing where those functions take more than two minutes for them. The times are medians of a forward
-pass on one thread, and "speed-up" is over those functions, which are what runs on a CPU without scanlab.
+pass on one thread, and "speed-up" is over those functions, which run on a CPU without scanlab.
 """
 
 
 def observed(checkouts: Path, number: int, file: Path, options: list[str]) -> dict[str, Any] | str:
-    """Return what observe.py wrote in time, or the last line of its error."""
+    """Return the results of observe.py, or the last line of its error."""
     command = [sys.executable, str(OBSERVE), str(checkouts), str(number), str(file), *options]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     except subprocess.TimeoutExpired:
-        if not file.exists():  # what is computed last may be missing
+        if not file.exists():  # results that are computed last may be missing
             return f"it takes more than {LIMIT_S} s"
     else:
         if done.returncode != 0:

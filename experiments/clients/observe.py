@@ -1,4 +1,4 @@
-"""Write what one client computes, and how long it takes: run by compatibility.py in a fresh process.
+"""Write the results and times of one client: run by compatibility.py in a fresh process.
 
 python experiments/clients/observe.py CHECKOUTS NUMBER FILE [--reference WEIGHTS] [--cpu] [--fork]
 """

@@ -1,4 +1,4 @@
-"""mambapy's parallel scan in PyTorch, with what its MambaBlock.selective_scan computes around it."""
+"""mambapy's parallel scan in PyTorch, with the other operations of its MambaBlock.selective_scan."""
 
 from collections.abc import Callable
 
