@@ -37,7 +37,7 @@ class Implementation:
         summary: Language of the kernels, in a line.
         rank: Position in an order by simplicity.
         capabilities: The problems that it can solve.
-        load: Make its ops callable and return its name with what it runs on; raises UnavailableError.
+        load: Makes its ops callable, and returns its name with its instruction set; raises UnavailableError.
         ops: () -> namespace of its ops, once they are loaded.
         unavailable: () -> why it cannot run here, or None.
     """

@@ -52,7 +52,7 @@ def make_private(folder: Path) -> None:
     for path in (folder, folder.parent):
         if not is_private(path):
             raise UnavailableError(
-                f"others than you can write to {path}, and what they put there would run as you: make it yours with"
+                f"others than you can write to {path}, and their code would run as you: make it yours with"
                 f" `chmod go-w {path}`, or name another folder in the environment variable SCANLAB_CACHE."
             )
 

@@ -1,6 +1,6 @@
 """Objectives of a comparison: the median or the 95th percentile of the time of one call, paired within clean rounds.
 
-A round's samples are taken relative to the baseline's median in that round, so that what slows the whole machine down
+A round's samples are taken relative to the baseline's median in that round, so that a disturbance of the whole machine
 for a while cancels. The median of a candidate is that of its rounds' medians; its 95th percentile is that of the pooled
 samples of all its rounds, because a round has too few samples to have a tail of its own.
 """

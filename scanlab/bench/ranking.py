@@ -1,8 +1,8 @@
-"""Ranking of compared candidates: who leads, who ties, which differences mean nothing, and when to stop.
+"""Ranking of compared candidates: the leader, ties, the noise floor, and the stopping rule.
 
 One candidate runs twice, as an A/A control: the difference of that pair is noise, and a difference no larger than that
 is a tie. The untuned choice wins every tie. Any other tie goes to the simplest: the lower rank of the
-ladder, then what departs least from its defaults; then to the smaller error, then to the smaller memory.
+ladder, then the fewest changes of its defaults; then the smaller error, then the smaller memory.
 
 Clean rounds alone count. A candidate with too few of them is neither slower nor tied: its place is unknown.
 """
@@ -146,9 +146,9 @@ class Comparison:
         if self.gain is not None:
             parts.append(f"gain over the defaults ({self.gain.over}): {self.gain.text}")
         elif self.winner.is_untuned:
-            parts.append("it is what serves untuned, and nothing is shown to be faster")
+            parts.append("it is the untuned choice, and nothing is shown to be faster")
         if self.winner.attainable_share is not None:
-            parts.append(f"{self.winner.attainable_share:.0%} of what arithmetic and memory traffic allow here")
+            parts.append(f"{self.winner.attainable_share:.0%} of the limit of arithmetic and memory traffic here")
         near = [each for each in self.ties if each.place.behind <= margin(self.noise_floor)]
         far = [each for each in self.ties if each not in near]
         if near:

@@ -109,7 +109,7 @@ def _run(name: str, words: list[str]) -> None:
     from scanlab.cli.console import Exit, notes
 
     if name not in KEEP_SIGTERM:
-        # `timeout`, `docker stop` and Slurm end a process like this: its workers and what it measured matter as much.
+        # `timeout`, `docker stop` and Slurm end a process like this: its workers and results matter as much.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         load_command(name)(words, prog_name=f"scanlab {name}")

@@ -91,7 +91,7 @@ def _threads() -> Finding:
             "threads",
             False,
             f"{found}; torch starts {torch.get_num_threads()}",
-            f"set OMP_NUM_THREADS={usable_threads()}: threads beyond what may run stall the others at every barrier.",
+            f"set OMP_NUM_THREADS={usable_threads()}: threads without a CPU stall the others at every barrier.",
         )
     return Finding("threads", True, found)
 

@@ -38,9 +38,9 @@ def profile(
 ) -> None:
     """List the choices that serve on this machine; show, remove or restore one; or compare profiles.
 
-    `list` names the problems, their choices, and the rank of the evidence. `show PROBLEM` adds the evidence and what
-    was replaced. `remove PROBLEM` takes a choice out of service, and `restore PROBLEM` puts back what was replaced or
-    removed last. `diff FILE` shows what is served otherwise than in another profile; `diff` alone, otherwise than
+    `list` names the problems, their choices, and the rank of the evidence. `show PROBLEM` adds the evidence and the
+    replaced choices. `remove PROBLEM` takes a choice out of service, and `restore PROBLEM` restores the one replaced or
+    removed last. `diff FILE` shows problems whose choice differs from that of another profile; `diff` alone, from
     before the last replacements. Exits with 1 where `diff` finds a difference.
 
     Example: `scanlab profile list`

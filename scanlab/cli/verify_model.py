@@ -39,7 +39,7 @@ def verify_model(
 
     Args:
         model: A released variant such as "vim-tiny", or "digits" for the trained model alone.
-        selections: Backends, such as "native" or "chunked:threads=1"; by default all, and what the profile deploys.
+        selections: Backends, such as "native" or "chunked:threads=1"; by default all, and those in the profile.
         image: The photograph; the one that scikit-learn ships by default.
         size: Pixels along one side of the image that the model sees.
         dtypes: Names of dtypes of the digits model, separated by spaces; all of them by default.

@@ -64,7 +64,7 @@ class Op:
         timed_outputs: Names of the outputs that a timed training step differentiates; all of them where empty.
         fresh_inputs: (problem, inputs, seed) -> inputs like the given ones that need another answer; drawn by
             `make_inputs` where None.
-        speedups_over: The backend, and what of its configuration is not default, that speed-ups refer to, such as
+        speedups_over: The backend that speed-ups refer to, with its tunables that are not default, such as
             "reference:threads=1"; the simplest backend that is installed where empty.
         fallbacks: Names of the backends that serve where nothing was measured, the preferred one first; the simplest
             first where empty.

@@ -86,13 +86,13 @@ def verify(function: Callable[..., Any], expected: ReferenceOutputs, repeats_s: 
     """Compare `function`, built for `expected.problem`, with the reference.
 
     The verdict fails on an error above the tolerance of the returned dtype, a wrong shape or dtype, values that are
-    not finite where those of the reference are, and on inputs that the function has changed. What the function raises
-    is raised.
+    not finite where those of the reference are, and on inputs that the function has changed. Exceptions of
+    the function are raised.
 
     Args:
         function: Called with the inputs once, and again while repeats last.
         expected: The reference, for these inputs.
-        repeats_s: Seconds of further calls, each of which must be right too: a race shows in some of them only.
+        repeats_s: Seconds of further calls, each verified too: a data race shows in some of them only.
     """
     op = registry.op(expected.problem.op)
     before = tuple(map_tensors(torch.clone, each) for each in expected.inputs)

@@ -50,8 +50,8 @@ def patch(model: nn.Module | None = None) -> ExitStack:
     Served are the mixers of Mamba, FalconMamba, Jamba and Zamba (Mamba-1), and since transformers 5.16 those of Mamba2,
     Bamba, FalconH1, GraniteMoeHybrid, NemotronH and Zamba2 (Mamba-2).
 
-    Prefill, cached decoding and training, under any mask and under autocast, give what the unpatched model gives, to
-    rounding. Where a mixer cannot be served, its unpatched code runs: where its tensors are not on the CPU, its
+    Prefill, cached decoding and training, under any mask and under autocast, give the results of the unpatched model,
+    to rounding. Where a mixer cannot be served, its unpatched code runs: where its tensors are not on the CPU, its
     activation is not SiLU, or its convolution has hooks. That is logged once; with $SCANLAB_STRICT=1 it is an error.
     Several tokens at once after cached ones restart the scan of Mamba-1, as in transformers 5; with older versions,
     which compute something else, they are refused. Mamba-2 continues its scan. `seq_idx` keeps packed sequences of

@@ -46,7 +46,7 @@ def _scanned(
 ) -> tuple[Tensor, Tensor | None]:
     """Return the output of the scan, (batch, length, dim), and the gate where it is not applied yet.
 
-    Arguments are those of `mix`. What is large and no longer needed is free when this returns.
+    Arguments are those of `mix`. Large temporaries are free when this returns.
     """
     length = hidden.shape[1]
     mask = None if mask is None else mask[:, -length:, None]

@@ -85,7 +85,7 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """Add, normalise, mix: what this block mixed is added by the next one."""
+    """Add, normalise, mix; the next block adds the result."""
 
     def __init__(
         self, mixer: Mixer, norm: RMSNorm | LayerNorm, *, drop_path_rate: float, fused: bool, residual_in_fp32: bool

@@ -1,7 +1,7 @@
 """Reading, writing and downloading weights: official checkpoints, safetensors files, and fits to another model size.
 
-Source: hustvl/Vim@dd0358a, vim/main.py (what a training state holds, what fine-tuning keeps), vim/utils.py,
-interpolate_pos_embed; the names of the published files are those under which their users load them.
+Source: hustvl/Vim@dd0358a, vim/main.py (the content of a training state, the weights that fine-tuning keeps),
+vim/utils.py, interpolate_pos_embed; the names of the published files are those under which their users load them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from scanlab.runtime.dispatch import Scan
 
 HEAD = ("head.weight", "head.bias")
-# what the unpickler and the archive reader raise on damaged files, found by damaging some
+# errors of the unpickler and the archive reader on damaged files, found by damaging some
 DAMAGE = (
     RuntimeError,
     OSError,

@@ -69,7 +69,7 @@ def _repeated(inputs: Tensor, batch: int) -> Tensor:
 def find_workload(name: str) -> Workload:
     """Return the workload that `name` names: one of BUILT_IN, "module:function" or "file.py:function".
 
-    A module is found in the current folder too. What it imports from mamba_ssm and causal_conv1d is served by scanlab.
+    A module is found in the current folder too. scanlab serves its imports of mamba_ssm and causal_conv1d.
 
     Raises:
         InputError: There is none.

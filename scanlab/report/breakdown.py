@@ -151,7 +151,7 @@ def dtype_table(breakdown: ModelBreakdown) -> pd.DataFrame:
 
 @applied()
 def breakdown_bars(breakdown: ModelBreakdown, caption: str) -> Figure:
-    """Draw the forward pass as stacked bars of its ops: by the defaults, by the tuned choice, and what is attainable.
+    """Draw the forward pass as stacked bars of its ops: by the defaults, by the tuned choice, and the attainable time.
 
     A bar of its own has the matrix products alone, as torch computes them. What is not an op of scanlab, Python among
     it, is the rest of a whole model's time.

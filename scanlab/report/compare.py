@@ -90,8 +90,8 @@ class Change:
 def compare(before: Side, after: Side) -> list[Change]:
     """Return the change of every backend on every problem that both results have.
 
-    On one kind of silicon and beside the same reference, speed-ups are compared: what slows the whole machine down
-    cancels out. Otherwise times are compared. Backends of which nothing changed are controls: what they differ by is
+    On one kind of silicon and beside the same reference, speed-ups are compared: a disturbance of the whole machine
+    cancels out. Otherwise times are compared. Backends of which nothing changed are controls: their difference is
     noise.
 
     Raises:

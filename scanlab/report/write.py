@@ -268,7 +268,7 @@ def _headline(ranked: Sequence[Placing], decision: TuningDecision | None) -> str
 
 
 def _facts(ranked: Sequence[Placing], decision: TuningDecision | None) -> list[Fact]:
-    """Return the gain of the winner, the reason for its speed, the evidence, and what was not measured."""
+    """Return the gain of the winner, the reason for its speed, the evidence, and the unmeasured backends."""
     first, facts = _chosen(ranked), []
     if first.measured is not None and is_known(first.trial):
         config = tables.config_text(first.trial.config)

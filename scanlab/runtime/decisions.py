@@ -1,6 +1,6 @@
 """Decide which backend serves a problem, and why.
 
-In this order: what $SCANLAB_LINEAR or $SCANLAB_MIXER names for the parts of a block; the profile's entry for exactly
+In this order: $SCANLAB_LINEAR or $SCANLAB_MIXER for the parts of a block; the profile's entry for exactly
 this problem, measured on this kind of machine or adopted from the nearest one; its entry for the nearest problem of the
 same family; the fastest on the most similar problem among the defaults that ship; the first of `fallbacks` that is
 available and accepts the problem.

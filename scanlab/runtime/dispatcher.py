@@ -1,6 +1,6 @@
 """Build the function that serves a problem of any op, by the backend that was decided for it, and keep it.
 
-A backend that the caller names serves; else see `decisions`. What is not the tuned choice is logged once, and with
+A backend that the caller names serves; else see `decisions`. Any other than the tuned choice is logged once, and with
 SCANLAB_STRICT=1 it is an error; the parts of a block are logged as information only.
 """
 

@@ -1,7 +1,7 @@
 """Verify an implementation on this machine before it serves, once, on a small instance: it takes milliseconds.
 
 Verified are the kernels of a GPU, which may never have run on such a GPU before, and configurations that were tuned
-for another size. What passed is remembered in the cache folder, for this machine, torch, and source of the backend.
+for another size. A pass is recorded in the cache folder, for this machine, torch, and source of the backend.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ from scanlab.runtime.decisions import decide, refuses
 from scanlab.runtime.profile import Profile, profile_path
 from scanlab.tuning.search import MIN_BLOCKS, Search, upper_end
 
-# A search takes few blocks, so that its leader may have been lucky: what may lie within this of the leader is compared
-# too, up to so many candidates.
+# A search takes few blocks, so that its leader may have been lucky: candidates that may lie within this of the leader
+# are compared too, up to so many candidates.
 NEAR = math.log(1.15)
 MAX_CANDIDATES = 12
 # Of the leader's backend, and of every other one within reach.
@@ -76,8 +76,8 @@ def select(
 ) -> Selection:
     """Return the candidates of the comparison after the search.
 
-    Those of `kept` always are: what serves untuned, and what is deployed. So are the best three of the fastest backend
-    and its defaults, the best two of every other one within reach, what the search can hardly tell from the fastest,
+    Those of `kept` always are: the untuned and the deployed choice. So are the best three of the fastest backend
+    and its defaults, the best two of every other one within reach, those that may be as fast as the fastest,
     and the best of each backend that is far behind, where it is cheap. Candidates are ordered by the pessimistic end of
     their intervals. A search goes by the median: for another objective, the best three by that one are compared too.
     """
@@ -130,7 +130,7 @@ def hold_out(
 ) -> Comparison | str:
     """Compare the winner and the best of every backend on fresh inputs in fresh processes.
 
-    Those of `kept` take part too; the first of them serves untuned. The winner of `compared` is confirmed or demoted.
+    Those of `kept` take part too; the first of them is the untuned choice. The winner of `compared` is confirmed or demoted.
     Backends that take too long to build for the time are left out.
 
     Returns:

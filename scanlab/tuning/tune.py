@@ -299,7 +299,7 @@ class _Tuning:
             self._scheduler.finish(search)
             return
         self._scheduler.waiting.add(search.backend.name)
-        self._emit("waiting", f"{search.backend.name}: others try what is left")
+        self._emit("waiting", f"{search.backend.name}: others try the rest")
         if all(each.backend.name in self._scheduler.waiting for each in self._scheduler.running):
             time.sleep(POLL_S)
             self._scheduler.waiting.clear()

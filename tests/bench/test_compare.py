@@ -1,4 +1,4 @@
-"""Comparison: the faster wins with an interval, ties go to what serves untuned, and disturbed rounds say nothing."""
+"""Comparison: the faster wins with an interval, ties go to the untuned choice, and disturbed rounds say nothing."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_what_serves_untuned_wins_whatever_it_ties_with(tmp_path):
     compared = comparer.compare([simpler, untuned], deadline=10.0, untuned=untuned)
     assert compared.winner.trial.backend == "untuned"
     assert compared.gain is None
-    assert "it is what serves untuned, and nothing is shown to be faster" in compared.why
+    assert "it is the untuned choice, and nothing is shown to be faster" in compared.why
 
 
 def test_a_gain_over_what_serves_untuned_is_said_with_its_interval(tmp_path):

@@ -53,7 +53,7 @@ struct ConvCall {
 };
 
 // A decoding step whose arguments were checked. The constructor raises before anything is written; `run` writes the
-// state and `out`. What is read and lies in the memory of the state was copied before.
+// state and `out`. Inputs within the memory of the state were copied before.
 struct ConvUpdateCall {
     ConvUpdateCall(const Tensor& x, const Tensor& state, const Tensor& weight, const Tensor& bias,
                    const Tensor& positions, const Tensor& rows, const Tensor& out, bool silu);

@@ -1,6 +1,6 @@
 // The one place where tensors are checked before a kernel sees their memory: device, layout, dtype, shape, overlap.
 //
-// The Python functions explain what is wrong with what users pass; here only what would touch foreign memory, or leave
+// The Python functions explain faults of arguments to users; here only those that would touch foreign memory, or leave
 // a state half written, is refused.
 #pragma once
 

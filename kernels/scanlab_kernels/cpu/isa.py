@@ -51,7 +51,7 @@ class InstructionSet:
 AVX2 = ("avx2", "fma", "f16c")
 AVX512 = (*AVX2, "avx512f", "avx512dq", "avx512bw", "avx512vl")
 # For each family of processors, in the order of `enum class Isa`; each includes those before it. `plain` leaves the
-# choice to the compiler, which takes what every machine of the family has: SSE2 on x86, NEON on Arm.
+# choice to the compiler, which takes the base of the family: SSE2 on x86, NEON on Arm.
 FAMILIES = {
     "x86_64": (InstructionSet("plain"), InstructionSet("avx2", AVX2), InstructionSet("avx512", AVX512)),
     "aarch64": (InstructionSet("plain"), InstructionSet("neon", defines=("SCANLAB_NEON",))),

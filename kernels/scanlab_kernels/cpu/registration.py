@@ -1,7 +1,7 @@
 """Registration of the gradients of C++ ops, or of their refusal, which LibTorch's stable ABI cannot express.
 
 An op is entered in one of two ways. Torch's dispatcher runs the kernel that is registered here for autograd, which
-looks for gradients and tangents before it runs the C++ kernel. What `direct` returns does the same with half the
+looks for gradients and tangents before it runs the C++ kernel. A function of `direct` does the same with half the
 overhead, where no transform or tracing is under way.
 """
 
@@ -30,7 +30,7 @@ _nodes: dict[OpOverload, Node | None] = {}
 
 
 def direct(op: OpOverload) -> Callable[..., Any]:
-    """Return a function that does what `op`, which was registered here, does, and enters the dispatcher only once."""
+    """Return a function equal to `op`, which was registered here, that enters the dispatcher only once."""
     node, run = _nodes[op], op._op
 
     def call(*arguments: Any) -> Any:

@@ -143,8 +143,8 @@ SCANLAB_INLINE Vec<T> absolute(Vec<T> x) {
     return bits_as<Vec<T>>(bits_as<IntVec<T>>(x) & ~(I(1) << (8 * sizeof(T) - 1)));
 }
 
-// Storage types: a vector of T from lanes<T> adjacent elements, and back, rounding to nearest even. What is stored
-// comes from arithmetic, so that what is no number is a quiet one.
+// Storage types: a vector of T from lanes<T> adjacent elements, and back, rounding to nearest even. Each stored value
+// comes from arithmetic, so that NaNs are quiet.
 template <class T>
 SCANLAB_INLINE Vec<T> load(const T* from) {
     return *reinterpret_cast<const typename VectorOf<T>::loose*>(from);
@@ -217,7 +217,7 @@ SCANLAB_INLINE void store(bfloat16* to, Vec<T> value) {
 #if defined(__AVX512BF16__)
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), bits_as<__m256i>(_mm512_cvtneps_pbh(value)));
 #else
-    // An odd last bit makes a tie more than a tie. What is no number stays as it is: rounding up could pass its end.
+    // An odd last bit makes a tie more than a tie. NaN stays as it is: rounding up could overflow it.
     const Word bits = bits_as<Word>(value), untied = bits | (bits >> 16 & 1);
     const Half half = high_words(value == value ? untied + 0x7fff : untied, CountTo<SCANLAB_VECTOR_BYTES / 2>::type());
     memcpy(to, &half, sizeof(half));
@@ -374,7 +374,7 @@ SCANLAB_INLINE Vec<T> sums(const Vec<T>* rows) {
     return groups_of[0];
 }
 
-// Element i from `to` on becomes the sum of the lanes of rows[i], added to what is there if asked; at least one
+// Element i from `to` on becomes the sum of the lanes of rows[i], added to its value if asked; at least one
 // whole vector is written.
 template <class T, int count>
 SCANLAB_INLINE void sum_rows(const Vec<T> (&rows)[count], T* to, bool add) {

@@ -52,7 +52,7 @@ SCANLAB_INLINE void put_scalar(S& to, T value, bool add) {
     else to = value;
 }
 
-// Lanes of one vector to adjacent elements, or added to what is there.
+// Lanes of one vector to adjacent elements, or added to them.
 template <class T, class S>
 SCANLAB_INLINE void put(S* to, Vec<T> value, int count, bool add) {
     if (add) value += load_some<T>(to, count);
@@ -106,7 +106,7 @@ void read_rows(const S* from, int64_t time, int64_t column, int steps, int colum
             to[i * to_step + j] = scalar<T>(from[i * time + j * column]);
 }
 
-// The reverse: rows of one vector each, `from_step` apart, to a block, or added to what is there.
+// The reverse: rows of one vector each, `from_step` apart, to a block, or added to it.
 template <class T, class S>
 void write_rows(S* to, int64_t time, int64_t column, int steps, int columns, const T* from, int64_t from_step,
                 bool add) {

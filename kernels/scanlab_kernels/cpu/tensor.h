@@ -1,4 +1,4 @@
-// torch's tensors through the C functions of LibTorch's stable ABI: what is compiled against one version of torch
+// torch's tensors through the C functions of LibTorch's stable ABI: code compiled against one version of torch
 // runs with every version from 2.9 on.
 #pragma once
 
@@ -62,7 +62,7 @@ void require(bool holds, const Parts&... parts) {
         throw Error((... + text_of(parts)));
 }
 
-// Raises where torch could not do what was asked of it; torch has logged why.
+// Raises where a call of torch has failed; torch has logged why.
 inline void succeed(AOTITorchError error, const char* what) {
     if (error) [[unlikely]]
         throw std::runtime_error(std::string("torch could not ") + what);

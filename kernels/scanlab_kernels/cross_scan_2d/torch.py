@@ -1,6 +1,6 @@
 """Scan of a feature map in four directions, one step at a time in PyTorch.
 
-The map is laid out as a sequence for each direction, and the outputs are put back: what VMamba calls cross-scan and
+The map is laid out as a sequence for each direction, and the outputs are put back, which VMamba calls cross-scan and
 cross-merge. In float64 this is the reference that every other backend is verified against.
 """
 

@@ -2,7 +2,7 @@
 
 Triton inspects every argument of every call to find the code that it compiled for its kind: types, integers that are 1
 or divisible by 16, addresses that are. That takes the host longer than a small kernel takes a GPU. So a `Launch`
-lets Triton inspect its arguments the first time only, and a `LaunchCache` finds what was prepared for calls of the same
+lets Triton inspect its arguments the first time only, and a `LaunchCache` finds the launches of calls of the same
 kind. Nothing here waits for a GPU or allocates.
 """
 

@@ -29,7 +29,7 @@ class PrepackedWeight:
 
     @property
     def prepacked_bytes(self) -> int:
-        """Bytes of the forms, beside those of the weight; without what a library pads them with."""
+        """Bytes of the forms, beside those of the weight; without a library's padding."""
         return sum(form.numel() * form.element_size() for form in self._forms.values())
 
 

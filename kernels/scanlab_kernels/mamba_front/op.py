@@ -188,7 +188,7 @@ def make_inputs(problem: FrontProblem, seed: int = 0) -> tuple[FrontInputs]:
         return draws.normal(*shape).div(math.sqrt(shape[-1])).to(problem.device, kind)
 
     def direction() -> tuple[Tensor | None, ...]:
-        kind = dtype if problem.gradients else wide  # gradients are no more precise than what they come from
+        kind = dtype if problem.gradients else wide  # gradients are no more precise than their inputs
         bias = normal(dim, kind=kind)
         return (
             normal(dim, problem.width, kind=kind),

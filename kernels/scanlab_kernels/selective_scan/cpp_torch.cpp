@@ -1,4 +1,4 @@
-// The loop over time in C++, each step one ATen operation: what remains of a step is torch's own dispatch.
+// The loop over time in C++, each step a few ATen operations: the rest of its time is torch's own dispatch.
 
 #include <torch/library.h>
 

@@ -1,4 +1,4 @@
-"""Matrix form of `chunked`, its chunk compiled by torch: what lies between the products becomes a few loops in C++.
+"""Matrix form of `chunked`, its chunk compiled by torch: the operations between the products become a few loops in C++.
 
 The code is that of whole chunks, so the last one is padded with steps that neither decay nor add. Gradients are those
 of `chunked`, which computes each chunk again.

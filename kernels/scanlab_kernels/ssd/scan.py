@@ -1,7 +1,7 @@
 """Mamba-2 as the selective scan of Mamba-1, in which every channel has rates and a step size of its own.
 
 The heads' rates, step sizes and skips are repeated for their channels. The recurrence is the same, so this is right,
-and it shows what the matrix form gains: nothing here is a product of matrices, and each state of each channel costs an
+and it shows the gain of the matrix form: nothing here is a product of matrices, and each state of each channel costs an
 exponential. A new sequence is a decay of zero, which no rate and step size have.
 """
 

@@ -6,8 +6,8 @@
 
 namespace scanlab::mixer {
 
-// The constructor raises before anything is written; `run` writes the state and `out`. What is read and lies in the
-// memory of the state was copied before.
+// The constructor raises before anything is written; `run` writes the state and `out`. Inputs that lie in the
+// memory of the state were copied before.
 struct StateUpdateCall {
     StateUpdateCall(const Tensor& state, const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B,
                     const Tensor& C, const Tensor& D, const Tensor& z, const Tensor& dt_bias, const Tensor& out,

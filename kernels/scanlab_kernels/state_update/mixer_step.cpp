@@ -34,7 +34,7 @@ Tensor mixer_step(const Tensor& projected, const Tensor& conv_state, const Tenso
                                        {"D", D}})
         expect_memory(name, tensor);
     require(!Span(conv_state).meets(Span(state)), "conv_state and state overlap: give each memory of its own");
-    // Both steps write a state, so each reads what lies in the other's from copies.
+    // Both steps write a state, so each reads copies of inputs that lie in the other's.
     const auto copied = [&](const Tensor& tensor) { return apart_from(conv_state, apart_from(state, tensor)); };
     const Tensor input = copied(projected), select = copied(x_weight), step = copied(dt_weight);
     const Tensor u = empty_output({batch, dim}, dtype), selected = empty_output({batch, rank + 2 * states}, dtype),

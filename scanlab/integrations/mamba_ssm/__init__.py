@@ -4,9 +4,9 @@
 
     drop_in.install()
 
-Afterwards the packages can be imported whether they are installed or not. What is installed is wrapped: tensors on
-the CPU are served by scanlab, all others go where they went before. What is missing, the compiled modules
-`selective_scan_cuda` and `causal_conv1d_cuda` included, is served by scanlab. A name that scanlab lacks is absent to
+Afterwards the packages can be imported whether they are installed or not. Installed ones are wrapped: tensors on
+the CPU are served by scanlab, all others go where they went before. Missing ones, the compiled modules
+`selective_scan_cuda` and `causal_conv1d_cuda` included, are served by scanlab. A name that scanlab lacks is absent to
 code that has a fallback; to code that has none it raises when it is used. `scanlab run script.py` does all this for a
 script as it is.
 

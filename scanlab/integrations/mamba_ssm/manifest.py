@@ -167,7 +167,7 @@ KERNELS = "it is a part of upstream's kernels; call mamba_chunk_scan_combined or
 GRAPHS = "captured graphs are a matter of GPUs; decode without them"
 MACHINES = "scanlab runs on one machine; for several install mamba_ssm"
 
-# (module, what to do instead, names)
+# (module, alternative, names)
 UNPROVIDED = (
     ("mamba_ssm", NEWER, ("Mamba3",)),
     (

@@ -24,7 +24,7 @@ def fwd(
     nrows: int,
     out_float: bool,
 ) -> list[Tensor]:
-    """Return [out, x], where x is what `bwd` expects of its caller.
+    """Return [out, x], where x is an argument of `bwd`.
 
     Args:
         u: (batch, groups * dim, length).

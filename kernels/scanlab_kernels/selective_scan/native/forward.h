@@ -5,13 +5,13 @@
 
 namespace scanlab::SCANLAB_ISA {
 
-// The rows of one vector of channels in one block; S is what they are stored as, or T where they are copies.
+// The rows of one vector of channels in one block; S is their storage type, or T where they are copies.
 template <class S>
 struct VectorRows {
     Rows<S> u, delta, z;  // z may be missing
     S* out;
     int64_t out_step;
-    bool add;  // to what is there
+    bool add;  // to the output, instead of overwriting it
 };
 
 // (y + D u) silu(z) of a block; without D nothing is added, for 0 times an infinite u is not 0.

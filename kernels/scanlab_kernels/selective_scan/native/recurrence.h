@@ -195,7 +195,7 @@ void run_recurrence(const Block<T>& block, Exp exp) {
     recurrence<T, parts, exact, false, false, keep>(block);
 }
 
-// States that one pass of the backward loop holds in registers; what is left over goes one by one.
+// States that one pass of the backward loop holds in registers; the remaining ones go one by one.
 template <int parts>
 inline constexpr int state_unroll = SCANLAB_REGISTERS / 8 / parts;
 
@@ -221,7 +221,7 @@ void recurrence_steps_backward(const Block<T>* blocks, const BlockGradient<T>* g
                                int64_t step, bool add) {
     constexpr int width = lanes<T>, number = parts * width;
     const int64_t kept = blocks[0].state * number;
-    Block<T> own[vectors];  // copies: what is stored below could otherwise change them
+    Block<T> own[vectors];  // copies: the stores below could otherwise change them
     BlockGradient<T> to[vectors];
 #pragma GCC unroll 2
     for (int v = 0; v < vectors; v++) own[v] = blocks[v], to[v] = gradients[v];

@@ -144,8 +144,8 @@ struct TileContext {
         return static_cast<T*>(scan.checkpoints) + index * scan.state * parts * scan.dim + channel(v);
     }
 
-    // Notes what the next block reads and writes: the next vector of channels, or after the last one the block
-    // `time_step` blocks later.
+    // Notes the addresses that the next block reads and writes: the next vector of channels, or after the last one the
+    // block `time_step` blocks later.
     void prefetch_next(Block<T>& block, int d, int v, int64_t begin, int time_step,
                        std::initializer_list<const Channels*> tensors) const {
         const bool last_vector = v + 1 == vectors();

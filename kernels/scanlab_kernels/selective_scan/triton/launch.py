@@ -24,7 +24,7 @@ LOADED_AT_ONCE = 4  # float32 values of B or C, where their addresses are known 
 
 
 class Tuning(NamedTuple):
-    """Tunables as the torch ops take them; `backend.py` says what each one means."""
+    """Tunables as the torch ops take them; `backend.py` documents each."""
 
     lanes: int
     channels: int

@@ -1,9 +1,9 @@
 """Torch ops of the scan on a GPU, with shapes for tracing and gradients for autograd.
 
-`scanlab::triton_scan` computes; `scanlab::triton_scan_with_checkpoints` also keeps what its gradients need; and
+`scanlab::triton_scan` computes; `scanlab::triton_scan_with_checkpoints` also keeps checkpoints for the gradients; and
 `scanlab::triton_scan_backward` returns the gradients of the inputs that are there, in their order.
 
-The first call of a kind finds out what has to be copied and what the kernels are launched with; later calls allocate
+The first call of a kind finds the tensors to copy and prepares the launches; later calls allocate
 and launch. No call waits for the GPU and all memory comes from torch, so that a call can be captured in a CUDA graph.
 """
 

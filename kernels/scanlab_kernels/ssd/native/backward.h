@@ -14,7 +14,7 @@
 //     gdt[s]      = sum over t of K[s, t]                          as far as dt multiplies x
 //     g(log a)[u] = sum over t >= u of (sum over s < u of dt[s] K[s, t]  +  f[t] gf[t])
 //
-// where gf[t] = C[t] h gy[t], and gf[last] adds h . gh'. Each term of the last sum is what a decay really multiplies:
+// where gf[t] = C[t] h gy[t], and gf[last] adds h . gh'. Each term of the last sum is really multiplied by a decay:
 // the shorter sum over t >= u of y[t] gy[t] - x[t] gx[t] is the same number as a difference of large ones.
 //
 // Steps t are the vectors here, the columns of (channel, time) and (state, time); squares have rows s and columns t.
@@ -113,7 +113,7 @@ struct Backward : Chunk {
         gf[steps - 1] += sum_of<float>(both);
     }
 
-    // M, K, and what dt has to do with x. Row s of V is row s + 1 times a[s + 1].
+    // M, K, and the part of dt's gradient from x. Row s of V is row s + 1 times a[s + 1].
     void through_scores() {
         product_above(x, steps, gyt, call.head_dim,
                       [&](int64_t s, int64_t t, Vec<float> value) { store<float>(K + s * step_row + t, value); });

@@ -115,7 +115,7 @@ Tensor zeros(Shape shape) {
     return made;
 }
 
-// The gradients of x, dt, A, B, C, D, dt_bias and the initial state. What is summed over batch or over tasks has an
+// The gradients of x, dt, A, B, C, D, dt_bias and the initial state. Sums over batch or over tasks have an
 // axis for it in front; all but that of x are float32.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     const Tensor& grad_out, const OptionalTensor& grad_final, const Tensor& chunk_states, const Tensor& x,

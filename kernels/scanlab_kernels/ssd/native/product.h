@@ -44,7 +44,7 @@ SCANLAB_INLINE void multiply(Sums<vectors>& sum, const LeftRows& left, Rows<floa
     }
 }
 
-// The same over k <= first + r, so that no row meets what comes after it; rows of `right` end before `end`.
+// The same over k <= first + r, so that no row meets a later one; rows of `right` end before `end`.
 template <int vectors>
 SCANLAB_INLINE void multiply_below(Sums<vectors>& sum, const LeftRows& left, Rows<float> right, int64_t first,
                                    int64_t end) {
@@ -61,7 +61,7 @@ SCANLAB_INLINE void multiply_below(Sums<vectors>& sum, const LeftRows& left, Row
             }
 }
 
-// The same over first + r <= k < end, so that no row meets what comes before it.
+// The same over first + r <= k < end, so that no row meets an earlier one.
 template <int vectors>
 SCANLAB_INLINE void multiply_above(Sums<vectors>& sum, const LeftRows& left, Rows<float> right, int64_t first,
                                    int64_t end) {

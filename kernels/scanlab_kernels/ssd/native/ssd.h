@@ -61,7 +61,7 @@ inline Task task_at(const Call& call, int64_t index) {
     return {index / per_group / call.groups, group, group * own + first, heads};
 }
 
-// Gradients. Those of x are stored as x is; what is summed over batch or over tasks has a part for each.
+// Gradients. Those of x are stored as x is; sums over batch or over tasks have a part for each.
 struct Gradient {
     Steps out, x;                                          // `out` comes in
     States initial, final;                                 // `final` comes in

@@ -1,7 +1,7 @@
 """Functions of `mamba_ssm.ops.selective_scan_interface`, with their signatures, on this machine's scan.
 
 Each is one composition of differentiable ops, so that every gradient is that of the function: upstream, the backward
-pass of bimamba_inner_fn loses what flows into z from the second direction, and the norms of B, C and delta let none
+pass of bimamba_inner_fn loses the gradient of z from the second direction, and the norms of B, C and delta let none
 through.
 
 Source: state-spaces/mamba@e9594ce and hustvl/Vim@dd0358a, mamba_ssm/ops/selective_scan_interface.py.

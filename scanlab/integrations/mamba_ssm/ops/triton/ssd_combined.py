@@ -1,6 +1,6 @@
 """The functions of `mamba_ssm.ops.triton.ssd_combined`, with their signatures, on the op `ssd`.
 
-`chunk_size` is how upstream computes and not what; here the machine's choice of backend has its own.
+`chunk_size` changes no result upstream; here the machine's choice of backend has its own.
 
 Source: state-spaces/mamba@e9594ce, mamba_ssm/ops/triton/ssd_combined.py.
 """
