@@ -130,7 +130,7 @@ def hold_out(
 ) -> Comparison | str:
     """Compare the winner and the best of every backend on fresh inputs in fresh processes.
 
-    Those of `kept` take part too; the first of them is the untuned choice. The winner of `compared` is confirmed or demoted.
+    Those of `kept` take part too, the untuned choice first. The winner of `compared` is confirmed or demoted.
     Backends that take too long to build for the time are left out.
 
     Returns:
