@@ -3,7 +3,7 @@
     python examples/1_run_a_mamba.py
 
 Ends with two numbers to check: how far a sequence at once and the same sequence step by step lie apart (rounding, about
-1e-6), and who served the scan.
+1e-6), and the backend of the scan.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tune a whole model, put the choice to work, and see who serves it.
+"""Tune a whole model, deploy the choice, and see which backends serve it.
 
     python examples/3_tune_a_model.py                                    # the digits model, about a minute
     python examples/3_tune_a_model.py --model vim-tiny --budget 5m
@@ -17,7 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-parser = argparse.ArgumentParser(description="Tune a model, and put the choice to work.")
+parser = argparse.ArgumentParser(description="Tune a model, and deploy the choice.")
 parser.add_argument("--model", default="digits")
 parser.add_argument("--budget", default="30s", help="time of measuring")
 parser.add_argument("--out", type=Path, default=Path("runs/model"), help="the folder of the records and the report")

@@ -66,7 +66,7 @@ def compared(
     seed: int = 0,
     baseline: Candidate | None = None,
 ) -> Comparison:
-    """Compare `candidates` for so many seconds of measuring, with the records in `folder`."""
+    """Compare `candidates` for `seconds` of measuring, with the records in `folder`."""
     context = BenchmarkContext.of(problem, inputs, label, seed)
     worker, _ = open_worker(context, [each.backend for each in candidates])
     clock = MeasuringClock()

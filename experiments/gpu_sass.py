@@ -127,14 +127,14 @@ def compiled(call: Call, capability: int, updates: float = 1.0) -> MachineCode:
 
 
 def updates_of(call: Call, steps: int) -> float:
-    """Return the state updates of one thread in so many steps of a scan."""
+    """Return the state updates of one thread in some steps of a scan."""
     tile = call.launch.numbers["tile"]
     updates: int = tile.lanes.value * tile.channels.value * tile.padded.value
     return steps * updates / (WARP * call.launch.options["num_warps"])
 
 
 def read(cubin: bytes, updates: float) -> MachineCode:
-    """Return the statistics of a binary whose longest loop makes so many updates."""
+    """Return the statistics of a binary, given the updates of its longest loop."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()

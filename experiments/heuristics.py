@@ -29,7 +29,7 @@ from scanlab.runtime.defaults import SHIPPED, DefaultEntry, MeasuredProblem, rea
 
 ROOT = Path(__file__).parents[1]
 PHASES = ("search", "comparison", "holdout")  # a later one weighs more: it was measured longer, beside fewer others
-# It compiles for every new shape, which a caller who tuned nothing did not ask for.
+# It compiles for every new shape, unexpectedly for a caller without a tuning.
 LEFT_OUT = ("compiled",)
 
 

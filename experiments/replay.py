@@ -69,7 +69,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Policy:
-    """Way of choosing: so many trials of so many blocks, and a comparison of so many finalists over so many rounds."""
+    """Policy of choosing: numbers of trials and of their blocks, and of finalists and rounds of a comparison."""
 
     sampler: Sampler
     trials: int
@@ -185,7 +185,7 @@ def _choose(record: Record, policy: Policy, rng: random.Random, seed: int) -> tu
 
 
 def _measured(bag: Sequence[float], blocks: int, rng: random.Random) -> float:
-    """Return the median of so many consecutive blocks of a bag, which is taken to be a ring."""
+    """Return the median of `blocks` consecutive blocks of a bag, which is taken to be a ring."""
     start = rng.randrange(len(bag))
     return statistics.median(bag[(start + step) % len(bag)] for step in range(blocks))
 

@@ -57,7 +57,7 @@ def comparisons_run(count: int, folder: Path) -> Claim:
 def comparisons_drawn(count: int) -> Claim:
     """Draw comparisons of one configuration with itself from long recorded rounds of three that are alike.
 
-    Each takes consecutive rounds from a random one on, and who of the three is whom is random: what drifts or stays
+    Each takes consecutive rounds from a random one on, and the roles of the three are random: a drift or a difference
     apart in the record does so in the comparison.
     """
     started = time.monotonic()

@@ -100,7 +100,7 @@ def artefacts(tunings: int, folder: Path) -> Claim:
 
 
 def cut_short(tunings: int, folder: Path) -> Claim:
-    """Cut so many tunings short in each of four ways, and deploy the results; no rank of a choice may be lowered."""
+    """Cut tunings short in each of four ways, and deploy the results; no rank of a choice may be lowered."""
     started = time.monotonic()
     strongest = simulated(0, folder / "undisturbed", BUDGET_S).entry
     if strongest is None or strongest.rank is not EvidenceRank.HOLDOUT:

@@ -38,7 +38,7 @@ LAYERS = ("addmm", "mm", "linear")
 PRODUCTS = (*LAYERS, "bmm", "convolution", "conv2d")
 SPAN_S = 0.2  # of calls in a row, whose median counts
 TOLERANCE = 1e-4  # of logits, which are about 1
-SLOWER = 3  # the official composition gets one round in so many
+SLOWER = 3  # the official composition gets one round in this many
 ASKED = {
     "over products": "1.6, aim 1.3",
     "over packed products": "",

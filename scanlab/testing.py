@@ -6,7 +6,7 @@
     class TestMine(BackendContract):
         backend = backend
 
-A backend of another op than the scan has `OpContract` in the place of `BackendContract`.
+A backend of another op than the scan has `OpContract` instead of `BackendContract`.
 
 Problems that a backend claims are compared with the float64 reference; any other it must reject with a reason.
 A backend that cannot run on this machine has its computing tests skipped, with its own reason shown.

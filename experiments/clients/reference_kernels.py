@@ -1,4 +1,4 @@
-"""Put upstream's PyTorch references in the place of its kernels: the fallback of a client's code without CUDA.
+"""Replace upstream's kernels by its PyTorch references: the fallback of a client's code without CUDA.
 
 `selective_scan_ref` and `mamba_inner_ref` of the mamba_ssm that is imported stand for its CUDA functions, the reference
 norms for its Triton ones, and torch's convolution for causal_conv1d. The extension modules of VMamba compute with

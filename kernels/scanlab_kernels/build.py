@@ -230,7 +230,7 @@ class Extension:
         return cache_folder() / "extensions"
 
     def _cached_name(self) -> str:
-        """Return the name of a cached library, but for the compiler."""
+        """Return the name of a cached library, without the compiler."""
         content = self.source_hash() if self.stable_abi else _hash(self.source_hash(), torch.__version__)
         return f"{self.name}-{content}"
 

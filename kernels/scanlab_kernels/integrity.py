@@ -1,4 +1,4 @@
-"""Integrity of compiled libraries: their content, and who could have written them."""
+"""Integrity of compiled libraries: their content, and the users that can write to them."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ Phase = Literal["search", "comparison", "holdout", "lengths"]
 State = Literal["ok", "wrong", "rejected", "crashed", "pruned", "disturbed"]
 MEASURED: tuple[State, ...] = ("ok", "pruned", "disturbed")
 
-# 2: a pacer in the stead of a slow anchor; heat and frequency around a block. Fields that 1 lacks are optional.
+# 2: a pacer instead of a slow anchor; heat and frequency around a block. Fields that 1 lacks are optional.
 # 3: a baseline and a reference where 2 has an anchor and a pacer; trials that were disturbed.
 # 4: the op of the problem; the phase "comparison" where 3 has "race".
 SCHEMA = 4

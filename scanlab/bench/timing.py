@@ -65,7 +65,7 @@ class TimedCall:
 
 
 def block_s(calls: int, samples: int, call_s: float) -> float:
-    """Return the duration of a block of so many samples, with the call that precedes a sample of several."""
+    """Return the duration of a block of `samples` samples, with the call that precedes a sample of several."""
     return samples * (calls + (calls > 1)) * call_s
 
 

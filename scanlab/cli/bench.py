@@ -141,7 +141,7 @@ def show_comparison(compared: Comparison) -> None:
 
 
 def trial_json(trial: Trial, raw: bool) -> dict[str, Any]:
-    """Return a trial as JSON values: its numbers in the place of its samples, or beside them where `raw`."""
+    """Return a trial as JSON values: its numbers instead of its samples, or with them where `raw`."""
     values, measured = trial.to_json(), trial.measurement
     if measured is not None:
         first, median, third = measured.quartiles_ms

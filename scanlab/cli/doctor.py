@@ -128,8 +128,8 @@ def _huge_pages() -> Finding:
     asked = os.environ.get("THP_MEM_ALLOC_ENABLE") == "1"
     if mode == "madvise" and not asked:
         cure = "for large images and long sequences set THP_MEM_ALLOC_ENABLE=1, with which torch asks too"
-        return Finding("huge pages", True, "for those who ask (madvise): scanlab's own large outputs do", cure)
-    meanings = {"always": "for everyone", "madvise": "for those who ask: scanlab and torch do", "never": "off"}
+        return Finding("huge pages", True, "on request (madvise): scanlab's own large outputs request them", cure)
+    meanings = {"always": "always on", "madvise": "on request: by scanlab and torch", "never": "off"}
     return Finding("huge pages", True, meanings.get(mode, modes.strip()))
 
 

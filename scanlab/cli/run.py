@@ -1,4 +1,4 @@
-"""`scanlab run`: run a script as it is, with scanlab in the place of mamba_ssm and causal_conv1d."""
+"""`scanlab run`: run a script unchanged, with scanlab instead of mamba_ssm and causal_conv1d."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def tune(
         str | None, typer.Option(help=f"Time of measuring, such as 90s or 3m; {DEFAULT_BUDGET} by default.")
     ] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Search this many configurations, however long.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Use at most so many threads.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Largest number of threads.")] = None,
     max_error: Annotated[
         float,
         typer.Option(
@@ -118,7 +118,7 @@ def tune(
         ),
     ] = None,
 ) -> None:
-    """Find the fastest right implementation of each problem on this machine, report it, and put it to work.
+    """Find the fastest correct implementation of each problem on this machine, report it, and deploy it.
 
     Every configuration is verified against float64 before it is timed. The untuned choice takes part, and is replaced
     only by one that is shown to be faster; the deployed choice takes part too. Ctrl-C stops cleanly and

@@ -1,4 +1,4 @@
-"""`scanlab tune --model`: tune every op of a model, then choose among whole models, report, and put it to work."""
+"""`scanlab tune --model`: tune every op of a model, then choose among whole models, report, and deploy."""
 
 from __future__ import annotations
 

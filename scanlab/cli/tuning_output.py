@@ -28,7 +28,7 @@ from scanlab.runtime.deployment import Deployment, deploy
 from scanlab.runtime.profile import ProfileEntry
 from scanlab.tuning.result import Event, TuningResult
 
-# A log file gets a line for each build, and else one in so many seconds.
+# A log file gets a line for each build, and otherwise one per this many seconds.
 LINE_EVERY_S = 10.0
 
 

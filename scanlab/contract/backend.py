@@ -185,7 +185,7 @@ def at_most(backend: Backend, threads: int) -> Backend:
     """Return `backend` with its tunable `threads`, where it has one, restricted to 1 to `threads` threads.
 
     Raises:
-        ConfigError: It cannot run on so few threads, or there are not so many.
+        ConfigError: It needs more threads than `threads`, or there are fewer.
     """
     tunable = next((each for each in backend.space.tunables if each.name == "threads"), None)
     if tunable is None:

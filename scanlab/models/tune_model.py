@@ -38,7 +38,7 @@ from scanlab.tuning.tune import tune
 
 # Shares of the budget for the ops and for the comparison of whole models.
 OPS_SHARE = 0.6
-# A problem is worth tuning where so much of a forward pass could be saved, and gets at least so many seconds.
+# Smallest share of a forward pass that a tuning may save, and shortest time of a tuning.
 MIN_SAVING = 0.02
 MIN_OP_S = 8.0
 # Forward passes by which the times of ops are known before anything is tuned.
@@ -81,7 +81,7 @@ class DtypeCost:
         logit_error: Largest error of a logit, as a share of the largest logit.
         agreement: Share of the first classes that are the same.
         digits_agreement: The same for the trained digits model; None where the model is no Vision Mamba. It decides
-            in the place of `agreement`: classes of untrained weights lie too close together to tell.
+            instead of `agreement`: classes of untrained weights lie too close together to tell.
     """
 
     dtype: str

@@ -172,7 +172,7 @@ class VisionMamba(nn.Module):
         return Rope(self.embed_dim, grid, pretrained_grid)
 
     def cast_(self, dtype: torch.dtype) -> VisionMamba:
-        """Cast the weights to `dtype` in place, but for those of the recurrence, which keep at least float32."""
+        """Cast the weights to `dtype` in place, except those of the recurrence, which keep at least float32."""
         for name, parameter in self.named_parameters():
             recurrent = name.rpartition(".")[2] in RECURRENCE
             parameter.data = parameter.data.to(torch.promote_types(dtype, torch.float32) if recurrent else dtype)

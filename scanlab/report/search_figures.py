@@ -27,7 +27,7 @@ def landscapes(contest: Contest, trials: Sequence[Trial], caption: str, deployed
         contest: Trials of the search.
         trials: Those of its search; tunables beyond the two are at their best in each cell.
         caption: Where and when they were measured.
-        deployed: Label of the deployed configuration, whose cell is framed in the place of the best.
+        deployed: Label of the deployed configuration, whose cell is framed instead of the best.
 
     Returns:
         The figure, or None where no backend has two tunables that vary.

@@ -159,5 +159,5 @@ def refuses(name: str, config: Config, problem: Problem, *, asked: bool = False)
         return str(error)
     reason = backend.rejects(problem) or backend.unavailable()
     if backend.explicit_only and not asked:
-        reason = reason or "here it serves only who asks for it by name"
+        reason = reason or "here it serves only by name"
     return None if reason is None else f"{name}: {reason}"

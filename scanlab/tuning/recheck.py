@@ -46,7 +46,7 @@ def recheck(
     clock: MeasuringClock | None = None,
     open_worker: Callable[[BenchmarkContext, Iterable[Backend]], tuple[Worker, tuple[str, ...]]] = open_worker,
 ) -> CheckedChoice:
-    """Verify `chosen` and time it again beside `rivals`, in fresh processes, for so many seconds of measuring.
+    """Verify `chosen` and time it again beside `rivals`, in fresh processes, for `seconds` of measuring.
 
     It does not hold where the machine, the libraries or the source differ from those of the evidence, where it is wrong
     or cannot run, where a rival is shown to be faster, and where its speed-up over the reference is certainly lower

@@ -16,7 +16,7 @@ HOLDOUT_SHARE = 0.14
 SEARCH_SHARE = 1 - COMPARISON_SHARE - HOLDOUT_SHARE
 # Each of them after a search that was given a number of trials and no time.
 COMPARISON_S = 30.0
-# Every backend gets so many trials, its defaults among them, before the promising ones get the rest.
+# Trials of every backend, its defaults among them, before the promising ones get the rest.
 MIN_TRIALS = 4
 
 

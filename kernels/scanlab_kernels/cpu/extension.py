@@ -1,4 +1,4 @@
-"""The ops of a Mamba block but for its scan in C++, for CPU tensors; SCANLAB_ISA forces an instruction set."""
+"""The ops of a Mamba block except its scan, in C++, for CPU tensors; SCANLAB_ISA forces an instruction set."""
 
 from __future__ import annotations
 

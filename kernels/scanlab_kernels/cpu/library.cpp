@@ -96,8 +96,8 @@ private:
     }
 };
 
-// A number that differs, but for a coincidence of 2^-64, where a weight was replaced, or was changed in place and torch
-// counted the change or a sample shows it. `seed` stands for the weights before these and for torch's counts.
+// A number that differs, except by a coincidence of 2^-64, where a weight was replaced, or was changed in place and
+// torch counted the change or a sample shows it. `seed` stands for the weights before these and for torch's counts.
 int64_t fingerprint(int64_t seed, const OptionalTensor& w0, const OptionalTensor& w1, const OptionalTensor& w2,
                     const OptionalTensor& w3, const OptionalTensor& w4, const OptionalTensor& w5,
                     const OptionalTensor& w6, const OptionalTensor& w7) {

@@ -41,7 +41,7 @@ public:
         return *memory;
     }
 
-    // At least so many bytes; none where the system has no more.
+    // A block of at least `asked` bytes; none where the system has no more.
     Block allocate(size_t asked) {
         const size_t bytes = (asked + huge_page - 1) / huge_page * huge_page;
         const Block block = reused(bytes);
@@ -93,7 +93,7 @@ private:
         return {data, bytes};
     }
 
-    // Keeps a block in the place of the oldest ones; false where it cannot.
+    // Keeps a block instead of the oldest ones; false where it cannot.
     bool keep(const Block& block) {
         const Turn turn(in_use);
         if (!turn.taken || block.bytes > max_kept_bytes || madvise(block.data, block.bytes, MADV_FREE)) return false;

@@ -35,7 +35,7 @@ def causal_conv1d_varlen_states(x: Tensor, cu_seqlens: Tensor, state_len: int) -
 
 
 def sequence_bounds(cu_seqlens: Tensor, tokens: int) -> list[int]:
-    """Return where the packed sequences of so many tokens begin, and the end of the last.
+    """Return the first step of each of the packed sequences of `tokens` steps, and the end of the last.
 
     Raises:
         ProblemError: They are no whole numbers, none, beyond the tokens, or not in order.

@@ -85,7 +85,7 @@ def _leaf(tensor: Tensor) -> Tensor:
 
 
 def _gradients(outputs: Sequence[Tensor], leaves: Sequence[Tensor | None], upstream: Sequence[Tensor]) -> list[Any]:
-    """Return the gradients of the leaves that are there, None in the place of the others."""
+    """Return the gradients of the leaves, None for absent ones."""
     found = iter(torch.autograd.grad(outputs, [each for each in leaves if each is not None], upstream))
     return [None if each is None else next(found) for each in leaves]
 

@@ -6,7 +6,7 @@ arguments of the kernels and `ops.py` the torch ops. All of these import Triton,
 built.
 
 With TRITON_INTERPRET=1 in the environment the kernels run on the CPU, in Triton's interpreter. That verifies them and
-is far too slow for other uses: the backend then serves only callers who name it.
+is far too slow for other uses: the backend then serves only calls that name it.
 """
 
 from __future__ import annotations

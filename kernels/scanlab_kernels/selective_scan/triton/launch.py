@@ -305,7 +305,7 @@ def _segment_maps(scan: Scan, parts: int) -> dict[str, Tensor | None]:
 
 
 def _passes(parts: int) -> int:
-    """Return the number of kernels of a scan in so many segments."""
+    """Return the number of kernels of a scan in `parts` segments."""
     return 1 if parts == 1 else 2
 
 
