@@ -64,9 +64,9 @@ def test_doctor_counts_the_openmp_runtimes():
 @pytest.mark.parametrize(
     ("modes", "asked", "found", "cured"),
     [
-        ("always [madvise] never", None, "for those who ask (madvise)", True),
-        ("always [madvise] never", "1", "scanlab and torch do", False),
-        ("[always] madvise never", None, "for everyone", False),
+        ("always [madvise] never", None, "on request (madvise)", True),
+        ("always [madvise] never", "1", "by scanlab and torch", False),
+        ("[always] madvise never", None, "always on", False),
         (None, None, "does not say", False),
     ],
 )
