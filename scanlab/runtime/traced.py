@@ -7,7 +7,7 @@ choice is that of the machine on which the graph runs.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -83,9 +83,9 @@ def register(serve: Serve, promoted: Promote) -> None:
         promoted: Returns inputs in the dtypes that they are promoted to.
     """
 
-    def run(tensors: tuple[Tensor | None, ...], *settings: Any) -> ScanOutput:
+    def run(*arguments: Any) -> ScanOutput:
         names = ("delta_softplus", "direction", "promote", "backend")
-        return serve(*directions(tensors), **dict(zip(names, settings, strict=True)))
+        return serve(*directions(arguments), **dict(zip(names, arguments[TENSORS:], strict=True)))
 
     def shapes(*arguments: Any) -> ScanOutput:
         inputs = directions(arguments)
@@ -94,61 +94,79 @@ def register(serve: Serve, promoted: Promote) -> None:
         last_state = first.A.new_empty((2, *state) if len(inputs) == 2 else state)
         return ScanOutput(torch.empty_like(first.u), last_state)
 
-    def compute(*arguments: Any) -> ScanOutput:
-        out, last_state = run(arguments[:TENSORS], *arguments[TENSORS:])
-        return ScanOutput(laid_out_like(arguments[0], out), last_state.contiguous())
-
-    def gradient_shapes(grad_out: Tensor, grad_last: Tensor, *arguments: Any) -> list[Tensor]:
-        return [torch.empty_like(tensor) for tensor in arguments[:TENSORS] if tensor is not None]
-
-    def gradients(grad_out: Tensor, grad_last: Tensor, *arguments: Any) -> list[Tensor]:
-        leaves = tuple(None if each is None else each.detach().requires_grad_() for each in arguments[:TENSORS])
-        given = [leaf for leaf in leaves if leaf is not None]
-        with torch.enable_grad():
-            outputs = run(leaves, *arguments[TENSORS:])
-        found = torch.autograd.grad(outputs, given, (grad_out, grad_last))
-        return [laid_out_like(leaf, gradient) for leaf, gradient in zip(given, found, strict=True)]
-
-    def keep(ctx: Any, inputs: tuple[Any, ...], output: ScanOutput) -> None:
-        ctx.save_for_backward(*inputs[:TENSORS])
-        ctx.settings = inputs[TENSORS:]
-
-    def backward(ctx: Any, grad_out: Tensor, grad_last: Tensor) -> tuple[Tensor | None, ...]:
-        given = [tensor for tensor in ctx.saved_tensors if tensor is not None]
-
-        def computed(grad_out: Tensor, grad_last: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
-            op = torch.ops.scanlab_runtime.scan_backward
-            return tuple(op(grad_out, grad_last, *ctx.saved_tensors, *ctx.settings))
-
-        wants_twice = torch.is_grad_enabled()
-        found = iter((once if wants_twice else _call)(computed, grad_out, grad_last, *given))
-        every = [None if tensor is None else next(found) for tensor in ctx.saved_tensors]
-        return *every, *[None] * len(ctx.settings)
-
     tensors = [
         f"Tensor{'?' * (bool(suffix) or name not in REQUIRED)} {name}{suffix}"
         for suffix in ("", "_reverse")
         for name in ScanInputs._fields
     ]
-    arguments = f"{', '.join(tensors)}, bool delta_softplus, str direction, bool promote, str? backend"
-    define(f"scan({arguments}) -> (Tensor, Tensor)", compute, shapes)
-    torch.library.register_autograd(f"{NAMESPACE}::scan", backward, setup_context=keep, lib=_library)
-    define(f"scan_backward(Tensor grad_out, Tensor grad_last, {arguments}) -> Tensor[]", gradients, gradient_shapes)
-    _library.impl("scan_backward", torch.library.fallthrough_kernel, "Autograd")
+    define("scan", tensors, "bool delta_softplus, str direction, bool promote, str? backend", run, shapes)
+
+
+def define(
+    name: str,
+    tensors: Sequence[str],
+    settings: str,
+    run: Callable[..., tuple[Tensor, Tensor]],
+    shapes: Callable[..., tuple[Tensor, Tensor]],
+) -> None:
+    """Define a differentiable op with two outputs, the first laid out like its first argument, and its backward op.
+
+    Args:
+        name: Name of the op.
+        tensors: Parameters of its schema that are tensors, which come first.
+        settings: Other parameters of the schema, none of them a tensor.
+        run: Computes the outputs, differentiably.
+        shapes: Returns empty tensors like the outputs.
+    """
+    count = len(tensors)
+
+    def compute(*arguments: Any) -> tuple[Tensor, Tensor]:
+        out, state = run(*arguments)
+        return laid_out_like(arguments[0], out), state.contiguous()
+
+    def gradient_shapes(grad_out: Tensor, grad_state: Tensor, *arguments: Any) -> list[Tensor]:
+        return [torch.empty_like(each) for each in arguments[:count] if _is_differentiable(each)]
+
+    def gradients(grad_out: Tensor, grad_state: Tensor, *arguments: Any) -> list[Tensor]:
+        leaves = [each.detach().requires_grad_() if _is_differentiable(each) else each for each in arguments[:count]]
+        with torch.enable_grad():
+            outputs = run(*leaves, *arguments[count:])
+        given = [each for each in leaves if _is_differentiable(each)]
+        found = torch.autograd.grad(outputs, given, (grad_out, grad_state), materialize_grads=True)
+        return [laid_out_like(leaf, gradient) for leaf, gradient in zip(given, found, strict=True)]
+
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs[:count])
+        ctx.settings = inputs[count:]
+
+    def backward(ctx: Any, grad_out: Tensor, grad_state: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        op = getattr(torch.ops.scanlab_runtime, f"{name}_backward")
+
+        def computed(grad_out: Tensor, grad_state: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
+            return tuple(op(grad_out, grad_state, *saved, *ctx.settings))
+
+        given = (grad_out, grad_state, *filter(_is_differentiable, saved))
+        found = iter(once(computed, *given) if torch.is_grad_enabled() else computed(*given))
+        return *(next(found) if _is_differentiable(each) else None for each in saved), *[None] * len(ctx.settings)
+
+    arguments = f"{', '.join(tensors)}, {settings}"
+    _define(f"{name}({arguments}) -> (Tensor, Tensor)", compute, shapes)
+    torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=keep, lib=_library)
+    _define(f"{name}_backward(Tensor grad_out, Tensor grad_state, {arguments}) -> Tensor[]", gradients, gradient_shapes)
+    _library.impl(f"{name}_backward", torch.library.fallthrough_kernel, "Autograd")
     flop_formulas.count(NAMESPACE)
 
 
-def define(signature: str, compute: Callable[..., Any], shapes: Callable[..., Any]) -> torch.library.Library:
-    """Define an op of the namespace, computed by `compute` and traced by `shapes`; return the namespace's library."""
+def _define(signature: str, compute: Callable[..., Any], shapes: Callable[..., Any]) -> None:
     name = signature.partition("(")[0]
     _library.define(signature)
     _library.impl(name, compute, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", shapes, lib=_library)
-    return _library
 
 
-def _call(compute: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
-    return compute(*tensors)
+def _is_differentiable(tensor: Tensor | None) -> bool:
+    return tensor is not None and (tensor.is_floating_point() or tensor.is_complex())
 
 
 def laid_out_like(like: Tensor, tensor: Tensor) -> Tensor:
