@@ -72,7 +72,6 @@ class ProcessWorker:
         self._hand_over(context)
 
     def verify(self, candidate: Candidate) -> Evaluation:
-        """Build, call and verify `candidate`, without keeping it."""
         return self._evaluated("verify", candidate)
 
     def _evaluated(self, method: str, candidate: Candidate) -> Evaluation:
@@ -84,7 +83,6 @@ class ProcessWorker:
         return evaluation
 
     def prepare(self, candidate: Candidate) -> Evaluation:
-        """Build, call, verify and calibrate `candidate`, unless it is prepared."""
         if candidate in self._in_process:
             return self._evaluations[candidate]
         evaluation = self._evaluated("prepare", candidate)
@@ -94,7 +92,6 @@ class ProcessWorker:
         return evaluation
 
     def take_round(self, candidates: Sequence[Candidate], baseline: Candidate, number: int) -> tuple[Block, ...]:
-        """Take one block of each candidate beside the baseline."""
         everyone = (*candidates, baseline)
         for each in everyone:
             self._prepare_again(each)
@@ -109,7 +106,6 @@ class ProcessWorker:
         return blocks
 
     def peak_bytes(self, candidate: Candidate) -> int | None:
-        """Return the bytes that one call takes beyond the memory in use; None where unknown."""
         self._prepare_again(candidate)
         timeout_s = MIN_TIMEOUT_S + TIMEOUT_FACTOR * self._evaluations[candidate].block_s
         try:
@@ -120,7 +116,6 @@ class ProcessWorker:
         return peak
 
     def release(self, candidates: Iterable[Candidate]) -> None:
-        """Forget `candidates`."""
         held = [each for each in candidates if each in self._in_process]
         self._in_process.difference_update(held)
         if held and self._process is not None:
@@ -128,7 +123,6 @@ class ProcessWorker:
                 self._ask("release", held, timeout_s=MIN_TIMEOUT_S)
 
     def load(self, context: BenchmarkContext) -> None:
-        """Drop all prepared candidates, and continue in `context`."""
         self._hand_over(context)
         self._evaluations.clear()
         self._in_process.clear()
@@ -139,18 +133,15 @@ class ProcessWorker:
                 raise ScanlabError(f"the inputs of {context.problem.key} could not be loaded: {death}") from death
 
     def restart(self, context: BenchmarkContext | None = None) -> None:
-        """Forget everything prepared, and go on in a fresh process."""
         self._end()
         self._evaluations.clear()
         if context is not None:
             self._hand_over(context)
 
     def disturbance(self, seconds: float) -> str | None:
-        """Wait for `seconds`, and return the disturbance that a block would have seen, or None."""
         return system_state.observe(seconds)
 
     def close(self) -> None:
-        """Drop all prepared candidates, and end the processes that were started."""
         self._end()
         self._folder.cleanup()
 

@@ -68,11 +68,9 @@ class SimulatedWorker:
         return self, ()
 
     def verify(self, candidate: Candidate) -> Evaluation:
-        """Build, call and verify `candidate`, without keeping it."""
         return self.prepare(candidate)
 
     def prepare(self, candidate: Candidate) -> Evaluation:
-        """Build, call, verify and calibrate `candidate`, unless it is prepared."""
         if candidate in self._prepared:
             return self._prepared[candidate]
         self._time.seconds += self._build_s(candidate)
@@ -87,7 +85,6 @@ class SimulatedWorker:
         return evaluation
 
     def take_round(self, candidates: Sequence[Candidate], baseline: Candidate, number: int) -> tuple[Block, ...]:
-        """Take one block of each candidate beside the baseline."""
         for each in candidates:
             if self._failure(each) is not None:
                 raise CandidateFailedError(each, str(self._failure(each)))
@@ -103,29 +100,23 @@ class SimulatedWorker:
         )
 
     def peak_bytes(self, candidate: Candidate) -> int | None:
-        """Return the bytes that one call takes beyond the memory in use; None where unknown."""
         return None
 
     def release(self, candidates: Iterable[Candidate]) -> None:
-        """Forget `candidates`."""
         for each in candidates:
             self._prepared.pop(each, None)
 
     def load(self, context: BenchmarkContext) -> None:
-        """Drop all prepared candidates, and continue in `context`."""
         self._prepared.clear()
 
     def restart(self, context: BenchmarkContext | None = None) -> None:
-        """Forget everything prepared, and go on in a fresh process."""
         self._prepared.clear()
         self._process += 1
         self._time.seconds += self.start_s
 
     def disturbance(self, seconds: float) -> str | None:
-        """Wait for `seconds`, and return the disturbance that a block would have seen, or None."""
         self._time.seconds += seconds
         return self._disturbance(self._time.seconds)
 
     def close(self) -> None:
-        """Drop all prepared candidates, and end the processes that were started."""
         self._prepared.clear()

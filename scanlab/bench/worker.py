@@ -127,7 +127,6 @@ class LocalWorker:
         self.load(context)
 
     def load(self, context: BenchmarkContext) -> None:
-        """Drop all prepared candidates, and continue in `context`."""
         self._context = context
         self._copies = input_copies(context.inputs)
         self._prepared: dict[Candidate, TimedCall] = {}
@@ -136,11 +135,9 @@ class LocalWorker:
         self._rng = random.Random(f"{context.seed} {self._process}")
 
     def verify(self, candidate: Candidate) -> Evaluation:
-        """Build, call and verify `candidate`, without keeping it."""
         return self._guarded(lambda: self._built(candidate)[0])
 
     def prepare(self, candidate: Candidate) -> Evaluation:
-        """Build, call, verify and calibrate `candidate`, unless it is prepared."""
         if candidate in self._prepared:
             return self._evaluations[candidate]
         return self._guarded(lambda: self._calibrated(candidate))
@@ -177,7 +174,6 @@ class LocalWorker:
         return evaluation
 
     def take_round(self, candidates: Sequence[Candidate], baseline: Candidate, number: int) -> tuple[Block, ...]:
-        """Take one block of each candidate beside the baseline."""
         timed = [self._prepared[each] for each in candidates]
         try:
             return take_round(
@@ -192,7 +188,6 @@ class LocalWorker:
             self._running[0] = position + 1
 
     def peak_bytes(self, candidate: Candidate) -> int | None:
-        """Return the bytes that one call takes beyond the memory in use; None where unknown."""
         timed = self._prepared[candidate]
         try:
             return peak_bytes(timed.call, timed.device, timed.threads)
@@ -200,21 +195,17 @@ class LocalWorker:
             raise CandidateFailedError(candidate, _text(error)) from error
 
     def release(self, candidates: Iterable[Candidate]) -> None:
-        """Drop `candidates`."""
         for each in candidates:
             self._prepared.pop(each, None)
             self._evaluations.pop(each, None)
 
     def restart(self, context: BenchmarkContext | None = None) -> None:
-        """Forget everything prepared, and go on in a fresh process."""
         self.load(context or self._context)
 
     def disturbance(self, seconds: float) -> str | None:
-        """Wait for `seconds`, and return the disturbance that a block would have seen, or None."""
         return system_state.observe(seconds)
 
     def close(self) -> None:
-        """Drop all prepared candidates, and end the processes that were started."""
         self._prepared.clear()
 
 
