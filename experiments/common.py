@@ -113,7 +113,7 @@ def interleaved(
 
 
 def quartiles_s(samples: NDArray[np.float64]) -> dict[str, float]:
-    """First quartile, median and third quartile by name."""
+    """Return the first quartile, median and third quartile by name."""
     return dict(zip(("quartile1_s", "median_s", "quartile3_s"), np.quantile(samples, (0.25, 0.5, 0.75)), strict=True))
 
 

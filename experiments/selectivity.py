@@ -52,7 +52,7 @@ class Listener:
 
 @torch.inference_mode()
 def step_maps(model: VisionMamba, images: Tensor) -> NDArray[np.float32]:
-    """Mean step sizes (layers, directions, batch, rows, columns) of the patches, without the class token."""
+    """Return mean step sizes (layers, directions, batch, rows, columns) of the patches, without the class token."""
     model.scan = listener = Listener()
     model(images)
     steps = torch.stack([torch.stack(layer) for layer in listener.heard])

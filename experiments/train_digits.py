@@ -39,7 +39,7 @@ def shifted(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def judged(model: VisionMamba, digits: Digits) -> dict[str, float]:
-    """Mean cross entropy and the share that is read rightly."""
+    """Return the mean cross entropy and the accuracy."""
     logits = model.eval()(digits.images)
     accuracy = (logits.argmax(1) == digits.labels).double().mean().item()
     return {"test_loss": F.cross_entropy(logits, digits.labels).item(), "test_accuracy": accuracy}

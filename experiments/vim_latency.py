@@ -93,7 +93,7 @@ def _packed(func: Any, args: tuple[Any, ...]) -> tuple[torch.Tensor, torch.Tenso
 
 
 def official_vim(size: int, like: scanlab.VisionMamba) -> torch.nn.Module:
-    """Vision Mamba as the official code runs without CUDA, with the weights of `like`."""
+    """Return Vision Mamba as the official code runs without CUDA, with the weights of `like`."""
     mamba_ssm.install()
     import vim_by_name  # what it imports by the names of mamba_ssm is there only now
 

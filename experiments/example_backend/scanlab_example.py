@@ -17,7 +17,7 @@ from scanlab.contract.space import Config, Space
 
 
 def make(problem: ScanProblem, config: Config) -> ScanFn:
-    """The scan for one problem; preparation in this function is not timed."""
+    """Return the scan for one problem; preparation in this function is not timed."""
 
     def scan(inputs: ScanInputs) -> ScanOutput:
         u, delta, A, B, C, D, z, bias, _ = inputs

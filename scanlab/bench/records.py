@@ -137,7 +137,7 @@ class Trial:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """This trial as JSON values."""
+        """Return this trial as JSON values."""
         return {
             "id": self.id,
             "phase": self.phase,
@@ -181,7 +181,7 @@ class Trial:
 
 
 def label_of(backend: str, config: Mapping[str, Value]) -> str:
-    """Backend and configuration in one line: "chunked chunk=32 threads=2"."""
+    """Return backend and configuration in one line: "chunked chunk=32 threads=2"."""
     return " ".join((backend, *(f"{name}={value}" for name, value in config.items())))
 
 

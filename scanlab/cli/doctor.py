@@ -97,7 +97,7 @@ def _threads() -> Finding:
 
 
 def _openmp() -> Finding:
-    """Two OpenMP runtimes in one process keep two pools of spinning threads that fight for the same CPUs."""
+    """Report several OpenMP runtimes: each keeps a pool of spinning threads, and they compete for the same CPUs."""
     torch.ones(1 << 16).exp()  # makes torch load and start its runtime
     mapped = _mapped_files()
     if not mapped:

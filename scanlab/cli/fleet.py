@@ -107,7 +107,7 @@ def _basis(best: BestTrial) -> str:
 
 
 def _winners(found: FleetOverview, problem: Problem) -> dict[str, str | None]:
-    """By kind of machine: the backend that wins there."""
+    """Return the winning backend by kind of machine."""
     bests = {each.machine.silicon_id: found.best_on(each.machine.silicon_id, problem) for each in found.machines}
     return {silicon_id: None if best is None else best.trial.backend for silicon_id, best in bests.items()}
 

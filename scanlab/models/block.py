@@ -28,7 +28,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def parts(self) -> tuple[Tensor, Tensor | None, float, Literal["rms", "layer"]]:
-        """Weight, bias, epsilon and kind."""
+        """Return weight, bias, epsilon and kind."""
         return self.weight, None, self.eps, "rms"
 
     def forward(self, x: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ class LayerNorm(nn.LayerNorm):
     """torch's LayerNorm, which takes inputs wider than its weights."""
 
     def parts(self) -> tuple[Tensor, Tensor | None, float, Literal["rms", "layer"]]:
-        """Weight, bias, epsilon and kind."""
+        """Return weight, bias, epsilon and kind."""
         return self.weight, self.bias, self.eps, "layer"
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class LayerNorm(nn.LayerNorm):
 def add_norm(
     hidden: Tensor, residual: Tensor | None, norm: RMSNorm | LayerNorm, *, fused: bool, residual_in_fp32: bool
 ) -> tuple[Tensor, Tensor]:
-    """The normalised sum of hidden and residual, and the sum itself, which is the next residual.
+    """Return the normalised sum of hidden and residual, and the sum itself, which is the next residual.
 
     Fused is the arithmetic of the official fused kernel: it normalises the sum before rounding it, and
     rounds the result to the dtype of hidden. Unfused, the sum is rounded to the dtype of the weights first.

@@ -31,7 +31,7 @@ def trained_like_(model: VisionMamba, seed: int = 0) -> VisionMamba:
 
     They differ from fresh weights where training moves them and where a wrong scan could stay unnoticed: the rates
     in A are no integers and differ by channel, D and the norms are near 1 and not 1, the step sizes of both
-    directions span two decades (a fresh backward direction has them all alike), no bias is 0. The numbers
+    directions span two decades (a fresh reverse direction has equal ones), no bias is 0. The numbers
     depend on seed, names and shapes alone, through numpy's raw PCG64 stream, which numpy keeps stable.
     """
     for name, parameter in model.named_parameters():

@@ -33,7 +33,7 @@ class MixerOptions:
     """Options of the official `ssm_cfg`, under the official names and defaults.
 
     `use_fast_path` changes nothing here. In the official code its False selects a path that silently drops
-    the backward direction; here there is one path, and it always scans both.
+    the reverse direction; here there is one path, and it always scans both.
     """
 
     d_conv: int = 4
@@ -54,7 +54,7 @@ class MixerOptions:
 
     @classmethod
     def of(cls, ssm_cfg: Mapping[str, object] | None) -> MixerOptions:
-        """The options in `ssm_cfg`; raises ProblemError where it holds a name that does not belong there."""
+        """Return the options in `ssm_cfg`; raises ProblemError on an unknown name."""
         names = [field.name for field in dataclasses.fields(cls)]
         unknown = sorted(set(ssm_cfg or ()) - set(names))
         if unknown:
@@ -68,9 +68,9 @@ class MixerOptions:
 class Mixer(Mixing):
     """Mixes tokens along the sequence: (batch, length, dim) -> (batch, length, dim).
 
-    bimamba_type v2 has a second set of weights for the backward direction (the names with `_b`); v1 shares
+    bimamba_type v2 has a second set of weights for the reverse direction (the names with `_b`); v1 shares
     all but A; none scans forward only. Only v2 halves the sum of its two directions, where `divide_out`.
-    `residual_scale` shrinks the initial output weights, so that deep stacks start out calm.
+    `residual_scale` scales the initial output weights, by less in deeper models.
     """
 
     def __init__(
@@ -122,8 +122,8 @@ class Mixer(Mixing):
     def _initialise(self, options: MixerOptions, residual_scale: float) -> None:
         """Initialise the parameters that differ from torch's own modules.
 
-        The forward step sizes start between dt_min and dt_max. The backward ones start at softplus(0) = 0.69:
-        the official code forgets them, and the released weights were trained from there.
+        The forward step sizes start between dt_min and dt_max. The reverse ones start at softplus(0) = 0.69:
+        the official code does not initialise them, and the released weights were trained from there.
         """
         bound = self.rank**-0.5 * options.dt_scale
         if options.dt_init == "constant":

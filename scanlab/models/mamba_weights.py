@@ -117,7 +117,7 @@ class Weights(NamedTuple):
 class Mixing(nn.Module):
     """The weights of a mixer under their official names; inference caches the values derived from them.
 
-    Who inherits makes the weights, and gamma where the output is scaled. A backward direction has all of those
+    A subclass makes the weights, and gamma where the output is scaled. A reverse direction has all of those
     with `_b` (bimamba_type v2), or A_b_log alone and shares the others (v1).
     """
 
@@ -142,13 +142,13 @@ class Mixing(nn.Module):
         return super().train(mode)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """As in torch: the weights are cast or moved, and nothing of the old ones is kept."""
+        """Cast or move the weights as torch does, and drop the values derived from the old ones."""
         self._derived.clear()
         applied: Self = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return applied
 
     def weights(self) -> Weights:
-        """The weights as the mixer computes with them.
+        """Return the weights as the mixer computes with them.
 
         Raises ProblemError where a layer computes anything else than with its weight: it would be passed over.
         """
@@ -241,20 +241,20 @@ def get_parameter(module: nn.Module, name: str) -> Tensor | None:
 
 
 def widen(values: Tensor) -> Tensor:
-    """`values` in at least float32."""
+    """Return `values` in at least float32."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def as_scanned(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """`values` in the dtype that a scan of inputs in `dtype` computes in."""
+    """Return `values` in the dtype that a scan of inputs in `dtype` computes in."""
     return values.to(torch.promote_types(dtype, torch.float32))
 
 
 def rates(A_log: Tensor, dtype: torch.dtype) -> Tensor:
-    """A of a scan of inputs in `dtype`."""
+    """Return A of a scan of inputs in `dtype`."""
     return -torch.exp(as_scanned(A_log, dtype))
 
 
 def taps(convolution: nn.Conv1d) -> tuple[Tensor, Tensor | None]:
-    """Weight (dim, width) and bias (dim,) of a depthwise convolution."""
+    """Return weight (dim, width) and bias (dim,) of a depthwise convolution."""
     return convolution.weight[:, 0], convolution.bias

@@ -202,7 +202,7 @@ class VisionMamba(nn.Module):
         """Return the logits of `images`, which are cast to the dtype of the weights.
 
         The official `inference_params` is left out: stepping through tokens one by one is only defined forward in time,
-        and the official code silently drops the backward direction there.
+        and the official code silently drops the reverse direction there.
 
         Args:
             images: (batch, channels, height, width).

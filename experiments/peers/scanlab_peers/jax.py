@@ -14,7 +14,7 @@ from scanlab_peers.peer import peer, without_groups
 
 
 def make(problem: ScanProblem, config: Config) -> Callable[[ScanInputs], ScanOutput]:
-    """The forward scan; tensors are shared with torch, not copied, where XLA takes them as they lie."""
+    """Return the forward scan; tensors are shared with torch, not copied, where XLA accepts their layout."""
     import jax
     import jax.numpy as jnp
 

@@ -12,7 +12,7 @@ from scanlab_peers.peer import peer, without_groups
 
 
 def make(problem: ScanProblem, config: Config) -> Callable[[ScanInputs], ScanOutput]:
-    """The forward scan; everything is (batch, length, dim), as mambapy keeps it."""
+    """Return the forward scan; all tensors are (batch, length, dim), as in mambapy."""
     from mambapy.pscan import pscan
 
     def scan(inputs: ScanInputs) -> ScanOutput:

@@ -15,7 +15,7 @@ from scanlab_peers.peer import peer, without_groups
 
 @functools.cache
 def compiled() -> Callable[..., None]:
-    """The loops, compiled at the first call for the layouts they meet."""
+    """Return the loops, compiled at the first call for each layout."""
     import numba
 
     @numba.njit(parallel=True, fastmath=True)
@@ -42,7 +42,7 @@ def compiled() -> Callable[..., None]:
 
 
 def make(problem: ScanProblem, config: Config) -> Callable[[ScanInputs], ScanOutput]:
-    """The forward scan."""
+    """Return the forward scan."""
     import numba
 
     loops, threads = compiled(), min(int(config["threads"]), numba.config.NUMBA_NUM_THREADS)

@@ -32,7 +32,7 @@ SCAN = """
 
 
 def graph(problem: ScanProblem, recurrence: str) -> str:
-    """The forward scan in ONNX's text form; what varies over time is (batch, length, dim) or (batch, length, state)."""
+    """Return the forward scan in ONNX's text form; time is the second axis of all tensors that vary over time."""
     batch, dim, length, state = problem.batch, problem.dim, problem.length, problem.state
     sequence, projection = f"float[{batch},{length},{dim}]", f"float[{batch},{length},{state}]"
     step, coefficient, h = f"float[{batch},{dim}]", f"float[{batch},{state}]", f"float[{batch},{dim},{state}]"
@@ -68,7 +68,7 @@ scan ({", ".join(inputs)}) => ({sequence} out, {h} last)
 
 
 def make(recurrence: str, problem: ScanProblem, config: Config) -> Callable[[ScanInputs], ScanOutput]:
-    """The forward scan; the session is made here, one for the tensors that the problem has."""
+    """Return the forward scan; each problem has a session of its own."""
     import onnx
     import onnxruntime
 

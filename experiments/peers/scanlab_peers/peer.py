@@ -17,7 +17,7 @@ Make = Callable[[ScanProblem, Config], Callable[[ScanInputs], ScanOutput]]
 def peer(
     name: str, summary: str, rank: int, file: str, packages: tuple[str, ...], make: Make, *choices: Tunable
 ) -> Backend:
-    """The backend whose forward scan `make` builds; it is there where all of `packages` are."""
+    """Return the backend whose forward scan `make` builds; it is available where all of `packages` are."""
 
     def unavailable() -> str | None:
         missing = [package for package in packages if importlib.util.find_spec(package) is None]
@@ -39,5 +39,5 @@ def peer(
 
 
 def without_groups(values: Tensor) -> Tensor:
-    """B or C as (batch, state, length); with one group it may have an axis for it."""
+    """Return B or C as (batch, state, length), without an axis of a single group."""
     return values if values.dim() == 3 else values[:, 0]

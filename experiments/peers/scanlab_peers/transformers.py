@@ -10,7 +10,7 @@ from scanlab_peers.peer import peer, without_groups
 
 
 def make(problem: ScanProblem, config: Config) -> Callable[[ScanInputs], ScanOutput]:
-    """The forward scan; raises UnavailableError where this transformers has it inside of its mixer only."""
+    """Return the forward scan; raises UnavailableError where this transformers has it inside of its mixer only."""
     from transformers.models.mamba import modeling_mamba
 
     slow = getattr(modeling_mamba, "mamba_selective_scan", None)
