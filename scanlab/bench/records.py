@@ -253,7 +253,7 @@ def check_field_types(instance: Any) -> None:
     Known annotations are numbers, booleans, text, None, literals, unions, tuples of one type, mappings and further
     dataclasses.
     """
-    for name, annotation in _annotations(type(instance)).items():  # type: ignore[arg-type]  # mypy: type[Any] has a hash
+    for name, annotation in _annotations(type(instance)).items():  # type: ignore[arg-type]  # type[Any] has a hash
         _check_type(getattr(instance, name), annotation, name)
 
 

@@ -75,9 +75,11 @@ def _decide(device: str, double: bool) -> OpDecision:
             f"{settings.MIXER.name}={asked!r}: must be 'native', 'triton' or 'torch'; unset it to let scanlab choose."
         )
     noun = f"the mixer's ops on {device}" + (" in float64" if double else "")
-    own: Literal["native", "triton"] | None = {"cpu": "native", "cuda": "triton"}.get(device)  # type: ignore[assignment]
-    if device == "cpu" and asked == "triton" and triton.INTERPRETED:
+    own: Literal["native", "triton"] | None = None
+    if device == "cuda" or (device == "cpu" and asked == "triton" and triton.INTERPRETED):
         own = "triton"
+    elif device == "cpu":
+        own = "native"
     if asked == "torch" or own is None:
         why = f"{settings.MIXER.name}=torch" if asked == "torch" else "no other implementation is for this device"
         log.info("%s run in PyTorch: %s", noun, why)

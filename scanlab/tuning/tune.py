@@ -27,7 +27,7 @@ from scanlab.tuning.fleet.storage import open_storage
 from scanlab.tuning.fleet.study_summary import summarize_studies
 from scanlab.tuning.result import Event, EventKind, TuningResult
 from scanlab.tuning.scheduler import HOLDOUT_SHARE, MIN_TRIALS, Budget, Scheduler
-from scanlab.tuning.search import Search, has_converged, should_prune
+from scanlab.tuning.search import Search, has_converged, should_prune, upper_end
 from scanlab.tuning.selection import best_of_search, exact_enough, fresh_processes, hold_out, select
 from scanlab.tuning.warm_start import (
     recorded_baseline,
@@ -388,7 +388,7 @@ class _Tuning:
 
     def _emit(self, kind: EventKind, label: str, trial: Trial | None = None, message: str | None = None) -> None:
         leaders = [search.eligible[0] for search in self.searches if search.eligible]
-        best = min(leaders, key=lambda each: each.measurement.baseline_interval.high, default=None)  # type: ignore[union-attr]
+        best = min(leaders, key=upper_end, default=None)
         scheduler = self._scheduler
         event = Event(kind, label, self._clock.elapsed_s(), scheduler.left_s, scheduler.done, trial, best, message)
         self._on_event(event)

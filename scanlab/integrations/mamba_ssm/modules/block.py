@@ -107,5 +107,6 @@ class Block(nn.Module):
         self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None, **kwargs: Any
     ) -> Cache:
         """Return the states that the mixer allocates."""
-        states: Cache = self.mixer.allocate_inference_cache(batch_size, max_seqlen, dtype=dtype, **kwargs)  # type: ignore[operator]
+        mixer: Any = self.mixer
+        states: Cache = mixer.allocate_inference_cache(batch_size, max_seqlen, dtype=dtype, **kwargs)
         return states
