@@ -18,7 +18,7 @@ from scanlab.errors import UnavailableError
 from scanlab.models.vision_mamba import VisionMamba
 from scanlab.runtime.decisions import Decision, decisions, refuses
 from scanlab.runtime.profile import Profile
-from scanlab_kernels.selective_scan.compiled import private_cache
+from scanlab_kernels.torch_compiler import private_cache
 
 BACKEND = "native"  # whose scan is a torch op that a library registers without Python
 LIBRARIES: Mapping[str, str] = {"scanlab": "native", "scanlab_mixer": "mixer"}  # the library of each namespace of ops

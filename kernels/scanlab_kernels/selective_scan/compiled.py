@@ -9,31 +9,19 @@ product of the first one; it computes the chunk again.
 from __future__ import annotations
 
 import functools
-import os
-import sysconfig
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from scanlab.contract.backend import EVERY_DIRECTION, Backend, Capabilities, ScanFn, files_of
-from scanlab.contract.compiler import CURE, find_compiler
-from scanlab.contract.cpu import FOLLOW_TORCH, pinned, threads_tunable, torch_threads
+from scanlab.contract.cpu import pinned, threads_tunable
 from scanlab.contract.problem import ScanProblem
 from scanlab.contract.space import Config, Space, Tunable
-from scanlab_kernels import autograd
-from scanlab_kernels.build import as_program, private_folder
+from scanlab_kernels import autograd, torch_compiler
 from scanlab_kernels.selective_scan import bidirectional, chunked_scan, discretize
-from scanlab_kernels.selective_scan.chunked_scan import Kernel
-
-TORCH_CACHE = "TORCHINDUCTOR_CACHE_DIR"
-_cache_lock = threading.RLock()  # the environment is one for all threads
+from scanlab_kernels.torch_compiler import Compiled, compile_function, unavailable
 
 
 @dataclass(frozen=True)
@@ -87,47 +75,14 @@ def unrolled_gradient(*tensors: Tensor) -> tuple[Tensor, ...]:
     return gradients
 
 
-@contextmanager
-def private_cache() -> Iterator[None]:
-    """Let torch's compiler keep its libraries in scanlab's cache folder, unless TORCHINDUCTOR_CACHE_DIR names another.
-
-    Its own default is a folder below the one for temporary files, which others may have made before.
-    """
-    with _cache_lock:
-        named = os.environ.get(TORCH_CACHE)
-        os.environ[TORCH_CACHE] = named or str(private_folder("torch"))
-        try:
-            yield
-        finally:
-            if not named:
-                del os.environ[TORCH_CACHE]
-
-
-def compile_function(function: Callable[..., tuple[Tensor, ...]], examples: tuple[Tensor, ...], threads: int) -> Kernel:
-    """Return `function` compiled by torch into C++ for tensors like `examples`; `threads` 0 follows torch."""
-    compiler = find_compiler()
-    # Without a number the code asks OpenMP for its threads at each call, as torch's own ops do.
-    follows = threads == FOLLOW_TORCH
-    options: dict[str, Any] = {"cpp.dynamic_threads": follows, "compile_threads": 1}
-    if not follows:
-        options["cpp.threads"] = threads
-    if compiler is not None:
-        options["cpp.cxx"] = (None, as_program(compiler))
-    with torch.inference_mode(False), torch.no_grad(), torch_threads(threads), private_cache():
-        graph = make_fx(function)(*examples)
-        kernel: Kernel = torch._inductor.compile(graph, list(examples), options=options)
-        kernel(*examples)  # the first call finishes the build
-    return kernel
-
-
 @functools.cache
-def forward_kernel(body: Body) -> Kernel:
+def forward_kernel(body: Body) -> Compiled:
     """Return the compiled chunk; torch caches it on disk."""
     return compile_function(unrolled, body.examples(), body.threads)
 
 
 @functools.cache
-def backward_kernel(body: Body) -> Kernel:
+def backward_kernel(body: Body) -> Compiled:
     """Return the compiled gradient of the chunk."""
     examples = body.examples()
     gradients = (
@@ -135,16 +90,6 @@ def backward_kernel(body: Body) -> Kernel:
         torch.zeros_like(examples[-1]),
     )  # the same tensor twice would become one operand
     return compile_function(unrolled_gradient, (*examples, *gradients), body.threads)
-
-
-def unavailable() -> str | None:
-    """Return why no code can be compiled here, with the cure, or None."""
-    if find_compiler() is None:
-        return f"there is no C++ compiler; {CURE}."
-    headers = Path(sysconfig.get_path("include"), "Python.h")
-    if not headers.exists():
-        return f"{headers} is missing; install Python's headers (on Debian and Ubuntu `apt install python3-dev`)."
-    return None
 
 
 def make(problem: ScanProblem, config: Config) -> ScanFn:
@@ -174,7 +119,7 @@ backend = Backend(
     name="compiled",
     summary="an unrolled chunk compiled by torch into C++, the state carried between chunks",
     rank=5,
-    sources=(Path(__file__), *files_of(chunked_scan, autograd, discretize, bidirectional)),
+    sources=(Path(__file__), *files_of(torch_compiler, chunked_scan, autograd, discretize, bidirectional)),
     space=Space(
         (Tunable("chunk", (4, 8, 16, 32), default=8, summary="time steps in the compiled body"), threads_tunable())
     ),

@@ -18,12 +18,12 @@ from scanlab.contract.backend import Backend, files_of
 from scanlab.contract.base import DTYPES
 from scanlab.contract.cpu import pinned, threads_tunable
 from scanlab.contract.space import Config, Space, Tunable
-from scanlab_kernels.selective_scan import compiled as selective_scan
-from scanlab_kernels.selective_scan.chunked_scan import Kernel
+from scanlab_kernels import torch_compiler
 from scanlab_kernels.ssd import chunked, chunks
 from scanlab_kernels.ssd.operands import Operands
 from scanlab_kernels.ssd.problem import SsdFn, SsdProblem
 from scanlab_kernels.ssd.reference import WHOLE_CONTRACT
+from scanlab_kernels.torch_compiler import Compiled, compile_function, unavailable
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ def _solve(*operands: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @functools.cache
-def kernel(body: Body) -> Kernel:
+def kernel(body: Body) -> Compiled:
     """Return the compiled chunk; torch caches it on disk."""
-    return selective_scan.compile_function(_solve, tuple(body.examples()), body.threads)
+    return compile_function(_solve, tuple(body.examples()), body.threads)
 
 
 def make(problem: SsdProblem, config: Config) -> SsdFn:
@@ -92,10 +92,10 @@ backend = Backend(
     name="ssd_compiled",
     summary="products of matrices within chunks, and the operations between them compiled by torch into C++",
     rank=3,
-    sources=(Path(__file__), *files_of(selective_scan), *chunked.backend.sources),
+    sources=(Path(__file__), *files_of(torch_compiler), *chunked.backend.sources),
     space=Space((Tunable("chunk", (32, 64, 128), default=64, summary="steps of the compiled body"), threads_tunable())),
     capabilities=replace(WHOLE_CONTRACT, devices=("cpu",)),
     make=make,
-    unavailable=selective_scan.unavailable,
+    unavailable=unavailable,
     op="ssd",
 )

@@ -1,0 +1,42 @@
+"""Compilation by torch: a missing compiler or header is named, and the cache is closed to other users."""
+
+import os
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from scanlab.contract.problem import ScanProblem
+from scanlab.errors import UnavailableError
+from scanlab_kernels import torch_compiler
+from scanlab_kernels.selective_scan import compiled
+
+PROBLEM = ScanProblem(batch=2, dim=6, length=11, state=3)
+
+
+def test_says_what_is_missing(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch_compiler, "find_compiler", lambda: None)
+    with pytest.raises(UnavailableError, match="no C\\+\\+ compiler.*install"):
+        compiled.backend.build(PROBLEM)
+    monkeypatch.undo()
+    if torch_compiler.find_compiler() is None:
+        pytest.skip("there is no C++ compiler")
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    with pytest.raises(UnavailableError, match=r"Python\.h is missing.*install"):
+        compiled.backend.build(PROBLEM)
+
+
+def test_keeps_torchs_code_where_no_other_user_writes(monkeypatch, tmp_path):
+    monkeypatch.setenv("SCANLAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv(torch_compiler.TORCH_CACHE, raising=False)
+    with torch_compiler.private_cache():
+        folder = Path(os.environ[torch_compiler.TORCH_CACHE])
+        assert folder.is_relative_to(tmp_path)
+        assert folder.stat().st_mode & 0o777 == 0o700
+    assert torch_compiler.TORCH_CACHE not in os.environ
+    (tmp_path / "cache").chmod(0o777)
+    with pytest.raises(UnavailableError, match="chmod go-w"), torch_compiler.private_cache():
+        pass
+    monkeypatch.setenv(torch_compiler.TORCH_CACHE, str(tmp_path))
+    with torch_compiler.private_cache():
+        assert os.environ[torch_compiler.TORCH_CACHE] == str(tmp_path)
