@@ -116,12 +116,10 @@ def video_mamba() -> Built:
 
 
 def seg_mamba() -> Built:
-    """Return SegMamba on a cube of 32 voxels."""
+    """Return SegMamba with one block a level, on a cube of 32 voxels."""
     from model_segmamba.segmamba import SegMamba
 
-    return SegMamba(in_chans=4, out_chans=4, depths=[1, 1, 1, 1], feat_size=[8, 16, 32, 64], hidden_size=64), (
-        _image(1, 4, 32, 32, 32),
-    )
+    return SegMamba(in_chans=4, out_chans=4, depths=[1, 1, 1, 1]), (_image(1, 4, 32, 32, 32),)
 
 
 def u_mamba() -> Built:
@@ -149,6 +147,35 @@ def u_mamba() -> Built:
         nonlin_kwargs={},
     )
     return model, (_image(1, 1, 160, 160),)
+
+
+def swin_umamba() -> Built:
+    """Return Swin-UMamba."""
+    _stand_in("nnunetv2.utilities.plans_handling.plans_handler", ConfigurationManager=None, PlansManager=None)
+    _stand_in("nnunetv2")
+    _stand_in("nnunetv2.utilities")
+    _stand_in("nnunetv2.utilities.plans_handling")
+    network = _from_file("swin_umamba", "nnunetv2/nets/SwinUMamba.py")
+    return network.SwinUMamba(in_chans=1, out_chans=2), (_image(1, 1, 64, 64),)
+
+
+def h_vmunet() -> Built:
+    """Return H-vmunet."""
+    from models.H_vmunet import H_vmunet
+
+    return H_vmunet(num_classes=1, c_list=[8, 16, 32, 64, 128, 256]), (_image(1, 3, 64, 64),)
+
+
+def point_mamba() -> Built:
+    """Return the mixer of PointMamba, on the tokens of two serializations of 64 groups of points."""
+    _stand_in("utils.misc")
+    _stand_in("knn_cuda", KNN=None)
+    _stand_in("extensions.chamfer_dist", ChamferDistanceL1=None, ChamferDistanceL2=None)
+    _package("models", "models")
+    from models.point_mamba_scan import MixerModel
+
+    tokens, positions = _image(2, 1, 128, 384)
+    return MixerModel(d_model=384, n_layer=12, drop_path=[0.0] * 12), (tokens, positions)
 
 
 def mamba_yolo() -> Built:
@@ -282,8 +309,11 @@ CLIENTS = (
     Client("MzeroMiko/VMamba", "VMamba-tiny (s1l8), 64 px", vmamba, ("classification",)),
     Client("MzeroMiko/VMamba", "VMamba-tiny of the first paper, 64 px", vanilla_vmamba, ("classification",)),
     Client("OpenGVLab/VideoMamba", "VideoMamba-tiny, 224 px", video_mamba, ("videomamba/image_sm",), ("mamba",)),
-    Client("ge-xing/SegMamba", "SegMamba, small, 32 voxels a side", seg_mamba, (".",), ("mamba",)),
+    Client("ge-xing/SegMamba", "SegMamba, one block a level, 32 voxels a side", seg_mamba, (".",), ("mamba",)),
     Client("bowang-lab/U-Mamba", "U-Mamba (bottleneck), 160 px", u_mamba, ("umamba",)),
+    Client("JiarunLiu/Swin-UMamba", "Swin-UMamba, 64 px", swin_umamba, ("swin_umamba",)),
+    Client("wurenkai/H-vmunet", "H-vmunet, 64 px", h_vmunet),
+    Client("LMD0311/PointMamba", "mixer of PointMamba, 128 tokens", point_mamba, (".",), ("mamba",)),
     Client("HZAI-ZJNU/Mamba-YOLO", "stem and blocks of Mamba-YOLO, 64 px", mamba_yolo),
     Client("hunto/LocalMamba", "LocalVim-tiny, 224 px", local_vim, ("classification",), ("mamba-1p1p1",)),
     Client("hunto/LocalMamba", "LocalVMamba-tiny, 64 px", local_vmamba, ("classification",), ("mamba-1p1p1",)),

@@ -1,12 +1,13 @@
 """Run models of public repositories on the drop-in, compare them with upstream's references, and write the page.
 
-    python experiments/clients/compatibility.py CHECKOUTS [--only Vim]
+    python experiments/clients/compatibility.py CHECKOUTS [--only Vim] [--no-gradients]
 
 CHECKOUTS holds a git checkout of each repository of the catalogue, in a folder called "owner+name"; one of
 state-spaces/mamba gives the references. What the repositories import beside torch must be installed, such as timm,
 einops, fvcore and monai. Each model runs in processes of its own: first on the drop-in, as it is, with `--cpu`, and
 with the repository's own mamba_ssm, until one of them succeeds; then with the same weights on the PyTorch functions
-that upstream tests its kernels with.
+that upstream tests its kernels with. With `--no-gradients` only outputs and times are taken, and errors of gradients
+that are known stay: run it so on a quiet machine for the times.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,8 +75,17 @@ def error(got: list[Tensor], want: list[Tensor]) -> float:
     return max(float((one - other).abs().max()) for one, other in zip(got, want, strict=True)) / largest
 
 
-def row_of(checkouts: Path, number: int, client: Client) -> dict[str, Any]:
-    """Return the row of a client in the table."""
+def row_of(checkouts: Path, number: int, client: Client, known: Mapping[str, Any], gradients: bool) -> dict[str, Any]:
+    """Return the row of a client in the table.
+
+    Args:
+        checkouts: Folder of the checkouts.
+        number: Of the client in the catalogue.
+        client: The client.
+        known: Its row so far.
+        gradients: Differentiate too; else the error of the gradients is the known one.
+    """
+    common_options = [] if gradients else ["--no-gradients"]
     checkout = checkouts / client.repository.replace("/", "+")
     if not checkout.exists():
         raise InputError(f"there is no {checkout}: clone https://github.com/{client.repository} there.")
@@ -87,7 +98,7 @@ def row_of(checkouts: Path, number: int, client: Client) -> dict[str, Any]:
         tried: dict[str, dict[str, Any] | str] = {}
         for way, options in WAYS.items():
             if client.forks or "--fork" not in options:
-                tried[way] = got = observed(checkouts, number, ours, options)
+                tried[way] = got = observed(checkouts, number, ours, [*options, *common_options])
                 if isinstance(got, dict):
                     break
                 print(f"{client.repository} {way}: {got}", flush=True)
@@ -95,16 +106,17 @@ def row_of(checkouts: Path, number: int, client: Client) -> dict[str, Any]:
         if isinstance(got, str):
             return row | {"way": f"no: {tried['as it is']}"}
         fork = ["--fork"] if client.forks else []
-        want = observed(checkouts, number, reference, ["--cpu", *fork, "--reference", str(ours)])
+        want = observed(checkouts, number, reference, ["--cpu", *fork, *common_options, "--reference", str(ours)])
         row |= {"way": way, "scanlab_s": got["seconds"]}
         if isinstance(want, str):
             print(f"{client.repository}: no reference: {want}", flush=True)
             return row
         row |= {"output_error": error(got["outputs"], want["outputs"]), "reference_s": want["seconds"]}
-        gradients = want["gradients"]
-        if gradients and got["gradients"]:
-            found = [got["gradients"][name] for name in gradients]
-            row["gradient_error"] = error(found, list(gradients.values()))
+        if not gradients:
+            row["gradient_error"] = known.get("gradient_error")
+        elif want["gradients"] and got["gradients"]:
+            found = [got["gradients"][name] for name in want["gradients"]]
+            row["gradient_error"] = error(found, list(want["gradients"].values()))
         return row
 
 
@@ -132,6 +144,7 @@ def spelled(frame: pd.DataFrame) -> pd.DataFrame:
 def main(
     checkouts: Path,
     only: Annotated[str, typer.Option(help="A part of the name of the repository or of the model.")] = "",
+    gradients: Annotated[bool, typer.Option(help="Compare gradients too.")] = True,
     page: Path = PAGE,
     out: Path = common.RESULTS / "compatibility",
 ) -> None:
@@ -149,15 +162,14 @@ def main(
     frame = pd.read_csv(numbers) if numbers.exists() else pd.DataFrame(columns=columns)
     known = {(each["repository"], each["model"]): each for each in frame.to_dict("records")}
     for number, client in asked.items():
-        row = known[client.repository, client.model] = row_of(checkouts, number, client)
+        key = client.repository, client.model
+        row = known[key] = row_of(checkouts, number, client, known.get(key, {}), gradients)
         print(row, flush=True)
         ordered = [known[key] for each in CLIENTS if (key := (each.repository, each.model)) in known]
         frame = pd.DataFrame(ordered, columns=columns)
         out.mkdir(parents=True, exist_ok=True)
         numbers.write_text(tables.csv(frame))
-        made = (
-            "An empty cell was not measured yet. Made by `python experiments/clients/compatibility.py CHECKOUTS`:\n\n"
-        )
+        made = "An empty cell was not measured. Made by `python experiments/clients/compatibility.py CHECKOUTS`:\n\n"
         made += "\n".join(f"- {part}" for part in caption.split("; "))
         page.write_text(f"{INTRODUCTION}\n{tables.markdown(spelled(frame))}\n\n{made}\n")
 

@@ -1,6 +1,6 @@
 """Write the results and times of one client: run by compatibility.py in a fresh process.
 
-python experiments/clients/observe.py CHECKOUTS NUMBER FILE [--reference WEIGHTS] [--cpu] [--fork]
+python experiments/clients/observe.py CHECKOUTS NUMBER FILE [--reference WEIGHTS] [--cpu] [--fork] [--no-gradients]
 """
 
 from __future__ import annotations
@@ -44,12 +44,14 @@ def seconds_of(model: nn.Module, inputs: tuple[Tensor, ...]) -> float:
     return statistics.median(taken)
 
 
-def observations(model: nn.Module, inputs: tuple[Tensor, ...]) -> Iterator[dict[str, Any]]:
-    """Yield the outputs and the time of a forward pass, and then the gradients of every parameter too."""
+def observations(model: nn.Module, inputs: tuple[Tensor, ...], gradients: bool) -> Iterator[dict[str, Any]]:
+    """Yield the outputs and the time of a forward pass, and then, if asked for, the gradients of every parameter."""
     with torch.inference_mode():
         outputs = [each.clone() for each in outputs_of(model(*inputs))]
     found = {"weights": model.state_dict(), "outputs": outputs, "seconds": seconds_of(model, inputs), "gradients": {}}
     yield found
+    if not gradients:
+        return
     sum(each.square().mean() for each in outputs_of(model(*inputs))).backward()  # type: ignore[union-attr]
     yield found | {"gradients": {name: each.grad for name, each in model.named_parameters() if each.grad is not None}}
 
@@ -61,6 +63,7 @@ def main(
     reference: Annotated[Path | None, typer.Option(help="Compute by the references, with these weights.")] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Map CUDA devices to the CPU.")] = False,
     fork: Annotated[bool, typer.Option("--fork", help="Import the client's own mamba_ssm.")] = False,
+    gradients: Annotated[bool, typer.Option(help="Differentiate too.")] = True,
 ) -> None:
     """Build the client, compute and save."""
     torch.set_num_threads(1)  # so that neighbours disturb the times less
@@ -83,7 +86,7 @@ def main(
         model = model.float().eval()
         if reference is not None:
             model.load_state_dict(torch.load(reference)["weights"])
-        for found in observations(model, inputs):
+        for found in observations(model, inputs, gradients):
             torch.save(found, file.with_suffix(".part"))
             file.with_suffix(".part").replace(file)
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.abc
+import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -48,6 +50,7 @@ def install(official: Path) -> None:
     ):
         finder: importlib.abc.MetaPathFinder = AfterImport(pattern, adapt)
         sys.meta_path.insert(0, finder)
+    sys.meta_path.append(OlderNorms())  # where nobody has them
 
 
 def _add(name: str, **attributes: Any) -> None:
@@ -118,6 +121,25 @@ def _norm(reference: Callable[..., Any]) -> Callable[..., Any]:
         return reference(x, weight, bias, residual=residual, eps=eps, prenorm=prenorm, upcast=residual_in_fp32)
 
     return function
+
+
+class OlderNorms(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finder of the norms of mamba_ssm by the name of 1.x, for code of 1.x where 2.x is found."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Return a spec for the older name only."""
+        if fullname != "mamba_ssm.ops.triton.layernorm":
+            return None
+        return importlib.util.spec_from_loader(fullname, self)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """Return the module by its newer name."""
+        return importlib.import_module("mamba_ssm.ops.triton.layer_norm")
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Do nothing: it has run."""
 
 
 def _refer_ssd(module: ModuleType) -> None:

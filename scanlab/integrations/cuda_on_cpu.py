@@ -6,11 +6,13 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+
+from scanlab.integrations import cuda_stand_ins
 
 NOTICE = "scanlab: this machine has no CUDA; code for a cuda device runs on the CPU."
 
@@ -26,9 +28,11 @@ def on_cpu(*, announce: bool = True) -> Iterator[None]:
     """Map cuda devices to the CPU within a `with` block; where CUDA is available, do nothing.
 
     Tensors, modules and factory functions take "cuda", "cuda:1", `torch.device("cuda")` and, as a device, an index.
-    `torch.load` loads to the CPU. Calls of `torch.cuda` that only steer the device do nothing. PyTorch itself turns
-    autocast and GradScaler for cuda off without CUDA, with a warning: the block runs in the dtypes of its tensors.
-    `torch.cuda.is_available()` stays False, so that code with a path for the CPU takes it.
+    `torch.load` loads to the CPU. Calls of `torch.cuda` that only steer the device do nothing; events measure time, and
+    streams, generators and properties of a device are the CPU's. Process groups of nccl are made with gloo, and
+    DistributedDataParallel takes no devices. PyTorch itself turns autocast and GradScaler for cuda off without CUDA,
+    with a warning: the block runs in the dtypes of its tensors. `torch.cuda.is_available()` stays False, so that code
+    with a path for the CPU takes it.
 
     The mapping holds in the thread that enters the block and in every `threading.Thread` started within it, those of
     executors included; there it lasts for the life of the thread. In threads that run already, device arguments
@@ -96,10 +100,8 @@ def _replacements() -> Iterator[tuple[Any, dict[str, Any]]]:
     yield torch.UntypedStorage, {"cuda": _itself}
     yield torch.TypedStorage, {"cuda": _itself}
     yield torch, {"load": load_on_cpu, "set_default_device": set_default_device_on_cpu}
-    steering = ("synchronize", "empty_cache", "set_device", "reset_peak_memory_stats", "ipc_collect")
-    yield torch.cuda, {name: _returning(None) for name in steering}
-    yield torch.cuda, {"current_device": _returning(0), "get_device_name": _returning("CPU"), "device": nullcontext}
     yield torch.cuda, {name: getattr(torch, name) for name in TENSOR_TYPES}
+    yield from cuda_stand_ins.replacements(_on_cpu)
 
 
 def _start_on_cpu(start: Callable[[threading.Thread], None]) -> Callable[[threading.Thread], None]:
@@ -120,11 +122,6 @@ def _start_on_cpu(start: Callable[[threading.Thread], None]) -> Callable[[thread
 
 def _itself(self: Any, *args: Any, **kwargs: Any) -> Any:
     return self
-
-
-def _returning(value: Any) -> Callable[..., Any]:
-    """Return a new function for each name: TorchDynamo refuses to find one object under two names."""
-    return lambda *args, **kwargs: value
 
 
 @contextmanager

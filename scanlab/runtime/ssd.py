@@ -31,7 +31,7 @@ def ssd(inputs: SsdInputs, *, dt_softplus: bool = False, dt_limit: Limits = NO_L
         UnavailableError: No backend serves the problem.
     """
     asked = promoted(inputs, VARYING, indices=("seq_idx",))
-    serve = traced_ssd.ssd if is_traced() else _serve
+    serve = traced_ssd.ssd if is_traced() or inputs.x.is_meta else _serve
     out, final_state = serve(asked, dt_softplus, dt_limit)
     return SsdOutput(out.to(inputs.x.dtype), final_state)
 

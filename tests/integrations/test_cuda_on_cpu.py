@@ -15,7 +15,10 @@ NAMES = [
     *((torch.Tensor, name) for name in ("cuda", "pin_memory", "to")),
     *((torch.nn.Module, name) for name in ("cuda", "to")),
     *((torch, name) for name in ("load", "zeros", "set_default_device")),
-    *((torch.cuda, name) for name in ("synchronize", "current_device", "device", "FloatTensor")),
+    *((torch.cuda, name) for name in ("synchronize", "current_device", "device", "FloatTensor", "Event", "Stream")),
+    *((torch, name) for name in ("Generator", "set_default_tensor_type")),
+    (torch.distributed, "init_process_group"),
+    (torch.nn.parallel.DistributedDataParallel, "__init__"),
 ]
 
 
@@ -120,3 +123,65 @@ def test_nothing_is_touched_where_there_is_cuda(monkeypatch, capsys):
     with on_cpu():
         assert [getattr(owner, name) for owner, name in NAMES] == before
     assert capsys.readouterr().err == ""
+
+
+def test_events_measure_time_and_streams_order_nothing():
+    with on_cpu():
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        stream = torch.cuda.Stream()
+        with pytest.raises(RuntimeError, match="was not recorded"):
+            begin.elapsed_time(end)
+        begin.record()
+        with torch.cuda.stream(stream):
+            x = torch.ones(2, device="cuda")
+            x.record_stream(torch.cuda.current_stream())
+        stream.wait_stream(torch.cuda.default_stream())
+        end.record()
+        torch.cuda.synchronize()
+        assert end.query()
+        assert 0.0 < begin.elapsed_time(end) < 1e5
+
+
+def test_questions_about_the_device_are_answered_for_the_cpu():
+    with on_cpu():
+        properties = torch.cuda.get_device_properties(0)
+        assert properties.name == torch.cuda.get_device_name() == "CPU"
+        assert torch.cuda.get_device_capability() < (7, 0)
+        free, total = torch.cuda.mem_get_info()
+        assert 0 < free <= total == properties.total_memory
+        torch.cuda.set_per_process_memory_fraction(0.5)
+        with torch.cuda.nvtx.range("forward"):
+            torch.cuda.nvtx.range_push("inner")
+
+
+def test_generators_are_those_of_the_cpu():
+    with on_cpu():
+        generator = torch.Generator(device="cuda").manual_seed(3)
+        assert isinstance(generator, torch.Generator)
+        assert isinstance(torch.default_generator, torch.Generator)
+        drawn = torch.randn(4, generator=generator, device="cuda")
+        with torch.random.fork_rng(devices=[0]):
+            torch.manual_seed(3)
+            assert torch.equal(torch.randn(4), drawn)
+
+
+@pytest.mark.filterwarnings("ignore:torch.set_default_tensor_type")
+def test_a_default_type_is_mapped():
+    with on_cpu():
+        torch.set_default_tensor_type("torch.cuda.DoubleTensor")
+        assert torch.zeros(2).dtype == torch.float64
+        torch.set_default_tensor_type(torch.cuda.FloatTensor)
+        assert torch.zeros(2).dtype == torch.float32
+
+
+def test_a_process_group_of_one_trains_in_parallel(tmp_path):
+    with on_cpu():
+        torch.distributed.init_process_group("nccl", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+        try:
+            model = torch.nn.Linear(2, 2).cuda()
+            parallel = torch.nn.parallel.DistributedDataParallel(model, device_ids=[0], output_device=0)
+            parallel(torch.ones(1, 2).cuda()).sum().backward()
+            assert torch.distributed.get_backend() == "gloo"
+        finally:
+            torch.distributed.destroy_process_group()
+    assert model.bias.grad is not None

@@ -1,0 +1,202 @@
+"""What stands in torch.cuda, torch.Generator and torch.distributed while cuda devices are mapped to the CPU.
+
+On a CPU calls are done when they return: a stream orders nothing, and an event is a time.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+CAPABILITY = (0, 0)  # below every GPU's: code that asks for a capability takes its simplest path
+
+
+class Event:
+    """Event of torch.cuda: a point in time."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.time_s: float | None = None
+
+    def record(self, stream: object = None) -> None:
+        """Take the time."""
+        self.time_s = time.perf_counter()
+
+    def elapsed_time(self, end_event: Event) -> float:
+        """Return the milliseconds from this event to `end_event`.
+
+        Raises:
+            RuntimeError: One of them was not recorded.
+        """
+        if self.time_s is None or end_event.time_s is None:
+            raise RuntimeError("elapsed_time of an event that was not recorded: call record() on both events first.")
+        return 1e3 * (end_event.time_s - self.time_s)
+
+    def query(self) -> bool:
+        """Return True: all work is done."""
+        return True
+
+    def synchronize(self) -> None:
+        """Do nothing."""
+
+    def wait(self, stream: object = None) -> None:
+        """Do nothing."""
+
+
+class Stream:
+    """Stream of torch.cuda: a queue that is always empty."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.device = torch.device("cpu")
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def record_event(self, event: Event | None = None) -> Event:
+        """Return `event`, or a new one, with the time of this call."""
+        event = Event() if event is None else event
+        event.record()
+        return event
+
+    def query(self) -> bool:
+        """Return True: all work is done."""
+        return True
+
+    def synchronize(self) -> None:
+        """Do nothing."""
+
+    def wait_event(self, event: Event) -> None:
+        """Do nothing."""
+
+    def wait_stream(self, stream: Stream) -> None:
+        """Do nothing."""
+
+
+def device_properties(device: object = None) -> SimpleNamespace:
+    """Return the CPU and the memory of this machine, by the names that properties of a GPU have."""
+    major, minor = CAPABILITY
+    return SimpleNamespace(
+        name="CPU",
+        major=major,
+        minor=minor,
+        total_memory=_memory_bytes("SC_PHYS_PAGES"),
+        multi_processor_count=os.cpu_count() or 1,
+    )
+
+
+def memory_info(device: object = None) -> tuple[int, int]:
+    """Return the bytes of memory that are free, and all."""
+    return _memory_bytes("SC_AVPHYS_PAGES"), _memory_bytes("SC_PHYS_PAGES")
+
+
+def _memory_bytes(pages: str) -> int:
+    return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+@contextmanager
+def nvtx_range(*args: object, **kwargs: object) -> Iterator[None]:
+    """Run a block, or a function that this decorates, as it is."""
+    yield
+
+
+def replacements(on_cpu: Callable[[Any], Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Yield modules and classes, and by name what stands in them.
+
+    Args:
+        on_cpu: Returns the CPU for a cuda device, and any other value as it is.
+    """
+    steering = (
+        *("synchronize", "empty_cache", "set_device", "reset_peak_memory_stats", "reset_max_memory_allocated", "init"),
+        *("ipc_collect", "set_per_process_memory_fraction", "set_rng_state", "set_stream"),
+    )
+    yield torch.cuda, {name: _returning(None) for name in steering}
+    yield (
+        torch.cuda,
+        {
+            "current_device": _returning(0),
+            "get_device_name": _returning("CPU"),
+            "get_device_capability": _returning(CAPABILITY),
+            "get_device_properties": device_properties,
+            "mem_get_info": memory_info,
+            "memory_summary": _returning("no memory of a GPU is in use"),
+            "get_rng_state": lambda device="cuda": torch.get_rng_state(),
+            "device": nullcontext,
+            "stream": nullcontext,
+            "current_stream": lambda device=None: Stream(),
+            "default_stream": lambda device=None: Stream(),
+            "Stream": Stream,
+            "Event": Event,
+        },
+    )
+    yield torch.cuda.nvtx, {"range": nvtx_range, **{n: _returning(None) for n in ("range_push", "range_pop", "mark")}}
+    yield torch.Tensor, {"record_stream": _returning(None)}
+    yield torch, {"Generator": _generator_on_cpu(torch.Generator, on_cpu)}
+    yield torch.random, {"fork_rng": _forked_on_cpu(torch.random.fork_rng)}
+    yield torch, {"set_default_tensor_type": _default_type_on_cpu(torch.set_default_tensor_type)}
+    if torch.distributed.is_available():
+        yield torch.distributed, {"init_process_group": _group_on_cpu(torch.distributed.init_process_group)}
+        yield DistributedDataParallel, {"__init__": _parallel_on_cpu(DistributedDataParallel.__init__)}
+
+
+def _returning(value: Any) -> Callable[..., Any]:
+    """Return a new function for each name: TorchDynamo refuses to find one object under two names."""
+    return lambda *args, **kwargs: value
+
+
+def _generator_on_cpu(generator: type[torch.Generator], on_cpu: Callable[[Any], Any]) -> type[torch.Generator]:
+    """Return a class that makes generators of the CPU, and of which every generator is an instance."""
+
+    class AnyGenerator(type(generator)):  # type: ignore[misc]
+        def __instancecheck__(cls, instance: object) -> bool:
+            return isinstance(instance, generator)
+
+    class Generator(generator, metaclass=AnyGenerator):  # type: ignore[misc, valid-type]
+        def __new__(cls, device: Any = "cpu") -> torch.Generator:  # type: ignore[misc]
+            return generator(on_cpu(device))
+
+    return Generator
+
+
+def _forked_on_cpu(fork_rng: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `fork_rng` for the generator of the CPU, whatever devices are named."""
+
+    def fork_on_cpu(devices: object = None, enabled: bool = True, *args: Any, **kwargs: Any) -> Any:
+        return fork_rng((), enabled)
+
+    return fork_on_cpu
+
+
+def _default_type_on_cpu(set_default_tensor_type: Callable[[Any], None]) -> Callable[[Any], None]:
+    def set_on_cpu(t: Any) -> None:
+        set_default_tensor_type(t.replace("torch.cuda.", "torch.") if isinstance(t, str) else t)
+
+    return set_on_cpu
+
+
+def _group_on_cpu(init_process_group: Callable[..., None]) -> Callable[..., None]:
+    """Return `init_process_group` with gloo for nccl, and without a device."""
+
+    def init_on_cpu(backend: str | None = None, *args: Any, device_id: Any = None, **kwargs: Any) -> None:
+        init_process_group("gloo" if backend is not None and "nccl" in backend else backend, *args, **kwargs)
+
+    return init_on_cpu
+
+
+def _parallel_on_cpu(init: Callable[..., None]) -> Callable[..., None]:
+    """Return the constructor of DistributedDataParallel without devices, as modules of the CPU need it."""
+
+    def init_on_cpu(
+        self: Any, module: Any, device_ids: Any = None, output_device: Any = None, *args: Any, **kwargs: Any
+    ) -> None:
+        init(self, module, None, None, *args, **kwargs)
+
+    return init_on_cpu
