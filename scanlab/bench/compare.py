@@ -107,20 +107,20 @@ class Comparer:
             phase: Of the trials.
             baseline: The candidate that everything is timed beside; the fastest candidate, as calibrated, where None.
             untuned: The candidate that serves where nothing was tuned; it wins unless it is shown to be slower.
-            processes: Number of fresh processes that take it in turn; 0 for the worker as it is.
+            processes: Number of fresh processes that take it in turn, fewer where they take long to start; 0 for the
+                worker as it is.
         """
         run = _Run(self, candidates, baseline)
         if processes and not self.worker.isolated:
             processes = 0
-        for process in range(max(1, processes)):
-            now = self.clock.now()
-            if process and (now >= deadline or (process >= MIN_PROCESSES and run.is_decided)):
-                break
+        done, left = 0, max(1, processes)
+        while left and not (done >= MIN_PROCESSES and run.is_decided):
+            begun = self.clock.now()
             if processes:
                 self.worker.restart()
-            most = MAX_ROUNDS if processes < 2 else max(MIN_ROUNDS, MAX_ROUNDS // processes)
-            run.take_rounds(now + (deadline - now) / (max(1, processes) - process), most, processes < 2)
-        return self._outcome(run, phase, untuned, max(1, processes))
+            left = run.take_rounds(begun, deadline, left, may_stop_early=processes < 2)
+            done += 1
+        return self._outcome(run, phase, untuned, done)
 
     def _outcome(self, run: _Run, phase: Phase, untuned: Candidate | None, processes: int) -> Comparison:
         trials = [self._trial(run, each, phase) for each in run.series]
@@ -171,17 +171,34 @@ class _Run:
         self._failure: str | None = None
         self.rounds = 0
         self.clean_rounds = 0
+        self._processes = 0
         self._last_disturbance: str | None = None
 
-    def take_rounds(self, deadline: float, most: int, may_stop_early: bool) -> None:
-        """Prepare everything in the worker's process, and take rounds in it until `deadline`."""
+    def take_rounds(self, begun: float, deadline: float, processes: int, may_stop_early: bool) -> int:
+        """Prepare everything in the worker's process, and take its share of the rounds.
+
+        Args:
+            begun: When the process was started.
+            deadline: Of all processes together.
+            processes: Those that are left, this one included.
+            may_stop_early: Whether this process may decide.
+
+        Returns:
+            The number of further processes that fit, each spending no more than half of its time on starting.
+        """
         self._prepare()
         if self._baseline is None:
-            return
+            return 0
         beside = self._worker.prepare(self._baseline)
         if beside.state != "ok":
             self._failure = f"the baseline {self._baseline.label} {beside.state}: {beside.reason}"
-            return
+            return 0
+        now = self._clock.now()
+        start_s, left_s = now - begun, max(0.0, deadline - now)
+        further = min(processes - 1, int(left_s / max(2 * start_s, 1e-9)))
+        most = max(MIN_ROUNDS, MAX_ROUNDS // (self._processes + 1 + further))
+        self._processes += 1
+        deadline = now + (left_s - further * start_s) / (1 + further)
         self._baseline_calls = beside.calls
         self._set_pace(beside, deadline, most)
         number, clean_rounds, slowness = 0, 0, 1.0
@@ -205,7 +222,7 @@ class _Run:
             except CandidateFailedError as failure:
                 self._disqualify(failure)
                 if failure.candidate == self._baseline:
-                    return
+                    return 0
                 continue
             slowness = max(1.0, (self._clock.now() - begun) / expected_s)
             for each, block in zip(taking, blocks, strict=True):
@@ -222,6 +239,7 @@ class _Run:
             if may_stop_early and clean_rounds >= MIN_ROUNDS and self.is_decided:
                 break
         self._weigh()
+        return further
 
     def _prepare(self) -> None:
         """Verify and calibrate the candidates; choose the baseline and the A/A control the first time."""

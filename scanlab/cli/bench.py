@@ -163,6 +163,6 @@ def trial_json(trial: Trial, raw: bool) -> dict[str, Any]:
     return values
 
 
-def failure_line(trial: Trial) -> str:
-    """Return the line of a trial that has no numbers: its state and the reason."""
-    return f"[red]{trial.label} {trial.state}:[/] {escape(trial.reason or '')}"
+def failure_line(trial: Trial, name: str | None = None) -> str:
+    """Return the line of a trial that has no numbers: its `name`, or else its label, its state and the reason."""
+    return f"[red]{name or trial.label} {trial.state}:[/] {escape(trial.reason or '')}"

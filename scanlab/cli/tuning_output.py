@@ -72,7 +72,7 @@ def show(found: TuningResult) -> None:
     if found.comparison is not None:
         show_comparison(found.comparison)
     for trial in found.failed:
-        out.print(failure_line(trial))
+        out.print(failure_line(trial, trial.backend))
     states = ("ok", "pruned", "disturbed", "wrong", "crashed")
     counts = {state: sum(trial.state == state for trial in found.trials) for state in states}
     tried = ", ".join(f"{count} {state}" for state, count in counts.items() if count)

@@ -44,6 +44,7 @@ class TuningDecision:
         command: The command line, without the path of the program.
         version: Of scanlab.
         budget: In words.
+        notes: What was skipped, left out or repaired, and why.
     """
 
     problem: Problem
@@ -63,6 +64,7 @@ class TuningDecision:
     version: str
     budget: str
     attainable_share: float | None = None
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -97,6 +99,7 @@ class TuningDecision:
             version=machine.software.scanlab,
             budget=budget,
             attainable_share=comparison.winner.attainable_share if comparison and comparison.winner else None,
+            notes=found.notices,
         )
 
     @property
@@ -136,6 +139,7 @@ class TuningDecision:
             "budget": self.budget,
             "scanlab": self.version,
             "machine": self.machine.describe(),
+            **({"notes": "; ".join(self.notes)} if self.notes else {}),
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -148,7 +152,8 @@ class TuningDecision:
         fields = dict(values)
         problem = registry.parse_problem(fields["problem"], fields.pop("op", registry.DEFAULT_OP))
         machine = Machine.from_json(fields["machine"])
-        return cls(**{**fields, "problem": problem, "machine": machine, "ties": tuple(fields["ties"])})
+        fields |= {name: tuple(fields[name]) for name in ("ties", "notes") if name in fields}
+        return cls(**{**fields, "problem": problem, "machine": machine})
 
 
 class LoadedDecisions(NamedTuple):

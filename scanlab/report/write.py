@@ -38,6 +38,10 @@ from scanlab.report.select import (
 from scanlab.report.style import FAINT, INK, LOOKS, RULE, look
 
 FAILURES = "Configurations without numbers"
+IMPORTANCE = (
+    "The share of the variation between a backend's trials that each of its tunables explains, by functional analysis"
+    " of variance: a tunable of small importance may stay at its default."
+)
 # Colours of the figures that follow the page into its dark scheme, by the name of their variable in page.css.
 PAGE_COLOURS = {INK: "ink", LOOKS["reference"].colour: "ink", FAINT: "faint", RULE: "rule", "#ffffff": "paper"}
 
@@ -129,8 +133,13 @@ def write_report(
     sections += _length_sections(chosen.trials, caption)
     importance = search_figures.importance_bars(importances or {}, caption)
     if importance is not None:
-        alt = "; ".join(f"{name}: {shares}" for name, shares in (importances or {}).items())
-        sections.append(Section("Importance of the tunables", "", {}, [Picture("importance", importance, alt)]))
+        alt = "; ".join(
+            f"{backend}: {', '.join(f'{name} {percent(share)}' for name, share in shares.items())}"
+            for backend, shares in (importances or {}).items()
+        )
+        sections.append(
+            Section("Importance of the tunables", IMPORTANCE, {}, [Picture("importance", importance, f"{alt}.")])
+        )
     about = [f"{len(chosen.trials)} trials, {_dates(chosen.trials)}.", f"Machine: {machine.describe()}."]
     about += [f"Left out: {', '.join(chosen.left_out)}."] if chosen.left_out else []
     files = {"speedups.csv": speedups, "errors.csv": errors, "trials.csv": tables.trial_table(oldest_first(trials))}

@@ -143,6 +143,15 @@ def test_fresh_processes_are_told_apart_and_may_all_count(tmp_path):
     assert len(processes) >= 2
 
 
+@pytest.mark.parametrize(("build_s", "expected"), [(0.1, 4), (4.0, 2), (8.0, 1)])
+def test_processes_that_take_long_to_start_are_fewer_and_leave_time_for_rounds(tmp_path, build_s, expected):
+    comparer, time = simulated(tmp_path, build_s=lambda each: build_s)
+    compared = comparer.compare([candidate("one"), candidate("two", 0.01)], deadline=50.0, processes=4)
+    assert compared.processes == expected
+    assert compared.clean_rounds >= 8
+    assert time() < 55.0
+
+
 def test_a_given_baseline_that_fails_leaves_no_winner(tmp_path):
     comparer, _ = simulated(tmp_path, failure=lambda each: "boom" if each.backend.name == "bad" else None)
     compared = comparer.compare([candidate("good")], deadline=5.0, baseline=candidate("bad"))

@@ -32,12 +32,19 @@ DECISION = TuningDecision(
     version="0.2.0",
     budget="3 min 00 s",
     attainable_share=0.61,
+    notes=("no hold-out comparison: there was no time",),
 )
 
 
 def test_a_decision_reads_back(tmp_path):
     save_decisions([DECISION], tmp_path)
     assert load_decisions(tmp_path) == ((DECISION,), ())
+
+
+def test_a_decision_without_notes_reads_back(tmp_path):
+    values = DECISION.to_json()
+    del values["notes"]
+    assert TuningDecision.from_json(values) == dataclasses.replace(DECISION, notes=())
 
 
 def test_what_was_not_deployed_leaves_the_deployed_decision(tmp_path):
@@ -70,7 +77,15 @@ def test_the_report_opens_with_the_decision_and_marks_what_is_deployed(tmp_path)
     assert DECISION.why in text
     assert "Fastest:" not in text
     assert all(
-        value in text for value in ("4 of 21 rounds", "1.2 %", "61 %", "scanlab tune --budget 3m", "7 % (4 to 9)")
+        value in text
+        for value in (
+            "no hold-out comparison: there was no time",
+            "4 of 21 rounds",
+            "1.2 %",
+            "61 %",
+            "scanlab tune --budget 3m",
+            "7 % (4 to 9)",
+        )
     )
     (row,) = [line for line in text.splitlines() if "chunked (deployed)" in line]
     assert "chunk=32" in row
