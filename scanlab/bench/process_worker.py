@@ -239,7 +239,7 @@ class ProcessWorker:
 
 
 class _WorkerDiedError(Exception):
-    """The process of a worker ended; the message says why."""
+    """End of the process of a worker; the message says why."""
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

@@ -198,11 +198,11 @@ def error_of(trial: Trial) -> float:
 
 
 class RecordError(Exception):
-    """A line cannot be read as a record; the message says why."""
+    """Line that cannot be read as a record; the message says why."""
 
 
 class NewerSchemaError(RecordError):
-    """The record was written by a newer scanlab."""
+    """Record of a newer scanlab."""
 
 
 def encode(trial: Trial) -> bytes:
