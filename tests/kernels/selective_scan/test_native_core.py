@@ -22,6 +22,7 @@ def verify(*words: str) -> subprocess.CompletedProcess[str]:
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["address", "thread"])
 def test_sanitizers_find_nothing(mode: str) -> None:
     result = verify(mode, "--only", supported_isas()[-1], "--cases", "60", "--step", "9973")

@@ -139,6 +139,7 @@ def test_imports_nothing_of_the_package_triton():
     assert result.stdout.strip() == "False"
 
 
+@pytest.mark.slow
 def test_agrees_with_the_reference_in_the_interpreter():
     """Triton decides when it is imported whether it interprets: a process of its own, whose tests must all have run."""
     pytest.importorskip("triton", reason="the package triton is not installed")
