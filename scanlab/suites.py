@@ -44,9 +44,9 @@ def read_suites(path: Path = SHIPPED) -> dict[str, dict[str, Any]]:
     """
     try:
         suites = tomllib.loads(path.read_text("utf-8-sig"))  # as some editors write it
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise InputError(f"cannot read the suites in {path}: {error}.") from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # beside faults of syntax: bytes that are no text, and numbers of too many digits
         raise InputError(f"{path} is not TOML: {error}.") from error
     except RecursionError as error:
         raise InputError(f"{path} is nested too deeply: a suite holds a list of texts.") from error

@@ -23,6 +23,7 @@ from scanlab.suites import drawn_case, load_suite, read_suites
         ("[mine]\nsummary = 3\nmodel = 'vim_tiny'", "summary must be a text"),
         ("[mine]\nmodel = 3", "model must be the name of a Vim"),
         ("[mine", "is not TOML"),
+        ("a = " + 9999 * "1", "is not TOML"),
         ("a = " + 9999 * "[", "nested too deeply"),
     ],
 )

@@ -137,7 +137,7 @@ def cases_of(
         return tuple(drawn_case(each) for each in asked)
     if suite is None and op != registry.DEFAULT_OP:
         raise InputError(f"no problem of {op} is named: add one, such as --problem {registry.op(op).corners[0].key}.")
-    cases = load_suite(suite or DEFAULT_SUITE, image)
+    cases = load_suite(DEFAULT_SUITE if suite is None else suite, image)
     others = {case.problem.op for case in cases} - {op}
     if others:
         raise InputError(f"suite {suite!r} is about {', '.join(others)}: name backends of that op, or leave --op out.")

@@ -131,16 +131,16 @@ def tune(
     """
     if model is not None:
         others = (op, problem, suite, image, capture, script_arguments, backends, trials, threads, storage)
-        if any((*others, max_error < math.inf)):
+        if any(each is not None and each != [] for each in others) or max_error < math.inf:
             raise InputError(
                 "--model takes --budget, --objective, --out, --seed, --no-deploy, --json, --raw and its own options."
             )
         from scanlab.cli.tune_model import run_tune_model
 
-        model_s = parse_duration(budget or DEFAULT_BUDGET)
+        model_s = parse_duration(DEFAULT_BUDGET if budget is None else budget)
         run_tune_model(
             workload=(model, batch, size),
-            dtype=dtype or "float32",
+            dtype="float32" if dtype is None else dtype,
             objective=objective,
             max_logit_error=max_logit_error,
             min_agreement=min_agreement,
@@ -157,7 +157,8 @@ def tune(
             "--batch, --size, --dtype, --max-logit-error and --min-agreement are of --model; a problem has its own"
             " sizes: --problem batch=1,dim=384,length=197."
         )
-    budget_s = parse_duration(budget or DEFAULT_BUDGET) if budget or trials is None else None
+    asked_s = DEFAULT_BUDGET if budget is None and trials is None else budget
+    budget_s = None if asked_s is None else parse_duration(asked_s)
     named = None if backends is None else _named(backends)
     asked = op_of(op, named or ())
     chosen = _limited(_installed(asked) if named is None else named, threads)

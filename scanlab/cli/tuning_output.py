@@ -26,6 +26,7 @@ from scanlab.report.decision import TuningDecision, save_decisions
 from scanlab.report.select import select
 from scanlab.runtime.deployment import Deployment, deploy
 from scanlab.runtime.profile import ProfileEntry
+from scanlab.tuning.fleet.storage_name import mask_words
 from scanlab.tuning.result import Event, TuningResult
 
 # A log file gets a line for each build, and otherwise one per this many seconds.
@@ -125,7 +126,7 @@ def record_decisions(
         folder: Folder of the records.
     """
     served = {each.problem for each in deployment.deployed} if deployment is not None else set()
-    command = shlex.join(["scanlab", *sys.argv[1:]])
+    command = shlex.join(["scanlab", *mask_words(sys.argv[1:])])
     decisions = [
         TuningDecision.of(
             found,

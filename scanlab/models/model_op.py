@@ -25,7 +25,7 @@ from scanlab.contract.backend import Backend, OpCapabilities
 from scanlab.contract.base import Problem
 from scanlab.contract.op import Inputs, Op, Work
 from scanlab.contract.space import Config, Space, Tunable
-from scanlab.errors import ProblemError
+from scanlab.errors import InputError, ProblemError
 from scanlab.models.mamba_block import RECURRENCE
 from scanlab.models.workloads import find_workload
 from scanlab.runtime.policy import DEFAULT, TUNED, Policy, serve_by
@@ -105,7 +105,11 @@ def fresh_inputs(problem: ModelProblem, inputs: Inputs, seed: int) -> tuple[Mode
 
 @functools.lru_cache(maxsize=2)
 def _prototype(name: str, batch: int, size: int) -> tuple[nn.Module, Tensor]:
-    return find_workload(name)(batch, size)
+    made: object = find_workload(name)(batch, size)
+    match made:
+        case (nn.Module() as model, Tensor() as given):
+            return model, given
+    raise InputError(f"{name}: the function returned a {type(made).__name__}: must be a model and one input tensor.")
 
 
 @functools.lru_cache(maxsize=4)

@@ -101,11 +101,15 @@ def find_workload(name: str) -> Workload:
 
 def default_sizes(name: str) -> tuple[int, int]:
     """Return the batch size and the size that the function behind `name` takes by default; 1 where it has none."""
-    parameters = list(inspect.signature(find_workload(name)).parameters.values())
-    if len(parameters) != 2:
-        raise InputError(f"{name}: the function must take two arguments, a batch size and a size.")
-    batch, size = (1 if each.default is inspect.Parameter.empty else int(each.default) for each in parameters)
-    return batch, size
+    try:
+        parameters = list(inspect.signature(find_workload(name)).parameters.values())
+    except ValueError:  # of a function in C
+        parameters = []
+    defaults = [1 if each.default is inspect.Parameter.empty else each.default for each in parameters]
+    match defaults:
+        case (int() as batch, int() as size):
+            return batch, size
+    raise InputError(f"{name}: the function must take two arguments, a batch size and a size.")
 
 
 def _from_file(path: Path) -> object:

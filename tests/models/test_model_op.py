@@ -103,6 +103,21 @@ def test_an_unknown_workload_is_refused(name, said):
         find_workload(name)
 
 
+@pytest.mark.parametrize("function", ["def take(batch): ...", "def take(batch=1, size='large'): ...", "take = max"])
+def test_a_function_of_other_arguments_is_no_workload(tmp_path, function):
+    file = tmp_path / "odd.py"
+    file.write_text(function)
+    with pytest.raises(InputError, match="must take two arguments"):
+        default_sizes(f"{file}:take")
+
+
+def test_a_function_that_returns_no_model_is_no_workload(tmp_path):
+    file = tmp_path / "odd.py"
+    file.write_text("def take(batch, size): return 3")
+    with pytest.raises(InputError, match="returned a int: must be a model and one input tensor"):
+        make_inputs(ModelProblem(model=f"{file}:take", batch=1, size=1), 0)
+
+
 def test_a_module_of_the_current_folder_may_import_mamba_ssm(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])

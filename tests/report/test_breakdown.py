@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -36,9 +37,11 @@ def test_a_breakdown_is_read_back_as_written(breakdown, tmp_path):
     assert load_breakdowns(tmp_path, this_machine()) == ([breakdown], [])
 
 
-def test_what_is_no_breakdown_is_a_notice(breakdown, tmp_path):
+@pytest.mark.parametrize("changes", [None, {"why": 3}, {"before_ms": 0.0}, {"after_ms": "1"}, {"ops": [{}]}])
+def test_what_is_no_breakdown_is_a_notice(breakdown, tmp_path, changes):
     path = save_breakdown(breakdown, tmp_path)
-    path.with_name("other.json").write_text("[1, 2")
+    odd = "[1, 2" if changes is None else json.dumps(json.loads(path.read_text()) | changes)
+    path.with_name("other.json").write_text(odd)
     found, notices = load_breakdowns(tmp_path, this_machine())
     assert found == [breakdown]
     assert "other.json" in notices[0]

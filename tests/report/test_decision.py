@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 
@@ -56,10 +57,13 @@ def test_what_was_not_deployed_leaves_the_deployed_decision(tmp_path):
     assert load_decisions(tmp_path).decisions == (DECISION,)
 
 
-def test_a_damaged_file_is_skipped_with_a_notice(tmp_path):
+@pytest.mark.parametrize(
+    "changes", [None, {"rounds": "many"}, {"noise_floor": []}, {"why": None}, {"ties": [3]}, {"config": [1]}]
+)
+def test_a_damaged_file_is_skipped_with_a_notice(tmp_path, changes):
     save_decisions([DECISION], tmp_path)
     (path,) = (tmp_path / "decisions").iterdir()
-    path.write_text("{}")
+    path.write_text("{}" if changes is None else json.dumps(json.loads(path.read_text()) | changes))
     decisions, (notice,) = load_decisions(tmp_path)
     assert decisions == ()
     assert str(path) in notice

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,8 @@ from scanlab.errors import InputError
 
 DATABASES = ("sqlite", "postgresql", "postgres", "mysql", "mariadb", "oracle", "mssql")
 PROXY = "grpc"
+
+OPTION = "--storage"
 
 # The user is shown, the password behind it is not, up to the last @: a password may hold any character.
 PASSWORD = re.compile(r"^((?>(?:[\w+.-]*:/+)?)[^:@]*):(.*)@", re.DOTALL)
@@ -96,6 +99,18 @@ def mask(text: str) -> str:
     """Return the name of a storage without its password and without the values of its query."""
     shown, question, query = PASSWORD.sub(r"\1:***@", text).partition("?")
     return shown + question + re.sub(r"=[^&;]*", "=***", query)
+
+
+def mask_words(words: Iterable[str]) -> list[str]:
+    """Return the words of a command line, with the names of storages masked."""
+    masked: list[str] = []
+    for word in words:
+        option, equals, name = word.partition("=")
+        if masked and masked[-1] == OPTION:
+            masked.append(mask(word))
+        else:
+            masked.append(f"{option}={mask(name)}" if equals and option == OPTION else word)
+    return masked
 
 
 def hide_secrets(message: str, text: str) -> str:

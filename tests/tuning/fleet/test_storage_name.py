@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scanlab.errors import InputError
-from scanlab.tuning.fleet.storage_name import StorageName, hide_secrets, mask
+from scanlab.tuning.fleet.storage_name import StorageName, hide_secrets, mask, mask_words
 
 
 @pytest.mark.parametrize(
@@ -76,6 +76,12 @@ def test_what_is_neither_a_file_nor_a_known_url_is_refused_without_its_secrets(t
 )
 def test_what_is_printed_shows_no_secret(text, shown):
     assert mask(text) == shown
+
+
+def test_a_command_line_keeps_all_but_the_secrets_of_a_storage():
+    url, shown = "mysql://joe:pass@host/db?password=secret", "mysql://joe:***@host/db?password=***"
+    words = ["tune", "--storage", url, "--budget=3m", f"--storage={url}", url]
+    assert mask_words(words) == ["tune", "--storage", shown, "--budget=3m", f"--storage={shown}", url]
 
 
 def test_a_driver_s_message_is_cleared_of_the_secrets_it_repeats():
