@@ -11,6 +11,7 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -94,18 +95,18 @@ def vim() -> Built:
     )
 
 
-def vmamba() -> Built:
+def vmamba(size: int) -> Built:
     """Return VMamba-tiny, s1l8."""
     from models.vmamba import vmamba_tiny_s1l8
 
-    return vmamba_tiny_s1l8(), (_image(1, 3, 64, 64),)
+    return vmamba_tiny_s1l8(), (_image(1, 3, size, size),)
 
 
-def vanilla_vmamba() -> Built:
+def vanilla_vmamba(size: int) -> Built:
     """Return VMamba-tiny of the first paper."""
     from models.vmamba import vanilla_vmamba_tiny
 
-    return vanilla_vmamba_tiny(), (_image(1, 3, 64, 64),)
+    return vanilla_vmamba_tiny(), (_image(1, 3, size, size),)
 
 
 def video_mamba() -> Built:
@@ -306,8 +307,11 @@ def mamba_out() -> Built:
 CLIENTS = (
     Client("state-spaces/mamba", "Mamba-130m, 4 layers, 128 tokens", mamba, paths=(), forks=(".",)),
     Client("hustvl/Vim", "Vim-tiny, 224 px", vim, ("vim",), ("mamba-1p1p1",)),
-    Client("MzeroMiko/VMamba", "VMamba-tiny (s1l8), 64 px", vmamba, ("classification",)),
-    Client("MzeroMiko/VMamba", "VMamba-tiny of the first paper, 64 px", vanilla_vmamba, ("classification",)),
+    *(
+        Client("MzeroMiko/VMamba", f"{name}, {size} px", partial(build, size), ("classification",))
+        for name, build in (("VMamba-tiny (s1l8)", vmamba), ("VMamba-tiny of the first paper", vanilla_vmamba))
+        for size in (64, 224)
+    ),
     Client("OpenGVLab/VideoMamba", "VideoMamba-tiny, 224 px", video_mamba, ("videomamba/image_sm",), ("mamba",)),
     Client("ge-xing/SegMamba", "SegMamba, one block a level, 32 voxels a side", seg_mamba, (".",), ("mamba",)),
     Client("bowang-lab/U-Mamba", "U-Mamba (bottleneck), 160 px", u_mamba, ("umamba",)),

@@ -53,9 +53,9 @@ pass on one thread, and "speed-up" is over those functions, which run on a CPU w
 """
 
 
-def observed(checkouts: Path, number: int, file: Path, options: list[str]) -> dict[str, Any] | str:
+def observed(checkouts: Path, model: str, file: Path, options: list[str]) -> dict[str, Any] | str:
     """Return the results of observe.py, or the last line of its error."""
-    command = [sys.executable, str(OBSERVE), str(checkouts), str(number), str(file), *options]
+    command = [sys.executable, str(OBSERVE), str(checkouts), model, str(file), *options]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     except subprocess.TimeoutExpired:
@@ -75,12 +75,11 @@ def error(got: list[Tensor], want: list[Tensor]) -> float:
     return max(float((one - other).abs().max()) for one, other in zip(got, want, strict=True)) / largest
 
 
-def row_of(checkouts: Path, number: int, client: Client, known: Mapping[str, Any], gradients: bool) -> dict[str, Any]:
+def row_of(checkouts: Path, client: Client, known: Mapping[str, Any], gradients: bool) -> dict[str, Any]:
     """Return the row of a client in the table.
 
     Args:
         checkouts: Folder of the checkouts.
-        number: Of the client in the catalogue.
         client: The client.
         known: Its row so far.
         gradients: Differentiate too; else the error of the gradients is the known one.
@@ -98,7 +97,7 @@ def row_of(checkouts: Path, number: int, client: Client, known: Mapping[str, Any
         tried: dict[str, dict[str, Any] | str] = {}
         for way, options in WAYS.items():
             if client.forks or "--fork" not in options:
-                tried[way] = got = observed(checkouts, number, ours, [*options, *common_options])
+                tried[way] = got = observed(checkouts, client.model, ours, [*options, *common_options])
                 if isinstance(got, dict):
                     break
                 print(f"{client.repository} {way}: {got}", flush=True)
@@ -106,7 +105,7 @@ def row_of(checkouts: Path, number: int, client: Client, known: Mapping[str, Any
         if isinstance(got, str):
             return row | {"way": f"no: {tried['as it is']}"}
         fork = ["--fork"] if client.forks else []
-        want = observed(checkouts, number, reference, ["--cpu", *fork, *common_options, "--reference", str(ours)])
+        want = observed(checkouts, client.model, reference, ["--cpu", *fork, *common_options, "--reference", str(ours)])
         row |= {"way": way, "scanlab_s": got["seconds"]}
         if isinstance(want, str):
             print(f"{client.repository}: no reference: {want}", flush=True)
@@ -149,11 +148,7 @@ def main(
     out: Path = common.RESULTS / "compatibility",
 ) -> None:
     """Run the clients, and write the page; rows of other clients stay."""
-    asked = {
-        number: client
-        for number, client in enumerate(CLIENTS)
-        if only.lower() in f"{client.repository} {client.model}".lower()
-    }
+    asked = [client for client in CLIENTS if only.lower() in f"{client.repository} {client.model}".lower()]
     if not asked:
         raise InputError(f"--only {only}: is no part of {', '.join(each.repository for each in CLIENTS)}.")
     caption = common.place()
@@ -161,9 +156,9 @@ def main(
     columns = ["repository", "commit", "model", "way", "output_error", "gradient_error", "scanlab_s", "reference_s"]
     frame = pd.read_csv(numbers) if numbers.exists() else pd.DataFrame(columns=columns)
     known = {(each["repository"], each["model"]): each for each in frame.to_dict("records")}
-    for number, client in asked.items():
+    for client in asked:
         key = client.repository, client.model
-        row = known[key] = row_of(checkouts, number, client, known.get(key, {}), gradients)
+        row = known[key] = row_of(checkouts, client, known.get(key, {}), gradients)
         print(row, flush=True)
         ordered = [known[key] for each in CLIENTS if (key := (each.repository, each.model)) in known]
         frame = pd.DataFrame(ordered, columns=columns)

@@ -1,6 +1,6 @@
 """Write the results and times of one client: run by compatibility.py in a fresh process.
 
-python experiments/clients/observe.py CHECKOUTS NUMBER FILE [--reference WEIGHTS] [--cpu] [--fork] [--no-gradients]
+python experiments/clients/observe.py CHECKOUTS MODEL FILE [--reference WEIGHTS] [--cpu] [--fork] [--no-gradients]
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def observations(model: nn.Module, inputs: tuple[Tensor, ...], gradients: bool) 
 
 def main(
     checkouts: Path,
-    number: int,
+    model_name: str,
     file: Path,
     reference: Annotated[Path | None, typer.Option(help="Compute by the references, with these weights.")] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Map CUDA devices to the CPU.")] = False,
@@ -67,7 +67,7 @@ def main(
 ) -> None:
     """Build the client, compute and save."""
     torch.set_num_threads(1)  # so that neighbours disturb the times less
-    client = CLIENTS[number]
+    client = next(each for each in CLIENTS if each.model == model_name)
     checkout = checkouts / client.repository.replace("/", "+")
     sys.path[:0] = [str(checkout / each) for each in (*client.paths, *(client.forks if fork else ()))]
     if reference is None:

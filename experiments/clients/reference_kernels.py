@@ -101,12 +101,14 @@ def _without_projection(inner: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def _refer_norms(module: ModuleType) -> None:
     names = vars(module)
-    for kind in ("layer_norm", "rms_norm"):
-        if f"{kind}_ref" in names:
-            names[f"{kind}_fn"] = _norm(names[f"{kind}_ref"])
+    layer, rms = names.get("layer_norm_ref"), names.get("rms_norm_ref")
+    if layer is not None and rms is not None:
+        names["layer_norm_fn"], names["rms_norm_fn"] = _norm(layer, rms), _norm(rms, rms)
 
 
-def _norm(reference: Callable[..., Any]) -> Callable[..., Any]:
+def _norm(reference: Callable[..., Any], of_rms: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a norm by `reference`, or by `of_rms` where the call says is_rms_norm, as it does in mamba_ssm 2.x."""
+
     def function(
         x: Tensor,
         weight: Tensor,
@@ -118,7 +120,8 @@ def _norm(reference: Callable[..., Any]) -> Callable[..., Any]:
         is_rms_norm: bool = False,
         **named: Any,
     ) -> Any:
-        return reference(x, weight, bias, residual=residual, eps=eps, prenorm=prenorm, upcast=residual_in_fp32)
+        norm = of_rms if is_rms_norm else reference
+        return norm(x, weight, bias, residual=residual, eps=eps, prenorm=prenorm, upcast=residual_in_fp32)
 
     return function
 

@@ -170,7 +170,7 @@ def test_a_default_type_is_mapped():
     with on_cpu():
         torch.set_default_tensor_type("torch.cuda.DoubleTensor")
         assert torch.zeros(2).dtype == torch.float64
-        torch.set_default_tensor_type(torch.cuda.FloatTensor)
+        torch.set_default_tensor_type(torch.cuda.FloatTensor)  # type: ignore[attr-defined]
         assert torch.zeros(2).dtype == torch.float32
 
 

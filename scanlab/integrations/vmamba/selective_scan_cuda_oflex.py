@@ -82,9 +82,8 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 def _repeats(u: Tensor, delta: Tensor) -> int:
     """Return the number of channels of u for each channel of delta."""
-    repeats, rest = divmod(u.shape[1], delta.shape[1])
+    channels, fewer = int(u.shape[1]), int(delta.shape[1])  # torch.jit.trace gives tensors
+    repeats, rest = divmod(channels, fewer)
     if rest:
-        raise ProblemError(
-            f"u has {u.shape[1]} channels and delta {delta.shape[1]}: those of u must be a multiple of delta's."
-        )
+        raise ProblemError(f"u has {channels} channels and delta {fewer}: those of u must be a multiple of delta's.")
     return repeats

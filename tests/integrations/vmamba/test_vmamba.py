@@ -109,6 +109,20 @@ def test_oflex_repeats_channels_of_delta():
     assert_near(found[6], gradients[6].unflatten(0, (-1, 3)).sum(1), torch.float32)
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_a_function_of_the_compiled_module_is_traced():
+    module = importlib.import_module("selective_scan_cuda_oflex")
+
+    class Scan(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *tensors):
+            return module.fwd(*tensors, True, 1, True)[0]
+
+    given = tuple(inputs(torch.float32))
+    traced = torch.jit.trace(lambda *tensors: Scan.apply(*tensors), given, check_trace=False)
+    assert_near(traced(*given), expected(given, torch.ones_like(given[0]))[0], torch.float32)
+
+
 @pytest.mark.parametrize("name", ["selective_scan", "selective_scan_vmamba", "selective_scan_vmamba_pt202"])
 def test_the_python_modules_have_a_differentiable_scan(name):
     module = importlib.import_module(name)

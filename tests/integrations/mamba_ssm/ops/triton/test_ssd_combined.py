@@ -188,7 +188,7 @@ def test_the_minimal_function_is_the_scan_of_discretised_inputs():
         ssd_minimal_discrete(X, A, inputs.B, inputs.C, 7)
     with pytest.raises(ProblemError, match="block_len=0 does not divide"):
         ssd_minimal_discrete(X, A, inputs.B, inputs.C, 0)
-    out, last_state = ssd_minimal_discrete(*(each[:, :0] for each in (X, A, inputs.B, inputs.C)), 8, h[:, None])
+    out, last_state = ssd_minimal_discrete(X[:, :0], A[:, :0], inputs.B[:, :0], inputs.C[:, :0], 8, h[:, None])
     assert out.shape == (2, 0, HEADS, HEAD_DIM)
     assert torch.equal(last_state, h)
     with pytest.raises(ProblemError, match="must have one dtype"):
