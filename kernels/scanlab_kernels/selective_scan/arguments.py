@@ -1,4 +1,4 @@
-"""Order of the arguments of the scan's torch ops, native and Triton.
+"""Arguments of the scan's torch ops, native and Triton: their order, and those kept for the gradients.
 
 An op takes the tensors of the first direction, those of the second one (None where there is one direction), and then
 its settings.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+
+from torch import Tensor
 
 from scanlab.contract.problem import ScanInputs
 
@@ -19,3 +21,10 @@ def directions(arguments: Sequence[Any]) -> tuple[ScanInputs, ...]:
     """Return the inputs of each direction among the arguments of an op."""
     both = ScanInputs(*arguments[:PER_DIRECTION]), ScanInputs(*arguments[PER_DIRECTION:TENSORS])
     return both if both[1].u is not None else both[:1]
+
+
+def keep_inputs(ctx: Any, arguments: tuple[Any, ...], results: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Keep the tensors, the settings and the checkpoints of a scan for its gradients."""
+    ctx.set_materialize_grads(False)  # outputs that nothing used would get zeros as large as they are
+    ctx.save_for_backward(results[2], *arguments[:TENSORS])
+    ctx.settings = arguments[TENSORS:]

@@ -13,7 +13,7 @@ from scanlab.contract.forks import has_forked
 from scanlab.contract.problem import ScanInputs
 from scanlab_kernels import flop_formulas
 from scanlab_kernels.cpu.registration import refuse_gradients, register_gradients, register_shapes
-from scanlab_kernels.selective_scan.arguments import TENSORS, directions
+from scanlab_kernels.selective_scan.arguments import TENSORS, directions, keep_inputs
 
 TIME_BLOCK = TENSORS + 3  # after softplus, reverse and threads
 
@@ -29,7 +29,7 @@ def register() -> None:
         ops.note_fork()
     backward = refuse_gradients(ops.scan_backward.default, CURE)
     refuse_gradients(ops.scan.default, CURE)  # it kept no checkpoints
-    register_gradients(ops.scan_with_checkpoints.default, keep, functools.partial(gradients, backward), CURE)
+    register_gradients(ops.scan_with_checkpoints.default, keep_inputs, functools.partial(gradients, backward), CURE)
     for name, shapes in (
         ("scan", scan_shapes),
         ("scan_with_checkpoints", scan_with_checkpoints_shapes),
@@ -39,13 +39,6 @@ def register() -> None:
         register_shapes(op.default, shapes)
         torch.library.register_vmap(f"scanlab::{name}", functools.partial(one_by_one, op))
     flop_formulas.count("scanlab")
-
-
-def keep(ctx: Any, arguments: tuple[Any, ...], results: tuple[Tensor, Tensor, Tensor]) -> None:
-    """Keep the tensors, the settings and the checkpoints of a scan for its gradients."""
-    ctx.set_materialize_grads(False)  # outputs that nothing used would get zeros as large as they are
-    ctx.save_for_backward(results[2], *arguments[:TENSORS])
-    ctx.settings = arguments[TENSORS:]
 
 
 def gradients(

@@ -19,7 +19,7 @@ from scanlab.contract.problem import ScanInputs
 from scanlab_kernels.autograd import NOT_TWICE
 from scanlab_kernels.gpu.launch_cache import Launch, LaunchCache, kind_of
 from scanlab_kernels.gpu.registration import define
-from scanlab_kernels.selective_scan.arguments import TENSORS, directions
+from scanlab_kernels.selective_scan.arguments import TENSORS, directions, keep_inputs
 from scanlab_kernels.selective_scan.triton import gather_bc, launch
 from scanlab_kernels.selective_scan.triton.launch import Gradients, Outputs, Scan, Tuning
 
@@ -180,13 +180,6 @@ def scan_backward_shapes(
             else:
                 results.append(tensor.new_empty(tensor.shape))
     return results
-
-
-def keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    """Keep the inputs and the checkpoints for the backward pass."""
-    ctx.set_materialize_grads(False)  # outputs that nothing used would get zeros as large as they are
-    ctx.save_for_backward(output[2], *inputs[:TENSORS])
-    ctx.settings = inputs[TENSORS:]
 
 
 def gradients(ctx: Any, grad_out: Tensor | None, grad_last: Tensor | None, grad_checkpoints: None) -> tuple[Any, ...]:
