@@ -11,6 +11,8 @@ from typing import Any
 # A process of another host cannot be looked up: it counts as alive for this long after its last heartbeat. The clocks
 # of hosts that share a storage must agree better than this.
 LEASE_S = 120.0
+# Beyond every process; what others wrote may hold any number.
+MAX_PID = 1 << 31
 
 
 def this_process() -> dict[str, str | int]:
@@ -29,7 +31,7 @@ def is_alive(identity: Mapping[str, Any], silent_s: float) -> bool:
     if identity.get("host") != host():
         return abs(silent_s) < LEASE_S
     pid = identity.get("pid")
-    return isinstance(pid, int) and process_start(pid) == identity.get("started") != ""
+    return isinstance(pid, int) and 0 < pid < MAX_PID and process_start(pid) == identity.get("started") != ""
 
 
 def process_start(pid: int) -> str:

@@ -19,9 +19,9 @@ from scanlab.contract.base import Problem
 from scanlab.contract.machine import Machine
 from scanlab.contract.space import Config, config_key
 from scanlab.errors import UNREADABLE
-from scanlab.tuning.fleet.attributes import BEAT, FACTS, LINE, OWNER, RECORD, WHY
+from scanlab.tuning.fleet.attributes import FACTS, LINE, OWNER, RECORD, WHY
 from scanlab.tuning.fleet.storage import storage_errors
-from scanlab.tuning.fleet.trial_queue import is_leased
+from scanlab.tuning.fleet.trial_queue import heartbeat_of, is_leased
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def _summary(facts: StudyFacts, entries: Sequence[FrozenTrial]) -> StudySummary:
     recorded = [entry for entry in entries if RECORD in entry.user_attrs]
     owned = [entry for entry in entries if OWNER in entry.user_attrs]
     timed = {entry.value: entry for entry in recorded if entry.state == TrialState.COMPLETE and entry.value is not None}
-    beats = (entry.user_attrs.get(BEAT) for entry in owned)
+    beats = map(heartbeat_of, owned)
     lines = ((entry.user_attrs.get(LINE), entry.user_attrs.get(WHY)) for entry in recorded)
     return StudySummary(
         facts=facts,
@@ -125,7 +125,7 @@ def _summary(facts: StudyFacts, entries: Sequence[FrozenTrial]) -> StudySummary:
         num_tried=len({config_key(entry.params) for entry in recorded}),
         workers=frozenset(_owner(entry) for entry in owned),
         working=frozenset(_owner(entry) for entry in owned if is_leased(entry)),
-        heard_at=max((beat for beat in beats if isinstance(beat, int | float)), default=None),
+        heard_at=max((beat for beat in beats if beat is not None), default=None),
         lines=tuple((line, why if isinstance(why, str) else None) for line, why in lines if isinstance(line, str)),
     )
 

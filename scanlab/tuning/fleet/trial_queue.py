@@ -19,7 +19,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from scanlab.bench.records import Trial, encode, log_ratio
+from scanlab.bench.records import MAX_TIME_S, Trial, encode, log_ratio
 from scanlab.contract.space import Config, Tunable, config_key
 from scanlab.tuning.fleet import attributes, process_identity
 from scanlab.tuning.fleet.heartbeat import Heartbeat
@@ -189,13 +189,19 @@ class Lease:
 
 def is_leased(entry: FrozenTrial) -> bool:
     """Return whether a living process evaluates a trial."""
-    owner, beat = entry.user_attrs.get(attributes.OWNER), entry.user_attrs.get(attributes.BEAT)
+    owner, beat = entry.user_attrs.get(attributes.OWNER), heartbeat_of(entry)
     return (
         entry.state == TrialState.RUNNING
         and isinstance(owner, Mapping)
-        and isinstance(beat, int | float)
+        and beat is not None
         and process_identity.is_alive(owner, time.time() - beat)
     )
+
+
+def heartbeat_of(entry: FrozenTrial) -> float | None:
+    """Return when the process that evaluates a trial was last heard of, in seconds since the epoch; None if unknown."""
+    beat = entry.user_attrs.get(attributes.BEAT)
+    return beat if isinstance(beat, int | float) and 0 <= beat < MAX_TIME_S else None
 
 
 def _state(trial: Trial) -> TrialState:

@@ -36,6 +36,11 @@ def test_another_process_with_the_same_pid_is_not_taken_for_it():
     assert not is_alive({**this_process(), "started": "in another life"}, silent_s=0.0)
 
 
+def test_a_number_of_no_process_is_dead():
+    for pid in (10**4400, -1, 0, 1.5, "1", None):
+        assert not is_alive(this_process() | {"pid": pid}, 0.0)
+
+
 def test_another_host_is_believed_for_a_while():
     elsewhere = {**this_process(), "host": "elsewhere"}
     assert is_alive(elsewhere, silent_s=60.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
+import math
 import subprocess
 import sys
 import time
@@ -155,6 +156,8 @@ def test_a_study_that_is_not_understood_costs_only_itself(place, tmp_path, facts
         {"owner": {}, "beat": "now"},
         {"owner": {"host": 7, "pid": "x", "started": None}, "beat": 1.0},
         {"owner": this_process() | {"pid": 10**30}, "beat": 1.0},
+        {"owner": this_process(), "beat": 10**400},
+        {"owner": this_process(), "beat": math.nan},
         {"record": 5, "line": 7},
         {"record": ["a"], "line": "no record"},
         {"record": None, "why": {}, "line": "no record"},
