@@ -161,10 +161,12 @@ def swin_umamba() -> Built:
 
 
 def h_vmunet() -> Built:
-    """Return H-vmunet."""
+    """Return H-vmunet before its last sigmoid, which random weights saturate."""
     from models.H_vmunet import H_vmunet
 
-    return H_vmunet(num_classes=1, c_list=[8, 16, 32, 64, 128, 256]), (_image(1, 3, 64, 64),)
+    model = H_vmunet(num_classes=1, c_list=[8, 16, 32, 64, 128, 256])
+    model.register_forward_hook(lambda module, inputs, out: torch.logit(out))
+    return model, (_image(1, 3, 64, 64),)
 
 
 def point_mamba() -> Built:

@@ -29,12 +29,14 @@ class Target(StrEnum):
 
     AOTI = "aoti"
     ONNX = "onnx"
+    ONNX_LINEAR_ATTENTION = "onnx-linear-attention"
     BOTH = "both"
 
 
 FORMATS: Mapping[Target, tuple[Format, ...]] = {
     Target.AOTI: ("aoti",),
     Target.ONNX: ("onnx",),
+    Target.ONNX_LINEAR_ATTENTION: ("onnx-linear-attention",),
     Target.BOTH: ("aoti", "onnx"),
 }
 
@@ -49,7 +51,14 @@ def export(
     ],
     to: Annotated[Path, typer.Option(help="The folder to write; new, or empty.")],
     model: Annotated[str, typer.Option(help="vim-tiny, vim-small, vim-base or a stride8 variant.")] = "vim-tiny",
-    target: Annotated[Target, typer.Option("--format", help="aoti is for torch, onnx for ONNX Runtime.")] = Target.AOTI,
+    target: Annotated[
+        Target,
+        typer.Option(
+            "--format",
+            help="aoti is for torch, onnx for ONNX Runtime; onnx-linear-attention for 1.32 or newer, with one of its"
+            " operators for each scan. both is aoti and onnx.",
+        ),
+    ] = Target.AOTI,
     size: Annotated[int, typer.Option(min=1, help="Pixels along one side of the model's input.")] = 224,
     batch: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 1,
     as_json: AsJson = False,
@@ -58,8 +67,8 @@ def export(
 
     For torch: a package of AOTInductor, which is compiled here and needs no compiler where it is used, with the
     kernels that it calls and the profile that it follows; for processors like this one. For ONNX Runtime: a graph
-    of its own operators. Beside them a manifest and run.py, which classifies a picture.
-    Exits with 1, and writes nothing, where the logits are not the model's.
+    of standard operators, or one with its LinearAttention. Beside them a manifest and run.py, which classifies a
+    picture. Exits with 1, and writes nothing, where the logits are not the model's.
     Example: `scanlab export --weights synthetic --format onnx --size 64 --to vim-tiny-onnx`
     """
     name = model.replace("-", "_")

@@ -2,7 +2,8 @@
 
 model.pt2, kernels/  the package of AOTInductor and the libraries of the ops that it calls
 profile.json         the configuration of the native scan that is frozen into it, and on what basis
-model.onnx           the graph for ONNX Runtime
+model.onnx           the graph for ONNX Runtime, of standard operators
+model-linear-attention.onnx   the graph for ONNX Runtime >= 1.32, with its LinearAttention
 run.py               classifies a picture, in 20 lines on loading.py; classes.txt holds the class names
 manifest.json        the origin of the model, the software that wrote it, and the errors of its logits
 """
@@ -31,17 +32,22 @@ from scanlab.contract.machine import this_machine
 from scanlab.contract.problem import ScanProblem
 from scanlab.errors import InputError
 from scanlab.export.aoti import FrozenScan, write_package
-from scanlab.export.onnx_graph import write_graph
+from scanlab.export.onnx_graph import Operator, write_graph
 from scanlab.models.classify import class_names
 from scanlab.models.vision_mamba import VisionMamba
 from scanlab.runtime.decisions import Decision
 from scanlab.runtime.profile import Profile, ProfileEntry, load_profile
 
-Format = Literal["aoti", "onnx"]
-FILES: Mapping[Format, str] = {"aoti": "model.pt2", "onnx": "model.onnx"}
+Format = Literal["aoti", "onnx", "onnx-linear-attention"]
+FILES: Mapping[Format, str] = {
+    "aoti": "model.pt2",
+    "onnx": "model.onnx",
+    "onnx-linear-attention": "model-linear-attention.onnx",
+}
+OPERATORS: Mapping[Format, Operator] = {"onnx": "Scan", "onnx-linear-attention": "LinearAttention"}
 # Of the largest logit. A package computes with the same scan and rounds its matrix products elsewhere; a graph
 # computes the scan anew.
-TOLERANCES: Mapping[Format, float] = {"aoti": 1e-5, "onnx": 1e-4}
+TOLERANCES: Mapping[Format, float] = {"aoti": 1e-5, "onnx": 1e-4, "onnx-linear-attention": 1e-4}
 SCRIPTS = tuple(Path(__file__).with_name(name) for name in ("run.py", "loading.py"))
 # Run in the fresh process, where neither scanlab nor a compiler can be found.
 FRESH = """
@@ -135,7 +141,7 @@ def export(
                 if each == "aoti":
                     _write_aoti(model, images, scan, unfinished)
                 else:
-                    write_graph(model, images, unfinished / FILES[each])
+                    write_graph(model, images, unfinished / FILES[each], OPERATORS[each])
             say("check in a fresh process")
             checks = tuple(_check(unfinished / FILES[each], images, logits, TOLERANCES[each]) for each in formats)
             exported = Exported(checks, scan.decided)

@@ -28,8 +28,7 @@ def scan(*inputs: ScanInputs, delta_softplus: bool = True, direction: Direction 
     # imported here because it takes a second to load, which only an export needs
     from torch._higher_order_ops.scan import scan as over_time
 
-    is_reverse = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}[direction]
-    directions = [_Direction(each, reverse, delta_softplus) for each, reverse in zip(inputs, is_reverse, strict=True)]
+    directions = by_direction(inputs, delta_softplus, direction)
     start = torch.stack([each.start for each in directions])  # (direction, batch, dim, state)
     # whole, because the operator cannot tell that a size which is 1 here will always be 1
     A = torch.stack([each.A for each in directions])[:, None].expand_as(start)
@@ -48,12 +47,18 @@ def scan(*inputs: ScanInputs, delta_softplus: bool = True, direction: Direction 
     return ScanOutput(out.to(inputs[0].u.dtype), last_state if len(inputs) == 2 else last_state[0])
 
 
+def by_direction(inputs: tuple[ScanInputs, ...], delta_softplus: bool, direction: Direction) -> list[ScanByTime]:
+    """Return the inputs of each direction in its own order of time."""
+    is_reverse = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}[direction]
+    return [ScanByTime(each, reverse, delta_softplus) for each, reverse in zip(inputs, is_reverse, strict=True)]
+
+
 def _by_channel(values: Tensor, h: Tensor) -> Tensor:
     """Return the B or C of a step with an axis for the channels of h."""
     return values if values.dim() == h.dim() else values[..., None, :]
 
 
-class _Direction:
+class ScanByTime:
     """One direction of a scan in its own order of time: delta, drive, B and C begin with the axis of time."""
 
     def __init__(self, inputs: ScanInputs, reverse: bool, delta_softplus: bool) -> None:
