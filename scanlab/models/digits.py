@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from scanlab.runtime.dispatch import Scan
 
 WEIGHTS = Path(__file__).with_name("digits.safetensors")
-HELD_OUT = 0.2  # share of the digits, of every class alike
+HELD_OUT = 0.2  # share of the digits, equal for every class
 SPLIT_SEED = 1  # the split 0 served to choose the shape of the model and the length of its training
 
 

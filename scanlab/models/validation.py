@@ -97,7 +97,7 @@ def validate(
 ) -> list[Validation]:
     """Compare a model under each of `selections` with the same model in float64 on the reference scan, and time it.
 
-    Latencies are measured in interleaved rounds, so that interference affects every backend alike.
+    Latencies are measured in interleaved rounds, so that interference affects all backends equally.
 
     Args:
         build: Called with `scan=...`; returns the model.

@@ -108,14 +108,14 @@ def length_table(trials: Iterable[Trial]) -> pd.DataFrame:
 
 
 def failure_table(trials: Iterable[Trial]) -> pd.DataFrame:
-    """Return the configurations without numbers, as text: those of one backend that failed alike are one row."""
-    alike: dict[tuple[str, str, str], dict[str, None]] = {}
+    """Return the configurations without numbers, as text: those of one backend with equal failures are one row."""
+    equal: dict[tuple[str, str, str], dict[str, None]] = {}
     for trial in trials:
         if trial.measurement is None:
-            alike.setdefault((trial.backend, trial.state, trial.reason or ""), {})[config_text(trial.config)] = None
+            equal.setdefault((trial.backend, trial.state, trial.reason or ""), {})[config_text(trial.config)] = None
     return pd.DataFrame(
         {"backend": backend, "state": state, "reason": reason, "configurations": "; ".join(configs)}
-        for (backend, state, reason), configs in sorted(alike.items())
+        for (backend, state, reason), configs in sorted(equal.items())
     )
 
 
