@@ -88,7 +88,8 @@ class ModelBreakdown:
         dtypes = tuple(DtypeAccuracy(**each) for each in values["dtypes"])
         found = cls(**{**values, "machine": Machine.from_json(values["machine"]), "ops": ops, "dtypes": dtypes})
         check_field_types(found)
-        times = (found.before_ms, found.after_ms, *(each.after_ms or each.before_ms for each in ops))
+        products = () if found.products_ms is None else (found.products_ms,)
+        times = (found.before_ms, found.after_ms, *products, *(each.after_ms or each.before_ms for each in ops))
         if not all(0.0 < time < math.inf for time in times):
             raise ValueError("a time is not positive")
         return found

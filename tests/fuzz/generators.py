@@ -10,6 +10,7 @@ from fuzz import (
     convolutions,
     drop_ins,
     extensions,
+    files,
     fronts,
     mamba2,
     norms,
@@ -58,6 +59,7 @@ GENERATORS: dict[str, Generator] = {
     "causal_conv1d_cuda": extensions.conv_extension,
     "varlen_states": extensions.varlen_states,
     "raw_op": raw_ops.raw_op,
+    "file": files.file,
 }
 if importlib.util.find_spec("transformers") is not None:
     GENERATORS["transformers"] = transformers_models.transformers_model

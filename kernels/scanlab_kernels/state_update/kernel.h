@@ -57,7 +57,9 @@ SCANLAB_INLINE Vec<T> step_of(S* h, const T* B, const T* C, T drive, int64_t sta
     for (int64_t n = 0; n < states; n += lanes<T>) {
         const int count = whole ? lanes<T> : int(smaller(states - n, lanes<T>));
         const Vec<T> value = load_some<T>(h + n, count) * decay_of(n, count) + load<T>(B + n) * drive;
-        sum += value * load<T>(C + n);
+        const Vec<T> term = value * load<T>(C + n);
+        // Behind the states a decay or a drive that overflowed has met a zero.
+        sum += count < lanes<T> ? masked<T>(term, first_lanes<T>(count)) : term;
         store_some<T>(h + n, value, count);
     }
     return sum;

@@ -61,10 +61,10 @@ class StorageName:
         try:
             url = urlsplit(text)
             port = url.port
-        except ValueError as error:
+        except ValueError:  # whose message may repeat a part of the password
             raise InputError(
-                f"--storage {mask(text)}: {hide_secrets(str(error), text)}. Write characters of a password that have a"
-                " meaning in URLs as %XX: %40 for @, %3A for :, %2F for /, %5B for [."
+                f"--storage {mask(text)}: its host or its port cannot be read. Write characters of a password that have"
+                " a meaning in URLs as %XX: %40 for @, %3A for :, %2F for /, %5B for [."
             ) from None
         if database != PROXY:
             return cls(text, "database", url)

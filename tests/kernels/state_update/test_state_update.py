@@ -192,3 +192,15 @@ def test_rates_may_be_given_as_mamba_keeps_them(which) -> None:
         ["out", "state"],
         1e-13,
     )
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+@pytest.mark.parametrize("state", [1, 3, 17])
+def test_a_growth_that_only_lanes_behind_the_states_have_changes_nothing(isa: str, state: int) -> None:
+    inputs = step_inputs(2, (5,), None, state, torch.float32)
+    inputs |= {"dt": torch.full((2, 5), -100.0), "dt_bias": None, "A": torch.full((5, state), -14.0)}
+    states = torch.randn(2, 5, state).expand(2, 2, 5, state).clone()
+    with instruction_set(isa):
+        got = UPDATES["native"](states[0], **inputs, log_A=True)
+    expected = UPDATES["reference"](states[1], **inputs, log_A=True)
+    assert_close([got, states[0]], [expected, states[1]], ["out", "state"], 1e-5)

@@ -46,6 +46,7 @@ def test_a_storage_is_of_one_kind_and_some_have_a_file(text, kind, file):
         "grpc://joe:secret@host:13000",
         "grpc://host:secret",
         "postgresql://joe:secret[@host/db",
+        "postgresql://joe:secret/secret@host/db",
         "postgresql://joe:secret@[host/db",
         "postgresql://joe:secret@host:port/db",
         "postgresql://joe:12:secret@host:99999/db",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from scanlab.errors import ProblemError
 from scanlab.integrations.mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+from scanlab_kernels.checks import expect
 from scanlab_kernels.ssd import chunked
 from scanlab_kernels.ssd.operands import Operands
 
@@ -49,21 +50,29 @@ def ssd_minimal_discrete(
         (batch, length, heads, head_dim) and (batch, groups, heads, head_dim, state).
 
     Raises:
-        ProblemError: The dtypes differ, or block_len does not divide the length.
+        ProblemError: The dtypes or devices differ, the shapes do not fit, or block_len does not divide the length.
     """
     if len({each.dtype for each in (X, A, B, C)}) > 1:
         raise ProblemError(f"X, A, B, C are {X.dtype}, {A.dtype}, {B.dtype}, {C.dtype}: must have one dtype.")
-    if block_len < 1 or X.shape[1] % block_len:
-        raise ProblemError(f"block_len={block_len} does not divide the length {X.shape[1]}; pad X with zeros.")
-    groups = B.shape[2]
+    if X.dim() != 4 or B.dim() != 4:
+        raise ProblemError(f"X is {tuple(X.shape)}, B is {tuple(B.shape)}: must have four axes.")
+    batch, length, heads, head_dim = X.shape
+    if block_len < 1 or length % block_len:
+        raise ProblemError(f"block_len={block_len} does not divide the length {length}; pad X with zeros.")
+    groups, state = B.shape[2:]
+    expect("A", A, (batch, length, heads), X)
+    for name, each in (("B", B), ("C", C)):
+        expect(name, each, (batch, length, groups, state), X)
+    if initial_states is not None:
+        expect("initial_states", initial_states, (batch, 1, groups, heads, head_dim, state), X)
     drive = X[:, :, None].expand(-1, -1, groups, -1, -1)
     log_decay = A[:, :, None].expand(-1, -1, groups, -1)
     if initial_states is None:
-        h = X.new_zeros(X.shape[0], groups, B.shape[-1], *X.shape[2:])
+        h = X.new_zeros(batch, groups, state, heads, head_dim)
     else:
         h = initial_states[:, 0].movedim(-1, 2)
     outs = [X[:, :0]]
-    for start in range(0, X.shape[1], block_len):
+    for start in range(0, length, block_len):
         now = slice(start, start + block_len)
         y, h = chunked.solve(Operands(drive[:, now], log_decay[:, now], B[:, now], C[:, now], h))
         outs.append(y.sum(2))

@@ -206,6 +206,8 @@ def bimamba_inner_fn(
     Both scans read the same convolved x, step sizes, B, C, D and z.
     """
     expect_one_device(xz=xz, out_proj_weight=out_proj_weight, out_proj_bias=out_proj_bias)
+    if A_b.is_complex() != A.is_complex():
+        raise ProblemError(f"A is {A.dtype} and A_b is {A_b.dtype}: both must be real, or both complex.")
     u, z = _convolved(xz, conv1d_weight, conv1d_bias)
     forward = dispatch.promoted(
         projected(u, z, x_proj_weight, delta_proj_weight, A, B, C, D, delta_bias, B_proj_bias, C_proj_bias)

@@ -155,6 +155,8 @@ def test_bimamba_inner_has_the_gradient_that_upstream_loses():
     for name, value in gradients(out, leaves, gradient).items():
         close(value, truth[name], name)
     close(scan.bimamba_inner_ref(**leaves), expected)
+    with pytest.raises(ProblemError, match="both must be real, or both complex"):
+        scan.bimamba_inner_fn(**leaves | {"A_b": A_b.to(torch.complex128)})
 
 
 def test_under_autocast_the_projections_are_narrow_and_the_scan_is_exact():

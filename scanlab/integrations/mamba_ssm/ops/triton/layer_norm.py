@@ -62,6 +62,9 @@ def layer_norm_fn(
         raise ProblemError("x1 and rowscale are given: rows are scaled only where there is no x1; leave one out.")
     if x1 is not None and x1.shape != x.shape:
         raise ProblemError(f"x1 is {tuple(x1.shape)}: must be {tuple(x.shape)}, as x.")
+    for name, each in (("residual", residual), ("x1", x1), ("rowscale", rowscale)):
+        if each is not None and each.is_complex():
+            raise ProblemError(f"{name} is {each.dtype}: must be real numbers.")
     branch = x if rowscale is None else x * rowscale.reshape(x.shape[:-1])[..., None].to(x.dtype)
     branch, mask = _dropped(branch, dropout_p)
     mask1 = None

@@ -98,6 +98,8 @@ def test_norm_and_linear_layer():
     close(out, plain_norm(total, torch.ones(8), None, 1e-6, False) @ weight.T)
     with pytest.raises(ProblemError, match="x1 and rowscale"):
         norms.layer_norm_fn(x, torch.ones(8), None, x1=x, rowscale=torch.ones(3))
+    with pytest.raises(ProblemError, match="residual is torch.complex128: must be real"):
+        norms.layer_norm_fn(x, torch.ones(8), None, residual.to(torch.complex128))
 
 
 @pytest.mark.parametrize("before", [True, False])

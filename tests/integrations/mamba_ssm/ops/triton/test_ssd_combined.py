@@ -186,6 +186,10 @@ def test_the_minimal_function_is_the_scan_of_discretised_inputs():
     torch.testing.assert_close(torch.cat((half, rest), 1), expected.out)
     with pytest.raises(ProblemError, match="block_len=7 does not divide"):
         ssd_minimal_discrete(X, A, inputs.B, inputs.C, 7)
+    with pytest.raises(ProblemError, match="A is \\(1, 24, 4\\): must be \\(2, 24, 4\\)"):
+        ssd_minimal_discrete(X, A[:1], inputs.B, inputs.C, 8)
+    with pytest.raises(ProblemError, match="C is on meta"):
+        ssd_minimal_discrete(X, A, inputs.B, inputs.C.to("meta"), 8)
     with pytest.raises(ProblemError, match="block_len=0 does not divide"):
         ssd_minimal_discrete(X, A, inputs.B, inputs.C, 0)
     out, last_state = ssd_minimal_discrete(X[:, :0], A[:, :0], inputs.B[:, :0], inputs.C[:, :0], 8, h[:, None])
