@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import pytest
+
 from scanlab.contract.problem import ScanProblem
 from scanlab.models import validation as validate
+from scanlab.models.digits import Digits, digits_test_set
 from scanlab.runtime.profile import Profile, ProfileEntry, profile_path
 
 CHUNKED = "chunked:threads=1"
 ONLY_DIGITS = ("verify", "--model", "digits", "--dtypes", "float32")
+
+
+@pytest.fixture(autouse=True)
+def few_digits(monkeypatch):
+    """The first 72 digits alone."""
+    few = Digits(*(part[:72] for part in digits_test_set()))
+    monkeypatch.setattr(validate, "digits_test_set", lambda: few)
 
 
 def test_a_broken_budget_fails_the_command_with_the_reason(run, monkeypatch):

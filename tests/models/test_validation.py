@@ -8,6 +8,7 @@ import pytest
 
 from scanlab.contract import registry
 from scanlab.contract.problem import ScanProblem
+from scanlab.models.digits import Digits, digits_test_set
 from scanlab.models.validation import TASK_BUDGETS, profiled_selections, validate_task
 from scanlab.runtime.profile import Profile, ProfileEntry
 
@@ -29,6 +30,13 @@ def replaced(monkeypatch, spoil) -> None:
 honest_get = registry.get
 
 
+@pytest.fixture
+def few_digits(monkeypatch):
+    """The first 72 digits alone."""
+    few = Digits(*(part[:72] for part in digits_test_set()))
+    monkeypatch.setattr("scanlab.models.validation.digits_test_set", lambda: few)
+
+
 def test_a_right_backend_passes_in_every_dtype():
     results = validate_task([RIGHT])
     assert [result.dtype for result in results] == list(TASK_BUDGETS)
@@ -41,6 +49,7 @@ def test_a_right_backend_passes_in_every_dtype():
 
 
 @pytest.mark.parametrize(("factor", "complaint"), [(1.0005, "a logit is off by"), (float("nan"), "a logit is off by")])
+@pytest.mark.usefixtures("few_digits")
 def test_a_slightly_wrong_backend_fails_with_the_reason(monkeypatch, factor, complaint):
     replaced(monkeypatch, lambda result: result._replace(out=result.out * factor))
     (result,) = validate_task([RIGHT], ["float32"])
@@ -48,6 +57,7 @@ def test_a_slightly_wrong_backend_fails_with_the_reason(monkeypatch, factor, com
     assert complaint in result.reason
 
 
+@pytest.mark.usefixtures("few_digits")
 def test_changed_answers_fail(monkeypatch):
     replaced(monkeypatch, lambda result: result._replace(out=-result.out))
     (result,) = validate_task([RIGHT], ["bfloat16"])
@@ -55,6 +65,7 @@ def test_changed_answers_fail(monkeypatch):
     assert result.accuracy < 0.9
 
 
+@pytest.mark.usefixtures("few_digits")
 def test_a_crash_fails_and_what_cannot_run_does_not(monkeypatch):
     def crash(result):
         raise RuntimeError("out of luck")

@@ -77,6 +77,13 @@ def test_the_backward_pass_in_segments_agrees_with_the_reference_and_with_itself
     assert all(relative_error(one, other) < 2e-6 for one, other in zip(split, whole, strict=True))
 
 
+@pytest.mark.parametrize("asked", [{"length": 65, "dim": 2, "state": 1}, {"length": 3, "dim": 65, "state": 1}], ids=str)
+def test_a_scan_in_more_segments_than_there_are_steps_or_in_fewer(asked):
+    problem = ScanProblem(batch=1, direction="reverse", **asked)
+    verdict = verify(triton.backend.build(problem, {"segments": 64}), reference_outputs(problem, make_inputs(problem)))
+    assert verdict.passed, verdict.reason
+
+
 def test_each_segment_of_the_backward_pass_has_a_program_of_its_own_and_none_is_empty():
     problem = SMALL.replace(batch=1, length=9)
     tuning = Tuning(*triton.tuning_of(triton.backend.space.defaults | SPLIT | {"backward_segments": 64}, problem))
