@@ -311,7 +311,7 @@ def test_vision_mamba_is_the_same_on_the_kernels_of_the_gpu_and_of_the_cpu(monke
 
 def test_the_interpreter_serves_only_who_asks_for_it(monkeypatch):
     problem = scanlab.ScanProblem(batch=1, dim=2, length=3)
-    assert decisions.refuses("triton", {}, problem) == "triton: here it serves only who asks for it by name"
+    assert decisions.refuses("triton", {}, problem) == "triton: here it serves only by name"
     monkeypatch.setattr(decisions, "most_similar", lambda problem: iter(()))
     assert "triton" not in [decision.backend for decision in decisions.decisions(problem, None)]
     assert triton.backend.unavailable() is None
