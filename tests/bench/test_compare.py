@@ -145,7 +145,7 @@ def test_fresh_processes_are_told_apart_and_may_all_count(tmp_path):
 
 @pytest.mark.parametrize(("build_s", "expected"), [(0.1, 4), (4.0, 2), (8.0, 1)])
 def test_processes_that_take_long_to_start_are_fewer_and_leave_time_for_rounds(tmp_path, build_s, expected):
-    comparer, time = simulated(tmp_path, build_s=lambda each: build_s)
+    comparer, time = simulated(tmp_path, noise=0.5, build_s=lambda each: build_s)
     compared = comparer.compare([candidate("one"), candidate("two", 0.01)], deadline=50.0, processes=4)
     assert compared.processes == expected
     assert compared.clean_rounds >= 8
