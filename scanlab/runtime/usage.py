@@ -68,7 +68,7 @@ class UsageFile:
             self._part = self.path.with_name(f"{self.path.name}.{self._owner}.part")
             self._file = self._part.open("w", encoding="utf-8")
         except (OSError, ValueError) as error:
-            raise InputError(f"{path}: cannot be written ({error}); name a file in a folder that can.") from error
+            raise InputError(f"{path}: cannot be written: {error.strerror}. Name a file in a folder that can.") from error
 
     @property
     def is_ours(self) -> bool:
