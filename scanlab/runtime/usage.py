@@ -68,7 +68,8 @@ class UsageFile:
             self._part = self.path.with_name(f"{self.path.name}.{self._owner}.part")
             self._file = self._part.open("w", encoding="utf-8")
         except (OSError, ValueError) as error:
-            raise InputError(f"{path}: cannot be written: {error.strerror}. Name a file in a folder that can.") from error
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"{path}: cannot be written: {reason}. Name a file in a folder that can.") from error
 
     @property
     def is_ours(self) -> bool:
