@@ -82,5 +82,5 @@ def main(seconds: float) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Write a backend and compare it.")
-    parser.add_argument("--seconds", type=float, default=10.0, help="time of measuring")
+    parser.add_argument("--seconds", type=float, default=5.0, help="time of measuring")
     main(parser.parse_args().seconds)
