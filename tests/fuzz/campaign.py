@@ -119,13 +119,17 @@ def main() -> int:
     unknown = set(ops) - set(GENERATORS)
     if unknown:
         parser.error(f"{', '.join(sorted(unknown))}: must be among {', '.join(GENERATORS)}")
-    deadline = time.monotonic() + 60 * asked.minutes
     if asked.child is not None:
         if asked.sanitize:
             sanitize.use_sanitized_libraries()
         with asked.child.open("w") as log:
-            serve(ops, asked.seed, asked.calls, deadline, log)
+            serve(ops, asked.seed, asked.calls, time.monotonic() + 60 * asked.minutes, log)
         return 0
+    _, failures, _ = run_child(ops, 0, 0, 0.0, is_sanitized=asked.sanitize)  # builds what is missing
+    if failures:
+        print(*failures, sep="\n")
+        return 1
+    deadline = time.monotonic() + 60 * asked.minutes
     first = seed = random.randrange(10**9) if asked.seed is None else asked.seed
     counts: collections.Counter[str] = collections.Counter()
     faults: list[str] = []
