@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from scanlab.errors import ProblemError
 from scanlab.models.block import Block, DropPath, LayerNorm, RMSNorm, add_norm
 from scanlab.models.mamba_block import BIMAMBA_TYPES, RECURRENCE, Mixer, MixerOptions
+from scanlab.models.options import check_options
 from scanlab.models.patch_embed import PatchEmbed
 from scanlab.models.rope import Rope
 
@@ -86,6 +87,18 @@ class VisionMamba(nn.Module):
         scan: Scan | str | None = None,
     ) -> None:
         super().__init__()
+        check_options(
+            {
+                "img_size": img_size,
+                "patch_size": patch_size,
+                "stride": stride,
+                "embed_dim": embed_dim,
+                "d_state": d_state,
+                "channels": channels,
+            },
+            {"depth": depth, "num_classes": num_classes},
+            {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate},
+        )
         bimamba_type = "v1" if if_bimamba else bimamba_type
         for name, value, legal in (
             ("bimamba_type", bimamba_type, BIMAMBA_TYPES),

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from scanlab.contract import registry
 from scanlab.errors import ProblemError
 from scanlab.models.cross_scan_block import CrossScanBlock, CrossScanMixer, MixerOptions
+from scanlab.models.options import check_options
 
 Variant = Literal["s1", "s2", "v0"]
 
@@ -105,7 +106,7 @@ class VMamba(nn.Module):
         scan: Backend of the scans, such as "cross_scan_2d_torch"; the machine's choice where None.
 
     Raises:
-        ProblemError: `scan` is a backend of another op.
+        ProblemError: Options make no model, or `scan` is a backend of another op.
         UnknownBackendError: There is no backend called `scan`.
     """
 
@@ -121,6 +122,11 @@ class VMamba(nn.Module):
         scan: str | None = None,
     ) -> None:
         super().__init__()
+        check_options(
+            {"depths": depths, "dim": dim, "channels": channels},
+            {"num_classes": num_classes},
+            {"drop_path_rate": drop_path_rate},
+        )
         widths = [dim * 2**stage for stage in range(len(depths))]
         last = max(1, sum(depths) - 1)
         drops = iter(drop_path_rate * index / last for index in range(sum(depths)))

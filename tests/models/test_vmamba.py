@@ -157,3 +157,9 @@ def test_the_backend_of_the_scans_may_be_assigned():
         small("s1", scan="cross_scan_3d")
     with pytest.raises(ProblemError, match="variant='s3': must be one of s1, s2, v0"):
         scanlab.vmamba_tiny("s3")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("options", [{"depths": ()}, {"depths": (0,)}, {"dim": 0}, {"drop_path_rate": 2.0}])
+def test_options_that_make_no_model_are_refused(options):
+    with pytest.raises(ProblemError, match=next(iter(options))):
+        VMamba(**{"depths": (1,), "dim": 16, **options})
