@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from scanlab.errors import ProblemError
 from scanlab.runtime import dispatch, traced_ssd
 from scanlab.runtime.empty_scan import ssd_empty
 from scanlab.runtime.ops import selective_state_update
 from scanlab.runtime.promotion import promoted
 from scanlab.runtime.traced import is_traced
+from scanlab_kernels.checks import expect
 from scanlab_kernels.ssd.problem import NO_LIMIT, Limits, SsdInputs, SsdOutput, SsdProblem
 
 VARYING = ("x", "B", "C", "z")
@@ -80,7 +82,18 @@ def ssd_update(
     Raises:
         ProblemError: The tensors do not fit together; the state was not touched.
     """
-    by_channel = x.shape[1:]
+    by_channel = tuple(x.shape[1:])
+    if x.dim() != 3 or state.dim() != 4:
+        raise ProblemError(
+            f"x is {tuple(x.shape)}, state is {tuple(state.shape)}: must be (batch, heads, head_dim) and"
+            " (batch, heads, head_dim, state)."
+        )
+    heads = by_channel[:1]
+    expect("dt", dt, tuple(x.shape[:2]), x)
+    expect("A_log", A_log, heads, x)
+    expect("D", D, by_channel if D.dim() == 2 else heads, x)
+    if dt_bias is not None:
+        expect("dt_bias", dt_bias, heads, x)
     return selective_state_update(
         state,
         x,

@@ -131,3 +131,9 @@ def test_a_tensor_without_data_among_others_is_refused(missing: str) -> None:
     tensors[missing] = tensors[missing].to("meta")
     with pytest.raises(ProblemError, match=f"{missing} is on meta, x on cpu"):
         linear(torch.randn(40, 24), PrepackedWeight(tensors["weight"]), tensors["bias"])
+
+
+def test_a_quantized_bias_is_refused() -> None:
+    bias = torch.quantize_per_tensor(torch.randn(16), 0.1, 0, torch.qint8)
+    with pytest.raises(ProblemError, match="bias is torch.qint8: must be floating"):
+        linear(torch.randn(40, 24), PrepackedWeight(torch.randn(16, 24)), bias)

@@ -42,7 +42,7 @@ def fwd(
     if out_float:
         u = u.to(_wide(u.dtype))
     delta = delta.repeat_interleave(repeats, 1)
-    delta_bias = None if delta_bias is None else delta_bias.repeat_interleave(repeats)
+    delta_bias = None if delta_bias is None else delta_bias.repeat_interleave(repeats, 0)
     return cuda_extensions.fwd(u, delta, A, B, C, D, None, delta_bias, delta_softplus)
 
 
@@ -65,7 +65,7 @@ def bwd(
     """
     repeats = _repeats(u, delta)
     repeated = delta.repeat_interleave(repeats, 1).to(_wide(delta.dtype))
-    bias = None if delta_bias is None else delta_bias.repeat_interleave(repeats)
+    bias = None if delta_bias is None else delta_bias.repeat_interleave(repeats, 0)
     du, ddelta, dA, dB, dC, dD, dbias = cuda_extensions.bwd(
         u.to(_wide(u.dtype)), repeated, A, B, C, D, None, bias, dout, x, None, None, delta_softplus, False
     )
@@ -83,7 +83,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 def _repeats(u: Tensor, delta: Tensor) -> int:
     """Return the number of channels of u for each channel of delta."""
     channels, fewer = int(u.shape[1]), int(delta.shape[1])  # torch.jit.trace gives tensors
-    repeats, rest = divmod(channels, fewer)
+    repeats, rest = (1, 0) if channels == fewer else divmod(channels, fewer) if fewer else (0, channels)
     if rest:
         raise ProblemError(f"u has {channels} channels and delta {fewer}: those of u must be a multiple of delta's.")
     return repeats
