@@ -3,8 +3,11 @@
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <exception>
+#include <limits>
 #include <thread>
 #include <vector>
 
@@ -26,8 +29,48 @@ struct JoinedThreads {
     }
 };
 
-// Calls work(thread) once on each of `threads` threads, the caller's among them, with denormals flushed. Raises what
-// the first of them raised.
+// Whether the caller should work alone, because other processes take the CPUs of its threads.
+//
+// A parallel region ends when its last thread does. Where a neighbour keeps that thread from running, this is a quantum
+// of the scheduler later, some milliseconds for work that takes tenths of one. Where regions cost more time than they
+// save, the caller works alone for a while, and for longer where that happens again.
+class Contention {
+public:
+    // Nanoseconds.
+    static int64_t now() {
+        const auto since = std::chrono::steady_clock::now().time_since_epoch();
+        return std::chrono::duration_cast<std::chrono::nanoseconds>(since).count();
+    }
+
+    bool alone(int64_t at) const { return at < until.load(order); }
+
+    // Takes in a region that ended at `at` and took `region`, in which all threads worked for `total` and the one that
+    // worked least for `least`. A thread that was held up seems to have worked for long.
+    void note(int threads, int64_t region, int64_t total, int64_t least, int64_t at) {
+        const int64_t by_one = std::min(total, std::max(threads * least, millisecond));
+        const int64_t lost_now = std::max(lost.load(order) + region - by_one, -5 * millisecond);
+        const bool holds_up = lost_now >= millisecond;
+        lost.store(holds_up ? 0 : lost_now, order);
+        if (!holds_up) return;
+        const bool again = at - until.load(order) < 4 * pause.load(order);
+        const int64_t longer = again ? std::min(2 * pause.load(order), longest) : shortest;
+        pause.store(longer, order);
+        until.store(at + longer, order);
+    }
+
+private:
+    static constexpr auto order = std::memory_order_relaxed;
+    static constexpr int64_t millisecond = 1'000'000;
+    // No longer than timings wait for a quiet machine, so that clean samples are of all threads.
+    static constexpr int64_t shortest = 20 * millisecond, longest = 160 * millisecond;
+    // Time lost so far, negative where regions saved time.
+    std::atomic<int64_t> lost{0}, until{0}, pause{shortest};
+};
+inline Contention contention;
+
+// Calls work(thread) once for each of `threads` threads with denormals flushed: on as many threads, the caller's among
+// them, or where they are held up on the caller's alone. No call may wait for another. Raises what the first of them
+// raised.
 template <class Work>
 void on_threads(int threads, const Work& work) {
     std::atomic_flag failed;
@@ -44,8 +87,21 @@ void on_threads(int threads, const Work& work) {
         if (threads == 1) return guarded(0);
 #if defined(_OPENMP)
         if (!forked) {
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-            for (int thread = 0; thread < threads; thread++) guarded(thread);
+            const int64_t begun = Contention::now();
+            if (contention.alone(begun)) {
+                for (int thread = 0; thread < threads; thread++) guarded(thread);
+                return;
+            }
+            int64_t total = 0, least = std::numeric_limits<int64_t>::max();
+#pragma omp parallel for num_threads(threads) schedule(static, 1) reduction(+ : total) reduction(min : least)
+            for (int thread = 0; thread < threads; thread++) {
+                const int64_t started = Contention::now();
+                guarded(thread);
+                const int64_t worked = Contention::now() - started;
+                total += worked, least = std::min(least, worked);
+            }
+            const int64_t ended = Contention::now();
+            contention.note(threads, ended - begun, total, least, ended);
             return;
         }
 #endif
