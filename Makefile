@@ -12,8 +12,9 @@ TRITON ?= triton==3.6.0
 BRIEFLY := awk '/^Collecting/ { sub(/[^A-Za-z0-9._-].*/, "", $$2); print "  " $$2 } \
 	/^Installing collected/ { print "  installing all of them" } { fflush() }'
 ARGS ?=
-# Processes that the tests share. Threads that wait must not spin: they would take the CPUs of the other processes.
-JOBS ?= 2
+# Processes that the tests share: one more than two CPUs, since many tests wait for a process of their own. Threads that
+# wait must not spin: they would take the CPUs of the other processes.
+JOBS ?= 3
 
 .PHONY: tune test test-timing fuzz check lint types docs wheel clean
 
