@@ -24,8 +24,8 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "tune": Command("tune", "tune", "search, verify, time, compare and deploy; Ctrl-C keeps the results so far"),
-    "best": Command("best", "best", "show the choice that serves a problem, and why; --recheck measures it again"),
+    "tune": Command("tune", "tune", "search, verify, time, compare and deploy; Ctrl-C keeps results"),
+    "best": Command("best", "best", "show what serves a problem, and why; --recheck measures it again"),
     "report": Command("report", "report", "write tables, figures and a page from recorded trials"),
     "profile": Command("profile", "profile", "list, show, remove, restore or compare deployed choices"),
     "verify": Command("verify", "verify", "check backends, or with --model whole models, against float64"),
@@ -46,7 +46,7 @@ RENAMED = {
 # Commands whose process runs a script of the user, which may have a handler of its own.
 KEEP_SIGTERM = ("run",)
 
-USAGE = "usage: scanlab COMMAND [OPTIONS]      (`scanlab COMMAND --help` has the options and an example)"
+USAGE = "usage: scanlab COMMAND [OPTIONS]; `scanlab COMMAND --help` has an example"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
 def overview() -> str:
     """Return the list of commands, a line each."""
     lines = [f"  {name:<8} {command.summary}" for name, command in COMMANDS.items()]
-    purpose = "scanlab makes state-space models fast on this machine: verify, measure, choose, serve."
+    purpose = "scanlab makes state-space models fast: verify, measure, choose, serve."
     return "\n".join((purpose, "", USAGE, "", *lines))
 
 

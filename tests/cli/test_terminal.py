@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 from helpers.simulated import tune_simulated
-from scanlab.cli.app import COMMANDS, load_command
+from scanlab.cli.app import COMMANDS, load_command, overview
 from scanlab.cli.console import plain_table
 from scanlab.errors import did_you_mean
 from scanlab.models.vision_mamba import RELEASED, VisionMamba
@@ -82,6 +82,10 @@ def test_a_terminal_of_80_columns_gets_whole_words_and_colours():
     assert max(len(line) for line in plain.splitlines() if line[:2] in ("ok", "--", "  ")) <= 80
     assert "…" not in plain
     assert "causal_conv1d_native" in plain
+
+
+def test_the_overview_fits_into_80_columns():
+    assert max(map(len, overview().splitlines())) <= 80
 
 
 def test_no_color_is_obeyed():
