@@ -45,7 +45,7 @@ def test_a_tuned_model_computes_right_with_whatever_was_chosen(tutorial):
 
 
 def test_a_backend_of_thirty_lines_is_verified_and_compared(tutorial):
-    said = tutorial("4_write_a_backend.py", "--seconds", "2")
+    said = tutorial("4_write_a_backend.py", "--seconds", "3")
     assert re.search(r"^mine threads=0", said, flags=re.MULTILINE)
     assert not re.search("wrong|crashed|rejected", said)
 
