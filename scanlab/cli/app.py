@@ -116,6 +116,9 @@ def _run(name: str, words: list[str]) -> None:
     except ScanlabError as error:
         notes.print(f"[bold red]error:[/] {escape(str(error))}")
         sys.exit(Exit.CANNOT_RUN if isinstance(error, UnavailableError) else Exit.BAD_INPUT)
+    except OSError as error:  # a full disk, or an output that nobody takes
+        notes.print(f"[bold red]error:[/] {escape(str(error))}")
+        sys.exit(Exit.CANNOT_RUN)
     except KeyboardInterrupt:
         notes.print("interrupted")
         sys.exit(Exit.INTERRUPTED)

@@ -23,7 +23,8 @@ from scanlab.errors import InputError
 from scanlab.suites import Case, drawn_case, load_suite
 
 # Results go to standard output, for people and for pipes; progress, notices and errors to standard error.
-WIDTH = None if sys.stdout.isatty() else 140  # a pipe has no width; wide enough for the tables
+# A pipe has no width, and standard output may be closed; wide enough for the tables.
+WIDTH = None if sys.stdout is not None and sys.stdout.isatty() else 140
 out = Console(highlight=False, soft_wrap=True, width=WIDTH)
 notes = Console(stderr=True, highlight=False, soft_wrap=True)
 

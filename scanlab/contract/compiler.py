@@ -32,7 +32,10 @@ def find_compiler() -> Compiler | None:
     """
     chosen = os.environ.get("CXX")
     for candidate in (chosen,) if chosen else ("c++", "g++", "clang++"):
-        command = shlex.split(candidate)
+        try:
+            command = shlex.split(candidate)
+        except ValueError:  # a quotation that is not closed
+            continue
         path = shutil.which(command[0]) if command else None
         if path is not None and (compiler := _describe((path, *command[1:]))) is not None:
             return compiler
@@ -43,6 +46,6 @@ def find_compiler() -> Compiler | None:
 def _describe(command: tuple[str, ...]) -> Compiler | None:
     try:
         answer = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, ValueError, subprocess.CalledProcessError):  # ValueError: what it prints is no text
         return None
     return Compiler(command, answer.stdout.partition("\n")[0].strip())

@@ -6,10 +6,12 @@ import json
 import os
 import platform
 import re
+import shlex
 import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -261,3 +263,12 @@ def test_an_option_that_would_do_nothing_is_refused(run, arguments, complaint):
     outcome = run(*arguments)
     assert outcome.code == 2
     assert complaint in outcome.err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize(("output", "code"), [("> /dev/full", 3), (">&-", 0)])
+def test_an_output_that_nobody_takes_ends_in_a_sentence(output, code):
+    command = f"{shlex.quote(sys.executable)} -m scanlab list {output}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr

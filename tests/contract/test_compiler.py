@@ -20,6 +20,12 @@ def test_a_compiler_named_by_several_words_is_found(monkeypatch: pytest.MonkeyPa
     assert compiler.command[1:] == tuple(words.split()[1:])
 
 
+@pytest.mark.parametrize("words", ['g++ "', "false", "/", "no-such-compiler"])
+def test_what_is_no_compiler_is_none(monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    monkeypatch.setenv("CXX", words)
+    assert find_compiler() is None
+
+
 def test_no_compiler_is_none_and_records_say_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))

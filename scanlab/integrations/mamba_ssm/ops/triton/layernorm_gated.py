@@ -46,8 +46,8 @@ def layernorm_fn(
     expect("weight", weight, (x.shape[-1],), x)
     if bias is not None:
         expect("bias", bias, (x.shape[-1],), x)
-    if z is not None and z.shape != x.shape:
-        raise ProblemError(f"z is {tuple(z.shape)}: must be {tuple(x.shape)}, as x.")
+    if z is not None and (z.shape != x.shape or z.is_complex()):
+        raise ProblemError(f"z is {z.dtype} {tuple(z.shape)}: must be real numbers {tuple(x.shape)}, as x.")
     is_whole = group_size in (None, x.shape[-1])
     wide = x if is_whole and z is None else x.to(torch.promote_types(x.dtype, torch.float32))
     gate = None if z is None else F.silu(z.to(wide.dtype))

@@ -114,3 +114,5 @@ def test_gated_norms(module, group, before):
     expected = plain_norm(value.unflatten(-1, (-1, group or 8)), 1.0, None, 1e-5, module is gated_norms.RMSNorm)
     expected = expected.flatten(-2) * norm.weight
     close(norm(x, z), expected * F.silu(z) if before else expected)
+    with pytest.raises(ProblemError, match="z is torch.complex128"):
+        norm(x, z.to(torch.complex128))
