@@ -169,7 +169,6 @@ def tune_model(
         min_agreement: Share of first classes that a dtype must keep.
         objective: The time that candidates are ranked by.
         seed: Of the inputs of the ops, of the searches, and of the order of samples.
-        seed: Of inputs and of the search.
         on_event: Takes the events of each tuning.
         on_step: Takes a line for each part that begins.
         tune: Tunes one op.
