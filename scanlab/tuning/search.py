@@ -190,8 +190,14 @@ class Search:
 
     @property
     def expected_s(self) -> float:
-        """Duration of the next trial, by the last few and a margin; 0 before the first."""
-        return 1.5 * statistics.median(self._durations_s[-5:]) if self._durations_s else 0.0
+        """Duration of the next trial, by the last few and a margin; 0 before the first.
+
+        That of the defaults is without their build, which comes before the search.
+        """
+        if not self._durations_s:
+            return 0.0
+        build_s = self.rebuild_s if len(self._durations_s) == 1 else 0.0
+        return build_s + 1.5 * statistics.median(self._durations_s[-5:])
 
     def candidate(self, config: Config) -> Candidate:
         """Return the candidate of this backend with `config`."""

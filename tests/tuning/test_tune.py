@@ -166,6 +166,15 @@ def test_a_slow_build_is_no_part_of_the_budget(tmp_path):
     assert found.elapsed_s - 60.0 < 12.0
 
 
+def test_a_backend_that_builds_longer_than_the_budget_is_timed_at_its_defaults_alone(tmp_path):
+    slow = {"build_s": lambda each: 30.0 if each.backend.name == "compiled" else 0.01}
+    compiled = sleepy("compiled", delays_ms=(0.0, 1.0, 2.0))
+    found = run([compiled, sleepy()], tmp_path, Budget(seconds=10.0), worker=slow)
+    assert [trial.config for trial in found.trials if trial.backend == "compiled"] == [compiled.space.defaults]
+    assert any("compiled: there is no time left for its other 2" in notice for notice in found.notices)
+    assert found.elapsed_s - 30.0 < 12.0
+
+
 def test_a_budget_of_time_is_kept_and_what_did_not_fit_is_said(tmp_path):
     many = sleepy(delays_ms=tuple(1.0 + 0.05 * step for step in range(200)))
     found = run([many], tmp_path, Budget(seconds=10.0))
