@@ -330,6 +330,8 @@ def projected(
 
 def _convolved(xz: Tensor, conv1d_weight: Tensor, conv1d_bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return the convolved x, and z."""
+    if conv1d_weight.dim() != 3 or conv1d_weight.shape[1] != 1:
+        raise ProblemError(f"conv1d_weight is {tuple(conv1d_weight.shape)}: must be (dim, 1, width).")
     x, z = xz.chunk(2, dim=1)
     return mixer.causal_conv1d(x, conv1d_weight[:, 0], conv1d_bias, activation="silu"), z
 

@@ -172,6 +172,7 @@ def test_under_autocast_the_projections_are_narrow_and_the_scan_is_exact():
     ("changes", "complaint"),
     [
         ({"A": torch.zeros(6, 5, dtype=torch.float64)}, "x_proj_weight has 11 rows: must be 13"),
+        ({"conv1d_weight": torch.zeros(6, 2, 4, dtype=torch.float64)}, r"conv1d_weight is \(6, 2, 4\): must be"),
         ({"out_proj_weight": torch.zeros(5, 6, device="meta")}, "out_proj_weight is on meta, xz on cpu"),
         ({"out_proj_bias": torch.zeros(5, device="meta")}, "out_proj_bias is on meta, xz on cpu"),
     ],

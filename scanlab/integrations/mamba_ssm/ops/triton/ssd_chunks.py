@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scanlab.errors import ProblemError
+from scanlab.integrations.causal_conv1d.causal_conv1d_varlen import sequence_bounds
 
 
 def chunk_state(B: Tensor, x: Tensor, dt: Tensor, dA_cumsum: Tensor, states_in_fp32: bool = True) -> Tensor:
@@ -49,11 +50,14 @@ def chunk_state_varlen(
         dA_cumsum: The same shape.
         cu_seqlens: (sequences + 1,), where sequences begin and end.
         chunk_states: (chunks, heads, head_dim, state), the states before each chunk.
+
+    Raises:
+        ProblemError: cu_seqlens does not bound sequences of x.
     """
     size = dt.shape[-1]
     B = _by_head(B[None], x[None])[0]
     states = []
-    for begin, end in itertools.pairwise(cu_seqlens.tolist()):
+    for begin, end in itertools.pairwise(sequence_bounds(cu_seqlens, len(x))):
         chunk = (end - 1) // size
         start, steps = max(begin, chunk * size), slice(max(begin - chunk * size, 0), end - chunk * size)
         sums = dA_cumsum[:, chunk, steps]  # (heads, steps)
@@ -62,7 +66,7 @@ def chunk_state_varlen(
         if begin < chunk * size:  # it began in an earlier chunk
             state = state + sums[:, -1, None, None].exp() * chunk_states[chunk]
         states.append(state.to(chunk_states.dtype))
-    return torch.stack(states)
+    return torch.stack(states) if states else chunk_states[:0]
 
 
 def state_passing(

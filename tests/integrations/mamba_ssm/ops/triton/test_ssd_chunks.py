@@ -71,3 +71,7 @@ def test_what_does_not_fit_is_said() -> None:
         steps.chunk_state(B[:, :8], x[:, :8], dt, dt)
     with pytest.raises(ProblemError, match="x has 9 steps: must have at most the 8 of dt"):
         steps.chunk_state(B[:, :, :2], x, dt, dt)
+    states = torch.zeros(2, 4, 3, 5)
+    with pytest.raises(ProblemError, match="cu_seqlens"):
+        steps.chunk_state_varlen(B[0, :8, :2], x[0, :8], dt[0], dt[0], torch.tensor([0, 9]), states)
+    assert steps.chunk_state_varlen(B[0, :8, :2], x[0, :8], dt[0], dt[0], torch.tensor([0]), states).shape[0] == 0
