@@ -70,9 +70,7 @@ def compared(
     context = BenchmarkContext.of(problem, inputs, label, seed)
     worker, _ = open_worker(context, [each.backend for each in candidates])
     clock = MeasuringClock()
-    comparer = Comparer(
-        context, worker, TrialStore(folder), clock, QuietWait(seconds, clock, worker.disturbance, print)
-    )
+    comparer = Comparer(context, worker, TrialStore(folder), clock, QuietWait(seconds, clock, worker.disturbance))
     try:
         with clock.paused():
             for each in candidates:

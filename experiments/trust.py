@@ -71,6 +71,9 @@ def main(
     tunings: Annotated[int, typer.Option(help="Tunings beside the neighbour, and as many with cold caches.")] = 10,
     budget: Annotated[str, typer.Option(help="Of each tuning.")] = "4m",
     quiet_s: Annotated[float, typer.Option(help="Seconds of the comparison that holds the choices.")] = 60.0,
+    kept: Annotated[
+        Path | None, typer.Option(help="Folder of the tunings; a run that names it again goes on from there.")
+    ] = None,
     out: Path = common.RESULTS / "trust",
 ) -> None:
     """Try the claims one after the other, and write the page after each; exit code 1 where one does not hold."""
@@ -102,7 +105,7 @@ def main(
             keep(claim)
         if "tunings" in asked:
             details["tunings"] = []
-            for claim, rows in tunings_held(tunings, budget, quiet_s, place / "tunings"):
+            for claim, rows in tunings_held(tunings, budget, quiet_s, kept or place / "tunings"):
                 details["tunings"] += rows
                 keep(claim)
     failed = [claim.claim for claim in claims if not claim.holds]

@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -58,11 +59,15 @@ def case_of_suite() -> Case:
 
 
 def tuned(kind: str, seed: int, budget: str, folder: Path) -> Row:
-    """Run `scanlab tune` with a profile of its own, and return the deployed choice.
+    """Run `scanlab tune` with a profile of its own, unless it ran in `folder` before, and return the deployed choice.
 
     Raises:
         SystemExit: The command failed.
     """
+    known = folder / "row.json"
+    if known.exists():
+        return dict(json.loads(known.read_text()))
+    shutil.rmtree(folder, ignore_errors=True)  # of a tuning that was cut short
     folder.mkdir(parents=True)
     environment = {settings.PROFILE.name: str(folder / "profile.json")}
     if kind == "with cold caches":
@@ -90,7 +95,7 @@ def tuned(kind: str, seed: int, budget: str, folder: Path) -> Row:
         raise SystemExit(f"scanlab {' '.join(command)} ended with {done.returncode}: {done.stderr.decode()[-2000:]}")
     (found,) = json.loads(done.stdout)
     winner = found["winner"]
-    return {
+    row = {
         "kind": kind,
         "seed": seed,
         "backend": "" if winner is None else winner["backend"],
@@ -99,6 +104,8 @@ def tuned(kind: str, seed: int, budget: str, folder: Path) -> Row:
         "tried": found["tried"],
         "took_s": time.monotonic() - started,
     }
+    known.write_text(json.dumps(row))
+    return row
 
 
 def deployed(row: Row, folder: Path, case: Case) -> Candidate | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import random
 from pathlib import Path
 
@@ -93,6 +94,13 @@ def test_faults_of_strides_and_of_some_calls_are_caught(script, fault):
     broken = faults.backend_with(faults.FAULTS[fault], gradients=False)
     assert faults.first_wrong(broken)
     assert faults.first_failure(broken)
+
+
+def test_a_tuning_that_ran_before_does_not_run_again(script, tmp_path, monkeypatch):
+    tunings, row = script("trust_tunings"), {"kind": "with cold caches", "seed": 0, "backend": "native"}
+    monkeypatch.delattr(tunings.subprocess, "run")
+    (tmp_path / "row.json").write_text(json.dumps(row))
+    assert tunings.tuned("with cold caches", 0, "4m", tmp_path) == row
 
 
 def test_a_choice_is_worse_where_it_is_shown_to_be_slower_than_the_defaults(script, tmp_path):
