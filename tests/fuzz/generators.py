@@ -53,6 +53,7 @@ GENERATORS: dict[str, Generator] = {
     "vmamba": drop_ins.vmamba,
     "mamba_chunk_scan": mamba2.chunk_scan,
     "mamba2_layer": mamba2.layer,
+    "chunk_steps": mamba2.chunk_steps,
     "ssd_update": mamba2.step,
     "ssd_minimal": mamba2.minimal,
     "selective_scan_cuda": extensions.selective_scan_cuda,

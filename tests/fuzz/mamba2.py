@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +17,25 @@ from fuzz.norms import normalised
 from fuzz.other_scans import LIMITS, floating, sequences, ssd_arguments, ssd_dtypes, ssd_loop
 from fuzz.steps import state_loop
 from scanlab.integrations.mamba_ssm.modules.ssd_minimal import ssd_minimal_discrete
+from scanlab.integrations.mamba_ssm.ops.triton import ssd_chunks
 from scanlab.integrations.mamba_ssm.ops.triton.ssd_combined import (
     mamba_chunk_scan_combined,
     mamba_split_conv1d_scan_combined,
 )
 from scanlab.runtime.ssd import ssd_update
+
+
+def states_after_each(inputs: Arguments, cu_seqlens: object) -> Tensor:
+    """Return the state after each packed sequence, every one of which starts from zero."""
+    bounds = fit("cu_seqlens", cu_seqlens, (-1,), integers=True).tolist()
+    batch, length, heads, head_dim = inputs["x"].shape
+    if batch != 1 or not bounds or bounds != sorted(bounds) or bounds[0] < 0 or bounds[-1] > length:
+        raise UnfitError("cu_seqlens")
+    states = [inputs["A"].new_zeros(0, heads, head_dim, inputs["B"].shape[-1])]
+    for begin, end in itertools.pairwise(bounds):
+        part = {name: inputs[name][:, begin:end] for name in ("x", "dt", "B", "C")}
+        states.append(ssd_loop(**inputs | {"D": None, "z": None, "seq_idx": None} | part)["final_state"])
+    return torch.cat(states)
 
 
 def chunk_scan(draw: Draw, *, edge: bool) -> Case:
@@ -43,16 +58,7 @@ def chunk_scan(draw: Draw, *, edge: bool) -> Case:
         found = ssd_loop(**inputs, initial_state=given["initial_states"])
         if not given["return_varlen_states"]:
             return found
-        bounds = fit("cu_seqlens", given.get("cu_seqlens"), (-1,), integers=True).tolist()
-        batch, length = inputs["x"].shape[:2]
-        if batch != 1 or not bounds or bounds != sorted(bounds) or bounds[0] < 0 or bounds[-1] > length:
-            raise UnfitError("cu_seqlens")
-        inputs |= {"D": None, "z": None, "seq_idx": None}
-        states = [inputs["A"].new_zeros(0, *found["final_state"].shape[1:])]
-        for begin, end in itertools.pairwise(bounds):
-            part = {name: inputs[name][:, begin:end] for name in ("x", "dt", "B", "C")}
-            states.append(ssd_loop(**inputs | part)["final_state"])
-        return found | {"varlen_states": torch.cat(states)}
+        return found | {"varlen_states": states_after_each(inputs, given.get("cu_seqlens"))}
 
     def dtypes(given: Arguments) -> dict[str, torch.dtype]:
         found = ssd_dtypes(given)
@@ -295,4 +301,56 @@ def minimal(draw: Draw, *, edge: bool) -> Case:
         differentiated=floating(arguments) if draw.chance(0.4) else (),
         exact_infinities=False,
         may_refuse=len({each.dtype for each in arguments.values() if isinstance(each, Tensor)}) > 1,
+    )
+
+
+def chunk_steps(draw: Draw, *, edge: bool) -> Case:
+    """Draw a scan by `chunk_state`, `state_passing` and `chunk_scan`, and by `chunk_state_varlen`."""
+    groups = draw.pick((1, 1, 2))
+    heads, head_dim, states = groups * draw.randint(1, 2), draw.size(8), draw.size(8)
+    size, chunks = draw.randint(1, 6), draw.randint(1, 4)
+    length = draw.randint((chunks - 1) * size + 1, chunks * size)
+    bounds = [0, length]  # one sequence: the states before chunks of several would need their indices
+    if edge and draw.chance(0.3):
+        bounds.append(draw.pick((-1, length + 1)))
+    arguments: Arguments = {
+        "x": draw.lay(draw.normal(1, length, heads, head_dim)),
+        "dt": draw.uniform(0.01, 0.6, 1, length, heads),
+        "A": -draw.uniform(0.05, 3.0, heads),
+        "B": draw.lay(draw.normal(1, length, groups, states)),
+        "C": draw.lay(draw.normal(1, length, groups, states)),
+        "D": draw.maybe(draw.normal(*draw.pick(((heads,), (heads, head_dim))))),
+        "z": draw.maybe(draw.lay(draw.normal(1, length, heads, head_dim))),
+        "cu_seqlens": torch.tensor(bounds, dtype=torch.int32),
+    }
+    shapes = {name: getattr(value, "shape", None) for name, value in arguments.items() if name != "cu_seqlens"}
+
+    def call(given: Arguments) -> Results:
+        x, B, C = (given[name] for name in ("x", "B", "C"))
+        missing = chunks * size - given["dt"].shape[1]
+        dt = F.pad(given["dt"], (0, 0, 0, missing)).mT.unflatten(-1, (chunks, size))
+        sums = (dt * given["A"][:, None, None]).cumsum(-1)
+        added = ssd_chunks.chunk_state(B, x, dt, sums)
+        before, last = ssd_chunks.state_passing(added.flatten(-2), sums[..., -1])
+        before = before.unflatten(-1, added.shape[-2:])
+        out = ssd_chunks.chunk_scan(B, C, x, dt, sums, before, given["D"], given["z"])
+        varlen = ssd_chunks.chunk_state_varlen(B[0], x[0], dt[0], sums[0], given["cu_seqlens"], before[0])
+        return {"out": out, "final_state": last.unflatten(-1, added.shape[-2:]), "varlen_states": varlen}
+
+    def reference(given: Arguments) -> Results:
+        scanned = {name: given[name] for name in ("x", "dt", "A", "B", "C", "D", "z")}
+        if any(getattr(given[name], "shape", None) != shape for name, shape in shapes.items()):
+            return {}  # these functions broadcast, as upstream's references
+        scanned |= {"dt_softplus": False, "dt_limit": (-math.inf, math.inf)}
+        found = ssd_loop(**scanned)
+        states = states_after_each(scanned, given["cu_seqlens"])
+        return found | {"varlen_states": states}
+
+    return Case(
+        "chunk steps",
+        arguments,
+        call,
+        reference,
+        lambda given: {"out": given["x"].dtype, "final_state": torch.float32, "varlen_states": torch.float32},
+        exact_infinities=False,
     )

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from scanlab.errors import ProblemError
 from scanlab.integrations.causal_conv1d.causal_conv1d_varlen import sequence_bounds
+from scanlab_kernels.checks import expect_one_device
 
 
 def chunk_state(B: Tensor, x: Tensor, dt: Tensor, dA_cumsum: Tensor, states_in_fp32: bool = True) -> Tensor:
@@ -134,7 +135,8 @@ chunk_scan_ref = chunk_scan
 
 def _by_head(B: Tensor, x: Tensor) -> Tensor:
     """Return B (batch, length, groups, state) for each head of x, (batch, length, heads, state)."""
-    if x.shape[-2] % B.shape[-2]:
+    expect_one_device(x=x, projection=B)
+    if not B.shape[-2] or x.shape[-2] % B.shape[-2]:
         raise ProblemError(f"{B.shape[-2]} groups do not divide the {x.shape[-2]} heads of x.")
     return B.repeat_interleave(x.shape[-2] // B.shape[-2], dim=-2)
 

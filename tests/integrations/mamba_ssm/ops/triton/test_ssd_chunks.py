@@ -69,6 +69,10 @@ def test_what_does_not_fit_is_said() -> None:
     x, B, dt = torch.randn(1, 9, 4, 3), torch.randn(1, 9, 3, 5), torch.rand(1, 4, 2, 4)
     with pytest.raises(ProblemError, match="3 groups do not divide the 4 heads"):
         steps.chunk_state(B[:, :8], x[:, :8], dt, dt)
+    with pytest.raises(ProblemError, match="0 groups do not divide the 4 heads"):
+        steps.chunk_state(B[:, :8, :0], x[:, :8], dt, dt)
+    with pytest.raises(ProblemError, match="projection is on meta, x on cpu"):
+        steps.chunk_state(B[:, :8, :2].to("meta"), x[:, :8], dt, dt)
     with pytest.raises(ProblemError, match="x has 9 steps: must have at most the 8 of dt"):
         steps.chunk_state(B[:, :, :2], x, dt, dt)
     states = torch.zeros(2, 4, 3, 5)
