@@ -1,6 +1,6 @@
 """Tune a scan on this machine, and read the choice and the report.
 
-    python examples/2_tune_a_scan.py            # about 20 seconds
+    python examples/2_tune_a_scan.py            # about half a minute
     python examples/2_tune_a_scan.py --budget 3m
 
 Ends with the choice, its gain over the defaults, and a page to open in a browser. Your profile is not touched: the one
@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 parser = argparse.ArgumentParser(description="Tune a scan, and read the report.")
-parser.add_argument("--budget", default="10s", help="time of measuring")
+parser.add_argument("--budget", default="20s", help="time of measuring")
 parser.add_argument("--out", type=Path, default=Path("runs/tutorial"), help="the folder of the records and the report")
 asked = parser.parse_args()
 
