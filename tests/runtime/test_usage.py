@@ -83,7 +83,7 @@ def test_without_usage_an_earlier_file_stays(tmp_path):
 @pytest.mark.parametrize("name", ["missing/usage.toml", "file/usage.toml", ".", "x" * 300, "a\0b"])
 def test_a_file_that_cannot_be_written_is_refused_before_the_program_runs(tmp_path, name):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="name a file in"):
+    with pytest.raises(InputError, match="Name a file in"):
         UsageFile(tmp_path / name)
 
 
