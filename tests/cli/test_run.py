@@ -179,7 +179,7 @@ def test_a_script_of_any_name_that_changes_its_folder_and_forks_is_recorded(tmp_
 def test_a_place_that_cannot_be_written_is_refused_before_the_script_runs(run, script):
     found = run("run", "--record", "missing/seen.toml", script("print('ran')"))
     assert (found.code, found.out) == (2, "")
-    assert "name a file in a folder that can" in found.err
+    assert "Name a file in a folder that can" in found.err
 
 
 def test_a_script_that_calls_no_scan_leaves_no_file_and_says_so(run, script, tmp_path):

@@ -113,7 +113,7 @@ def test_a_graph_whose_logits_are_off_is_not_written(tmp_path, monkeypatch):
 
 
 def test_a_model_that_does_not_run_is_not_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(bundle, "write_graph", lambda model, images, path: path.write_bytes(b"no graph"))
+    monkeypatch.setattr(bundle, "write_graph", lambda model, images, path, *_: path.write_bytes(b"no graph"))
     exported = export(trained_tiny_vim(), tmp_path / "made", ("onnx",), origin={})
     assert not exported.passed
     assert "does not run in a fresh process" in exported.checks[0].reason

@@ -23,8 +23,8 @@ def directions(arguments: Sequence[Any]) -> tuple[ScanInputs, ...]:
     return both if both[1].u is not None else both[:1]
 
 
-def keep_inputs(ctx: Any, arguments: tuple[Any, ...], results: tuple[Tensor, Tensor, Tensor]) -> None:
+def keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     """Keep the tensors, the settings and the checkpoints of a scan for its gradients."""
     ctx.set_materialize_grads(False)  # outputs that nothing used would get zeros as large as they are
-    ctx.save_for_backward(results[2], *arguments[:TENSORS])
-    ctx.settings = arguments[TENSORS:]
+    ctx.save_for_backward(output[2], *inputs[:TENSORS])
+    ctx.settings = inputs[TENSORS:]
