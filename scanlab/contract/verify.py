@@ -19,6 +19,8 @@ from scanlab.contract import registry
 from scanlab.contract.base import Problem
 from scanlab.contract.op import Inputs, Op, map_tensors, tensors_of
 
+# Memory that is filled with NaN before an implementation is called, for each output.
+POISONED_BYTES = 8 << 20
 # A race shows in some calls only: where calls are repeated, in at most so many of them.
 MAX_CALLS = 32
 
@@ -215,11 +217,13 @@ def _returned_dtypes(op: Op, inputs: Inputs) -> dict[str, torch.dtype]:
 def _poison_free_memory(expected: ReferenceOutputs, dtypes: Mapping[str, torch.dtype]) -> None:
     """Leave NaN in the memory that the allocator will hand out next, so that an output never written shows.
 
-    Filled and freed in the sizes of the expected tensors: allocators reuse blocks of the size just freed.
+    Filled and freed in the sizes of the expected tensors: allocators reuse blocks of the size just freed. Of small ones
+    there are many, for blocks where right values lay may be handed out before those freed last.
     """
     for name, truth in expected.tensors.items():
         kind = dtypes[name]
-        blocks = [torch.full(truth.shape, math.nan, dtype=kind, device=expected.problem.device) for _ in range(4)]
+        count = min(max(POISONED_BYTES // max(truth.numel() * kind.itemsize, 1), 4), 64)
+        blocks = [torch.full(truth.shape, math.nan, dtype=kind, device=expected.problem.device) for _ in range(count)]
         del blocks
 
 
