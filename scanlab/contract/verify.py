@@ -217,8 +217,8 @@ def _returned_dtypes(op: Op, inputs: Inputs) -> dict[str, torch.dtype]:
 def _poison_free_memory(expected: ReferenceOutputs, dtypes: Mapping[str, torch.dtype]) -> None:
     """Leave NaN in the memory that the allocator will hand out next, so that an output never written shows.
 
-    Filled and freed in the sizes of the expected tensors: allocators reuse blocks of the size just freed. Of small ones
-    there are many, for blocks where right values lay may be handed out before those freed last.
+    Filled and freed in the sizes of the expected tensors: allocators reuse blocks of the size just freed. Small
+    tensors get many blocks, because an allocator may hand out an older one, in which right values lay, first.
     """
     for name, truth in expected.tensors.items():
         kind = dtypes[name]

@@ -1,4 +1,4 @@
-"""What stands in torch.cuda, torch.Generator and torch.distributed while cuda devices are mapped to the CPU.
+"""Stand in for torch.cuda, torch.Generator and torch.distributed while cuda devices are mapped to the CPU.
 
 On a CPU calls are done when they return: a stream orders nothing, and an event is a time.
 """

@@ -244,7 +244,7 @@ def file(draw: Draw, *, edge: bool) -> Case:
                 use(Path(folder), given["content"])
             except ScanlabError:
                 raise
-            except Exception as error:
+            except Exception as error:  # any other error is the fault that is looked for
                 raise AssertionError(f"{type(error).__name__}: {error}") from error
         return {}
 
