@@ -118,8 +118,8 @@ def test_a_function_of_the_compiled_module_is_traced():
         def forward(ctx, *tensors):
             return module.fwd(*tensors, True, 1, True)[0]
 
-    given = tuple(inputs(torch.float32))
-    traced = torch.jit.trace(lambda *tensors: Scan.apply(*tensors), given, check_trace=False)
+    given = inputs(torch.float32)
+    traced = torch.jit.trace(lambda *tensors: Scan.apply(*tensors), tuple(given), check_trace=False)
     assert_near(traced(*given), expected(given, torch.ones_like(given[0]))[0], torch.float32)
 
 
