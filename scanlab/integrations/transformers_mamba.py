@@ -22,8 +22,9 @@ from scanlab.integrations.transformers_cache import Memory
 from scanlab.integrations.transformers_layers import decay_rates, masked, prepacked, product, records_gradients
 from scanlab.models.mamba_weights import as_scanned
 from scanlab.models.plain_layers import is_plain_layer
-from scanlab.runtime.dispatch import promoted, scan
+from scanlab.runtime.dispatch import scan
 from scanlab.runtime.ops import causal_conv1d, causal_conv1d_update, linear, mixer_step, selective_state_update
+from scanlab.runtime.promotion import promoted_scan
 
 
 def mix(mixer: Any, hidden: Tensor, memory: Memory, mask: Tensor | None, masks_hidden: bool) -> Tensor:
@@ -90,7 +91,7 @@ def mix(mixer: Any, hidden: Tensor, memory: Memory, mask: Tensor | None, masks_h
             # a copy: the cache is overwritten in place, and gradients need the old values
             initial_state=None if past is None else as_scanned(past, u.dtype).flatten(1, -2).clone(),
         )
-        scanned, last_state = scan(promoted(inputs))
+        scanned, last_state = scan(promoted_scan(inputs))
         memory.keep(last_state.view(batch, *A.shape))
         y = scanned.mT.to(u.dtype)
     return product(mixer, "out_proj", y)

@@ -19,8 +19,9 @@ from scanlab.contract.problem import ScanInputs
 from scanlab.errors import ProblemError
 from scanlab.models.mamba_weights import LAYERS, Mixing, as_scanned, rates, taps
 from scanlab.models.plain_layers import is_plain_layer
-from scanlab.runtime.dispatch import Scan, promoted
+from scanlab.runtime.dispatch import Scan
 from scanlab.runtime.ops import causal_conv1d
+from scanlab.runtime.promotion import promoted_scan
 
 
 class Scanned(NamedTuple):
@@ -73,10 +74,10 @@ def scan_directions(
         inputs.append(inputs[0].with_tensors(A=rates(mixer.A_b_log, x.dtype)))  # type: ignore[arg-type]
     elif bidirectional:
         inputs.append(_scan_inputs(mixer, x, z, "_b", reverse=True))
-    y, last_state = scan(*map(promoted, inputs), direction="bidirectional" if bidirectional else "forward")
+    y, last_state = scan(*map(promoted_scan, inputs), direction="bidirectional" if bidirectional else "forward")
     if slices is not None:
         dealt = _scan_inputs(mixer, _deal(x, slices), _deal(z, slices), "_s")
-        y = y + _gather(scan(promoted(dealt)).out, slices)
+        y = y + _gather(scan(promoted_scan(dealt)).out, slices)
     return Scanned(x, y.to(x.dtype), last_state[0] if bidirectional else last_state)
 
 

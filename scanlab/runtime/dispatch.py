@@ -18,7 +18,6 @@ from scanlab.contract.problem import Direction, ScanInputs, ScanOutput
 from scanlab.contract.space import config_key
 from scanlab.runtime import implementations, traced, usage
 from scanlab.runtime.dispatcher import Dispatcher as Dispatcher
-from scanlab.runtime.dispatcher import promoted as promoted
 from scanlab.runtime.policy import Policy, current
 from scanlab.runtime.profile import Profile, load_profile
 
@@ -186,4 +185,4 @@ def _serve_graph(
     return serve(*inputs, delta_softplus=delta_softplus, direction=direction, promote=promote)
 
 
-traced.register(_serve_graph, promoted)
+traced.register(_serve_graph)

@@ -6,7 +6,6 @@ SCANLAB_STRICT=1 it is an error; the parts of a block are logged as information 
 
 from __future__ import annotations
 
-import functools
 import logging
 import operator
 import threading
@@ -20,7 +19,7 @@ import torch
 from scanlab import settings
 from scanlab.contract import registry
 from scanlab.contract.backend import Backend, OpFn
-from scanlab.contract.base import Problem, weight_dtype
+from scanlab.contract.base import Problem
 from scanlab.contract.problem import Direction, ScanInputs, ScanOutput, ScanProblem, check
 from scanlab.contract.space import Config, config_key
 from scanlab.errors import RejectedError, UnavailableError
@@ -29,6 +28,7 @@ from scanlab.runtime.decisions import PARTS, Decision, decisions, nothing_serves
 from scanlab.runtime.empty_scan import scan_empty
 from scanlab.runtime.policy import DEFAULT, TUNED, Policy
 from scanlab.runtime.profile import Profile
+from scanlab.runtime.promotion import promoted_scan
 from scanlab.runtime.verification import disagreement, must_verify
 
 log = logging.getLogger("scanlab")
@@ -90,14 +90,14 @@ class Dispatcher:
             inputs: One set for each direction.
             delta_softplus: Apply softplus to delta + delta_bias.
             direction: Order of time.
-            promote: Promote mixed dtypes, see `promoted`.
+            promote: Promote mixed dtypes, see `promoted_scan`.
 
         Raises:
             ProblemError: The tensors do not fit together.
         """
         bound = self.bind(inputs, delta_softplus, direction, promote)
         if bound.promotes:
-            inputs = tuple(map(promoted, inputs))
+            inputs = tuple(map(promoted_scan, inputs))
         result: ScanOutput = bound.function(*inputs) if not usage.active() else call_logged(bound, *inputs)
         return result
 
@@ -155,7 +155,7 @@ class Dispatcher:
     def _bind_scan(
         self, key: object, given: tuple[ScanInputs, ...], delta_softplus: bool, direction: Direction, promote: bool
     ) -> Bound:
-        inputs = tuple(map(promoted, given)) if promote else given
+        inputs = tuple(map(promoted_scan, given)) if promote else given
         promotes = any(
             tensor is not before
             for one, other in zip(inputs, given, strict=True)
@@ -280,22 +280,3 @@ def _signature(inputs: tuple[ScanInputs, ...]) -> list[object]:
         signature.append(each.u.stride(1) == 1)
         signature += [tensor if tensor is None else look(tensor) for tensor in each]
     return signature
-
-
-def promoted(inputs: ScanInputs) -> ScanInputs:
-    """Return these inputs in the dtypes that a ScanProblem asks for, exactly.
-
-    Tensors that vary over time get the widest of their dtypes, integers counting as float32, the others the float32 or
-    float64 that goes with it.
-    """
-    varying = ("u", "delta", "z", *(name for name in ("B", "C") if getattr(inputs, name).dim() > 2))
-    tensors = inputs.tensors()
-    dtype = functools.reduce(torch.promote_types, {tensors[name].dtype for name in varying if name in tensors})
-    dtype = dtype if dtype.is_floating_point or dtype.is_complex else torch.float32
-    weight = weight_dtype(dtype)
-
-    def fit(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        to = dtype if name in varying else weight
-        return tensor.to(to.to_complex() if tensor.is_complex() else to)
-
-    return inputs.with_tensors(**{name: fit(name, tensor) for name, tensor in tensors.items()})

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from scanlab.contract.backend import ScanFn
 from scanlab.contract.problem import Direction, ScanInputs, ScanOutput, ScanProblem
+from scanlab.runtime.promotion import promoted_scan
 from scanlab_kernels import flop_formulas
 from scanlab_kernels.autograd import once
 from scanlab_kernels.selective_scan import scan_operator
@@ -24,7 +25,6 @@ NAMESPACE = "scanlab_runtime"
 REQUIRED = ("u", "delta", "A", "B", "C")  # of the first direction
 
 Serve = Callable[..., ScanOutput]
-Promote = Callable[[ScanInputs], ScanInputs]
 
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
@@ -75,12 +75,11 @@ def on_meta(problem: ScanProblem) -> ScanFn:
     return lambda *inputs: scan(inputs, problem.delta_softplus, problem.direction)
 
 
-def register(serve: Serve, promoted: Promote) -> None:
+def register(serve: Serve) -> None:
     """Define the op; once in a process.
 
     Args:
         serve: Computes a scan of sets of inputs, with the keywords delta_softplus, direction, promote and backend.
-        promoted: Returns inputs in the dtypes that they are promoted to.
     """
 
     def run(*arguments: Any) -> ScanOutput:
@@ -89,7 +88,7 @@ def register(serve: Serve, promoted: Promote) -> None:
 
     def shapes(*arguments: Any) -> ScanOutput:
         inputs = directions(arguments)
-        first = promoted(inputs[0]) if arguments[TENSORS + 2] else inputs[0]
+        first = promoted_scan(inputs[0]) if arguments[TENSORS + 2] else inputs[0]
         state = (first.u.shape[0], *first.A.shape)
         last_state = first.A.new_empty((2, *state) if len(inputs) == 2 else state)
         return ScanOutput(torch.empty_like(first.u), last_state)

@@ -20,6 +20,7 @@ from scanlab.contract.space import config_key
 from scanlab.errors import ProblemError
 from scanlab.runtime import dispatch
 from scanlab.runtime import ops as mixer
+from scanlab.runtime.promotion import promoted_scan
 from scanlab.runtime.traced import is_traced
 from scanlab_kernels.checks import expect_one_device
 
@@ -131,7 +132,7 @@ def mamba_inner_fn_no_out_proj(
         "C": _rms(inputs.C, c_rms_weight, b_c_dt_rms_eps),
         "delta": _rms(inputs.delta, dt_rms_weight, b_c_dt_rms_eps),
     }
-    out = dispatch.scan(dispatch.promoted(inputs.with_tensors(**normed)), delta_softplus=delta_softplus).out
+    out = dispatch.scan(promoted_scan(inputs.with_tensors(**normed)), delta_softplus=delta_softplus).out
     say_who_serves()
     return out.to(xz.dtype)
 
@@ -209,7 +210,7 @@ def bimamba_inner_fn(
     if A_b.is_complex() != A.is_complex():
         raise ProblemError(f"A is {A.dtype} and A_b is {A_b.dtype}: both must be real, or both complex.")
     u, z = _convolved(xz, conv1d_weight, conv1d_bias)
-    forward = dispatch.promoted(
+    forward = promoted_scan(
         projected(u, z, x_proj_weight, delta_proj_weight, A, B, C, D, delta_bias, B_proj_bias, C_proj_bias)
     )
     reverse = forward.with_tensors(A=A_b.to(forward.A.dtype))
