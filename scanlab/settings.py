@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from scanlab.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -26,7 +28,9 @@ class Setting:
 
 
 BACKEND = Setting("SCANLAB_BACKEND", "backend of every scan, such as chunked:chunk=32", "the profile's choice")
-STRICT = Setting("SCANLAB_STRICT", "1 makes it an error when something else than the tuned choice serves", "a warning")
+STRICT = Setting(
+    "SCANLAB_STRICT", "1 makes it an error when something else than the tuned choice serves", "0: a warning"
+)
 MIXER = Setting("SCANLAB_MIXER", "native, triton or torch: implementation of the ops around the scan", "by device")
 LINEAR = Setting("SCANLAB_LINEAR", "torch, onednn, mkl, native or gemv: backend of products in inference", "by silicon")
 PROFILE = Setting("SCANLAB_PROFILE", "path of the profile", "a file for this silicon in the user's data folder")
@@ -45,5 +49,12 @@ MAX_KEPT_PLANS = 16
 
 
 def strict() -> bool:
-    """Return whether SCANLAB_STRICT makes fallbacks errors."""
-    return STRICT.get() == "1"
+    """Return True where SCANLAB_STRICT makes fallbacks errors.
+
+    Raises:
+        ConfigError: It is neither 0 nor 1.
+    """
+    value = STRICT.get()
+    if value not in (None, "0", "1"):
+        raise ConfigError(f"{STRICT.name}={value}: must be 0 or 1.")
+    return value == "1"

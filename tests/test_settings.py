@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from scanlab import settings
+from scanlab.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 PRODUCT = [*ROOT.glob("scanlab/**/*.py"), *ROOT.glob("kernels/scanlab_kernels/**/*.py")]
@@ -32,6 +33,14 @@ def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("SCANLAB_STRICT", "")
     assert settings.STRICT.get() is None
     assert not settings.strict()
+
+
+def test_strict_takes_0_and_1_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCANLAB_STRICT", "0")
+    assert not settings.strict()
+    monkeypatch.setenv("SCANLAB_STRICT", "maybe")
+    with pytest.raises(ConfigError, match="SCANLAB_STRICT=maybe: must be 0 or 1"):
+        settings.strict()
 
 
 def test_every_setting_says_what_it_means() -> None:
