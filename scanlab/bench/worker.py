@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from scanlab.bench import system_state
 from scanlab.bench.context import BenchmarkContext, Candidate
@@ -21,7 +21,9 @@ from scanlab.bench.records import State
 from scanlab.bench.samples import Block
 from scanlab.bench.timing import TimedCall, block_s, calibrate, call_of, input_copies, peak_bytes, take_round
 from scanlab.contract.verify import Verdict, verify
-from scanlab.errors import RejectedError, ScanlabError, UnavailableError
+from scanlab.errors import ConfigError, RejectedError, ScanlabError, UnavailableError
+
+Result = TypeVar("Result")
 
 # Verification calls a candidate again for so long, and with the hard inputs once more: a race shows in some calls only.
 REPEATS_S = 0.01
@@ -52,6 +54,17 @@ class Evaluation:
     def block_s(self) -> float:
         """Duration of one block of its samples, about."""
         return block_s(self.calls, self.samples, self.call_ms / 1e3)
+
+
+def attempt(action: Callable[[], Result]) -> Result | Evaluation:
+    """Return what `action` returns, or an evaluation with the reason that it raised."""
+    try:
+        return action()
+    except (ConfigError, RejectedError, UnavailableError) as error:
+        return Evaluation("rejected", str(error))
+    # A backend is code of any origin and may raise anything; its failure is a result, and must not end the run.
+    except Exception as error:  # noqa: BLE001
+        return Evaluation("crashed", _text(error))
 
 
 class CandidateFailedError(ScanlabError):
@@ -135,21 +148,12 @@ class LocalWorker:
         self._rng = random.Random(f"{context.seed} {self._process}")
 
     def verify(self, candidate: Candidate) -> Evaluation:
-        return self._guarded(lambda: self._built(candidate)[0])
+        return attempt(lambda: self._built(candidate)[0])
 
     def prepare(self, candidate: Candidate) -> Evaluation:
         if candidate in self._prepared:
             return self._evaluations[candidate]
-        return self._guarded(lambda: self._calibrated(candidate))
-
-    def _guarded(self, action: Callable[[], Evaluation]) -> Evaluation:
-        try:
-            return action()
-        except (RejectedError, UnavailableError) as error:
-            return Evaluation("rejected", str(error))
-        # A backend is code of any origin and may raise anything; its failure is a result, and must not end the run.
-        except Exception as error:  # noqa: BLE001
-            return Evaluation("crashed", _text(error))
+        return attempt(lambda: self._calibrated(candidate))
 
     def _built(self, candidate: Candidate) -> tuple[Evaluation, Callable[[], object]]:
         problem = self._context.problem
@@ -179,7 +183,7 @@ class LocalWorker:
             return take_round(
                 timed, self._prepared[baseline], self._rng, number, self._process, before_sample=self._note
             )
-        except Exception as error:  # of the candidate, which may raise anything: see `_guarded`
+        except Exception as error:  # of the candidate, which may raise anything: see `attempt`
             raise CandidateFailedError((*candidates, baseline)[self._position], _text(error)) from error
 
     def _note(self, position: int) -> None:
@@ -191,7 +195,7 @@ class LocalWorker:
         timed = self._prepared[candidate]
         try:
             return peak_bytes(timed.call, timed.device, timed.threads)
-        except Exception as error:  # of the candidate, which may raise anything: see `_guarded`
+        except Exception as error:  # of the candidate, which may raise anything: see `attempt`
             raise CandidateFailedError(candidate, _text(error)) from error
 
     def release(self, candidates: Iterable[Candidate]) -> None:

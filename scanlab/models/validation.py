@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 
 from scanlab.bench.timing import peak_bytes
-from scanlab.bench.worker import Evaluation
+from scanlab.bench.worker import Evaluation, attempt
 from scanlab.contract.base import DTYPES
 from scanlab.contract.space import Config
-from scanlab.errors import ConfigError, RejectedError, UnavailableError
 from scanlab.models.digits import digits_model, digits_test_set
 from scanlab.models.vision_mamba import VisionMamba
 from scanlab.runtime.dispatch import Dispatcher
@@ -117,7 +116,7 @@ def validate(
     for selection in selections:
         progress(selection)
         model = _model(build, weights, selection)
-        logits = _attempted(partial(model, images))
+        logits = attempt(partial(model, images))
         if isinstance(logits, Evaluation):
             results.append(Validation(selection, {}, logits.state == "rejected", reason=logits.reason))
             continue
@@ -185,7 +184,7 @@ def validate_task(
         for dtype in dtypes:
             progress(f"{selection}, {dtype}")
             model = digits_model(Dispatcher(selection))
-            logits = _attempted(partial(_read, model, images, dtype))
+            logits = attempt(partial(_read, model, images, dtype))
             if isinstance(logits, Evaluation):
                 passed = logits.state == "rejected"
                 results.append(TaskValidation(selection, dtype, {}, passed, reason=logits.reason))
@@ -226,16 +225,6 @@ def profiled_selections(profile: Profile | None) -> list[str]:
         for entry in (profile.entries if profile else ())
     }
     return list(deployed)
-
-
-def _attempted(action: Callable[[], Tensor]) -> Tensor | Evaluation:
-    """Return the result of `action`, or a reason; a configuration not legal for this model is rejected."""
-    try:
-        return action()
-    except (ConfigError, RejectedError, UnavailableError) as error:
-        return Evaluation("rejected", str(error))
-    except Exception as error:  # noqa: BLE001  # a backend may raise anything
-        return Evaluation("crashed", f"{type(error).__name__}: {error}")
 
 
 def _model(build: Callable[..., VisionMamba], weights: Mapping[str, Tensor], selection: str) -> VisionMamba:
