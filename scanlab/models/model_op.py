@@ -27,7 +27,7 @@ from scanlab.contract.op import Inputs, Op, Work
 from scanlab.contract.space import Config, Space, Tunable
 from scanlab.errors import InputError, ProblemError
 from scanlab.models.mamba_block import RECURRENCE
-from scanlab.models.workloads import find_workload
+from scanlab.models.workloads import find_workload, told_in_a_sentence
 from scanlab.runtime.policy import DEFAULT, TUNED, Policy, serve_by
 from scanlab.runtime.usage import log_usage
 
@@ -105,7 +105,8 @@ def fresh_inputs(problem: ModelProblem, inputs: Inputs, seed: int) -> tuple[Mode
 
 @functools.lru_cache(maxsize=2)
 def _prototype(name: str, batch: int, size: int) -> tuple[nn.Module, Tensor]:
-    made: object = find_workload(name)(batch, size)
+    with told_in_a_sentence(name):
+        made: object = find_workload(name)(batch, size)
     match made:
         case (nn.Module() as model, Tensor() as given):
             return model, given
@@ -148,7 +149,7 @@ def forward(problem: ModelProblem, dtype: str, policy: Policy) -> Callable[[Mode
 
     def run(inputs: ModelInputs) -> ModelOutputs:
         given = inputs.input.to(weights) if inputs.input.is_floating_point() else inputs.input
-        with torch.inference_mode(), serve_by(policy):
+        with torch.inference_mode(), serve_by(policy), told_in_a_sentence(problem.model):
             returned: Any = model(given)
         found = getattr(returned, "logits", returned)
         return ModelOutputs(found.to(torch.promote_types(torch.float32, found.dtype)))

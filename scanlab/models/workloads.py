@@ -12,13 +12,15 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from scanlab.errors import InputError, did_you_mean
+from scanlab.errors import InputError, ScanlabError, did_you_mean
 from scanlab.models import capture, digits, images, vision_mamba
 
 Workload = Callable[[int, int], tuple[nn.Module, Tensor]]
@@ -32,6 +34,9 @@ BUILT_IN = {
     "vim-base": f"{__name__}:vim_base",
     "mamba-130m": "scanlab.integrations.mamba_ssm.workload:mamba_130m",
 }
+
+# Where code starts that is not the user's: Python's library, torch among installed packages, and scanlab.
+LIBRARIES = ("<frozen", *map(os.path.dirname, (os.__file__, torch.__path__[0], os.path.dirname(__file__))))
 
 
 def digits_model(batch: int = 16, size: int = 8) -> tuple[nn.Module, Tensor]:
@@ -85,18 +90,37 @@ def find_workload(name: str) -> Workload:
         importlib.import_module(DROP_IN).install()
         if "" not in sys.path and os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())
-    try:
-        module = _from_file(Path(target)) if target.endswith(".py") else importlib.import_module(target)
-    except (ImportError, OSError, SyntaxError) as error:
-        raise InputError(
-            f"{name}: {target} cannot be imported ({error}). Name a module of the current folder or an installed one,"
-            " or a file: path/to/file.py:FUNCTION."
-        ) from error
+    with told_in_a_sentence(name):
+        try:
+            module = _from_file(Path(target)) if target.endswith(".py") else importlib.import_module(target)
+        except (ImportError, OSError, SyntaxError) as error:
+            raise InputError(
+                f"{name}: {target} cannot be imported ({error}). Name a module of the current folder or an installed"
+                " one, or a file: path/to/file.py:FUNCTION."
+            ) from error
     found = getattr(module, function, None)
     if not callable(found):
         raise InputError(f"{name}: {target} has no function {function!r}.")
     workload: Workload = found
     return workload
+
+
+@contextmanager
+def told_in_a_sentence(name: str) -> Iterator[None]:
+    """Turn an error that code of the workload `name` raises into one sentence, which says where it was raised.
+
+    Raises:
+        InputError: The code raised something that is no error of scanlab.
+    """
+    try:
+        yield
+    except ScanlabError:
+        raise
+    except Exception as error:  # code of the user may raise anything
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [each for each in frames if not each.filename.startswith(LIBRARIES)] or frames
+        where = f"{own[-1].filename}, line {own[-1].lineno}"
+        raise InputError(f"{name} raised {type(error).__name__}: {error} ({where}).") from error
 
 
 def default_sizes(name: str) -> tuple[int, int]:

@@ -9,8 +9,18 @@ from scanlab.contract import registry
 from scanlab.contract.backend import restricted
 from scanlab.contract.verify import reference_outputs, verify
 from scanlab.errors import InputError, ProblemError
-from scanlab.models.model_op import ModelProblem, fresh_inputs, make_inputs, op, op_problems, subsets, tuned_ops
+from scanlab.models.model_op import (
+    ModelProblem,
+    forward,
+    fresh_inputs,
+    make_inputs,
+    op,
+    op_problems,
+    subsets,
+    tuned_ops,
+)
 from scanlab.models.workloads import BUILT_IN, default_sizes, find_workload
+from scanlab.runtime.policy import Policy
 
 DIGITS = ModelProblem(model="digits", batch=4, size=8)
 LOOSE = DIGITS.replace(max_logit_error=0.05)
@@ -116,6 +126,20 @@ def test_a_function_that_returns_no_model_is_no_workload(tmp_path):
     file.write_text("def take(batch, size): return 3")
     with pytest.raises(InputError, match="returned a int: must be a model and one input tensor"):
         make_inputs(ModelProblem(model=f"{file}:take", batch=1, size=1), 0)
+
+
+def test_an_error_of_the_users_code_is_told_in_a_sentence(tmp_path):
+    importing, making, running = (tmp_path / f"{name}.py" for name in ("importing", "making", "running"))
+    importing.write_text("sizes = {}\nsizes['large']")
+    making.write_text("def make(batch, size):\n    return 1 // 0")
+    running.write_text("import torch\ndef make(batch, size):\n    return torch.nn.Linear(3, 3), torch.zeros(1, 2)")
+    with pytest.raises(InputError, match=r"importing.py:make raised KeyError: 'large' \(.*importing.py, line 2\)"):
+        find_workload(f"{importing}:make")
+    with pytest.raises(InputError, match=r"raised ZeroDivisionError: .* \(.*making.py, line 2\)"):
+        make_inputs(ModelProblem(model=f"{making}:make", batch=1, size=1), 0)
+    problem = ModelProblem(model=f"{running}:make", batch=1, size=1)
+    with pytest.raises(InputError, match="raised RuntimeError"):
+        forward(problem, "float32", Policy.of({}))(*make_inputs(problem, 0))
 
 
 def test_a_module_of_the_current_folder_may_import_mamba_ssm(tmp_path, monkeypatch):
