@@ -16,7 +16,7 @@ ARGS ?=
 # wait must not spin: they would take the CPUs of the other processes.
 JOBS ?= 3
 
-.PHONY: tune test test-timing fuzz check lint types docs wheel clean
+.PHONY: tune test test-timing test-arm fuzz check lint types docs wheel clean
 
 tune: $(VENV)/.ready
 	$(BIN)/python -m scanlab tune $(ARGS)
@@ -27,6 +27,10 @@ test: $(VENV)/.ready
 # Tests that read a clock and need a quiet machine, one at a time.
 test-timing: $(VENV)/.ready
 	$(BIN)/python -m pytest -m timing $(ARGS)
+
+# The wheel for Linux on Arm, on an emulated processor; needs Debian's qemu-user and g++-aarch64-linux-gnu.
+test-arm: $(VENV)/.ready
+	$(BIN)/python tests/arm/emulate.py
 
 # Random calls of every op for some minutes; with SANITIZE=1 under AddressSanitizer and UBSan, and the core of the scan
 # under ThreadSanitizer.

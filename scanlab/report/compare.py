@@ -17,9 +17,9 @@ from scanlab.contract.machine import Machine
 from scanlab.errors import ResultsError
 from scanlab.report import figures, tables
 from scanlab.report.decision import TuningDecision, decisions_on
-from scanlab.report.formatting import milliseconds, three_digits
-from scanlab.report.select import Contest, contests, is_known, placings, select, slugs, subject
-from scanlab.report.write import Picture, Section, write_pages
+from scanlab.report.formatting import TO, milliseconds, percent, three_digits, times
+from scanlab.report.select import Contest, contest_of, contests, is_known, placings, select, slugs, subject
+from scanlab.report.write import Fact, Picture, Section, write_pages
 
 # Smaller differences are not reported where the noise of neither side was measured.
 MIN_DIFFERENCE = math.log(1.02)
@@ -83,7 +83,8 @@ class Change:
         """Ratio of the speeds, the second to the first, with its interval."""
         if math.isnan(self.log_ratio):
             return ""
-        spread = f" ({math.exp(-self.interval.high):.3g} to {math.exp(-self.interval.low):.3g})"
+        low, high = math.exp(-self.interval.high), math.exp(-self.interval.low)
+        spread = f" ({three_digits(low)} to {three_digits(high)})"
         return three_digits(math.exp(-self.log_ratio)) + (spread if self.interval.known else "")
 
 
@@ -116,6 +117,49 @@ def compare(before: Side, after: Side) -> list[Change]:
         controls = [abs(each.log_ratio) for each in own if each.is_control]
         changes += [replace(each, noise=max([noise, *controls])) for each in own]
     return changes
+
+
+def change_of_fastest(changes: Sequence[Change]) -> Change | None:
+    """Return the change from the fastest backend of the first result to that of the second, which may be another.
+
+    The changes are those of one contest. None is returned where one result has no times.
+    """
+    old = [each.before for each in changes if each.before is not None]
+    new = [each.after for each in changes if each.after is not None]
+    if not old or not new:
+        return None
+    before, after = min(old, key=_median), min(new, key=_median)
+    return Change(changes[0].contest, after.backend, before, after, *_difference(before, after), changes[0].noise)
+
+
+def headline(changes: Sequence[Change], before: Side, after: Side) -> str:
+    """Return the change of the fastest backend in a line; the changes are those of one contest."""
+    found = change_of_fastest(changes)
+    if found is None:
+        return "Nothing to compare"
+    if found.verdict in ("faster", "slower"):
+        return f"{after.name} is {times(math.exp(-found.log_ratio))} as fast as {before.name}"
+    return found.verdict[0].upper() + found.verdict[1:]
+
+
+def facts(changes: Sequence[Change], before: Side, after: Side) -> list[Fact]:
+    """Return the fastest of both results, the certainty of the change, and the number of backends by verdict."""
+    found, shown = change_of_fastest(changes), []
+    if found is not None:
+        for side, trial in ((before, found.before), (after, found.after)):
+            shown.append(Fact(f"Fastest in {side.name}", milliseconds(_median(trial)), _why_fast(trial, side)))
+        _, _, interval = found.ratio_text.partition(" ")
+        sure = interval.strip("()").replace(" to ", f" {TO} ") or "unknown"
+        noise = f"95 % interval, times as fast; differences up to {percent(math.expm1(found.noise))} are noise"
+        shown.append(Fact("How sure", sure, noise))
+    by_verdict: dict[str, list[str]] = {}
+    for each in changes:
+        name = each.verdict if each.before and each.after else "not measured in both"
+        by_verdict.setdefault(name, []).append(f"{each.backend} {each.ratio_text.partition(' ')[0]}".strip())
+    for verdict, names in by_verdict.items():
+        count = f"{len(names)} of {len(changes)} backends"
+        shown.append(Fact(verdict[0].upper() + verdict[1:], count, ", ".join(names)))
+    return shown
 
 
 def summary(changes: Sequence[Change], before: Side, after: Side) -> str:
@@ -193,7 +237,16 @@ def write_comparison(changes: Sequence[Change], before: Side, after: Side, folde
         shown = {"Changes": change_table(own)}
         if decided:
             shown["Decisions"] = pd.DataFrame(list(decided.items()), columns=["of", "is"])
-        sections.append(Section(contest.title, summary(own, before, after), shown, pictures))
+        sections.append(
+            Section(
+                contest.title,
+                summary(own, before, after),
+                shown,
+                pictures,
+                headline(own, before, after),
+                facts(own, before, after),
+            )
+        )
     different = environment_table(before, after)
     if len(different):
         sections.append(Section("Machine and software", "", {"Differences": different}, []))
@@ -248,6 +301,17 @@ def _median(trial: Trial | None) -> float:
 
 def _time(trial: Trial | None) -> str:
     return milliseconds(_median(trial))
+
+
+def _why_fast(trial: Trial | None, side: Side) -> str:
+    """Return backend and configuration, and its share of the roofline where that was determined."""
+    if trial is None:
+        return ""
+    decision = side.decisions.get(contest_of(trial))
+    share = decision.attainable_share if decision is not None and decision.label == trial.label else None
+    return f"{trial.backend} {_config(trial)}".strip() + (
+        "" if share is None else f"; {percent(share)} of the roofline"
+    )
 
 
 def _config(trial: Trial | None) -> str:

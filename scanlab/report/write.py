@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from scanlab.bench.records import Trial
@@ -126,7 +126,10 @@ def write_report(
     decided = {contest: each for contest, each in decisions_on(machine, decisions).items() if contest in found}
     deployed = {contest: each.label for contest, each in decided.items() if each.deployed and each.label}
     speedups, errors = tables.speedup_table(chosen.trials, deployed), tables.error_table(chosen.trials)
-    sections = [_breakdown_section(each, number, caption) for number, each in enumerate(breakdowns)]
+    of_models = {contest.problem.key: each for contest, each in decided.items()}
+    sections = [
+        _breakdown_section(each, number, caption, of_models.get(each.problem)) for number, each in enumerate(breakdowns)
+    ]
     for contest, name in slugs(found).items():
         own = tuple(frame[_is_of(frame, contest)] for frame in (speedups, errors))
         sections.append(_contest_section(contest, found[contest], name, caption, own, decided.get(contest)))
@@ -167,7 +170,7 @@ def write_pages(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pages.filters |= {"markdown": tables.markdown, "numeric": _numeric}
+    pages.filters |= {"markdown": tables.markdown, "numeric": _numeric, "breakable": _breakable}
     try:
         for name in ("tables", "figures"):
             (folder / name).mkdir(parents=True, exist_ok=True)
@@ -193,17 +196,21 @@ def write_pages(
     return [*texts, *(path for paths in drawn.values() for path in paths)]
 
 
-def _breakdown_section(breakdown: ModelBreakdown, number: int, caption: str) -> Section:
+def _breakdown_section(
+    breakdown: ModelBreakdown, number: int, caption: str, decision: TuningDecision | None
+) -> Section:
     alt = "; ".join(f"{each.op} {each.before_ms:.3g} ms, then {each.after_ms:.3g} ms" for each in breakdown.ops)
     picture = Picture(f"breakdown-{number}", breakdown_bars(breakdown, caption), alt)
     frames = {"Ops": op_table(breakdown), "Dtypes": dtype_table(breakdown)}
-    ratio = times(breakdown.before_ms / breakdown.after_ms)
-    headline = f"{milliseconds(breakdown.after_ms)} a pass, {ratio} as fast as the defaults"
+    facts = [Fact("One pass", milliseconds(breakdown.after_ms), f"{milliseconds(breakdown.before_ms)} by the defaults")]
+    facts += _decision_facts(decision) if decision is not None else []
     if breakdown.products_ms is not None:
         over = times(breakdown.after_ms / breakdown.products_ms)
-        headline += f"; {over} the time of its matrix products alone, as torch computes them"
+        detail = f"as torch computes them: the pass takes {over} as long"
+        facts.append(Fact("Its matrix products alone", milliseconds(breakdown.products_ms), detail))
     title = breakdown.problem.replace("model=", "").replace(",", ", ").replace("=", " ")
-    return Section(f"Model {title}", breakdown.why, frames, [picture], headline)
+    headline = f"{title.partition(',')[0]} is {times(breakdown.before_ms / breakdown.after_ms)} as fast as the defaults"
+    return Section(f"Model {title}", breakdown.why, frames, [picture], headline, facts)
 
 
 def _contest_section(
@@ -270,6 +277,8 @@ def _headline(ranked: Sequence[Placing], decision: TuningDecision | None) -> str
         return "No winner"
     reference = first.trial.reference_label
     backend, _, config = reference.partition(" ")
+    if decision is not None and decision.gain is None and backend == first.backend:
+        return f"{first.backend} stays: nothing is shown to be faster"
     other = (
         "the reference loop" if backend == "reference" else f"with {config}" if backend == first.backend else backend
     )
@@ -282,16 +291,20 @@ def _facts(ranked: Sequence[Placing], decision: TuningDecision | None) -> list[F
     if first.measured is not None and is_known(first.trial):
         config = tables.config_text(first.trial.config)
         facts.append(Fact("One call", milliseconds(first.measured.median_ms), config))
-    if decision is not None:
-        gain, bracket, rest = (decision.gain or "none shown").partition(" (")
-        facts.append(Fact("Gain over the defaults", gain, bracket.strip() + rest))
-        if decision.attainable_share is not None:
-            detail = "of the speed that arithmetic and memory traffic allow on this machine"
-            facts.append(Fact("Roofline", percent(decision.attainable_share), detail))
-        facts.append(Fact("Evidence", decision.evidence, decision.doubts))
+    facts += _decision_facts(decision) if decision is not None else []
     missing = [placing for placing in ranked if placing.measured is None or not is_known(placing.trial)]
     facts.append(Fact("Not measured", f"{len(missing)} of {len(ranked)} backends", _reasons(missing)))
     return facts
+
+
+def _decision_facts(decision: TuningDecision) -> list[Fact]:
+    """Return the gain of the chosen configuration, its share of the roofline, and how strong the evidence is."""
+    gain, bracket, rest = (decision.gain or "none shown").partition(" (")
+    facts = [Fact("Gain over the defaults", gain, bracket.strip() + rest)]
+    if decision.attainable_share is not None:
+        detail = "of the speed that arithmetic and memory traffic allow on this machine"
+        facts.append(Fact("Roofline", percent(decision.attainable_share), detail))
+    return [*facts, Fact("Evidence", decision.evidence, decision.doubts)]
 
 
 def _reasons(missing: Sequence[Placing]) -> str:
@@ -353,6 +366,11 @@ def _is_of(frame: pd.DataFrame, contest: Contest) -> Any:
 def _numeric(frame: pd.DataFrame) -> list[bool]:
     """Return for each column of text whether it holds numbers, and is set to the right."""
     return [all(not cell or cell[0].isdigit() for cell in frame[name]) for name in frame.columns]
+
+
+def _breakable(text: str) -> Markup:
+    """Return `text` for a narrow cell, where lines may end after a comma."""
+    return escape(text).replace(",", Markup(",<wbr>"))
 
 
 def _page_colour(text: str) -> str:

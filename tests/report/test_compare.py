@@ -11,7 +11,17 @@ import pytest
 from helpers.records import block, measurement, trial
 from scanlab.contract.machine import this_machine
 from scanlab.errors import ResultsError
-from scanlab.report.compare import Side, change_table, compare, environment_table, summary, write_comparison
+from scanlab.report.compare import (
+    Side,
+    change_table,
+    compare,
+    environment_table,
+    facts,
+    headline,
+    summary,
+    write_comparison,
+)
+from scanlab.report.formatting import TIMES
 
 HERE = this_machine()
 ELSEWHERE = dataclasses.replace(HERE, silicon=dataclasses.replace(HERE.silicon, model_name="another processor"))
@@ -82,6 +92,26 @@ def test_results_without_a_common_problem_are_refused_with_the_cure():
     other = timed(100, inputs_label="others")
     with pytest.raises(ResultsError, match="old and new have no problem with the same inputs.*Tune both"):
         compare(*sides([timed(100)], [other]))
+
+
+def first_screen(before, after):
+    """Return the headline of a comparison, and its facts by name."""
+    one, other = sides(before, after)
+    changes = compare(one, other)
+    return headline(changes, one, other), {each.name: each.value for each in facts(changes, one, other)}
+
+
+def test_the_headline_is_the_change_of_the_fastest_whichever_backend_that_is():
+    before = [timed(100, backend="native"), timed(200)]
+    said, shown = first_screen(before, [timed(100, backend="native"), timed(50, source_hash="1" * 16)])
+    assert said == f"new is 2.00{TIMES} as fast as old"
+    assert shown["Fastest in old"] == "100 µs"
+    assert shown["Fastest in new"] == "50.0 µs"
+    assert shown["Faster"] == "1 of 2 backends"
+    said, shown = first_screen(before, [timed(101, backend="native")])
+    assert said == "No difference shown"
+    assert shown["Not measured in both"] == "1 of 2 backends"
+    assert first_screen([timed(100, blocks=3)], [timed(50, blocks=3)])[0] == "Too few rounds to tell"
 
 
 def test_the_comparison_is_a_page_with_its_figures(tmp_path):
