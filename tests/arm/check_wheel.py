@@ -102,7 +102,6 @@ def main() -> None:
     if not options.write:
         failures += check_ops()
         print("loaded:", *sorted(Path(library).name for library in torch.ops.loaded_libraries))
-    print(scanlab.explain())
     if failures:
         sys.exit(f"{failures} checks failed")
 
