@@ -107,6 +107,11 @@ def always_available() -> str | None:
     return None
 
 
+def nothing_to_note(problem: Problem, config: Config) -> str | None:
+    """Return None: the default of a backend whose calls need no remark."""
+    return None
+
+
 @dataclass(frozen=True)
 class Backend:
     """An implementation of an op.
@@ -122,6 +127,7 @@ class Backend:
         unavailable: () -> why it cannot run on this machine, with the cure, or None.
         explicit_only: Whether it serves only callers that name it, because it is too slow and runs to be verified.
         op: The name of the op that it implements.
+        note: (problem, complete legal config) -> what `scanlab.explain` adds about a call on this machine, if anything.
     """
 
     name: str
@@ -134,6 +140,7 @@ class Backend:
     unavailable: Callable[[], str | None] = always_available
     explicit_only: bool = False
     op: str = "selective_scan"
+    note: Callable[[Any, Config], str | None] = nothing_to_note
 
     def rejects(self, problem: Problem) -> str | None:
         """Return why this backend cannot solve `problem`, or None."""

@@ -14,9 +14,12 @@ from torch import Tensor
 
 from scanlab import settings
 from scanlab.contract import registry
+from scanlab.contract.base import Problem
 from scanlab.contract.problem import Direction, ScanInputs, ScanOutput
 from scanlab.contract.space import config_key
 from scanlab.runtime import implementations, traced, usage
+from scanlab.runtime.decisions import Decision
+from scanlab.runtime.dispatcher import ON_META
 from scanlab.runtime.dispatcher import Dispatcher as Dispatcher
 from scanlab.runtime.policy import Policy, current
 from scanlab.runtime.profile import Profile, load_profile
@@ -113,14 +116,22 @@ def serving(asked: Scan) -> Dispatcher | None:
 def explain() -> str:
     """Return which implementation served each problem and op in this process, and why; a line for each."""
     lines = [
-        f"{'' if problem.op == registry.DEFAULT_OP else f'{problem.op} '}{problem.key}:"
-        f" {decision.backend} {config_key(decision.config)} ({decision.basis}: {decision.reason})"
-        for each in list(_dispatchers.values())
-        for problem, decision in each.decided.items()
+        _line(problem, decision) for each in list(_dispatchers.values()) for problem, decision in each.decided.items()
     ]
     served = "\n".join(lines) or "scanlab has not served a scan yet."
-    threads = f"threads: {torch.get_num_threads()}, as torch.get_num_threads(), where a configuration names none"
+    threads = f"threads: {torch.get_num_threads()}, as torch.get_num_threads(), where nothing else is said"
     return "\n".join(filter(None, (served, implementations.explain(), threads)))
+
+
+def _line(problem: Problem, decision: Decision) -> str:
+    """Return the line of `explain` about one problem."""
+    op = "" if problem.op == registry.DEFAULT_OP else f"{problem.op} "
+    reasons = [f"{decision.basis}: {decision.reason}"]
+    if decision is not ON_META:
+        backend = registry.get(decision.backend)
+        reasons.append(backend.note(problem, backend.space.complete(decision.config, problem, backend.name)) or "")
+    said = "; ".join(filter(None, reasons))
+    return f"{op}{problem.key}: {decision.backend} {config_key(decision.config)} ({said})"
 
 
 def selective_scan_fn(

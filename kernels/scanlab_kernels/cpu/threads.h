@@ -68,6 +68,26 @@ private:
 };
 inline Contention contention;
 
+// Nanoseconds of handing nothing to a second thread that is awake, and of waiting for its end: the least of a few tries.
+inline int64_t handover_ns() {
+    static const int64_t least = [] {
+        int64_t shortest = std::numeric_limits<int64_t>::max();
+        for (int attempt = 0; attempt < 64; attempt++) {
+            const int64_t begun = Contention::now();
+#if defined(_OPENMP)
+            if (!forked) {
+#pragma omp parallel num_threads(2)
+                std::atomic_signal_fence(std::memory_order_seq_cst);
+            } else
+#endif
+                std::thread([] {}).join();
+            shortest = std::min(shortest, Contention::now() - begun);
+        }
+        return shortest;
+    }();
+    return least;
+}
+
 // Calls work(thread) once for each of `threads` threads with denormals flushed: on as many threads, the caller's among
 // them, or where they are held up on the caller's alone. No call may wait for another. Raises what the first of them
 // raised.

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import Tensor
 
+import scanlab
 from scanlab.contract import registry
-from scanlab.contract.cpu import usable_threads
+from scanlab.contract.cpu import torch_threads, usable_threads
 from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem, make_inputs
 from scanlab.contract.space import Config, config_key
 from scanlab.errors import ConfigError
+from scanlab.runtime import dispatch
 from scanlab_kernels.cpu.isa import isa_index, supported_isas
 from scanlab_kernels.selective_scan.native import backend as native
 
@@ -328,3 +331,38 @@ def test_tensors_of_other_shapes_raise_before_anything_is_computed() -> None:
             run(inputs.with_tensors(**{name: tensor[:-1] if tensor.dim() == 1 else tensor[..., :-1]}))
         with pytest.raises((ValueError, TypeError), match="must be"):
             run(inputs.with_tensors(**{name: tensor.to(torch.int32)}))
+
+
+def explained_threads(problem: ScanProblem, most: int) -> tuple[int, float, float]:
+    """Return the threads that `explain` names for a scan where torch takes `most`, its work and the hand-over in us."""
+    dispatch.clear()
+    with torch_threads(most):
+        scanlab.selective_scan_fn(*make_inputs(problem)[0][:-1], delta_softplus=True, backend="native")
+        said = re.search(
+            rf"it takes (\d+) of torch's {most} threads, by about (\S+) us of work and (\S+) us of handing some over",
+            scanlab.explain(),
+        )
+    assert said is not None
+    return int(said[1]), float(said[2]), float(said[3])
+
+
+def test_more_threads_take_part_only_where_the_work_is_ten_times_the_handing_over() -> None:
+    for problem in (
+        ScanProblem(batch=1, dim=8, length=8),
+        ScanProblem(batch=1, dim=64, length=64),
+        ScanProblem(batch=2, dim=192, length=100, complex_A=True),
+        ScanProblem(batch=8, dim=384, length=197),
+    ):
+        threads, work_us, handover_us = explained_threads(problem, 2)
+        rounded = work_us / handover_us == pytest.approx(20, rel=0.1)  # both are printed with few digits
+        assert rounded or threads == (2 if work_us >= 20 * handover_us else 1)
+    assert explained_threads(ScanProblem(batch=1, dim=8, length=8), 2)[0] == 1
+    assert explained_threads(problem, 1)[0] == 1
+
+
+def test_explain_leaves_configured_threads_alone() -> None:
+    dispatch.clear()
+    (inputs,) = make_inputs(ScanProblem(batch=1, dim=8, length=8))
+    scanlab.selective_scan_fn(*inputs[:-1], delta_softplus=True, backend="native:threads=2")
+    assert "dim=8,length=8" in scanlab.explain()
+    assert "it takes" not in scanlab.explain()

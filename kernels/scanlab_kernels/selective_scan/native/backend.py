@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from scanlab.contract.backend import WHOLE_CONTRACT, Backend, ScanFn
-from scanlab.contract.cpu import threads_tunable
+from scanlab.contract.cpu import FOLLOW_TORCH, threads_tunable
 from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
 from scanlab.contract.space import Config, Space, Tunable
 from scanlab_kernels.build import PACKAGE, THREADING, WARNINGS, Extension, Unit, headers
@@ -86,6 +86,21 @@ def make(problem: ScanProblem, config: Config) -> ScanFn:
     return scan
 
 
+def threads_note(problem: ScanProblem, config: Config) -> str | None:
+    """Return how many threads a call takes now, and the times that decide that; None where they are configured."""
+    if config["threads"] != FOLLOW_TORCH:
+        return None
+    extension.load()
+    sizes = problem.batch, problem.dim, problem.length, problem.state, problem.directions
+    threads, work_ns, handover_ns = torch.ops.scanlab.automatic_threads(
+        *sizes, problem.dtype == "float64", problem.complex_A
+    )
+    return (
+        f"it takes {threads} of torch's {torch.get_num_threads()} threads, by about {work_ns / 1e3:.3g} us of work and"
+        f" {handover_ns / 1e3:.2g} us of handing some over"
+    )
+
+
 backend = Backend(
     name="native",
     summary="C++: channels in SIMD lanes, states in registers, time in blocks",
@@ -120,4 +135,5 @@ backend = Backend(
     capabilities=WHOLE_CONTRACT,
     make=make,
     unavailable=extension.unavailable,
+    note=threads_note,
 )

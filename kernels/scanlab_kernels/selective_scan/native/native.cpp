@@ -37,6 +37,22 @@ int number(const char* name, StableIValue value, int64_t low, int64_t high) {
     return int(given);
 }
 
+// As many threads as torch's own ops take, and no more than the work is worth.
+int threads_for(const Scan& scan) {
+    const int most = torch_threads();
+    return most == 1 ? 1 : int(std::min<int64_t>(most, threads_worth(scan)));
+}
+
+// The threads that such a scan takes now where it names none, and what decides that: the work of one thread and the
+// time of handing work over, in nanoseconds.
+std::tuple<int64_t, int64_t, int64_t> automatic_threads(int64_t batch, int64_t dim, int64_t length, int64_t state,
+                                                        int64_t directions, bool wide, bool complex) {
+    Scan scan;
+    scan.batch = batch, scan.dim = dim, scan.length = length, scan.state = state, scan.directions = int(directions);
+    scan.type = wide ? Type::float64 : Type::float32, scan.complex = complex, scan.isa = best_isa();
+    return {threads_for(scan), int64_t(work_ns(scan)), handover_ns()};
+}
+
 // A scan as the arguments of an op ask for it: twice nine tensors, then softplus, reverse, threads, time_block,
 // channel_tile, time_chunks, exp, isa. Holds on to the tensors that the scan points to.
 struct Request {
@@ -63,7 +79,6 @@ struct Request {
         scan.directions = inputs[1][u_] ? 2 : 1;
         scan.softplus = Argument<bool>::take(arguments[0]);
         scan.threads = number("threads", arguments[2], 0, max_threads);
-        if (scan.threads == 0) scan.threads = torch_threads();
         scan.time_block = number("time_block", arguments[3], 1, max_setting);
         scan.channel_tile = number("channel_tile", arguments[4], 1, max_setting);
         scan.time_chunks = number("time_chunks", arguments[5], 1, max_setting);
@@ -71,6 +86,7 @@ struct Request {
                 ": must be 1 with two directions.");
         scan.exp = Exp(number("exp", arguments[6], int64_t(Exp::fast), int64_t(Exp::exact)));
         scan.isa = Isa(number("isa", arguments[7], 0, int64_t(best_isa())));
+        if (scan.threads == 0) scan.threads = threads_for(scan);
         for (int d = 0; d < scan.directions; d++) describe(d, Argument<bool>::take(arguments[1]));
     }
 
@@ -233,6 +249,9 @@ SCANLAB_OPS(scanlab, library) {
     library.define("scan_backward(Tensor grad_out, Tensor? grad_last, Tensor checkpoints, " + arguments + " -> (" +
                    gradients + ", " + gradients + ")");
     library.define("note_fork() -> ()");
+    library.define(
+        "automatic_threads(int batch, int dim, int length, int state, int directions, bool wide, bool complex)"
+        " -> (int threads, int work_ns, int handover_ns)");
 }
 
 SCANLAB_KERNELS(scanlab, CPU, library) {
@@ -243,4 +262,5 @@ SCANLAB_KERNELS(scanlab, CPU, library) {
 
 SCANLAB_KERNELS(scanlab, CompositeExplicitAutograd, library) {
     library.implement("note_fork", scanlab::boxed<scanlab::note_fork>);
+    library.implement("automatic_threads", scanlab::boxed<scanlab::automatic_threads>);
 }

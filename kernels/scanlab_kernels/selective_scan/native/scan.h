@@ -84,6 +84,11 @@ Isa best_isa();
 // Bytes of the partial gradients: of parameters one for each batch entry, of B and C one for each tile.
 size_t terms_bytes(const Scan& scan);
 
+// Nanoseconds of the forward scan on one thread, by its sizes and the time of a small scan here, which is taken once.
+double work_ns(const Scan& scan);
+// How many threads that work is worth: each has ten times as long to do as handing its share over takes.
+int64_t threads_worth(const Scan& scan);
+
 // Runs `scan`, on its threads, to the end; the outputs overlap no input.
 void run(const Scan& scan);
 
