@@ -68,7 +68,8 @@ private:
 };
 inline Contention contention;
 
-// Nanoseconds of handing nothing to a second thread that is awake, and of waiting for its end: the least of a few tries.
+// Nanoseconds of handing nothing to a second thread that is awake, and of waiting for its end: the least of a few
+// tries.
 inline int64_t handover_ns() {
     static const int64_t least = [] {
         int64_t shortest = std::numeric_limits<int64_t>::max();
