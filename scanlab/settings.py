@@ -31,12 +31,22 @@ BACKEND = Setting("SCANLAB_BACKEND", "backend of every scan, such as chunked:chu
 STRICT = Setting(
     "SCANLAB_STRICT", "1 makes it an error when something else than the tuned choice serves", "0: a warning"
 )
-MIXER = Setting("SCANLAB_MIXER", "native, triton or torch: implementation of the ops around the scan", "by device")
-LINEAR = Setting("SCANLAB_LINEAR", "torch, onednn, mkl, native or gemv: backend of products in inference", "by silicon")
+MIXER = Setting(
+    "SCANLAB_MIXER",
+    "native, triton or torch: implementation of the ops around the scan",
+    "the profile's choice, else by device",
+)
+LINEAR = Setting(
+    "SCANLAB_LINEAR",
+    "torch, onednn, mkl, native or gemv: backend of products in inference",
+    "the profile's choice, else by silicon",
+)
 PROFILE = Setting("SCANLAB_PROFILE", "path of the profile", "a file for this silicon in the user's data folder")
 CACHE = Setting("SCANLAB_CACHE", "folder of compiled kernels", "the user's cache folder")
 ISA = Setting("SCANLAB_ISA", "instruction set of the C++ kernels: plain, avx2, avx512, amx or neon", "the CPU's best")
-CUDA_ON_CPU = Setting("SCANLAB_CUDA_ON_CPU", "1 in the processes that a script of `scanlab run --cpu` starts", "unset")
+CUDA_ON_CPU = Setting(
+    "SCANLAB_CUDA_ON_CPU", "internal: `scanlab run --cpu` sets it to 1 for the processes that a script starts", "unset"
+)
 
 ALL = (BACKEND, STRICT, MIXER, LINEAR, PROFILE, CACHE, ISA, CUDA_ON_CPU)
 
