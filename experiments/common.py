@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import random
 import re
+import shlex
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
@@ -16,6 +18,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from scanlab import settings
 from scanlab.bench.clock import MeasuringClock, QuietWait
 from scanlab.bench.compare import Comparer
 from scanlab.bench.context import BenchmarkContext, Candidate
@@ -243,9 +246,17 @@ def write_page(
         figures.save(figure, folder, f"{picture}{suffix}")
     shown = [f"![{picture.replace('_', ' ')}]({picture}{suffix}.png)" for picture in pictures]
     written = [f"## {heading}\n\n{tables.markdown(text)}" for heading, text in sections.items()]
-    page = "\n\n".join((f"# {(claim or '').strip()}", f"{caption}.", *shown, *written))
+    page = "\n\n".join((f"# {(claim or '').strip()}", f"{caption}.", f"Command: `{_command()}`", *shown, *written))
     (folder / f"{name}.md").write_text(f"{page}\n")
     (folder / f"{name}.csv").write_text(tables.csv(numbers))
+
+
+def _command() -> str:
+    """Return the command of this process, with the variables that choose implementations."""
+    chosen = (settings.BACKEND, settings.MIXER, settings.LINEAR, settings.ISA)
+    variables = [f"{each.name}={each.get()}" for each in chosen if each.get()]
+    script = f"experiments/{Path(sys.argv[0]).name}"
+    return " ".join((*variables, "python", shlex.join((script, *sys.argv[1:]))))
 
 
 def write_csv(folder: Path, numbers: pd.DataFrame, part: str) -> None:
