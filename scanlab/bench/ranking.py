@@ -144,7 +144,7 @@ class Comparison:
         if trial.evidence == EvidenceRank.HOLDOUT:
             parts[0] += ", by a hold-out comparison on fresh inputs"
         if self.gain is not None:
-            parts.append(f"gain over the defaults ({self.gain.over}): {self.gain.text}")
+            parts.append(f"gain over the untuned choice ({self.gain.over}): {self.gain.text}")
         elif self.winner.is_untuned:
             parts.append("it is the untuned choice, and nothing is shown to be faster")
         if self.winner.attainable_share is not None:

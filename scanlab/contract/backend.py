@@ -117,7 +117,7 @@ class Backend:
     """An implementation of an op.
 
     Attributes:
-        name: One word; also the name of its file and of its entry point.
+        name: One word; also the name of its entry point.
         summary: The difference from other backends, in a line.
         rank: Its position in an order by simplicity, simplest first; a tie between backends goes to the lower one.
         sources: The files whose content decides its results and its speed.
@@ -125,7 +125,7 @@ class Backend:
         capabilities: The problems that it solves.
         make: (problem, complete legal config) -> OpFn; compiling and allocating belong here.
         unavailable: () -> why it cannot run on this machine, with the cure, or None.
-        explicit_only: Whether it serves only callers that name it, because it is too slow and runs to be verified.
+        explicit_only: Whether it serves only callers that name it, because it exists only to be verified.
         op: The name of the op that it implements.
         note: (problem, complete legal config) -> what `scanlab.explain` adds about a call on this machine, if anything.
     """

@@ -129,7 +129,7 @@ class TuningDecision:
             "chosen": self.label or "nothing",
             "deployed": "yes" if self.deployed else "no",
             "evidence": self.evidence,
-            "gain over the defaults": self.gain or "none shown",
+            "gain over the untuned choice": self.gain or "none shown",
             "tied with": ", ".join(self.ties) or "nothing",
             "share of the roofline": "?" if self.attainable_share is None else percent(self.attainable_share),
             "noise floor": "?" if self.noise_floor is None else percent(self.noise_floor),

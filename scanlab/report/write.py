@@ -300,7 +300,7 @@ def _facts(ranked: Sequence[Placing], decision: TuningDecision | None) -> list[F
 def _decision_facts(decision: TuningDecision) -> list[Fact]:
     """Return the gain of the chosen configuration, its share of the roofline, and how strong the evidence is."""
     gain, bracket, rest = (decision.gain or "none shown").partition(" (")
-    facts = [Fact("Gain over the defaults", gain, bracket.strip() + rest)]
+    facts = [Fact("Gain over the untuned choice", gain, bracket.strip() + rest)]
     if decision.attainable_share is not None:
         detail = "of the speed that arithmetic and memory traffic allow on this machine"
         facts.append(Fact("Roofline", percent(decision.attainable_share), detail))
@@ -353,7 +353,7 @@ def fastest(ranked: Sequence[Placing]) -> str:
     return (
         f"Fastest: {first.trial.label}, {milliseconds(measured.median_ms)} a call, {three_digits(measured.speedup)}"
         f" times as fast as {first.trial.reference_label} ({spread}), which took"
-        f" {milliseconds(measured.reference_median_ms)} in the same blocks.{unconfirmed}"
+        f" {milliseconds(measured.reference_median_ms)}.{unconfirmed}"
     )
 
 

@@ -1,4 +1,13 @@
-"""From a problem to a choice: every backend verified and searched within a budget, the best compared and held out."""
+"""From a problem to a choice: every backend verified and searched within a budget, and the best compared twice.
+
+1. `build_defaults` builds and verifies the defaults of every backend. The fastest is the baseline of all timings.
+2. `search` asks each `Search` for configurations, evaluates them, and tells it the trials.
+3. `compare` times the finalists, which `selection.select` names; `ranking.choose` takes the winner of the comparison.
+4. `selection.hold_out` measures the finalists again on fresh inputs, and `confirmed` confirms the winner or demotes it.
+5. `selection.exact_enough` passes over winners whose error exceeds the one that was asked for.
+
+The winner serves once `runtime.deployment.deploy` puts it into the profile, unless stronger evidence is there.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +75,7 @@ def tune(
     clock: MeasuringClock | None = None,
     open_worker: Callable[[BenchmarkContext, Iterable[Backend]], tuple[Worker, tuple[str, ...]]] = open_worker,
 ) -> TuningResult:
-    """Search the spaces of `backends` for `problem`, compare the best, and hold the winner's numbers out.
+    """Search the spaces of `backends` for `problem`, compare the best, and measure the winner again on fresh inputs.
 
     First the defaults of every backend are built, beyond the budget if need be. The fastest of them becomes the
     baseline of every timing, and the budget starts. An interruption returns the results so far. Running it again
@@ -305,7 +314,7 @@ class _Tuning:
             self._scheduler.waiting.clear()
 
     def compare(self) -> None:
-        """Compare the best of the search, and hold the winner out."""
+        """Compare the best of the search, and measure the winner again on fresh inputs."""
         assert self.baseline is not None
         assert self._untuned is not None
         until = self._scheduler.comparison_ends(1 - HOLDOUT_SHARE)

@@ -73,7 +73,7 @@ def test_a_gain_over_what_serves_untuned_is_said_with_its_interval(tmp_path):
     assert compared.winner.trial.backend == "faster"
     assert compared.gain.value == pytest.approx(0.2, abs=0.02)
     assert compared.gain.interval.low < 0.2 < compared.gain.interval.high + 0.01
-    assert "gain over the defaults (untuned delay_ms=0.2): 20 % (" in compared.why
+    assert "gain over the untuned choice (untuned delay_ms=0.2): 20 % (" in compared.why
 
 
 def test_failures_are_dropped_with_their_reasons(tmp_path):

@@ -45,7 +45,7 @@ def test_everything_is_tried_and_the_best_is_held_out(tmp_path):
     assert (found.winner.phase, found.evidence) == ("holdout", EvidenceRank.HOLDOUT)
     assert found.exhausted == ("sleepy",)
     assert found.gain.value == pytest.approx(3.0, rel=0.1)
-    assert "gain over the defaults (sleepy delay_ms=3.0): 300 % (" in found.why.replace("299", "300").replace(
+    assert "gain over the untuned choice (sleepy delay_ms=3.0): 300 % (" in found.why.replace("299", "300").replace(
         "301", "300"
     )
     phases = {trial.phase for trial in TrialStore(tmp_path).load().trials}

@@ -54,7 +54,7 @@ extension = Extension(
 
 def forbids(config: Config, problem: CrossScanProblem) -> str | None:
     """Return why this configuration is not legal for the problem, or None."""
-    return "exp=fast is not there for float64" if config["exp"] == "fast" and problem.dtype == "float64" else None
+    return "exp=fast is not implemented for float64" if config["exp"] == "fast" and problem.dtype == "float64" else None
 
 
 def make(problem: CrossScanProblem, config: Config) -> CrossScanFn:

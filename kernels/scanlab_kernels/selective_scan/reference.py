@@ -1,8 +1,9 @@
 """Loop over time in Python, after all decays and drives have been computed.
 
-In float64 this is the reference that every other backend is verified against. It keeps (batch, dim, length, state)
-tensors. Source: state-spaces/mamba@e9594ce, selective_scan_interface.py, selective_scan_ref, which people without
-CUDA run today; arXiv 2312.00752, eq. 2 (recurrence), eq. 4 (discretisation) and Algorithm 2.
+In float64, and 32 steps at a time (`op.py`), this is the reference that every other backend is verified against. It
+keeps (batch, dim, length, state) tensors. Source: state-spaces/mamba@e9594ce, selective_scan_interface.py,
+selective_scan_ref, which people without CUDA run today; arXiv 2312.00752, eq. 2 (recurrence), eq. 4 (discretisation)
+and Algorithm 2.
 """
 
 from __future__ import annotations

@@ -318,7 +318,7 @@ def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_variant_that_is_not_there_is_refused() -> None:
-    with pytest.raises(ConfigError, match="exp=fast is not there for a complex A"):
+    with pytest.raises(ConfigError, match="exp=fast is not implemented for a complex A"):
         native.backend.build(ScanProblem(batch=1, dim=2, length=3, complex_A=True), {"exp": "fast"})
 
 

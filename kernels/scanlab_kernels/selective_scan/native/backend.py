@@ -56,7 +56,7 @@ def forbids(config: Config, problem: ScanProblem) -> str | None:
         (problem.constant_B or problem.constant_C, "a constant B or C"),
     ):
         if config["exp"] == "fast" and special:
-            return f"exp=fast is not there for {noun}"
+            return f"exp=fast is not implemented for {noun}"
     if config["time_chunks"] != 1 and problem.direction == "bidirectional":
         return "two directions meet in one output, which chunks of time may write twice"
     return None
