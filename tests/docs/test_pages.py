@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from scanlab import settings
+from scanlab import __version__, settings
 from scanlab.cli.app import COMMANDS, load_command
 
 ROOT = Path(__file__).parents[2]
@@ -78,6 +78,13 @@ def test_every_setting_is_told_as_it_is():
 def test_links_into_the_repository_lead_to_files(page):
     links = re.findall(rf"\({BLOB}(?:blob|tree)/main/([^)#]+)\)", page.read_text())
     assert not [link for link in links if not (ROOT / link).exists()]
+
+
+def test_the_version_is_the_same_wherever_it_is_written():
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    for page in ("README.md", "docs/install.md"):
+        assert set(re.findall(r"scanlab-(\d[\d.]*)-py3", (ROOT / page).read_text())) == {__version__}
 
 
 def test_the_site_builds_without_a_warning(tmp_path):
