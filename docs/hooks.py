@@ -28,4 +28,6 @@ def _command(name: str) -> str:
             argument = option.param_type_name == "argument"
             names = (option.metavar or f"[{option.name.upper()}]") if argument else ", ".join(option.opts)
             rows.append(f"| `{names}` | {(getattr(option, 'help', None) or '').replace('|', '/')} |")
-    return "\n\n".join((f"## scanlab {name}", inspect.cleandoc(command.help or ""), "\n".join(rows)))
+    text, _, example = (command.help or "").partition("\n\n\b\nExample:\n")
+    sample = f"```sh\n{inspect.cleandoc(example)}\n```"
+    return "\n\n".join((f"## scanlab {name}", text, sample, "\n".join(rows)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import signal
 import sys
 from typing import TYPE_CHECKING, NamedTuple
@@ -96,10 +97,13 @@ def load_command(name: str) -> Typer:
         pretty_exceptions_enable=False,
         add_completion=False,
         context_settings={"help_option_names": ["-h", "--help"]},
-        rich_markup_mode="markdown",
+        rich_markup_mode=None,
     )
     module = importlib.import_module(f"scanlab.cli.{command.module}")
-    app.command(name, context_settings=getattr(module, "CONTEXT_SETTINGS", None))(getattr(module, command.function))
+    function = getattr(module, command.function)
+    # Without the mark, lines of an example would be joined and broken anew, and could not be pasted.
+    text = inspect.cleandoc(function.__doc__).replace("\n\nExample:\n", "\n\n\b\nExample:\n")
+    app.command(name, help=text, context_settings=getattr(module, "CONTEXT_SETTINGS", None))(function)
     return app
 
 

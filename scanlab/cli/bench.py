@@ -59,7 +59,9 @@ def bench(
     """Verify the named backends, then time them in interleaved rounds beside a baseline, and rank them.
 
     Exits with 1 where one was wrong or crashed, with 3 where too little could be measured to name a winner.
-    Example: `scanlab bench native:threads=1 native:threads=2 chunked`
+
+    Example:
+        scanlab bench native:threads=1 native:threads=2 chunked
     """
     refuse_repeated(selections)
     seconds = parse_duration(budget)

@@ -64,7 +64,8 @@ def best(
     comes the one that would serve in its place. With --recheck, exits with 1 where a choice no longer holds and with 3
     where the time did not suffice to tell.
 
-    Example: `scanlab best --problem batch=1,dim=384,length=197`
+    Example:
+        scanlab best --problem batch=1,dim=384,length=197
     """
     if recheck:
         if problem is not None or suite is not None or image is not None:

@@ -40,7 +40,10 @@ class Finding:
 def doctor(as_json: AsJson = False) -> None:
     """Show the machine, the compiler, the usable threads, and every fault with its reason and cure.
 
-    Exits with 1 where something is wrong. Example: `scanlab doctor`
+    Exits with 1 where something is wrong.
+
+    Example:
+        scanlab doctor
     """
     findings = [
         _machine(),

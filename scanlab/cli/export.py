@@ -69,7 +69,9 @@ def export(
     kernels that it calls and the profile that it follows; for processors like this one. For ONNX Runtime: a graph
     of standard operators, or one with its LinearAttention. Beside them a manifest and run.py, which classifies a
     picture. Exits with 1, and writes nothing, where the logits are not the model's.
-    Example: `scanlab export --weights synthetic --format onnx --size 64 --to vim-tiny-onnx`
+
+    Example:
+        scanlab export --weights synthetic --format onnx --size 64 --to vim-onnx
     """
     name = model.replace("-", "_")
     if name not in RELEASED:

@@ -36,7 +36,8 @@ def fleet(
     of machine as it is, and else from its nearest machine (by instruction sets, cores and caches), which is marked as
     such until `scanlab tune` chooses here.
 
-    Example, after a tuning: `scanlab fleet --storage runs/studies.journal`
+    Example:
+        scanlab fleet --storage runs/studies.journal    # after a tuning
     """
     opened, notices = open_storage(storage, Path(), must_exist=True)
     found = fleet_overview(opened)

@@ -23,7 +23,8 @@ def list_backends(
 ) -> None:
     """List the ops and their backends; of one backend its capabilities and tunables, or why it cannot run here.
 
-    Example: `scanlab list chunked`
+    Example:
+        scanlab list chunked
     """
     if name is not None and name not in registry.ops():
         chosen = registry.get(name)

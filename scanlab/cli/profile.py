@@ -43,7 +43,8 @@ def profile(
     removed last. `diff FILE` shows problems whose choice differs from that of another profile; `diff` alone, from
     before the last replacements. Exits with 1 where `diff` finds a difference.
 
-    Example: `scanlab profile list`
+    Example:
+        scanlab profile list
     """
     if action is Action.LIST:
         _list(target, as_json)

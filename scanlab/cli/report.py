@@ -35,7 +35,9 @@ def report(
 ) -> None:
     """Write tables (Markdown, CSV, T4), plots (PNG and SVG) and a page from recorded results, without measuring.
 
-    Example, after a tuning: `scanlab report runs`, or `scanlab report --compare runs-before runs`
+    Example:
+        scanlab report runs                         # after a tuning
+        scanlab report --compare runs-before runs
     """
     if compare is None:
         written = write(read(results), folder or results / REPORT, results)

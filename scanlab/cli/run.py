@@ -42,7 +42,9 @@ def run(
     Nothing has to be installed or changed for it. Processes that the script starts are served too. Exits as the script
     does.
 
-    Example: `scanlab run -m timeit -n 1 -r 1 "import mamba_ssm"`, or `scanlab run train.py --epochs 1`
+    Example:
+        scanlab run -m timeit -n 1 -r 1 "import mamba_ssm"
+        scanlab run train.py --epochs 1
     """
     if not module and not Path(target).exists():
         raise InputError(f"there is no script {target}; for a module: scanlab run -m {target}.")

@@ -126,8 +126,10 @@ def tune(
     because the machine is too busy for example. `--objective p95` ranks by the 95th percentile, that is by tail
     latency, of the clean rounds.
 
-    Example: `scanlab tune --suite vim-tiny --budget 3m`,
-    or `scanlab tune --capture train.py -- --epochs 1`, or `scanlab tune --model vim-tiny --dtype auto --budget 5m`
+    Example:
+        scanlab tune --suite vim-tiny --budget 3m
+        scanlab tune --capture train.py -- --epochs 1
+        scanlab tune --model vim-tiny --dtype auto --budget 5m
     """
     if model is not None:
         others = (op, problem, suite, image, capture, script_arguments, backends, trials, threads, storage)

@@ -95,7 +95,10 @@ def verify(
     contract and inputs with gaps. Cheap calls are repeated, and each must be right. Of more than a thousand
     configurations each tunable is tried in turn. A problem that a backend rejects is listed with its reason and is no
     failure. Exits with 1 where one is wrong or crashes, and with 3 where nothing could run. Ctrl-C shows the results
-    until then. Example: `scanlab verify chunked native:threads=1`
+    until then.
+
+    Example:
+        scanlab verify chunked native:threads=1
     """
     refuse_repeated(selections or [])
     if model is not None:

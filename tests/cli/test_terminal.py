@@ -36,9 +36,18 @@ QUICK = {
 def example_of(name: str) -> list[str]:
     """Return the words of the first example in the help of a command."""
     text = typer.main.get_command(load_command(name)).help or ""
-    found = re.search(r"Example[^`]*`scanlab ([^`]+)`", text)
+    found = re.search(r"Example:\n +scanlab ([^#\n]+)", text)
     assert found, f"{name} has no example"
     return shlex.split(found[1])
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_fits_into_80_columns_and_its_example_into_a_line(run, name, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    outcome = run(name, "--help")
+    assert outcome.code == 0
+    assert max(map(len, outcome.out.splitlines())) <= 80
+    assert shlex.join(["scanlab", *example_of(name)]) in outcome.out.replace('"', "'")
 
 
 @pytest.mark.slow
