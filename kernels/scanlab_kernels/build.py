@@ -32,9 +32,10 @@ from filelock import FileLock, Timeout
 from scanlab import settings
 from scanlab.contract.compiler import CURE, Compiler, find_compiler
 from scanlab.contract.cpu import usable_threads
+from scanlab.contract.files import sync
 from scanlab.errors import UnavailableError
 from scanlab_kernels import shipped
-from scanlab_kernels.integrity import digest, digest_file, is_intact, make_private, sync
+from scanlab_kernels.integrity import close, digest, digest_file, is_intact, make_private
 
 PACKAGE = Path(__file__).parent
 TORCH = Path(torch.__file__).parent
@@ -63,9 +64,12 @@ _loading = threading.RLock()
 
 
 def cache_folder() -> Path:
-    """Return the folder of built libraries: $SCANLAB_CACHE, or the user's cache folder on this system."""
+    """Return the folder of built libraries: $SCANLAB_CACHE, or the user's cache folder on this system.
+
+    Symbolic links are resolved.
+    """
     chosen = settings.CACHE.get()
-    return Path(chosen) if chosen else platformdirs.user_cache_path("scanlab")
+    return (Path(chosen) if chosen else platformdirs.user_cache_path("scanlab")).resolve()
 
 
 def headers(folder: Path) -> tuple[Path, ...]:
@@ -247,8 +251,18 @@ class Extension:
         self._sweep(library)
         folder = library.with_suffix(".build")
         folder.mkdir(mode=0o700, exist_ok=True)
-        linked = self.compile_into(folder, compiler)
+        kept = list(folder.glob("*.o"))
+        try:
+            linked = self.compile_into(folder, compiler)
+        except UnavailableError:
+            if not kept:
+                raise
+            for path in kept:  # of an interrupted build, and perhaps damaged since
+                path.unlink()
+            linked = self.compile_into(folder, compiler)
         digest_file(library).write_text(digest(linked) + "\n")
+        for file in (linked, digest_file(library)):
+            close(file)
         sync(digest_file(library))
         os.replace(linked, library)
         sync(library.parent)

@@ -23,11 +23,16 @@ def digest_file(library: Path) -> Path:
 
 
 def is_intact(library: Path) -> bool:
-    """Return whether a cached library exists, is whole, and could be written by this user and root only."""
+    """Return whether a cached library exists, is whole, and could be written by this user and root only.
+
+    Args:
+        library: Its path without symbolic links, which others could point elsewhere before it is loaded.
+    """
     files = (library, digest_file(library))
-    if not all(file.exists() for file in files):
+    if not all(file.is_file() for file in files):
         return False
     private = all(map(is_private, (*files, library.parent, library.parent.parent)))
+    private &= not any(map(is_open_to_all, library.parents))
     return private and digest_file(library).read_bytes().strip() == digest(library).encode()
 
 
@@ -39,28 +44,34 @@ def is_private(path: Path) -> bool:
     return status.st_uid in (0, os.getuid()) and (is_sticky or not others_write)
 
 
+def is_open_to_all(folder: Path) -> bool:
+    """Return whether every user can replace what is in a folder, as in none with the sticky bit, such as /tmp."""
+    mode = folder.stat().st_mode
+    return bool(mode & stat.S_IWOTH) and not mode & stat.S_ISVTX
+
+
+def close(path: Path) -> None:
+    """Take the right to write to a file of this user from all others, whatever the umask gave them."""
+    path.chmod(stat.S_IMODE(path.stat().st_mode) & ~(stat.S_IWGRP | stat.S_IWOTH))
+
+
 def make_private(folder: Path) -> None:
     """Make the folder, and close it and the user's own cache folder above it to others.
 
+    Args:
+        folder: In the cache folder, without symbolic links.
+
     Raises:
-        UnavailableError: Others can write to it or to the folder that $SCANLAB_CACHE names.
+        UnavailableError: Others can write to it or to the folder that $SCANLAB_CACHE names, or everybody to one above.
     """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
     for path in (folder,) if settings.CACHE.get() else (folder, folder.parent):
         if path.stat().st_uid == os.getuid():
             path.chmod(0o700)
-    for path in (folder, folder.parent):
-        if not is_private(path):
+    for path in (folder, *folder.parents):
+        if is_open_to_all(path) or (path in (folder, folder.parent) and not is_private(path)):
             raise UnavailableError(
                 f"others than you can write to {path}, and their code would run as you: make it yours with"
                 f" `chmod go-w {path}`, or name another folder in the environment variable SCANLAB_CACHE."
             )
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

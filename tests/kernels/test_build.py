@@ -158,9 +158,17 @@ def test_the_next_build_takes_the_objects_that_are_there(extension: Extension, t
     library.unlink()
     folder = library.with_suffix(".build")
     folder.mkdir()
-    (folder / "0.o").write_text("no object")
-    with pytest.raises(UnavailableError, match=r"0\.o"):
-        extension.build()
+    (tmp_path / "kept.cpp").write_text('extern "C" int kept_from_before() { return 3; }\n')
+    subprocess.run(["c++", "-fPIC", "-c", tmp_path / "kept.cpp", "-o", folder / "0.o"], check=True)
+    assert b"kept_from_before" in extension.build().read_bytes()
+
+
+def test_objects_that_were_damaged_are_compiled_again(extension: Extension) -> None:
+    library = extension.build()
+    library.unlink()
+    library.with_suffix(".build").mkdir()
+    (library.with_suffix(".build") / "0.o").write_text("no object")
+    assert b"factor" in extension.build().read_bytes()
 
 
 def test_a_library_that_was_cut_off_is_built_again(extension: Extension) -> None:
@@ -192,11 +200,30 @@ def test_the_cache_is_closed_to_others(extension: Extension) -> None:
     assert extension.build().stat().st_ino != before
 
 
-def test_a_cache_that_others_can_write_to_is_refused(extension: Extension, tmp_path: Path) -> None:
+@pytest.mark.parametrize("folder", ["cache", "."])
+def test_a_cache_that_others_can_replace_is_refused(extension: Extension, tmp_path: Path, folder: str) -> None:
     extension.build()
-    (tmp_path / "cache").chmod(0o777)
+    (tmp_path / folder).chmod(0o777)
     with pytest.raises(UnavailableError, match="chmod go-w"):
         extension.build()
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o002, 0o077])
+def test_a_library_is_built_once_whatever_the_umask(extension: Extension, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        stamp = extension.build().stat().st_ino
+        assert extension.build().stat().st_ino == stamp
+    finally:
+        os.umask(before)
+
+
+def test_a_link_to_the_cache_is_resolved_before_the_library_is_checked(
+    extension: Extension, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "cache")
+    monkeypatch.setenv("SCANLAB_CACHE", str(tmp_path / "link"))
+    assert extension.build().is_relative_to((tmp_path / "cache").resolve())
 
 
 def test_a_compiler_of_several_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
