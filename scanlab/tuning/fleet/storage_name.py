@@ -16,11 +16,13 @@ PROXY = "grpc"
 
 OPTION = "--storage"
 
-# The user is shown, the password behind it is not, up to the last @: a password may hold any character.
-PASSWORD = re.compile(r"^((?>(?:[\w+.-]*:/+)?)[^:@]*):(.*)@", re.DOTALL)
-
-# Parameters of a URL's query whose values are secret.
-SECRET = re.compile("pass|pwd|secret|token|key", re.IGNORECASE)
+HIDDEN = "***"
+SCHEME = re.compile(r"\s*[\w+.-]*:/+")
+COLON = re.compile(":|%3A", re.IGNORECASE)
+QUERY = re.compile("[?#;]")
+# Colons that are no beginning of a password: of ports, and within IPv6 addresses.
+PORT = re.compile(r":\d{1,5}(?=[,/]|$)")
+ADDRESS = re.compile(r"\[[0-9A-Fa-f:.]*\]")
 
 
 @dataclass(frozen=True)
@@ -96,9 +98,39 @@ def is_explicit_path(text: str) -> bool:
 
 
 def mask(text: str) -> str:
-    """Return the name of a storage without its password and without the values of its query."""
-    shown, question, query = PASSWORD.sub(r"\1:***@", text).partition("?")
-    return shown + question + re.sub(r"=[^&;]*", "=***", query)
+    """Return the name of a storage as it may be printed: scheme, user, hosts and database, and nothing in doubt.
+
+    A password may hold any character, so that it reaches up to the last @, or to the end where a query may have begun.
+    """
+    scheme, rest = _split(text)
+    user, at, place = rest.rpartition("@")
+    query = QUERY.search(rest)
+    password = COLON.search(rest)
+    if at and query is not None and query.start() < len(user):
+        start = query.start() if password is None else min(password.start(), query.start())
+        return f"{scheme}{rest[:start]}{HIDDEN}"
+    shown, query = place, QUERY.search(place)
+    if query is not None:
+        shown = f"{place[: query.start()]}{query.group()}{HIDDEN}"
+    if not at:
+        return scheme + (_mask_host(shown) if scheme and not scheme.startswith("sqlite") else shown)
+    name, *secret = COLON.split(user, maxsplit=1)
+    name = HIDDEN if "/" in name else name
+    return f"{scheme}{name}{f':{HIDDEN}' if secret else ''}@{_mask_host(shown)}"
+
+
+def _split(text: str) -> tuple[str, str]:
+    """Return the beginning of a URL up to its user or host, empty where there is none, and the rest."""
+    found = SCHEME.match(text)
+    return ("", text) if found is None else (found.group(), text[found.end() :])
+
+
+def _mask_host(place: str) -> str:
+    """Return hosts with their ports and a database, up to a colon that belongs to neither."""
+    known = ADDRESS.sub(lambda found: "_" * len(found.group()), place)
+    known = PORT.sub(lambda found: "_" * len(found.group()), known)
+    odd = re.search(r":|%3A|%40|\[|\]", known, re.IGNORECASE)
+    return place if odd is None else place[: odd.start()] + HIDDEN
 
 
 def mask_words(words: Iterable[str]) -> list[str]:
@@ -115,10 +147,11 @@ def mask_words(words: Iterable[str]) -> list[str]:
 
 def hide_secrets(message: str, text: str) -> str:
     """Return `message` with the secrets of the storage called `text` replaced, as a driver may repeat them."""
-    found = PASSWORD.match(text)
-    query = text.rpartition("@")[2].partition("?")[2]
-    secrets = [found.group(2)] if found else []
-    secrets += [value for name, value in parse_qsl(query) if SECRET.search(name)]
+    _, rest = _split(text)
+    user, _, place = rest.rpartition("@")
+    secrets = [text, rest, *COLON.split(user, maxsplit=1)[1:], *re.split("[?#;&]", rest)[1:]]
+    secrets += [value for _, value in parse_qsl(QUERY.split(rest, maxsplit=1)[-1] if QUERY.search(rest) else "")]
+    secrets += [value for _, value in parse_qsl(QUERY.split(place, maxsplit=1)[-1] if QUERY.search(place) else "")]
     for secret in sorted({*secrets, *map(unquote, secrets)} - {""}, key=len, reverse=True):
-        message = message.replace(secret, "***")
+        message = message.replace(secret, HIDDEN)
     return message

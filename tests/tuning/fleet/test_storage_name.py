@@ -66,13 +66,22 @@ def test_what_is_neither_a_file_nor_a_known_url_is_refused_without_its_secrets(t
     ("text", "shown"),
     [
         ("postgresql://joe:secret@host/db", "postgresql://joe:***@host/db"),
-        ("postgresql://joe:se@cr/et?@host:5432/db", "postgresql://joe:***@host:5432/db"),
+        ("postgresql://joe@corp:secret@host/db", "postgresql://joe@corp:***@host/db"),
+        ("postgresql://joe%3Asecret@host/db", "postgresql://joe:***@host/db"),
+        ("postgresql://joe:secret%40host/db", "postgresql://joe***"),
+        ("postgresql://joe:se@cr/et@host:5432/db", "postgresql://joe:***@host:5432/db"),
+        ("postgresql://joe:se?cr@et@host/db", "postgresql://joe***"),
+        ("postgresql://host:5432/db?password=se@cret", "postgresql://host***"),
         ("postgresql://:secret@host/db", "postgresql://:***@host/db"),
-        ("postgresql://host/db?user=joe&password=secret", "postgresql://host/db?user=***&password=***"),
-        ("postgresql://host/db?pass%77ord=secret", "postgresql://host/db?pass%77ord=***"),
+        ("postgresql://host/db?user=joe&password=secret&secret", "postgresql://host/db?***"),
+        ("postgresql://host/db#password=secret", "postgresql://host/db#***"),
+        ("postgresql://host/db;password=secret", "postgresql://host/db;***"),
+        ("postgresql://joe@[::1]:5432,other:5433/db", "postgresql://joe@[::1]:5432,other:5433/db"),
         ("joe:secret@host/db", "joe:***@host/db"),
         ("postgresql:/joe:secret@h/db", "postgresql:/joe:***@h/db"),
         ("postgresql://joe@host:5432/db", "postgresql://joe@host:5432/db"),
+        ("sqlite:///C:/studies.db", "sqlite:///C:/studies.db"),
+        ("runs/a:b.journal", "runs/a:b.journal"),
     ],
 )
 def test_what_is_printed_shows_no_secret(text, shown):
@@ -80,11 +89,12 @@ def test_what_is_printed_shows_no_secret(text, shown):
 
 
 def test_a_command_line_keeps_all_but_the_secrets_of_a_storage():
-    url, shown = "mysql://joe:pass@host/db?password=secret", "mysql://joe:***@host/db?password=***"
+    url, shown = "mysql://joe:pass@host/db?password=secret", "mysql://joe:***@host/db?***"
     words = ["tune", "--storage", url, "--budget=3m", f"--storage={url}", url]
     assert mask_words(words) == ["tune", "--storage", shown, "--budget=3m", f"--storage={shown}", url]
 
 
 def test_a_driver_s_message_is_cleared_of_the_secrets_it_repeats():
     text = "postgresql://joe:p%40ss@host/db?sslpassword=hush&user=joe"
-    assert hide_secrets("no joe with p@ss, p%40ss or hush", text) == "no joe with ***, *** or ***"
+    assert hide_secrets("no jim with p@ss, p%40ss or hush", text) == "no jim with ***, *** or ***"
+    assert hide_secrets(f"cannot parse {text}", text) == "cannot parse ***"
