@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scanlab.bench.records import NewerSchemaError, RecordError, Trial, decode, encode
+from scanlab.contract.files import sync
 from scanlab.errors import ResultsError
 
 
@@ -107,6 +108,7 @@ class TrialStore:
             self._owner = os.getpid()
             name = f"{time.strftime('%Y%m%d-%H%M%S')}-{self._owner}-{secrets.token_hex(3)}.jsonl"
             self._descriptor = os.open(self._records / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+            sync(self._records)
         return self._descriptor
 
     def _abandon_file(self) -> None:

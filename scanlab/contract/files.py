@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from pathlib import Path
+
+
+def expect_regular(path: Path) -> None:
+    """Raise OSError if something else than a file is at `path`: replacing /dev/null would harm every program."""
+    if path.exists() and not path.is_file():
+        kind = errno.EISDIR if path.is_dir() else errno.EINVAL
+        raise OSError(kind, "it is a folder" if path.is_dir() else "it is no regular file", str(path))
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -15,6 +23,8 @@ def write_atomically(path: Path, text: str) -> None:
     Raises:
         OSError: It cannot be written; the previous content stays.
     """
+    path = Path(os.path.realpath(path))  # the file behind a symbolic link, which stays
+    expect_regular(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not tempfile, whose files other users cannot read: a profile may serve a whole machine.
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
@@ -24,5 +34,17 @@ def write_atomically(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk; Windows has the latter always."""
+    if os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

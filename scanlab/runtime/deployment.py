@@ -13,8 +13,9 @@ import filelock
 from scanlab.contract import registry
 from scanlab.contract.base import Problem
 from scanlab.contract.evidence import EvidenceRank
+from scanlab.contract.files import expect_regular
 from scanlab.errors import ProfileError, UnknownBackendError
-from scanlab.runtime.profile import Profile, ProfileEntry, profile_path, unwritable
+from scanlab.runtime.profile import Profile, ProfileEntry, expect_profile, profile_path, unwritable
 
 
 @dataclass(frozen=True)
@@ -137,9 +138,11 @@ def update_profile(
         A notice for a profile that was moved aside.
 
     Raises:
-        ProfileError: If the profile cannot be read or written.
+        ProfileError: If the profile cannot be read or written, or is a file of another program, which stays.
     """
+    path = Path(os.path.realpath(path))  # the same lock for all names of a file
     try:
+        expect_regular(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(path.with_name(path.name + ".lock")):
             notices: tuple[str, ...] = ()
@@ -148,6 +151,7 @@ def update_profile(
             except ProfileError as error:
                 if not moves_damaged_aside:
                     raise
+                expect_profile(path)
                 aside = path.with_name(f"{path.name}.refused-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
                 path.rename(aside)
                 notices = (f"{error} It was moved to {aside}.",)

@@ -22,6 +22,9 @@ from scanlab.errors import UNREADABLE, ProfileError
 
 SCHEMA_VERSION = 1
 FIELDS = {"schema_version", "machine", "machine_id", "entries"}
+# Every profile begins like this, beside white space.
+MARK = b'{"schema_version":'
+HEAD_BYTES = 64
 # An entry serves another problem of its family up to this distance: sizes that differ by a factor of 8 in all.
 MAX_DISTANCE = math.log(8.0)
 # Number of replaced entries that are kept for each problem.
@@ -211,11 +214,13 @@ def profile_path() -> Path:
     That file is named by the silicon, so that machines which share a home folder do not share their choices.
     """
     named = settings.PROFILE.get()
-    if named:
-        return Path(named)
-    return (
-        Path(platformdirs.user_data_dir("scanlab", appauthor=False)) / "profiles" / f"{this_machine().silicon_id}.json"
-    )
+    return Path(named) if named else default_path()
+
+
+def default_path() -> Path:
+    """Return the file for this silicon in the user's data folder."""
+    folder = Path(platformdirs.user_data_dir("scanlab", appauthor=False))
+    return folder / "profiles" / f"{this_machine().silicon_id}.json"
 
 
 def load_profile() -> Profile | None:
@@ -224,6 +229,19 @@ def load_profile() -> Profile | None:
     if not path.exists() and settings.PROFILE.get() is None:
         return None
     return Profile.load(path)
+
+
+def expect_profile(path: Path) -> None:
+    """Raise ProfileError if a file that cannot be read as a profile does not begin as one: it is another program's.
+
+    An empty file, and one that a power loss filled with zeros, may have been a profile.
+    """
+    with path.open("rb") as file:
+        head = b"".join(file.read(HEAD_BYTES).strip(b"\0").split())
+    if path != default_path() and not head.startswith(MARK) and not MARK.startswith(head):
+        raise ProfileError(
+            f"{path} is not a profile and was left as it is. Name another place in {settings.PROFILE.name}."
+        )
 
 
 def unwritable(path: Path, error: OSError) -> ProfileError:

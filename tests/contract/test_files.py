@@ -33,3 +33,12 @@ def test_what_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:
         write_atomically(path, "\ud800")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_file_behind_a_link_is_written_and_the_link_stays(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    link = tmp_path / "profile.json"
+    link.symlink_to(Path("kept") / "real.json")
+    write_atomically(link, "new")
+    assert link.is_symlink()
+    assert (tmp_path / "kept" / "real.json").read_text() == "new"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import Any
@@ -179,16 +180,29 @@ def test_a_difference_is_in_what_serves_and_not_in_the_evidence():
     assert [(each.problem, each.after) for each in changed] == [(PROBLEM, entry(threads=2)), (other, None)]
 
 
-def test_a_profile_that_cannot_be_read_is_moved_aside_by_deploy_alone(path):
-    path.write_text("{")
+@pytest.mark.parametrize("text", ["{", '{\n  "schema_version": 1,\n  "mach', "\0" * 300])
+def test_a_profile_that_cannot_be_read_is_moved_aside_by_deploy_alone(path, text):
+    path.write_text(text)
     with pytest.raises(ProfileError, match="is damaged"):
         remove(PROBLEM, path)
-    assert path.read_text() == "{"
+    assert path.read_text() == text
     (notice,) = deploy([entry()], path).notices
     (aside,) = path.parent.glob("*.refused-*")
     assert str(aside) in notice
-    assert aside.read_text() == "{"
+    assert aside.read_text() == text
     assert served(path) == entry()
+
+
+def test_a_file_of_another_program_stays_as_it_is(path):
+    path.write_text("name,value\nimportant,1\n")
+    with pytest.raises(ProfileError, match="is not a profile and was left as it is"):
+        deploy([entry()], path)
+    assert path.read_text() == "name,value\nimportant,1\n"
+    path.unlink()
+    os.mkfifo(path)  # as /dev/null, which names no profile, and must stay too
+    with pytest.raises(ProfileError, match="no regular file"):
+        deploy([entry()], path)
+    assert path.is_fifo()
 
 
 def test_what_raises_while_it_changes_a_profile_leaves_it_as_it_is(path):
