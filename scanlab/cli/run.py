@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import runpy
 import sys
+import threading
 from contextlib import nullcontext
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
@@ -19,7 +20,7 @@ from scanlab.errors import InputError
 from scanlab.integrations import mamba_ssm
 from scanlab.integrations.children import in_children
 from scanlab.integrations.cuda_on_cpu import on_cpu
-from scanlab.runtime.usage import UsageFile, log_usage
+from scanlab.runtime.usage import UsageFile, UsageLog, log_usage
 from scanlab.suites import CAPTURED, recorded_suite
 
 # Options after the script are the script's.
@@ -53,16 +54,33 @@ def run(
     if module and not _is_found(target.partition(".")[0]):
         raise InputError(f"there is no module {target}: install it, or run from the folder that it is in.")
     file = None if record is None else UsageFile(record)
+    if file is not None and file.path.exists() and not file.path.read_bytes().startswith(f"[{CAPTURED}]".encode()):
+        raise InputError(f"--record {record}: this file is no recorded suite and was left as it is; name a new file.")
     mamba_ssm.install()
-    with on_cpu() if cpu else nullcontext(), in_children(cpu=cpu), log_usage() as log:
+
+    def save(log: UsageLog, is_new: bool) -> None:
+        if file is not None and log.scans:  # the program may be killed, or end by os._exit
+            file.save(lambda: recorded_suite(target, log.scans), is_new)
+
+    with on_cpu() if cpu else nullcontext(), in_children(cpu=cpu), log_usage(save) as log:
         try:
-            _run_as_main(target, arguments or [], module)
+            try:
+                _run_as_main(target, arguments or [], module)
+            finally:
+                _join_threads()
         finally:
             if file is not None and file.is_ours:
                 file.write(recorded_suite(target, log.scans) if log.scans else "")
                 suite = f"{record}:{CAPTURED}"
                 said = f"wrote {record}: {len(log.scans)} problems, for scanlab tune --suite {suite}"
                 notes.print(escape(said if log.scans else f"{target} called no scan: {record} was not written"))
+
+
+def _join_threads() -> None:
+    """Wait for the threads of the script, as Python does after its main program."""
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
 
 
 def _is_found(package: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from typing import Any
@@ -176,10 +177,31 @@ def test_a_script_of_any_name_that_changes_its_folder_and_forks_is_recorded(tmp_
     assert sorted(each.name for each in tmp_path.glob("*.toml*")) == ["seen.toml"]
 
 
+def test_a_script_that_is_killed_in_a_thread_after_its_main_program_is_recorded(tmp_path):
+    threads = """
+import os, signal, threading, time
+def work():
+    time.sleep(0.2)
+    scan(11)
+    os.kill(os.getpid(), signal.SIGKILL)
+threading.Thread(target=work).start()
+"""
+    (tmp_path / "script.py").write_text(SCANS + threads)
+    command = [sys.executable, "-m", "scanlab", "run", "--record", "seen.toml", "script.py", "9"]
+    environment = {**os.environ, "SCANLAB_BACKEND": "reference"}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    problems: Any = [case.problem for case in load_suite(f"{tmp_path}/seen.toml:captured")]
+    assert {problem.length for problem in problems} == {9, 11}
+
+
 def test_a_place_that_cannot_be_written_is_refused_before_the_script_runs(run, script):
     found = run("run", "--record", "missing/seen.toml", script("print('ran')"))
     assert (found.code, found.out) == (2, "")
     assert "Name a file in a folder that can" in found.err
+    found = run("run", "--record", script("print('ran')"), "script.py")
+    assert (found.code, found.out) == (2, "")
+    assert "is no recorded suite and was left as it is" in found.err
 
 
 def test_a_script_that_calls_no_scan_leaves_no_file_and_says_so(run, script, tmp_path):

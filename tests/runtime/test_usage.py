@@ -87,9 +87,38 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_program_runs(tmp_pa
         UsageFile(tmp_path / name)
 
 
-def test_a_folder_that_the_program_removed_is_reported(tmp_path):
+def test_what_is_no_regular_file_is_refused_and_stays(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="no regular file"):
+        UsageFile(tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_folder_that_became_a_file_is_reported(tmp_path):
     (tmp_path / "folder").mkdir()
     file = UsageFile(tmp_path / "folder" / "usage.toml")
     shutil.rmtree(tmp_path / "folder")
+    (tmp_path / "folder").touch()
+    file.save(lambda: "problems", is_new=True)  # the program goes on
     with pytest.raises(InputError, match="the usage could not be written"):
         file.write("problems")
+
+
+def test_the_file_is_written_at_each_new_problem_and_otherwise_seldom(tmp_path):
+    file, texts = UsageFile(tmp_path / "usage.toml"), iter("abcdef")
+    for is_new in (True, True, False, False):
+        file.save(lambda: next(texts), is_new)
+    assert file.path.read_text() == "b"
+    with log_usage(lambda log, is_new: file.save(lambda: f"{len(log.usage)} problems", is_new)) as log:
+        log.add(SMALL, 0.1)
+        log.add(LARGE, 0.1)
+    assert file.path.read_text() == "2 problems"
+
+
+def test_a_fork_adds_nothing():
+    log = UsageLog()
+    child = os.fork()
+    if child == 0:
+        log.add(SMALL, 0.1)
+        os._exit(len(log.usage))
+    assert os.waitpid(child, 0)[1] == 0
