@@ -18,6 +18,7 @@ from fuzz import (
     raw_ops,
     scans,
     steps,
+    surroundings,
     transformers_models,
 )
 from fuzz.case import Case, Kind
@@ -61,6 +62,7 @@ GENERATORS: dict[str, Generator] = {
     "varlen_states": extensions.varlen_states,
     "raw_op": raw_ops.raw_op,
     "file": files.file,
+    "surroundings": surroundings.surroundings,
 }
 if importlib.util.find_spec("transformers") is not None:
     GENERATORS["transformers"] = transformers_models.transformers_model

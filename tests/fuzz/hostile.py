@@ -78,7 +78,8 @@ def _swapped(draw: Draw, tensor: Tensor) -> Tensor:
 
 
 def _other_dtype(draw: Draw, tensor: Tensor) -> Tensor:
-    return tensor.real.to(draw.pick(WRONG_DTYPES)) if tensor.is_complex() else tensor.to(draw.pick(WRONG_DTYPES))
+    dtype, real = draw.pick(WRONG_DTYPES), tensor.real if tensor.is_complex() else tensor
+    return (real.abs() if dtype == torch.uint8 else real).to(dtype)  # not 254 for -2, of which states explode
 
 
 def _sparse(draw: Draw, tensor: Tensor) -> Tensor:

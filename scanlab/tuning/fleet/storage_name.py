@@ -102,6 +102,8 @@ def mask(text: str) -> str:
 
     A password may hold any character, so that it reaches up to the last @, or to the end where a query may have begun.
     """
+    if is_explicit_path(text):
+        return text
     scheme, rest = _split(text)
     user, at, place = rest.rpartition("@")
     query = QUERY.search(rest)

@@ -16,7 +16,7 @@ from scanlab.tuning.fleet.storage import open_storage, storage_errors
     [
         ("postgresql+nosuchdriver://someone:secret@localhost/name", r"someone:\*\*\*@localhost"),
         ("postgresql://scanlab:secret@127.0.0.1:1/name", "whose server answers"),
-        ("postgresql://127.0.0.1:1/name?user=joe&password=secret", r"password=\*\*\*"),
+        ("postgresql://127.0.0.1:1/name?user=joe&password=secret", r"1/name\?\*\*\*"),
     ],
 )
 def test_a_storage_that_cannot_be_reached_is_reported_with_the_cure_and_without_the_password(
