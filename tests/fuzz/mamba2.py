@@ -16,6 +16,7 @@ from fuzz.fronts import offset
 from fuzz.norms import normalised
 from fuzz.other_scans import LIMITS, floating, sequences, ssd_arguments, ssd_dtypes, ssd_loop
 from fuzz.steps import state_loop
+from scanlab.contract.base import weight_dtype
 from scanlab.integrations.mamba_ssm.modules.ssd_minimal import ssd_minimal_discrete
 from scanlab.integrations.mamba_ssm.ops.triton import ssd_chunks
 from scanlab.integrations.mamba_ssm.ops.triton.ssd_combined import (
@@ -126,7 +127,7 @@ def layer(draw: Draw, *, edge: bool) -> Case:
         arguments,
         call,
         lambda given: layer_loop(**given),
-        lambda given: {"out": given["zxbcdt"].dtype, "final_state": weight},
+        lambda given: {"out": given["zxbcdt"].dtype, "final_state": weight_dtype(given["zxbcdt"].dtype)},
         arithmetic=dtype,
         differentiated=floating(arguments) if is_conditioned and draw.chance(0.4) else (),
         exact_infinities=False,
