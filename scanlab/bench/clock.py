@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 # A machine that nothing disturbed for so long is quiet.
 QUIET_S = 0.2
 
 
 class MeasuringClock:
-    """Monotonic seconds since its creation, without the pauses: first builds, and waiting for a quiet machine.
+    """Monotonic seconds since its creation, without those that are left out, as builds are.
 
     Args:
         source: Monotonic seconds.
@@ -37,17 +37,22 @@ class MeasuringClock:
         try:
             yield
         finally:
-            self._paused_s += self._source() - begun
+            self.leave_out(self._source() - begun)
+
+    def leave_out(self, seconds: float) -> None:
+        """Take so many of the last seconds out of `now`."""
+        self._paused_s += seconds
 
 
 class QuietWait:
-    """Waiting for a busy machine to calm down; the time is no measuring time, and has a limit of its own.
+    """Waiting for a busy machine to calm down, with a limit of its own.
 
     Args:
         limit_s: All waiting together takes at most so long.
-        clock: Paused while waiting.
+        clock: Paused while waiting, unless that `counts`.
         disturbance: Waits for so many seconds, and returns the disturbance that samples would have seen, or None.
         on_wait: Called with the reason after each look at a machine that is still busy.
+        counts: Whether the time is part of what the clock measures.
 
     Attributes:
         left_s: Remaining time of the limit.
@@ -60,7 +65,9 @@ class QuietWait:
         clock: MeasuringClock,
         disturbance: Callable[[float], str | None],
         on_wait: Callable[[str], None] = lambda reason: None,
+        counts: bool = False,
     ) -> None:
+        self._counts = counts
         self.left_s = limit_s
         self.waited_s = 0.0
         self._clock = clock
@@ -69,7 +76,7 @@ class QuietWait:
 
     def __call__(self) -> None:
         """Wait until nothing disturbs for a moment, or until the limit is used up."""
-        with self._clock.paused():
+        with nullcontext() if self._counts else self._clock.paused():
             while self.left_s > 0:
                 begun = self._clock.elapsed_s()
                 reason = self._disturbance(QUIET_S)

@@ -47,10 +47,12 @@ from scanlab.contract import registry
 from scanlab.contract.backend import Backend, at_most
 from scanlab.errors import InputError
 from scanlab.suites import CAPTURED, Case, load_suite
+from scanlab.tuning.build_times import BuildTimes
 from scanlab.tuning.result import TuningResult
 from scanlab.tuning.scheduler import Budget
 from scanlab.tuning.selection import deployed_candidate, untuned_candidate
 from scanlab.tuning.tune import tune as tune_problem
+from scanlab_kernels.build import cache_folder
 
 DEFAULT_BUDGET = "4m"
 # Share of the budget for the time against the length, where that is long enough to start with.
@@ -75,7 +77,7 @@ def tune(
     ] = None,
     backends: Annotated[str | None, typer.Option(help="Separated by spaces; all by default.")] = None,
     budget: Annotated[
-        str | None, typer.Option(help=f"Time of measuring, such as 90s or 3m; {DEFAULT_BUDGET} by default.")
+        str | None, typer.Option(help=f"Time beyond building, such as 90s or 3m; {DEFAULT_BUDGET} by default.")
     ] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Search this many configurations, however long.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Largest number of threads.")] = None,
@@ -195,6 +197,7 @@ def tune(
                 objective=objective,
                 seed=seed,
                 on_event=on_event,
+                build_times=BuildTimes(cache_folder()),
             )
         tuned.append(found)
         if not as_json:

@@ -85,9 +85,9 @@ def show(found: TuningResult) -> None:
 
 
 def duration_line(found: TuningResult) -> str:
-    """Return the time of a tuning by use; the budget covers the measuring alone."""
+    """Return the time of a tuning by use; the budget covers all but the building."""
     building_s = found.elapsed_s - found.measuring_s - found.waited_s
-    parts = [f"{found.measuring_s:.0f} s of measuring", f"{building_s:.0f} s of building and verifying the defaults"]
+    parts = [f"{found.measuring_s:.0f} s of verifying and measuring", f"{building_s:.0f} s of building"]
     if found.waited_s >= 1:
         parts.append(f"{found.waited_s:.0f} s of waiting for a quiet machine")
     return f"Took {found.elapsed_s:.0f} s: {', '.join(parts)}."

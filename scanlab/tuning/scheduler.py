@@ -22,9 +22,9 @@ MIN_TRIALS = 4
 
 @dataclass(frozen=True)
 class Budget:
-    """Limit of a tuning: seconds of measuring, or a number of trials, or both.
+    """Limit of a tuning: seconds, or a number of trials, or both.
 
-    The first build of every backend, and waiting for a busy machine, are no measuring.
+    The first build of every backend is beyond it; waiting for a busy machine is part of the seconds.
     """
 
     seconds: float | None = None

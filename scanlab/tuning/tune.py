@@ -31,6 +31,7 @@ from scanlab.contract.backend import Backend
 from scanlab.contract.base import Problem
 from scanlab.contract.op import Inputs
 from scanlab.errors import RejectedError
+from scanlab.tuning.build_times import NO_BUILD_TIMES, BuildTimes
 from scanlab.tuning.fleet.overview import publish
 from scanlab.tuning.fleet.storage import open_storage
 from scanlab.tuning.fleet.study_summary import summarize_studies
@@ -40,7 +41,6 @@ from scanlab.tuning.search import Search, has_converged, should_prune, upper_end
 from scanlab.tuning.selection import best_of_search, exact_enough, fresh_processes, hold_out, select
 from scanlab.tuning.warm_start import (
     recorded_baseline,
-    recorded_build_s,
     winners_on_nearest_machines,
     winners_on_similar_problems,
 )
@@ -48,6 +48,8 @@ from scanlab.tuning.warm_start import (
 # The reference is timed beside the baseline for at most this share of the budget.
 REFERENCE_SHARE = 0.06
 REFERENCE_S = 5.0
+# Verifying the defaults takes at most this share of the budget; what it takes beyond is left out, like compiling.
+VERIFYING_SHARE = 0.5
 # Waiting for a busy machine takes at most this share of the budget, and so long for a budget of trials.
 MAX_WAIT_SHARE = 0.5
 MAX_WAIT_S = 60.0
@@ -72,20 +74,21 @@ def tune(
     objective: Objective = "median",
     seed: int = 0,
     on_event: Callable[[Event], None] = lambda event: None,
+    build_times: BuildTimes = NO_BUILD_TIMES,
     clock: MeasuringClock | None = None,
     open_worker: Callable[[BenchmarkContext, Iterable[Backend]], tuple[Worker, tuple[str, ...]]] = open_worker,
 ) -> TuningResult:
     """Search the spaces of `backends` for `problem`, compare the best, and measure the winner again on fresh inputs.
 
-    First the defaults of every backend are built, beyond the budget if need be. The fastest of them becomes the
-    baseline of every timing, and the budget starts. An interruption returns the results so far. Running it again
-    continues from the records.
+    First the defaults of every backend are built and verified. Building is beyond the budget; verifying, and waiting
+    for a busy machine, are part of it, up to a half each. The fastest default becomes the baseline of every timing. An
+    interruption returns the results so far. Running it again continues from the records.
 
     Args:
         problem: Of any op.
         inputs: Those that candidates are timed on.
         backends: Those that are searched.
-        budget: Time of measuring, or a number of trials.
+        budget: Time of verifying and measuring, or a number of trials.
         store: Takes the records, and has those of earlier runs.
         inputs_label: Origin of the inputs.
         storage: See `open_storage`; None for a journal beside the records.
@@ -95,6 +98,7 @@ def tune(
         objective: The time that candidates are ranked by. The search goes by the median in any case.
         seed: Of the hard inputs, of the search, and of the order of samples.
         on_event: Called as things happen.
+        build_times: Estimates of builds, and where they are kept.
         clock: Of the measuring; a new one where None.
         open_worker: Opens the worker.
 
@@ -111,7 +115,7 @@ def tune(
     everyone = [*backends, *(each.backend for each in known)]
     worker, worker_notices = open_worker(context, everyone)
     notices = [*loaded.notices, *repaired, *worker_notices]
-    run = _Tuning(context, worker, store, budget, clock, on_event, max_error, objective, notices)
+    run = _Tuning(context, worker, store, budget, clock, on_event, max_error, objective, notices, build_times)
     try:
         run.build_defaults(backends, untuned, deployed, loaded.trials)
         if run.baseline is not None:
@@ -155,6 +159,7 @@ class _Tuning:
         max_error: float,
         objective: Objective,
         notices: list[str],
+        build_times: BuildTimes,
     ) -> None:
         self.able: list[Backend] = []
         self.baseline: Baseline | None = None
@@ -170,6 +175,8 @@ class _Tuning:
         self._objective: Objective = objective
         self.notices = notices
         self._failed: list[Trial] = []
+        self._budget = budget
+        self._build_times = build_times
         self._tied: set[str] = set()
         self._defaults: dict[Candidate, Evaluation] = {}
         self._kept: set[Candidate] = set()
@@ -179,7 +186,7 @@ class _Tuning:
         self._disturbance: str | None = None
         self._scheduler = Scheduler(self.searches, budget, clock, self._skip)
         limit_s = MAX_WAIT_S if budget.seconds is None else MAX_WAIT_SHARE * budget.seconds
-        self._wait = QuietWait(limit_s, clock, worker.disturbance, self._on_wait)
+        self._wait = QuietWait(limit_s, clock, worker.disturbance, self._on_wait, counts=budget.seconds is not None)
 
     def build_defaults(
         self,
@@ -190,13 +197,16 @@ class _Tuning:
     ) -> None:
         """Build and verify the defaults of every backend, choose the baseline, and time the reference beside it."""
         defaults = {}
+        needed = {each.backend.name for each in (untuned, deployed) if each is not None}
+        others = [each for each in backends if each.name not in needed]
+        slow = self._build_times.too_slow(others, self._budget.seconds)
         for backend in sorted(backends, key=lambda each: each.rank):
             candidate = Candidate(backend, backend.space.defaults)
-            refusal = backend.unavailable() or backend.rejects(self._context.problem)
+            refusal = backend.unavailable() or backend.rejects(self._context.problem) or slow.get(backend.name)
             if refusal is not None:
                 self._fail(candidate, Evaluation("rejected", refusal), recorded)
                 continue
-            evaluation = self._build(candidate, recorded)
+            evaluation = self._build(candidate)
             if evaluation.state == "ok":
                 defaults[candidate] = evaluation
                 self.able.append(backend)
@@ -205,9 +215,11 @@ class _Tuning:
         self._defaults = dict(defaults)
         for known in (untuned, deployed):
             if known is not None and known not in self._defaults:
-                evaluation = self._build(known, recorded)
+                evaluation = self._build(known)
                 if evaluation.state == "ok":
                     self._defaults[known] = evaluation
+        if self._budget.seconds is not None:
+            self._clock.leave_out(max(0.0, self._clock.now() - VERIFYING_SHARE * self._budget.seconds))
         if not defaults:
             return
         fastest = min(defaults, key=lambda candidate: defaults[candidate].call_ms)
@@ -222,13 +234,20 @@ class _Tuning:
         if missing is not None:
             self.notices.append(f"speed-ups refer to {baseline.label}: {missing}")
 
-    def _build(self, candidate: Candidate, recorded: Sequence[Trial]) -> Evaluation:
-        estimate_s = recorded_build_s(candidate, recorded)
-        about = "" if estimate_s is None else f" (about {estimate_s:.0f} s)"
-        name = candidate.backend.name if candidate.is_default else candidate.label
-        self._emit("building", f"building {name}{about}")
-        with self._clock.paused():
-            return self._worker.prepare(candidate)
+    def _build(self, candidate: Candidate) -> Evaluation:
+        backend = candidate.backend
+        estimate_s = self._build_times.estimate_s(backend)
+        about = "" if estimate_s is None or estimate_s < 1 else f" (about {estimate_s:.0f} s)"
+        self._emit("building", f"building {backend.name if candidate.is_default else candidate.label}{about}")
+        begun = self._clock.elapsed_s()
+        evaluation = self._worker.prepare(candidate)
+        if evaluation.state != "ok":
+            self._clock.leave_out(self._clock.elapsed_s() - begun)
+            return evaluation
+        build_s = (evaluation.build_ms + evaluation.first_call_ms) / 1e3
+        self._clock.leave_out(build_s)
+        self._build_times.add(backend, build_s)
+        return evaluation
 
     def _fail(self, candidate: Candidate, evaluation: Evaluation, recorded: Sequence[Trial]) -> None:
         """Record why a backend takes no part, unless that is recorded."""
@@ -379,7 +398,7 @@ class _Tuning:
             interrupted=self.interrupted,
             elapsed_s=self._clock.elapsed_s(),
             too_busy=None if cleanly else self._disturbance,
-            measuring_s=self._clock.now(),
+            measuring_s=self._clock.now() - (self._wait.waited_s if self._budget.seconds is not None else 0.0),
             waited_s=self._wait.waited_s,
         )
 

@@ -35,16 +35,6 @@ def recorded_baseline(
     return None
 
 
-def recorded_build_s(candidate: Candidate, recorded: Iterable[Trial]) -> float | None:
-    """Return the longest recorded time of building a configuration of this backend; None without a record."""
-    durations_s = [
-        (trial.measurement.build_ms + trial.measurement.first_call_ms) / 1e3
-        for trial in recorded
-        if trial.backend == candidate.backend.name and trial.measurement is not None
-    ]
-    return max(durations_s, default=None)
-
-
 def winners_on_similar_problems(
     trials: Iterable[Trial], backend: Backend, problem: Problem, here: Machine
 ) -> tuple[Config, ...]:
