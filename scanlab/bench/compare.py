@@ -316,7 +316,8 @@ class _Run:
                 " and do not count"
             )
         if self.rounds and self.clean_rounds < MIN_ROUNDS:
-            notices.append(f"{self.clean_rounds} clean rounds, fewer than {MIN_ROUNDS}: give it more time")
+            cure = "try again when it is quiet" if 2 * self.clean_rounds < self.rounds else "give it more time"
+            notices.append(f"{self.clean_rounds} clean rounds, fewer than {MIN_ROUNDS}: {cure}")
         return tuple(notices)
 
 

@@ -131,9 +131,14 @@ def show_comparison(compared: Comparison) -> None:
             f"{verdict.worst:.0e}",
             memory,
         )
-    out.print(table)
+    if compared.ranking:
+        out.print(table)
+    disturbed = [trial for trial in compared.dropped if trial.state == "disturbed"]
+    if disturbed:
+        out.print(f"{len(disturbed)} of the candidates have no time: {escape(str(disturbed[0].reason))}")
     for trial in compared.dropped:
-        out.print(failure_line(trial))
+        if trial not in disturbed:
+            out.print(failure_line(trial))
     for notice in compared.notices:
         notes.print(f"[yellow]note:[/] {escape(notice)}")
     floor = f"{math.expm1(compared.noise_floor):.1%}" if math.isfinite(compared.noise_floor) else "unknown"

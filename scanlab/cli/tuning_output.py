@@ -51,7 +51,7 @@ def progress(silent: bool) -> Iterator[Any]:
         def on_event(event: Event) -> None:
             nonlocal said_at
             best = "" if event.best is None else _short(event.best)
-            left = "" if event.left_s == math.inf else f"{spell_duration(event.left_s)} left"
+            left = "" if event.left_s == math.inf else f"{spell_duration(event.left_s)} of the budget left"
             progress.update(task, completed=event.done, description=escape(event.label), left=left, best=escape(best))
             is_due = event.kind == "building" or time.monotonic() - said_at > LINE_EVERY_S
             if is_due and not has_bar and not silent:

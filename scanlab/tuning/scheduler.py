@@ -111,7 +111,7 @@ class Scheduler:
                 self._on_skip(
                     search.backend.name,
                     f"{search.backend.name}: there is no time left for {left} configurations"
-                    f" (about {search.expected_s:.1f} s each)",
+                    + (f" (about {search.expected_s:.1f} s each)" if search.expected_s else ""),
                 )
         able = [each for each in self.running if each.backend.name not in self.waiting] or self.running
         for count in range(1, MIN_TRIALS + 1):

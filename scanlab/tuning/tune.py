@@ -49,9 +49,9 @@ from scanlab.tuning.warm_start import (
 REFERENCE_SHARE = 0.06
 REFERENCE_S = 5.0
 # Verifying the defaults takes at most this share of the budget; what it takes beyond is left out, like compiling.
-VERIFYING_SHARE = 0.5
+VERIFYING_SHARE = 0.4
 # Waiting for a busy machine takes at most this share of the budget, and so long for a budget of trials.
-MAX_WAIT_SHARE = 0.5
+MAX_WAIT_SHARE = 0.3
 MAX_WAIT_S = 60.0
 # Interval of polling other processes that try the last configurations.
 POLL_S = 0.2
@@ -81,7 +81,7 @@ def tune(
     """Search the spaces of `backends` for `problem`, compare the best, and measure the winner again on fresh inputs.
 
     First the defaults of every backend are built and verified. Building is beyond the budget; verifying, and waiting
-    for a busy machine, are part of it, up to a half each. The fastest default becomes the baseline of every timing. An
+    for a busy machine, are part of it, up to a share each. The fastest default becomes the baseline of every timing. An
     interruption returns the results so far. Running it again continues from the records.
 
     Args:

@@ -69,6 +69,9 @@ def test_tune_on_a_busy_machine_chooses_nothing_and_says_so(run, tmp_path, monke
     assert outcome.code == 3
     assert outcome.out.splitlines()[-1].startswith("No winner: the machine was too busy")
     assert outcome.err.count("rounds were disturbed") == 1
+    assert outcome.out.count("blocks were disturbed") == 3  # once for all candidates, and in two sentences
+    assert "give it more time" not in outcome.out + outcome.err
+    assert "speed-up" not in outcome.out  # no table without rows
     assert re.search(r"Took \d+ s: \d+ s of verifying and measuring.* s of waiting for a quiet machine", outcome.out)
     assert "building two_phase" in outcome.err  # a log file shows what goes on
     assert not profile_path().exists()

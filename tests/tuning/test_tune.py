@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import re
 import signal
 
 import optuna
@@ -230,7 +231,7 @@ def test_a_machine_that_stays_busy_is_waited_for_and_chooses_nothing(tmp_path):
     found = run([sleepy()], tmp_path, Budget(seconds=5.0), worker=busy, on_event=events.append)
     assert found.winner is None
     assert found.evidence == EvidenceRank.NONE
-    assert "the machine was too busy, 15 of 15 blocks were disturbed" in found.why
+    assert re.search(r"the machine was too busy, (\d+) of \1 blocks were disturbed", found.why)
     assert any(event.kind == "waiting" and "waiting for up to" in event.message for event in events)
     assert found.elapsed_s < 6.5
 
