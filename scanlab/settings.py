@@ -13,7 +13,7 @@ class Setting:
     """An environment variable.
 
     Args:
-        name: Its name.
+        name: Name in the environment.
         meaning: Effect, in words.
         default: Effect where it is not set, in words.
     """

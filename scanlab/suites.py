@@ -46,7 +46,7 @@ def read_suites(path: Path = SHIPPED) -> dict[str, dict[str, Any]]:
         suites = tomllib.loads(path.read_text("utf-8-sig"))  # as some editors write it
     except OSError as error:
         raise InputError(f"cannot read the suites in {path}: {error}.") from error
-    except ValueError as error:  # beside faults of syntax: bytes that are no text, and numbers of too many digits
+    except ValueError as error:  # beside faults of syntax: bytes that are not text, and numbers of too many digits
         raise InputError(f"{path} is not TOML: {error}.") from error
     except RecursionError as error:
         raise InputError(f"{path} is nested too deeply: a suite holds a list of texts.") from error

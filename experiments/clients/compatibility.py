@@ -150,7 +150,7 @@ def main(
     """Run the clients, and write the page; rows of other clients stay."""
     asked = [client for client in CLIENTS if only.lower() in f"{client.repository} {client.model}".lower()]
     if not asked:
-        raise InputError(f"--only {only}: is no part of {', '.join(each.repository for each in CLIENTS)}.")
+        raise InputError(f"--only {only}: is not part of any of {', '.join(each.repository for each in CLIENTS)}.")
     caption = common.place()
     numbers = out / f"{common.silicon_name()}.csv"
     columns = ["repository", "commit", "model", "way", "output_error", "gradient_error", "scanlab_s", "reference_s"]

@@ -68,10 +68,10 @@ class Comparer:
     """Context of comparisons that share all but their candidates.
 
     Attributes:
-        context: Of the trials.
-        worker: Prepares and times.
+        context: Problem, inputs and machine of the trials.
+        worker: Prepares and times the candidates.
         store: Takes the records.
-        clock: Deadlines are values of its `now`.
+        clock: Clock of the deadlines.
         wait_for_quiet: Called after a disturbed round.
         on_round: Called with the number of rounds so far.
         objective: The time that candidates are ranked by.
@@ -102,9 +102,9 @@ class Comparer:
         each candidate is appended to the store.
 
         Args:
-            candidates: Those that are compared.
-            deadline: Of the clock.
-            phase: Of the trials.
+            candidates: Candidates to compare.
+            deadline: When to stop, by the clock.
+            phase: Phase that the trials record.
             baseline: The candidate that everything is timed beside; the fastest candidate, as calibrated, where None.
             untuned: The candidate that serves where nothing was tuned; it wins unless it is shown to be slower.
             processes: Number of fresh processes that take it in turn, fewer where they take long to start; 0 for the
@@ -179,8 +179,8 @@ class _Run:
 
         Args:
             begun: When the process was started.
-            deadline: Of all processes together.
-            processes: Those that are left, this one included.
+            deadline: When all processes together have to stop.
+            processes: Number of processes that are left, with this one.
             may_stop_early: Whether this process may decide.
 
         Returns:
@@ -278,7 +278,7 @@ class _Run:
             self._failure = f"the baseline {failure}"
 
     def _weigh(self) -> None:
-        """Measure the memory of the candidates, which is no part of any round."""
+        """Measure the memory of the candidates, outside of any round."""
         for each in self.series:
             if each.alive and each.blocks and each.peak_bytes is None:
                 try:

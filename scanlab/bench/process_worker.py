@@ -40,7 +40,7 @@ TIMEOUT_FACTOR = 20.0
 
 
 def open_worker(context: BenchmarkContext, backends: Iterable[Backend]) -> tuple[Worker, tuple[str, ...]]:
-    """Return a worker for `backends`, and the notice that it is no process of its own where that is so."""
+    """Return a worker for `backends`, and a notice where it is not a process of its own."""
     strangers = sorted({each.name for each in backends if not Candidate(each, each.space.defaults).is_installed})
     if not strangers:
         return ProcessWorker(context), ()

@@ -1,8 +1,8 @@
 """Ranking of compared candidates: the leader, ties, the noise floor, and the stopping rule.
 
 One candidate runs twice, as an A/A control: the difference of that pair is noise, and a difference no larger than that
-is a tie. The untuned choice wins every tie. Any other tie goes to the simplest: the lower rank of the
-ladder, then the fewest changes of its defaults; then the smaller error, then the smaller memory.
+is a tie. The untuned choice wins every tie. Any other tie goes to the simplest: the lower rank,
+then the fewest changes of its defaults; then the smaller error, then the smaller memory.
 
 Clean rounds alone count. A candidate with too few of them is neither slower nor tied: its place is unknown.
 """
@@ -37,7 +37,7 @@ class Place:
 
     Attributes:
         behind: log(its time / the leader's); 0 for the leader, NaN without a common clean round.
-        interval: Of `behind`, at 95 % corrected for the number of candidates and for looking after every round.
+        interval: Interval of `behind`, at 95 %; corrected for the number of candidates and for looks after every round.
         distinguishable: Whether it is shown to be slower than the leader by more than the noise.
     """
 
@@ -56,7 +56,7 @@ class RankedCandidate:
     """A candidate of a comparison, and its place.
 
     Attributes:
-        rank: Of its backend on the ladder.
+        rank: Rank of its backend, the simplest first.
         num_nondefault: Number of tunables that are not at their defaults.
         attainable_share: Time of a kernel that wastes nothing over its time; None if unknown.
         is_untuned: Whether it serves where nothing was tuned.
@@ -93,7 +93,7 @@ class Comparison:
         winner: The candidate to deploy; None where too little was measured to name one.
         noise_floor: log ratio by which two runs of one candidate may differ, at 95 %; infinite where unknown.
         rounds: All rounds, and those that nothing disturbed.
-        gain: Of the winner over the untuned choice; None where the winner is that choice, or where it took no part.
+        gain: Gain of the winner over the untuned choice; None where that choice won or took no part.
         confirms: Whether the winner was chosen by an earlier comparison that this one does not contradict.
         objective: The time that candidates are ranked by.
     """

@@ -53,7 +53,7 @@ class Trial:
         phase: "search" (looking for the best), "comparison" (candidates side by side, to choose), "holdout" (the chosen
             on fresh inputs, to publish) or "lengths" (time against length).
         inputs_label: Origin of the inputs.
-        source_hash: Of the backend, when it was tried.
+        source_hash: Hash of the backend's sources when it was tried.
         state: "ok"; "wrong" (disagreed with the reference); "rejected" (the backend does not solve the problem, or
             cannot run here); "crashed" (it raised, or its process died); "pruned" (measured until it was clearly too
             slow); "disturbed" (measured, with too few blocks free of interference to say anything).
@@ -237,7 +237,7 @@ def _check(trial: Trial) -> None:
     """Raise an error if a trial has values that cannot be ordered, averaged and printed."""
     check_field_types(trial)
     if not (0 <= trial.started_at < MAX_TIME_S and math.isfinite(trial.duration_s)):
-        raise ValueError(f"started_at={trial.started_at} and duration_s={trial.duration_s} are no times")
+        raise ValueError(f"started_at={trial.started_at} and duration_s={trial.duration_s} are not times")
     if trial.machine.silicon.usable_cpus < 1:
         raise ValueError(f"usable_cpus={trial.machine.silicon.usable_cpus}: must be positive")
     measured = trial.measurement

@@ -48,7 +48,7 @@ def bootstrap(values: Sequence[Sequence[float]], confidence: float = 0.95) -> In
 
     Args:
         values: One sequence for each process, holding one value for each block.
-        confidence: Of the interval.
+        confidence: Probability that the interval covers the median.
     """
     tables = [np.asarray(process, dtype=float) for process in values if len(process)]
     if not tables:

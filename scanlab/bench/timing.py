@@ -24,7 +24,7 @@ from scanlab.contract.base import Problem
 from scanlab.contract.cpu import torch_threads
 from scanlab.contract.op import Inputs, copy_with_strides, map_tensors, tensors_of
 
-# A sample lasts at least this long, so that reading the clock (some 50 ns) and waking threads are no part of it.
+# A sample lasts at least this long, so that reading the clock (some 50 ns) and waking threads do not count.
 SAMPLE_S = 2e-3
 # Samples of one candidate in one block: more of the short ones, whose spread is larger, so that a block lasts long
 # enough for other processes to show in the system's counters, which step by 10 ms; fewer of the long ones.
@@ -117,7 +117,7 @@ def take_round(
         candidates: May hold one of them twice, as the A/A control does.
         baseline: Timed beside them.
         rng: Draws the order.
-        number: Of the round.
+        number: Number of the round.
         process: Number of the process.
         before_sample: Called with the position of the candidate before each of its samples; -1 is the baseline.
     """

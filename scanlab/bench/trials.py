@@ -109,11 +109,11 @@ def trial_of(
     A time below the arithmetic limit of the machine makes it wrong, even where its outputs were right.
 
     Args:
-        context: Of the run.
-        phase: Of the run.
+        context: Problem, inputs and machine of the trial.
+        phase: Phase that the trial records.
         candidate: The one that was tried.
         started_at: Seconds since the epoch.
-        duration_s: Of building, verifying and measuring.
+        duration_s: Time of building, verifying and measuring.
         evaluation: Outcome of preparing it, or the failure that came later.
         measurement: Where it could be timed.
         pruned: Why it was not measured to the end.

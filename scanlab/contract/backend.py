@@ -119,9 +119,9 @@ class Backend:
     Attributes:
         name: One word; also the name of its entry point.
         summary: The difference from other backends, in a line.
-        rank: Its position in an order by simplicity, simplest first; a tie between backends goes to the lower one.
+        rank: Position in an order by simplicity, simplest first; a tie between backends goes to the lower one.
         sources: The files whose content decides its results and its speed.
-        space: Its tunables and which combinations are legal.
+        space: Tunables, and which combinations of their values are legal.
         capabilities: The problems that it solves.
         make: (problem, complete legal config) -> OpFn; compiling and allocating belong here.
         unavailable: () -> why it cannot run on this machine, with the cure, or None.

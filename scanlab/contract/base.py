@@ -103,7 +103,7 @@ class Problem:
         """Return the sum over the sizes of the absolute log ratio, so that twice and half are equally far.
 
         Args:
-            other: Of the same op.
+            other: Problem of the same op.
         """
         return sum(abs(math.log(getattr(self, size) / getattr(other, size))) for size in self.sizes)
 

@@ -46,6 +46,6 @@ def find_compiler() -> Compiler | None:
 def _describe(command: tuple[str, ...]) -> Compiler | None:
     try:
         answer = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
-    except (OSError, ValueError, subprocess.CalledProcessError):  # ValueError: what it prints is no text
+    except (OSError, ValueError, subprocess.CalledProcessError):  # ValueError: it prints bytes that are not text
         return None
     return Compiler(command, answer.stdout.partition("\n")[0].strip())

@@ -47,7 +47,7 @@ def rank_of(phase: str, is_disturbed: bool, num_clean: int) -> EvidenceRank:
     """Return the rank of a trial that was measured.
 
     Args:
-        phase: Of the trial; any other than a search, a comparison or a hold-out chooses nothing.
+        phase: Phase of the trial; any other than a search, a comparison or a hold-out chooses nothing.
         is_disturbed: Whether its state says so.
         num_clean: Number of its clean blocks.
     """

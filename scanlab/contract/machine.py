@@ -212,7 +212,7 @@ def _sysctl_cpu() -> dict[str, str]:
     }
     if platform.system() != "Darwin":
         return {}
-    # sysctl leaves out the names that a processor does not have and exits with an error, which is no failure here.
+    # sysctl leaves out the names that a processor does not have and exits with an error, which is not a failure here.
     listing = subprocess.run(["sysctl", *names], capture_output=True, text=True, check=False).stdout
     found = (line.partition(":") for line in listing.splitlines())
     facts = {names[name]: value.strip() for name, _, value in found if name in names}

@@ -25,10 +25,10 @@ class Tunable:
     """A tunable of a backend.
 
     Args:
-        name: Its name in a configuration.
+        name: Name in a configuration.
         values: The values that a search tries, in their natural order.
         default: One of `values`.
-        summary: Its effect, in a line.
+        summary: Effect, in a line.
         also_legal: Further values that a caller may name and no search tries.
     """
 

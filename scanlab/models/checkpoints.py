@@ -153,7 +153,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
         raise InputError(
-            f"{path} is no safetensors file that can be read: {error}. It may be damaged or cut off."
+            f"{path} cannot be read as a safetensors file: {error}. It may be damaged or cut off."
         ) from error
 
 
@@ -182,9 +182,7 @@ def _read_pickled(path: Path) -> object:
     except pickle.UnpicklingError as error:
         named = re.findall(r"GLOBAL ([\w.]+)", str(error))
         if not named:
-            raise InputError(
-                f"{path} is no file of torch.save that can be read: {str(error).splitlines()[0]}"
-            ) from error
+            raise InputError(f"{path} cannot be read as a file of torch.save: {str(error).splitlines()[0]}") from error
         raise InputError(
             f"{path} holds a {named[0]}, and reading it could run code: weights, plain values and"
             " argparse.Namespace are read. If you trust the file, load it yourself and save its weights alone."
@@ -192,7 +190,7 @@ def _read_pickled(path: Path) -> object:
     except DAMAGE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"{path} is no file of torch.save that can be read: {reason}. It may be damaged or cut off."
+            f"{path} cannot be read as a file of torch.save: {reason}. It may be damaged or cut off."
         ) from error
 
 

@@ -63,7 +63,7 @@ def scan_directions(
             the sequence, then the second of each, and so on.
 
     Raises:
-        ProblemError: The length is no multiple of `slices`.
+        ProblemError: The length is not a multiple of `slices`.
     """
     length = hidden.shape[1]
     if slices is not None and length % slices:

@@ -53,7 +53,7 @@ def open_image(path: Path) -> Image.Image:
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist.") from error
     except DAMAGE as error:
-        raise InputError(f"{path} is no picture that can be read: {error}. It may be damaged or cut off.") from error
+        raise InputError(f"{path} cannot be read as a picture: {error}. It may be damaged or cut off.") from error
 
 
 def _rgb(image: Image.Image, path: Path) -> Image.Image:

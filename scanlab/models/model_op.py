@@ -48,7 +48,7 @@ class ModelProblem(Problem):
         model: Name of a workload, or "module:function", see `workloads`.
         batch: Items at once.
         size: Side of an image in pixels, or length of a prompt in tokens.
-        dtype: Of the logits that are compared; that of the weights is a tunable.
+        dtype: Dtype of the logits that are compared; that of the weights is a tunable.
         max_logit_error: Largest error of a logit, as a share of the largest logit.
     """
 
@@ -172,8 +172,8 @@ def op_problems(
     """Return the problems of the ops in one forward pass: the calls of each, and the seconds that they take together.
 
     Args:
-        problem: Of the model.
-        inputs: Of the model.
+        problem: Problem of the model.
+        inputs: Input of the model.
         dtype: One of DTYPES.
         passes: Forward passes that are timed; of each problem the fastest counts.
         selections: Backends by the names of ops, see `Policy`; the others are served as if untuned.

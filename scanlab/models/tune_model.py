@@ -168,7 +168,7 @@ def tune_model(
         dtypes: Dtypes of DTYPES to choose among, the default first.
         min_agreement: Share of first classes that a dtype must keep.
         objective: The time that candidates are ranked by.
-        seed: Of the inputs of the ops, of the searches, and of the order of samples.
+        seed: Seed of the inputs of the ops, of the searches, and of the order of samples.
         on_event: Takes the events of each tuning.
         on_step: Takes a line for each part that begins.
         tune: Tunes one op.
@@ -277,9 +277,9 @@ def dtype_costs(problem: ModelProblem, dtypes: Sequence[str], seeds: Sequence[in
     """Return the accuracy of the model in each dtype, served by its defaults, on its input and inputs like it.
 
     Args:
-        problem: Of the model.
-        dtypes: Those of DTYPES that are judged.
-        seeds: Of the inputs; 0 is the model's own.
+        problem: Problem of the model.
+        dtypes: Dtypes of DTYPES to judge.
+        seeds: Seeds of the inputs; 0 is the model's own input.
     """
     own = _against_float64(problem, dtypes, seeds)
     digits = _against_float64(DIGITS, dtypes, (0,)) if problem.model.startswith("vim-") else None

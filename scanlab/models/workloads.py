@@ -110,7 +110,7 @@ def told_in_a_sentence(name: str) -> Iterator[None]:
     """Turn an error that code of the workload `name` raises into one sentence, which says where it was raised.
 
     Raises:
-        InputError: The code raised something that is no error of scanlab.
+        InputError: The code raised an error that is not one of scanlab's.
     """
     try:
         yield

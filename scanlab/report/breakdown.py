@@ -117,7 +117,7 @@ def load_breakdowns(results: Path, machine: Machine) -> tuple[list[ModelBreakdow
         try:
             each = ModelBreakdown.from_json(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, *UNREADABLE) as error:
-            notices.append(f"{path}: skipped, because it is no breakdown: {type(error).__name__}: {error}")
+            notices.append(f"{path}: skipped, because it is not a breakdown: {type(error).__name__}: {error}")
             continue
         if each.machine.silicon_id == machine.silicon_id:
             found.append(each)

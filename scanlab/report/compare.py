@@ -50,7 +50,7 @@ class Change:
         before: Trial of the first result; None where the backend has no numbers there.
         after: The same for the second.
         log_ratio: log(time after / time before); NaN where a side is missing.
-        interval: Of `log_ratio`, at 95 % or more.
+        interval: Interval of `log_ratio`, at 95 % or more.
         noise: Differences up to this are noise, as log ratio.
     """
 

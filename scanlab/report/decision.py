@@ -33,17 +33,17 @@ class TuningDecision:
     Attributes:
         why: The sentence that `scanlab tune` printed.
         evidence: Name of the rank of the evidence.
-        backend: Of the chosen configuration; None where nothing was chosen.
-        gain: Over the untuned choice, in words; None where that was chosen, or where nothing was compared.
+        backend: Backend of the chosen configuration; None where nothing was chosen.
+        gain: Gain over the untuned choice, in words; None where that was chosen, or where nothing was compared.
         ties: Labels of the candidates that were not distinguishable from the chosen configuration.
         noise_floor: Relative difference between two runs of one configuration, at 95 %; None where unknown.
         rounds: Rounds of the comparison that decided; 0 without one.
-        disturbed_rounds: Those of them that other processes disturbed.
+        disturbed_rounds: Number of rounds that other processes disturbed.
         attainable_share: Time of a kernel that wastes nothing over the time of the chosen; None where unknown.
         deployed: Whether the configuration serves from then on.
         command: The command line, without the path of the program and without secrets.
-        version: Of scanlab.
-        budget: In words.
+        version: Version of scanlab.
+        budget: Budget, in words.
         notes: What was skipped, left out or repaired, and why.
     """
 

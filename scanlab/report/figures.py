@@ -188,7 +188,7 @@ def change_dots(
     Args:
         contest: Trials of one measurement.
         times_ms: By backend: time before, time after, and the verdict; NaN where there is no time.
-        names: Those of the two results.
+        names: Names of the two results.
         caption: Where they were measured.
 
     Returns:
@@ -225,7 +225,7 @@ def accuracy(contest: Contest, trials: Sequence[Trial], caption: str) -> Figure 
 
     Args:
         contest: Trials that were compared.
-        trials: Its trials.
+        trials: Trials of it.
         caption: Where and when they were measured.
 
     Returns:

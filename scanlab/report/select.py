@@ -169,7 +169,7 @@ def placings(trials: Sequence[Trial], deployed: str | None = None) -> list[Placi
     """Return every backend among the trials of one contest: the fastest first, then those without numbers by name.
 
     Args:
-        trials: Those of one contest.
+        trials: Trials of one contest.
         deployed: Label of the deployed configuration, which its backend is shown with.
     """
     found = []

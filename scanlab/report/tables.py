@@ -25,7 +25,7 @@ def speedup_table(trials: Iterable[Trial], deployed: Mapping[Contest, str] | Non
     """Return a row for each contest and backend, the fastest first; those without numbers come last, with the reason.
 
     Args:
-        trials: Those that count, see `select`.
+        trials: Trials that count, see `select`.
         deployed: Label of the deployed configuration of each contest that has one.
 
     Returns:

@@ -107,8 +107,8 @@ def write_report(
         machine: The machine that the report is about.
         folder: Where the report goes.
         importances: By backend, the share of the variation between its trials that each tunable explains.
-        decisions: Those of the tunings; those of other machines are left out.
-        breakdowns: Of the models that were tuned on this machine.
+        decisions: Decisions of the tunings; those of other machines are left out.
+        breakdowns: Breakdowns of the models that were tuned on this machine.
 
     Returns:
         The paths of the files, report.md first.

@@ -147,7 +147,7 @@ def refuses(name: str, config: Config, problem: Problem, *, asked: bool = False)
     """Return why the backend called `name` cannot serve `problem` under `config`, or None.
 
     Args:
-        name: Of the backend.
+        name: Name of the backend.
         config: Its configuration; missing tunables take their defaults.
         problem: The problem.
         asked: Whether it was asked for by name.

@@ -105,7 +105,7 @@ class Dispatcher:
         """Return the outputs of an op for these inputs, which pose `problem`.
 
         Args:
-            problem: Of any op that is installed.
+            problem: Problem of any op that is installed.
             inputs: As the op's backends take them.
 
         Raises:

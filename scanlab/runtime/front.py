@@ -25,7 +25,7 @@ def mamba_front(hidden: Tensor, weights: FrontWeights) -> tuple[Tensor, ...]:
 
     Args:
         hidden: (batch, length, model).
-        weights: Of the front, with one direction or two.
+        weights: Weights of the front, for one direction or two.
 
     Returns:
         z, u and delta (batch, length, dim), B and C (batch, length, state); then u, delta, B and C of the reverse

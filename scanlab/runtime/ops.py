@@ -71,8 +71,8 @@ def _serve(kind: tuple[object, ...], inputs: Any, tensors: tuple[Any, ...], pose
 
     Args:
         kind: Type of the problem, and all it is derived from beside the tensors.
-        inputs: Of the op.
-        tensors: Those of the inputs, None where absent.
+        inputs: Inputs of the op.
+        tensors: Tensors among the inputs, None where absent.
         pose: (whether a gradient is wanted) -> the problem.
     """
     wanted = torch.is_grad_enabled()

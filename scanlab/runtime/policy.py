@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-# A selection that is no backend: the profile first, or the choice as if nothing had been tuned.
+# Selections that are not backends: the profile first, or the choice as if nothing had been tuned.
 TUNED, DEFAULT = "tuned", "default"
 
 

@@ -38,7 +38,7 @@ class ProfileEntry:
     Attributes:
         problem: The problem that it was chosen for.
         backend: Name of the backend.
-        source_hash: Of the backend's source when it was measured.
+        source_hash: Hash of the backend's sources when it was measured.
         config: Configuration of the backend.
         evidence: Measurement, as JSON values: the trial under "trial", and under "why" the sentence that names
             the winner.

@@ -68,7 +68,7 @@ def ops_disagreement(ops: Any, name: str, device: str) -> str | None:
 
     Args:
         ops: Namespace of the ops.
-        name: Of the implementation, such as "triton".
+        name: Name of the implementation, such as "triton".
         device: Such as "cuda".
     """
     mark = _mark("ops", name, _kernels_hash(), device)
@@ -77,7 +77,7 @@ def ops_disagreement(ops: Any, name: str, device: str) -> str | None:
     for op, arguments in _op_cases().items():
         here = [each.to(device) if isinstance(each, Tensor) else each for each in arguments]
         error = _op_error(getattr(ops, op), getattr(pytorch, op), here)
-        if not error <= OP_TOLERANCE:  # NaN is no agreement
+        if not error <= OP_TOLERANCE:  # `not <=` so that NaN fails
             return f"{name}'s {op} disagrees with PyTorch on {device} by {error:.1e} of the largest value"
     _remember(mark)
     return None

@@ -53,13 +53,13 @@ def recheck(
     than its evidence says.
 
     Args:
-        chosen: The trial that the choice rests on; the inputs are fresh draws, those of the trial are not needed.
+        chosen: Trial that the choice rests on. It is timed on freshly drawn inputs.
         store: Takes the records.
-        seconds: Of measuring.
+        seconds: Time of measuring.
         rivals: Candidates that might be faster by now.
         processes: Number of fresh processes.
         on_round: Called with the number of rounds so far.
-        clock: Of the measuring; a new one where None.
+        clock: Clock of the measuring; a new one where None.
         open_worker: Opens the worker.
     """
     if chosen.measurement is None:

@@ -66,8 +66,8 @@ def should_prune(measurement: Measurement, best: Measurement | None) -> str | No
     """Return why more blocks would not make this the best of its backend, or None.
 
     Args:
-        measurement: Of the candidate, so far.
-        best: Confirmed; a candidate is compared with the upper end of its interval.
+        measurement: Measurement of the candidate, so far.
+        best: Best confirmed measurement; a candidate is compared with the upper end of its interval.
     """
     if best is None or not measurement.clean:
         return None

@@ -85,9 +85,9 @@ def tune(
     interruption returns the results so far. Running it again continues from the records.
 
     Args:
-        problem: Of any op.
-        inputs: Those that candidates are timed on.
-        backends: Those that are searched.
+        problem: Problem of any op.
+        inputs: Inputs that candidates are timed on.
+        backends: Backends to search.
         budget: Time of verifying and measuring, or a number of trials.
         store: Takes the records, and has those of earlier runs.
         inputs_label: Origin of the inputs.
@@ -96,10 +96,10 @@ def tune(
         deployed: Candidate of an earlier tuning; it takes part even where `backends` lacks its backend.
         max_error: The largest error against float64, as a share, that a winner may have beyond being verified.
         objective: The time that candidates are ranked by. The search goes by the median in any case.
-        seed: Of the hard inputs, of the search, and of the order of samples.
+        seed: Seed of the hard inputs, of the search, and of the order of samples.
         on_event: Called as things happen.
         build_times: Estimates of builds, and where they are kept.
-        clock: Of the measuring; a new one where None.
+        clock: Clock of the measuring; a new one where None.
         open_worker: Opens the worker.
 
     Raises:

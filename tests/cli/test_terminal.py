@@ -152,7 +152,7 @@ def test_a_name_that_is_like_no_other_suggests_nothing():
         (["run", "-m", "no_such_module"], "there is no module no_such_module"),
         (["report", "--compare", "here", "there"], "no trials are recorded in here"),
         (["best", "--problem", ""], "lacks batch, dim, length"),
-        (["best", "--image", "."], "is no picture"),
+        (["best", "--image", "."], "cannot be read as a picture"),
         (["profile", "show", "xx"], "must be name=value"),
     ],
 )

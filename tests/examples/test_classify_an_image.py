@@ -34,7 +34,7 @@ def test_it_names_classes_and_reports_what_it_cannot_read(main, tmp_path, capsys
     assert main([str(photos), "--weights", str(weights), "--top", "3"]) == 1
     printed = capsys.readouterr()
     assert printed.out.count("%") == 3
-    assert "torn.jpg is no picture" in printed.err
+    assert "torn.jpg cannot be read as a picture" in printed.err
 
 
 def test_missing_weights_are_refused(main, tmp_path, capsys):

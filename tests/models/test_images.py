@@ -144,7 +144,7 @@ def test_what_is_no_picture_is_refused_by_name(tmp_path):
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "folder.png").mkdir()
     for name in ("text.jpg", "empty.png", "folder.png"):
-        with pytest.raises(InputError, match=f"{name} is no picture"):
+        with pytest.raises(InputError, match=f"{name} cannot be read as a picture"):
             open_image(tmp_path / name)
     with pytest.raises(InputError, match="missing.jpg does not exist"):
         open_image(tmp_path / "missing.jpg")

@@ -1,7 +1,7 @@
 """The op `linear`: x weight^T + bias, the product of a linear layer.
 
 The weight is constant where a model infers, so that an implementation may keep it in a form of its own; making that
-form (prepacking) is no part of a call.
+form (prepacking) does not count.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def open_journal(path: Path, is_ours: bool) -> tuple[JournalStorage, tuple[str, 
 
 
 def refuse_foreign_file(path: Path) -> None:
-    """Raise InputError if `path` exists and is no journal, by its first line; an empty file may become one."""
+    """Raise InputError if `path` exists and is not a journal, by its first line; an empty file may become one."""
     if not path.exists():
         return
     if not path.is_file():

@@ -44,7 +44,7 @@ class TrialQueue:
 
     Args:
         facts: Subject of the study, as JSON values, for readers of the storage alone.
-        tunables: Of the space that is searched; none for a study that nothing is leased from.
+        tunables: Tunables of the space that is searched; none for a study that nothing is leased from.
         carries_records: Whether records travel with the study, because workers share it and no results folder.
     """
 

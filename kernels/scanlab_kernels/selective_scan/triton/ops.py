@@ -64,7 +64,7 @@ def _run(
     """Queue the kernels of a scan, and return their outputs.
 
     Args:
-        arguments: Those that all ops of the scan take.
+        arguments: The arguments that all ops of the scan take.
         settings: Further dependencies of the launches; hashable.
         tensors_of: Returns the tensors of each kernel, and the outputs among them.
         launches_of: Returns the launch of each kernel.

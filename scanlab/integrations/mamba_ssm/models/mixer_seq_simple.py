@@ -63,8 +63,8 @@ def create_block(
         residual_in_fp32: Keep the residual in float32.
         fused_add_norm: Add and normalise in one op.
         layer_idx: Index of the layer.
-        device: Of the weights.
-        dtype: Of the weights.
+        device: Device of the weights.
+        dtype: Dtype of the weights.
 
     Raises:
         UnavailableError: The layer is of another kind than Mamba-1, Mamba-2 and attention.

@@ -24,7 +24,7 @@ class RotaryEmbedding(nn.Module):
         dim: Channels that are rotated; even.
         base: Ratio of the longest to the shortest period, nearly.
         interleaved: Rotate channels 2 i and 2 i + 1 together, instead of i and i + dim / 2.
-        device: Of the frequencies.
+        device: Device of the frequencies.
     """
 
     inv_freq: Tensor

@@ -156,7 +156,7 @@ def mamba_split_conv1d_scan_combined(
         seq_idx: (batch, length) int32.
         dt_limit: The lowest and the highest step size.
         return_final_states: Return the states after the last step too.
-        activation: Of the convolution, "silu" or None.
+        activation: Activation of the convolution, "silu" or None.
         rmsnorm_weight: (dim,); without it z gates the scan and there is no norm.
         rmsnorm_eps: Added to the mean square.
         outproj_weight: (model, mlp + dim).

@@ -65,7 +65,7 @@ def mamba_conv1d_scan_ref(
         dt_bias: (heads,).
         dt_softplus: Apply softplus to dt + dt_bias.
         dt_limit: The lowest and the highest step size.
-        activation: Of the convolution, "silu" or None.
+        activation: Activation of the convolution, "silu" or None.
         headdim: Channels of a head, where neither z nor D tells.
         ngroups: Groups of heads that share B and C.
 
