@@ -133,7 +133,8 @@ def record_of(trials: Iterable[Trial]) -> Record:
         assert trial.measurement is not None
         key = config_key(trial.config)
         configs[key] = trial.config
-        bags.setdefault(key, []).extend(trial.measurement.log_ratios)
+        measured = trial.measurement
+        bags.setdefault(key, []).extend(block.log_ratio - measured.reference_log_ratio for block in measured.clean)
     kinds = {trial.identity[:-1] for trial in timed}
     if len(kinds) != 1 or len(bags) < 2:
         raise ValueError(f"{len(bags)} configurations of {len(kinds)} kinds: a replay needs two or more of one kind.")

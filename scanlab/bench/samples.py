@@ -155,11 +155,6 @@ class Measurement:
         return _median([block.log_ratio for block in clean(self.reference_blocks)]) if self.reference else 0.0
 
     @property
-    def log_ratios(self) -> list[float]:
-        """log(candidate / reference) by each clean block, the reference's ratio to the baseline taken as exact."""
-        return [block.log_ratio - self.reference_log_ratio for block in self.clean]
-
-    @property
     def log_ratio(self) -> float:
         """log(candidate / reference): the ratio to the baseline less that of the reference."""
         return self.baseline_log_ratio - self.reference_log_ratio

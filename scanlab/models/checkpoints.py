@@ -17,7 +17,6 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +24,6 @@ from torch import Tensor
 
 from scanlab.errors import InputError, did_you_mean
 from scanlab.models.vision_mamba import RELEASED, VisionMamba
-
-if TYPE_CHECKING:
-    from scanlab.runtime.dispatch import Scan
 
 HEAD = ("head.weight", "head.bias")
 # errors of the unpickler and the archive reader on damaged files, found by damaging some
@@ -71,7 +67,6 @@ def open_model(
     name: str | None = None,
     img_size: int = 224,
     num_classes: int | None = None,
-    scan: Scan | str | None = None,
 ) -> VisionMamba:
     """Return a released model with its weights, in evaluation mode.
 
@@ -81,7 +76,6 @@ def open_model(
         name: The model that the weights must belong to; any by default.
         img_size: Side of the images in pixels. The position embedding is resized where the weights have another size.
         num_classes: Number of classes. A number other than that of the weights gives a freshly initialised head.
-        scan: The scan, as for `VisionMamba`.
 
     Raises:
         InputError: The weights cannot be read, are not those of a released model, or belong to another model than
@@ -95,7 +89,7 @@ def open_model(
     found = released_name(weights)
     if name not in (None, found):
         raise InputError(f"{source} holds weights of {found}, not of {name}: name that model, or other weights.")
-    model = RELEASED[found](img_size=img_size, num_classes=asked, scan=scan)
+    model = RELEASED[found](img_size=img_size, num_classes=asked)
     load_weights(model, weights, new_head=asked != classes)
     return model.eval()
 

@@ -206,13 +206,6 @@ def work(problem: ModelProblem) -> Work:
     )
 
 
-def forbids(config: Config, problem: ModelProblem) -> str | None:
-    """Return why this torch cannot run a configuration, or None."""
-    if config["dtype"] == "bfloat16_products" and not hasattr(torch.backends.mkldnn, "matmul"):
-        return "this torch has no switch for products in bfloat16"
-    return None
-
-
 def make_assembly(problem: ModelProblem, config: Config) -> Callable[[ModelInputs], ModelOutputs]:
     """Return the model with the ops that `config` names served by the profile, and the others by their defaults."""
     selections = dict.fromkeys(tuned_ops(config), TUNED)
@@ -267,7 +260,7 @@ in_torch = Backend(
     summary="every op in PyTorch",
     rank=0,
     sources=SOURCES,
-    space=Space((DTYPE, Tunable("scan", ("chunked", "reference"), default="chunked", summary="its backend")), forbids),
+    space=Space((DTYPE, Tunable("scan", ("chunked", "reference"), default="chunked", summary="its backend"))),
     capabilities=CLAIMS,
     make=make_in_torch,
     op=NAME,
@@ -279,7 +272,6 @@ assembly = Backend(
     sources=SOURCES,
     space=Space(
         (DTYPE, Tunable("tuned", subsets(_op_names()), default=NONE, summary="ops served by the profile's choice")),
-        forbids,
     ),
     capabilities=CLAIMS,
     make=make_assembly,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from scanlab.bench.clock import MeasuringClock, QuietWait
-from scanlab.bench.compare import Comparer
+from scanlab.bench.compare import MIN_PROCESSES, Comparer
 from scanlab.bench.context import BenchmarkContext, Candidate
 from scanlab.bench.process_worker import open_worker
 from scanlab.bench.ranking import Comparison
@@ -41,8 +41,6 @@ def recheck(
     store: TrialStore,
     seconds: float,
     rivals: Sequence[Candidate] = (),
-    processes: int = 2,
-    on_round: Callable[[int], None] = lambda number: None,
     clock: MeasuringClock | None = None,
     open_worker: Callable[[BenchmarkContext, Iterable[Backend]], tuple[Worker, tuple[str, ...]]] = open_worker,
 ) -> CheckedChoice:
@@ -57,8 +55,6 @@ def recheck(
         store: Takes the records.
         seconds: Time of measuring.
         rivals: Candidates that might be faster by now.
-        processes: Number of fresh processes.
-        on_round: Called with the number of rounds so far.
         clock: Clock of the measuring; a new one where None.
         open_worker: Opens the worker.
     """
@@ -80,8 +76,8 @@ def recheck(
     worker, _ = open_worker(context, [each.backend for each in candidates])
     try:
         wait = QuietWait(seconds, clock, worker.disturbance)
-        comparer = Comparer(context, worker, store, clock, wait, on_round)
-        compared = comparer.compare(candidates, clock.now() + seconds, phase="holdout", processes=processes)
+        comparer = Comparer(context, worker, store, clock, wait)
+        compared = comparer.compare(candidates, clock.now() + seconds, phase="holdout", processes=MIN_PROCESSES)
     finally:
         worker.close()
     return _judged(chosen, compared)

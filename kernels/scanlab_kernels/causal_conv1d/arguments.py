@@ -104,15 +104,15 @@ def check_update(
             expect_int32(name, indices, (batch,), x)
 
 
-def final_states(x: Tensor, width: int, initial_states: Tensor | None = None, *, reverse: bool = False) -> Tensor:
+def final_states(x: Tensor, width: int, initial_states: Tensor | None) -> Tensor:
     """Return the initial_states of a convolution that continues after x: the last width - 1 inputs.
 
-    In reverse they are the first inputs, in order of time. Differentiable.
+    Differentiable.
 
     Shape:
         x (batch, dim, length) and initial_states as in `causal_conv1d` -> (batch, dim, width - 1), dtype of x.
     """
-    return padded(x, width, initial_states, reverse).narrow(-1, 0 if reverse else x.shape[-1], width - 1)
+    return padded(x, width, initial_states, reverse=False)[..., x.shape[-1] :]
 
 
 def padded(x: Tensor, width: int, initial_states: Tensor | None, reverse: bool) -> Tensor:
