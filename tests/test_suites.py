@@ -57,7 +57,7 @@ def test_the_label_of_a_captured_problem_says_that_the_weights_are_synthetic(tmp
     assert "synthetic weights" in case.label
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the GPU that must be missing")
 def test_a_gpu_that_is_not_there_is_refused():
     with pytest.raises(UnavailableError, match="device=cuda.*device=cpu"):
         drawn_case(ScanProblem(batch=1, dim=4, length=8, device="cuda"))

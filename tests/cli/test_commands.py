@@ -85,7 +85,7 @@ def test_doctor_says_what_large_tensors_lie_on(run, monkeypatch, tmp_path, modes
 
 def test_doctor_says_how_to_keep_freed_memory(run, monkeypatch):
     if platform.libc_ver()[0] != "glibc":
-        pytest.skip("another allocator")
+        pytest.skip("doctor knows the settings of glibc's allocator alone")
 
     def cure():
         return next(each["cure"] for each in run("doctor", "--json").json if each["subject"] == "freed memory")

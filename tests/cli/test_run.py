@@ -127,7 +127,7 @@ def test_the_exit_code_is_the_script_s_own(run, script, ending, code, said):
     assert "run.py" not in found.err  # a traceback begins in the script
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA here")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA itself serves here")
 def test_a_script_that_asks_for_cuda_trains_on_the_cpu(run, script, monkeypatch):
     monkeypatch.setenv("SCANLAB_BACKEND", "reference")
     found = run("run", "--cpu", script(TRAINS))

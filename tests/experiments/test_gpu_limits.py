@@ -84,7 +84,7 @@ def clock(experiment, tuning, timing, monkeypatch):
     return times_s
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="here it would measure")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the program measures for minutes")
 def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path):
     lacking = "import sys; sys.modules['optuna'] = None"  # what measures needs nothing that searches
     as_script = "import runpy, vim_vs_deit; runpy.run_path(sys.argv[0], run_name='__main__')"

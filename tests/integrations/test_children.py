@@ -51,7 +51,7 @@ def test_a_child_imports_torch_only_where_it_needs_it():
         assert python("-c", "import sys; print('torch' in sys.modules)") == "False\n"
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA here")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA itself serves here")
 def test_a_child_maps_cuda_to_the_cpu_without_a_word():
     program = "import importlib.util as u; u.find_spec('torch'); import torch; x = torch.ones(2, device='cuda')\n"
     program += "print(x.device, x.cuda().device, torch.__spec__.name)"

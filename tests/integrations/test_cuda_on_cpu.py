@@ -25,7 +25,7 @@ NAMES = [
 @pytest.fixture(autouse=True)
 def without_cuda():
     if torch.cuda.is_available():
-        pytest.skip("there is CUDA here")
+        pytest.skip("CUDA itself serves here")
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def slow_build(extension: Extension, tmp_path: Path, monkeypatch: pytest.MonkeyP
     return [sys.executable, "-c", BUILD_SLOWLY, str(tmp_path)]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="signals of Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="the build ends its compilers by signals of Linux")
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_compilers_end_with_their_parent_and_finished_objects_are_kept(
     slow_build: list[str], tmp_path: Path, how: signal.Signals

@@ -49,7 +49,7 @@ def test_every_shape_on_every_instruction_set(isa, dtype, features, rows, depth)
     x, weight, bias = (torch.randn(shape).to(dtype) for shape in ((rows, depth), (features, depth), (features,)))
     with instruction_set(isa):
         if dtype == torch.bfloat16 and not multiplies_bfloat16(isa):
-            pytest.skip(f"no product of {dtype} on {isa}")
+            pytest.skip(f"the instruction set {isa} has no products of {dtype}")
         out = native_products.linear(x, PrepackedWeight(weight), bias)
     right = F.linear(x.double(), weight.double(), bias.double())
     assert (out - right).abs().max() <= (3e-6 if dtype == torch.float32 else 4e-3) * right.abs().max()

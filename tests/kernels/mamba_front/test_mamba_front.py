@@ -83,7 +83,7 @@ def test_bfloat16(isa: str, shape: tuple[int, int, int], rank: int) -> None:
     sizes = {"batch": batch, "length": length, "dim": dim, "rank": rank}
     with instruction_set(isa):
         if not multiplies_bfloat16(isa):
-            pytest.skip(f"no product of bfloat16 on {isa}")
+            pytest.skip(f"the instruction set {isa} has no products of bfloat16")
         assert_right(PLAIN.replace(dtype="bfloat16", direction="bidirectional", **sizes))
 
 
