@@ -4,7 +4,7 @@ A wheel may bring the library, which is then loaded as it is (`shipped`). Elsewh
 everything that decides its content: sources, headers, flags and the compiler, and the torch version where the sources
 do not keep to LibTorch's stable ABI. Two processes that build the same library at once end with one library: the second
 waits for the first. Finished objects of an interrupted build are kept for the next one, and no compiler outlives the
-process that started it. A library is loaded only where its digest is right and only this user and root could have
+process that started it. A library is loaded only if its digest is right and only this user and root could have
 written it. Nothing is downloaded and no Python headers are needed.
 """
 

@@ -55,12 +55,12 @@ class Candidate:
 
     @property
     def is_default(self) -> bool:
-        """True where every tunable has its default."""
+        """True if every tunable has its default."""
         return dict(self.config) == self.backend.space.defaults
 
     @property
     def is_installed(self) -> bool:
-        """True where another process finds this backend by its name, though perhaps with a wider space."""
+        """True if another process finds this backend by its name, though perhaps with a wider space."""
         try:
             return registry.get(self.backend.name).make is self.backend.make
         except UnknownBackendError:

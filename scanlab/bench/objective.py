@@ -23,7 +23,7 @@ TAIL = 0.95
 
 
 class Difference(NamedTuple):
-    """log(time of one / time of another), and its interval, which is unknown where too few samples tell."""
+    """log(time of one / time of another), and its interval, which is unknown if too few samples tell."""
 
     value: float
     interval: Interval
@@ -89,7 +89,7 @@ def _relative(block: Block) -> Array:
 def _tail_difference(pairs: Sequence[Sequence[tuple[Block, Block]]], confidence: float, subtracts: bool) -> Difference:
     """Return the difference of the 95th percentiles, or that of the first of each pair alone.
 
-    Its interval is unknown where all samples may lie below the true percentile by a chance that is not small enough.
+    Its interval is unknown if all samples may lie below the true percentile by a chance that is not small enough.
     """
     rounds = [pair for process in pairs for pair in process]
     counts = [sum(len(pair[side].candidate_ns) for pair in rounds) for side in (0, 1)]

@@ -21,7 +21,7 @@ from scanlab.contract.evidence import EvidenceRank
 
 # A comparison is over when every candidate is shown to be slower than the leader, or within this of it.
 WORTH_KNOWING = math.log(1.02)
-# A simpler candidate wins a tie only where it is at most this slower by median, however large the noise.
+# A simpler candidate wins a tie only if it is at most this slower by median, however large the noise.
 WORTH_FOR_SIMPLICITY = math.log(1.05)
 # So many times slower in each of a few rounds is slower, though these are too few for an interval.
 LARGE_DIFFERENCE = math.log(2.0)
@@ -47,7 +47,7 @@ class Place:
 
     @property
     def tied(self) -> bool:
-        """True where there are rounds enough to tell, and they do not show it to be slower."""
+        """True if there are rounds enough to tell, and they do not show it to be slower."""
         return self.interval.known and not self.distinguishable
 
 
@@ -90,10 +90,10 @@ class Comparison:
     """Outcome of a comparison: the winner first, then by time; candidates that failed are in `dropped`.
 
     Attributes:
-        winner: The candidate to deploy; None where too little was measured to name one.
-        noise_floor: log ratio by which two runs of one candidate may differ, at 95 %; infinite where unknown.
+        winner: The candidate to deploy; None if too little was measured to name one.
+        noise_floor: log ratio by which two runs of one candidate may differ, at 95 %; infinite if unknown.
         rounds: All rounds, and those that nothing disturbed.
-        gain: Gain of the winner over the untuned choice; None where that choice won or took no part.
+        gain: Gain of the winner over the untuned choice; None if that choice won or took no part.
         confirms: Whether the winner was chosen by an earlier comparison that this one does not contradict.
         objective: The time that candidates are ranked by.
     """
@@ -185,7 +185,7 @@ def margin(noise_floor: float) -> float:
 
 
 def noise_floor(control: Sequence[Block], own: Sequence[Block], objective: Objective = "median") -> float:
-    """Return how far apart two runs of one candidate may lie, at 95 %; infinite where too few rounds tell."""
+    """Return how far apart two runs of one candidate may lie, at 95 %; infinite if too few rounds tell."""
     return max(abs(bound) for bound in difference(control, own, objective).interval)
 
 
@@ -225,7 +225,7 @@ def decided(blocks: Sequence[Sequence[Block]], floor: float, objective: Objectiv
 
 
 def choose(candidates: Sequence[RankedCandidate], floor: float) -> RankedCandidate | None:
-    """Return the candidate to deploy, or None where the clean rounds name no leader.
+    """Return the candidate to deploy, or None if the clean rounds name no leader.
 
     The untuned choice is replaced only by one that is shown to be faster.
     """

@@ -101,12 +101,12 @@ class Trial:
 
     @property
     def baseline_label(self) -> str:
-        """Backend and configuration that it was timed beside; empty where it was not timed."""
+        """Backend and configuration that it was timed beside; empty if it was not timed."""
         return label_of(self.measurement.baseline, self.measurement.baseline_config) if self.measurement else ""
 
     @property
     def reference_label(self) -> str:
-        """Backend and configuration that its speed-up refers to; empty where it was not timed."""
+        """Backend and configuration that its speed-up refers to; empty if it was not timed."""
         return (self.measurement.reference or self.baseline_label) if self.measurement else ""
 
     @property

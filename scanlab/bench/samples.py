@@ -33,7 +33,7 @@ class Block:
         order: Who was timed when: c candidate, b baseline, o others of the round ("a" for b in old records).
         round: Blocks of one round and process share their baseline samples and can be compared in pairs.
         process: Number of the process that took it, counted from 0.
-        throttled: Periods in which the cgroup ran out of its quota; None where the system does not tell.
+        throttled: Periods in which the cgroup ran out of its quota; None if the system does not tell.
         steal_ms: Time that the hypervisor gave to others.
         involuntary: Involuntary context switches of this process.
         neighbours_ms: CPU time that other processes on this machine used.
@@ -80,9 +80,9 @@ class Measurement:
         baseline_calls: The same for the baseline.
         build_ms: Compiling and allocating.
         first_call_ms: The first call, which may compile too.
-        peak_bytes: Memory that one call takes beyond the memory in use before it; None where it cannot be known.
+        peak_bytes: Memory that one call takes beyond the memory in use before it; None if it cannot be known.
         blocks: The candidate's blocks beside the baseline.
-        reference: Label of the reference loop that speed-ups refer to; None where they refer to the baseline itself.
+        reference: Label of the reference loop that speed-ups refer to; None if they refer to the baseline itself.
         reference_blocks: The reference's own blocks beside the baseline; empty without one.
     """
 
@@ -151,7 +151,7 @@ class Measurement:
 
     @cached_property
     def reference_log_ratio(self) -> float:
-        """log(reference / baseline); 0 where the baseline is the reference."""
+        """log(reference / baseline); 0 if the baseline is the reference."""
         return _median([block.log_ratio for block in clean(self.reference_blocks)]) if self.reference else 0.0
 
     @property

@@ -22,7 +22,7 @@ class Interval(NamedTuple):
 
     @property
     def known(self) -> bool:
-        """True where there were values enough for bounds."""
+        """True if there were values enough for bounds."""
         return math.isfinite(self.low) and math.isfinite(self.high)
 
     def spelled(self, digits: str = ".3g") -> str:
@@ -34,7 +34,7 @@ UNKNOWN = Interval(-math.inf, math.inf)
 
 
 def interval_of_median(values: Sequence[Sequence[float]], confidence: float = 0.95) -> Interval:
-    """Return the `bootstrap` interval, or UNKNOWN where there are too few values for the confidence.
+    """Return the `bootstrap` interval, or UNKNOWN if there are too few values for the confidence.
 
     All of n values lie on one side of the true median with a chance of 2 / 2**n, so that no interval within
     their range can be surer than that; resampling alone would take two lucky ones for certainty.

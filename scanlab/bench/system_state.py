@@ -25,13 +25,13 @@ CPUINFO = Path("/proc/cpuinfo")
 # system counts in ticks of 10 ms, so that differences of a few ticks mean nothing.
 DISTURBING_SHARE = 0.10
 TICKS_MEAN_NOTHING_MS = 30.0
-# Only where the system does not count the CPU time of others.
+# Only if the system does not count the CPU time of others.
 DISTURBING_SWITCHES_PER_S = 200.0
 
 
 @dataclass(frozen=True)
 class Delta:
-    """Difference between two snapshots; None where the system does not tell."""
+    """Difference between two snapshots; None if the system does not tell."""
 
     throttled: int | None
     steal_ms: float | None
@@ -143,7 +143,7 @@ def _own_cpus() -> list[Path]:
 
 
 def _counts(name: str) -> list[int]:
-    """Return the numbers in the file of this name of each CPU; empty where one is missing."""
+    """Return the numbers in the file of this name of each CPU; empty if one is missing."""
     found = []
     for cpu in _own_cpus():
         try:

@@ -156,7 +156,7 @@ def take_round(
 
 
 def peak_bytes(call: Callable[[], object], device: str, threads: int) -> int | None:
-    """Return the bytes that one call takes beyond the memory in use before it; None where the system cannot tell.
+    """Return the bytes that one call takes beyond the memory in use before it; None if the system cannot tell.
 
     On CUDA the allocator's own count. On Linux the growth of the resident set, by any allocator: memory that the
     allocators hold in reserve is released first, and the system's high-water mark is reset.

@@ -25,7 +25,7 @@ class Baseline:
 
     Attributes:
         calls: Calls in one sample of the candidate.
-        reference: Label of the reference; None where speed-ups refer to the baseline itself.
+        reference: Label of the reference; None if speed-ups refer to the baseline itself.
         reference_blocks: Blocks of the reference beside the candidate.
     """
 

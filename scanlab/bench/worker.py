@@ -84,7 +84,7 @@ class Worker(Protocol):
 
     Attributes:
         isolated: Whether candidates run in another process, which may be started afresh.
-        start_s: Seconds that the last process took to start and to load the inputs; infinite where there is none.
+        start_s: Seconds that the last process took to start and to load the inputs; infinite if there is none.
     """
 
     isolated: bool
@@ -104,7 +104,7 @@ class Worker(Protocol):
         """
 
     def peak_bytes(self, candidate: Candidate) -> int | None:
-        """Return the bytes that one call takes beyond the memory in use before it; None where that cannot be known."""
+        """Return the bytes that one call takes beyond the memory in use before it; None if that cannot be known."""
 
     def release(self, candidates: Iterable[Candidate]) -> None:
         """Drop `candidates`, and free their memory."""

@@ -28,7 +28,7 @@ class Compiler:
 def find_compiler() -> Compiler | None:
     """Return the compiler that $CXX names, else the first of c++, g++ and clang++ on the path that runs.
 
-    $CXX may hold several words, such as "ccache g++". Returns None where no compiler runs.
+    $CXX may hold several words, such as "ccache g++". Returns None if no compiler runs.
     """
     chosen = os.environ.get("CXX")
     for candidate in (chosen,) if chosen else ("c++", "g++", "clang++"):

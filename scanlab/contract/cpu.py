@@ -19,7 +19,7 @@ R = TypeVar("R")
 
 
 def cgroup_cpus() -> float | None:
-    """Return the CPUs that the cgroup quota grants, or None where there is no quota.
+    """Return the CPUs that the cgroup quota grants, or None if there is no quota.
 
     Reads the unified hierarchy (`cpu.max`) of this process's group and of every ancestor, and the v1
     files (`cpu.cfs_quota_us`, `cpu.cfs_period_us`); the tightest limit holds. A quota is time and not a
@@ -135,7 +135,7 @@ def torch_threads(count: int) -> Iterator[None]:
 
 @functools.cache
 def _thread_local_setters() -> tuple[Callable[[int], object], Callable[[int], int]] | None:
-    """Return setters of the threads of OpenMP and of MKL for the calling thread alone, or None where unknown.
+    """Return setters of the threads of OpenMP and of MKL for the calling thread alone, or None if unknown.
 
     The second returns the setting before it, where 0 stands for that of the process.
     """

@@ -180,7 +180,7 @@ def _software() -> Software:
 
 
 def _linux_cpu() -> dict[str, str]:
-    """Return the facts of the first processor in /proc/cpuinfo; empty where there is no such file."""
+    """Return the facts of the first processor in /proc/cpuinfo; empty if there is no such file."""
     try:
         text = CPUINFO.read_text()
     except OSError:

@@ -61,7 +61,7 @@ class Space:
 
     Args:
         tunables: Their values and defaults; the defaults must be legal for every problem.
-        forbids: (complete configuration, problem) -> None where it is legal for the problem, else the reason why not.
+        forbids: (complete configuration, problem) -> None if it is legal for the problem, else the reason why not.
         renamed: Names of tunables by their former names, which older profiles hold.
     """
 

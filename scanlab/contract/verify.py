@@ -138,7 +138,7 @@ def _compared(
 def relative_error(tensor: Tensor, truth: Tensor) -> float:
     """Return the largest difference as a share of the largest value of `truth`.
 
-    It is infinite where one is finite and the other is not, or where infinities differ in sign.
+    It is infinite if one is finite and the other is not, or if infinities differ in sign.
 
     Where `truth` is zero throughout, or has nothing finite, the difference itself is returned.
     """
@@ -165,7 +165,7 @@ def _unchanged(old: Tensor, new: Tensor) -> bool:
 
 
 def _observe(op: Op, function: Callable[..., Any], inputs: Inputs, gradients: bool) -> dict[str, Tensor]:
-    """Return the outputs by name and, where asked for, the gradients of every input."""
+    """Return the outputs by name and, if asked for, the gradients of every input."""
     names = tuple(op.output_dtypes(inputs))
     if not gradients:
         with torch.no_grad():

@@ -31,7 +31,7 @@ LABELLED_SHARE = 0.07
 class OpTime:
     """Time of all calls for one op problem in one forward pass; `attainable_ms` wastes nothing.
 
-    The time before or after is 0 where the dtype that the model then had does not pose the problem.
+    The time before or after is 0 if the dtype that the model then had does not pose the problem.
     """
 
     op: str
@@ -46,7 +46,7 @@ class OpTime:
 class DtypeAccuracy:
     """Accuracy of the model in a dtype, compared with float64, and its time where it was compared.
 
-    `refusal` says why it took no part in the choice; None where it did.
+    `refusal` says why it took no part in the choice; None if it did.
     """
 
     dtype: str
@@ -65,7 +65,7 @@ class ModelBreakdown:
         problem: Key of the model's problem.
         before_ms, after_ms: Medians of the whole model.
         why: The sentence that names the choice.
-        products_ms: The matrix products of the tuned pass alone, as torch computes them; None where unknown.
+        products_ms: The matrix products of the tuned pass alone, as torch computes them; None if unknown.
     """
 
     problem: str

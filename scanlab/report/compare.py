@@ -47,9 +47,9 @@ class Change:
 
     Attributes:
         contest: Problem and inputs, the same in both.
-        before: Trial of the first result; None where the backend has no numbers there.
+        before: Trial of the first result; None if the backend has no numbers there.
         after: The same for the second.
-        log_ratio: log(time after / time before); NaN where a side is missing.
+        log_ratio: log(time after / time before); NaN if a side is missing.
         interval: Interval of `log_ratio`, at 95 % or more.
         noise: Differences up to this are noise, as log ratio.
     """
@@ -64,7 +64,7 @@ class Change:
 
     @property
     def is_control(self) -> bool:
-        """True where machine, source and configuration are the same, so that differences are those between runs."""
+        """True if machine, source and configuration are the same, so that differences are those between runs."""
         return self.before is not None and self.after is not None and self.before.identity == self.after.identity
 
     @property
@@ -192,7 +192,7 @@ def change_table(changes: Sequence[Change]) -> pd.DataFrame:
 
 
 def environment_table(before: Side, after: Side) -> pd.DataFrame:
-    """Return the differences between the two machines and their software; empty where there are none."""
+    """Return the differences between the two machines and their software; empty if there are none."""
     facts = []
     for side in (before, after):
         silicon, software = side.machine.silicon, side.machine.software

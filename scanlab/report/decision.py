@@ -33,13 +33,13 @@ class TuningDecision:
     Attributes:
         why: The sentence that `scanlab tune` printed.
         evidence: Name of the rank of the evidence.
-        backend: Backend of the chosen configuration; None where nothing was chosen.
-        gain: Gain over the untuned choice, in words; None where that was chosen, or where nothing was compared.
+        backend: Backend of the chosen configuration; None if nothing was chosen.
+        gain: Gain over the untuned choice, in words; None if that was chosen, or if nothing was compared.
         ties: Labels of the candidates that were not distinguishable from the chosen configuration.
-        noise_floor: Relative difference between two runs of one configuration, at 95 %; None where unknown.
+        noise_floor: Relative difference between two runs of one configuration, at 95 %; None if unknown.
         rounds: Rounds of the comparison that decided; 0 without one.
         disturbed_rounds: Number of rounds that other processes disturbed.
-        attainable_share: Time of a kernel that wastes nothing over the time of the chosen; None where unknown.
+        attainable_share: Time of a kernel that wastes nothing over the time of the chosen; None if unknown.
         deployed: Whether the configuration serves from then on.
         command: The command line, without the path of the program and without secrets.
         version: Version of scanlab.
@@ -108,7 +108,7 @@ class TuningDecision:
 
     @property
     def label(self) -> str | None:
-        """Backend and configuration in one line; None where nothing was chosen."""
+        """Backend and configuration in one line; None if nothing was chosen."""
         return None if self.backend is None else label_of(self.backend, self.config)
 
     @property

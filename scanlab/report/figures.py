@@ -187,12 +187,12 @@ def change_dots(
 
     Args:
         contest: Trials of one measurement.
-        times_ms: By backend: time before, time after, and the verdict; NaN where there is no time.
+        times_ms: By backend: time before, time after, and the verdict; NaN if there is no time.
         names: Names of the two results.
         caption: Where they were measured.
 
     Returns:
-        The figure, or None where no backend has a time.
+        The figure, or None if no backend has a time.
     """
     reached = [value for *pair, _ in times_ms.values() for value in pair if not math.isnan(value)]
     if not reached:
@@ -229,7 +229,7 @@ def accuracy(contest: Contest, trials: Sequence[Trial], caption: str) -> Figure 
         caption: Where and when they were measured.
 
     Returns:
-        The figure, or None where no configuration has both numbers.
+        The figure, or None if no configuration has both numbers.
     """
     shown: dict[str, list[tuple[float, float]]] = {}
     for backend in dict.fromkeys(trial.backend for trial in trials):

@@ -1,4 +1,4 @@
-"""Format numbers for people: three digits and a unit, or nothing where there is no number."""
+"""Format numbers for people: three digits and a unit, or nothing if there is no number."""
 
 from __future__ import annotations
 

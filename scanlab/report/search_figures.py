@@ -30,7 +30,7 @@ def landscapes(contest: Contest, trials: Sequence[Trial], caption: str, deployed
         deployed: Label of the deployed configuration, whose cell is framed instead of the best.
 
     Returns:
-        The figure, or None where no backend has two tunables that vary.
+        The figure, or None if no backend has two tunables that vary.
     """
     backends = dict.fromkeys(trial.backend for trial in trials)
     panels = {backend: pair for backend in backends if (pair := _two_axes(trials, backend)) is not None}
@@ -53,7 +53,7 @@ Tunable = tuple[str, tuple[Value, ...]]
 
 
 def _two_axes(trials: Sequence[Trial], backend: str) -> tuple[Tunable, Tunable] | None:
-    """Return the two tunables of `backend` with most values tried, or None where fewer than two vary."""
+    """Return the two tunables of `backend` with most values tried, or None if fewer than two vary."""
     tried: dict[str, set[Value]] = {}
     for trial in trials:
         for name, value in trial.config.items() if trial.backend == backend else ():
@@ -161,7 +161,7 @@ def history(contest: Contest, trials: Sequence[Trial], caption: str) -> Figure |
 
 @applied()
 def importance_bars(importances: Mapping[str, Mapping[str, float]], caption: str) -> Figure | None:
-    """Draw how much of the spread of a backend's times each tunable explains; None where nothing is known.
+    """Draw how much of the spread of a backend's times each tunable explains; None if nothing is known.
 
     The importances are shares of 1, by backend and by tunable.
     """

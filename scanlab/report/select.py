@@ -62,7 +62,7 @@ class Placing:
 
     @property
     def measured(self) -> Measurement | None:
-        """The measurement, or None where the backend has none that is verified."""
+        """The measurement, or None if the backend has none that is verified."""
         return self.trial.measurement
 
 

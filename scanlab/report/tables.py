@@ -31,7 +31,7 @@ def speedup_table(trials: Iterable[Trial], deployed: Mapping[Contest, str] | Non
     Returns:
         Columns problem, inputs, backend, config, deployed, numbers_from (phase), reference, NUMBERS, state, reason,
         tried and failed (configurations), source_hash. `speedup_low` and `_high` are the 95 % interval of the paired
-        ratio to the reference, empty where there are too few blocks for one; `error` is the largest of any tensor
+        ratio to the reference, empty if there are too few blocks for one; `error` is the largest of any tensor
         against float64, as a share of that tensor's largest value.
     """
     rows = []

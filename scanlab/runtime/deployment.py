@@ -35,7 +35,7 @@ class Deployment:
 
 @dataclass(frozen=True)
 class ProfileChange:
-    """Difference between two profiles in one problem; None where a profile has no entry for it."""
+    """Difference between two profiles in one problem; None if a profile has no entry for it."""
 
     problem: Problem
     before: ProfileEntry | None

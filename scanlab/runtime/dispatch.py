@@ -85,9 +85,9 @@ def scan(*inputs: ScanInputs, delta_softplus: bool = True, direction: Direction 
 
 
 def input_kind(hidden: Tensor, asked: Scan) -> object | None:
-    """Return a key of all that decides which ops serve a block of a model; None where a plan of them must not be kept.
+    """Return a key of all that decides which ops serve a block of a model; None if a plan of them must not be kept.
 
-    A plan may call the ops directly only where torch would do nothing but compute: it records no gradient, is not
+    A plan may call the ops directly only if torch would do nothing but compute: it records no gradient, is not
     compiled, and runs without autocast.
     """
     if traced.is_traced():
@@ -107,7 +107,7 @@ def input_kind(hidden: Tensor, asked: Scan) -> object | None:
 
 
 def serving(asked: Scan) -> Dispatcher | None:
-    """Return the dispatcher behind a Scan, or None where it is another callable."""
+    """Return the dispatcher behind a Scan, or None if it is another callable."""
     if asked is scan:
         return serving_now()
     return asked if isinstance(asked, Dispatcher) else None

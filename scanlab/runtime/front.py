@@ -59,7 +59,7 @@ def plan_front(hidden: Tensor, weights: FrontWeights) -> Front:
 
 
 def _bound(hidden: Tensor, weights: FrontWeights) -> Bound | None:
-    """Return the front that was decided for; None where it is composed of parts that look at each input anew."""
+    """Return the front that was decided for; None if it is composed of parts that look at each input anew."""
     check(hidden, weights)
     into, directions = weights.into, weights.directions
     read = [into.weight.weight, *(each.weight for direction in directions for each in (direction.x, direction.dt))]

@@ -72,7 +72,7 @@ def _serve(kind: tuple[object, ...], inputs: Any, tensors: tuple[Any, ...], pose
     Args:
         kind: Type of the problem, and all it is derived from beside the tensors.
         inputs: Inputs of the op.
-        tensors: Tensors among the inputs, None where absent.
+        tensors: Tensors among the inputs, None if absent.
         pose: (whether a gradient is wanted) -> the problem.
     """
     wanted = torch.is_grad_enabled()
@@ -147,7 +147,7 @@ def causal_conv1d(
         seq_idx: (batch, length) int32, the sequence of each step. Steps of other sequences count as zero; a negative
             index is padding, whose output is zero.
         initial_states: (batch, dim, width - 1), the input before the first step (in reverse: after the last), in
-            order of time; zeros where None.
+            order of time; zeros if None.
         activation: "silu" (also called "swish") or None.
         reverse: Convolve against time.
 

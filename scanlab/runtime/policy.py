@@ -38,7 +38,7 @@ class Policy:
 
     @property
     def follows_profile(self) -> bool:
-        """True where the profile's choice serves some op."""
+        """True if the profile's choice serves some op."""
         return TUNED in (self.others, *dict(self.selections).values())
 
 

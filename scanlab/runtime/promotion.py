@@ -25,7 +25,7 @@ def promoted(
     """Return the tensors of `inputs`, a NamedTuple, in the dtypes that a problem asks for.
 
     Args:
-        inputs: Tensors, None where absent.
+        inputs: Tensors, None if absent.
         varying: Names of those that get the widest of their dtypes, integers counting as float32. All others get the
             float32 or float64 that goes with it.
         indices: Names of those that hold whole numbers, and become int32.

@@ -41,7 +41,7 @@ def must_verify(problem: Problem, decision: Decision) -> bool:
 
 
 def disagreement(problem: Problem, decision: Decision) -> str | None:
-    """Return why a decision's backend disagrees with the reference here, or None where it agrees or has agreed before.
+    """Return why a decision's backend disagrees with the reference here, or None if it agrees or has agreed before.
 
     A configuration that was tuned for another size is verified for each problem, others once for each family.
     """
@@ -64,7 +64,7 @@ def disagreement(problem: Problem, decision: Decision) -> str | None:
 
 
 def ops_disagreement(ops: Any, name: str, device: str) -> str | None:
-    """Return why the ops around the scan disagree with PyTorch on a device, or None where they agree or have before.
+    """Return why the ops around the scan disagree with PyTorch on a device, or None if they agree or have before.
 
     Args:
         ops: Namespace of the ops.

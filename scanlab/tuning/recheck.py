@@ -28,7 +28,7 @@ TOLERATED_SHARE = 0.9
 class CheckedChoice:
     """Verdict on a choice, its reason in one sentence, and the comparison that was run to find out, if any.
 
-    `holds` is None where too little could be measured to tell.
+    `holds` is None if too little could be measured to tell.
     """
 
     holds: bool | None

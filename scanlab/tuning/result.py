@@ -46,7 +46,7 @@ class TuningResult:
         trials: Every trial of this problem on this machine that the search rests on, older ones too.
         failed: Trials of the backends that take no part, with their reasons.
         new: Number of trials that this run made.
-        winner: The configuration to deploy; None where too little was measured to name one.
+        winner: The configuration to deploy; None if too little was measured to name one.
         comparison: The hold-out comparison where it named a winner, else the one that chose; None without any.
         tied: Labels of the candidates that a comparison could not distinguish from the winner.
         exhausted: Backends whose every configuration has been tried.
@@ -89,7 +89,7 @@ class TuningResult:
 
     @property
     def gain(self) -> Gain | None:
-        """Gain of the winner over the untuned choice; None where it is that choice, or where nothing was compared."""
+        """Gain of the winner over the untuned choice; None if it is that choice, or if nothing was compared."""
         return None if self.comparison is None else self.comparison.gain
 
     @property

@@ -98,7 +98,7 @@ class Scheduler:
         self._finished.add(search.backend.name)
 
     def next_search(self) -> Search | None:
-        """Return the search whose turn it is, or None where time, trials or configurations are used up."""
+        """Return the search whose turn it is, or None if time, trials or configurations are used up."""
         if self._budget.trials is not None and self.new_trials >= self._budget.trials:
             return None
         now, until = self._clock.now(), self.at(SEARCH_SHARE)

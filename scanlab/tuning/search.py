@@ -176,7 +176,7 @@ class Search:
 
     @property
     def left(self) -> int | None:
-        """Number of legal configurations that have not been tried; None where the space is too large to tell."""
+        """Number of legal configurations that have not been tried; None if the space is too large to tell."""
         return None if self._legal is None else len(self._legal.keys() - self._records.keys())
 
     @property
@@ -204,7 +204,7 @@ class Search:
         return Candidate(self.backend, dict(config))
 
     def ask(self, available_s: float) -> Candidate | None:
-        """Return the next candidate to try, which no other process tries; None where there is none.
+        """Return the next candidate to try, which no other process tries; None if there is none.
 
         Every configuration is tried where `available_s` suffices for that, and otherwise TPE chooses.
         """

@@ -60,7 +60,7 @@ def untuned_candidate(problem: Problem) -> Candidate | None:
 
 
 def deployed_candidate(problem: Problem) -> Candidate | None:
-    """Return the entry of this machine's profile for exactly `problem`; None where it has none that can serve."""
+    """Return the entry of this machine's profile for exactly `problem`; None if it has none that can serve."""
     path = profile_path()
     try:
         entry = Profile.load(path).exact(problem) if path.exists() else None

@@ -24,7 +24,7 @@ def causal_conv1d(
     initial_states: Tensor | None,
     silu: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return x (batch, dim, length) convolved forward and in reverse; empty where a direction has no weight."""
+    """Return x (batch, dim, length) convolved forward and in reverse; empty if a direction has no weight."""
 
     def direction(weight: Tensor | None, bias: Tensor | None, reverse: bool) -> Tensor:
         if weight is None:

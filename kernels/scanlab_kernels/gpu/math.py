@@ -19,7 +19,7 @@ LN_2 = tl.constexpr(0.6931471805599453)
 
 @triton.jit
 def load(pointers, mask):
-    """Load in float32; zero where the mask is false."""
+    """Load in float32; zero if the mask is false."""
     return tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
 
 

@@ -23,7 +23,7 @@ def interpreted() -> bool:
 
 
 def installed(package: str = "triton") -> tuple[int, ...] | None:
-    """Return the version of a package, or None where it is not installed."""
+    """Return the version of a package, or None if it is not installed."""
     try:
         text = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -24,7 +24,7 @@ class LinearCapabilities(OpCapabilities):
     """The problems that a backend of `linear` can solve.
 
     Attributes:
-        max_rows: Largest number of rows; None where any number will do.
+        max_rows: Largest number of rows; None if any number will do.
     """
 
     max_rows: int | None = None

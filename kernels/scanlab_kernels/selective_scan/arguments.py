@@ -1,6 +1,6 @@
 """Arguments of the scan's torch ops, native and Triton: their order, and those kept for the gradients.
 
-An op takes the tensors of the first direction, those of the second one (None where there is one direction), and then
+An op takes the tensors of the first direction, those of the second one (None if there is one direction), and then
 its settings.
 """
 

@@ -117,7 +117,7 @@ def _corners() -> Iterator[ScanProblem]:
             yield from (asked.replace(**options) for options in OPTIONS)
         for batch, dim, length, state in SIZES:
             yield PLAIN.replace(batch=batch, dim=dim, length=length, state=state, gradients=gradients)
-    # Faults that show only where an option meets a size beyond a tile or a block.
+    # Faults that show only if an option meets a size beyond a tile or a block.
     for direction in DIRECTIONS:
         wide = PLAIN.replace(batch=1, dim=66, length=67, state=2, direction=direction)
         yield from (wide.replace(**options) for options in OPTIONS)

@@ -85,7 +85,7 @@ def _corners() -> Iterator[SsdProblem]:
         yield from (asked.replace(**options) for options in OPTIONS)
         for length, heads, head_dim, state in SIZES:
             yield asked.replace(batch=1, length=length, heads=heads, head_dim=head_dim, state=state)
-    # Faults that show only where an option meets a length beyond a chunk.
+    # Faults that show only if an option meets a length beyond a chunk.
     longer = PLAIN.replace(batch=1, length=131, heads=4, head_dim=17, state=16)
     yield from (longer.replace(**options) for options in OPTIONS)
 

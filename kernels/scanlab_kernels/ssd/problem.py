@@ -116,7 +116,7 @@ class SsdProblem(Problem):
     Attributes:
         gradients: Whether outputs are differentiated too.
         skip: D is absent, one number for each head, or one for each channel of a head.
-        dt_limit: Limits of the step size as "low:high"; empty where there are none.
+        dt_limit: Limits of the step size as "low:high"; empty if there are none.
     """
 
     op: ClassVar[str] = "ssd"

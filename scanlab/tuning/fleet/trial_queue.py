@@ -32,7 +32,7 @@ class QueueSnapshot:
 
     Attributes:
         leased: Keys of the configurations that living processes evaluate.
-        recorded: Line of every record by its id; None where records do not travel with the study.
+        recorded: Line of every record by its id; None if records do not travel with the study.
     """
 
     leased: frozenset[str]

@@ -128,7 +128,7 @@ def sequence_of(x: Tensor, ids: Tensor | None, initial_states: Tensor | None, re
 def direction_of(
     weight: Tensor | None, bias: Tensor | None, out: Tensor | None, sums: Tensor | None = None
 ) -> Direction | None:
-    """Return a direction as the kernels take it, or None where it has no weight."""
+    """Return a direction as the kernels take it, or None if it has no weight."""
     if weight is None or out is None:
         return None
     return Direction(weight.contiguous(), None if bias is None else bias.contiguous(), out, sums)

@@ -47,7 +47,7 @@ def step_kernel(
 ):
     """Compute the steps of a block of channels, and write their inputs to the state.
 
-    positions: (batch,), the slot of the first step in a state that is a circular buffer; None where the state shifts.
+    positions: (batch,), the slot of the first step in a state that is a circular buffer; None if the state shifts.
     """
     program = tl.program_id(0)
     channel = program % blocks * BLOCK + tl.arange(0, BLOCK)

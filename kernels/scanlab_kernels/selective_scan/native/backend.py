@@ -87,7 +87,7 @@ def make(problem: ScanProblem, config: Config) -> ScanFn:
 
 
 def threads_note(problem: ScanProblem, config: Config) -> str | None:
-    """Return how many threads a call takes now, and the times that decide that; None where they are configured."""
+    """Return how many threads a call takes now, and the times that decide that; None if they are configured."""
     if config["threads"] != FOLLOW_TORCH:
         return None
     extension.load()

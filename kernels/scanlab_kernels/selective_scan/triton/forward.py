@@ -3,7 +3,7 @@
 """Forward scan: sequential in time, states in registers, several channels in one program.
 
 For each step a program reads B and C once for all of its channels, and computes a product, an exponential, a product
-and two fused products for each state. Threads exchange nothing where each one has all states of its channels. Both
+and two fused products for each state. Threads exchange nothing if each one has all states of its channels. Both
 directions run in one launch; the reverse one counts time down, and no tensor is flipped.
 
 Where there are too few programs to fill the GPU the length is cut into segments: see `segments.py`.

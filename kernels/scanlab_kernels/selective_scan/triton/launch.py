@@ -130,14 +130,14 @@ def has_strides(tensor: Tensor, strides: tuple[int, ...]) -> bool:
 
 
 def with_strides(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
-    """Return `tensor` with these strides, copied only where it has others."""
+    """Return `tensor` with these strides, copied only if it has others."""
     if has_strides(tensor, strides):
         return tensor
     return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
 
 def row_in_place(given: tuple[ScanInputs, ...]) -> int | None:
-    """Return `Scan.row` where the kernels can read B and C as they lie, or None where these have to be gathered."""
+    """Return `Scan.row` where the kernels can read B and C as they lie, or None if these have to be gathered."""
     found = set()
     for values in (tensor for each in given for tensor in (each.B, each.C)):
         entry, (state, row), (states, length) = values.stride(0), values.stride()[-2:], values.shape[-2:]

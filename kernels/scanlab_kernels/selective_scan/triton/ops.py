@@ -35,7 +35,7 @@ class Plan(NamedTuple):
     Attributes:
         copies: The names of the inputs to copy first, by direction.
         row: `Scan.row`.
-        gather: Gathers B and C; None where they are read in place.
+        gather: Gathers B and C; None if they are read in place.
         launches: The launches of the scan's kernels.
     """
 
