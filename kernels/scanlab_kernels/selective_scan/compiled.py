@@ -9,13 +9,13 @@ product of the first one; it computes the chunk again.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from scanlab.contract.backend import EVERY_DIRECTION, Backend, Capabilities, ScanFn, files_of
+from scanlab.contract.backend import WHOLE_CONTRACT, Backend, ScanFn, files_of
 from scanlab.contract.cpu import pinned, threads_tunable
 from scanlab.contract.problem import ScanProblem
 from scanlab.contract.space import Config, Space, Tunable
@@ -123,14 +123,7 @@ backend = Backend(
     space=Space(
         (Tunable("chunk", (4, 8, 16, 32), default=8, summary="time steps in the compiled body"), threads_tunable())
     ),
-    capabilities=Capabilities(
-        dtypes=("float32", "float64", "bfloat16", "float16"),
-        directions=EVERY_DIRECTION,
-        gradients=True,
-        groups=True,
-        constant_BC=True,
-        initial_state=True,
-    ),
+    capabilities=replace(WHOLE_CONTRACT, complex_A=False),
     make=make,
     unavailable=unavailable,
 )
