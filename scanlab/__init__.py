@@ -39,6 +39,7 @@ __all__ = [
     "explain",
     "patch",
     "selective_scan_fn",
+    "serve",
     "vim_base",
     "vim_small",
     "vim_small_stride8",
@@ -52,7 +53,7 @@ __all__ = [
 _HOMES = {
     "scanlab.contract.problem": ("ScanInputs", "ScanOutput", "ScanProblem"),
     "scanlab.integrations.transformers": ("patch",),
-    "scanlab.runtime.dispatch": ("explain", "selective_scan_fn"),
+    "scanlab.runtime.dispatch": ("explain", "selective_scan_fn", "serve"),
     "scanlab.models.vmamba": ("VMamba", "vmamba_base", "vmamba_small", "vmamba_tiny"),
 }
 

@@ -7,7 +7,7 @@ backend built, and the op.
 from __future__ import annotations
 
 import threading
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -66,6 +66,19 @@ def serving_now() -> Dispatcher:
     """Return the dispatcher of the policy in force, or of the process where none is."""
     policy = current()
     return _dispatchers.get(policy) or dispatcher(policy)
+
+
+def serve(problem: Problem, *inputs: Any) -> Any:
+    """Return the outputs of any installed op, by this machine's choice.
+
+    Args:
+        problem: Problem that the inputs pose.
+        inputs: Inputs as the op's backends take them.
+
+    Raises:
+        UnavailableError: No backend serves the problem.
+    """
+    return serving_now().run(problem, *inputs)
 
 
 def clear() -> None:

@@ -7,7 +7,9 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+import torch
 
+import scanlab
 from scanlab.contract import registry
 from scanlab.contract.verify import reference_outputs, verify
 
@@ -46,6 +48,14 @@ def test_its_backends_agree_with_its_reference_on_every_corner(moving_average):
             for config in backend.space.configs(problem):
                 verdict = verify(backend.build(problem, config), expected)
                 assert verdict.passed, verdict.reason
+
+
+def test_it_is_served_by_the_choice_for_its_problem(moving_average):
+    problem = moving_average.AverageProblem.parse("rows=4,length=16,width=2")
+    (inputs,) = moving_average.make_inputs(problem)
+    served = scanlab.serve(problem, inputs).out
+    assert torch.allclose(served, moving_average.windows(problem)(inputs).out)
+    assert problem.key in scanlab.explain()
 
 
 def test_a_wrong_backend_fails(moving_average):
