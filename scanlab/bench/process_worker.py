@@ -41,10 +41,10 @@ TIMEOUT_FACTOR = 20.0
 
 def open_worker(context: BenchmarkContext, backends: Iterable[Backend]) -> tuple[Worker, tuple[str, ...]]:
     """Return a worker for `backends`, and a notice where it is not a process of its own."""
-    strangers = sorted({each.name for each in backends if not Candidate(each, each.space.defaults).is_installed})
-    if not strangers:
+    not_installed = sorted({each.name for each in backends if not Candidate(each, each.space.defaults).is_installed})
+    if not not_installed:
         return ProcessWorker(context), ()
-    names = ", ".join(strangers)
+    names = ", ".join(not_installed)
     return LocalWorker(context), (
         f"everything ran in this process, because another one does not find {names} by name: a candidate that crashes"
         " or hangs ends the tuning, and there is no hold-out comparison in fresh processes",

@@ -38,7 +38,7 @@ COMPARISON_CALLS = PREPARE_CALLS + MIN_ROUNDS
 
 
 @dataclass(frozen=True)
-class Selection:
+class Finalists:
     """Candidates of a comparison, with the time of preparing each in a fresh process, and notices of those left out."""
 
     prepare_s: dict[Candidate, float]
@@ -71,9 +71,9 @@ def deployed_candidate(problem: Problem) -> Candidate | None:
     return Candidate.of(registry.get(entry.backend), entry.config, problem)
 
 
-def select(
+def finalists(
     searches: Sequence[Search], kept: Sequence[Candidate], available_s: float, objective: Objective = "median"
-) -> Selection:
+) -> Finalists:
     """Return the candidates of the comparison after the search.
 
     Those of `kept` always are: the untuned and the deployed choice. So are the best three of the fastest backend
@@ -83,13 +83,14 @@ def select(
     """
     found = [search for search in searches if search.eligible]
     if not found:
-        return Selection(dict.fromkeys(kept, 0.0))
+        return Finalists(dict.fromkeys(kept, 0.0))
     leader = min(found, key=lambda search: search.best_upper_end)
     limit = leader.best_upper_end + NEAR
     chosen: dict[Candidate, float] = dict.fromkeys(kept, 0.0)
     near: list[tuple[float, Candidate, float]] = []
     slow: list[str] = []
     for search in found:
+        # (trial, candidate, time of preparing it again), the fastest first
         own = [(trial, search.candidate(trial.config), _prepare_s(search, trial)) for trial in search.eligible]
         within = [each for each in own if _lower_end(each[0]) <= limit]
         few = own[:MIN_OF_LEADER] if search is leader else within[:MIN_OF_OTHERS] or own[:1]
@@ -108,7 +109,7 @@ def select(
         if len(chosen) < MAX_CANDIDATES:
             chosen.setdefault(candidate, prepare_s)
     notice = f"{', '.join(slow)}: too slow to compare in the time; the numbers are those of the search"
-    return Selection(chosen, (notice,) if slow else ())
+    return Finalists(chosen, (notice,) if slow else ())
 
 
 def best_of_search(searches: Sequence[Search], untuned: Trial | None) -> Trial | None:

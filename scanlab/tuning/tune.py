@@ -2,7 +2,7 @@
 
 1. `build_defaults` builds and verifies the defaults of every backend. The fastest is the baseline of all timings.
 2. `search` asks each `Search` for configurations, evaluates them, and tells it the trials.
-3. `compare` times the finalists, which `selection.select` names; `ranking.choose` takes the winner of the comparison.
+3. `compare` times `selection.finalists` side by side, and `ranking.choose` takes the winner of the comparison.
 4. `selection.hold_out` measures the finalists again on fresh inputs, and `confirmed` confirms the winner or demotes it.
 5. `selection.exact_enough` passes over winners whose error exceeds the one that was asked for.
 
@@ -38,7 +38,7 @@ from scanlab.tuning.fleet.study_summary import summarize_studies
 from scanlab.tuning.result import Event, EventKind, TuningResult
 from scanlab.tuning.scheduler import HOLDOUT_SHARE, MIN_TRIALS, Budget, Scheduler
 from scanlab.tuning.search import Search, has_converged, should_prune, upper_end
-from scanlab.tuning.selection import best_of_search, exact_enough, fresh_processes, hold_out, select
+from scanlab.tuning.selection import best_of_search, exact_enough, finalists, fresh_processes, hold_out
 from scanlab.tuning.warm_start import (
     recorded_baseline,
     winners_on_nearest_machines,
@@ -338,7 +338,7 @@ class _Tuning:
         assert self._untuned is not None
         until = self._scheduler.comparison_ends(1 - HOLDOUT_SHARE)
         kept = [each for each in (self._untuned, self._deployed) if each is not None]
-        selected = select(self.searches, kept, until - self._clock.now(), self._objective)
+        selected = finalists(self.searches, kept, until - self._clock.now(), self._objective)
         self.notices += selected.notices
         baseline = self.baseline.candidate
         comparer = Comparer(
