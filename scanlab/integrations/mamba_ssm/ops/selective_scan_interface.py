@@ -160,7 +160,7 @@ def mamba_inner_fn(
     b_c_dt_rms_eps: float = 1e-6,
 ) -> Tensor:
     """Return `mamba_inner_fn_no_out_proj`, projected by out_proj_weight (features, dim): (batch, length, features)."""
-    expect_one_device(xz=xz, out_proj_weight=out_proj_weight, out_proj_bias=out_proj_bias)
+    _expect_projection(xz, out_proj_weight, out_proj_bias)
     y = mamba_inner_fn_no_out_proj(
         xz,
         conv1d_weight,
@@ -206,7 +206,7 @@ def bimamba_inner_fn(
 
     Both scans read the same convolved x, step sizes, B, C, D and z.
     """
-    expect_one_device(xz=xz, out_proj_weight=out_proj_weight, out_proj_bias=out_proj_bias)
+    _expect_projection(xz, out_proj_weight, out_proj_bias)
     if A_b.is_complex() != A.is_complex():
         raise ProblemError(f"A is {A.dtype} and A_b is {A_b.dtype}: both must be real, or both complex.")
     u, z = _convolved(xz, conv1d_weight, conv1d_bias)
@@ -217,6 +217,12 @@ def bimamba_inner_fn(
     y = dispatch.scan(forward, reverse, delta_softplus=delta_softplus, direction="bidirectional").out
     say_who_serves()
     return F.linear(y.mT.to(xz.dtype), out_proj_weight, out_proj_bias)
+
+
+def _expect_projection(xz: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    expect_one_device(xz=xz, out_proj_weight=weight, out_proj_bias=bias)
+    if weight.dim() != 2:  # torch's product takes a vector too
+        raise ProblemError(f"out_proj_weight is {tuple(weight.shape)}: must be (features, dim).")
 
 
 def mamba_inner_ref(
