@@ -11,6 +11,7 @@ from helpers import golden_ops
 from helpers.closeness import close
 from scanlab.contract import registry
 from scanlab.contract.problem import ScanInputs, ScanProblem, make_inputs
+from scanlab.errors import ProblemError
 from scanlab.integrations.mamba_ssm import cuda_extensions as extensions
 from scanlab.integrations.mamba_ssm import manifest
 from scanlab.integrations.mamba_ssm.ops import selective_scan_interface as scan
@@ -103,3 +104,11 @@ def test_the_reference_is_the_reference():
 def test_autograd_functions_answer_to_their_names(module, name, function):
     served = manifest.served(module)
     assert served[name].apply is served[function]
+
+
+@pytest.mark.parametrize("inner", [scan.mamba_inner_fn, scan.bimamba_inner_fn])
+def test_an_output_projection_that_is_no_matrix_is_refused(inner):
+    rates = [-torch.ones(6, 2)] * (1 + (inner is scan.bimamba_inner_fn))
+    weights = torch.ones(6, 1, 4), None, torch.ones(5, 6), torch.ones(6, 1)
+    with pytest.raises(ProblemError, match="out_proj_weight is"):
+        inner(torch.ones(1, 12, 5), *weights, torch.ones(6), None, *rates)
