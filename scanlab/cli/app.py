@@ -6,7 +6,7 @@ import importlib
 import inspect
 import signal
 import sys
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from scanlab import __version__
 from scanlab.errors import ScanlabError, UnavailableError, did_you_mean
@@ -108,15 +108,22 @@ def load_command(name: str) -> Typer:
 
 
 def _run(name: str, words: list[str]) -> None:
-    from rich.markup import escape  # not part of the core
+    import typer  # not part of the core
+    from rich.markup import escape
 
     from scanlab.cli.console import Exit, notes
 
     if name not in KEEP_SIGTERM:
         # `timeout`, `docker stop` and Slurm end a process like this: its workers and results matter as much.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Its public subclass names the error of an option or argument, which typer keeps to itself.
+    usage_error = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
     try:
-        load_command(name)(words, prog_name=f"scanlab {name}")
+        sys.exit(load_command(name)(words, prog_name=f"scanlab {name}", standalone_mode=False))
+    except usage_error as error:
+        said = error.format_message().replace("Value error, ", "").rstrip(".")
+        notes.print(f"[bold red]error:[/] {escape(said)}. `scanlab {name} --help` has the options and an example.")
+        sys.exit(Exit.BAD_INPUT)
     except ScanlabError as error:
         notes.print(f"[bold red]error:[/] {escape(str(error))}")
         sys.exit(Exit.CANNOT_RUN if isinstance(error, UnavailableError) else Exit.BAD_INPUT)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from scanlab.cli.console import AsJson, Exit, OpName, op_of, out, plain_table, print_json
+from scanlab.cli.console import AsJson, Exit, op_of, out, plain_table, print_json
 from scanlab.contract import registry
 from scanlab.contract.base import Problem
 from scanlab.contract.space import config_key
@@ -33,7 +33,7 @@ def profile(
     target: Annotated[
         str | None, typer.Argument(metavar="[PROBLEM or FILE]", help="A problem, as `list` prints it; or a profile.")
     ] = None,
-    op: OpName = None,
+    op: Annotated[str | None, typer.Option(metavar="NAME", help="The op of PROBLEM; the scan by default.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List the choices that serve on this machine; show, remove or restore one; or compare profiles.

@@ -170,6 +170,8 @@ def tune(
         raise InputError(f"{' '.join(script_arguments)}: arguments are those of a script; name it with --capture.")
     if capture is not None and (problem or suite or image):
         raise InputError("--capture has problems of its own: leave --problem, --suite and --image out.")
+    if capture is not None and not capture.is_file():
+        raise InputError(f"--capture {capture}: there is no such script.")
     cases = () if capture is not None else cases_of(problem, suite, image, asked)
     record = TrialStore(results)
     record.prepare()

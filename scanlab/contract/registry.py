@@ -75,9 +75,9 @@ def _load(group: str, noun: str, name: str, kind: type[Entry]) -> Entry:
     known = _installed(group)
     points = known.get(name, ())
     if not points:
-        raise UnknownBackendError(
-            f"no {noun} is called {name!r}: installed are {', '.join(known) or 'none'}.{did_you_mean(name, known)}"
-        )
+        nearest = did_you_mean(name, known)
+        installed = f". Installed are {', '.join(known) or 'none'}." if not nearest else f".{nearest}"
+        raise UnknownBackendError(f"no {noun} is called {name!r}{installed}")
     if len(points) > 1:
         raise UnknownBackendError(
             f"{noun} {name!r} is registered by {' and '.join(point.value for point in points)}: uninstall one."

@@ -154,6 +154,8 @@ def test_a_name_that_is_like_no_other_suggests_nothing():
         (["best", "--problem", ""], "lacks batch, dim, length"),
         (["best", "--image", "."], "cannot be read as a picture"),
         (["profile", "show", "xx"], "must be name=value"),
+        (["tune", "--trials", "0"], "error: Invalid value for '--trials'"),
+        (["tune", "--capture", "missing.py"], "--capture missing.py: there is no such script."),
     ],
 )
 def test_a_mistake_has_a_sentence_and_no_traceback(run, words, complaint):
