@@ -85,7 +85,7 @@ def write(trials: Sequence[Trial], folder: Path, results: Path) -> list[Path]:
 
 def _write_comparison(before: Path, after: Path, folder: Path) -> list[Path]:
     """Write the comparison of two results folders, and print the changes."""
-    from scanlab.report.compare import Side, change_table, compare, summary, write_comparison
+    from scanlab.report.compare import Side, change_table, compare, named, summary, write_comparison
 
     here = this_machine()
     names = [path.name if before.name != after.name else str(path) for path in (before, after)]
@@ -96,7 +96,7 @@ def _write_comparison(before: Path, after: Path, folder: Path) -> list[Path]:
     for contest in dict.fromkeys(change.contest for change in changes):
         own = [change for change in changes if change.contest == contest]
         out.print(f"[bold]{escape(contest.title)}[/]")
-        frame = change_table(own)[["backend", "before", "after", "times as fast", "verdict"]]
+        frame = named(change_table(own)[["backend", "before", "after", "times as fast", "verdict"]], one, other)
         table = plain_table(*frame.columns)
         for row in frame.itertuples(index=False):
             table.add_row(*row)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from scanlab.extras import require
 from scanlab.models.checkpoints import load_weights, read_weights
 from scanlab.models.vision_mamba import VisionMamba
 
@@ -59,6 +60,7 @@ def digits_model(scan: Scan | str | None = None) -> VisionMamba:
 
 def digits_split() -> tuple[Digits, Digits]:
     """Return the digits to train on (1,437) and those held out (360), always the same; needs scikit-learn."""
+    require("lab", "sklearn")
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

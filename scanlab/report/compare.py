@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -169,9 +170,14 @@ def summary(changes: Sequence[Change], before: Side, after: Side) -> str:
         found = [f"{each.backend} {each.ratio_text.partition(' ')[0]}" for each in changes if each.verdict == verdict]
         if found:
             parts.append(f"{verdict}, times as fast: {', '.join(found)}")
-    same = sum(each.verdict == "no difference shown" for each in changes)
-    parts.append(f"no difference shown for {same} of {len(changes)}")
+    rest = Counter(each.verdict for each in changes if each.verdict not in ("faster", "slower"))
+    parts += [f"{verdict} for {count} of {len(changes)}" for verdict, count in rest.items()]
     return f"{after.name} against {before.name}: {'; '.join(parts)}."
+
+
+def named(frame: pd.DataFrame, before: Side, after: Side) -> pd.DataFrame:
+    """Return a `change_table` whose columns of times have the names of the two results, for people."""
+    return frame.rename(columns={"before": f"before: {before.name}", "after": f"after: {after.name}"})
 
 
 def change_table(changes: Sequence[Change]) -> pd.DataFrame:
@@ -234,7 +240,7 @@ def write_comparison(changes: Sequence[Change], before: Side, after: Side, folde
         )
         pictures = [Picture(f"change-{name}", drawn, "Times before and after.")] if drawn is not None else []
         decided = {side.name: side.decisions[contest].why for side in (before, after) if contest in side.decisions}
-        shown = {"Changes": change_table(own)}
+        shown = {"Changes": named(change_table(own), before, after)}
         if decided:
             shown["Decisions"] = pd.DataFrame(list(decided.items()), columns=["of", "is"])
         sections.append(

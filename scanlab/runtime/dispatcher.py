@@ -229,13 +229,16 @@ class Dispatcher:
         is_scan = problem.op == registry.DEFAULT_OP
         noun, op = ("scan", "") if is_scan else (problem.op, f" --op {problem.op}")
         reasons = "; ".join((*failures, *((stale,) if stale else ()), decision.reason))
-        serves = f"{decision.backend} {config_key(decision.config)} serves this {noun}: {reasons}"
-        message = f"{serves}; to choose here, run `scanlab tune{op} --problem {problem.key}`."
+        choice, why = f"{decision.backend} {config_key(decision.config)}", f"this {noun}: {reasons}"
+        cure = f"to choose here, run `scanlab tune{op} --problem {problem.key}`."
+        serves = f"{choice} serves {why}"
+        message = f"{serves}; {cure}"
         if problem.op in PARTS and not failures and stale is None:
             log.info("scanlab: %s", message)  # the parts of a block are many, and none is slower than torch's own
             return
         if settings.strict():
-            raise UnavailableError(f"{problem.key}: {message} ({settings.STRICT.name}=1 makes this an error.)")
+            would_serve = f"{problem.key}: {choice} would serve {why}; {cure}"
+            raise UnavailableError(f"{would_serve} ({settings.STRICT.name}=1 makes this an error.)")
         if serves not in self._warned:
             keep(self._warned, serves, None, settings.MAX_KEPT_WARNINGS)
             log.warning("scanlab: %s", message)

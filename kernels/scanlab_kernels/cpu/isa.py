@@ -82,7 +82,8 @@ def chosen_isa() -> str:
     supported, asked = supported_isas(), settings.ISA.get()
     legal = (*supported, *[AMX.name] * AMX.is_supported())
     if asked not in (None, *legal):
-        raise ConfigError(f"SCANLAB_ISA={asked!r}: must be one of {legal} on this machine; unset it for the best.")
+        known = ", ".join(legal)
+        raise ConfigError(f"SCANLAB_ISA={asked!r}: must be one of {known} on this machine; unset it for the best.")
     return supported[-1] if asked in (None, AMX.name) else asked
 
 
