@@ -18,6 +18,9 @@ from scanlab.report.formatting import between, milliseconds, shortest, three_dig
 from scanlab.report.select import Contest, Placing, best, contest_of, is_known, speedup_interval
 from scanlab.report.style import FAINT, HALO, INK, RULE, Look, applied, framed_bar, label_ends, log_ticks, look, sheet
 
+# Share of the axes to the left of the base of the bars, up to which notes have room for long lines.
+NEAR_THE_EDGE = 0.2
+
 
 class Bar(NamedTuple):
     """Row of a bar chart: a ratio with its interval, or the note why there is none."""
@@ -37,9 +40,9 @@ def speedup_bars(contest: Contest, placings: Sequence[Placing], caption: str) ->
     """Draw the speed-up of every backend over the reference, with 95 % intervals, or the reason for having none."""
     reference = next((placing.trial.reference_label for placing in placings if placing.measured), "the reference")
     bars = [bar(placing.trial, placing.deployed) for placing in placings]
-    subtitle = f"{contest.title}. Best configuration of each backend; bars: 95 % interval."
+    subtitle = f"{contest.title}. Best configuration of each backend, over {reference}; bars: 95 % interval."
     title = f"Speed-up over {reference.partition(' ')[0]}"
-    return bar_chart(bars, title, subtitle, caption, f"speed-up over {reference} (times)")
+    return bar_chart(bars, title, subtitle, caption, "speed-up (times)")
 
 
 def bar(trial: Trial, deployed: bool = False) -> Bar:
@@ -94,7 +97,8 @@ def bar_chart(bars: Sequence[Bar], title: str, subtitle: str, caption: str, unit
 def _draw_bar(axes: Axes, row: int, bar: Bar, base: float) -> None:
     beside: dict[str, Any] = {"textcoords": "offset points", "va": "center", "zorder": 4, "bbox": HALO}
     if math.isnan(bar.value):
-        note = "\n".join(textwrap.wrap(bar.note, 78, max_lines=2, placeholder=" ..."))
+        left, _ = axes.transAxes.inverted().transform(axes.transData.transform((base, row)))
+        note = "\n".join(textwrap.wrap(bar.note, 78 if left < NEAR_THE_EDGE else 40, max_lines=3, placeholder=" ..."))
         axes.annotate(note, (base, row), (6, 0), size=7.5, style="italic", color=FAINT, **beside)
         return
     framed_bar(axes, row, bar.value, 0.62, bar.look, base)

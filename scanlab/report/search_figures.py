@@ -15,35 +15,42 @@ from matplotlib.ticker import FuncFormatter
 from scanlab.bench.records import Trial
 from scanlab.contract.space import Value
 from scanlab.report.formatting import TO, three_digits, times
-from scanlab.report.select import Contest, best, is_known
+from scanlab.report.select import Contest, best, is_known, reference_of
 from scanlab.report.style import FAINT, INK, applied, framed_bar, label_ends, log_ticks, look, over, sheet
 
 
 @applied()
-def landscapes(contest: Contest, trials: Sequence[Trial], caption: str, deployed: str | None = None) -> Figure | None:
+def landscapes(
+    contest: Contest, trials: Sequence[Trial], caption: str, shown: Mapping[str, Trial] | None = None
+) -> Figure | None:
     """Draw the speed-up over the two tunables with most values, one heat map for each backend that has two.
 
     Args:
         contest: Trials of the search.
         trials: Those of its search; tunables beyond the two are at their best in each cell.
         caption: Where and when they were measured.
-        deployed: Label of the deployed configuration, whose cell is framed instead of the best.
+        shown: By backend, the trial that its numbers come from elsewhere in the report, whose cell is framed; that of
+            the strongest evidence by default.
 
     Returns:
-        The figure, or None if no backend has two tunables that vary.
+        The figure, or None if no backend with numbers has two tunables that vary.
     """
-    backends = dict.fromkeys(trial.backend for trial in trials)
+    backends = dict.fromkeys(trial.backend for trial in trials if is_known(trial))
     panels = {backend: pair for backend in backends if (pair := _two_axes(trials, backend)) is not None}
     if not panels:
         return None
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
     tallest = max(len(down[1]) for _, down in panels.values())
-    subtitle = f"{contest.title}. Speed-up over the reference; framed: the deployed configuration, else the best."
+    subtitle = (
+        f"{contest.title}. Speed-up over {reference_of(trials)}; framed: the configuration that the other numbers are"
+        f" of, by the strongest evidence; ?: disturbed; {TO}: not tried."
+    )
     title = "Landscape of the tunables"
     made = sheet(3.8 * max(columns, 2), rows * (0.95 + 0.34 * tallest), title, subtitle, caption, columns, rows)
     for axes, (backend, (across, down)) in zip(made.axes, panels.items(), strict=False):
-        _draw_landscape(axes, backend, [trial for trial in trials if trial.backend == backend], across, down, deployed)
+        own = [trial for trial in trials if trial.backend == backend]
+        _draw_landscape(axes, backend, own, across, down, (shown or {}).get(backend, best(own)))
     for axes in made.axes[len(panels) :]:
         axes.set_axis_off()
     return made.figure
@@ -73,7 +80,7 @@ def _in_order(value: Value) -> tuple[bool, float, str]:
 
 
 def _draw_landscape(
-    axes: Axes, backend: str, trials: Sequence[Trial], across: Tunable, down: Tunable, deployed: str | None
+    axes: Axes, backend: str, trials: Sequence[Trial], across: Tunable, down: Tunable, shown: Trial
 ) -> None:
     cells = np.full((len(down[1]), len(across[1])), math.nan)
     words: dict[tuple[int, int], str] = {}
@@ -97,10 +104,9 @@ def _draw_landscape(
         known = not math.isnan(cells[row, column])
         colour = over(to_hex(tuple(image.to_rgba(np.log(cells[row, column]))))) if known else FAINT
         axes.text(column, row, word, ha="center", va="center", size=8.0 if known else 7.0, color=colour)
-    if not np.isnan(cells).all():
-        row, column = np.unravel_index(np.nanargmax(cells), cells.shape)
-        for config in [trial.config for trial in trials if trial.label == deployed]:
-            row, column = down[1].index(config[down[0]]), across[1].index(config[across[0]])
+    at_down, at_across = shown.config.get(down[0]), shown.config.get(across[0])
+    if at_down in down[1] and at_across in across[1]:
+        row, column = down[1].index(at_down), across[1].index(at_across)
         axes.add_patch(
             Rectangle(
                 (column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=INK, linewidth=2.4, zorder=5, clip_on=False
@@ -134,7 +140,7 @@ def history(contest: Contest, trials: Sequence[Trial], caption: str) -> Figure |
     subtitle = f"{contest.title}. Marks: trials, hollow where disturbed; steps: the best so far."
     made = sheet(7.6, 4.2, "How the search went", subtitle, caption)
     (axes,) = made.axes
-    axes.set(yscale="log", xlabel="time spent on trials (s)", ylabel="speed-up over the reference (times)")
+    axes.set(yscale="log", xlabel="time spent on trials (s)", ylabel=f"speed-up over {reference_of(trials)} (times)")
     ends = {}
     end_s = 1.02 * float(spent[-1])
     for backend, points in found.items():

@@ -119,6 +119,12 @@ def speedup_interval(measured: Measurement) -> Interval:
     return measured.speedup_interval if measured.speedup_interval.known else Interval(math.nan, math.nan)
 
 
+def reference_of(trials: Iterable[Trial]) -> str:
+    """Return the backend that speed-ups are over: that of the first trial with numbers."""
+    labels = (trial.reference_label.partition(" ")[0] for trial in trials if trial.measurement is not None)
+    return next(labels, "the reference")
+
+
 def oldest_first(trials: Iterable[Trial]) -> list[Trial]:
     """Return `trials` in one order, independent of theirs."""
     return sorted(trials, key=lambda trial: (trial.started_at, trial.id))

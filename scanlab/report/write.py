@@ -230,7 +230,9 @@ def _contest_section(
         ("accuracy", figures.accuracy(contest, members, caption), "Time of one call against its error."),
         (
             "landscape",
-            search_figures.landscapes(contest, searched, caption, deployed),
+            search_figures.landscapes(
+                contest, searched, caption, {placing.backend: placing.trial for placing in ranked}
+            ),
             "Speed-up over pairs of tunables, a heat map each.",
         ),
         ("history", search_figures.history(contest, searched, caption), "Best speed-up over the time of the search."),
