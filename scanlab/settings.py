@@ -27,7 +27,9 @@ class Setting:
         return os.environ.get(self.name) or None
 
 
-BACKEND = Setting("SCANLAB_BACKEND", "backend of every scan, such as chunked:chunk=32", "the profile's choice")
+BACKEND = Setting(
+    "SCANLAB_BACKEND", "backend of every problem of its op, such as chunked:chunk=32 for scans", "the profile's choice"
+)
 STRICT = Setting(
     "SCANLAB_STRICT", "1 makes it an error when something else than the tuned choice serves", "0: a warning"
 )

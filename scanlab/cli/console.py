@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,7 +25,7 @@ from scanlab.suites import Case, drawn_case, load_suite
 
 # Results go to standard output, for people and for pipes; progress, notices and errors to standard error.
 # A pipe has no width, and standard output may be closed; wide enough for the tables.
-WIDTH = None if sys.stdout is not None and sys.stdout.isatty() else 140
+WIDTH = None if (sys.stdout is not None and sys.stdout.isatty()) or os.environ.get("COLUMNS") else 140
 out = Console(highlight=False, soft_wrap=True, width=WIDTH)
 notes = Console(stderr=True, highlight=False, soft_wrap=True)
 

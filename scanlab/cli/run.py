@@ -16,7 +16,7 @@ import typer
 from rich.markup import escape
 
 from scanlab.cli.console import Exit, notes
-from scanlab.errors import InputError
+from scanlab.errors import InputError, did_you_mean
 from scanlab.integrations import mamba_ssm
 from scanlab.integrations.children import in_children
 from scanlab.integrations.cuda_on_cpu import on_cpu
@@ -48,7 +48,12 @@ def run(
         scanlab run train.py --epochs 1
     """
     if not module and not Path(target).exists():
-        raise InputError(f"there is no script {target}; for a module: scanlab run -m {target}.")
+        if target.startswith("-"):
+            raise InputError(
+                f"there is no option {target}: `scanlab run --help` has them; those of a script come after it."
+            )
+        nearest = did_you_mean(target, map(str, Path(target).parent.glob("*.py")))
+        raise InputError(f"there is no script {target}.{nearest or f' For a module: scanlab run -m {target}.'}")
     if not module and Path(target).is_dir() and not (Path(target) / "__main__.py").exists():
         raise InputError(f"{target} is a folder without a __main__.py: name a script in it.")
     if module and not _is_found(target.partition(".")[0]):

@@ -101,5 +101,5 @@ def test_a_journal_without_records_says_where_they_are(run):
 def test_a_missing_driver_is_named_with_the_extra_that_installs_it(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "psycopg", None)
     outcome = run("fleet", "--storage", "postgresql://someone@localhost/name")
-    assert outcome.code == 2
+    assert outcome.code == 3
     assert "pip install 'scanlab[fleet]'" in outcome.err

@@ -36,7 +36,10 @@ def unsupported() -> str | None:
     version = installed()
     oldest = ".".join(map(str, MIN_VERSION))
     if version is None:
-        return f"the package triton is not installed; install scanlab[gpu], which needs Linux or triton>={oldest}."
+        return (
+            "the package triton is not installed; on Linux run `pip install 'scanlab[gpu]'`, elsewhere install"
+            f" triton>={oldest}."
+        )
     if version < MIN_VERSION:
         return f"triton {'.'.join(map(str, version))} is older than {oldest}; upgrade it."
     return None

@@ -17,7 +17,7 @@ from typing import Any
 import optuna
 from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage
 
-from scanlab.errors import InputError, ResultsError
+from scanlab.errors import InputError, ResultsError, UnavailableError
 from scanlab.tuning.fleet.journal import open_journal
 from scanlab.tuning.fleet.storage_name import StorageName, hide_secrets
 
@@ -46,6 +46,7 @@ def open_storage(storage: str | None, folder: Path, must_exist: bool = False) ->
     Raises:
         InputError: If the name is mistyped, or names a file of another program, which stays untouched.
         ResultsError: If the storage cannot be opened.
+        UnavailableError: If its driver is not installed.
     """
     own = StorageName(str(folder / "studies.journal"), "journal")
     name = own if storage is None else StorageName.parse(storage)
@@ -64,9 +65,10 @@ def open_storage(storage: str | None, folder: Path, must_exist: bool = False) ->
                 return _database(name), ()
             return open_journal(Path(name.text), is_ours=storage is None)
     except ImportError as error:
-        raise ResultsError(
-            f"--storage {name.masked}: {error}. Install its driver: pip install 'scanlab[fleet]' for PostgreSQL,"
-            " pip install grpcio protobuf for a proxy, and for another database its driver."
+        raise UnavailableError(
+            f"--storage {name.masked}: {str(error).rstrip('.')}. Install its driver:"
+            " pip install 'scanlab[fleet]' for PostgreSQL, pip install grpcio protobuf for a proxy, and for another"
+            " database its driver."
         ) from error
     except _failures() as error:
         raise ResultsError(

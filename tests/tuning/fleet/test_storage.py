@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from scanlab.errors import InputError, ResultsError
+from scanlab.errors import InputError, ResultsError, UnavailableError
 from scanlab.tuning.fleet.storage import open_storage, storage_errors
 
 
@@ -31,7 +31,7 @@ def test_a_storage_that_cannot_be_reached_is_reported_with_the_cure_and_without_
 
 def test_a_missing_driver_is_named_with_what_installs_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    with pytest.raises(ResultsError, match=r"pip install 'scanlab\[fleet\]'"):
+    with pytest.raises(UnavailableError, match=r"pip install 'scanlab\[fleet\]'"):
         open_storage("postgresql://someone@localhost/name", tmp_path)
 
 
