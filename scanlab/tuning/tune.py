@@ -133,6 +133,7 @@ def tune(
                     Search(backend, context, run.baseline.candidate, recorded, opened, store, max_error, shared, first)
                 )
             run.search()
+            run.note_unmeasured(loaded.trials)
             run.compare()
             if run.comparison is not None and storage is not None:
                 publish(run.comparison, context, opened)
@@ -277,6 +278,14 @@ class _Tuning:
             self._scheduler.new_trials += 1
             self._release(candidate)
             self._emit("finished", candidate.label, trial=trial)
+
+    def note_unmeasured(self, recorded: Sequence[Trial]) -> None:
+        """Record that no configuration of a backend was tried, where that is so."""
+        for search in self.searches:
+            if not search.trials:
+                reason = "it was built and verified, and there was no time left to measure it; give it a larger budget"
+                defaults = search.candidate(search.backend.space.defaults)
+                self._fail(defaults, Evaluation("rejected", reason), recorded)
 
     def _evaluate(self, candidate: Candidate, search: Search | None, deadline: float) -> Trial:
         """Verify `candidate`, and time it beside the baseline for as long as it is promising."""

@@ -75,3 +75,17 @@ def test_a_short_budget_holds_beside_a_neighbour_and_the_builds_are_beyond_it(tm
     assert found.too_busy is not None
     assert found.measuring_s + found.waited_s < 12.5  # a comparison that was begun is finished
     assert found.elapsed_s - found.measuring_s - found.waited_s == pytest.approx(2 * 40.0, rel=0.1)
+
+
+def test_a_backend_that_was_built_and_not_measured_is_a_row_with_its_reason(tmp_path):
+    found = tuned(tmp_path, 2.0, slow=(), build_s=lambda each: 0.01 if each.backend.name == "fast" else 5.0)
+    rows = {trial.backend: trial.reason for trial in found.failed}
+    tried = {trial.backend for trial in found.trials}
+    assert rows.keys() | tried == {"fast", "slow"}
+    assert all("no time left to measure it" in reason for reason in rows.values())
+
+
+def test_a_backend_without_time_is_measured_by_the_next_tuning(tmp_path):
+    starved = tuned(tmp_path, 0.05, slow=())
+    assert {trial.backend for trial in starved.failed} == {"fast", "slow"}
+    assert {trial.backend for trial in tuned(tmp_path, 30.0, slow=()).trials} == {"fast", "slow"}
