@@ -36,6 +36,13 @@ int main() {
     expect(alone_ms(contention, 4 * ms, 100 * us, 4 * ms, s + 500 * ms) == 0, "and make up for a single late one");
     expect(alone_ms(contention, 9 * ms, 100 * us, 9 * ms, 20 * s) == 20, "much later it begins anew");
 
+    std::atomic<int> done = 0;
+    scanlab::on_threads(2, [&](int thread) {
+        if (thread == 1) std::this_thread::sleep_for(std::chrono::milliseconds(20));
+        done++;
+    });
+    expect(done == 2, "a caller that is done waits for a thread that is late");
+
     int calls = 0;  // of both threads, whoever makes them
     scanlab::contention.note(2, 9 * ms, 9 * ms + 100 * us, 100 * us, Contention::now());
     scanlab::on_threads(2, [&](int) { calls++; });
