@@ -161,26 +161,11 @@ def mamba_inner_fn(
 ) -> Tensor:
     """Return `mamba_inner_fn_no_out_proj`, projected by out_proj_weight (features, dim): (batch, length, features)."""
     _expect_projection(xz, out_proj_weight, out_proj_bias)
-    y = mamba_inner_fn_no_out_proj(
-        xz,
-        conv1d_weight,
-        conv1d_bias,
-        x_proj_weight,
-        delta_proj_weight,
-        A,
-        B,
-        C,
-        D,
-        delta_bias,
-        B_proj_bias,
-        C_proj_bias,
-        delta_softplus,
-        checkpoint_lvl,
-        b_rms_weight,
-        c_rms_weight,
-        dt_rms_weight,
-        b_c_dt_rms_eps,
-    )
+    weights = (conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight)
+    constants = (A, B, C, D, delta_bias, B_proj_bias, C_proj_bias)
+    norms = (b_rms_weight, c_rms_weight, dt_rms_weight, b_c_dt_rms_eps)
+    rest = (*weights, *constants, delta_softplus, checkpoint_lvl, *norms)
+    y = mamba_inner_fn_no_out_proj(xz, *rest)
     return F.linear(y.mT, out_proj_weight, out_proj_bias)
 
 
@@ -243,22 +228,8 @@ def mamba_inner_ref(
     delta_softplus: bool = True,
 ) -> Tensor:
     """Return `mamba_inner_fn` with the softplus always on, as upstream: delta_softplus has no effect."""
-    return mamba_inner_fn(
-        xz,
-        conv1d_weight,
-        conv1d_bias,
-        x_proj_weight,
-        delta_proj_weight,
-        out_proj_weight,
-        out_proj_bias,
-        A,
-        B,
-        C,
-        D,
-        delta_bias,
-        B_proj_bias,
-        C_proj_bias,
-    )
+    weights = (conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, out_proj_weight, out_proj_bias)
+    return mamba_inner_fn(xz, *weights, A, B, C, D, delta_bias, B_proj_bias, C_proj_bias)
 
 
 def bimamba_inner_ref(
@@ -280,23 +251,8 @@ def bimamba_inner_ref(
     delta_softplus: bool = True,
 ) -> Tensor:
     """Return `bimamba_inner_fn` with the softplus always on, as upstream: delta_softplus has no effect."""
-    return bimamba_inner_fn(
-        xz,
-        conv1d_weight,
-        conv1d_bias,
-        x_proj_weight,
-        delta_proj_weight,
-        out_proj_weight,
-        out_proj_bias,
-        A,
-        A_b,
-        B,
-        C,
-        D,
-        delta_bias,
-        B_proj_bias,
-        C_proj_bias,
-    )
+    weights = (conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, out_proj_weight, out_proj_bias)
+    return bimamba_inner_fn(xz, *weights, A, A_b, B, C, D, delta_bias, B_proj_bias, C_proj_bias)
 
 
 def projected(

@@ -117,22 +117,8 @@ def rms_norm_fn(
     return_dropout_mask: bool = False,
 ) -> Tensor | tuple[Tensor | None, ...]:
     """Return `layer_norm_fn` without subtracting the mean."""
-    return layer_norm_fn(
-        x,
-        weight,
-        bias,
-        residual,
-        x1,
-        weight1,
-        bias1,
-        eps,
-        dropout_p,
-        rowscale,
-        prenorm,
-        residual_in_fp32,
-        True,
-        return_dropout_mask,
-    )
+    given = (residual, x1, weight1, bias1, eps, dropout_p, rowscale, prenorm, residual_in_fp32)
+    return layer_norm_fn(x, weight, bias, *given, True, return_dropout_mask)
 
 
 def layer_norm_linear_fn(

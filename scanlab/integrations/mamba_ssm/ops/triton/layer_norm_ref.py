@@ -109,20 +109,5 @@ def rms_norm_ref(
     upcast: bool = False,
 ) -> Tensor | tuple[Tensor, ...]:
     """Return `layer_norm_ref` without subtracting the mean."""
-    return layer_norm_ref(
-        x,
-        weight,
-        bias,
-        residual,
-        x1,
-        weight1,
-        bias1,
-        eps,
-        dropout_p,
-        rowscale,
-        prenorm,
-        dropout_mask,
-        dropout_mask1,
-        upcast,
-        norm=_rms_norm,
-    )
+    given = (residual, x1, weight1, bias1, eps, dropout_p, rowscale, prenorm)
+    return layer_norm_ref(x, weight, bias, *given, dropout_mask, dropout_mask1, upcast, norm=_rms_norm)
