@@ -13,12 +13,13 @@ from scanlab.contract.backend import Backend
 from scanlab.contract.files import write_atomically
 
 NAME = "build_times.json"
-# A build that is known to take more than this share of the budget, in each process, is too slow for it.
+# A build that is known to take more than this share of a short budget, in each process, is too slow for it.
 BUDGET_SHARE = 0.3
+SHORT_BUDGET_S = 60.0
 
 
 class BuildTimes:
-    """Longest build of each backend, and the shortest one of its present source, which finds its code compiled.
+    """Longest build of each backend, and the shortest after the first of its source, which finds its code compiled.
 
     A file that cannot be read counts as empty, and one that cannot be written is left alone: only estimates are lost.
 
@@ -34,27 +35,30 @@ class BuildTimes:
         known = self._load().get(backend.name)
         if known is None:
             return None
-        return float(known["shortest_s" if known["source"] == backend.source_hash else "longest_s"])
+        again_s = self._again_s(backend)
+        return float(known["longest_s"]) if again_s is None else again_s
 
     def add(self, backend: Backend, seconds: float) -> None:
         """Keep the duration of a build."""
         if self._path is None:
             return
         known = self._load()
-        before = known.get(backend.name, {"source": None, "shortest_s": math.inf, "longest_s": 0.0})
+        before = known.get(backend.name, {"source": None, "again_s": math.inf, "longest_s": 0.0})
         is_same = before["source"] == backend.source_hash
         known[backend.name] = {
             "source": backend.source_hash,
-            "shortest_s": min(seconds, before["shortest_s"]) if is_same else seconds,
+            "again_s": min(seconds, before["again_s"]) if is_same else math.inf,
             "longest_s": max(seconds, before["longest_s"]),
         }
         with suppress(OSError):
             write_atomically(self._path, json.dumps(known, indent=1))
 
     def too_slow(self, backends: Sequence[Backend], budget_s: float | None) -> dict[str, str]:
-        """Return why each backend is left out whose build takes too much of a budget; never all of `backends`."""
-        about_s = {each.name: self.estimate_s(each) or 0.0 for each in backends}
-        slow = {name: s for name, s in about_s.items() if budget_s is not None and s > BUDGET_SHARE * budget_s}
+        """Return why each backend is left out whose build takes too much of a short budget; never all of `backends`."""
+        if budget_s is None or budget_s > SHORT_BUDGET_S:
+            return {}
+        about_s = {each.name: self._again_s(each) or 0.0 for each in backends}
+        slow = {name: build_s for name, build_s in about_s.items() if build_s > BUDGET_SHARE * budget_s}
         if len(slow) == len(about_s):
             return {}
         return {
@@ -62,6 +66,11 @@ class BuildTimes:
             f" give it {math.ceil(build_s / BUDGET_SHARE)} s or more, or name it alone with --backends"
             for name, build_s in slow.items()
         }
+
+    def _again_s(self, backend: Backend) -> float | None:
+        known = self._load().get(backend.name)
+        is_known = known is not None and known["source"] == backend.source_hash and math.isfinite(known["again_s"])
+        return float(known["again_s"]) if known is not None and is_known else None
 
     def _load(self) -> dict[str, dict[str, Any]]:
         if self._path is None:
@@ -81,5 +90,5 @@ def _is_entry(value: object) -> bool:
     return (
         isinstance(value, Mapping)
         and isinstance(value.get("source"), str)
-        and all(isinstance(value.get(key), float) for key in ("shortest_s", "longest_s"))
+        and all(isinstance(value.get(key), float) for key in ("again_s", "longest_s"))
     )

@@ -44,7 +44,8 @@ def test_nothing_is_kept_where_nothing_can_be_written(tmp_path):
 def tuned(folder: Path, budget_s: float, slow=("slow",), names=("fast", "slow"), **worker):
     times = BuildTimes(folder)
     for name in slow:
-        times.add(sleepy(name), 6.0)
+        for _ in range(2):  # the first build may have compiled what the next one finds
+            times.add(sleepy(name), 6.0)
     return tune_simulated(
         TINY,
         make_inputs(TINY),
@@ -64,6 +65,17 @@ def test_a_backend_that_is_slow_to_build_is_a_row_with_its_reason(tmp_path):
     assert {trial.backend for trial in found.trials} == {"fast"}
     assert not tuned(tmp_path / "longer", 30.0).failed
     assert not tuned(tmp_path / "alone", 10.0, names=("slow",)).failed
+
+
+def test_a_first_build_and_a_long_budget_leave_nothing_out(tmp_path):
+    times = BuildTimes(tmp_path)
+    times.add(sleepy("slow"), 300.0)
+    assert times.estimate_s(sleepy("slow")) == 300.0
+    both = [sleepy("fast"), sleepy("slow")]
+    assert not times.too_slow(both, 10.0)
+    times.add(sleepy("slow"), 200.0)
+    assert times.too_slow(both, 10.0).keys() == {"slow"}
+    assert not times.too_slow(both, 240.0)
 
 
 def test_a_short_budget_holds_beside_a_neighbour_and_the_builds_are_beyond_it(tmp_path):
