@@ -20,6 +20,7 @@ from scanlab.bench.context import BenchmarkContext, Candidate
 from scanlab.bench.records import State
 from scanlab.bench.samples import Block
 from scanlab.bench.timing import TimedCall, block_s, calibrate, call_of, input_copies, peak_bytes, take_round
+from scanlab.contract.freed_memory import keep_freed_memory
 from scanlab.contract.verify import Verdict, verify
 from scanlab.errors import ConfigError, RejectedError, ScanlabError, UnavailableError
 
@@ -135,6 +136,7 @@ class LocalWorker:
     start_s = math.inf
 
     def __init__(self, context: BenchmarkContext, process: int = 0, running: mmap.mmap | None = None) -> None:
+        keep_freed_memory()  # as where the candidate would serve
         self._process = process
         self._running = running
         self.load(context)

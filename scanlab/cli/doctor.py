@@ -148,7 +148,8 @@ def _freed_memory() -> Finding:
         return Finding("freed memory", True, "large blocks are kept: glibc's thresholds are set")
     settings = " ".join(f"{name}={threshold}" for name, threshold in KEEP_FREED.items())
     cure = f"for large images and long sequences set {settings}, with which it keeps them"
-    return Finding("freed memory", True, "glibc frees large blocks, and asks for zeroed ones again", cure)
+    found = "glibc frees blocks of more than 31 MiB, and asks for zeroed ones again"
+    return Finding("freed memory", True, found, cure)
 
 
 def _compiler() -> Finding:

@@ -15,6 +15,7 @@ from torch import Tensor
 from scanlab import settings
 from scanlab.contract import registry
 from scanlab.contract.base import Problem
+from scanlab.contract.freed_memory import keep_freed_memory
 from scanlab.contract.problem import Direction, ScanInputs, ScanOutput
 from scanlab.contract.space import config_key
 from scanlab.runtime import implementations, traced, usage
@@ -46,6 +47,7 @@ def dispatcher(named: str | Policy | None = None) -> Dispatcher:
     """
     with _dispatchers_lock:
         if named not in _dispatchers:
+            keep_freed_memory()
             _dispatchers[named] = _dispatcher_of(named) if isinstance(named, Policy) else _dispatcher_named(named)
         return _dispatchers[named]
 
