@@ -63,7 +63,7 @@ def _finder() -> Finder | None:
 class Finder(MetaPathFinder):
     """Finder of the modules of manifest.MODULES: those of others, wrapped, and scanlab's where there are none.
 
-    A copy of mamba_ssm within another package (`fork.mamba_ssm.ops.triton.layernorm`) is wrapped like mamba_ssm.
+    A copy of mamba_ssm (`fork.mamba_ssm.ops.triton.layernorm`, `fork.bimamba_ssm...`) is wrapped like mamba_ssm.
 
     Attributes:
         wrappers: The wrapper of each function, by the id of the function.
@@ -120,7 +120,7 @@ class Finder(MetaPathFinder):
         name, official = module.__name__, manifest.official_name(module.__name__)
         self.replaced.add(name)
         vars(module).update(manifest.served(official))
-        vars(module)["__getattr__"] = functools.partial(_missing, name, manifest.unprovided(official))
+        vars(module)["__getattr__"] = functools.partial(_missing, name, official)
         if official in manifest.VERSIONS:
             vars(module)["__version__"] = manifest.VERSIONS[official]
 
@@ -203,13 +203,21 @@ class Wrapping(Loader):
         self.finder.wrap(module)
 
 
-def _missing(module: str, placeholders: Mapping[str, type], name: str) -> object:
-    """Return a submodule, or the placeholder of `name` to an import without a fallback; else `name` is absent."""
+def _missing(module: str, official: str, name: str) -> object:
+    """Return a submodule, or the placeholder of `name` to an import without a fallback; else `name` is absent.
+
+    Args:
+        module: The module that lacks `name`.
+        official: The module of mamba_ssm that it stands for.
+        name: The name.
+    """
     submodule = f"{module}.{name}"
     if submodule in manifest.SERVED:
         return importlib.import_module(submodule)
-    if name in placeholders and imports_without_fallback(sys._getframe(1)):
-        return placeholders[name]
+    if imports_without_fallback(sys._getframe(1)):
+        placeholder = manifest.unprovided(official).get(name) or manifest.private_kernel(official, name)
+        if placeholder is not None:
+            return placeholder
     raise AttributeError(f"module {module!r} has no attribute {name!r}: scanlab, which stands in for it, lacks it.")
 
 

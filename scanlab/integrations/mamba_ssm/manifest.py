@@ -1,12 +1,14 @@
 """Modules and names of `mamba_ssm`, `causal_conv1d` and related packages, and the place of each in scanlab.
 
-SERVED is what scanlab provides. UNPROVIDED can be imported and raises when it is used: Mamba-3, what
-surrounds them, and what runs on several machines.
+SERVED is what scanlab provides. UNPROVIDED can be imported and raises when it is used: Mamba-3, what surrounds it, what
+runs on several machines, and the private functions of upstream's kernels.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
+import re
 from typing import Any, NoReturn
 
 from scanlab.errors import UnavailableError
@@ -26,7 +28,9 @@ PACKAGES = (
     "causal_conv1d",
 )
 
-# Of a copy within another package (`fork.mamba_ssm.ops.triton.layernorm`), modules below these may be replaced.
+# Copies of mamba_ssm have it within another package or by a name that ends so: `fork.mamba_ssm`, `fork.bimamba_ssm`.
+COPY = re.compile(r"^(?!scanlab\.)(?:.*\.)?\w*mamba_ssm\.")
+# Of a copy (`fork.mamba_ssm.ops.triton.layernorm`), modules below these may be replaced.
 REPLACEABLE = ("mamba_ssm.ops.", "mamba_ssm.utils.")
 
 SCAN = (
@@ -170,15 +174,11 @@ MACHINES = "scanlab runs on one machine; for several install mamba_ssm"
 # (module, alternative, names)
 UNPROVIDED = (
     ("mamba_ssm", NEWER, ("Mamba3",)),
-    (
-        "mamba_ssm.ops.triton.ssd_combined",
-        KERNELS,
-        ("_mamba_chunk_scan_combined_fwd", "_mamba_chunk_scan_combined_bwd"),
-    ),
-    ("mamba_ssm.ops.triton.ssd_chunk_state", KERNELS, ("ChunkStateFn", "_chunk_cumsum_fwd", "_chunk_state_fwd")),
-    ("mamba_ssm.ops.triton.ssd_chunk_scan", KERNELS, ("ChunkScanFn", "_chunk_scan_fwd")),
-    ("mamba_ssm.ops.triton.ssd_state_passing", KERNELS, ("StatePassingFn", "_state_passing_fwd")),
-    ("mamba_ssm.ops.triton.ssd_bmm", KERNELS, ("_bmm_chunk_fwd", "_bmm_chunk_bwd")),
+    ("mamba_ssm.ops.triton.ssd_chunk_state", KERNELS, ("ChunkStateFn",)),
+    ("mamba_ssm.ops.triton.ssd_chunk_scan", KERNELS, ("ChunkScanFn",)),
+    ("mamba_ssm.ops.triton.ssd_state_passing", KERNELS, ("StatePassingFn",)),
+    ("mamba_ssm.ops.triton.ssd_bmm", KERNELS, ()),
+    ("mamba_ssm.ops.triton.softplus", KERNELS, ("softplus",)),
     ("mamba_ssm.modules.mamba3", NEWER, ("Mamba3",)),
     ("mamba_ssm.utils.generation", GRAPHS, ("DecodingCGCache", "update_graph_cache", "capture_graph")),
     (
@@ -204,8 +204,7 @@ MODULES = SERVED.keys() | {module for module, _, _ in UNPROVIDED}
 
 def official_name(module: str) -> str:
     """Return the name of the module of mamba_ssm that `module` is a copy of, and the name of any other as it is."""
-    root, _, rest = module.rpartition(".mamba_ssm.")
-    return f"mamba_ssm.{rest}" if root and not root.startswith("scanlab.") else module
+    return COPY.sub("mamba_ssm.", module, count=1)
 
 
 def served(module: str) -> dict[str, Any]:
@@ -224,6 +223,17 @@ def unprovided(module: str) -> dict[str, type]:
     }
 
 
+def private_kernel(module: str, name: str) -> type | None:
+    """Return what stands for a private name of a module of kernels (`_layer_norm_fwd`), or None for other names.
+
+    It raises like those of `unprovided`. Code that has functions of its own beside the public ones imports such names.
+    """
+    if not module.startswith("mamba_ssm.ops.triton.") or not re.match(r"_[^_]", name):
+        return None
+    return _placeholder(module, name, KERNELS)
+
+
+@functools.cache
 def _placeholder(module: str, name: str, cure: str) -> type:
     def refuse(cls: type, *args: object, **kwargs: object) -> NoReturn:
         raise UnavailableError(f"{module}.{name} is not provided by scanlab, which stands in for {module}: {cure}.")

@@ -91,6 +91,7 @@ def test_the_names_that_people_import():
     [
         ("mamba_ssm", "Mamba3", "install mamba_ssm"),
         ("mamba_ssm.ops.triton.ssd_bmm", "_bmm_chunk_fwd", "call mamba_chunk_scan_combined"),
+        ("mamba_ssm.ops.triton.layernorm_gated", "_layer_norm_fwd", "call .*public functions"),
         ("mamba_ssm.utils.generation", "capture_graph", "without them"),
         ("mamba_ssm.distributed.tensor_parallel", "ColumnParallelLinear", "one machine"),
     ],
@@ -231,29 +232,30 @@ def test_a_function_with_parameters_of_its_own_stays_as_it_is(write):
     assert norm.rms_norm_fn(torch.ones(2, 4), torch.ones(4), None) == "theirs, with a gain"
 
 
-def test_a_copy_within_another_package_is_wrapped(write, caplog):
+@pytest.mark.parametrize("root", ["copied.mamba_ssm", "copied.bimamba_ssm", "copied_mamba_ssm"])
+def test_a_copy_within_another_package_or_by_another_name_is_wrapped(write, caplog, root):
     write(
         {
-            "copied.mamba_ssm.ops.selective_scan_interface": THEIR_INTERFACE,
-            "copied.mamba_ssm.ops.triton.layernorm": "import no_such_compiler",
-            "copied.mamba_ssm.modules.mamba_simple": "class Mamba: origin = 'the fork'",
-            "copied.mamba_ssm.modules.broken": "import no_such_package",
+            f"{root}.ops.selective_scan_interface": THEIR_INTERFACE,
+            f"{root}.ops.triton.layernorm": "import no_such_compiler",
+            f"{root}.modules.mamba_simple": "class Mamba: origin = 'the fork'",
+            f"{root}.modules.broken": "import no_such_package",
         }
     )
     drop_in.install()
-    interface = importlib.import_module("copied.mamba_ssm.ops.selective_scan_interface")
+    interface = importlib.import_module(f"{root}.ops.selective_scan_interface")
     out = interface.selective_scan_fn(*INPUTS, delta_softplus=True)
     torch.testing.assert_close(out, scan.selective_scan_fn(*INPUTS, delta_softplus=True))
     assert not hasattr(interface, "bimamba_inner_fn")
-    assert importlib.import_module("copied.mamba_ssm.ops.triton.layernorm").RMSNorm(4)(torch.ones(2, 4)).shape == (2, 4)
-    assert "copied.mamba_ssm.ops.triton.layernorm cannot be imported here" in caplog.text
-    assert importlib.import_module("copied.mamba_ssm.modules.mamba_simple").Mamba.origin == "the fork"
-    for missing in ("copied.mamba_ssm.modules.broken", "copied.mamba_ssm.ops.triton.selective_state_update"):
+    assert importlib.import_module(f"{root}.ops.triton.layernorm").RMSNorm(4)(torch.ones(2, 4)).shape == (2, 4)
+    assert f"{root}.ops.triton.layernorm cannot be imported here" in caplog.text
+    assert importlib.import_module(f"{root}.modules.mamba_simple").Mamba.origin == "the fork"
+    for missing in (f"{root}.modules.broken", f"{root}.ops.triton.selective_state_update"):
         with pytest.raises(ModuleNotFoundError):
             importlib.import_module(missing)
     drop_in.uninstall()
     assert interface.selective_scan_fn(*INPUTS) == "theirs on cpu"
-    for name in [name for name in sys.modules if name.partition(".")[0] == "copied"]:
+    for name in [name for name in sys.modules if name.partition(".")[0] == root.partition(".")[0]]:
         del sys.modules[name]
 
 
