@@ -7,19 +7,15 @@ time grows with the square of the length, so that most images have 64 pixels a s
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
+from checkouts import Built, from_file, image, package, stand_in
+from sequences import caduceus, decision_mamba, dis, hydra, mamba3d, mamba4rec, s_mamba, se_mamba
 from torch import Tensor, nn
-
-Built = tuple[nn.Module, tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
@@ -41,38 +37,6 @@ class Client:
     forks: tuple[str, ...] = ()
 
 
-def _image(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
-
-
-def _stand_in(name: str, **attributes: Any) -> None:
-    """Let `import name` give a module with these attributes, for packages that a model takes a trifle from."""
-    module = ModuleType(name)
-    vars(module).update(attributes, __path__=[])
-    sys.modules.setdefault(name, module)
-
-
-def _package(name: str, folder: str) -> None:
-    """Let `name` be a package of the files in a folder of the checkout, without running its __init__.py."""
-    module = sys.modules[name] = ModuleType(name)
-    module.__path__ = [str(_found(folder))]
-
-
-def _found(path: str) -> Path:
-    """Return where a path of the checkout is."""
-    return next(Path(folder) / path for folder in sys.path if (Path(folder) / path).exists())
-
-
-def _from_file(name: str, path: str) -> ModuleType:
-    """Import a file of the checkout without the packages that it is in."""
-    spec = importlib.util.spec_from_file_location(name, _found(path))
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def _language_model(**options: Any) -> Built:
     from mamba_ssm.models.config_mamba import MambaConfig
     from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
@@ -91,7 +55,7 @@ def vim() -> Built:
     import models_mamba
 
     return models_mamba.vim_tiny_patch16_224_bimambav2_final_pool_mean_abs_pos_embed_with_midclstok_div2(), (
-        _image(1, 3, 224, 224),
+        image(1, 3, 224, 224),
     )
 
 
@@ -99,38 +63,38 @@ def vmamba(size: int) -> Built:
     """Return VMamba-tiny, s1l8."""
     from models.vmamba import vmamba_tiny_s1l8
 
-    return vmamba_tiny_s1l8(), (_image(1, 3, size, size),)
+    return vmamba_tiny_s1l8(), (image(1, 3, size, size),)
 
 
 def vanilla_vmamba(size: int) -> Built:
     """Return VMamba-tiny of the first paper."""
     from models.vmamba import vanilla_vmamba_tiny
 
-    return vanilla_vmamba_tiny(), (_image(1, 3, size, size),)
+    return vanilla_vmamba_tiny(), (image(1, 3, size, size),)
 
 
 def video_mamba() -> Built:
     """Return VideoMamba-tiny for images."""
     from models.videomamba import videomamba_tiny
 
-    return videomamba_tiny(), (_image(1, 3, 224, 224),)
+    return videomamba_tiny(), (image(1, 3, 224, 224),)
 
 
 def seg_mamba() -> Built:
     """Return SegMamba with one block a level, on a cube of 32 voxels."""
     from model_segmamba.segmamba import SegMamba
 
-    return SegMamba(in_chans=4, out_chans=4, depths=[1, 1, 1, 1]), (_image(1, 4, 32, 32, 32),)
+    return SegMamba(in_chans=4, out_chans=4, depths=[1, 1, 1, 1]), (image(1, 4, 32, 32, 32),)
 
 
 def u_mamba() -> Built:
     """Return U-Mamba with its block at the bottleneck, 2D."""
-    _stand_in("nnunetv2.utilities.plans_handling.plans_handler", ConfigurationManager=None, PlansManager=None)
-    _stand_in("nnunetv2.utilities.network_initialization", InitWeights_He=None)
-    _stand_in("nnunetv2")
-    _stand_in("nnunetv2.utilities")
-    _stand_in("nnunetv2.utilities.plans_handling")
-    bottleneck = _from_file("umamba_bot_2d", "nnunetv2/nets/UMambaBot_2d.py")
+    stand_in("nnunetv2.utilities.plans_handling.plans_handler", ConfigurationManager=None, PlansManager=None)
+    stand_in("nnunetv2.utilities.network_initialization", InitWeights_He=None)
+    stand_in("nnunetv2")
+    stand_in("nnunetv2.utilities")
+    stand_in("nnunetv2.utilities.plans_handling")
+    bottleneck = from_file("umamba_bot_2d", "nnunetv2/nets/UMambaBot_2d.py")
     model = bottleneck.UMambaBot(
         input_channels=1,
         n_stages=4,
@@ -147,17 +111,17 @@ def u_mamba() -> Built:
         nonlin=nn.LeakyReLU,
         nonlin_kwargs={},
     )
-    return model, (_image(1, 1, 160, 160),)
+    return model, (image(1, 1, 160, 160),)
 
 
 def swin_umamba() -> Built:
     """Return Swin-UMamba."""
-    _stand_in("nnunetv2.utilities.plans_handling.plans_handler", ConfigurationManager=None, PlansManager=None)
-    _stand_in("nnunetv2")
-    _stand_in("nnunetv2.utilities")
-    _stand_in("nnunetv2.utilities.plans_handling")
-    network = _from_file("swin_umamba", "nnunetv2/nets/SwinUMamba.py")
-    return network.SwinUMamba(in_chans=1, out_chans=2), (_image(1, 1, 64, 64),)
+    stand_in("nnunetv2.utilities.plans_handling.plans_handler", ConfigurationManager=None, PlansManager=None)
+    stand_in("nnunetv2")
+    stand_in("nnunetv2.utilities")
+    stand_in("nnunetv2.utilities.plans_handling")
+    network = from_file("swin_umamba", "nnunetv2/nets/SwinUMamba.py")
+    return network.SwinUMamba(in_chans=1, out_chans=2), (image(1, 1, 64, 64),)
 
 
 def h_vmunet() -> Built:
@@ -166,98 +130,98 @@ def h_vmunet() -> Built:
 
     model = H_vmunet(num_classes=1, c_list=[8, 16, 32, 64, 128, 256])
     model.register_forward_hook(lambda module, inputs, out: torch.logit(out))
-    return model, (_image(1, 3, 64, 64),)
+    return model, (image(1, 3, 64, 64),)
 
 
 def point_mamba() -> Built:
     """Return the mixer of PointMamba, on the tokens of two serializations of 64 groups of points."""
-    _stand_in("utils.misc")
-    _stand_in("knn_cuda", KNN=None)
-    _stand_in("extensions.chamfer_dist", ChamferDistanceL1=None, ChamferDistanceL2=None)
-    _package("models", "models")
+    stand_in("utils.misc")
+    stand_in("knn_cuda", KNN=None)
+    stand_in("extensions.chamfer_dist", ChamferDistanceL1=None, ChamferDistanceL2=None)
+    package("models", "models")
     from models.point_mamba_scan import MixerModel
 
-    tokens, positions = _image(2, 1, 128, 384)
+    tokens, positions = image(2, 1, 128, 384)
     return MixerModel(d_model=384, n_layer=12, drop_path=[0.0] * 12), (tokens, positions)
 
 
 def mamba_yolo() -> Built:
     """Return the block of Mamba-YOLO."""
     for name in ("ultralytics", "ultralytics.nn", "ultralytics.nn.modules"):
-        _package(name, name.replace(".", "/"))
+        package(name, name.replace(".", "/"))
     import ultralytics.nn.modules.mamba_yolo as blocks
 
     model = nn.Sequential(blocks.SimpleStem(3, 96), blocks.XSSBlock(96, 96), blocks.VSSBlock(96, 96))
-    return model, (_image(1, 3, 64, 64),)
+    return model, (image(1, 3, 64, 64),)
 
 
 def local_vim() -> Built:
     """Return LocalVim-tiny."""
-    _package("lib.models", "lib/models")
+    package("lib.models", "lib/models")
     from lib.models.local_vim import local_vim_tiny
 
-    return local_vim_tiny(), (_image(1, 3, 224, 224),)
+    return local_vim_tiny(), (image(1, 3, 224, 224),)
 
 
 def local_vmamba() -> Built:
     """Return LocalVMamba-tiny."""
-    _package("lib.models", "lib/models")
+    package("lib.models", "lib/models")
     from lib.models.local_vmamba import local_vssm_tiny
 
-    return local_vssm_tiny(), (_image(1, 3, 64, 64),)
+    return local_vssm_tiny(), (image(1, 3, 64, 64),)
 
 
 def efficient_vmamba() -> Built:
     """Return EfficientVMamba-tiny."""
-    _package("lib.models", "lib/models")
+    package("lib.models", "lib/models")
     from lib.models.mamba.efficient_mamba import EfficientVSSM
 
-    return EfficientVSSM(depths=[2, 2, 4, 2], dims=48), (_image(1, 3, 64, 64),)
+    return EfficientVSSM(depths=[2, 2, 4, 2], dims=48), (image(1, 3, 64, 64),)
 
 
 def ms_vmamba() -> Built:
     """Return MSVMamba-nano."""
     from models.vmamba import VSSM
 
-    return VSSM(depths=[1, 2, 5, 2], dims=48, ssm_d_state=1, ssm_ratio=2.0), (_image(1, 3, 64, 64),)
+    return VSSM(depths=[1, 2, 5, 2], dims=48, ssm_d_state=1, ssm_ratio=2.0), (image(1, 3, 64, 64),)
 
 
 def change_mamba() -> Built:
     """Return MambaBCD, the backbone and decoder of ChangeMamba."""
-    _package("MambaCD", ".")
+    package("MambaCD", ".")
     from MambaCD.changedetection.models.Mamba_backbone import Backbone_VSSM
 
     model = Backbone_VSSM(
         out_indices=(0, 1, 2, 3), pretrained=None, depths=[2, 2, 4, 2], dims=96, ssm_d_state=16, forward_type="v3"
     )
-    return model, (_image(1, 3, 64, 64),)
+    return model, (image(1, 3, 64, 64),)
 
 
 def group_mamba() -> Built:
     """Return GroupMamba-tiny."""
     from models.groupmamba import groupmamba_tiny
 
-    return groupmamba_tiny(), (_image(1, 3, 64, 64),)
+    return groupmamba_tiny(), (image(1, 3, 64, 64),)
 
 
 def mamba_vision() -> Built:
     """Return MambaVision-T."""
-    _package("mambavision", "mambavision")
-    _package("mambavision.models", "mambavision/models")
+    package("mambavision", "mambavision")
+    package("mambavision.models", "mambavision/models")
     from mambavision.models.mamba_vision import mamba_vision_T
 
-    return mamba_vision_T(), (_image(1, 3, 224, 224),)
+    return mamba_vision_T(), (image(1, 3, 224, 224),)
 
 
 def plain_mamba() -> Built:
     """Return the layer of PlainMamba-L1."""
-    _stand_in("mmcv")
-    _stand_in("mmcv.cnn")
-    _stand_in("mmcv.cnn.bricks")
-    _stand_in("mmcv.cnn.bricks.transformer", build_dropout=lambda _: nn.Identity())
-    _stand_in("mmcv.cnn.utils")
-    _stand_in("mmcv.cnn.utils.weight_init", trunc_normal_=nn.init.trunc_normal_)
-    layers = _from_file("plain_mamba_layer", "mmcls/plain_mamba_dev/models/plain_mamba/plain_mamba_layer.py")
+    stand_in("mmcv")
+    stand_in("mmcv.cnn")
+    stand_in("mmcv.cnn.bricks")
+    stand_in("mmcv.cnn.bricks.transformer", build_dropout=lambda _: nn.Identity())
+    stand_in("mmcv.cnn.utils")
+    stand_in("mmcv.cnn.utils.weight_init", trunc_normal_=nn.init.trunc_normal_)
+    layers = from_file("plain_mamba_layer", "mmcls/plain_mamba_dev/models/plain_mamba/plain_mamba_layer.py")
 
     class Mixer(nn.Module):
         def __init__(self) -> None:
@@ -267,28 +231,28 @@ def plain_mamba() -> Built:
         def forward(self, x: Tensor) -> Any:
             return self.layer(x, (14, 14))
 
-    return Mixer(), (_image(1, 196, 192),)
+    return Mixer(), (image(1, 196, 192),)
 
 
 def vm_unet() -> Built:
     """Return VM-UNet."""
     from models.vmunet.vmunet import VMUNet
 
-    return VMUNet(depths=[2, 2, 2, 2], depths_decoder=[2, 2, 2, 1]), (_image(1, 3, 64, 64),)
+    return VMUNet(depths=[2, 2, 2, 2], depths_decoder=[2, 2, 2, 1]), (image(1, 3, 64, 64),)
 
 
 def mamba_ir() -> Built:
     """Return MambaIR for denoising."""
-    _stand_in("basicsr")
-    _stand_in("basicsr.utils")
+    stand_in("basicsr")
+    stand_in("basicsr.utils")
 
     class Registry:
         def register(self) -> Callable[[Any], Any]:
             return lambda registered: registered
 
-    _stand_in("basicsr.utils.registry", ARCH_REGISTRY=Registry())
-    network = _from_file("mambair_arch", "basicsr/archs/mambair_arch.py")
-    return network.MambaIR(img_size=24, embed_dim=60, depths=(2, 2), upscale=1), (_image(1, 3, 24, 24),)
+    stand_in("basicsr.utils.registry", ARCH_REGISTRY=Registry())
+    network = from_file("mambair_arch", "basicsr/archs/mambair_arch.py")
+    return network.MambaIR(img_size=24, embed_dim=60, depths=(2, 2), upscale=1), (image(1, 3, 24, 24),)
 
 
 def zigma() -> Built:
@@ -296,14 +260,14 @@ def zigma() -> Built:
     from model_zigma import ZigMa
 
     model = ZigMa(in_channels=4, embed_dim=384, depth=4, img_dim=32, patch_size=2, scan_type="zigzagN8")
-    return model, (_image(1, 4, 32, 32), torch.tensor([0.3]))
+    return model, (image(1, 4, 32, 32), torch.tensor([0.3]))
 
 
 def mamba_out() -> Built:
     """Return MambaOut-femto, which has no scan."""
     from models.mambaout import mambaout_femto
 
-    return mambaout_femto(), (_image(1, 3, 224, 224),)
+    return mambaout_femto(), (image(1, 3, 224, 224),)
 
 
 CLIENTS = (
@@ -332,5 +296,13 @@ CLIENTS = (
     Client("JCruan519/VM-UNet", "VM-UNet, small, 64 px", vm_unet),
     Client("csguoh/MambaIR", "MambaIR, 2 groups, 24 px", mamba_ir),
     Client("CompVis/zigma", "ZigMa-S/2, 4 layers, 32 px", zigma),
+    Client("RoyChao19477/SEMamba", "SEMamba, 2 blocks, 32 frames", se_mamba),
+    Client("wzhwzhwzh0921/S-D-Mamba", "S-Mamba, 321 series", s_mamba),
+    Client("feizc/DiS", "DiS-S/2, 6 blocks, 32 px", dis, (".",), ("mamba",)),
+    Client("kuleshov-group/caduceus", "Caduceus-PS, 4 layers, 256 bases", caduceus),
+    Client("goombalab/hydra", "layer of Hydra (Mamba-2), 256 tokens", hydra),
+    Client("Toshihiro-Ota/decision-mamba", "Decision Mamba, 20 steps", decision_mamba, ("gym",)),
+    Client("chengkai-liu/Mamba4Rec", "Mamba4Rec, 200 items", mamba4rec),
+    Client("xhanxu/Mamba3D", "encoder of Mamba3D, 128 groups", mamba3d),
     Client("yuweihao/MambaOut", "MambaOut-femto (no scan), 224 px", mamba_out, (".",)),
 )
