@@ -3,10 +3,10 @@
 VMamba tiny at 224 x 224, batch 1, float32, in its three official designs. Compared are the model by the op
 `cross_scan_2d`; the same model with the map laid out as four sequences, which one grouped selective scan takes, as the
 official code does; and the same with the recurrence step by step in PyTorch, which is what the official code falls back
-to. All have the same weights, and the same logits before anything is timed. Ratios are paired in interleaved rounds.
-The first release has 16 states and twice the width in its mixers, where the recurrence is most of the fallback; the
-later designs have one state, and their matrix products and convolutions, which are torch's in all three, bound what a
-faster scan can gain. Takes two to three minutes:
+to. All have the same weights, and the same logits before anything is timed. The mixers of a fourth model pass the map
+on and scan nothing: the time of its products, convolutions and norms, which are torch's in all four, bounds what any
+scan can gain. Ratios are paired in interleaved rounds. The first release has 16 states and twice the width in its
+mixers, where the recurrence is most of the fallback; the later designs have one state. Takes two to three minutes:
 
     python experiments/vmamba.py
 """
@@ -32,6 +32,7 @@ from scanlab_kernels.cross_scan_2d.torch import gather, scatter
 
 DEPTHS = {"s1": 8, "s2": 5, "v0": 9}
 OP, PLAIN, FALLBACK = "cross_scan_2d", "plain scan of four copies", "recurrence in PyTorch"
+NONE = "none: the rest of the model"
 FEWEST, MOST = 3, 25  # rounds
 TOLERANCE = 1e-4  # of the largest logit
 
@@ -51,15 +52,21 @@ def plain_scan(mixer: CrossScanMixer, u: torch.Tensor) -> torch.Tensor:
     return sum(gather(each, direction, height, width) for direction, each in enumerate(by_direction))
 
 
+def pass_on(mixer: CrossScanMixer, u: torch.Tensor) -> torch.Tensor:
+    """Return u: neither the scan nor the products of its weights are computed."""
+    return u
+
+
 def models(family: str, depths: tuple[int, ...], dim: int) -> dict[str, VMamba]:
     """Return the same VMamba with each way to scan."""
     by_op = VMamba(depths, dim, FAMILIES[family]).eval()
-    by_copies, by_steps = copy.deepcopy(by_op), copy.deepcopy(by_op)
-    for module in by_copies.modules():
-        if isinstance(module, CrossScanMixer):
-            module.scanned = MethodType(plain_scan, module)
+    by_copies, by_steps, without = (copy.deepcopy(by_op) for _ in range(3))
+    for model, scan in ((by_copies, plain_scan), (without, pass_on)):
+        for module in model.modules():
+            if isinstance(module, CrossScanMixer):
+                module.scanned = MethodType(scan, module)
     by_steps.scan = "cross_scan_2d_torch"
-    return {OP: by_op, PLAIN: by_copies, FALLBACK: by_steps}
+    return {OP: by_op, PLAIN: by_copies, FALLBACK: by_steps, NONE: without}
 
 
 @torch.inference_mode()
@@ -78,7 +85,7 @@ def main(
     said, image, rows = common.setting(), torch.rand(1, 3, size, size), []
     for family, depth in DEPTHS.items():
         made = models(family, (2, 2, depth, 2), dim)
-        logits = {name: run(model, image) for name, model in made.items()}
+        logits = {name: run(model, image) for name, model in made.items() if name != NONE}
         for name, values in logits.items():
             apart = float((values - logits[FALLBACK]).abs().max() / logits[FALLBACK].abs().max())
             if apart > TOLERANCE:

@@ -87,6 +87,13 @@ def selective_state_update(state: Shape, x: Shape, *rest: Any, **named: Any) -> 
     return 2 * MULTIPLY_ADDS * math.prod(x) * state[-1]
 
 
+def cross_scan_2d(u: Shape, delta: Shape, A: Shape, *rest: Any, **named: Any) -> int:
+    """Return the operations of the scans of a map in all directions, with the projection of a low rank of delta."""
+    dt_weight, (directions, _, state) = rest[4], A
+    rank = 0 if dt_weight is None else dt_weight[-1]
+    return int(2 * math.prod(u) * directions * (MULTIPLY_ADDS * state + rank))
+
+
 def ssd(x: Shape, dt: Shape, A: Shape, B: Shape, *rest: Any, **named: Any) -> int:
     """Return the operations of Mamba-2's scan as a recurrence, for any chunk: each state is updated and read."""
     return int(2 * 2 * math.prod(x) * B[-1])
@@ -114,6 +121,7 @@ def mixer_step(projected: Shape, conv_state: Shape, state: Shape, weight: Shape,
 FORMULAS: Mapping[str, Mapping[str, Callable[..., int]]] = {
     "scanlab": {"scan": scan, "scan_with_checkpoints": scan, "scan_backward": native_scan_backward},
     "scanlab_runtime": {"scan": scan, "scan_backward": scan_backward, "ssd": ssd, "ssd_backward": traced_ssd_backward},
+    "scanlab_cross_scan": {"cross_scan_2d": cross_scan_2d},
     "scanlab_ssd": {"forward": ssd, "backward": ssd_backward},
     "scanlab_mixer": {
         "causal_conv1d": causal_conv1d,

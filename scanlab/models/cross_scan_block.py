@@ -76,20 +76,19 @@ class CrossScanMixer(nn.Module):
 
     def scanned(self, u: Tensor) -> Tensor:
         """Return the scan of u (batch, inner, height, width), whose weights are chosen by u itself."""
-        batch, inner, height, width = u.shape
+        inner = u.shape[1]
         tokens = u.permute(0, 2, 3, 1)
         selected = F.linear(tokens, self.x_proj_weight.flatten(0, 1)).unflatten(-1, (DIRECTIONS, -1))
         low_rank, B, C = selected.split(self.sizes, dim=-1)  # (batch, height, width, direction, ...)
-        steps = torch.bmm(low_rank.flatten(0, 2).transpose(0, 1), self.dt_projs_weight.mT)
-        delta = steps.view(DIRECTIONS, batch, height, width, inner).permute(1, 0, 4, 2, 3)
         inputs = CrossScanInputs(
             u,
-            delta,
+            low_rank.permute(0, 3, 4, 1, 2),
             rates(self.A_logs, u.dtype).view(DIRECTIONS, inner, -1),
             B.permute(0, 3, 4, 1, 2),
             C.permute(0, 3, 4, 1, 2),
             as_scanned(self.Ds, u.dtype).view(DIRECTIONS, inner),
             as_scanned(self.dt_projs_bias, u.dtype),
+            as_scanned(self.dt_projs_weight, u.dtype),
         )
         return cross_scan_2d(inputs, backend=self.scan)
 

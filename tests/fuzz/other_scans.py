@@ -172,12 +172,16 @@ def cross_scan_loop(
     C: Tensor,
     D: Tensor | None = None,
     delta_bias: Tensor | None = None,
+    dt_weight: Tensor | None = None,
     *,
     delta_softplus: bool,
 ) -> Tensor:
     """Return the sum of the scans along rows and columns, forward and in reverse."""
     u = fit("u", u, (-1, -1, -1, -1))
     batch, dim, height, width = u.shape
+    if dt_weight is not None:
+        low = fit("delta", delta, (batch, 4, -1, height, width))
+        delta = torch.einsum("bkrhw,kdr->bkdhw", low, fit("dt_weight", dt_weight, (4, dim, low.shape[2])))
     delta, A = fit("delta", delta, (batch, 4, dim, height, width)), fit("A", A, (4, dim, -1))
     state = A.shape[2]
     B, C = (fit(name, each, (batch, 4, state, height, width)) for name, each in (("B", B), ("C", C)))
@@ -216,6 +220,10 @@ def cross_scan(draw: Draw, *, edge: bool) -> Case:
         "D": draw.maybe(draw.normal(4, dim, dtype=weight)),
         "delta_bias": draw.maybe(draw.uniform(-0.5, 0.5, 4, dim, dtype=weight)),
     }
+    if draw.chance(0.3):
+        rank = draw.size(20, odd=(1, 16, 17))
+        arguments["delta"] = draw.uniform(0.01, 0.8, batch, 4, rank, height, width, dtype=dtype)
+        arguments["dt_weight"] = draw.uniform(0.0, 2 / rank, 4, dim, rank, dtype=weight)
     if edge and draw.chance(0.4):
         name = draw.pick(("u", "B", "C"))
         arguments[name] = draw.spoil(arguments[name], 0.03)

@@ -11,12 +11,18 @@ from pathlib import Path
 from torch import Tensor
 
 from scanlab.contract.backend import Backend, OpCapabilities, files_of
-from scanlab.contract.base import DTYPES
+from scanlab.contract.base import DTYPE_NAMES, DTYPES, weight_dtype
 from scanlab.contract.cpu import pinned, threads_tunable
 from scanlab.contract.problem import ScanInputs, ScanProblem
 from scanlab.contract.space import Config, Space
 from scanlab_kernels.cross_scan_2d import problem as problems
-from scanlab_kernels.cross_scan_2d.problem import CrossScanFn, CrossScanInputs, CrossScanOutput, CrossScanProblem
+from scanlab_kernels.cross_scan_2d.problem import (
+    CrossScanFn,
+    CrossScanInputs,
+    CrossScanOutput,
+    CrossScanProblem,
+    full_delta,
+)
 from scanlab_kernels.selective_scan.native.backend import backend as scan_backend
 
 
@@ -26,12 +32,18 @@ def sequence(values: Tensor, columns: bool) -> Tensor:
     return positions.flatten(1, 2).contiguous().mT
 
 
-def scan_inputs(inputs: CrossScanInputs, direction: int) -> ScanInputs:
-    """Return the inputs of the scan of a direction, in the order of rows or of columns."""
+def scan_inputs(inputs: CrossScanInputs, delta: Tensor, direction: int) -> ScanInputs:
+    """Return the inputs of the scan of a direction, in the order of rows or of columns.
+
+    Args:
+        inputs: Of all directions.
+        delta: (batch, 4, dim, height, width).
+        direction: 0 to 3.
+    """
     columns = bool(direction % 2)
     u, delta, B, C = (
         sequence(each, columns)
-        for each in (inputs.u, inputs.delta[:, direction], inputs.B[:, direction], inputs.C[:, direction])
+        for each in (inputs.u, delta[:, direction], inputs.B[:, direction], inputs.C[:, direction])
     )
     D, delta_bias = (None if each is None else each[direction] for each in (inputs.D, inputs.delta_bias))
     return ScanInputs(u, delta, inputs.A[direction], B, C, D, None, delta_bias)
@@ -39,12 +51,14 @@ def scan_inputs(inputs: CrossScanInputs, direction: int) -> ScanInputs:
 
 def make(problem: CrossScanProblem, config: Config) -> CrossScanFn:
     """Return the two scans on config["threads"] threads."""
+    dtype = DTYPES[problem.dtype]
+    compute = weight_dtype(dtype) if problem.rank else dtype  # a projected delta is not rounded to 16 bits
     asked = ScanProblem(
         batch=problem.batch,
         dim=problem.dim,
         length=problem.height * problem.width,
         state=problem.state,
-        dtype=problem.dtype,
+        dtype=DTYPE_NAMES[compute],
         gradients=problem.gradients,
         direction="bidirectional",
         has_D=problem.has_D,
@@ -56,9 +70,13 @@ def make(problem: CrossScanProblem, config: Config) -> CrossScanFn:
     scan = scan_backend.build(asked, {})
 
     def cross_scan_2d(inputs: CrossScanInputs) -> CrossScanOutput:
-        rows, columns = (scan(*(scan_inputs(inputs, first + k) for k in (0, 2))).out for first in (0, 1))
+        u, delta, B, C = (each.to(compute) for each in (inputs.u, inputs.delta, inputs.B, inputs.C))
+        inputs = inputs._replace(u=u, delta=delta, B=B, C=C)
+        delta = full_delta(inputs)
+        rows, columns = (scan(*(scan_inputs(inputs, delta, first + k) for k in (0, 2))).out for first in (0, 1))
         out = rows.unflatten(-1, (problem.height, problem.width))
-        return CrossScanOutput(out + columns.unflatten(-1, (problem.width, problem.height)).mT)
+        out = out + columns.unflatten(-1, (problem.width, problem.height)).mT
+        return CrossScanOutput(out.to(dtype))
 
     return pinned(cross_scan_2d, int(config["threads"]))
 

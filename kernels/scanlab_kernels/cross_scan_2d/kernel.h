@@ -13,15 +13,18 @@ template <class T>
 struct CrossTask {
     static constexpr int width = lanes<T>;
     const CrossScan& scan;
-    const int64_t projections = (scan.state + width - 1) / width * width;
-    T *u_rows, *delta_rows, *step_size, *y, *B_rows, *C_rows, *A, *h, *sum;
+    const int64_t projections = (scan.state + width - 1) / width * width,
+                  ranks = (scan.rank + width - 1) / width * width;
+    T *u_rows, *delta_rows, *step_size, *y, *B_rows, *C_rows, *low_rows, *A, *h, *dt_weight, *sum;
     int64_t batch = 0, channel = 0;
     int channels = 0;
 
     CrossTask(const CrossScan& scan, Arena<T>& arena) : scan(scan) {
         for (T** piece : {&u_rows, &delta_rows, &step_size, &y}) *piece = arena.take(scan.time_block * width);
         for (T** piece : {&B_rows, &C_rows}) *piece = arena.take(scan.time_block * projections);
+        low_rows = arena.take(scan.time_block * ranks);
         for (T** piece : {&A, &h}) *piece = arena.take(scan.state * width);
+        dt_weight = arena.take(scan.rank * width);
         sum = arena.take(scan.height * scan.width * width);
     }
 
@@ -45,11 +48,41 @@ struct CrossTask {
                             channels);
     }
 
+    // The delta of `count` steps from `first` on, as products of its low rank; the sums stay in registers.
+    template <int count>
+    void project_steps(const Rows<T>& low, int first) const {
+        Vec<T> sums[count] = {};
+        for (int r = 0; r < scan.rank; r++) {
+            const Vec<T> weight = load(dt_weight + r * width);
+#pragma GCC unroll 8
+            for (int i = 0; i < count; i++) sums[i] += weight * broadcast(low[first + i][r]);
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < count; i++) store<T>(delta_rows + (first + i) * width, sums[i]);
+    }
+
+    // The same for all steps, `count` at a time; the last products may repeat some of those before.
+    template <int count>
+    void project(const Rows<T>& low, int steps) const {
+        for (int first = 0; first < steps; first += count)
+            project_steps<count>(low, first + count < steps ? first : steps - count);
+    }
+
+    Rows<T> delta_of(const Piece& piece) const {
+        if (!scan.rank)
+            return rows<T>(block_of(scan.delta, piece, channel), piece.steps, channels, true, delta_rows, width);
+        const Rows<T> low =
+            rows<T>(block_of(scan.delta, piece, 0), piece.steps, int(scan.rank), false, low_rows, ranks);
+        if (piece.steps >= 8) project<8>(low, piece.steps);
+        else if (piece.steps >= 4) project<4>(low, piece.steps);
+        else project<1>(low, piece.steps);
+        return {delta_rows, width};
+    }
+
     // The states of a piece, and its outputs added to the sum.
     void run_piece(const Piece& piece, const Piece* next, Vec<T> bias, Vec<T> D) const {
         Rows<T> u = rows<T>(block_of(scan.u, piece, channel), piece.steps, channels, true, u_rows, width);
-        const Rows<T> delta =
-            rows<T>(block_of(scan.delta, piece, channel), piece.steps, channels, true, delta_rows, width);
+        const Rows<T> delta = delta_of(piece);
         const auto projection = [&](const FeatureMap& map, T* buffer) {
             return rows<T>(block_of(map, piece, 0), piece.steps, int(scan.state), false, buffer, projections);
         };
@@ -59,9 +92,9 @@ struct CrossTask {
                                                                              nullptr, u, nullptr);
         Block<T> block{piece.steps, int(scan.state), false,  false, step_size, u, y, A, h, B, C, {},
                        0,           nullptr,         nullptr};
-        if (next)
-            for (const FeatureMap* map : {&scan.u, &scan.delta})
-                block.prefetches[block.num_prefetches++] = prefetch_of(block_of(*map, *next, channel));
+        if (next) block.prefetches[block.num_prefetches++] = prefetch_of(block_of(scan.u, *next, channel));
+        if (next && !scan.rank)
+            block.prefetches[block.num_prefetches++] = prefetch_of(block_of(scan.delta, *next, channel));
         run_recurrence<T, 1, false>(block, scan.exp);
         T* to = sum + (piece.row * scan.width + piece.column) * width;
         const int64_t step = piece.sign() * (piece.by_column() ? scan.width : 1) * width;
@@ -79,6 +112,9 @@ struct CrossTask {
         pack<T>({static_cast<const T*>(scan.A) + direction * scan.dim * scan.state, scan.state, 1}, channel, channels,
                 int(scan.state), 1, A);
         for (int n = 0; n < scan.state; n++) store<T>(A + n * width, load(A + n * width) * log2_e<T>);
+        if (scan.rank)
+            pack<T>({static_cast<const T*>(scan.dt_weight) + direction * scan.dim * scan.rank, scan.rank, 1}, channel,
+                    channels, int(scan.rank), 1, dt_weight);
         memset(h, 0, scan.state * width * sizeof(T));
         const Vec<T> bias = weights(scan.delta_bias, direction), D = weights(scan.D, direction);
         const int64_t lines = piece.by_column() ? scan.width : scan.height;

@@ -27,8 +27,8 @@ FeatureMap map_of(const Tensor& tensor) {
 }
 
 Tensor cross_scan_2d(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B, const Tensor& C,
-                     const OptionalTensor& D, const OptionalTensor& delta_bias, bool softplus, int64_t time_block,
-                     int64_t exp, int64_t isa) {
+                     const OptionalTensor& D, const OptionalTensor& delta_bias, const OptionalTensor& dt_weight,
+                     bool softplus, int64_t time_block, int64_t exp, int64_t isa) {
     const Shape sizes = u.sizes(), rates = A.sizes();
     require(sizes.size() == 4 && numel(sizes) > 0, "u is ", sizes, ": must be (batch, dim, height, width).");
     require(rates.size() == 3 && rates[2] >= 1, "A is ", rates, ": must be (4, dim, state).");
@@ -42,15 +42,23 @@ Tensor cross_scan_2d(const Tensor& u, const Tensor& delta, const Tensor& A, cons
     const Dtype stored = u.dtype(), real = stored == Dtype::float64 ? Dtype::float64 : Dtype::float32;
     const int64_t directions = cross_directions;
     expect("u", u, sizes, stored);
-    expect("delta", delta, {scan.batch, directions, scan.dim, scan.height, scan.width}, stored);
+    if (dt_weight) {
+        const Shape weights = dt_weight.sizes();
+        require(weights.size() == 3 && weights[2] >= 1, "dt_weight is ", weights, ": must be (4, dim, rank).");
+        scan.rank = weights[2];
+    }
+    const int64_t delta_channels = scan.rank ? scan.rank : scan.dim;
+    expect("delta", delta, {scan.batch, directions, delta_channels, scan.height, scan.width}, stored);
     expect("A", A, {directions, scan.dim, scan.state}, real);
     for (const Tensor* projection : {&B, &C})
         expect("B or C", *projection, {scan.batch, directions, scan.state, scan.height, scan.width}, stored);
     const Tensor rates_dense = dense(A, real), skips = dense("D", D, {directions, scan.dim}, real),
-                 biases = dense("delta_bias", delta_bias, {directions, scan.dim}, real);
+                 biases = dense("delta_bias", delta_bias, {directions, scan.dim}, real),
+                 projections = dense("dt_weight", dt_weight, {directions, scan.dim, scan.rank}, real);
     Tensor out = empty_output_like(u);
     scan.u = map_of(u), scan.delta = map_of(delta), scan.B = map_of(B), scan.C = map_of(C), scan.out = map_of(out);
     scan.A = rates_dense.data(), scan.D = skips.data(), scan.delta_bias = biases.data();
+    scan.dt_weight = projections.data();
 
     const CrossKernel& kernel = *tables[isa][scan.type == Type::float64];
     const int64_t tasks = scan.batch * ((scan.dim + kernel.lanes - 1) / kernel.lanes);
@@ -68,7 +76,7 @@ Tensor cross_scan_2d(const Tensor& u, const Tensor& delta, const Tensor& A, cons
 SCANLAB_OPS(scanlab_cross_scan, library) {
     library.define(
         "cross_scan_2d(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias,"
-        " bool softplus, int time_block, int exp, int isa) -> Tensor");
+        " Tensor? dt_weight, bool softplus, int time_block, int exp, int isa) -> Tensor");
     library.define("note_fork() -> ()");
 }
 

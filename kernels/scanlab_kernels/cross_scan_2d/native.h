@@ -16,12 +16,14 @@ struct FeatureMap {  // (batch, [direction,] channel, row, column): u, delta, ou
 
 struct CrossScan {
     int64_t batch = 0, dim = 0, height = 0, width = 0, state = 0;
+    int64_t rank = 0;           // channels of delta that dt_weight projects to dim; 0 where delta has dim channels
     Type type = Type::float32;  // of u, delta, B, C and out
     bool softplus = false;
     Exp exp = Exp::exact;
     int time_block = 64;  // steps of one line that are discretised before their states are computed
     FeatureMap u, delta, B, C, out;
-    const void *A = nullptr, *D = nullptr, *delta_bias = nullptr;  // (direction, dim[, state]), dense; D may be missing
+    // (direction, dim[, state or rank]), dense; all but A may be missing
+    const void *A = nullptr, *D = nullptr, *delta_bias = nullptr, *dt_weight = nullptr;
 };
 
 // The kernel of one instruction set and one arithmetic type. A task is one vector of channels of one batch entry.

@@ -15,6 +15,7 @@ from scanlab.contract.base import DTYPES
 from scanlab.contract.cpu import pinned, threads_tunable
 from scanlab.contract.forks import has_forked
 from scanlab.contract.space import Config, Space, Tunable
+from scanlab_kernels import flop_formulas
 from scanlab_kernels.build import PACKAGE, THREADING, WARNINGS, Extension, Unit, headers
 from scanlab_kernels.cpu.isa import INSTRUCTION_SETS, chosen_isa, isa_index
 from scanlab_kernels.cpu.registration import direct, refuse_gradients, register_shapes
@@ -33,6 +34,7 @@ def register() -> None:
         ops.note_fork()
     refuse_gradients(ops.cross_scan_2d.default, CURE)
     register_shapes(ops.cross_scan_2d.default, lambda u, *_: torch.empty_like(u))
+    flop_formulas.count("scanlab_cross_scan")
 
 
 extension = Extension(

@@ -28,12 +28,17 @@ OPTIONS: tuple[dict[str, object], ...] = (
     {"has_delta_bias": False},
     {"delta_softplus": False},
     {"has_D": False, "has_delta_bias": False, "delta_softplus": False},
+    {"rank": 3},
+    {"rank": 19, "dtype": "bfloat16", "width": 13},
+    {"rank": 2, "dtype": "float64", "layout": "channel_first"},
+    {"rank": 1, "has_delta_bias": False, "delta_softplus": False},
 )
 # (dim, height, width, state): the smallest; one row; one column; beyond a vector and a block of steps; many states.
 SIZES = ((1, 1, 1, 1), (5, 1, 9, 2), (5, 9, 1, 2), (33, 3, 70, 1), (17, 66, 2, 5), (32, 4, 4, 17))
 PROBES = (
     CrossScanProblem(batch=2, dim=37, height=11, width=13, state=1),
     CrossScanProblem(batch=1, dim=19, height=9, width=6, state=16, gradients=True),
+    CrossScanProblem(batch=1, dim=40, height=7, width=20, state=1, rank=5),
 )
 
 
@@ -43,8 +48,9 @@ def output_dtypes(inputs: Inputs) -> Mapping[str, torch.dtype]:
 
 
 def work(problem: CrossScanProblem) -> Work:
-    """Return the least that one forward pass must do: 4 multiply-adds and an exponential for each update of a state."""
-    return Work(MULTIPLY_ADDS * problem.state_updates, problem.state_updates, problem.min_bytes)
+    """Return the least that a forward pass must do: 4 multiply-adds and an exponential for each update of a state."""
+    projection = problem.state_updates // problem.state * problem.rank
+    return Work(MULTIPLY_ADDS * problem.state_updates + projection, problem.state_updates, problem.min_bytes)
 
 
 def float64_reference(problem: CrossScanProblem) -> CrossScanFn:

@@ -23,6 +23,7 @@ from scanlab_kernels.cross_scan_2d.problem import (
     CrossScanInputs,
     CrossScanOutput,
     CrossScanProblem,
+    full_delta,
 )
 
 
@@ -47,7 +48,8 @@ def _sequences(maps: Tensor) -> Tensor:
 def cross_scan_2d(inputs: CrossScanInputs, problem: CrossScanProblem) -> CrossScanOutput:
     """Return the output, for example of u (1, 192, 56, 56) with 16 states."""
     compute = inputs.A.dtype
-    u, delta, B, C = (each.to(compute) for each in (inputs.u, inputs.delta, inputs.B, inputs.C))
+    delta = full_delta(inputs._replace(delta=inputs.delta.to(compute)))
+    u, B, C = (each.to(compute) for each in (inputs.u, inputs.B, inputs.C))
     if inputs.delta_bias is not None:
         delta = delta + inputs.delta_bias[..., None, None]
     if problem.delta_softplus:
