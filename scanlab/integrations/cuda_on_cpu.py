@@ -17,6 +17,7 @@ from scanlab.integrations import cuda_stand_ins
 NOTICE = "scanlab: this machine has no CUDA; code for a cuda device runs on the CPU."
 
 CUDA_DEVICE = re.compile(r"cuda(:\d+)?")
+CUDA_TYPE = re.compile(r"^torch\.cuda\.(\w+Tensor)$")
 TENSOR_TYPES = (
     *("FloatTensor", "DoubleTensor", "HalfTensor", "BFloat16Tensor"),
     *("LongTensor", "IntTensor", "ShortTensor", "ByteTensor", "CharTensor", "BoolTensor"),
@@ -74,10 +75,12 @@ class _DevicesOnCpu(TorchFunctionMode):
 
 
 def _on_cpu(value: Any) -> Any:
-    """Return the CPU for a cuda device or its name, and any other value as it is."""
+    """Return the CPU for a cuda device or its name, its type of tensors likewise, and any other value as it is."""
     if isinstance(value, torch.device):
         return torch.device("cpu") if value.type == "cuda" else value
-    return "cpu" if isinstance(value, str) and CUDA_DEVICE.fullmatch(value) else value
+    if not isinstance(value, str):
+        return value
+    return "cpu" if CUDA_DEVICE.fullmatch(value) else CUDA_TYPE.sub(r"torch.\1", value)
 
 
 def _is_index(value: object) -> bool:

@@ -44,6 +44,7 @@ def without_cuda():
         lambda: torch.ones(2).new_zeros(3, device="cuda"),
         lambda: torch.rand_like(torch.ones(2), device="cuda"),
         lambda: torch.cuda.FloatTensor([1.0]),  # type: ignore[attr-defined]
+        lambda: torch.ones(2).type("torch.cuda.FloatTensor"),
         lambda: torch.nn.Linear(2, 2, device="cuda").weight,
         lambda: torch.nn.Linear(2, 2).cuda().weight,
         lambda: torch.nn.Linear(2, 2).to("cuda").weight,
