@@ -47,11 +47,13 @@ def test_mixtures_of_dtypes_are_promoted():
     assert torch.equal(out, wide.bfloat16())
 
 
-def test_gradients_are_served_and_are_those_of_the_loop():
+@pytest.mark.parametrize("rank", [0, 3])
+def test_gradients_are_served_and_are_those_of_the_loop(rank):
     def gradients(backend: str | None) -> list[torch.Tensor]:
-        leaves = CrossScanInputs(*(each.clone().requires_grad_() for each in inputs()))
+        given = inputs(rank=rank)
+        leaves = CrossScanInputs(*(None if each is None else each.clone().requires_grad_() for each in given))
         cross_scan_2d(leaves, backend=backend).square().sum().backward()
-        return [leaf.grad for leaf in leaves]
+        return [leaf.grad for leaf in leaves if leaf is not None]
 
     for ours, loop in zip(gradients(None), gradients("cross_scan_2d_torch"), strict=True):
         assert relative_error(ours, loop) < 2e-5
@@ -67,6 +69,8 @@ def test_gradients_are_served_and_are_those_of_the_loop():
         ({"A": torch.ones(4, 5)}, "A is .*: must be .4, dim, state."),
         ({"B": torch.ones(1, 2, 2, 4, 6)}, "B is .*: must be float32 .1, 4, 2, 4, 6."),
         ({"D": torch.ones(5)}, "D is .*: must be float32 .4, 5."),
+        ({"dt_weight": torch.ones(4, 5)}, "dt_weight is .*: must be .4, dim, rank."),
+        ({"dt_weight": torch.ones(4, 5, 3)}, "delta is .*: must be float32 .1, 4, 3, 4, 6."),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(change, message):

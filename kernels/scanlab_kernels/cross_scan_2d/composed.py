@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from scanlab.contract.backend import Backend, OpCapabilities, files_of
+from scanlab.contract.backend import Backend, OpCapabilities, ScanFn, files_of
 from scanlab.contract.base import DTYPE_NAMES, DTYPES, weight_dtype
 from scanlab.contract.cpu import pinned, threads_tunable
 from scanlab.contract.problem import ScanInputs, ScanProblem
@@ -49,6 +49,19 @@ def scan_inputs(inputs: CrossScanInputs, delta: Tensor, direction: int) -> ScanI
     return ScanInputs(u, delta, inputs.A[direction], B, C, D, None, delta_bias)
 
 
+def by_lines(scan: ScanFn, inputs: CrossScanInputs) -> Tensor:
+    """Return the sum of the scans along rows and along columns.
+
+    Args:
+        scan: Scans two sets of inputs, the second in reverse, and adds their outputs.
+        inputs: Of all directions.
+    """
+    delta = full_delta(inputs)
+    rows, columns = (scan(*(scan_inputs(inputs, delta, first + k) for k in (0, 2))).out for first in (0, 1))
+    height, width = inputs.u.shape[2:]
+    return rows.unflatten(-1, (height, width)) + columns.unflatten(-1, (width, height)).mT
+
+
 def make(problem: CrossScanProblem, config: Config) -> CrossScanFn:
     """Return the two scans on config["threads"] threads."""
     dtype = DTYPES[problem.dtype]
@@ -71,12 +84,7 @@ def make(problem: CrossScanProblem, config: Config) -> CrossScanFn:
 
     def cross_scan_2d(inputs: CrossScanInputs) -> CrossScanOutput:
         u, delta, B, C = (each.to(compute) for each in (inputs.u, inputs.delta, inputs.B, inputs.C))
-        inputs = inputs._replace(u=u, delta=delta, B=B, C=C)
-        delta = full_delta(inputs)
-        rows, columns = (scan(*(scan_inputs(inputs, delta, first + k) for k in (0, 2))).out for first in (0, 1))
-        out = rows.unflatten(-1, (problem.height, problem.width))
-        out = out + columns.unflatten(-1, (problem.width, problem.height)).mT
-        return CrossScanOutput(out.to(dtype))
+        return CrossScanOutput(by_lines(scan, inputs._replace(u=u, delta=delta, B=B, C=C)).to(dtype))
 
     return pinned(cross_scan_2d, int(config["threads"]))
 
