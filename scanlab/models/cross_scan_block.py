@@ -17,8 +17,11 @@ from torch import Tensor, nn
 
 from scanlab.contract.base import inverse_softplus
 from scanlab.models.block import DropPath
+from scanlab.models.convolution import Convolution
 from scanlab.models.mamba_weights import as_scanned, rates
+from scanlab.models.plain_layers import is_plain_layer
 from scanlab.runtime.cross_scan import cross_scan_2d
+from scanlab.runtime.traced import is_traced
 from scanlab_kernels.cross_scan_2d.problem import DIRECTIONS, CrossScanInputs
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4  # step sizes at initialisation
@@ -41,6 +44,12 @@ class MixerOptions:
     conv_bias: bool = False
 
 
+def _may_overwrite(layer: nn.Module) -> bool:
+    """Return True where the output of `layer` is read by its activation alone, so that no second map is needed."""
+    kinds = (nn.Linear, Convolution)
+    return not (torch.is_grad_enabled() or is_traced()) and is_plain_layer(layer, kinds)
+
+
 class CrossScanMixer(nn.Module):
     """Mixer of a feature map (batch, height, width, dim), which it scans along rows and columns in both directions."""
 
@@ -61,7 +70,7 @@ class CrossScanMixer(nn.Module):
         if not options.gated:
             self.out_norm = nn.LayerNorm(inner)
         self.in_proj = nn.Linear(dim, inner * (2 if options.gated else 1), bias=False)
-        self.conv2d = nn.Conv2d(inner, inner, 3, padding=1, groups=inner, bias=options.conv_bias)
+        self.conv2d = Convolution(inner, inner, 3, padding=1, groups=inner, bias=options.conv_bias)
         if options.gated:
             self.out_norm = nn.LayerNorm(inner)
         self.out_proj = nn.Linear(inner, dim, bias=False)
@@ -69,7 +78,7 @@ class CrossScanMixer(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Return the mixed map of hidden (batch, height, width, dim), in the same shape."""
         x, gate = self.in_proj(hidden).chunk(2, dim=-1) if self.gated else (self.in_proj(hidden), None)
-        u = F.silu(self.conv2d(x.permute(0, 3, 1, 2)))
+        u = F.silu(self.conv2d(x.permute(0, 3, 1, 2)), inplace=_may_overwrite(self.conv2d))
         y = self.out_norm(self.scanned(u).permute(0, 2, 3, 1))
         out: Tensor = self.out_proj(y if gate is None else y * F.silu(gate))
         return out
@@ -103,7 +112,8 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the output for x (..., dim)."""
-        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        hidden = self.fc1(x)
+        out: Tensor = self.fc2(torch.ops.aten.gelu_(hidden) if _may_overwrite(self.fc1) else F.gelu(hidden))
         return out
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from scanlab.contract import registry
 from scanlab.errors import ProblemError
+from scanlab.models.convolution import Convolution
 from scanlab.models.cross_scan_block import CrossScanBlock, CrossScanMixer, MixerOptions
 from scanlab.models.options import check_options
 
@@ -173,14 +174,14 @@ class VMamba(nn.Module):
 def _stem(channels: int, dim: int, overlapping: bool) -> nn.Sequential:
     """Return the layers from an image to a map of a quarter of its height and width."""
     if not overlapping:
-        return nn.Sequential(nn.Conv2d(channels, dim, 4, stride=4), ChannelsLast(), nn.LayerNorm(dim))
+        return nn.Sequential(Convolution(channels, dim, 4, stride=4), ChannelsLast(), nn.LayerNorm(dim))
     return nn.Sequential(
-        nn.Conv2d(channels, dim // 2, 3, stride=2, padding=1),
+        Convolution(channels, dim // 2, 3, stride=2, padding=1),
         ChannelsLast(),
         nn.LayerNorm(dim // 2),
         ChannelsFirst(),
         nn.GELU(),
-        nn.Conv2d(dim // 2, dim, 3, stride=2, padding=1),
+        Convolution(dim // 2, dim, 3, stride=2, padding=1),
         ChannelsLast(),
         nn.LayerNorm(dim),
     )
@@ -191,7 +192,7 @@ def _downsample(dim: int, overlapping: bool) -> nn.Module:
     if not overlapping:
         return PatchMerging(dim)
     return nn.Sequential(
-        ChannelsFirst(), nn.Conv2d(dim, 2 * dim, 3, stride=2, padding=1), ChannelsLast(), nn.LayerNorm(2 * dim)
+        ChannelsFirst(), Convolution(dim, 2 * dim, 3, stride=2, padding=1), ChannelsLast(), nn.LayerNorm(2 * dim)
     )
 
 

@@ -159,6 +159,16 @@ def test_the_backend_of_the_scans_may_be_assigned():
         scanlab.vmamba_tiny("s3")  # type: ignore[arg-type]
 
 
+def test_what_a_hook_is_shown_stays_as_it_was():
+    model, shown = small("s1"), {}
+    for module in (model.layers[0].blocks[0].op.conv2d, model.layers[0].blocks[0].mlp.fc1):
+        module.register_forward_hook(lambda module, inputs, out: shown.update({module: (out, out.clone())}))
+    with torch.no_grad():
+        assert relative_error(model(images()), torch.tensor(LOGITS["s1"]).double()) < 2e-5
+    assert len(shown) == 2
+    assert all(torch.equal(kept, then) for kept, then in shown.values())
+
+
 @pytest.mark.parametrize("options", [{"depths": ()}, {"depths": (0,)}, {"dim": 0}, {"drop_path_rate": 2.0}])
 def test_options_that_make_no_model_are_refused(options):
     with pytest.raises(ProblemError, match=next(iter(options))):
