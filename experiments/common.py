@@ -40,12 +40,13 @@ Call = Callable[[], object]
 RESULTS = Path(__file__).parents[1] / "results"
 
 
-def place() -> str:
-    """Return the machine and the day, as text."""
+def place(threads: int | None = None) -> str:
+    """Return the machine, the day and the threads of a measurement (None: as many as can run), as text."""
+    threads = usable_threads() if threads is None else threads
     day = time.strftime("%Y-%m-%d", time.gmtime())
     pages = ", torch on huge pages" if os.environ.get("THP_MEM_ALLOC_ENABLE") == "1" else ""
     kept = ", freed memory kept" if "MALLOC_TRIM_THRESHOLD_" in os.environ else ""
-    return f"{this_machine().describe()}; {day}, {usable_threads()} threads{pages}{kept}"
+    return f"{this_machine().describe()}; {day}, {threads} thread{'s' * (threads > 1)}{pages}{kept}"
 
 
 def setting() -> str:

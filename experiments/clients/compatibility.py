@@ -151,7 +151,7 @@ def main(
     asked = [client for client in CLIENTS if only.lower() in f"{client.repository} {client.model}".lower()]
     if not asked:
         raise InputError(f"--only {only}: is not part of any of {', '.join(each.repository for each in CLIENTS)}.")
-    caption = common.place()
+    caption = common.place(threads=1)  # as observe.py takes
     numbers = out / f"{common.silicon_name()}.csv"
     columns = ["repository", "commit", "model", "way", "output_error", "gradient_error", "scanlab_s", "reference_s"]
     frame = pd.read_csv(numbers) if numbers.exists() else pd.DataFrame(columns=columns)
