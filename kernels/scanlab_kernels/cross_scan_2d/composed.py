@@ -59,7 +59,8 @@ def by_lines(scan: ScanFn, inputs: CrossScanInputs) -> Tensor:
     delta = full_delta(inputs)
     rows, columns = (scan(*(scan_inputs(inputs, delta, first + k) for k in (0, 2))).out for first in (0, 1))
     height, width = inputs.u.shape[2:]
-    return rows.unflatten(-1, (height, width)) + columns.unflatten(-1, (width, height)).mT
+    out: Tensor = rows.unflatten(-1, (height, width)) + columns.unflatten(-1, (width, height)).mT
+    return out
 
 
 def make(problem: CrossScanProblem, config: Config) -> CrossScanFn:
