@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from scanlab.models.convolution import Convolution
 
-OPTIONS = [
+OPTIONS: list[dict[str, Any]] = [
     {"channels": 8, "features": 12, "size": 3, "stride": 2, "padding": 1},
     {"channels": 8, "features": 8, "size": 3, "padding": 1, "groups": 8, "bias": False},
     {"channels": 3, "features": 8, "size": 4, "stride": 4},

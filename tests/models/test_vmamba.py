@@ -160,8 +160,10 @@ def test_the_backend_of_the_scans_may_be_assigned():
 
 
 def test_what_a_hook_is_shown_stays_as_it_was():
-    model, shown = small("s1"), {}
-    for module in (model.layers[0].blocks[0].op.conv2d, model.layers[0].blocks[0].mlp.fc1):
+    model = small("s1")
+    stages: Any = model.layers
+    shown: dict[torch.nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
+    for module in (stages[0].blocks[0].op.conv2d, stages[0].blocks[0].mlp.fc1):
         module.register_forward_hook(lambda module, inputs, out: shown.update({module: (out, out.clone())}))
     with torch.no_grad():
         assert relative_error(model(images()), torch.tensor(LOGITS["s1"]).double()) < 2e-5

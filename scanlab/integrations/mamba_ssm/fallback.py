@@ -9,6 +9,12 @@ from types import CodeType, FrameType
 IMPORT_FROM = dis.opmap["IMPORT_FROM"]
 
 
+def imports_name(frame: FrameType) -> bool:
+    """Return True where `frame` runs a `from module import name`."""
+    position = frame.f_lasti
+    return position >= 0 and frame.f_code.co_code[position] == IMPORT_FROM
+
+
 def imports_without_fallback(frame: FrameType) -> bool:
     """Return True where `frame` runs a `from module import name` that no `try` or `with` block surrounds.
 
@@ -16,9 +22,7 @@ def imports_without_fallback(frame: FrameType) -> bool:
     (getattr, hasattr) and a guarded import are followed by a path of their own.
     """
     code, position = frame.f_code, frame.f_lasti
-    if position < 0 or code.co_code[position] != IMPORT_FROM:
-        return False
-    return not any(start <= position < end for start, end in _guarded_ranges(code))
+    return imports_name(frame) and not any(start <= position < end for start, end in _guarded_ranges(code))
 
 
 def _guarded_ranges(code: CodeType) -> Iterator[tuple[int, int]]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from scanlab.integrations import transformers_hook
 from scanlab.integrations.mamba_ssm import manifest
-from scanlab.integrations.mamba_ssm.fallback import imports_without_fallback
+from scanlab.integrations.mamba_ssm.fallback import imports_name, imports_without_fallback
 
 log = logging.getLogger("scanlab")
 
@@ -206,6 +206,8 @@ class Wrapping(Loader):
 def _missing(module: str, official: str, name: str) -> object:
     """Return a submodule, or the placeholder of `name` to an import without a fallback; else `name` is absent.
 
+    An error names the alternative where there is one.
+
     Args:
         module: The module that lacks `name`.
         official: The module of mamba_ssm that it stands for.
@@ -214,11 +216,13 @@ def _missing(module: str, official: str, name: str) -> object:
     submodule = f"{module}.{name}"
     if submodule in manifest.SERVED:
         return importlib.import_module(submodule)
-    if imports_without_fallback(sys._getframe(1)):
-        placeholder = manifest.unprovided(official).get(name) or manifest.private_kernel(official, name)
-        if placeholder is not None:
-            return placeholder
-    raise AttributeError(f"module {module!r} has no attribute {name!r}: scanlab, which stands in for it, lacks it.")
+    importing, cure = sys._getframe(1), manifest.alternative(official, name)
+    if cure is not None and imports_without_fallback(importing):
+        return manifest.placeholder(official, name, cure)
+    lacking = "scanlab, which stands in for it, lacks it" + ("" if cure is None else f": {cure}")
+    if imports_name(importing) and submodule not in sys.modules:
+        raise ImportError(f"cannot import name {name!r} from {module!r}: {lacking}.", name=module)
+    raise AttributeError(f"module {module!r} has no attribute {name!r}: {lacking}.")
 
 
 def by_device(theirs: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any] | None:

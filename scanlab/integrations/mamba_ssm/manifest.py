@@ -216,25 +216,23 @@ def served(module: str) -> dict[str, Any]:
     }
 
 
-def unprovided(module: str) -> dict[str, type]:
-    """Return the names of `module` that raise when they are called, as a function or to make an instance."""
-    return {
-        name: _placeholder(module, name, cure) for home, cure, names in UNPROVIDED if home == module for name in names
-    }
+def alternative(module: str, name: str) -> str | None:
+    """Return what to do without `name` of `module`, where that is known not to be provided.
 
-
-def private_kernel(module: str, name: str) -> type | None:
-    """Return what stands for a private name of a module of kernels (`_layer_norm_fwd`), or None for other names.
-
-    It raises like those of `unprovided`. Code that has functions of its own beside the public ones imports such names.
+    Private names of modules of kernels (`_layer_norm_fwd`) are among them: code that has functions of its own beside
+    the public ones imports such names.
     """
-    if not module.startswith("mamba_ssm.ops.triton.") or not re.match(r"_[^_]", name):
-        return None
-    return _placeholder(module, name, KERNELS)
+    for home, cure, names in UNPROVIDED:
+        if home == module and name in names:
+            return cure
+    is_private_kernel = module.startswith("mamba_ssm.ops.triton.") and re.match(r"_[^_]", name)
+    return KERNELS if is_private_kernel else None
 
 
 @functools.cache
-def _placeholder(module: str, name: str, cure: str) -> type:
+def placeholder(module: str, name: str, cure: str) -> type:
+    """Return what stands for a name that is not provided: it raises when it is called, or made an instance of."""
+
     def refuse(cls: type, *args: object, **kwargs: object) -> NoReturn:
         raise UnavailableError(f"{module}.{name} is not provided by scanlab, which stands in for {module}: {cure}.")
 

@@ -65,7 +65,8 @@ def test_with_neither_installed_every_module_is_there(name):
     drop_in.install()
     module = importlib.import_module(name)
     assert all(hasattr(module, each) for each in manifest.served(name))
-    assert not any(hasattr(module, each) for each in manifest.unprovided(name))
+    unprovided = [each for home, _, names in manifest.UNPROVIDED for each in names if home == name]
+    assert not any(hasattr(module, each) for each in unprovided)
 
 
 def test_the_names_that_people_import():
@@ -112,6 +113,12 @@ def test_code_with_a_fallback_finds_that_a_name_is_missing():
     except ImportError:
         Mamba3 = None
     assert Mamba3 is None
+    with pytest.raises(ImportError, match="cannot import name 'Mamba3' from 'mamba_ssm': scanlab.* install mamba_ssm"):
+        from mamba_ssm import Mamba3
+    with pytest.raises(ImportError, match="cannot import name 'Mambo' from 'mamba_ssm': scanlab.* lacks it."):
+        from mamba_ssm import Mambo  # noqa: F401  # there is no such name
+    with pytest.raises(AttributeError, match="no attribute 'Mamba3': scanlab.* install mamba_ssm"):
+        _ = importlib.import_module("mamba_ssm").Mamba3
     assert getattr(importlib.import_module("mamba_ssm"), "Mamba3", None) is None
 
 
