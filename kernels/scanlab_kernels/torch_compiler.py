@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sysconfig
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from scanlab.contract.compiler import CURE, find_compiler
@@ -41,13 +43,18 @@ def private_cache() -> Iterator[None]:
     Its own default is a folder below the one for temporary files, which others may have made before.
     """
     with _cache_lock:
-        named = os.environ.get(TORCH_CACHE)
-        os.environ[TORCH_CACHE] = named or str(private_folder("torch"))
+        before = os.environ.get(TORCH_CACHE)
+        # torch writes its own default there at the first use of its compiler.
+        is_named = before not in (None, "", default_cache_dir())
+        if not is_named:
+            os.environ[TORCH_CACHE] = str(private_folder("torch"))
         try:
             yield
         finally:
-            if not named:
-                del os.environ[TORCH_CACHE]
+            if before is not None:
+                os.environ[TORCH_CACHE] = before
+            else:
+                os.environ.pop(TORCH_CACHE, None)
 
 
 def compile_function(
@@ -64,6 +71,24 @@ def compile_function(
         options["cpp.cxx"] = (None, as_program(compiler))
     with torch.inference_mode(False), torch.no_grad(), torch_threads(threads), private_cache():
         graph = make_fx(function)(*examples)
-        kernel: Compiled = torch._inductor.compile(graph, list(examples), options=options)
-        kernel(*examples)  # the first call finishes the build
+        try:
+            return _compiled(graph, examples, options)
+        except RuntimeError as error:
+            if not _remove_damaged(str(error)):
+                raise
+            return _compiled(graph, examples, options)
+
+
+def _compiled(graph: torch.fx.GraphModule, examples: tuple[Tensor, ...], options: dict[str, Any]) -> Compiled:
+    kernel: Compiled = torch._inductor.compile(graph, list(examples), options=options)
+    kernel(*examples)  # the first call finishes the build
     return kernel
+
+
+def _remove_damaged(error: str) -> bool:
+    """Remove the library that the system's loader refuses, as after a power loss; return whether there was one."""
+    found = re.search(r"(/.+\.so): (?:file too short|invalid ELF header|.*beyond end of file)", error)
+    if found is None or not Path(found.group(1)).is_relative_to(os.environ[TORCH_CACHE]):
+        return False
+    Path(found.group(1)).unlink(missing_ok=True)
+    return True

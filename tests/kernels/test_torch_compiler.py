@@ -5,6 +5,8 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+import torch
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from scanlab.contract.problem import ScanProblem
 from scanlab.errors import UnavailableError
@@ -40,3 +42,29 @@ def test_keeps_torchs_code_where_no_other_user_writes(monkeypatch, tmp_path):
     monkeypatch.setenv(torch_compiler.TORCH_CACHE, str(tmp_path))
     with torch_compiler.private_cache():
         assert os.environ[torch_compiler.TORCH_CACHE] == str(tmp_path)
+
+
+def test_the_default_that_torch_writes_into_the_environment_is_no_choice_of_the_user(monkeypatch, tmp_path):
+    monkeypatch.setenv("SCANLAB_CACHE", str(tmp_path.resolve() / "cache"))
+    monkeypatch.setenv(torch_compiler.TORCH_CACHE, default_cache_dir())
+    with torch_compiler.private_cache():
+        assert Path(os.environ[torch_compiler.TORCH_CACHE]).is_relative_to(tmp_path.resolve())
+    assert os.environ[torch_compiler.TORCH_CACHE] == default_cache_dir()
+
+
+def test_a_library_that_the_loader_refuses_is_removed_and_compiled_again(monkeypatch, tmp_path):
+    monkeypatch.setenv("SCANLAB_CACHE", str(tmp_path.resolve() / "cache"))
+    monkeypatch.delenv(torch_compiler.TORCH_CACHE, raising=False)
+    damaged = tmp_path.resolve() / "cache" / "torch" / "a" / "b.main.so"
+
+    def compile_graph(graph, examples, options):
+        if not damaged.parent.exists():
+            damaged.parent.mkdir(parents=True)
+            damaged.touch()
+        if damaged.exists():
+            raise RuntimeError(f"ImportError: {damaged}: file too short")
+        return graph
+
+    monkeypatch.setattr("torch._inductor.compile", compile_graph)
+    kernel = torch_compiler.compile_function(lambda x: (x + 1,), (torch.ones(3),), 1)
+    assert torch.equal(kernel(torch.ones(3))[0], torch.full((3,), 2.0))
