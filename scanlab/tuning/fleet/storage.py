@@ -16,6 +16,7 @@ from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage
+from optuna.trial import FrozenTrial
 
 from scanlab.errors import InputError, ResultsError, UnavailableError
 from scanlab.tuning.fleet.journal import open_journal
@@ -103,6 +104,21 @@ def storage_errors() -> Iterator[None]:
         raise ResultsError(
             f"the storage of the studies was lost: {type(cause).__name__}: {str(cause).partition(chr(10))[0]}."
             " Everything measured is in the results folder; run the same command again when it is back."
+        ) from error
+
+
+def trials_of(storage: BaseStorage, study: int) -> list[FrozenTrial]:
+    """Return the trials of a study.
+
+    Raises:
+        ResultsError: The database holds something that optuna never wrote.
+    """
+    try:
+        return storage.get_all_trials(study, deepcopy=False)
+    except (LookupError, TypeError, ValueError) as error:
+        raise ResultsError(
+            f"the storage holds a trial that cannot be read: {type(error).__name__}: {error}. Name another one;"
+            " everything measured is in the results folders."
         ) from error
 
 

@@ -20,7 +20,7 @@ from scanlab.contract.machine import Machine
 from scanlab.contract.space import Config, config_key
 from scanlab.errors import UNREADABLE
 from scanlab.tuning.fleet.attributes import FACTS, LINE, OWNER, RECORD, WHY
-from scanlab.tuning.fleet.storage import storage_errors
+from scanlab.tuning.fleet.storage import storage_errors, trials_of
 from scanlab.tuning.fleet.trial_queue import heartbeat_of, is_leased
 
 
@@ -102,8 +102,8 @@ def summarize_studies(storage: BaseStorage, problem: Problem | None = None) -> S
                 about = (facts.get("op", registry.DEFAULT_OP), facts.get("problem"))
                 if about != (problem.op, problem.key):
                     continue
-            entries = storage.get_all_trials(study._study_id, deepcopy=False)
             try:
+                entries = trials_of(storage, study._study_id)
                 summaries.append(_summary(StudyFacts.from_json(facts), entries))
             except UNREADABLE as error:
                 notices.append(

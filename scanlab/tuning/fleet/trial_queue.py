@@ -23,7 +23,7 @@ from scanlab.bench.records import MAX_TIME_S, Trial, encode, log_ratio
 from scanlab.contract.space import Config, Tunable, config_key
 from scanlab.tuning.fleet import attributes, process_identity
 from scanlab.tuning.fleet.heartbeat import Heartbeat
-from scanlab.tuning.fleet.storage import quiet_optuna, storage_errors
+from scanlab.tuning.fleet.storage import quiet_optuna, storage_errors, trials_of
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class TrialQueue:
             self._storage.set_trial_user_attr(own, attributes.BEAT, time.time())
 
     def _entries(self) -> list[FrozenTrial]:
-        return self._storage.get_all_trials(self._study, deepcopy=False)
+        return trials_of(self._storage, self._study)
 
     def _end(self, trial_id: int, how: str) -> None:
         with suppress(UpdateFinishedTrialError):  # another process has ended it

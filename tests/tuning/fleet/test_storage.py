@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import sqlite3
 import sys
+from contextlib import closing
 
 import pytest
 
+from helpers.records import trial
+from scanlab.contract import registry
 from scanlab.errors import InputError, ResultsError, UnavailableError
+from scanlab.tuning.fleet.overview import fleet_overview
 from scanlab.tuning.fleet.storage import open_storage, storage_errors
+from scanlab.tuning.fleet.trial_queue import TrialQueue
 
 
 @pytest.mark.parametrize(
@@ -75,3 +80,31 @@ def test_a_journal_that_cannot_be_written_is_reported(tmp_path):
 def test_a_full_disk_while_tuning_is_a_sentence():
     with pytest.raises(ResultsError, match="No space left on device.*Everything measured is in"), storage_errors():
         raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "update trial_params set param_value = 99",
+        "update trial_params set distribution_json = '{'",
+        "update trials set datetime_start = 'yesterday'",
+    ],
+)
+def test_a_study_that_no_optuna_wrote_costs_itself_alone(tmp_path, damage):
+    measured = trial()
+    url = f"sqlite:///{tmp_path / 'studies.db'}"
+    storage, _ = open_storage(url, tmp_path)
+    facts = {"kind": "search", "problem": measured.problem.key, "machine": measured.machine.to_json()}
+    tunables = registry.get(measured.backend).space.tunables
+    TrialQueue(storage, "damaged", facts, tunables, carries_records=True).add(measured)
+    with closing(sqlite3.connect(tmp_path / "studies.db")) as database:
+        database.execute(damage)
+        database.commit()
+    storage, _ = open_storage(url, tmp_path)
+    queue = TrialQueue(storage, "damaged", facts, tunables, carries_records=True)
+    with pytest.raises(ResultsError, match="holds a trial that cannot be read"):
+        queue.snapshot()
+    TrialQueue(storage, "good", facts, tunables, carries_records=True).add(measured)
+    overview = fleet_overview(storage)
+    assert [each.id for each in overview.trials] == [measured.id]
+    assert len(overview.notices) == 1
