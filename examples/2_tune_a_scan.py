@@ -31,4 +31,7 @@ if done.returncode not in (0, 3):
 
 (found,) = json.loads(done.stdout)  # the code 3 is explained there: too little could be measured
 print(f"Evidence: {found['evidence']}. {found['why']}")
-print(f"Tried {found['tried']} configurations. Open {asked.out / 'report' / 'index.html'} in a browser.")
+print(f"Tried {found['tried']} configurations.")
+page = asked.out / "report" / "index.html"
+if page.exists():  # nothing is written where the machine was too busy for a single trial
+    print(f"Open {page} in a browser.")
