@@ -18,7 +18,7 @@ def parse_duration(text: str) -> float:
     """
     parts = re.findall(r"(\d+(?:\.\d+)?)([smh]?)", text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise InputError(f"duration {text!r}: must be seconds, or numbers with s, m or h, such as 90s, 3m or 1h30m.")
+        raise InputError(f"duration {text!r}: must be a number, of seconds or with s, m or h: 90s, 3m or 1h30m.")
     seconds = sum(float(number) * SECONDS[unit or "s"] for number, unit in parts)
     if seconds <= 0:
         raise InputError(f"duration {text!r}: must be more than nothing, such as 3m.")
