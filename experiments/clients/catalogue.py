@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from checkouts import Built, from_file, image, package, stand_in
-from sequences import caduceus, decision_mamba, dis, hydra, mamba3d, mamba4rec, s_mamba, se_mamba
+from sequences import dis, hydra, mamba3d, mamba4rec, s_mamba, se_mamba
 from torch import Tensor, nn
 
 
@@ -296,13 +296,11 @@ CLIENTS = (
     Client("JCruan519/VM-UNet", "VM-UNet, small, 64 px", vm_unet),
     Client("csguoh/MambaIR", "MambaIR, 2 groups, 24 px", mamba_ir),
     Client("CompVis/zigma", "ZigMa-S/2, 4 layers, 32 px", zigma),
-    Client("RoyChao19477/SEMamba", "SEMamba, 2 blocks, 32 frames", se_mamba),
+    Client("RoyChao19477/SEMamba", "SEMamba, 2 blocks, 32 frames", se_mamba, (".",), ("mamba-1_2_0_post1",)),
     Client("wzhwzhwzh0921/S-D-Mamba", "S-Mamba, 321 series", s_mamba),
     Client("feizc/DiS", "DiS-S/2, 6 blocks, 32 px", dis, (".",), ("mamba",)),
-    Client("kuleshov-group/caduceus", "Caduceus-PS, 4 layers, 256 bases", caduceus),
     Client("goombalab/hydra", "layer of Hydra (Mamba-2), 256 tokens", hydra),
-    Client("Toshihiro-Ota/decision-mamba", "Decision Mamba, 20 steps", decision_mamba, ("gym",)),
     Client("chengkai-liu/Mamba4Rec", "Mamba4Rec, 200 items", mamba4rec),
-    Client("xhanxu/Mamba3D", "encoder of Mamba3D, 128 groups", mamba3d),
+    Client("xhanxu/Mamba3D", "encoder of Mamba3D, 128 groups", mamba3d, (".", "models/bimamba_ssm")),
     Client("yuweihao/MambaOut", "MambaOut-femto (no scan), 224 px", mamba_out, (".",)),
 )

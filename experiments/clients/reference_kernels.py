@@ -146,7 +146,12 @@ class OlderNorms(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def _refer_ssd(module: ModuleType) -> None:
-    module.mamba_chunk_scan_combined = module.ssd_selective_scan  # type: ignore[attr-defined]
+    reference = _called_by_name(vars(module)["ssd_selective_scan"])
+
+    def function(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk_size: int, **named: Any) -> Any:
+        return reference(x, dt, A, B, C, **named)
+
+    vars(module)["mamba_chunk_scan_combined"] = function
 
 
 def _forward(

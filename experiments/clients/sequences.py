@@ -1,4 +1,4 @@
-"""Builders of the models of `catalogue` that are not made for images: speech, series, genes, points, games, shops."""
+"""Builders of the models of `catalogue` that are not made for images: speech, series, noise, points, shops."""
 
 from __future__ import annotations
 
@@ -41,16 +41,6 @@ def dis() -> Built:
     return model, (image(1, 4, 32, 32), torch.tensor([0.3]), torch.tensor([3]))
 
 
-def caduceus() -> Built:
-    """Return Caduceus-PS, four layers."""
-    from caduceus.configuration_caduceus import CaduceusConfig
-    from caduceus.modeling_caduceus import CaduceusForMaskedLM
-
-    complement = {token: token for token in range(7)} | {7: 10, 8: 9, 9: 8, 10: 7, 11: 11}
-    config = CaduceusConfig(d_model=118, n_layer=4, vocab_size=12, rcps=True, complement_map=complement)
-    return CaduceusForMaskedLM(config), (torch.randint(7, 11, (1, 256), generator=torch.Generator().manual_seed(1)),)
-
-
 def hydra() -> Built:
     """Return the layer of Hydra, which calls the scan of Mamba-2."""
     package("hydra", "hydra")
@@ -58,16 +48,6 @@ def hydra() -> Built:
     from hydra.modules.hydra import Hydra
 
     return Hydra(d_model=256), (image(2, 256, 256),)
-
-
-def decision_mamba() -> Built:
-    """Return Decision Mamba for a robot of 17 numbers and 6 joints."""
-    from models.decision_mamba import DecisionMamba
-
-    options = {"n_layer": 3, "n_inner": 512, "resid_pdrop": 0.0, "drop_p": 0.0, "window_size": 4}
-    model = DecisionMamba(17, 6, hidden_size=128, max_length=20, model_type="dmamba", **options)
-    steps = torch.arange(20)[None]
-    return model, (image(1, 20, 17), image(1, 20, 6), image(1, 20, 1), steps)
 
 
 def mamba4rec() -> Built:
