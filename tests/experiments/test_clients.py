@@ -36,7 +36,7 @@ def test_the_page_is_about_models_of_the_catalogue(compatibility) -> None:
 def test_a_missing_checkout_is_named(compatibility, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"there is no .*hustvl\+Vim: clone https://github.com/hustvl/Vim there"):
         compatibility.main(tmp_path, only="hustvl", page=tmp_path / "page.md", out=tmp_path)
-    with pytest.raises(InputError, match="--only nobody: is no part of state-spaces/mamba"):
+    with pytest.raises(InputError, match="--only nobody: is not part of any of state-spaces/mamba"):
         compatibility.main(tmp_path, only="nobody", page=tmp_path / "page.md", out=tmp_path)
 
 
