@@ -33,9 +33,10 @@ inline constexpr int vector_unroll = SCANLAB_REGISTERS / 16;
 // Memory of one vector of channels for the backward pass of one block.
 template <class T>
 struct VectorBackward {
-    T *u_rows, *step_size, *slope, *grad_y, *grad_drive, *grad_delta;  // [steps][lanes]; the slope is that of softplus
-    T *decays, *states;                                                // [steps][state][parts][lanes]
-    T* before;                                                         // [state][parts][lanes]
+    T *u_rows, *step_size, *slope, *grad_y, *grad_delta_u,
+        *grad_delta;     // [steps][lanes]; the slope is that of softplus
+    T *decays, *states;  // [steps][state][parts][lanes]
+    T* before;           // [state][parts][lanes]
     Rows<T> u;
     Vec<T> D;
 };
@@ -50,7 +51,7 @@ struct BackwardMemory {
     T *grad_D, *grad_bias;                             // [vectors][lanes]
     BackwardMemory(const TileContext<T>& context, Arena<T>& arena) {
         for (auto& one : vector) {
-            for (T** piece : {&one.u_rows, &one.step_size, &one.slope, &one.grad_y, &one.grad_drive, &one.grad_delta})
+            for (T** piece : {&one.u_rows, &one.step_size, &one.slope, &one.grad_y, &one.grad_delta_u, &one.grad_delta})
                 *piece = arena.take(context.line);
             for (T** piece : {&one.decays, &one.states}) *piece = arena.take(context.scan.time_block * context.numbers);
             one.before = arena.take(context.numbers);
@@ -87,20 +88,20 @@ Vec<T> epilogue_backward(int steps, const T* y, Rows<T> u, Vec<T> D, Rows<T> z, 
     return grad_D;
 }
 
-// Through delta' = softplus(delta + bias) and delta' u, from the gradients of drive and delta' to those of u and delta;
-// returns that of the bias.
+// Through delta' = softplus(delta + bias) and delta' u, from the gradients of delta' u and delta' to those of u and
+// delta; returns that of the bias.
 template <class T, bool with_softplus>
 Vec<T> discretize_delta_backward(int steps, const VectorBackward<T>& of, Target<T> grad_u, Target<T> grad_delta) {
     constexpr int width = lanes<T>;
     Vec<T> grad_bias = {};
     for_steps(steps, [&](auto count, int t) SCANLAB_ALWAYS_INLINE {
-        const auto drive = load_steps<T, count.value>({of.grad_drive, width}, t);
+        const auto grad_delta_u = load_steps<T, count.value>({of.grad_delta_u, width}, t);
         const auto skip = each(load_steps<T, count.value>({of.grad_y, width}, t), [&](Vec<T> v) { return v * of.D; });
-        auto gradient = load_steps<T, count.value>({of.grad_delta, width}, t) * (1 / log2_e<T>)+drive *
+        auto gradient = load_steps<T, count.value>({of.grad_delta, width}, t) * (1 / log2_e<T>)+grad_delta_u *
                         load_steps<T, count.value>(of.u, t);
         if constexpr (with_softplus) gradient = gradient * load_steps<T, count.value>({of.slope, width}, t);
         grad_delta.put_steps(t, gradient);
-        grad_u.put_steps(t, drive * load_steps<T, count.value>({of.step_size, width}, t) + skip);
+        grad_u.put_steps(t, grad_delta_u * load_steps<T, count.value>({of.step_size, width}, t) + skip);
 #pragma GCC unroll 8
         for (int i = 0; i < count.value; i++) grad_bias += gradient.of[i];
     });
@@ -191,9 +192,9 @@ struct TileBackward {
         return block;
     }
 
-    // From the gradients of drive and delta' to those of u and delta.
+    // From the gradients of delta' u and delta' to those of u and delta.
     void inputs_backward(const VectorBackward<T>& one, int v, int64_t begin) {
-        const Target<T> grad_u = target(to.u, v, begin, one.grad_drive),
+        const Target<T> grad_u = target(to.u, v, begin, one.grad_delta_u),
                         grad_delta = target(to.delta, v, begin, one.grad_delta);
         const int steps = context.steps(begin);
         add(memory.grad_bias + v * width,
@@ -211,7 +212,7 @@ struct TileBackward {
             blocks[i] = states_again(one, first + i, begin, B, C);
             const int64_t at = (first + i) * context.numbers;
             gradients[i] = {one.grad_y,
-                            one.grad_drive,
+                            one.grad_delta_u,
                             one.grad_delta,
                             memory.grad_h + at,
                             memory.grad_A + at,

@@ -3,6 +3,10 @@
 // `recurrence_steps` is the recurrence of the scan; `recurrence_steps_backward` that of its gradients. What is around
 // them packs the channels of a tile (tile.h), discretises delta and applies the gate (forward.h, backward.h), and hands
 // tiles to threads (scan.cpp).
+//
+// This source is the loop of every instruction set: kernels.cpp compiles it once for each. They differ in the lanes of
+// a vector, in SCANLAB_REGISTERS, and in what cpu/simd.h (loads, stores, multiply_add) and cpu/math.h (exp2) write for
+// them.
 #pragma once
 
 #include "cpu/strided.h"
@@ -27,7 +31,7 @@ SCANLAB_INLINE void store_number(T* to, const Number<T, parts>& x) {
     for (int p = 0; p < parts; p++) store<T>(to + p * lanes<T>, x.part[p]);
 }
 
-// x + a b, x + a conj(b), x + s b, and the real part of a b and of a conj(b) added to x.
+// x + a b.
 template <class T, int parts>
 SCANLAB_INLINE Number<T, parts> plus_product(const Number<T, parts>& x, const Number<T, parts>& a,
                                              const Number<T, parts>& b) {
@@ -100,7 +104,7 @@ struct Block {
 template <class T>
 struct BlockGradient {
     const T* y;       // [steps][lanes]: the gradient of <C, h>
-    T* drive;         // [steps][lanes]: of delta' u
+    T* delta_u;       // [steps][lanes]: of delta' u
     T* delta;         // [steps][lanes]: of delta' in the decays, times log2(e)
     T* h;             // [state][parts][lanes]: of h after the last step, and before the first one
     T* A;             // [state][parts][lanes]
@@ -150,19 +154,19 @@ void recurrence_steps(const Block<T>& block, int first) {
     for (int t = 0; t < block.steps; t++) {
         if (first == 0)
             for (int i = 0; i < block.num_prefetches; i++) block.prefetches[i].request(t);
-        const Vec<T> delta = load(deltas), drive = delta * load(u);
+        const Vec<T> delta = load(deltas), delta_u = delta * load(u);
         Vec<T> sum[2] = {first == 0 ? Vec<T>{} : load(y) * T(1.0 / parts), Vec<T>{}};
 #pragma GCC unroll 16
         for (int n = 0; n < count; n++) {
             const auto a = decay<exp, T, parts>(delta, A + n * number);
-            h[n] = plus_product(scale(drive, coefficient<T, parts, constant_B>(B, n)), a, h[n]);
+            h[n] = plus_product(scale(delta_u, coefficient<T, parts, constant_B>(B, n)), a, h[n]);
             sum[n % 2] = plus_real_product(sum[n % 2], h[n], coefficient<T, parts, constant_C>(C, n));
             if constexpr (keep) {
                 store_number(decays + n * number, a);
                 store_number(states + n * number, h[n]);
             }
         }
-        store<T>(y, (sum[0] + sum[1]) * T(parts));
+        store<T>(y, (sum[0] + sum[1]) * T(parts));  // where complex, y is twice the real part of <C, h>
         deltas += width, u += u_step, y += width, B += B_step, C += C_step;
         if constexpr (keep) decays += kept, states += kept;
     }
@@ -211,7 +215,7 @@ inline int64_t sums_step(int64_t state) {
 }
 
 // The backward pass of `count` states from the last step of a block to the first. With g the gradient of h after step t
-// and a the decay of that step: g grows by conj(C) grad_y; the gradient of B is drive g, that of C grad_y conj(h);
+// and a the decay of that step: g grows by conj(C) grad_y; the gradient of B is delta' u g, that of C grad_y conj(h);
 // those of A and delta' come from e = g conj(a) conj(h before); and g conj(a) is left for the step before.
 //
 // `vectors` vectors of channels share a pass, and with it the sums over lanes, which for one vector alone cost a
@@ -246,15 +250,15 @@ void recurrence_steps_backward(const Block<T>* blocks, const BlockGradient<T>* g
             const T* __restrict B = block.B.first + first * parts * (constant_B ? width : 1) + t * block.B.step;
             const T* __restrict C = block.C.first + first * parts * (constant_C ? width : 1) + t * block.C.step;
             const T* A = block.A + first * number;
-            const Vec<T> delta = load(block.delta + t * width), drive = delta * load(block.u[t]);
+            const Vec<T> delta = load(block.delta + t * width), delta_u = delta * load(block.u[t]);
             const Vec<T> grad_y = load(gradient.y + t * width) * T(parts);
-            Vec<T> grad_drive[2] = {}, grad_delta[2] = {};
+            Vec<T> grad_delta_u[2] = {}, grad_delta[2] = {};
 #pragma GCC unroll 16
             for (int n = 0; n < count; n++) {
                 const auto c = coefficient<T, parts, constant_C>(C, n);
                 g[v][n] = plus_scaled(g[v][n], grad_y, conjugate(c));
                 const auto grad_C = scale(grad_y, conjugate(load_number<T, parts>(h + n * number))),
-                           grad_B = scale(drive, g[v][n]);
+                           grad_B = scale(delta_u, g[v][n]);
 #pragma GCC unroll 2
                 for (int p = 0; p < parts; p++) {
                     Vec<T>&row_C = rows[n * parts + p], &row_B = rows[(count + n) * parts + p];
@@ -268,7 +272,7 @@ void recurrence_steps_backward(const Block<T>* blocks, const BlockGradient<T>* g
                     if constexpr (constant_B) store<T>(B_sum, load(B_sum) + grad_B.part[p]);
                 }
                 const auto b = coefficient<T, parts, constant_B>(B, n);
-                grad_drive[n % 2] = plus_real_product(grad_drive[n % 2], g[v][n], conjugate(b));
+                grad_delta_u[n % 2] = plus_real_product(grad_delta_u[n % 2], g[v][n], conjugate(b));
                 g[v][n] = times(g[v][n], conjugate(load_number<T, parts>(a + n * number)));
                 const auto e = times(g[v][n], conjugate(load_number<T, parts>(h_before + n * number)));
                 grad_A[v][n] = plus_scaled(grad_A[v][n], delta, e);
@@ -276,9 +280,9 @@ void recurrence_steps_backward(const Block<T>* blocks, const BlockGradient<T>* g
                 if constexpr (parts == 2) rate.part[1] *= log2_e<T>;
                 grad_delta[n % 2] = plus_real_product(grad_delta[n % 2], e, conjugate(rate));
             }
-            const Vec<T> from_drive = grad_drive[0] + grad_drive[1], from_decay = grad_delta[0] + grad_delta[1];
-            store<T>(gradient.drive + t * width,
-                     first == 0 ? from_drive : load(gradient.drive + t * width) + from_drive);
+            const Vec<T> from_delta_u = grad_delta_u[0] + grad_delta_u[1], from_decay = grad_delta[0] + grad_delta[1];
+            store<T>(gradient.delta_u + t * width,
+                     first == 0 ? from_delta_u : load(gradient.delta_u + t * width) + from_delta_u);
             store<T>(gradient.delta + t * width,
                      first == 0 ? from_decay : load(gradient.delta + t * width) + from_decay);
         }
