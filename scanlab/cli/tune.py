@@ -46,6 +46,7 @@ from scanlab.cli.tuning_output import (
 from scanlab.contract import registry
 from scanlab.contract.backend import Backend, at_most
 from scanlab.errors import InputError
+from scanlab.runtime.deployment import expect_deployable
 from scanlab.suites import CAPTURED, Case, load_suite
 from scanlab.tuning.build_times import BuildTimes
 from scanlab.tuning.result import TuningResult
@@ -133,6 +134,8 @@ def tune(
         scanlab tune --capture train.py -- --epochs 1
         scanlab tune --model vim-tiny --dtype auto --budget 5m
     """
+    if deploys:
+        expect_deployable()
     if model is not None:
         others = (op, problem, suite, image, capture, script_arguments, backends, trials, threads, storage)
         if any(each is not None and each != [] for each in others) or max_error < math.inf:

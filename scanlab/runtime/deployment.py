@@ -162,6 +162,22 @@ def update_profile(
         raise unwritable(path, error) from error
 
 
+def expect_deployable(path: Path | None = None) -> None:
+    """Raise ProfileError if `deploy` would refuse the place of the profile: it has something else.
+
+    Called before a tuning, so that its winners have a place to go.
+    """
+    path = profile_path() if path is None else path
+    try:
+        expect_regular(path)
+        if path.exists():
+            Profile.load(path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    except ProfileError:
+        expect_profile(path)
+
+
 def _may_replace(entry: ProfileEntry, existing: ProfileEntry) -> bool:
     try:
         is_stale = existing.source_hash != registry.get(existing.backend).source_hash

@@ -103,3 +103,13 @@ def test_tune_refuses_what_no_run_can_do(run, tmp_path, options, complaint):
     assert outcome.code == 2
     assert complaint in outcome.err
     assert not (tmp_path / "here").exists()
+
+
+def test_a_place_that_holds_something_else_is_refused_before_anything_is_tuned(run, monkeypatch, tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("important\n")
+    monkeypatch.setenv("SCANLAB_PROFILE", str(path))
+    outcome = run("tune", "--problem", "batch=1,dim=4,length=8", "--backends", "reference", "--trials", "1")
+    assert (outcome.code, "is not a profile" in outcome.err) == (2, True)
+    assert "timing" not in outcome.err
+    assert path.read_text() == "important\n"

@@ -76,7 +76,7 @@ def test_what_cannot_be_tuned_is_refused(run, options, complaint):
 def test_a_profile_that_cannot_be_read_takes_no_part_and_is_replaced(run, monkeypatch, tmp_path):
     path = tmp_path / "profile.json"
     monkeypatch.setenv("SCANLAB_PROFILE", str(path))
-    path.write_text("no JSON")
+    path.write_text('{"schema_version": 1, "torn')
     outcome = run(*TUNE)
     assert outcome.code == 0, outcome.err
     assert "compared without the profile" in outcome.err
