@@ -22,7 +22,11 @@ PROBLEM = ScanProblem(batch=1, dim=4, length=8, device="cuda")
 
 @pytest.mark.parametrize(
     ("found", "reason"),
-    [(None, r"is not installed; on Linux run `pip install 'scanlab\[gpu\]'`"), ((3, 4, 0), "3.4.0 is older than 3.5"), ((3, 6, 0), "sees no GPU")],
+    [
+        (None, r"is not installed; on Linux run `pip install 'scanlab\[gpu\]'`"),
+        ((3, 4, 0), "3.4.0 is older than 3.5"),
+        ((3, 6, 0), "sees no GPU"),
+    ],
 )
 def test_says_why_it_cannot_run(monkeypatch, found, reason):
     monkeypatch.setattr(version, "installed", lambda: found)
