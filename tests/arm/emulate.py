@@ -1,6 +1,6 @@
 """Run the wheel for Linux on Arm on an emulated processor, and compare it with this machine.
 
-    python tests/arm/emulate.py              # in a clone on Debian, with qemu-user and g++-aarch64-linux-gnu
+    python tests/arm/emulate.py              # in a clone on Debian 12, with qemu-user and g++-aarch64-linux-gnu
 
 Everything goes to build/arm: the wheel, Debian's Python and torch for Arm, a download of about 170 MB. What is there
 already is kept. No compiler can be found from within. Emulation is about a hundred times slower than the processor, so
@@ -23,7 +23,6 @@ PACKAGES = (
     *("torch==2.10.0", "numpy", "filelock", "platformdirs", "safetensors"),
     *("typing_extensions", "sympy", "mpmath", "networkx", "jinja2", "markupsafe", "fsspec"),
 )
-MIRROR = "deb http://deb.debian.org/debian bookworm main"
 
 
 def run(*words: object, **environment: str) -> None:
@@ -34,15 +33,17 @@ def run(*words: object, **environment: str) -> None:
 
 
 def debian(folder: Path) -> None:
-    """Unpack Debian's Python for Arm, with the libraries that it and torch need; nothing on this system changes."""
+    """Unpack Debian's Python for Arm, with the libraries that it and torch need, from the sources of this system.
+
+    Nothing on the system changes.
+    """
     apt, archives = HOME / "apt", HOME / "apt" / "archives"
     for made in (apt / "lists" / "partial", archives / "partial", folder):
         made.mkdir(parents=True, exist_ok=True)
-    (apt / "sources").write_text(f"{MIRROR}\n")
     (apt / "status").touch()
     places = {
-        **{"Dir::Etc::SourceList": apt / "sources", "Dir::Etc::SourceParts": "-", "Dir::State::Lists": apt / "lists"},
-        **{"Dir::State::Status": apt / "status", "Dir::Cache::Archives": archives, "Dir::Cache::PkgCache": ""},
+        **{"Dir::State::Lists": apt / "lists", "Dir::State::Status": apt / "status"},
+        **{"Dir::Cache::Archives": archives, "Dir::Cache::PkgCache": ""},
         **{"APT::Architecture": "arm64", "APT::Architectures": "arm64", "Debug::NoLocking": "1"},
     }
     options = [word for name, value in places.items() for word in ("-o", f"{name}={value}")]
