@@ -35,7 +35,7 @@ from scanlab.contract.cpu import usable_threads
 from scanlab.contract.files import sync
 from scanlab.errors import UnavailableError
 from scanlab_kernels import shipped
-from scanlab_kernels.integrity import close, digest, digest_file, is_intact, make_private
+from scanlab_kernels.integrity import digest, digest_file, forbid_others_to_write, is_intact, make_private
 
 PACKAGE = Path(__file__).parent
 TORCH = Path(torch.__file__).parent
@@ -262,7 +262,7 @@ class Extension:
             linked = self.compile_into(folder, compiler)
         digest_file(library).write_text(digest(linked) + "\n")
         for file in (linked, digest_file(library)):
-            close(file)
+            forbid_others_to_write(file)
         sync(digest_file(library))
         os.replace(linked, library)
         sync(library.parent)

@@ -50,8 +50,8 @@ def is_open_to_all(folder: Path) -> bool:
     return bool(mode & stat.S_IWOTH) and not mode & stat.S_ISVTX
 
 
-def close(path: Path) -> None:
-    """Take the right to write to a file of this user from all others, whatever the umask gave them."""
+def forbid_others_to_write(path: Path) -> None:
+    """Take from everyone but its owner the right to write to a file, which a wide umask gives."""
     path.chmod(stat.S_IMODE(path.stat().st_mode) & ~(stat.S_IWGRP | stat.S_IWOTH))
 
 

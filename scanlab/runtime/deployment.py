@@ -162,12 +162,12 @@ def update_profile(
         raise unwritable(path, error) from error
 
 
-def expect_deployable(path: Path | None = None) -> None:
-    """Raise ProfileError if `deploy` would refuse the place of the profile: it has something else.
+def expect_deployable() -> None:
+    """Raise ProfileError if this machine's profile could not be written: its place holds something else.
 
-    Called before a tuning, so that its winners have a place to go.
+    Called before a tuning, so that the winners have a place to go.
     """
-    path = profile_path() if path is None else path
+    path = profile_path()
     try:
         expect_regular(path)
         if path.exists():

@@ -52,10 +52,10 @@ class Subclass(Tensor):
 def surroundings(draw: Draw, *, edge: bool) -> Case:
     """Draw a right call of an op in odd surroundings, with `edge` among those that torch's transforms make."""
     case = draw.pick(FUNCTIONS)(draw, edge=False)
-    around = draw.pick(tuple(TRANSFORMS if edge else PLAIN))
+    ways = TRANSFORMS if edge else PLAIN
+    around = draw.pick(tuple(ways))
     case.note = f"{case.op} {case.note} {around}"
-    changed = (TRANSFORMS if edge else PLAIN)[around](draw, case)
-    return replace(changed, op="surroundings", differentiated=(), may_refuse=edge)
+    return replace(ways[around](draw, case), op="surroundings", differentiated=(), may_refuse=edge)
 
 
 def floats(case: Case) -> list[str]:
@@ -187,9 +187,8 @@ def mapped(draw: Draw, case: Case) -> Case:
             keys[:] = results
             return tuple(results.values())
 
-        found = torch.func.vmap(one, in_dims=inside, out_dims=outside if inside == 0 else 0)(pairs)
-        axis = outside if inside == 0 else 0
-        return {key: each.select(axis, 1) for key, each in zip(keys, found, strict=True)}
+        found = torch.func.vmap(one, in_dims=inside, out_dims=outside)(pairs)
+        return {key: each.select(outside, 1) for key, each in zip(keys, found, strict=True)}
 
     return replace(case, call=call)
 
@@ -302,7 +301,7 @@ def narrow_rounding(case: Case) -> float:
     )
 
 
-def under_autocast_off(draw: Draw, case: Case) -> Case:
+def in_neutral_modes(draw: Draw, case: Case) -> Case:
     """Call with several of torch's modes on that change nothing."""
 
     def call(given: Arguments) -> Results:
@@ -321,7 +320,7 @@ PLAIN: dict[str, Callable[[Draw, Case], Case]] = {
     "in threads": in_threads,
     "in a fork": in_a_fork,
     "under signals": under_signals,
-    "in modes that change nothing": under_autocast_off,
+    "in modes that change nothing": in_neutral_modes,
 }
 TRANSFORMS: dict[str, Callable[[Draw, Case], Case]] = {
     "under vmap": mapped,

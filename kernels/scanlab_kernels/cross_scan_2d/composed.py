@@ -36,9 +36,9 @@ def scan_inputs(inputs: CrossScanInputs, delta: Tensor, direction: int) -> ScanI
     """Return the inputs of the scan of a direction, in the order of rows or of columns.
 
     Args:
-        inputs: Of all directions.
+        inputs: Inputs of all four directions.
         delta: (batch, 4, dim, height, width).
-        direction: 0 to 3.
+        direction: Index of the direction, 0 to 3.
     """
     columns = bool(direction % 2)
     u, delta, B, C = (
@@ -54,7 +54,7 @@ def by_lines(scan: ScanFn, inputs: CrossScanInputs) -> Tensor:
 
     Args:
         scan: Scans two sets of inputs, the second in reverse, and adds their outputs.
-        inputs: Of all directions.
+        inputs: Inputs of all four directions.
     """
     delta = full_delta(inputs)
     rows, columns = (scan(*(scan_inputs(inputs, delta, first + k) for k in (0, 2))).out for first in (0, 1))
