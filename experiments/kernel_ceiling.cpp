@@ -7,7 +7,7 @@
 #include "cpu/math.h"
 
 namespace {
-using namespace scanlab::SCANLAB_ISA;
+using namespace scanlab::SCANLAB_TARGET;
 
 // Keeps a value in its register and the compiler from knowing it.
 SCANLAB_INLINE void opaque(Vec<float>& value) { asm volatile("" : "+v"(value)); }

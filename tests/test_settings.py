@@ -13,7 +13,7 @@ from scanlab.errors import ConfigError
 ROOT = Path(__file__).parents[1]
 PRODUCT = [*ROOT.glob("scanlab/**/*.py"), *ROOT.glob("kernels/scanlab_kernels/**/*.py")]
 # Macros of the C++ sources, which have the same prefix.
-MACROS = {"SCANLAB_HAS_", "SCANLAB_ISA_NEEDS", "SCANLAB_NEON"}
+MACROS = {"SCANLAB_HAS_", "SCANLAB_TARGET_NEEDS", "SCANLAB_NEON"}
 
 
 def test_the_documented_names_are_those_in_the_code() -> None:

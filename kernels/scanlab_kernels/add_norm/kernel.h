@@ -4,7 +4,7 @@
 #include "add_norm/native.h"
 #include "cpu/strided.h"
 
-namespace scanlab::SCANLAB_ISA {
+namespace scanlab::SCANLAB_TARGET {
 
 using mixer::Norm;
 using mixer::norm_rows;
@@ -131,4 +131,4 @@ void norm_gradients(const Norm& norm, int64_t begin, int64_t end, void* workspac
     }
 }
 
-}  // namespace scanlab::SCANLAB_ISA
+}  // namespace scanlab::SCANLAB_TARGET

@@ -3,7 +3,7 @@
 
 #include "causal_conv1d/kernel.h"
 
-namespace scanlab::SCANLAB_ISA {
+namespace scanlab::SCANLAB_TARGET {
 
 // One column's shares of the gradient of the weights, in the order of the window, and of the bias.
 template <class T, int width>
@@ -131,4 +131,4 @@ void conv_gradients(const Conv& conv, int64_t begin, int64_t end) {
     }
 }
 
-}  // namespace scanlab::SCANLAB_ISA
+}  // namespace scanlab::SCANLAB_TARGET

@@ -9,7 +9,7 @@
 #include "causal_conv1d/native.h"
 #include "cpu/strided.h"
 
-namespace scanlab::SCANLAB_ISA {
+namespace scanlab::SCANLAB_TARGET {
 
 using mixer::Conv;
 using mixer::ConvDirection;
@@ -275,4 +275,4 @@ void conv_step(const ConvUpdate& update, int64_t begin, int64_t end, void* works
     }
 }
 
-}  // namespace scanlab::SCANLAB_ISA
+}  // namespace scanlab::SCANLAB_TARGET

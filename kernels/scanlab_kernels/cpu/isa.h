@@ -1,7 +1,7 @@
 // The instruction sets of a family of processors, and the test of whether a machine has the features of a unit.
 //
 // isa.py has the one list of them: each unit is compiled with the flags of its set and with the macro
-// SCANLAB_ISA_NEEDS, the conjunction of the tests below for the same features.
+// SCANLAB_TARGET_NEEDS, the conjunction of the tests below for the same features.
 #pragma once
 
 #if defined(__x86_64__)
@@ -27,7 +27,7 @@ namespace scanlab {
 enum class Isa { SCANLAB_INSTRUCTION_SETS(SCANLAB_ENUMERATOR) };
 #undef SCANLAB_ENUMERATOR
 
-#if defined(SCANLAB_ISA_NEEDS)
+#if defined(SCANLAB_TARGET_NEEDS)
 namespace {
 
 #if defined(__x86_64__)
@@ -71,7 +71,7 @@ namespace {
 #if defined(__x86_64__)
         __builtin_cpu_init();
 #endif
-        return SCANLAB_ISA_NEEDS;
+        return SCANLAB_TARGET_NEEDS;
     }();
     return supported;
 }

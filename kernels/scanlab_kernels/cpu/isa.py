@@ -1,8 +1,8 @@
 """The instruction sets that the C++ kernels are compiled for: the one list of their names, flags and needs.
 
-The flags of a unit define two macros: SCANLAB_ISA, its namespace (the environment variable of the same name is another
-thing: it forces an instruction set at run time), and SCANLAB_ISA_NEEDS, the test of the processor, of which `cpu/isa.h`
-makes the function `is_supported`.
+The flags of a unit define two macros: SCANLAB_TARGET, its namespace, and SCANLAB_TARGET_NEEDS, the test of the
+processor, of which `cpu/isa.h` makes the function `is_supported`. The environment variable SCANLAB_ISA forces an
+instruction set at run time.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class InstructionSet:
     """An instruction set.
 
     Args:
-        name: The value of the macro SCANLAB_ISA in its units; also that of the environment variable that forces it, but
-            for avx512_bfloat16, which goes with avx512.
+        name: The value of the macro SCANLAB_TARGET in its units, and of the environment variable SCANLAB_ISA that
+            forces it; avx512_bfloat16 cannot be forced, it goes with avx512.
         features: Features that the processor must have, by the names of GCC's options -m...
         defines: Macros of its units.
     """
@@ -39,7 +39,7 @@ class InstructionSet:
         needs = "&&".join(f"SCANLAB_HAS_{feature.replace('-', '_')}" for feature in self.features) or "true"
         return (
             *(f"-m{feature}" for feature in self.features),
-            *(f"-D{name}" for name in (f"SCANLAB_ISA={self.name}", f"SCANLAB_ISA_NEEDS={needs}", *self.defines)),
+            *(f"-D{name}" for name in (f"SCANLAB_TARGET={self.name}", f"SCANLAB_TARGET_NEEDS={needs}", *self.defines)),
         )
 
     def is_supported(self) -> bool:

@@ -1,4 +1,4 @@
-// One unit for each instruction set; the macro SCANLAB_ISA says which.
+// One unit for each instruction set; the macro SCANLAB_TARGET says which.
 #include "cpu/kernels.h"
 
 #include "add_norm/kernel.h"
@@ -15,7 +15,7 @@ namespace scanlab::mixer {
 #define SCANLAB_TABLE(isa) SCANLAB_JOIN(isa)
 
 namespace {
-namespace isa = SCANLAB_ISA;
+namespace isa = SCANLAB_TARGET;
 using isa::lanes;
 
 int64_t conv_chunks(const Conv& conv) {
@@ -73,9 +73,9 @@ int64_t gemv_tasks(const Gemv& linear) { return (linear.features + isa::gemv_fea
 void gemv(const Gemv& linear, int64_t begin, int64_t end) { return isa::multiply_gemv(linear, begin, end); }
 }  // namespace
 
-extern const Kernels SCANLAB_TABLE(SCANLAB_ISA);
-const Kernels SCANLAB_TABLE(SCANLAB_ISA) = {
-    .name = SCANLAB_STRING(SCANLAB_ISA),
+extern const Kernels SCANLAB_TABLE(SCANLAB_TARGET);
+const Kernels SCANLAB_TABLE(SCANLAB_TARGET) = {
+    .name = SCANLAB_STRING(SCANLAB_TARGET),
     .is_supported = is_supported,
     .conv_chunks = conv_chunks,
     .conv_tasks = conv_tasks,

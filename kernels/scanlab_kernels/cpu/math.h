@@ -3,7 +3,7 @@
 
 #include "cpu/simd.h"
 
-namespace scanlab::SCANLAB_ISA {
+namespace scanlab::SCANLAB_TARGET {
 
 // Several independent vectors that take the same operations, so that none waits for its own results.
 template <class T, int count>
@@ -277,4 +277,4 @@ SCANLAB_INLINE void sine_and_cosine(const Pack<T, count>& x, Pack<T, count>& sin
     }
 }
 
-}  // namespace scanlab::SCANLAB_ISA
+}  // namespace scanlab::SCANLAB_TARGET

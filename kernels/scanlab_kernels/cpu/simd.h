@@ -1,6 +1,6 @@
 // Vectors of one instruction set: loads and stores of every storage type, transposes.
 //
-// The macro SCANLAB_ISA names the namespace, so that units compiled for different instruction sets share no symbol;
+// The macro SCANLAB_TARGET names the namespace, so that units compiled for different instruction sets share no symbol;
 // only headers without inline functions of their own may be included here for the same reason.
 #pragma once
 
@@ -32,7 +32,7 @@
 #define SCANLAB_ALWAYS_INLINE __attribute__((always_inline))  // of lambdas, too
 #define SCANLAB_INLINE inline SCANLAB_ALWAYS_INLINE
 
-namespace scanlab::SCANLAB_ISA {
+namespace scanlab::SCANLAB_TARGET {
 
 template <class T>
 inline constexpr int lanes = SCANLAB_VECTOR_BYTES / sizeof(T);
@@ -386,4 +386,4 @@ SCANLAB_INLINE void sum_rows(const Vec<T> (&rows)[count], T* to, bool add) {
     }
 }
 
-}  // namespace scanlab::SCANLAB_ISA
+}  // namespace scanlab::SCANLAB_TARGET

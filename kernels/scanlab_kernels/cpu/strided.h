@@ -4,7 +4,7 @@
 
 #include "cpu/math.h"
 
-namespace scanlab::SCANLAB_ISA {
+namespace scanlab::SCANLAB_TARGET {
 
 // Row i of a block holds the values of time step i, adjacent in memory, `step` elements after row i - 1.
 template <class T>
@@ -318,4 +318,4 @@ void write_tile(const T* from, int pitch, const Matrix& to, int64_t lead, int64_
     });
 }
 
-}  // namespace scanlab::SCANLAB_ISA
+}  // namespace scanlab::SCANLAB_TARGET

@@ -7,7 +7,7 @@
 #include "cross_scan_2d/native.h"
 #include "selective_scan/native/tile.h"
 
-namespace scanlab::SCANLAB_ISA {
+namespace scanlab::SCANLAB_TARGET {
 
 template <class T>
 struct CrossTask {
@@ -167,4 +167,4 @@ void cross_scan(const CrossScan& scan, int64_t first_task, int64_t last_task, vo
     for (int64_t index = first_task; index < last_task; index++) task.run(index);
 }
 
-}  // namespace scanlab::SCANLAB_ISA
+}  // namespace scanlab::SCANLAB_TARGET

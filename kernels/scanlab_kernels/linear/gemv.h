@@ -4,7 +4,7 @@
 #include "cpu/strided.h"
 #include "linear/native.h"
 
-namespace scanlab::SCANLAB_ISA {
+namespace scanlab::SCANLAB_TARGET {
 
 using mixer::Gemv;
 
@@ -52,4 +52,4 @@ void multiply_gemv(const Gemv& linear, int64_t begin, int64_t end) {
     }
 }
 
-}  // namespace scanlab::SCANLAB_ISA
+}  // namespace scanlab::SCANLAB_TARGET

@@ -12,7 +12,7 @@
 #include "linear/tiles.h"
 #endif
 
-namespace scanlab::SCANLAB_ISA {
+namespace scanlab::SCANLAB_TARGET {
 
 using mixer::PackedLinear;
 using mixer::panel_features;
@@ -121,4 +121,4 @@ void multiply_packed(const PackedLinear& linear, int64_t row, int64_t rows, int6
     }
 }
 
-}  // namespace scanlab::SCANLAB_ISA
+}  // namespace scanlab::SCANLAB_TARGET

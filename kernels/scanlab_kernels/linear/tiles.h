@@ -7,7 +7,7 @@
 #include "cpu/strided.h"
 #include "linear/native.h"
 
-namespace scanlab::SCANLAB_ISA {
+namespace scanlab::SCANLAB_TARGET {
 
 using mixer::PackedLinear;
 
@@ -134,4 +134,4 @@ void multiply_packed_in_tiles(const PackedLinear& linear, int64_t row, int64_t r
     }
 }
 
-}  // namespace scanlab::SCANLAB_ISA
+}  // namespace scanlab::SCANLAB_TARGET

@@ -5,7 +5,7 @@
 #include "linear/packed_linear.h"
 #include "mamba_front/native.h"
 
-namespace scanlab::SCANLAB_ISA {
+namespace scanlab::SCANLAB_TARGET {
 
 using mixer::MambaFront;
 using mixer::max_steps;
@@ -82,4 +82,4 @@ void add_shares(const MambaFront& front, int64_t row, int64_t rows) {
     }
 }
 
-}  // namespace scanlab::SCANLAB_ISA
+}  // namespace scanlab::SCANLAB_TARGET

@@ -4,7 +4,7 @@
 #include "cpu/strided.h"
 #include "state_update/native.h"
 
-namespace scanlab::SCANLAB_ISA {
+namespace scanlab::SCANLAB_TARGET {
 
 using mixer::StateUpdate;
 
@@ -159,4 +159,4 @@ void update_states(const StateUpdate& update, int64_t begin, int64_t end, void* 
     }
 }
 
-}  // namespace scanlab::SCANLAB_ISA
+}  // namespace scanlab::SCANLAB_TARGET

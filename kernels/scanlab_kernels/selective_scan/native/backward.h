@@ -4,7 +4,7 @@
 
 #include "selective_scan/native/tile.h"
 
-namespace scanlab::SCANLAB_ISA {
+namespace scanlab::SCANLAB_TARGET {
 
 // Where the rows of a block of results go: to their place where whole vectors lie there, otherwise by way of a buffer.
 template <class T>
@@ -284,4 +284,4 @@ size_t workspace_bytes(const Scan& scan, bool for_gradients) {
     return arena.taken * sizeof(T);
 }
 
-}  // namespace scanlab::SCANLAB_ISA
+}  // namespace scanlab::SCANLAB_TARGET

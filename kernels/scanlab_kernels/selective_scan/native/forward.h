@@ -3,7 +3,7 @@
 
 #include "selective_scan/native/tile.h"
 
-namespace scanlab::SCANLAB_ISA {
+namespace scanlab::SCANLAB_TARGET {
 
 // The rows of one vector of channels in one block; S is their storage type, or T where they are copies.
 template <class S>
@@ -114,4 +114,4 @@ void forward(const Scan& scan, int d, const Tile& tile, const Chunk& chunk, T* m
                last, to.channel, to.state);
 }
 
-}  // namespace scanlab::SCANLAB_ISA
+}  // namespace scanlab::SCANLAB_TARGET

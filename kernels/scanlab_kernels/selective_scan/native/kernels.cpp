@@ -1,4 +1,4 @@
-// One unit for each instruction set and arithmetic type: the macros SCANLAB_ISA and SCANLAB_TYPE say which.
+// One unit for each instruction set and arithmetic type: the macros SCANLAB_TARGET and SCANLAB_TYPE say which.
 #include "selective_scan/native/backward.h"
 #include "selective_scan/native/forward.h"
 
@@ -6,10 +6,10 @@ namespace scanlab {
 
 #define SCANLAB_JOIN(isa, type) kernels_##isa##_##type
 #define SCANLAB_NAME(isa, type) SCANLAB_JOIN(isa, type)
-extern const Kernels SCANLAB_NAME(SCANLAB_ISA, SCANLAB_TYPE);
+extern const Kernels SCANLAB_NAME(SCANLAB_TARGET, SCANLAB_TYPE);
 
 namespace {
-using namespace SCANLAB_ISA;
+using namespace SCANLAB_TARGET;
 using Real = SCANLAB_TYPE;
 
 size_t forward_bytes(const Scan& scan) { return workspace_bytes<Real>(scan, false); }
@@ -23,7 +23,7 @@ void backward_one(const Scan& scan, const Gradient& gradient, const Tile& tile, 
 }
 }  // namespace
 
-const Kernels SCANLAB_NAME(SCANLAB_ISA, SCANLAB_TYPE) = {is_supported, lanes<Real>,    forward_bytes,
-                                                         forward_all,  backward_bytes, backward_one};
+const Kernels SCANLAB_NAME(SCANLAB_TARGET, SCANLAB_TYPE) = {is_supported, lanes<Real>,    forward_bytes,
+                                                            forward_all,  backward_bytes, backward_one};
 
 }  // namespace scanlab

@@ -12,7 +12,7 @@
 #include "cpu/strided.h"
 #include "selective_scan/native/scan.h"
 
-namespace scanlab::SCANLAB_ISA {
+namespace scanlab::SCANLAB_TARGET {
 
 // A vector of real numbers (one part) or of complex ones (two).
 template <class T, int parts>
@@ -323,4 +323,4 @@ void run_recurrence_backward(const Block<T>* blocks, const BlockGradient<T>* gra
                           : recurrence_backward<T, parts, false, false, vectors>)(blocks, gradients, sums, add);
 }
 
-}  // namespace scanlab::SCANLAB_ISA
+}  // namespace scanlab::SCANLAB_TARGET

@@ -3,7 +3,7 @@
 
 #include "selective_scan/native/recurrence.h"
 
-namespace scanlab::SCANLAB_ISA {
+namespace scanlab::SCANLAB_TARGET {
 
 // Hands out memory in pieces of whole vectors; without memory it only counts.
 template <class T>
@@ -238,4 +238,4 @@ Rows<T> discretize_delta(int steps, Rows<S> delta, Vec<T> bias, T* to, T* slopes
     else return {u_buffer, lanes<T>};
 }
 
-}  // namespace scanlab::SCANLAB_ISA
+}  // namespace scanlab::SCANLAB_TARGET

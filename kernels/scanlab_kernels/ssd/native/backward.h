@@ -24,7 +24,7 @@
 
 #include "ssd/native/chunk.h"
 
-namespace scanlab::SCANLAB_ISA {
+namespace scanlab::SCANLAB_TARGET {
 
 struct Backward : Chunk {
     const Gradient& gradient;
@@ -236,4 +236,4 @@ struct Backward : Chunk {
     }
 };
 
-}  // namespace scanlab::SCANLAB_ISA
+}  // namespace scanlab::SCANLAB_TARGET

@@ -4,7 +4,7 @@
 #include "ssd/native/product.h"
 #include "ssd/native/ssd.h"
 
-namespace scanlab::SCANLAB_ISA {
+namespace scanlab::SCANLAB_TARGET {
 
 using namespace ssd;
 
@@ -111,4 +111,4 @@ inline void write_state(const Call& call, const States& to, int64_t batch, int64
                           false);
 }
 
-}  // namespace scanlab::SCANLAB_ISA
+}  // namespace scanlab::SCANLAB_TARGET

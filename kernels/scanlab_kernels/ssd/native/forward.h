@@ -16,7 +16,7 @@
 
 #include "ssd/native/chunk.h"
 
-namespace scanlab::SCANLAB_ISA {
+namespace scanlab::SCANLAB_TARGET {
 
 struct Forward : Chunk {
     // Of all heads of the task: C (time, state), Bt (state, time), and C[t] . B[s] (t, s).
@@ -132,4 +132,4 @@ struct Forward : Chunk {
     }
 };
 
-}  // namespace scanlab::SCANLAB_ISA
+}  // namespace scanlab::SCANLAB_TARGET

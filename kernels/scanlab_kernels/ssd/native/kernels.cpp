@@ -1,4 +1,4 @@
-// One unit for each instruction set: the macro SCANLAB_ISA says which.
+// One unit for each instruction set: the macro SCANLAB_TARGET says which.
 #include "ssd/native/backward.h"
 #include "ssd/native/forward.h"
 
@@ -8,7 +8,7 @@ namespace scanlab::ssd {
 #define SCANLAB_NAME(isa) SCANLAB_JOIN(isa)
 
 namespace {
-using namespace SCANLAB_ISA;
+using namespace SCANLAB_TARGET;
 
 // Of the largest task.
 Task any_task(const Call& call) { return {0, 0, 0, call.task_heads}; }
@@ -33,6 +33,6 @@ void backward(const Call& call, const Gradient& gradient, const Task& task, void
 }
 }  // namespace
 
-const Kernels SCANLAB_NAME(SCANLAB_ISA) = {is_supported, forward_bytes, forward, backward_bytes, backward};
+const Kernels SCANLAB_NAME(SCANLAB_TARGET) = {is_supported, forward_bytes, forward, backward_bytes, backward};
 
 }  // namespace scanlab::ssd

@@ -3,7 +3,7 @@
 
 #include "cpu/strided.h"
 
-namespace scanlab::SCANLAB_ISA {
+namespace scanlab::SCANLAB_TARGET {
 
 // Sums that stay in registers, beside the vectors that meet them and one number of the left matrix.
 inline constexpr int tile_rows = SCANLAB_REGISTERS == 32 ? 6 : 4, tile_vectors = SCANLAB_REGISTERS == 32 ? 4 : 3;
@@ -134,4 +134,4 @@ SCANLAB_INLINE void product_above(Rows<float> left, int64_t size, Rows<float> ri
     }
 }
 
-}  // namespace scanlab::SCANLAB_ISA
+}  // namespace scanlab::SCANLAB_TARGET

@@ -1,4 +1,4 @@
-// One unit for each instruction set; the macro SCANLAB_ISA says which.
+// One unit for each instruction set; the macro SCANLAB_TARGET says which.
 #include "functions.h"
 
 #include "cpu/math.h"
@@ -9,10 +9,10 @@ namespace scanlab::test {
 #define SCANLAB_STRING(name) SCANLAB_TEXT(name)
 #define SCANLAB_JOIN(isa) functions_##isa
 #define SCANLAB_NAME(isa) SCANLAB_JOIN(isa)
-extern const Functions SCANLAB_NAME(SCANLAB_ISA);
+extern const Functions SCANLAB_NAME(SCANLAB_TARGET);
 
 namespace {
-namespace isa = SCANLAB_ISA;
+namespace isa = SCANLAB_TARGET;
 
 // As many vectors at a time as the scan takes through softplus and the gate.
 template <class T, class Function>
@@ -63,12 +63,12 @@ void to_half(const float* x, uint16_t* bits, int count) {
 }
 }  // namespace
 
-const Functions SCANLAB_NAME(SCANLAB_ISA) = {
-    SCANLAB_STRING(SCANLAB_ISA), exp2<Exp::fast, float>,   exp2<Exp::exact, float>, softplus<float>,
-    softplus_slope<float>,       sigmoid<float>,           transpose<float, true>,  transpose<float, false>,
-    exp2<Exp::exact, double>,    softplus<double>,         softplus_slope<double>,  sigmoid<double>,
-    transpose<double, true>,     transpose<double, false>, from_half<isa::float16>, to_half<isa::float16>,
-    from_half<isa::bfloat16>,    to_half<isa::bfloat16>,
+const Functions SCANLAB_NAME(SCANLAB_TARGET) = {
+    SCANLAB_STRING(SCANLAB_TARGET), exp2<Exp::fast, float>,   exp2<Exp::exact, float>, softplus<float>,
+    softplus_slope<float>,          sigmoid<float>,           transpose<float, true>,  transpose<float, false>,
+    exp2<Exp::exact, double>,       softplus<double>,         softplus_slope<double>,  sigmoid<double>,
+    transpose<double, true>,        transpose<double, false>, from_half<isa::float16>, to_half<isa::float16>,
+    from_half<isa::bfloat16>,       to_half<isa::bfloat16>,
 };
 
 }  // namespace scanlab::test
