@@ -9,22 +9,16 @@ before it is timed; plant an error, and it gets no time. Ends with the ranking.
 from __future__ import annotations
 
 import argparse
-import tempfile
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from scanlab.bench.clock import MeasuringClock, QuietWait
-from scanlab.bench.compare import Comparer
-from scanlab.bench.context import BenchmarkContext, Candidate
-from scanlab.bench.process_worker import open_worker
-from scanlab.bench.store import TrialStore
-from scanlab.contract import registry
 from scanlab.contract.backend import Backend, Capabilities, ScanFn
 from scanlab.contract.cpu import pinned, threads_tunable
 from scanlab.contract.problem import ScanInputs, ScanOutput, ScanProblem
 from scanlab.contract.space import Config, Space
+from scanlab.testing import compare
 
 
 def make(problem: ScanProblem, config: Config) -> ScanFn:
@@ -62,22 +56,9 @@ mine = Backend(
 def main(seconds: float) -> None:
     """Compare the backend with three others, in interleaved rounds."""
     problem = ScanProblem(batch=1, dim=192, length=256)
-    op = registry.op(problem.op)
-    context = BenchmarkContext.of(problem, op.make_inputs(problem, 0), "drawn", seed=0)
-    backends = [mine, *(registry.get(name) for name in ("reference", "two_phase", "chunked"))]
-    worker, _ = open_worker(context, backends)
-    clock = MeasuringClock()
-    wait = QuietWait(seconds, clock, worker.disturbance)
-    with tempfile.TemporaryDirectory() as folder:
-        comparer = Comparer(context, worker, TrialStore(folder), clock, wait)
-        compared = comparer.compare([Candidate.of(each, {}, problem) for each in backends], seconds)
-    worker.close()
-    for ranked in compared.ranking:
-        assert ranked.trial.measurement is not None
-        print(f"{ranked.trial.label:<32} {ranked.trial.measurement.median_ms:8.2f} ms")
-    for dropped in compared.dropped:
-        print(f"{dropped.label:<32} {dropped.state}: {dropped.reason}")
-    print(compared.why)
+    for each in compare([mine, "reference", "two_phase", "chunked"], problem, seconds):
+        time = each.reason if each.median_ms is None else f"{each.median_ms:8.2f} ms"
+        print(f"{each.label:<32} {time}{'  fastest' if each.is_fastest else ''}")
 
 
 if __name__ == "__main__":

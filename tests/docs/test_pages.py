@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,7 +28,7 @@ def blocks(page: Path, language: str) -> list[str]:
     return [block for block in found if "--8<--" not in block]
 
 
-# The sample of add-a-backend.md runs in the contract test.
+# The sample of add-a-backend.md is the test of the package that the page makes.
 RUN = [page for page in PAGES if blocks(page, "python") and page.name != "add-a-backend.md"]
 
 
@@ -36,19 +39,21 @@ def test_the_samples_of_a_page_run_in_their_order(page, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_backend_of_the_documentation_passes_the_contract_test(tmp_path):
-    contract = """
-from scanlab.testing import BackendContract
-
-mine = backend
-
-class TestMine(BackendContract):
-    backend = mine
-"""
-    (tmp_path / "test_mine.py").write_text(blocks(ROOT / "docs" / "add-a-backend.md", "python")[0] + contract)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mine.py"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert done.returncode == 0, done.stdout
+def test_the_backend_of_the_documentation_installs_is_found_and_passes_its_contract(tmp_path):
+    page = ROOT / "docs" / "add-a-backend.md"
+    (tmp_path / "pyproject.toml").write_text(*blocks(page, "toml"))
+    (tmp_path / "test_my_backend.py").write_text(*blocks(page, "python"))
+    shutil.copy(ROOT / "examples" / "4_write_a_backend.py", tmp_path / "my_backend.py")
+    python = partial(subprocess.run, capture_output=True, text=True, cwd=tmp_path, check=False)
+    install = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", "site", "."]
+    done = python([sys.executable, *install])
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "my_backend.py").unlink()
+    installed = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    found = "from scanlab.contract import registry; print(registry.get('mine').summary)"
+    for words in (["-c", found], ["-m", "pytest", "-q", "-p", "no:cacheprovider", "test_my_backend.py"]):
+        done = python([sys.executable, *words], env=installed)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def commands() -> list[str]:

@@ -1,13 +1,5 @@
 """The backend contract as pytest classes: four lines test a backend, a third party's as well as ours.
 
-    from scanlab.testing import BackendContract
-    from my_package import backend
-
-    class TestMine(BackendContract):
-        backend = backend
-
-A backend of another op than the scan has `OpContract` instead of `BackendContract`.
-
 Problems that a backend claims are compared with the float64 reference; any other it must reject with a reason.
 A backend that cannot run on this machine has its computing tests skipped, with its own reason shown.
 """
@@ -35,7 +27,7 @@ from scanlab.contract.space import Config, config_key
 from scanlab.contract.verify import reference_outputs, relative_error, verify
 from scanlab.errors import ConfigError, RejectedError, UnavailableError
 
-# A race shows in some calls only: a function is called for so long.
+# A data race shows in some calls only: a function is called for so long.
 REPEATS_S = 0.05
 
 

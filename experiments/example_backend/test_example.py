@@ -1,7 +1,0 @@
-from scanlab_example import backend as example
-
-from scanlab.testing import BackendContract
-
-
-class TestExample(BackendContract):
-    backend = example
