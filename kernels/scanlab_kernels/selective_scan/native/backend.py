@@ -34,8 +34,8 @@ extension = Extension(
     name="native",
     units=(
         *(
-            Unit(FOLDER / "kernels.cpp", (f"-DSCANLAB_TYPE={number}", *isa.flags))
-            for number in ("float", "double")
+            Unit(FOLDER / "kernels.cpp", (f"-DSCANLAB_TYPE={real}", *isa.flags))
+            for real in ("float", "double")
             for isa in reversed(INSTRUCTION_SETS)
         ),
         Unit(FOLDER / "native.cpp", ("-O2",)),

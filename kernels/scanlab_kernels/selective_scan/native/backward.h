@@ -34,9 +34,9 @@ inline constexpr int vector_unroll = SCANLAB_REGISTERS / 16;
 template <class T>
 struct VectorBackward {
     T *u_rows, *step_size, *slope, *grad_y, *grad_delta_u,
-        *grad_delta;     // [steps][lanes]; the slope is that of softplus
-    T *decays, *states;  // [steps][state][parts][lanes]
-    T* before;           // [state][parts][lanes]
+        *grad_delta;      // [steps][lanes]; the slope is that of softplus
+    T *decays, *history;  // [steps][state][parts][lanes]
+    T* before;            // [state][parts][lanes]
     Rows<T> u;
     Vec<T> D;
 };
@@ -53,7 +53,8 @@ struct BackwardMemory {
         for (auto& one : vector) {
             for (T** piece : {&one.u_rows, &one.step_size, &one.slope, &one.grad_y, &one.grad_delta_u, &one.grad_delta})
                 *piece = arena.take(context.line);
-            for (T** piece : {&one.decays, &one.states}) *piece = arena.take(context.scan.time_block * context.numbers);
+            for (T** piece : {&one.decays, &one.history})
+                *piece = arena.take(context.scan.time_block * context.numbers);
             one.before = arena.take(context.numbers);
         }
         for (T** piece : {&out_rows, &grad_z}) *piece = arena.take(context.line);
@@ -178,7 +179,7 @@ struct TileBackward {
             store<T>(block.h + n * width, state);
             store<T>(one.before + n * width, state);
         }
-        block.delta = one.step_size, block.decays = one.decays, block.states = one.states;
+        block.delta = one.step_size, block.decays = one.decays, block.history = one.history;
         context.prefetch_next(block, d, v, begin, -1,
                               {&direction.u, &direction.delta, &direction.z, &gradient.out, &to.u, &to.delta, &to.z});
         (scan.complex ? run_recurrence<T, 2, true> : run_recurrence<T, 1, true>)(block, scan.exp);

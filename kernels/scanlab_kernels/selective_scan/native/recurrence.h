@@ -86,7 +86,7 @@ inline Prefetch prefetch_of(const Strided& block) {
 // it says [lanes]; rows of B and C have [state][parts], or [state][parts][lanes] and step 0 where constant.
 template <class T>
 struct Block {
-    int steps, state;
+    int steps, num_states;
     bool constant_B, constant_C;
     const T* delta;  // [steps][lanes], after bias and softplus
     Rows<T> u;       // [steps][lanes]
@@ -96,8 +96,8 @@ struct Block {
     Rows<T> B, C;
     Prefetch prefetches[10];  // the addresses that the next block reads and writes
     int num_prefetches;
-    T* decays;  // [steps][state][parts][lanes], kept for the backward pass; or none
-    T* states;  // [steps][state][parts][lanes]: h after each step
+    T* decays;   // [steps][state][parts][lanes], kept for the backward pass; or none
+    T* history;  // [steps][state][parts][lanes]: h after each step
 };
 
 // Inputs and sums of the backward pass of a block.
@@ -137,20 +137,21 @@ SCANLAB_INLINE Number<T, parts> decay(Vec<T> delta, const T* A) {
 //
 //     h[t] = exp(delta'[t] A) h[t-1] + delta'[t] B[t] u[t],      y[t] += <C[t], h[t]>
 //
-// `keep` stores decays and states for the backward pass.
+// `keep` stores decays and the history of h for the backward pass.
 template <class T, int parts, Exp exp, int count, bool constant_B, bool constant_C, bool keep>
 void recurrence_steps(const Block<T>& block, int first) {
-    constexpr int width = lanes<T>, number = parts * width;
-    const T* __restrict A = block.A + first * number, * __restrict deltas = block.delta, * __restrict u = block.u.first;
+    constexpr int width = lanes<T>, elements = parts * width;
+    const T* __restrict A = block.A + first * elements, * __restrict deltas = block.delta, * __restrict u = block.u.first;
     const T* __restrict B = block.B.first + first * parts * (constant_B ? width : 1);
     const T* __restrict C = block.C.first + first * parts * (constant_C ? width : 1);
-    T* __restrict y = block.y, * __restrict state = block.h + first * number;
-    T* __restrict decays = nullptr, * __restrict states = nullptr;
-    if constexpr (keep) decays = block.decays + first * number, states = block.states + first * number;
-    const int64_t u_step = block.u.step, B_step = block.B.step, C_step = block.C.step, kept = block.state * number;
+    T* __restrict y = block.y, * __restrict h_memory = block.h + first * elements;
+    T* __restrict decays = nullptr, * __restrict history = nullptr;
+    if constexpr (keep) decays = block.decays + first * elements, history = block.history + first * elements;
+    const int64_t u_step = block.u.step, B_step = block.B.step, C_step = block.C.step;
+    const int64_t history_step = block.num_states * elements;
     Number<T, parts> h[count];
 #pragma GCC unroll 16
-    for (int n = 0; n < count; n++) h[n] = load_number<T, parts>(state + n * number);
+    for (int n = 0; n < count; n++) h[n] = load_number<T, parts>(h_memory + n * elements);
     for (int t = 0; t < block.steps; t++) {
         if (first == 0)
             for (int i = 0; i < block.num_prefetches; i++) block.prefetches[i].request(t);
@@ -158,20 +159,20 @@ void recurrence_steps(const Block<T>& block, int first) {
         Vec<T> sum[2] = {first == 0 ? Vec<T>{} : load(y) * T(1.0 / parts), Vec<T>{}};
 #pragma GCC unroll 16
         for (int n = 0; n < count; n++) {
-            const auto a = decay<exp, T, parts>(delta, A + n * number);
+            const auto a = decay<exp, T, parts>(delta, A + n * elements);
             h[n] = plus_product(scale(delta_u, coefficient<T, parts, constant_B>(B, n)), a, h[n]);
             sum[n % 2] = plus_real_product(sum[n % 2], h[n], coefficient<T, parts, constant_C>(C, n));
             if constexpr (keep) {
-                store_number(decays + n * number, a);
-                store_number(states + n * number, h[n]);
+                store_number(decays + n * elements, a);
+                store_number(history + n * elements, h[n]);
             }
         }
         store<T>(y, (sum[0] + sum[1]) * T(parts));  // where complex, y is twice the real part of <C, h>
         deltas += width, u += u_step, y += width, B += B_step, C += C_step;
-        if constexpr (keep) decays += kept, states += kept;
+        if constexpr (keep) decays += history_step, history += history_step;
     }
 #pragma GCC unroll 16
-    for (int n = 0; n < count; n++) store_number(state + n * number, h[n]);
+    for (int n = 0; n < count; n++) store_number(h_memory + n * elements, h[n]);
 }
 
 // All states of a block, as many at a time as the registers hold.
@@ -179,11 +180,12 @@ template <class T, int parts, Exp exp, bool constant_B, bool constant_C, bool ke
 void recurrence(const Block<T>& block) {
     constexpr int most = SCANLAB_REGISTERS / 2 / parts;
     int n = 0;
-    for (; n + most <= block.state; n += most)
+    for (; n + most <= block.num_states; n += most)
         recurrence_steps<T, parts, exp, most, constant_B, constant_C, keep>(block, n);
     if constexpr (most > 4 && !constant_B && !constant_C)
-        for (; n + 4 <= block.state; n += 4) recurrence_steps<T, parts, exp, 4, constant_B, constant_C, keep>(block, n);
-    for (; n < block.state; n++) recurrence_steps<T, parts, exp, 1, constant_B, constant_C, keep>(block, n);
+        for (; n + 4 <= block.num_states; n += 4)
+            recurrence_steps<T, parts, exp, 4, constant_B, constant_C, keep>(block, n);
+    for (; n < block.num_states; n++) recurrence_steps<T, parts, exp, 1, constant_B, constant_C, keep>(block, n);
 }
 
 // The recurrence in the variant that the block and `exp` ask for.
@@ -223,8 +225,8 @@ inline int64_t sums_step(int64_t state) {
 template <class T, int parts, int count, bool constant_B, bool constant_C, int vectors>
 void recurrence_steps_backward(const Block<T>* blocks, const BlockGradient<T>* gradients, int first, T* sums,
                                int64_t step, bool add) {
-    constexpr int width = lanes<T>, number = parts * width;
-    const int64_t kept = blocks[0].state * number;
+    constexpr int width = lanes<T>, elements = parts * width;
+    const int64_t history_step = blocks[0].num_states * elements;
     Block<T> own[vectors];  // copies: the stores below could otherwise change them
     BlockGradient<T> to[vectors];
 #pragma GCC unroll 2
@@ -234,8 +236,8 @@ void recurrence_steps_backward(const Block<T>* blocks, const BlockGradient<T>* g
     for (int v = 0; v < vectors; v++)
 #pragma GCC unroll 16
         for (int n = 0; n < count; n++) {
-            g[v][n] = load_number<T, parts>(gradients[v].h + (first + n) * number);
-            grad_A[v][n] = load_number<T, parts>(gradients[v].A + (first + n) * number);
+            g[v][n] = load_number<T, parts>(gradients[v].h + (first + n) * elements);
+            grad_A[v][n] = load_number<T, parts>(gradients[v].A + (first + n) * elements);
         }
     const IntVec<T> live = first_lanes<T>(to[0].channels);
     for (int t = own[0].steps - 1; t >= 0; t--) {
@@ -244,12 +246,12 @@ void recurrence_steps_backward(const Block<T>* blocks, const BlockGradient<T>* g
         for (int v = 0; v < vectors; v++) {
             const Block<T>& block = own[v];
             const BlockGradient<T>& gradient = to[v];
-            const T* __restrict a = block.decays + t * kept + first * number;
-            const T* __restrict h = block.states + t * kept + first * number;
-            const T* __restrict h_before = t > 0 ? h - kept : gradient.before + first * number;
+            const T* __restrict a = block.decays + t * history_step + first * elements;
+            const T* __restrict h = block.history + t * history_step + first * elements;
+            const T* __restrict h_before = t > 0 ? h - history_step : gradient.before + first * elements;
             const T* __restrict B = block.B.first + first * parts * (constant_B ? width : 1) + t * block.B.step;
             const T* __restrict C = block.C.first + first * parts * (constant_C ? width : 1) + t * block.C.step;
-            const T* A = block.A + first * number;
+            const T* A = block.A + first * elements;
             const Vec<T> delta = load(block.delta + t * width), delta_u = delta * load(block.u[t]);
             const Vec<T> grad_y = load(gradient.y + t * width) * T(parts);
             Vec<T> grad_delta_u[2] = {}, grad_delta[2] = {};
@@ -257,26 +259,23 @@ void recurrence_steps_backward(const Block<T>* blocks, const BlockGradient<T>* g
             for (int n = 0; n < count; n++) {
                 const auto c = coefficient<T, parts, constant_C>(C, n);
                 g[v][n] = plus_scaled(g[v][n], grad_y, conjugate(c));
-                const auto grad_C = scale(grad_y, conjugate(load_number<T, parts>(h + n * number))),
+                const auto grad_C = scale(grad_y, conjugate(load_number<T, parts>(h + n * elements))),
                            grad_B = scale(delta_u, g[v][n]);
 #pragma GCC unroll 2
                 for (int p = 0; p < parts; p++) {
                     Vec<T>&row_C = rows[n * parts + p], &row_B = rows[(count + n) * parts + p];
                     row_C = v == 0 ? grad_C.part[p] : row_C + grad_C.part[p];
                     row_B = v == 0 ? grad_B.part[p] : row_B + grad_B.part[p];
-                    T *const C_sum = gradient.C + (first + n) * number + p * width, *const B_sum =
-                                                                                        gradient.B +
-                                                                                        (first + n) * number +
-                                                                                        p * width;
-                    if constexpr (constant_C) store<T>(C_sum, load(C_sum) + grad_C.part[p]);
-                    if constexpr (constant_B) store<T>(B_sum, load(B_sum) + grad_B.part[p]);
+                    const int64_t at = (first + n) * elements + p * width;
+                    if constexpr (constant_C) store<T>(gradient.C + at, load(gradient.C + at) + grad_C.part[p]);
+                    if constexpr (constant_B) store<T>(gradient.B + at, load(gradient.B + at) + grad_B.part[p]);
                 }
                 const auto b = coefficient<T, parts, constant_B>(B, n);
                 grad_delta_u[n % 2] = plus_real_product(grad_delta_u[n % 2], g[v][n], conjugate(b));
-                g[v][n] = times(g[v][n], conjugate(load_number<T, parts>(a + n * number)));
-                const auto e = times(g[v][n], conjugate(load_number<T, parts>(h_before + n * number)));
+                g[v][n] = times(g[v][n], conjugate(load_number<T, parts>(a + n * elements)));
+                const auto e = times(g[v][n], conjugate(load_number<T, parts>(h_before + n * elements)));
                 grad_A[v][n] = plus_scaled(grad_A[v][n], delta, e);
-                Number<T, parts> rate = load_number<T, parts>(A + n * number);
+                Number<T, parts> rate = load_number<T, parts>(A + n * elements);
                 if constexpr (parts == 2) rate.part[1] *= log2_e<T>;
                 grad_delta[n % 2] = plus_real_product(grad_delta[n % 2], e, conjugate(rate));
             }
@@ -295,21 +294,21 @@ void recurrence_steps_backward(const Block<T>* blocks, const BlockGradient<T>* g
     for (int v = 0; v < vectors; v++)
 #pragma GCC unroll 16
         for (int n = 0; n < count; n++) {
-            store_number(gradients[v].h + (first + n) * number, g[v][n]);
-            store_number(gradients[v].A + (first + n) * number, grad_A[v][n]);
+            store_number(gradients[v].h + (first + n) * elements, g[v][n]);
+            store_number(gradients[v].A + (first + n) * elements, grad_A[v][n]);
         }
 }
 
 template <class T, int parts, bool constant_B, bool constant_C, int vectors>
 void recurrence_backward(const Block<T>* blocks, const BlockGradient<T>* gradients, T* sums, bool add) {
     constexpr int most = state_unroll<parts>;
-    const int state = blocks[0].state;
-    const int64_t step = sums_step<T, parts>(state);
+    const int num_states = blocks[0].num_states;
+    const int64_t step = sums_step<T, parts>(num_states);
     int n = 0;
-    for (; n + most <= state; n += most, sums += sums_size<T, parts, most>)
+    for (; n + most <= num_states; n += most, sums += sums_size<T, parts, most>)
         recurrence_steps_backward<T, parts, most, constant_B, constant_C, vectors>(blocks, gradients, n, sums, step,
                                                                                    add);
-    for (; n < state; n++, sums += sums_size<T, parts, 1>)
+    for (; n < num_states; n++, sums += sums_size<T, parts, 1>)
         recurrence_steps_backward<T, parts, 1, constant_B, constant_C, vectors>(blocks, gradients, n, sums, step, add);
 }
 

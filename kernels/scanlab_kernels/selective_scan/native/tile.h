@@ -166,21 +166,21 @@ struct TileContext {
     }
 
     Block<T> block(int v, int64_t begin, Rows<T> B, Rows<T> C, Rows<T> u) const {
-        Block<T> block{steps(begin),
-                       state,
-                       direction.B.constant,
-                       direction.C.constant,
-                       step_size,
-                       u,
-                       y,
-                       A + v * numbers,
-                       h + v * numbers,
-                       B,
-                       C,
-                       {},
-                       0,
-                       nullptr,
-                       nullptr};
+        Block<T> block{.steps = steps(begin),
+                       .num_states = state,
+                       .constant_B = direction.B.constant,
+                       .constant_C = direction.C.constant,
+                       .delta = step_size,
+                       .u = u,
+                       .y = y,
+                       .A = A + v * numbers,
+                       .h = h + v * numbers,
+                       .B = B,
+                       .C = C,
+                       .prefetches = {},
+                       .num_prefetches = 0,
+                       .decays = nullptr,
+                       .history = nullptr};
         if (direction.B.constant) block.B = {B_fixed + v * numbers, 0};
         if (direction.C.constant) block.C = {C_fixed + v * numbers, 0};
         return block;
