@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from scanlab.cli.app import COMMANDS
+from scanlab.report.formatting import three_digits
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "CONTRIBUTING.md")
@@ -32,6 +34,17 @@ def test_the_readme_has_samples_and_is_read_in_two_minutes():
     text = (ROOT / "README.md").read_text()
     assert samples("README.md")
     assert len(text.split()) <= MAX_WORDS
+
+
+def test_the_table_has_the_numbers_of_the_report_it_names():
+    text = (ROOT / "README.md").read_text()
+    (report,) = re.findall(r"^Source: \[.+?\]\((.+?)/report\.md\)", text, flags=re.MULTILINE)
+    with (ROOT / report / "tables" / "speedups.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["median_ms"]]
+    columns = ("median_ms", "speedup", "speedup_low", "speedup_high")
+    numbers = {row["backend"]: [three_digits(float(row[name])) for name in columns] for row in rows}
+    table = re.findall(r"^\| `(\w+)`: .+? \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) to ([\d.]+) \|$", text, re.MULTILINE)
+    assert {name: row for name, *row in table} == numbers
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -124,7 +124,7 @@ def length_lines(trials: Sequence[Trial], caption: str) -> Figure:
     lines = {backend: _fastest_by_length(trials, backend) for backend in dict.fromkeys(t.backend for t in trials)}
     lines = {backend: line for backend, line in lines.items() if line}
     subtitle = (
-        f"{contest_of(trials[0]).spelled};"
+        f"{contest_of(trials[0]).spelled_for_all_lengths};"
         " fastest configuration of each backend at each length; bars from the first to the third quartile."
     )
     made = sheet(7.6, 4.6, f"Time against {problem.swept}", subtitle, caption)

@@ -28,8 +28,16 @@ class Contest(NamedTuple):
     @property
     def spelled(self) -> str:
         """The problem in words: its sizes, and the options that differ from the defaults."""
+        return self._words()
+
+    @property
+    def spelled_for_all_lengths(self) -> str:
+        """The problem in words, without the size that a sweep varies."""
+        return self._words(left_out=self.problem.swept)
+
+    def _words(self, left_out: str | None = None) -> str:
         sizes, options = _spelled(self.problem)
-        problem = ", ".join((*(f"{name} {size}" for name, size in sizes.items()), *options))
+        problem = ", ".join((*(f"{name} {size}" for name, size in sizes.items() if name != left_out), *options))
         op = "" if self.problem.op == registry.DEFAULT_OP else f"{self.problem.op}: "
         return op + problem
 
