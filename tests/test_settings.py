@@ -13,7 +13,7 @@ from scanlab.errors import ConfigError
 ROOT = Path(__file__).parents[1]
 PRODUCT = [*ROOT.glob("scanlab/**/*.py"), *ROOT.glob("kernels/scanlab_kernels/**/*.py")]
 # Macros of the C++ sources, which have the same prefix.
-MACROS = {"SCANLAB_HAS_", "SCANLAB_TARGET_NEEDS", "SCANLAB_NEON"}
+MACROS = {"SCANLAB_HAS_", "SCANLAB_TARGET", "SCANLAB_TARGET_NEEDS", "SCANLAB_NEON"}
 
 
 def test_the_documented_names_are_those_in_the_code() -> None:
@@ -47,3 +47,9 @@ def test_every_setting_says_what_it_means() -> None:
     for each in settings.ALL:
         assert each.meaning
         assert each.default
+
+
+def test_no_macro_of_the_kernels_has_the_name_of_a_setting() -> None:
+    sources = [path for suffix in ("h", "cpp") for path in ROOT.glob(f"kernels/scanlab_kernels/**/*.{suffix}")]
+    named = {name for path in sources for name in re.findall(r"\bSCANLAB_[A-Z_]+\b", path.read_text())}
+    assert not named & {each.name for each in settings.ALL}
