@@ -260,7 +260,9 @@ def _length_sections(trials: Sequence[Trial], caption: str) -> list[Section]:
     for number, members in enumerate(families(trials), start=1):
         lengths = sorted({trial.problem.swept_size for trial in members if is_known(trial)})
         contest = contest_of(members[0])
-        text = f"{contest.spelled_for_all_lengths}; inputs {contest.inputs_label}; lengths {lengths[0]} to {lengths[-1]}."
+        text = (
+            f"{contest.spelled_for_all_lengths}; inputs {contest.inputs_label}; lengths {lengths[0]} to {lengths[-1]}."
+        )
         alt = f"Time of one call at lengths from {lengths[0]} to {lengths[-1]}, a line for each backend."
         picture = Picture(f"lengths-{number}", figures.length_lines(members, caption), alt)
         shown = {"Time of one call by length": tables.length_table(members), FAILURES: tables.failure_table(members)}
