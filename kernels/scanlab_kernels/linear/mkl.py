@@ -11,7 +11,7 @@ from scanlab.contract.backend import Backend
 from scanlab.contract.cpu import threads_tunable
 from scanlab.contract.space import Space
 from scanlab_kernels.linear.prepacked import LinearCapabilities, maker
-from scanlab_kernels.linear.weights import PrepackedWeight
+from scanlab_kernels.linear.weights import PrepackedWeight, dense_bias
 
 
 def unavailable() -> str | None:
@@ -27,8 +27,7 @@ def linear(x: Tensor, weight: PrepackedWeight, bias: Tensor | None) -> Tensor:
     packed = weight.form(
         ("mkl", rows), lambda plain: torch.ops.mkl._mkl_reorder_linear_weight(plain.contiguous(), rows)
     )
-    dense_bias = None if bias is None else bias.contiguous()
-    out: Tensor = torch.ops.mkl._mkl_linear.default(x, packed, weight.weight, dense_bias, rows)
+    out: Tensor = torch.ops.mkl._mkl_linear.default(x, packed, weight.weight, dense_bias(bias, weight.weight), rows)
     return out
 
 

@@ -11,7 +11,7 @@ from scanlab.contract.backend import Backend
 from scanlab.contract.cpu import threads_tunable
 from scanlab.contract.space import Space
 from scanlab_kernels.linear.prepacked import LinearCapabilities, maker
-from scanlab_kernels.linear.weights import PrepackedWeight
+from scanlab_kernels.linear.weights import PrepackedWeight, dense_bias
 
 
 def unavailable() -> str | None:
@@ -24,8 +24,7 @@ def unavailable() -> str | None:
 def linear(x: Tensor, weight: PrepackedWeight, bias: Tensor | None) -> Tensor:
     """Return x weight^T + bias."""
     packed = weight.form("onednn", pack)
-    dense_bias = None if bias is None else bias.contiguous()  # oneDNN ignores its strides
-    out: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, packed, dense_bias, "none", [], "")
+    out: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, packed, dense_bias(bias, weight.weight), "none", [], "")
     return out
 
 

@@ -33,6 +33,11 @@ class PrepackedWeight:
         return sum(form.numel() * form.element_size() for form in self._forms.values())
 
 
+def dense_bias(bias: Tensor | None, weight: Tensor) -> Tensor | None:
+    """Return a bias with a number for each row of the weight, one behind the other: libraries look at neither."""
+    return None if bias is None else bias.expand(weight.shape[0]).contiguous()
+
+
 def is_plain(x: Tensor, *weights: Tensor | None) -> bool:
     """Return whether torch would do nothing but compute with these on the CPU.
 

@@ -5,12 +5,14 @@ import torch
 import torch.nn.functional as F
 
 from helpers.instruction_sets import PRODUCT_SETS, instruction_set
+from scanlab.contract import registry
 from scanlab.contract.cpu import torch_threads
 from scanlab.runtime import dispatch
 from scanlab.runtime.ops import PrepackedWeight, in_torch, linear
 from scanlab_kernels.cpu.isa import multiplies_bfloat16
 from scanlab_kernels.linear import native as native_products
 from scanlab_kernels.linear.native import packed as packed_form
+from scanlab_kernels.linear.op import LinearInputs, LinearProblem
 
 MIN_ROWS = 32
 
@@ -70,6 +72,30 @@ def test_a_slice_of_rows_and_a_slice_of_the_weight():
     strided, first = half[:, ::2], half[:, :7]
     torch.testing.assert_close(linear(x[..., ::2], PrepackedWeight(strided)), F.linear(x[..., ::2], strided))
     torch.testing.assert_close(linear(x[..., :7], PrepackedWeight(first)), F.linear(x[..., :7], first))
+
+
+@pytest.mark.parametrize("name", ["linear_onednn", "linear_mkl"])
+def test_a_bias_of_one_number_is_added_everywhere_and_nothing_behind_it_is_read(name):
+    x, weight, _ = tensors()
+    backend = registry.get(name)
+    if backend.unavailable() is not None:
+        pytest.skip(str(backend.unavailable()))
+    problem = LinearProblem(rows=x.numel() // x.shape[-1], in_features=x.shape[-1], out_features=len(weight))
+    function = backend.build(problem, {})
+    for bias in (torch.tensor(2.0), torch.tensor([2.0])):
+        out = function(LinearInputs(x, weight, bias)).out
+        torch.testing.assert_close(out, F.linear(x, weight) + 2.0)
+    with pytest.raises(RuntimeError, match="expand"):
+        function(LinearInputs(x, weight, torch.ones(len(weight) + 1)))
+
+
+def test_a_bias_that_is_no_vector_is_broadcast_as_torch_does():
+    x, weight, bias = tensors()
+    packed = PrepackedWeight(weight)
+    for odd in (bias[None], bias[:1], bias[0]):
+        torch.testing.assert_close(linear(x[0], packed, odd), F.linear(x[0], weight) + odd)
+    with pytest.raises(RuntimeError, match="size"):
+        linear(x[0], packed, bias[:7])
 
 
 def test_a_form_of_another_weight_is_refused():
