@@ -44,6 +44,13 @@ def expect_one_device(**tensors: Tensor | None) -> None:
             raise ProblemError(f"{name} is on {device}, {first} on {where}: move them to one device.")
 
 
+def expect_real(**tensors: Tensor | None) -> None:
+    """Raise ProblemError for a complex tensor, which a cast would cut to its real part."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.is_complex():
+            raise ProblemError(f"{name} is {tensor.dtype}: must be real numbers.")
+
+
 def wide(tensor: Tensor) -> Tensor:
     """Return `tensor` in the dtype that the ops compute in: float64 stays, all others become float32."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from scanlab.errors import ProblemError
 from scanlab.runtime.ops import add_norm
-from scanlab_kernels.checks import expect_one_device
+from scanlab_kernels.checks import expect_one_device, expect_real
 
 
 def layer_norm_fn(
@@ -62,7 +62,7 @@ def layer_norm_fn(
         raise ProblemError("x1 and rowscale are given: rows are scaled only where there is no x1; leave one out.")
     if x1 is not None and x1.shape != x.shape:
         raise ProblemError(f"x1 is {tuple(x1.shape)}: must be {tuple(x.shape)}, as x.")
-    _expect_real(residual=residual, x1=x1, rowscale=rowscale)
+    expect_real(residual=residual, x1=x1, rowscale=rowscale)
     branch = x if rowscale is None else x * rowscale.reshape(x.shape[:-1])[..., None].to(x.dtype)
     branch, mask = _dropped(branch, dropout_p)
     mask1 = None
@@ -84,13 +84,6 @@ def layer_norm_fn(
     if return_dropout_mask:
         outs += [mask, mask1]
     return out if len(outs) == 1 else tuple(outs)
-
-
-def _expect_real(**tensors: Tensor | None) -> None:
-    """Raise ProblemError for a complex tensor, which a cast would cut to its real part."""
-    for name, tensor in tensors.items():
-        if tensor is not None and tensor.is_complex():
-            raise ProblemError(f"{name} is {tensor.dtype}: must be real numbers.")
 
 
 def _dropped(x: Tensor, probability: float) -> tuple[Tensor, Tensor | None]:
@@ -146,7 +139,7 @@ def layer_norm_linear_fn(
         is_rms_norm=is_rms_norm,
     )
     y, total = normed
-    _expect_real(linear_weight=linear_weight, linear_bias=linear_bias)
+    expect_real(linear_weight=linear_weight, linear_bias=linear_bias)
     # As upstream, the weights follow the activations, which autocast may have made narrower.
     out = F.linear(y, linear_weight.to(y.dtype), None if linear_bias is None else linear_bias.to(y.dtype))
     return (out, total) if prenorm else out

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scanlab.errors import ProblemError
+from scanlab_kernels.checks import expect_real
 
 Norm = Callable[[Tensor, Tensor, Tensor | None, float], Tensor]
 
@@ -64,10 +65,12 @@ def layer_norm_ref(
         out in the dtype of x; where asked for, a tuple: out, the second norm, and the sum.
 
     Raises:
-        ProblemError: x1 and rowscale are both given.
+        ProblemError: x1 and rowscale are both given, or a tensor is complex.
     """
     if x1 is not None and rowscale is not None:
         raise ProblemError("x1 and rowscale are given: rows are scaled only where there is no x1; leave one out.")
+    expect_real(x=x, weight=weight, bias=bias, residual=residual, x1=x1, weight1=weight1, bias1=bias1)
+    expect_real(rowscale=rowscale)
 
     def wide(tensor: Tensor) -> Tensor:
         return tensor.float() if upcast else tensor

@@ -43,6 +43,8 @@ def test_reference_norms_take_masks_and_row_scales() -> None:
     torch.testing.assert_close(got, F.rms_norm(torch.where(kept, 2 * x * scale[..., None], 0.0), (16,), eps=1e-6))
     with pytest.raises(ProblemError, match="leave one out"):
         layer_norm_ref(x, weight, None, x1=x, rowscale=scale)
+    with pytest.raises(ProblemError, match="rowscale is torch.complex64: must be real"):
+        rms_norm_ref(x, weight, None, rowscale=scale.cfloat())
 
 
 def test_autograd_functions_have_apply() -> None:
