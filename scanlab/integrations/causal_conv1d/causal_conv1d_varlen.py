@@ -40,7 +40,8 @@ def sequence_bounds(cu_seqlens: Tensor, tokens: int) -> list[int]:
     Raises:
         ProblemError: They are no whole numbers, none, beyond the tokens, or not in order.
     """
-    if cu_seqlens.dim() != 1 or cu_seqlens.is_floating_point() or cu_seqlens.is_complex() or not len(cu_seqlens):
+    is_whole = not (cu_seqlens.is_floating_point() or cu_seqlens.is_complex() or cu_seqlens.dtype == torch.bool)
+    if cu_seqlens.dim() != 1 or not is_whole or not len(cu_seqlens):
         raise ProblemError(
             f"cu_seqlens is {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}: must be (sequences + 1,) of int32."
         )

@@ -118,7 +118,7 @@ def test_last_inputs_of_packed_sequences():
     assert torch.equal(causal_conv1d_varlen.causal_conv1d_varlen_states(x, bounds, 3), expected)
 
 
-@pytest.mark.parametrize("bounds", [[], [0, 9], [-1, 8], [0, 5, 3, 8], [[0, 8]], [0.0, 8.0]])
+@pytest.mark.parametrize("bounds", [[], [0, 9], [-1, 8], [0, 5, 3, 8], [[0, 8]], [0.0, 8.0], [False, True]])
 def test_bounds_of_no_sequences_are_refused(bounds):
     with pytest.raises(ProblemError, match="cu_seqlens"):
         causal_conv1d_varlen.causal_conv1d_varlen_states(torch.randn(8, 4), torch.tensor(bounds), 3)
