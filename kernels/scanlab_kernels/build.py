@@ -25,14 +25,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import platformdirs
 import torch
 from filelock import FileLock, Timeout
 
 from scanlab import settings
 from scanlab.contract.compiler import CURE, Compiler, find_compiler
 from scanlab.contract.cpu import usable_threads
-from scanlab.contract.files import sync
+from scanlab.contract.files import own_folder, sync
 from scanlab.errors import UnavailableError
 from scanlab_kernels import shipped
 from scanlab_kernels.integrity import digest, digest_file, forbid_others_to_write, is_intact, make_private
@@ -69,7 +68,7 @@ def cache_folder() -> Path:
     Symbolic links are resolved.
     """
     chosen = settings.CACHE.get()
-    return (Path(chosen) if chosen else platformdirs.user_cache_path("scanlab")).resolve()
+    return (Path(chosen) if chosen else own_folder("cache")).resolve()
 
 
 def headers(folder: Path) -> tuple[Path, ...]:

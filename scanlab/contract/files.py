@@ -1,11 +1,30 @@
-"""Files that several processes write and read at the same moment."""
+"""Folders of this user, and files that several processes write and read at the same moment."""
 
 from __future__ import annotations
 
 import errno
 import os
 import secrets
+import tempfile
 from pathlib import Path
+from typing import Literal
+
+import platformdirs
+
+
+def own_folder(kind: Literal["cache", "data"]) -> Path:
+    """Return this user's folder for caches or data of scanlab, which need not exist.
+
+    A user without a home folder, as in some containers, has one below the system's folder for temporary files.
+    """
+    find = platformdirs.user_cache_path if kind == "cache" else platformdirs.user_data_path
+    try:
+        folder = find("scanlab", appauthor=False)
+    except RuntimeError:  # of new versions; old ones return ~/...
+        folder = Path()
+    if folder.is_absolute():
+        return folder
+    return Path(tempfile.gettempdir()) / f"scanlab-{os.getuid()}" / kind
 
 
 def expect_regular(path: Path) -> None:

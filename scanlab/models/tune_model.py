@@ -309,7 +309,7 @@ def staging_profile(found: Sequence[TuningResult]) -> tuple[Profile, list[str]]:
     path, notices = profile_path(), []
     try:
         profile = Profile.load(path) if path.exists() else Profile.empty()
-    except ProfileError as error:
+    except (OSError, ProfileError) as error:
         profile, notices = Profile.empty(), [f"whole models were compared without the profile: {error}"]
     for each in found:
         if each.entry is not None:

@@ -9,13 +9,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 from scanlab import settings
 from scanlab.contract import registry
 from scanlab.contract.base import Problem
 from scanlab.contract.evidence import EvidenceRank, rank_of
-from scanlab.contract.files import write_atomically
+from scanlab.contract.files import own_folder, write_atomically
 from scanlab.contract.machine import this_machine
 from scanlab.contract.space import Config
 from scanlab.errors import UNREADABLE, ProfileError
@@ -219,14 +217,19 @@ def profile_path() -> Path:
 
 def default_path() -> Path:
     """Return the file for this silicon in the user's data folder."""
-    folder = Path(platformdirs.user_data_dir("scanlab", appauthor=False))
-    return folder / "profiles" / f"{this_machine().silicon_id}.json"
+    return own_folder("data") / "profiles" / f"{this_machine().silicon_id}.json"
 
 
 def load_profile() -> Profile | None:
-    """Return this machine's profile; None if none was written yet."""
+    """Return this machine's profile; None if none was written yet.
+
+    There is none either in the folder of another user, as in a container whose HOME is not that of its user.
+    """
     path = profile_path()
-    if not path.exists() and settings.PROFILE.get() is None:
+    try:
+        if settings.PROFILE.get() is None and not path.exists():
+            return None
+    except PermissionError:
         return None
     return Profile.load(path)
 

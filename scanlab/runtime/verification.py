@@ -48,7 +48,7 @@ def disagreement(problem: Problem, decision: Decision) -> str | None:
     backend = registry.get(decision.backend)
     asked = problem if decision.basis == "nearest" else problem.family
     mark = _mark("scan", backend.name, backend.source_hash, config_key(decision.config), asked.key)
-    if mark.exists():
+    if _is_there(mark):
         return None
     small = problem.small()
     try:
@@ -72,7 +72,7 @@ def ops_disagreement(ops: Any, name: str, device: str) -> str | None:
         device: Such as "cuda".
     """
     mark = _mark("ops", name, _kernels_hash(), device)
-    if mark.exists():
+    if _is_there(mark):
         return None
     for op, arguments in _op_cases().items():
         here = [each.to(device) if isinstance(each, Tensor) else each for each in arguments]
@@ -136,9 +136,16 @@ def _kernels_hash() -> str:
     return digest.hexdigest()
 
 
+def _is_there(mark: Path) -> bool:
+    try:
+        return mark.exists()
+    except PermissionError:
+        return False
+
+
 def _remember(mark: Path) -> None:
     try:
-        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         mark.touch()
     except OSError:
         return  # it is verified again in the next process

@@ -64,7 +64,7 @@ def deployed_candidate(problem: Problem) -> Candidate | None:
     path = profile_path()
     try:
         entry = Profile.load(path).exact(problem) if path.exists() else None
-    except ProfileError:  # deployment moves it aside, with a notice
+    except (OSError, ProfileError):  # deployment moves it aside, with a notice, or cannot write there
         return None
     if entry is None or refuses(entry.backend, entry.config, problem) is not None:
         return None

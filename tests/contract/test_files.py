@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
 import pytest
 
-from scanlab.contract.files import write_atomically
+from scanlab.contract.files import own_folder, write_atomically
+
+
+def without_home(*names: str, **options: object) -> Path:
+    """Find no folder, as new versions of platformdirs do."""
+    raise RuntimeError("could not determine the home directory")
+
+
+@pytest.mark.parametrize("kind", ["cache", "data"])
+@pytest.mark.parametrize("find", [without_home, lambda *names, **options: Path("~") / names[0]])
+def test_a_user_without_a_home_folder_has_one_for_temporary_files(tmp_path: Path, monkeypatch, find, kind) -> None:
+    assert own_folder(kind).is_absolute()
+    monkeypatch.setattr(f"platformdirs.user_{kind}_path", find)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert own_folder(kind) == tmp_path / f"scanlab-{os.getuid()}" / kind
 
 
 def test_writers_at_once_leave_one_whole_text_and_nothing_else(tmp_path: Path) -> None:

@@ -115,3 +115,12 @@ def test_the_machine_s_profile_is_where_the_environment_says(saved, monkeypatch,
     monkeypatch.setenv("SCANLAB_PROFILE", str(tmp_path / "missing.json"))
     with pytest.raises(ProfileError, match="cannot read the profile"):
         load_profile()
+
+
+def test_there_is_no_profile_in_the_home_folder_of_another_user(monkeypatch):
+    def closed(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.delenv("SCANLAB_PROFILE", raising=False)
+    monkeypatch.setattr("pathlib.Path.exists", closed)
+    assert load_profile() is None
