@@ -273,7 +273,7 @@ def load_weights(model: VisionMamba, weights: Mapping[str, Tensor], *, new_head:
     expected = model.state_dict()
     fitted = dict(weights)
     position, rows = fitted.get("pos_embed"), model.pos_embed
-    if position is not None and rows is not None and position.dim() == 3 and position.shape[1] != rows.shape[1]:
+    if position is not None and rows is not None and _is_resizable(position, rows):
         fitted["pos_embed"] = resize_position_embedding(position, model.patch_embed.grid_size, model.num_tokens)
     for name in ("rope.freqs_cos", "rope.freqs_sin"):
         if name in expected and name in fitted and fitted[name].shape != expected[name].shape:
@@ -300,6 +300,15 @@ def load_weights(model: VisionMamba, weights: Mapping[str, Tensor], *, new_head:
     return tuple(name for name in expected if name not in weights or fitted[name] is not weights[name])
 
 
+def _is_resizable(position: Tensor, rows: Tensor) -> bool:
+    """Return whether a position embedding differs from that of the model in its number of rows alone."""
+    return (
+        position.dim() == 3
+        and (position.shape[0], position.shape[2]) == (rows.shape[0], rows.shape[2])
+        and position.shape[1] != rows.shape[1]
+    )
+
+
 def _differ(name: str, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
     shapes = [each[name].shape if name in each else None for each in (weights, expected)]
     return shapes[0] != shapes[1]
@@ -324,7 +333,7 @@ def resize_position_embedding(position: Tensor, grid: tuple[int, ...], class_tok
     """
     kept, patches = position[:, :class_tokens], position[:, class_tokens:]
     side = math.isqrt(patches.shape[1])
-    if side**2 != patches.shape[1]:
+    if side**2 != patches.shape[1] or not side:
         raise InputError(
             f"pos_embed has {patches.shape[1]} rows besides {class_tokens} class tokens:"
             " only that of a square grid can be resized."

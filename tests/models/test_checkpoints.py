@@ -21,6 +21,13 @@ def small(**options):
     return VisionMamba(**SMALL | {"scan": "reference"} | options)
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 16), (1, 0, 16), (2, 5, 16), (1, 5, 8), (5, 16), (1, 3, 16)])
+def test_a_position_embedding_of_an_impossible_shape_is_refused(shape):
+    weights = small().state_dict() | {"pos_embed": torch.zeros(shape)}
+    with pytest.raises(InputError, match="pos_embed"):
+        checkpoints.load_weights(small(), weights)
+
+
 def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
