@@ -16,6 +16,7 @@ NAME = "build_times.json"
 # A build that is known to take more than this share of a short budget, in each process, is too slow for it.
 BUDGET_SHARE = 0.3
 SHORT_BUDGET_S = 60.0
+MAX_BUILD_S = 1e6  # more is no duration of a build
 
 
 class BuildTimes:
@@ -77,7 +78,7 @@ class BuildTimes:
             return {}
         try:
             found = json.loads(self._path.read_text())
-        except (OSError, ValueError):
+        except (OSError, RecursionError, ValueError):
             return {}
         entries = found.items() if isinstance(found, Mapping) else ()
         return {name: each for name, each in entries if _is_entry(each)}
@@ -87,8 +88,8 @@ NO_BUILD_TIMES = BuildTimes(None)
 
 
 def _is_entry(value: object) -> bool:
-    return (
-        isinstance(value, Mapping)
-        and isinstance(value.get("source"), str)
-        and all(isinstance(value.get(key), float) for key in ("again_s", "longest_s"))
-    )
+    if not isinstance(value, Mapping) or not isinstance(value.get("source"), str):
+        return False
+    again_s, longest_s = value.get("again_s"), value.get("longest_s")
+    is_known = isinstance(longest_s, float) and 0.0 <= longest_s < MAX_BUILD_S
+    return is_known and isinstance(again_s, float) and (0.0 <= again_s < MAX_BUILD_S or again_s == math.inf)

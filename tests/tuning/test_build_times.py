@@ -26,7 +26,13 @@ def test_the_shortest_build_of_a_source_is_expected_and_the_longest_of_another(t
     assert BuildTimes(tmp_path).estimate_s(replace(backend, sources=(source,))) == 90.0
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"sleepy": 3}', '{"sleepy": {"source": "a"}}', "\0"])
+DAMAGED = (
+    *("", "[]", '{"sleepy": 3}', '{"sleepy": {"source": "a"}}', "\0", "[" * 100_000),
+    *(f'{{"sleepy": {{"source": "a", "again_s": {one}, "longest_s": {one}}}}}' for one in ("-1.0", "NaN", "1e308")),
+)
+
+
+@pytest.mark.parametrize("content", DAMAGED, ids=range(len(DAMAGED)))
 def test_a_damaged_file_counts_as_empty(tmp_path, content):
     (tmp_path / NAME).write_text(content)
     times = BuildTimes(tmp_path)
