@@ -226,15 +226,15 @@ def decode(line: bytes) -> Trial:
         schema = record["schema"]
         if schema > SCHEMA:
             raise NewerSchemaError(f"it has schema {schema}; this scanlab reads up to {SCHEMA}")
-        trial = Trial.from_json(record["trial"])
-        _check(trial)
+        trial = read_trial(record["trial"])
     except UNREADABLE as error:
         raise RecordError(f"its content is not understood: {type(error).__name__}: {error}") from error
     return trial
 
 
-def _check(trial: Trial) -> None:
-    """Raise an error if a trial has values that cannot be ordered, averaged and printed."""
+def read_trial(values: Mapping[str, Any]) -> Trial:
+    """Return the trial that `Trial.to_json` wrote; one of UNREADABLE for values that cannot be ordered and printed."""
+    trial = Trial.from_json(values)
     check_field_types(trial)
     if not (0 <= trial.started_at < MAX_TIME_S and math.isfinite(trial.duration_s)):
         raise ValueError(f"started_at={trial.started_at} and duration_s={trial.duration_s} are not times")
@@ -245,6 +245,7 @@ def _check(trial: Trial) -> None:
     # Of every block: where all were disturbed, the measurement as a whole has no ratio, and is a record all the same.
     if not all(math.isfinite(block.log_ratio) for block in blocks):
         raise ValueError("the times of the measurement have no ratio")
+    return trial
 
 
 def check_field_types(instance: Any) -> None:

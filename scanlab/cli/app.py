@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import io
+import os
 import signal
 import sys
 from typing import TYPE_CHECKING, NamedTuple, cast
@@ -55,13 +57,40 @@ def main(arguments: list[str] | None = None) -> None:
 
     Exit codes: 0 done; 1 a check failed; 2 bad input; 3 it cannot run here; 130 interrupted.
     """
-    words = sys.argv[1:] if arguments is None else arguments
+    _settle_streams()
+    try:
+        _main(sys.argv[1:] if arguments is None else arguments)
+    except OSError as error:  # a full disk, or an output that nobody takes
+        if sys.stdout is not None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be written
+        if isinstance(error, BrokenPipeError):  # a reader such as `head` has seen enough
+            sys.exit(0)
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(3)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _settle_streams() -> None:
+    """Let no letter fail that the terminal lacks, and no file of a command take the number of a closed stream."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+
+
+def _main(words: list[str]) -> None:
     name = words[0] if words else "--help"
     if name in ("-h", "--help", "help"):
-        print(overview())
+        print(overview(), flush=True)
         sys.exit(0)
     if name in ("-V", "--version"):
-        print(f"scanlab {__version__}")
+        print(f"scanlab {__version__}", flush=True)
         sys.exit(0)
     if name not in COMMANDS:
         print(f"error: {unknown(name)}", file=sys.stderr)
@@ -127,9 +156,3 @@ def _run(name: str, words: list[str]) -> None:
     except ScanlabError as error:
         notes.print(f"[bold red]error:[/] {escape(str(error))}")
         sys.exit(Exit.CANNOT_RUN if isinstance(error, UnavailableError) else Exit.BAD_INPUT)
-    except OSError as error:  # a full disk, or an output that nobody takes
-        notes.print(f"[bold red]error:[/] {escape(str(error))}")
-        sys.exit(Exit.CANNOT_RUN)
-    except KeyboardInterrupt:
-        notes.print("interrupted")
-        sys.exit(Exit.INTERRUPTED)

@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from scanlab import settings
-from scanlab.bench.records import Trial, label_of
+from scanlab.bench.records import label_of, read_trial
 from scanlab.bench.store import TrialStore
 from scanlab.cli.console import (
     AsJson,
@@ -84,7 +84,7 @@ def best(
         out.print(f"  {answer['backend']} {config_key(answer['config'])}")
         out.print(f"  {answer['basis']}: {escape(answer['reason'])}")
         if answer["evidence"].get("why"):
-            out.print(f"  evidence ({answer['rank']}): {escape(answer['evidence']['why'])}")
+            out.print(f"  evidence ({answer['rank']}): {escape(str(answer['evidence']['why']))}")
         second = answer["second"]
         if second is not None:
             out.print(f"  in its place: {second['backend']} {config_key(second['config'])} ({second['basis']})")
@@ -156,7 +156,7 @@ def _check(entry: ProfileEntry, record: TrialStore, seconds: float) -> CheckedCh
     if evidence is None:
         return CheckedChoice(False, f"the choice of {entry.backend} carries no evidence")
     try:
-        trial = Trial.from_json(evidence)
+        trial = read_trial(evidence)
     except UNREADABLE as error:
         return CheckedChoice(False, f"the evidence for {entry.backend} is damaged: {type(error).__name__}: {error}")
     if (trial.problem, trial.backend, trial.config) != (entry.problem, entry.backend, entry.config):

@@ -26,8 +26,19 @@ from scanlab.suites import Case, drawn_case, load_suite
 # Results go to standard output, for people and for pipes; progress, notices and errors to standard error.
 # A pipe has no width, and standard output may be closed; wide enough for the tables.
 WIDTH = None if (sys.stdout is not None and sys.stdout.isatty()) or os.environ.get("COLUMNS") else 140
-out = Console(highlight=False, soft_wrap=True, width=WIDTH)
-notes = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class QuietConsole(Console):
+    """A console that falls silent where its reader is gone, so that what was measured is still kept and deployed."""
+
+    def on_broken_pipe(self) -> None:
+        """Send what is left to print nowhere."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+
+out = QuietConsole(highlight=False, soft_wrap=True, width=WIDTH)
+notes = QuietConsole(stderr=True, highlight=False, soft_wrap=True)
 
 
 def plain_table(*columns: str, header: bool = True) -> Table:
@@ -99,7 +110,7 @@ def refuse_repeated(names: Iterable[str]) -> None:
 
 def print_json(value: Any) -> None:
     """Print `value` as JSON on standard output."""
-    typer.echo(json.dumps(value, indent=2))
+    out.out(json.dumps(value, indent=2), highlight=False)
 
 
 def op_of(named: str | None, backends: Iterable[Backend] = ()) -> str:

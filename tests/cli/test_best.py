@@ -60,6 +60,7 @@ def test_a_choice_without_evidence_does_not_hold(run):
     [
         ({"measurement": {"unheard": 1}}, "the evidence for two_phase is damaged: KeyError"),
         ({"problem": "batch=1"}, "the evidence for two_phase is damaged: ProblemError"),
+        ({"started_at": "monday"}, "the evidence for two_phase is damaged: TypeError"),
         ({"config": {"threads": 4}}, "two_phase threads=1 is deployed on the evidence of two_phase threads=4"),
     ],
 )
