@@ -1,14 +1,15 @@
 """The lab keeps its promises: no trial is lost, no difference invented, no choice replaced on weaker evidence.
 
 Of 200 SIGKILLs at random moments, half of a writer and half of a tuning process whose successor takes up from there,
-none loses a record that was said to be on disk, and what was running is tried again. Of comparisons of one
-configuration with itself at most 5 % report a difference: some are run, and 200 are drawn from recorded noise of this
-machine. In 100 simulated tunings with injected artefacts (samples 5 to 20 times too fast or too slow, stretches that
-are disturbed) the true winner is chosen or declared a tie. Of simulated tunings that are interrupted, starved, kept
-busy or killed, 100 of each, none lowers the rank of the evidence that a deployed choice rests on. Backends with planted
-faults, of strides and of races too, are caught by `scanlab verify` and by the contract test. Of ten runs of `scanlab
-tune` beside a neighbour that hogs a CPU at random, and of ten with cold caches, none deploys what a quiet comparison
-shows to be slower than the defaults by more than the noise floor:
+none loses a record that was said to be on disk, and what was running is tried again; nor do kills of three tuners at
+once on one storage, or lead to a wrong choice. Of comparisons of one configuration with itself at most 5 % report a
+difference: some are run, and 200 are drawn from recorded noise of this machine. In 100 simulated tunings with injected
+artefacts (samples 5 to 20 times too fast or too slow, stretches that are disturbed) the true winner is chosen or
+declared a tie. Of simulated tunings that are interrupted, starved, kept busy or killed, 100 of each, none lowers the
+rank of the evidence that a deployed choice rests on. Backends with planted faults, of strides and of races too, are
+caught by `scanlab verify` and by the contract test. Of ten runs of `scanlab tune` beside a neighbour that hogs a CPU at
+random, and of ten with cold caches, none deploys what a quiet comparison shows to be slower than the defaults by more
+than the noise floor:
 
     python experiments/trust.py
 """
@@ -23,12 +24,13 @@ import pandas as pd
 import trust_faults
 import typer
 from trust_claim import Claim
+from trust_fleet import kills_of_a_fleet
 from trust_kills import kills_of_a_tuner, kills_of_a_writer
 from trust_noise import comparisons_drawn, comparisons_run
 from trust_simulated import artefacts, cut_short
 from trust_tunings import tunings as tunings_held
 
-PARTS = ("kills", "comparisons", "simulated", "faults", "tunings")
+PARTS = ("kills", "fleet", "comparisons", "simulated", "faults", "tunings")
 SECTIONS = {
     "faults": "Planted faults, and the first problem that shows each",
     "tunings": "Tunings, and the time of each choice over that of the defaults",
@@ -94,6 +96,8 @@ def main(
         if "kills" in asked:
             keep(kills_of_a_writer(kills // 2, place / "writer"))
             keep(kills_of_a_tuner(kills - kills // 2, place / "tuner"))
+        if "fleet" in asked:
+            keep(kills_of_a_fleet(kills // 2, place / "fleet"))
         if "comparisons" in asked:
             keep(comparisons_run(real, place / "comparisons"))
             keep(comparisons_drawn(drawn))

@@ -59,16 +59,18 @@ def tune_and_say(folder: Path, note: Path) -> None:
         tune(SMALL, make_inputs(SMALL), victims(), Budget(trials=10_000), TrialStore(folder), on_event=say)
 
 
-def killed(work: Callable[..., None], folder: Path, note: Path, lives_s: float, *given: object) -> list[str]:
-    """Return the whole lines that `work` wrote before it was killed, after `lives_s` or once its search was over."""
+def killed(
+    work: Callable[..., None], folder: Path, note: Path, lives_s: float, *given: object, over: str = "round "
+) -> list[str]:
+    """Return the whole lines that `work` wrote before it was killed, after `lives_s` or once it wrote `over`."""
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["scanlab.tuning.tune", "trust_kills"])
+    server.set_forkserver_preload(["scanlab.tuning.tune", work.__module__])
     victim = server.Process(target=work, args=(folder, *given, note))
     victim.start()
     while victim.is_alive() and not note.exists():
         time.sleep(0.001)
     until = time.monotonic() + lives_s
-    while time.monotonic() < until and not (note.exists() and "round " in note.read_text()):
+    while time.monotonic() < until and not (note.exists() and over in note.read_text()):
         time.sleep(random.uniform(0.0, min(0.02, lives_s)))
     assert victim.pid is not None
     assert victim.is_alive(), f"{work.__name__} ended by itself: status {victim.exitcode}"
