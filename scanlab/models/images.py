@@ -26,7 +26,10 @@ SAMPLES = ("china.jpg", "flower.jpg")
 # Formats of programs, which Pillow hands to an interpreter.
 PROGRAMS = ("EPS",)
 # errors of decoders on damaged files
-DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error)
+DAMAGE = (
+    *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, struct.error, zlib.error),
+    *(ArithmeticError, AttributeError, MemoryError, RuntimeError),
+)
 
 
 def open_image(path: Path) -> Image.Image:

@@ -17,7 +17,7 @@ def offset(bias: object, features: int) -> Tensor:
     bias = fit("bias", bias, (-1,) * bias.dim() if isinstance(bias, Tensor) else ())
     if bias.shape[-1:].numel() not in (1, features) or bias.numel() != bias.shape[-1:].numel():
         raise UnfitError("bias")
-    return bias
+    return bias.flatten() if bias.dim() == 2 else bias  # a row, which torch takes for a vector
 
 
 def rows(draw: Draw, *shape: int, dtype: torch.dtype) -> Tensor:

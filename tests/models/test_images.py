@@ -1,13 +1,14 @@
 """The evaluation pipeline on pictures of every kind, and files that hold none."""
 
 import io
+import random
 import struct
 import zlib
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
 from scanlab.errors import InputError
 from scanlab.models.images import IMAGENET_MEAN, IMAGENET_STD, open_image, prepare, sample_photograph
@@ -174,3 +175,20 @@ def test_huge_pictures_are_refused_before_they_are_read(tmp_path, side):
 def test_only_the_shipped_photographs_are_samples():
     with pytest.raises(InputError, match=r"cat\.jpg.*china\.jpg, flower\.jpg"):
         sample_photograph("cat.jpg")
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "WEBP", "TIFF", "JPEG2000"])
+def test_a_picture_with_damaged_bytes_is_read_or_refused(tmp_path, kind):
+    if not features.check({"AVIF": "avif", "WEBP": "webp", "TIFF": "libtiff", "JPEG2000": "jpg_2000"}[kind]):
+        pytest.skip(f"Pillow was built without {kind}")
+    buffer, path, rng = io.BytesIO(), tmp_path / "picture", random.Random(1)
+    gradient(31, 24).save(buffer, kind)
+    for _ in range(60):
+        damaged = bytearray(buffer.getvalue())
+        for _ in range(3):
+            damaged[rng.randrange(min(len(damaged), 250))] = rng.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            assert prepare(open_image(path), 32).shape == (3, 32, 32)
+        except InputError as error:
+            assert str(path) in str(error) or "too narrow" in str(error)
