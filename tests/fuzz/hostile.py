@@ -83,7 +83,7 @@ def _other_dtype(draw: Draw, tensor: Tensor) -> Tensor:
 
 
 def _sparse(draw: Draw, tensor: Tensor) -> Tensor:
-    return tensor.to_sparse() if tensor.dim() else tensor.to("meta")
+    return tensor.to_sparse() if tensor.dim() and tensor.dtype.itemsize > 1 else tensor.to("meta")
 
 
 def _quantized(draw: Draw, tensor: Tensor) -> Tensor:

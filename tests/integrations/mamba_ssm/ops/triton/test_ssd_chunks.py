@@ -86,10 +86,10 @@ def test_complex_tensors_are_refused_and_not_cut_to_their_real_parts() -> None:
     dt = torch.rand(1, HEADS, 1, 4)
     states = torch.randn(1, 1, HEADS, HEAD_DIM, STATE)
     with pytest.raises(ProblemError, match="B is torch.complex64: must be real"):
-        steps.chunk_state(B.cfloat(), x, dt, -dt)
+        steps.chunk_state(B.to(torch.complex64), x, dt, -dt)
     with pytest.raises(ProblemError, match="x is torch.complex64: must be real"):
-        steps.chunk_state_varlen(B[0], x[0].cfloat(), dt[0], -dt[0], torch.tensor([0, 4]), states[0])
+        steps.chunk_state_varlen(B[0], x[0].to(torch.complex64), dt[0], -dt[0], torch.tensor([0, 4]), states[0])
     with pytest.raises(ProblemError, match="initial_states is torch.complex64: must be real"):
-        steps.state_passing(states.flatten(-2), -dt[..., 0], states[:, 0].flatten(-2).cfloat())
+        steps.state_passing(states.flatten(-2), -dt[..., 0], states[:, 0].flatten(-2).to(torch.complex64))
     with pytest.raises(ProblemError, match="z is torch.complex64: must be real"):
-        steps.chunk_scan(B, B, x, dt, -dt, states, None, x.cfloat())
+        steps.chunk_scan(B, B, x, dt, -dt, states, None, x.to(torch.complex64))
