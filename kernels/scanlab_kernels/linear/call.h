@@ -6,7 +6,7 @@
 
 namespace scanlab::mixer {
 
-// Of float32; beyond, torch's own product is as fast.
+// Beyond, torch's own product is as fast.
 inline constexpr int64_t max_gemv_rows = 8;
 
 // Writes x weight^T + bias of few rows to `out`, which is dense.

@@ -1,4 +1,8 @@
-"""The linear layer by MKL with a weight that is prepacked for one number of rows, as torch's compiler calls it."""
+"""The linear layer by MKL with a weight that is prepacked for one number of rows, as torch's compiler calls it.
+
+Packing takes as long as several products and the memory of another weight. So a weight is kept packed for one number of
+rows, the first or another that comes twice in succession; torch multiplies what has any other.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from torch import Tensor
 from scanlab.contract.backend import Backend
 from scanlab.contract.cpu import threads_tunable
 from scanlab.contract.space import Space
+from scanlab_kernels.linear import torch as by_torch
 from scanlab_kernels.linear.prepacked import LinearCapabilities, maker
 from scanlab_kernels.linear.weights import PrepackedWeight, dense_bias
 
@@ -24,9 +29,9 @@ def unavailable() -> str | None:
 def linear(x: Tensor, weight: PrepackedWeight, bias: Tensor | None) -> Tensor:
     """Return x weight^T + bias."""
     rows = x.numel() // x.shape[-1]
-    packed = weight.form(
-        ("mkl", rows), lambda plain: torch.ops.mkl._mkl_reorder_linear_weight(plain.contiguous(), rows)
-    )
+    packed = weight.latest_form(rows, lambda plain: torch.ops.mkl._mkl_reorder_linear_weight(plain.contiguous(), rows))
+    if packed is None:
+        return by_torch.linear(x, weight, bias)
     out: Tensor = torch.ops.mkl._mkl_linear.default(x, packed, weight.weight, dense_bias(bias, weight.weight), rows)
     return out
 

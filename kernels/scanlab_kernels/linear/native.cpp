@@ -5,15 +5,18 @@ namespace scanlab::mixer {
 
 void multiply_gemv(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& out) {
     require(x.dim() == 2 && weight.dim() == 2, "x (rows, in) and weight (out, in)");
+    const Dtype dtype = x.dtype();
+    require(dtype != Dtype::float64, "x is float64: must be float32, bfloat16 or float16");
     Gemv linear;
+    linear.type = type_of(x);
     linear.rows = x.size(0), linear.features = weight.size(0), linear.depth = x.size(1);
-    expect("x", x, x.sizes(), Dtype::float32);
-    expect("weight", weight, {linear.features, linear.depth}, Dtype::float32);
-    if (bias) expect("bias", bias, {linear.features}, Dtype::float32);
+    expect("x", x, x.sizes());
+    expect("weight", weight, {linear.features, linear.depth}, dtype);
+    if (bias) expect("bias", bias, {linear.features}, dtype);
     const Tensor rows = dense(x, Dtype::float32), biases = dense(bias, Dtype::float32),
-                 weights = weight.stride(1) == 1 ? weight : dense(weight, Dtype::float32);
-    linear.x = rows.data<float>(), linear.bias = biases.data<float>(), linear.out = out.data<float>();
-    linear.weight = weights.data<float>(), linear.weight_row = weights.stride(0);
+                 weights = weight.stride(1) == 1 ? weight : dense(weight, dtype);
+    linear.x = rows.data<float>(), linear.bias = biases.data<float>(), linear.out = out.data();
+    linear.weight = weights.data(), linear.weight_row = weights.stride(0);
     const Kernels& kernels = kernels_in_use();
     spread(kernels.gemv_tasks(linear), linear.features * linear.depth,
            [&](int64_t begin, int64_t end) { kernels.gemv(linear, begin, end); });

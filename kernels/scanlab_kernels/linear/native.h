@@ -5,14 +5,15 @@
 
 namespace scanlab::mixer {
 
-// out = x weight^T + bias for few rows of float32.
+// out = x weight^T + bias for few rows of float32, bfloat16 or float16, summed in float32.
 struct Gemv {
+    Type type = Type::float32;  // of weight and out
     int64_t rows = 0, features = 0, depth = 0;
-    const float* x = nullptr;       // (rows, depth), dense
-    const float* weight = nullptr;  // (features, depth), the depth dense
+    const float* x = nullptr;      // (rows, depth), dense
+    const void* weight = nullptr;  // (features, depth), the depth dense
     int64_t weight_row = 0;
     const float* bias = nullptr;  // (features,), dense
-    float* out = nullptr;         // (rows, features), dense
+    void* out = nullptr;          // (rows, features), dense
 };
 
 // The same for many rows of float32 or bfloat16. A panel of the packed weight holds panel_features features, the last

@@ -49,7 +49,7 @@ def linear(x: Tensor, weight: PrepackedWeight, bias: Tensor | None) -> Tensor:
 
 
 def few_rows(x: Tensor, weight: PrepackedWeight, bias: Tensor | None) -> Tensor:
-    """Return x weight^T + bias for a few rows of float32, as fast as the weight comes out of memory."""
+    """Return x weight^T + bias for a few rows, as fast as the weight comes out of memory."""
     out: Tensor = extension.ops.gemv(x.reshape(-1, x.shape[-1]), weight.weight, bias)
     return out.view(*x.shape[:-1], weight.weight.shape[0])
 
@@ -67,11 +67,11 @@ backend = Backend(
 )
 gemv = Backend(
     name="linear_gemv",
-    summary="C++ for few rows of float32, the weight read once",
+    summary="C++ for few rows, the weight read once",
     rank=3,
     sources=SOURCES,
     space=Space((threads_tunable(),)),
-    capabilities=LinearCapabilities(max_rows=MAX_FEW_ROWS),
+    capabilities=LinearCapabilities(dtypes=("float32", "bfloat16", "float16"), max_rows=MAX_FEW_ROWS),
     make=maker(few_rows, extension.load),
     unavailable=extension.unavailable,
     op="linear",

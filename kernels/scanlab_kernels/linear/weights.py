@@ -19,6 +19,7 @@ class PrepackedWeight:
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight
         self._forms: dict[Hashable, Tensor] = {}
+        self._latest: tuple[Hashable, Tensor | None, Hashable] = None, None, None  # key, form, key asked for last
 
     def form(self, key: Hashable, make: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the form called `key`, which is `make` of the weight."""
@@ -27,10 +28,22 @@ class PrepackedWeight:
             found = self._forms[key] = make(self.weight)
         return found
 
+    def latest_form(self, key: Hashable, make: Callable[[Tensor], Tensor]) -> Tensor | None:
+        """Return the form called `key`, of which there may be many: only the latest is kept.
+
+        None where another one is kept and the call before asked for another key: a form that is used once is not worth
+        making.
+        """
+        kept_key, form, asked = self._latest
+        if form is None or (key == asked and key != kept_key):
+            kept_key, form = key, make(self.weight)
+        self._latest = kept_key, form, key
+        return form if key == kept_key else None
+
     @property
     def prepacked_bytes(self) -> int:
         """Bytes of the forms, beside those of the weight; without a library's padding."""
-        return sum(form.numel() * form.element_size() for form in self._forms.values())
+        return sum(form.nbytes for form in (*self._forms.values(), self._latest[1]) if form is not None)
 
 
 def dense_bias(bias: Tensor | None, weight: Tensor) -> Tensor | None:

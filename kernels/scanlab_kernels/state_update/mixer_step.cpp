@@ -11,7 +11,7 @@ namespace {
 
 // left weight^T.
 void multiply(const Tensor& left, const Tensor& weight, const Tensor& to) {
-    if (left.size(0) <= max_gemv_rows && left.dtype() == Dtype::float32) return multiply_gemv(left, weight, {}, to);
+    if (left.size(0) <= max_gemv_rows && left.dtype() != Dtype::float64) return multiply_gemv(left, weight, {}, to);
     const Tensor right = weight.strided({weight.size(1), weight.size(0)}, {weight.stride(1), weight.stride(0)});
     succeed(aoti_torch_cpu_mm_out(to.get(), left.get(), right.get()), "multiply matrices");
 }

@@ -26,13 +26,18 @@ def by_native_products(monkeypatch, native):
 @pytest.mark.parametrize("rows", [1, 2, 3, MAX_FEW_ROWS])
 @pytest.mark.parametrize(("out", "depth"), [(1, 1), (7, 16), (8, 31), (19, 100), (1000, 40)])
 @pytest.mark.parametrize("biased", [False, True])
-def test_it_is_the_product(isa, rows, out, depth, biased) -> None:
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("bfloat16", 4e-3), ("float16", 5e-4)])
+def test_it_is_the_product(isa, rows, out, depth, biased, dtype, tolerance) -> None:
     generator = torch.Generator().manual_seed(out)
-    x, weight, bias = (torch.randn(shape, generator=generator) for shape in ((rows, depth), (out, depth), (out,)))
+    x, weight, bias = (
+        torch.randn(shape, generator=generator).to(getattr(torch, dtype))
+        for shape in ((rows, depth), (out, depth), (out,))
+    )
     given = bias if biased else None
     got = torch.ops.scanlab_mixer.gemv(x, weight, given)
     want = F.linear(x.double(), weight.double(), bias.double() if biased else None)
-    assert_close([got], [want], ["product"], 2e-6)
+    assert got.dtype == x.dtype
+    assert_close([got], [want], ["product"], tolerance)
 
 
 def test_rows_and_weights_that_lie_apart() -> None:
