@@ -3,7 +3,8 @@
 Every matrix product of Vim-tiny, -small and -base at 224 and of mamba-130m (a token, and a prompt of 512), and the
 other ops of their blocks, by each implementation that runs here, in float32 and bfloat16, on one thread and on all. The
 implementations of a problem are timed in the same interleaved rounds, beside torch's own; the making of prepacked
-weights is not timed. A sample is the mean of calls that take 2 ms; the fastest sample counts. Served is the backend
+weights is not timed. A product for a token multiplies with the weights of 24 layers in turn: as in a model, they come
+from memory. A sample is the mean of calls that take 2 ms; the fastest sample counts. Served is the backend
 that serves where nothing was tuned: the defaults that ship, which this script writes.
 
     python experiments/products.py --rounds 12
@@ -12,7 +13,7 @@ that serves where nothing was tuned: the defaults that ship, which this script w
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -28,6 +29,7 @@ from scanlab.contract.backend import OpFn
 from scanlab.contract.base import Problem
 from scanlab.contract.cpu import torch_threads, usable_threads
 from scanlab.contract.machine import this_machine
+from scanlab.contract.op import Inputs
 from scanlab.report.formatting import memory, percent, times
 from scanlab.runtime.decisions import decide
 from scanlab.runtime.defaults import clear as clear_defaults
@@ -50,6 +52,7 @@ MODELS = {
 # Processors that have all of these instruction sets are of one kind.
 DECIDING = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
 OPS = ("linear", "causal_conv1d", "add_norm", "mamba_front", "state_update")
+LAYERS = 24
 # An implementation that is no faster than this over torch's own is not worth a default.
 WORTH = 1.03
 
@@ -111,10 +114,19 @@ def prepacked_bytes(problem: Problem, function: OpFn) -> int:
     return holder.prepacked_bytes
 
 
+def input_copies_of(problem: Problem, name: str) -> Sequence[Inputs]:
+    """Return inputs of a problem that calls take in turn; of a token's product with every layer's weight."""
+    make_inputs = registry.op(problem.op).make_inputs
+    if not isinstance(problem, LinearProblem) or problem.rows > 1 or name == "head":
+        return input_copies(make_inputs(problem, 0))
+    every_layer = [make_inputs(problem, layer)[0] for layer in range(LAYERS)]
+    return [(inputs._replace(prepacked=PrepackedWeight(inputs.weight)),) for inputs in every_layer]
+
+
 def measured(place: Place, dtype: str, threads: int, rounds: int, rng: random.Random) -> Iterator[dict[str, object]]:
     """Yield a row for each implementation of a problem: its fastest sample, which a neighbour can only lengthen."""
     problem = place.problem.replace(dtype=dtype)
-    copies = input_copies(registry.op(problem.op).make_inputs(problem, 0))
+    copies = input_copies_of(problem, place.name)
     functions = dict(candidates(problem))
     with torch_threads(threads):
         calls = [calibrate(call_of(each, problem, copies), "cpu", threads) for each in functions.values()]

@@ -225,6 +225,35 @@ def test_a_model_patched_alone_stays_patched_when_the_classes_are_not() -> None:
     assert integration.__name__ not in forwards(model)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_logits_of_a_patched_model_are_served_too(dtype: torch.dtype) -> None:
+    model = small("Mamba").to(dtype)
+    hidden = torch.randn(2, 3, SIZES["hidden_size"], dtype=dtype)
+    with torch.no_grad():
+        want = model.lm_head(hidden)
+        with patch(model):
+            copied = copy.deepcopy(model)
+            for each in (model, copied):
+                assert each.lm_head.forward.__module__ == integration.__name__
+                torch.testing.assert_close(each.lm_head(hidden), want)
+            copied.lm_head.weight.zero_()
+            assert not copied.lm_head(hidden).any()
+    assert "forward" not in vars(model.lm_head)
+    unpatch(copied)
+    assert "forward" not in vars(copied.lm_head)
+
+
+def test_a_layer_of_logits_that_does_more_is_called() -> None:
+    model = small("Mamba")
+    handle = model.lm_head.register_forward_hook(lambda layer, given, out: out + 1)
+    with torch.no_grad(), patch(model):
+        hidden = torch.randn(1, 2, SIZES["hidden_size"])
+        assert "forward" not in vars(model.lm_head)
+        got = model.lm_head(hidden)
+    handle.remove()
+    torch.testing.assert_close(got, model.lm_head(hidden) + 1)
+
+
 def test_what_served_is_explained() -> None:
     with torch.no_grad(), patch():
         small("Mamba")(torch.ones(1, 37, dtype=torch.long))
