@@ -114,6 +114,8 @@ class Extension:
 
     def unavailable(self) -> str | None:
         """Return why this library is neither cached nor can be compiled here, or None; compiles nothing."""
+        if self in _loaded:  # asked at every new problem, so no file is read
+            return None
         if sys.platform == "win32":
             return (
                 f"{self.name} is not built on Windows: torch is made with MSVC there, which lacks the vector types that"

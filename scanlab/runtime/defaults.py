@@ -45,6 +45,11 @@ class MeasuredProblem:
     source: str
     entries: tuple[DefaultEntry, ...]
 
+    @functools.cached_property
+    def family(self) -> Problem:
+        """The family of the problem, which every decision looks at."""
+        return self.problem.family
+
     @property
     def where(self) -> str:
         """The machine and the results, in words."""
@@ -60,7 +65,8 @@ def most_similar(problem: Problem) -> Iterator[MeasuredProblem]:
     """
     silicon = this_machine().silicon
     if problem.op != ScanProblem.op:
-        same = [each for each in of_silicon(silicon) if each.problem.family == problem.family]
+        family = problem.family
+        same = [each for each in of_silicon(silicon) if each.family == family]
         return iter(sorted(same, key=lambda each: each.problem.distance(problem)))
 
     def dissimilarity(each: MeasuredProblem) -> tuple[int, bool, float]:

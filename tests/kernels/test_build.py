@@ -255,3 +255,5 @@ def test_loading_registers_ops_with_torch(extension: Extension) -> None:
     extension.load()
     x = torch.randn(3)
     assert torch.equal(torch.ops.scanlab_tiny.same(x), x)
+    extension.units[0].source.unlink()
+    assert extension.unavailable() is None, "a loaded library needs its sources no more"
