@@ -144,10 +144,10 @@ def _head(model: nn.Module) -> nn.Module | None:
     return found
 
 
-def _plain_head(model: nn.Module) -> nn.Linear | None:
-    """Return the layer that gives the logits if it is a plain linear layer."""
+def _plain_head(model: nn.Module) -> Any:
+    """Return the layer that gives the logits if it is a plain linear layer, else None."""
     head = _head(model)
-    return head if isinstance(head, nn.Linear) and is_plain_layer(head, (nn.Linear,)) else None
+    return head if head is not None and is_plain_layer(head, (nn.Linear,)) else None
 
 
 def _unpatch(layer: nn.Module | None) -> None:
