@@ -110,7 +110,7 @@ def lying(inputs: ScanInputs, how: str) -> ScanInputs:
 
 @pytest.mark.parametrize("how", ["slices", "odd slices"])
 def test_projections_are_read_where_they_lie(how):
-    problem = SMALL.replace(state=4, direction="bidirectional", dim=3)
+    problem = SMALL.replace(state=4, direction="bidirectional", dim=2, length=5)
     given = make_inputs(problem)
     leaves = [tensor.requires_grad_() for each in given for tensor in each.tensors().values()]
     run = triton.backend.build(problem, SPLIT)
@@ -123,7 +123,7 @@ def test_projections_are_read_where_they_lie(how):
 
 
 def test_calls_of_one_kind_compute_with_their_own_tensors_and_others_are_told_apart():
-    problem = SMALL.replace(gradients=False, direction="bidirectional", layout="dim_last")
+    problem = SMALL.replace(gradients=False, direction="bidirectional", layout="dim_last", dim=2, length=3)
     run = triton.backend.build(problem, {"unroll": 2})
     for seed in range(2):
         given = make_inputs(problem, seed)
