@@ -86,7 +86,7 @@ def bar_chart(bars: Sequence[Bar], title: str, subtitle: str, caption: str, unit
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
-    axes.set_xlabel(unit)
+    axes.set_xlabel("\n".join(textwrap.wrap(unit, 80)))
     if logarithmic:
         log_ticks(axes, "x", times, reach=1.6 * max(reached))
     else:
