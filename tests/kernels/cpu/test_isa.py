@@ -44,7 +44,8 @@ def test_sources_compile_without_warnings(library) -> None:
         "-isystem",
         str(torch_include / "torch/csrc/api/include"),
     )
-    for unit in library.units:
+    # One unit of each source: native_core/verify.py compiles for every instruction set, with the same warnings.
+    for unit in {unit.source: unit for unit in library.units}.values():
         words = (*compiler.command, "-std=c++20", *includes, *library.flags, *unit.flags, "-Werror", "-fsyntax-only")
         result = subprocess.run([*words, str(unit.source)], capture_output=True, text=True)
         assert result.returncode == 0, result.stderr[-3000:]

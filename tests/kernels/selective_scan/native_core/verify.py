@@ -83,7 +83,7 @@ class Target:
 
 
 def here() -> Target:
-    """This machine."""
+    """Return this machine."""
     compiler = find_compiler()
     if compiler is None:
         raise MissingError("there is no C++ compiler: `apt install g++`, or name one in CXX.")
@@ -91,7 +91,7 @@ def here() -> Target:
 
 
 def emulated(arch: str) -> Target:
-    """Another processor, out of Debian's cross compilers and qemu."""
+    """Return another processor, out of Debian's cross compilers and qemu."""
     needs = {f"{arch}-linux-gnu-g++": f"g++-{arch}-linux-gnu", f"qemu-{arch}": "qemu-user"}
     for program, package in needs.items():
         if shutil.which(program) is None:
@@ -101,14 +101,17 @@ def emulated(arch: str) -> Target:
 
 
 def sources(target: Target, flags: tuple[str, ...], only: str | None) -> Iterator[tuple[str, list[str]]]:
-    """The name of each object and what it is compiled from; with `only`, other instruction sets are just there."""
+    """Yield the name of each object and what it is compiled from; with `only`, other instruction sets have no scan."""
     for isa in target.instruction_sets:
-        how = flags if only in (None, isa.name) else ("-O0",)
-        words = [*how, *isa.flags]
+        is_taken = only in (None, isa.name)
+        words = [*(flags if is_taken else ("-O0",)), *isa.flags]
         yield f"functions_{isa.name}", [*words, str(HERE / "functions.cpp")]
-        for real in ("float", "double"):
-            kernels = str(native.FOLDER / "kernels.cpp")
-            yield f"kernels_{isa.name}_{real}", [*words, f"-DSCANLAB_TYPE={real}", kernels]
+        if is_taken:
+            for real in ("float", "double"):
+                kernels = str(native.FOLDER / "kernels.cpp")
+                yield f"kernels_{isa.name}_{real}", [*words, f"-DSCANLAB_TYPE={real}", kernels]
+        else:
+            yield f"left_out_{isa.name}", [*words, str(HERE / "left_out.cpp")]
     yield "native", [*flags, str(native.FOLDER / "scan.cpp")]
     # The tests themselves need no checks, which would cost most of the time.
     for name in ("scan_case", "plain_loop", *TESTS):
@@ -200,7 +203,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("mode", nargs="?", choices=list(MODES), help="all of them by default")
     parser.add_argument("--arch", choices=list(FAMILIES), help="build for another processor and emulate it")
-    parser.add_argument("--only", metavar="ISA", help="check this instruction set alone, and compile only it with care")
+    parser.add_argument("--only", metavar="ISA", help="check the scan on this instruction set alone")
     parser.add_argument("--cases", type=int, default=200, help="random scans (default: 200)")
     parser.add_argument("--step", type=int, default=997, help="every how many float32 (default: 997)")
     asked = parser.parse_args()
