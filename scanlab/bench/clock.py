@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
-# A machine that nothing disturbed for so long is quiet.
+# A machine is quiet after this time without a disturbance.
 QUIET_S = 0.2
 
 
@@ -40,7 +40,7 @@ class MeasuringClock:
             self.leave_out(self._source() - begun)
 
     def leave_out(self, seconds: float) -> None:
-        """Take so many of the last seconds out of `now`."""
+        """Leave the last `seconds` out of `now`."""
         self._paused_s += seconds
 
 
@@ -48,9 +48,9 @@ class QuietWait:
     """Waiting for a busy machine to calm down, with a limit of its own.
 
     Args:
-        limit_s: All waiting together takes at most so long.
+        limit_s: Longest total time of waiting.
         clock: Paused while waiting, unless that `counts`.
-        disturbance: Waits for so many seconds, and returns the disturbance that samples would have seen, or None.
+        disturbance: Watches the machine for a number of seconds; returns what disturbed it, or None.
         on_wait: Called with the reason after each look at a machine that is still busy.
         counts: Whether the time is part of what the clock measures.
 

@@ -34,7 +34,7 @@ from scanlab.errors import ScanlabError
 
 # A build may compile for minutes on a slow machine; one that takes longer than this is stuck.
 BUILD_TIMEOUT_S = 900.0
-# One round, or one measurement of memory, may take so much beyond its calibration: other processes slow it down.
+# Limit of a round, or of a measurement of memory, beyond its calibrated time: other processes may slow it down.
 MIN_TIMEOUT_S = 30.0
 TIMEOUT_FACTOR = 20.0
 

@@ -26,7 +26,7 @@ from scanlab.errors import ConfigError, RejectedError, ScanlabError, Unavailable
 
 Result = TypeVar("Result")
 
-# Verification calls a candidate again for so long, and with the hard inputs once more: a race shows in some calls only.
+# Verification repeats calls for this time, and again with the hard inputs: a data race shows in some calls only.
 REPEATS_S = 0.01
 
 

@@ -31,7 +31,7 @@ def expect_regular(path: Path) -> None:
     """Raise OSError if something else than a file is at `path`: replacing /dev/null would harm every program."""
     if path.exists() and not path.is_file():
         kind = errno.EISDIR if path.is_dir() else errno.EINVAL
-        raise OSError(kind, "it is a folder" if path.is_dir() else "it is no regular file", str(path))
+        raise OSError(kind, "it is a folder" if path.is_dir() else "it is not a regular file", str(path))
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -21,7 +21,7 @@ from scanlab.contract.op import Inputs, Op, map_tensors, tensors_of
 
 # Memory that is filled with NaN before an implementation is called, for each output.
 POISONED_BYTES = 8 << 20
-# A race shows in some calls only: where calls are repeated, in at most so many of them.
+# Most calls that a repeated verification makes; a data race shows in some calls only.
 MAX_CALLS = 32
 
 

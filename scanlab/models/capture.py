@@ -30,7 +30,7 @@ def trained_like_(model: VisionMamba, seed: int = 0) -> VisionMamba:
     """Fill the model in place with weights that look trained, the same on every machine, and return it.
 
     They differ from fresh weights where training moves them and where a wrong scan could stay unnoticed: the rates
-    in A are no integers and differ by channel, D and the norms are near 1 and not 1, the step sizes of both
+    in A are not integers and differ by channel, D and the norms are near 1 and not 1, the step sizes of both
     directions span two decades (a fresh reverse direction has equal ones), no bias is 0. The numbers
     depend on seed, names and shapes alone, through numpy's raw PCG64 stream, which numpy keeps stable.
     """

@@ -125,7 +125,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def _fault_of(name: object, value: Tensor) -> str | None:
     """Return why `value` cannot be a weight, or None."""
     if not isinstance(name, str):
-        return "is no name"
+        return "is not a name"
     if value.is_nested:
         return "is nested"
     if value.is_meta:

@@ -36,7 +36,7 @@ SCAN = registry.DEFAULT_OP
 DTYPES = ("float32", "bfloat16_products", "bfloat16")
 # Text of a set of ops in a configuration.
 NONE, JOIN = "none", "+"
-# Inputs drawn anew differ from the given ones by so much, as a share of their spread.
+# Difference between fresh inputs and the given ones, as a share of their spread.
 NOISE = 0.25
 
 

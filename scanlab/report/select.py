@@ -123,7 +123,7 @@ def is_known(trial: Trial) -> bool:
 
 
 def speedup_interval(measured: Measurement) -> Interval:
-    """Return the 95 % interval of the speed-up; not a number where too few blocks say nothing that sure."""
+    """Return the 95 % interval of the speed-up; NaN if there are too few blocks to know it."""
     return measured.speedup_interval if measured.speedup_interval.known else Interval(math.nan, math.nan)
 
 

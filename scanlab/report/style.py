@@ -103,7 +103,7 @@ SIDE_BY_SIDE = tuple(
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:
-    """Return the looks of lines in one figure: those of backends theirs, those of strangers as far apart as can be."""
+    """Return the looks of lines in one figure: backends keep their own, other names get the most distinct."""
     strangers = itertools.cycle(SIDE_BY_SIDE)
     return {name: LOOKS.get(name) or next(strangers) for name in names}
 

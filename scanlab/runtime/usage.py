@@ -93,7 +93,7 @@ class UsageFile:
 
     @property
     def is_ours(self) -> bool:
-        """True where this process named the file, and is no fork of the one that did."""
+        """True if this process named the file, rather than the one that it was forked from."""
         return os.getpid() == self._owner
 
     def write(self, text: str) -> None:

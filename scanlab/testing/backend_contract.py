@@ -27,7 +27,7 @@ from scanlab.contract.space import Config, config_key
 from scanlab.contract.verify import reference_outputs, relative_error, verify
 from scanlab.errors import ConfigError, RejectedError, UnavailableError
 
-# A data race shows in some calls only: a function is called for so long.
+# Time for which a call is repeated; a data race shows in some calls only.
 REPEATS_S = 0.05
 
 

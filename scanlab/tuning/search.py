@@ -31,7 +31,7 @@ from scanlab.tuning.fleet.trial_queue import Lease, TrialQueue
 
 # Up to this many legal configurations a search may try every one of them, where there is time for that.
 EXHAUSTIVE_SIZE = 256
-# A sampler that proposes so many illegal configurations in a row is exhausted.
+# A sampler that proposes this many illegal configurations in a row is exhausted.
 MAX_REPEATS = 40
 
 MIN_BLOCKS = 3

@@ -201,7 +201,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_script_runs(run, s
     assert "Name a file in a folder that can" in found.err
     found = run("run", "--record", script("print('ran')"), "script.py")
     assert (found.code, found.out) == (2, "")
-    assert "is no recorded suite and was left as it is" in found.err
+    assert "is not a recorded suite and was left as it is" in found.err
 
 
 def test_a_script_that_calls_no_scan_leaves_no_file_and_says_so(run, script, tmp_path):

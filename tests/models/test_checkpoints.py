@@ -263,7 +263,7 @@ def test_without_a_connection_the_error_says_what_to_do(monkeypatch, tmp_path):
         ({"a": torch.zeros(2, device="meta")}, "meta device"),
         ({"a": torch.eye(2).to_sparse()}, "sparse or quantized"),
         ({"a": torch.nested.nested_tensor([torch.zeros(2)])}, "is nested"),
-        ({3: torch.zeros(2)}, "is no name"),
+        ({3: torch.zeros(2)}, "is not a name"),
         ({"a": torch.zeros(1).expand(10**9)}, "is expanded"),
     ],
 )

@@ -200,7 +200,7 @@ def test_a_file_of_another_program_stays_as_it_is(path):
     assert path.read_text() == "name,value\nimportant,1\n"
     path.unlink()
     os.mkfifo(path)  # as /dev/null, which names no profile, and must stay too
-    with pytest.raises(ProfileError, match="no regular file"):
+    with pytest.raises(ProfileError, match="not a regular file"):
         deploy([entry()], path)
     assert path.is_fifo()
 

@@ -89,7 +89,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_program_runs(tmp_pa
 
 def test_what_is_no_regular_file_is_refused_and_stays(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(InputError, match="no regular file"):
+    with pytest.raises(InputError, match="not a regular file"):
         UsageFile(tmp_path / "pipe")
     assert (tmp_path / "pipe").is_fifo()
 

@@ -129,7 +129,7 @@ SCANLAB_INLINE Pack<float, count> exp2_table(Pack<float, count> x) {
     });
 #endif
     return (polynomial(f, c) * f + 1.f) *
-           root;  // not root + root (2^f - 1), which is no number where the root is infinite
+           root;  // not root + root (2^f - 1), which is NaN where the root is infinite
 }
 #endif
 

@@ -102,7 +102,7 @@ SCANLAB_INLINE V multiply_add(V a, V b, V c) {
 }
 #endif
 
-// The larger and the smaller of both, and b where one is no number: compilers do not find the instruction for it.
+// The larger and the smaller of both, and b where one is NaN: compilers do not find the instruction for it.
 #if defined(__AVX512F__)
 SCANLAB_INLINE Vec<float> maximum(Vec<float> a, Vec<float> b) { return _mm512_max_ps(a, b); }
 SCANLAB_INLINE Vec<double> maximum(Vec<double> a, Vec<double> b) { return _mm512_max_pd(a, b); }

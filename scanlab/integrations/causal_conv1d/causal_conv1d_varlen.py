@@ -38,7 +38,7 @@ def sequence_bounds(cu_seqlens: Tensor, tokens: int) -> list[int]:
     """Return the first step of each of the packed sequences of `tokens` steps, and the end of the last.
 
     Raises:
-        ProblemError: They are no whole numbers, none, beyond the tokens, or not in order.
+        ProblemError: They are missing, not whole numbers, beyond the tokens, or not in order.
     """
     is_whole = not (cu_seqlens.is_floating_point() or cu_seqlens.is_complex() or cu_seqlens.dtype == torch.bool)
     if cu_seqlens.dim() != 1 or not is_whole or not len(cu_seqlens):

@@ -83,7 +83,7 @@ def refuse_foreign_file(path: Path) -> None:
     if not path.exists():
         return
     if not path.is_file():
-        what = "a folder" if path.is_dir() else "no regular file"
+        what = "a folder" if path.is_dir() else "not a regular file"
         raise InputError(f"--storage {path}: this is {what}; name a file, such as {path / 'studies.journal'}.")
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)

@@ -20,7 +20,7 @@ HIDDEN = "***"
 SCHEME = re.compile(r"\s*[\w+.-]*:/+")
 COLON = re.compile(":|%3A", re.IGNORECASE)
 QUERY = re.compile("[?#;]")
-# Colons that are no beginning of a password: of ports, and within IPv6 addresses.
+# Colons that do not begin a password: those of ports, and within IPv6 addresses.
 PORT = re.compile(r":\d{1,5}(?=[,/]|$)")
 ADDRESS = re.compile(r"\[[0-9A-Fa-f:.]*\]")
 
