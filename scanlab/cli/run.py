@@ -60,7 +60,9 @@ def run(
         raise InputError(f"there is no module {target}: install it, or run from the folder that it is in.")
     file = None if record is None else UsageFile(record)
     if file is not None and file.path.exists() and not file.path.read_bytes().startswith(f"[{CAPTURED}]".encode()):
-        raise InputError(f"--record {record}: this file is not a recorded suite and was left as it is; name a new file.")
+        raise InputError(
+            f"--record {record}: this file is not a recorded suite and was left as it is; name a new file."
+        )
     mamba_ssm.install()
 
     def save(log: UsageLog, is_new: bool) -> None:

@@ -127,7 +127,10 @@ def test_a_database_is_refused_with_the_url_that_was_probably_meant(path):
 
 def test_what_is_no_regular_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for name, complaint in (("pipe", "not a regular file"), (".", r"a folder; name a file, such as .*studies\.journal")):
+    for name, complaint in (
+        ("pipe", "not a regular file"),
+        (".", r"a folder; name a file, such as .*studies\.journal"),
+    ):
         with pytest.raises(InputError, match=complaint):
             open_journal(tmp_path / name, is_ours=False)
 

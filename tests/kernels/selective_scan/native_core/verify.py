@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from scanlab.contract.compiler import find_compiler
 from scanlab.contract.cpu import usable_threads
@@ -32,6 +33,7 @@ from scanlab_kernels.selective_scan.native import backend as native
 
 HERE = Path(__file__).parent
 TESTS = ("scan_test", "math_test")
+TYPES = ("float", "double")
 MISSING = 3
 
 # As little as makes GCC fuse multiplications with additions, which the bounds of the functions count on.
@@ -82,6 +84,13 @@ class Target:
     link_flags: tuple[str, ...] = ()
 
 
+class Asked(NamedTuple):
+    """The part of the core to verify: an instruction set and an arithmetic type, all of them where None."""
+
+    only: str | None
+    type: str | None
+
+
 def here() -> Target:
     """Return this machine."""
     compiler = find_compiler()
@@ -100,16 +109,17 @@ def emulated(arch: str) -> Target:
     return Target(FAMILIES[arch], (compiler,), (emulator,), ("-static",))
 
 
-def sources(target: Target, flags: tuple[str, ...], only: str | None) -> Iterator[tuple[str, list[str]]]:
-    """Yield the name of each object and what it is compiled from; with `only`, other instruction sets have no scan."""
+def sources(target: Target, flags: tuple[str, ...], asked: Asked) -> Iterator[tuple[str, list[str]]]:
+    """Yield the name of each object and what it is compiled from; instruction sets not asked for have no scan."""
     for isa in target.instruction_sets:
-        is_taken = only in (None, isa.name)
+        is_taken = asked.only in (None, isa.name)
         words = [*(flags if is_taken else ("-O0",)), *isa.flags]
         yield f"functions_{isa.name}", [*words, str(HERE / "functions.cpp")]
         if is_taken:
-            for real in ("float", "double"):
+            for real in TYPES:
+                how = flags if asked.type in (None, real) else ("-O0",)
                 kernels = str(native.FOLDER / "kernels.cpp")
-                yield f"kernels_{isa.name}_{real}", [*words, f"-DSCANLAB_TYPE={real}", kernels]
+                yield f"kernels_{isa.name}_{real}", [*how, *isa.flags, f"-DSCANLAB_TYPE={real}", kernels]
         else:
             yield f"left_out_{isa.name}", [*words, str(HERE / "left_out.cpp")]
     yield "native", [*flags, str(native.FOLDER / "scan.cpp")]
@@ -118,7 +128,7 @@ def sources(target: Target, flags: tuple[str, ...], only: str | None) -> Iterato
         yield name, ["-O1", str(HERE / f"{name}.cpp")]
 
 
-def build(target: Target, mode: str, only: str | None, folder: Path) -> None:
+def build(target: Target, mode: str, asked: Asked, folder: Path) -> None:
     """Compile and link scan_test and math_test into `folder`; raises CalledProcessError with the compiler's words."""
     flags = MODES[mode]
     common = (
@@ -131,7 +141,7 @@ def build(target: Target, mode: str, only: str | None, folder: Path) -> None:
         f"-I{PACKAGE}",
         f"-I{HERE}",
     )
-    named = list(sources(target, flags, only))
+    named = list(sources(target, flags, asked))
     commands = [[*common, *words, "-c", "-o", str(folder / f"{name}.o")] for name, words in named]
     with ThreadPoolExecutor(usable_threads()) as pool:
         list(pool.map(_run, commands))
@@ -156,14 +166,14 @@ def probe(target: Target, mode: str, folder: Path) -> None:
             )
 
 
-def verify(target: Target, mode: str, only: str | None, cases: int, step: int) -> list[str]:
+def verify(target: Target, mode: str, asked: Asked, cases: int, step: int) -> list[str]:
     """Return the faults of the core when built in this mode; print the output of its tests."""
     findings = []
     with tempfile.TemporaryDirectory(prefix=f"native-core-{mode}-") as name:
         folder = Path(name)
         probe(target, mode, folder)
-        build(target, mode, only, folder)
-        scan = [str(cases), *([only] if only else [])]
+        build(target, mode, asked, folder)
+        scan = [str(cases), *([asked.only] if asked.only else [])]
         for test, words in zip(TESTS, (scan, [str(step)]), strict=True):
             result = subprocess.run(
                 [*target.emulator, str(folder / test), *words],
@@ -204,6 +214,7 @@ def main() -> int:
     parser.add_argument("mode", nargs="?", choices=list(MODES), help="all of them by default")
     parser.add_argument("--arch", choices=list(FAMILIES), help="build for another processor and emulate it")
     parser.add_argument("--only", metavar="ISA", help="check the scan on this instruction set alone")
+    parser.add_argument("--type", choices=TYPES, help="compile the scan in the other type without sanitizers")
     parser.add_argument("--cases", type=int, default=200, help="random scans (default: 200)")
     parser.add_argument("--step", type=int, default=997, help="every how many float32 (default: 997)")
     asked = parser.parse_args()
@@ -215,7 +226,7 @@ def main() -> int:
         findings = []
         for mode in [asked.mode] if asked.mode else ["none"] if is_other else MODES:
             print(f"{mode}: {', '.join(isa.name for isa in target.instruction_sets)}", flush=True)
-            findings += verify(target, mode, asked.only, asked.cases, asked.step)
+            findings += verify(target, mode, Asked(asked.only, asked.type), asked.cases, asked.step)
     except MissingError as error:
         print(error, file=sys.stderr)
         return MISSING
