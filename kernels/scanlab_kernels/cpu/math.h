@@ -128,8 +128,7 @@ SCANLAB_INLINE Pack<float, count> exp2_table(Pack<float, count> x) {
         return bits_as<Vec<float>>(reinterpret_cast<IntVec<float>>(root) + (index << 20));
     });
 #endif
-    return (polynomial(f, c) * f + 1.f) *
-           root;  // not root + root (2^f - 1), which is NaN where the root is infinite
+    return (polynomial(f, c) * f + 1.f) * root;  // not root + root (2^f - 1), which is NaN where the root is infinite
 }
 #endif
 
