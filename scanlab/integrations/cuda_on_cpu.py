@@ -30,10 +30,11 @@ def on_cpu(*, announce: bool = True) -> Iterator[None]:
 
     Tensors, modules and factory functions take "cuda", "cuda:1", `torch.device("cuda")` and, as a device, an index.
     `torch.load` loads to the CPU. Calls of `torch.cuda` that only steer the device do nothing; events measure time, and
-    streams, generators and properties of a device are the CPU's. Process groups of nccl are made with gloo, and
-    DistributedDataParallel takes no devices. PyTorch itself turns autocast and GradScaler for cuda off without CUDA,
-    with a warning: the block runs in the dtypes of its tensors. `torch.cuda.is_available()` stays False, so that code
-    with a path for the CPU takes it.
+    streams, generators and properties of a device are the CPU's; graphs are refused. Process groups of nccl are made
+    with gloo, DistributedDataParallel takes no devices, and in one process
+    BatchNorm stands for SyncBatchNorm. PyTorch itself turns
+    autocast and GradScaler for cuda off without CUDA, with a warning: the block runs in the dtypes of its tensors.
+    `torch.cuda.is_available()` stays False, so that code with a path for the CPU takes it; `device_count()` is 1.
 
     The mapping holds in the thread that enters the block and in every `threading.Thread` started within it, those of
     executors included; there it lasts for the life of the thread. In threads that run already, device arguments
@@ -69,8 +70,11 @@ class _DevicesOnCpu(TorchFunctionMode):
         named = {name: _on_cpu(value) for name, value in (kwargs or {}).items()}
         if _is_index(named.get("device")):
             named["device"] = "cpu"
-        if func is torch.Tensor.to and len(positional) > 1 and _is_index(positional[1]):
-            positional[1] = "cpu"
+        place = 1 if func is torch.Tensor.to else 0
+        if func in (torch.Tensor.to, torch.device) and len(positional) > place and _is_index(positional[place]):
+            positional[place] = "cpu"
+        if named.get("pin_memory"):  # only memory of a host with CUDA can be pinned
+            named["pin_memory"] = False
         return func(*positional, **named)
 
 
@@ -89,7 +93,7 @@ def _is_index(value: object) -> bool:
 
 def _replacements() -> Iterator[tuple[Any, dict[str, Any]]]:
     """Yield classes and modules, each with its replacements by name while cuda is mapped."""
-    load, set_default_device = torch.load, torch.set_default_device
+    load, set_default_device, to = torch.load, torch.set_default_device, torch.nn.Module.to
 
     def load_on_cpu(f: Any, map_location: Any = None, *args: Any, **kwargs: Any) -> Any:
         return load(f, map_location if callable(map_location) else "cpu", *args, **kwargs)
@@ -97,9 +101,12 @@ def _replacements() -> Iterator[tuple[Any, dict[str, Any]]]:
     def set_default_device_on_cpu(device: Any) -> None:
         set_default_device("cpu" if _is_index(device) else _on_cpu(device))
 
+    def to_on_cpu(self: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
+        return to(self, *("cpu" if _is_index(each) else each for each in args), **kwargs)
+
     yield threading.Thread, {"start": _start_on_cpu(threading.Thread.start)}
     yield torch.Tensor, {"cuda": _itself, "pin_memory": _itself}
-    yield torch.nn.Module, {"cuda": _itself}
+    yield torch.nn.Module, {"cuda": _itself, "to": to_on_cpu}
     yield torch.UntypedStorage, {"cuda": _itself}
     yield torch.TypedStorage, {"cuda": _itself}
     yield torch, {"load": load_on_cpu, "set_default_device": set_default_device_on_cpu}

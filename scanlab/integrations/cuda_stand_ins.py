@@ -13,9 +13,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.cuda.graphs
+import torch.cuda.profiler
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from scanlab.errors import UnavailableError
+
 CAPABILITY = (0, 0)  # below every GPU's: code that asks for a capability takes its simplest path
+
+# Functions that only steer a device, or release its memory.
+STEERING = (
+    *("synchronize", "empty_cache", "set_device", "init", "_lazy_init", "ipc_collect", "set_stream", "_sleep"),
+    *("set_per_process_memory_fraction", "set_rng_state", "set_rng_state_all", "seed", "seed_all"),
+    *("reset_peak_memory_stats", "reset_max_memory_allocated", "reset_max_memory_cached"),
+    *("reset_accumulated_memory_stats", "_record_memory_history", "_dump_snapshot", "set_sync_debug_mode"),
+)
 
 
 class Event:
@@ -54,6 +67,7 @@ class Stream:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.device = torch.device("cpu")
+        self.device_index = self.priority = self.cuda_stream = 0
 
     def __enter__(self) -> Stream:
         return self
@@ -86,10 +100,20 @@ def device_properties(device: object = None) -> SimpleNamespace:
     major, minor = CAPABILITY
     return SimpleNamespace(
         name="CPU",
+        gcnArchName="CPU",
         major=major,
         minor=minor,
         total_memory=_memory_bytes("SC_PHYS_PAGES"),
         multi_processor_count=os.cpu_count() or 1,
+        max_threads_per_multi_processor=1,
+        max_threads_per_block=1,
+        warp_size=1,
+        regs_per_multiprocessor=0,
+        shared_memory_per_block=0,
+        shared_memory_per_multiprocessor=0,
+        L2_cache_size=0,
+        is_integrated=1,
+        is_multi_gpu_board=0,
     )
 
 
@@ -108,40 +132,68 @@ def nvtx_range(*args: object, **kwargs: object) -> Iterator[None]:
     yield
 
 
+class Graph:
+    """Captured graph of torch.cuda, or its capture: refused, since a replay runs the kernels of a GPU again."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        """Refuse.
+
+        Raises:
+            UnavailableError: Always.
+        """
+        raise UnavailableError(
+            "torch.cuda graphs cannot be captured on a CPU: turn them off in the script (options such as cg=False or"
+            " cuda_graph=False), or call the function that would be captured."
+        )
+
+
 def replacements(on_cpu: Callable[[Any], Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
     """Yield modules and classes, and by name what stands in them.
 
     Args:
         on_cpu: Returns the CPU for a cuda device, and any other value as it is.
     """
-    steering = (
-        *("synchronize", "empty_cache", "set_device", "reset_peak_memory_stats", "reset_max_memory_allocated", "init"),
-        *("ipc_collect", "set_per_process_memory_fraction", "set_rng_state", "set_stream"),
-    )
-    yield torch.cuda, {name: _returning(None) for name in steering}
-    yield (
-        torch.cuda,
-        {
-            "current_device": _returning(0),
-            "get_device_name": _returning("CPU"),
-            "get_device_capability": _returning(CAPABILITY),
-            "get_device_properties": device_properties,
-            "mem_get_info": memory_info,
-            "memory_summary": _returning("no memory of a GPU is in use"),
-            "get_rng_state": lambda device="cuda": torch.get_rng_state(),
-            "device": nullcontext,
-            "stream": nullcontext,
-            "current_stream": lambda device=None: Stream(),
-            "default_stream": lambda device=None: Stream(),
-            "Stream": Stream,
-            "Event": Event,
-        },
-    )
+    functions = {
+        **{name: _returning(None) for name in STEERING},
+        "device_count": _returning(1),
+        "current_device": _returning(0),
+        "can_device_access_peer": _returning(False),
+        "get_device_name": _returning("CPU"),
+        "get_device_capability": _returning(CAPABILITY),
+        "get_device_properties": device_properties,
+        "mem_get_info": memory_info,
+        "memory_summary": _returning("no memory of a GPU is in use"),
+        "memory_snapshot": lambda *args, **kwargs: [],
+        "list_gpu_processes": _returning("no processes are running on a GPU"),
+        **{name: _returning(0) for name in ("utilization", "memory_usage", "temperature", "power_draw", "clock_rate")},
+        "initial_seed": torch.initial_seed,
+        "get_rng_state": lambda device="cuda": torch.get_rng_state(),
+        "get_rng_state_all": lambda: [torch.get_rng_state()],
+        "device": nullcontext,
+        "device_of": nullcontext,
+        "stream": nullcontext,
+        "StreamContext": nullcontext,
+        "current_stream": lambda device=None: Stream(),
+        "default_stream": lambda device=None: Stream(),
+        "Stream": Stream,
+        "Event": Event,
+        "CUDAGraph": Graph,
+        "graph": Graph,
+        "make_graphed_callables": lambda callables, *args, **kwargs: callables,
+        "is_current_stream_capturing": _returning(False),
+    }
+    defining = (torch.cuda, torch.cuda.memory, torch.cuda.random, torch.cuda.streams, torch.cuda.graphs)
+    for module in defining:
+        yield module, {name: each for name, each in functions.items() if hasattr(module, name)}
+    yield torch.cuda.profiler, {"profile": nvtx_range, **{n: _returning(None) for n in ("start", "stop", "init")}}
+    yield torch.autograd.profiler, {"emit_nvtx": nvtx_range}
     yield torch.cuda.nvtx, {"range": nvtx_range, **{n: _returning(None) for n in ("range_push", "range_pop", "mark")}}
     yield torch.Tensor, {"record_stream": _returning(None)}
     yield torch, {"Generator": _generator_on_cpu(torch.Generator, on_cpu)}
     yield torch.random, {"fork_rng": _forked_on_cpu(torch.random.fork_rng)}
     yield torch, {"set_default_tensor_type": _default_type_on_cpu(torch.set_default_tensor_type)}
+    yield nn.SyncBatchNorm, {"convert_sync_batchnorm": staticmethod(_unsynchronized)}
+    yield nn.parallel, {"data_parallel": _undivided}
     if torch.distributed.is_available():
         yield torch.distributed, {"init_process_group": _group_on_cpu(torch.distributed.init_process_group)}
         yield DistributedDataParallel, {"__init__": _parallel_on_cpu(DistributedDataParallel.__init__)}
@@ -150,6 +202,28 @@ def replacements(on_cpu: Callable[[Any], Any]) -> Iterator[tuple[Any, dict[str, 
 def _returning(value: Any) -> Callable[..., Any]:
     """Return a new function for each name: TorchDynamo refuses to find one object under two names."""
     return lambda *args, **kwargs: value
+
+
+def _undivided(module: nn.Module, inputs: Any, *args: Any, module_kwargs: Any = None, **kwargs: Any) -> Any:
+    """Return the output of `torch.nn.parallel.data_parallel` for all inputs at once."""
+    inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+    return module(*inputs, **(module_kwargs or {}))
+
+
+def _unsynchronized(module: nn.Module, process_group: Any = None) -> nn.Module:
+    """Return a module as it is instead of with SyncBatchNorm, which needs GPUs; in one process both are the same.
+
+    Raises:
+        UnavailableError: The process group has several processes.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        processes = torch.distributed.get_world_size(process_group)
+        if processes > 1:
+            raise UnavailableError(
+                f"SyncBatchNorm needs GPUs, and {processes} processes train here: run one, or leave out"
+                " convert_sync_batchnorm; each process then normalises by its own batches."
+            )
+    return module
 
 
 def _generator_on_cpu(generator: type[torch.Generator], on_cpu: Callable[[Any], Any]) -> type[torch.Generator]:

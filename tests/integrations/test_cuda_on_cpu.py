@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from scanlab.errors import UnavailableError
 from scanlab.integrations.cuda_on_cpu import on_cpu
 
 NAMES = [
@@ -48,6 +49,10 @@ def without_cuda():
         lambda: torch.nn.Linear(2, 2, device="cuda").weight,
         lambda: torch.nn.Linear(2, 2).cuda().weight,
         lambda: torch.nn.Linear(2, 2).to("cuda").weight,
+        lambda: torch.nn.Linear(2, 2).to(0).weight,
+        lambda: torch.ones(2, device=torch.device(0)),
+        lambda: torch.ones(2, pin_memory=True),
+        lambda: torch.nn.parallel.data_parallel(torch.nn.Linear(2, 2).cuda(), torch.ones(1, 2).cuda(), device_ids=[0]),
         lambda: torch.nn.DataParallel(torch.nn.Linear(2, 2), device_ids=[0, 1]).cuda().module.weight,
     ],
 )
@@ -155,6 +160,40 @@ def test_questions_about_the_device_are_answered_for_the_cpu():
             torch.cuda.nvtx.range_push("inner")
 
 
+@pytest.mark.parametrize(
+    "steer",
+    [
+        lambda: torch.cuda.seed_all(),
+        lambda: torch.cuda.manual_seed_all(torch.cuda.initial_seed()),
+        lambda: torch.cuda.set_rng_state_all(torch.cuda.get_rng_state_all()),
+        lambda: torch.cuda.memory.reset_peak_memory_stats(),
+        lambda: torch.cuda.reset_accumulated_memory_stats(),
+        lambda: torch.cuda.memory._record_memory_history(),
+        lambda: torch.cuda.streams.Stream().synchronize(),
+        lambda: torch.cuda.profiler.start(),
+        lambda: 8 // torch.cuda.device_count(),
+        lambda: torch.cuda.utilization(),
+        lambda: torch.cuda.make_graphed_callables(torch.nn.Linear(2, 2).cuda(), (torch.ones(1, 2),))(torch.ones(1, 2)),
+    ],
+)
+def test_calls_that_only_steer_or_ask_a_device_end(steer):
+    with on_cpu():
+        steer()
+
+
+def test_captured_graphs_are_refused_in_a_sentence():
+    with on_cpu():
+        assert torch.cuda.CUDAGraph | None
+        with pytest.raises(UnavailableError, match="turn them off in the script"):
+            torch.cuda.CUDAGraph()
+
+
+def test_torch_compile_finds_the_properties_of_the_device():
+    with on_cpu():
+        double = torch.compile(lambda x: x + torch.ones(2, device="cuda"))
+        assert double(torch.ones(2).cuda()).tolist() == [2, 2]
+
+
 def test_generators_are_those_of_the_cpu():
     with on_cpu():
         generator = torch.Generator(device="cuda").manual_seed(3)
@@ -179,10 +218,11 @@ def test_a_process_group_of_one_trains_in_parallel(tmp_path):
     with on_cpu():
         torch.distributed.init_process_group("nccl", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
         try:
-            model = torch.nn.Linear(2, 2).cuda()
+            layers = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)).cuda()
+            model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(layers)
             parallel = torch.nn.parallel.DistributedDataParallel(model, device_ids=[0], output_device=0)
-            parallel(torch.ones(1, 2).cuda()).sum().backward()
+            parallel(torch.ones(3, 2).cuda()).sum().backward()
             assert torch.distributed.get_backend() == "gloo"
         finally:
             torch.distributed.destroy_process_group()
-    assert model.bias.grad is not None
+    assert all(each.grad is not None for each in model.parameters())
