@@ -5,8 +5,8 @@ One layer of a published model with random weights, the same in every implementa
 - `scanlab` is the layer of transformers, patched;
 - `transformers` is the same layer on the PyTorch path that it takes on a CPU;
 - `mamba_ssm` is the layer on the chunked PyTorch references that its tests compare with, restated here;
-- `projections` are the two products with the layer's weights, which are torch's in every implementation. The ratio of
-  transformers to scanlab is also given without them: in float32 they bound what anything else can gain.
+- `projections` are the two products with the layer's weights, which are torch's in every implementation: "their share"
+  is theirs of scanlab's time, and "at most" is the ratio that a layer would reach in which nothing else took time.
 
 All are timed in the same rounds, and times are medians. The peak of memory is that of one call in a fresh process,
 beyond what was in use before it.
@@ -148,6 +148,12 @@ def reference_layer(layer: Any, u: Tensor) -> Tensor:
     return projected
 
 
+def projected(layer: Any, u: Tensor) -> Tensor:
+    """Return the two products with the weights of `layer`, and nothing else."""
+    out: Tensor = layer.out_proj(layer.in_proj(u)[..., : layer.intermediate_size])
+    return out
+
+
 def forwards(name: str, dtype: str) -> dict[str, tuple[Callable[[Tensor], Tensor], nn.Module]]:
     """Return the layer by each implementation, and its projections; each with the module that has its weights."""
     (ours, _), (theirs, _) = patched_layer(name, dtype), transformers_layer(name, dtype)
@@ -155,7 +161,7 @@ def forwards(name: str, dtype: str) -> dict[str, tuple[Callable[[Tensor], Tensor
         "scanlab": (ours, ours),
         "transformers": (theirs, theirs),
         "mamba_ssm": (lambda u: reference_layer(theirs, u), theirs),
-        PROJECTIONS: (lambda u: theirs.out_proj(theirs.in_proj(u)[..., : theirs.intermediate_size]), theirs),
+        PROJECTIONS: (lambda u: projected(theirs, u), theirs),
     }
 
 
@@ -208,12 +214,10 @@ def token_calls(name: str, dtype: str) -> dict[str, common.Call]:
         layer(prompt, cache_params=past)
         return torch.inference_mode()(lambda: layer(token, cache_params=past))
 
-    calls = {
-        "scanlab": call(*patched_layer(name, dtype)),
-        "transformers": call(*transformers_layer(name, dtype)),
-    }
+    theirs, config = transformers_layer(name, dtype)
+    calls = {"scanlab": call(*patched_layer(name, dtype)), "transformers": call(theirs, config)}
     check({which: each() for which, each in calls.items()}, dtype)
-    return calls
+    return calls | {PROJECTIONS: torch.inference_mode()(lambda: projected(theirs, token))}
 
 
 def check(outputs: dict[str, Any], dtype: str) -> None:
@@ -264,21 +268,19 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
         if what in wide.index:
             values = wide.loc[what]
             spell = duration if unit == "seconds" else mebibytes
-            spelled = {which: "" if pd.isna(each) else spell(each) for which, each in values.items()}
-            beyond = values[["transformers", "scanlab"]] - values[PROJECTIONS]
-            ratios = {"ratio": values, "beyond the projections": beyond}
-            lines.append(
-                {"what": what, **spelled}
-                | {which: ratio_of(each) for which, each in ratios.items()}
-                | {"aim": f"at least {aim:g}"}
-            )
+            spelled = {which: cell(each, spell) for which, each in values.items()}
+            shown = {
+                "ratio": cell(values["transformers"] / values["scanlab"], times),
+                "their share": cell(values[PROJECTIONS] / values["scanlab"], "{:.0%}".format),
+                "at most": cell(values["transformers"] / values[PROJECTIONS], times),
+            }
+            lines.append({"what": what, **spelled, **shown, "aim": f"at least {aim:g}"})
     return pd.DataFrame(lines)
 
 
-def ratio_of(values: "pd.Series[float]") -> str:
-    """Return the ratio of transformers to scanlab as text; empty where there is none."""
-    ratio = values["transformers"] / values["scanlab"]
-    return "" if pd.isna(ratio) else times(ratio)
+def cell(value: float, spell: Callable[[float], str]) -> str:
+    """Return a value as text; empty where it was not measured."""
+    return "" if pd.isna(value) else spell(value)
 
 
 def duration(seconds: float) -> str:

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 from checkouts import Built, from_file, image, package, stand_in
-from sequences import dis, hydra, mamba3d, mamba4rec, s_mamba, se_mamba
+from images import mair, mamba_ad, mamba_mil, mobile_mamba, pan_mamba, sigma, simba, ultralight
+from sequences import caduceus, dis, hydra, mamba3d, mamba4rec, s_mamba, se_mamba, time_machine
 from torch import Tensor, nn
 
 
@@ -130,6 +131,9 @@ def h_vmunet() -> Built:
 
     model = H_vmunet(num_classes=1, c_list=[8, 16, 32, 64, 128, 256])
     model.register_forward_hook(lambda module, inputs, out: torch.logit(out))
+    for name, weight in model.named_parameters():
+        if "gamma" in name:  # the scale of a branch, at first so small that errors would not show
+            nn.init.ones_(weight)
     return model, (image(1, 3, 64, 64),)
 
 
@@ -296,6 +300,17 @@ CLIENTS = (
     Client("JCruan519/VM-UNet", "VM-UNet, small, 64 px", vm_unet),
     Client("csguoh/MambaIR", "MambaIR, 2 groups, 24 px", mamba_ir),
     Client("CompVis/zigma", "ZigMa-S/2, 4 layers, 32 px", zigma),
+    Client("XLearning-SCU/2025-CVPR-MaIR", "MaIR, 2 groups, 32 px", mair, ("basicsr/archs",)),
+    Client("alexhe101/Pan-Mamba", "mixer of Pan-Mamba, 256 tokens", pan_mamba),
+    Client("isyangshu/MambaMIL", "MambaMIL (SRMamba), 300 patches", partial(mamba_mil, "SRMamba")),
+    Client("isyangshu/MambaMIL", "MambaMIL (BiMamba), 300 patches", partial(mamba_mil, "BiMamba")),
+    Client("lewandofskee/MobileMamba", "mixer of MobileMamba, 14 by 14", mobile_mamba),
+    Client("lewandofskee/MambaAD", "mixer of MambaAD, 16 by 16", mamba_ad),
+    Client("zifuwan/Sigma", "fusion of Sigma, 16 by 16", sigma),
+    Client("badripatro/simba", "SiMBA, one block a level, 64 px", simba, ("classification",)),
+    Client("wurenkai/UltraLight-VM-UNet", "UltraLight VM-UNet, 64 px", ultralight),
+    Client("kuleshov-group/caduceus", "Caduceus, 4 layers, 256 nucleotides", caduceus),
+    Client("Atik-Ahamed/TimeMachine", "TimeMachine, 7 series", time_machine, ("TimeMachine_supervised",)),
     Client("RoyChao19477/SEMamba", "SEMamba, 2 blocks, 32 frames", se_mamba, (".",), ("mamba-1_2_0_post1",)),
     Client("wzhwzhwzh0921/S-D-Mamba", "S-Mamba, 321 series", s_mamba),
     Client("feizc/DiS", "DiS-S/2, 6 blocks, 32 px", dis, (".",), ("mamba",)),

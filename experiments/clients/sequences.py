@@ -110,3 +110,22 @@ def mamba3d() -> Built:
 
     centers, (tokens, positions) = image(1, 128, 3), image(2, 1, 129, 384)
     return OfTokens(), (centers, tokens, positions)
+
+
+def time_machine() -> Built:
+    """Return TimeMachine for seven series."""
+    package("models", "models")
+    from models.TimeMachine import Model
+
+    sizes = {"enc_in": 7, "seq_len": 96, "pred_len": 96, "n1": 128, "n2": 32, "d_state": 64, "dconv": 2, "e_fact": 1}
+    model = Model(SimpleNamespace(**sizes, revin=0, ch_ind=1, residual=1, dropout=0.0))
+    return model, (image(1, 96, 7),)
+
+
+def caduceus() -> Built:
+    """Return Caduceus (bidirectional, the weights of both directions tied), four layers, for 256 nucleotides."""
+    from caduceus.configuration_caduceus import CaduceusConfig
+    from caduceus.modeling_caduceus import Caduceus
+
+    config = CaduceusConfig(d_model=256, n_layer=4, vocab_size=12, fused_add_norm=True, rms_norm=True)
+    return Caduceus(config), (torch.randint(7, 11, (1, 256), generator=torch.Generator().manual_seed(1)),)

@@ -102,7 +102,8 @@ def _replacements() -> Iterator[tuple[Any, dict[str, Any]]]:
         set_default_device("cpu" if _is_index(device) else _on_cpu(device))
 
     def to_on_cpu(self: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
-        return to(self, *("cpu" if _is_index(each) else each for each in args), **kwargs)
+        places: list[Any] = ["cpu" if _is_index(each) else each for each in args]
+        return to(self, *places, **kwargs)
 
     yield threading.Thread, {"start": _start_on_cpu(threading.Thread.start)}
     yield torch.Tensor, {"cuda": _itself, "pin_memory": _itself}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -100,6 +102,25 @@ def test_a_traced_model_is_saved_and_loaded(case: tuple[nn.Module, Tensor]) -> N
         torch.jit.save(torch.jit.trace(model, (x,)), file)
         file.seek(0)
         close(torch.jit.load(file)(x), model(x))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("case", ["patched Mamba2", "drop-in Mamba"], indirect=True)
+def test_a_model_traced_with_its_gradients_is_differentiable(case: tuple[nn.Module, Tensor]) -> None:
+    model, x = case
+    traced = torch.jit.trace(model, (x,))
+    want, got = (torch.autograd.grad(each(x).square().sum(), [*model.parameters()]) for each in (model, traced))
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_the_first_call_of_a_process_may_be_traced() -> None:
+    code = """
+import torch
+from scanlab.integrations.mamba_ssm.modules.mamba_simple import Mamba
+torch.jit.trace(Mamba(16), torch.ones(1, 5, 16))
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
 
 @pytest.mark.parametrize("case", ["patched Mamba", "drop-in Mamba2"], indirect=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -65,6 +67,22 @@ def load() -> str:
         UnavailableError: They can neither be built nor are they cached.
         ConfigError: SCANLAB_ISA has an illegal value, or names AMX, which the system does not grant.
     """
+    with _untraced():
+        return _loaded_on()
+
+
+@contextmanager
+def _untraced() -> Iterator[None]:
+    """Keep the calls of a block out of the graph that torch.jit.trace is building."""
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
+
+
+def _loaded_on() -> str:
     extension.load()
     isa = chosen_isa()
     if may_take_tiles():

@@ -123,6 +123,7 @@ class Finder(MetaPathFinder):
         vars(module)["__getattr__"] = functools.partial(_missing, name, official)
         if official in manifest.VERSIONS:
             vars(module)["__version__"] = manifest.VERSIONS[official]
+            vars(module)["__file__"] = importlib.import_module(f"scanlab.integrations.{official}").__file__
 
     def wrap(self, module: ModuleType) -> None:
         """Let the functions of `module` choose by device, and add those that mamba_ssm lacks; classes stay theirs."""

@@ -77,7 +77,7 @@ SERVED: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "mamba_ssm.ops": {},
     "mamba_ssm.ops.selective_scan_interface": {
-        f"{HERE}.ops.selective_scan_interface": SCAN,
+        f"{HERE}.ops.selective_scan_interface": (*SCAN, "selective_scan_cuda", "causal_conv1d_cuda"),
         f"{HERE}.ops.triton.layer_norm": ("rms_norm_forward",),
         f"{CONV_HERE}.causal_conv1d_interface": ("causal_conv1d_fn",),
         f"{CONV_HERE}.cpp_functions": COMPILED_CONV,

@@ -130,6 +130,7 @@ def test_the_package_has_its_modules_as_attributes_and_a_version():
     assert mamba_ssm.ops.selective_scan_interface.selective_scan_fn is mamba_ssm.selective_scan_fn
     assert mamba_ssm.modules.mamba_simple.Mamba is mamba_ssm.Mamba
     assert not hasattr(mamba_ssm.modules, "mamba3")
+    assert Path(mamba_ssm.__file__).exists()  # printed by scripts that tell where they import from
     assert importlib.metadata.version("mamba_ssm") == mamba_ssm.__version__
     assert importlib.metadata.version("causal-conv1d") == causal_conv1d.__version__
     assert importlib.metadata.metadata("mamba-ssm")["Name"] == "mamba_ssm"

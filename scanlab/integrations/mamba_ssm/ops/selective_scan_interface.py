@@ -18,6 +18,7 @@ from torch import Tensor
 from scanlab.contract.problem import ScanInputs
 from scanlab.contract.space import config_key
 from scanlab.errors import ProblemError
+from scanlab.integrations.mamba_ssm import cuda_extensions
 from scanlab.runtime import dispatch
 from scanlab.runtime import ops as mixer
 from scanlab.runtime.promotion import promoted_scan
@@ -25,6 +26,9 @@ from scanlab.runtime.traced import is_traced
 from scanlab_kernels.checks import expect_one_device
 
 log = logging.getLogger("scanlab")
+
+# Upstream imports its compiled modules here, and others take them from here.
+selective_scan_cuda = causal_conv1d_cuda = cuda_extensions
 
 
 def say_who_serves() -> None:
