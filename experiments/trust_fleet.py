@@ -3,8 +3,8 @@
 import itertools
 import os
 import random
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from trust_claim import Claim
@@ -56,13 +56,12 @@ class Fleet:
 
     def run(self) -> None:
         """Run all tuners, and wait for them."""
-        threads = [threading.Thread(target=self._follow, args=(tuner,)) for tuner in range(TUNERS)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(TUNERS) as pool:
+            for followed in pool.map(self._follow, range(TUNERS)):
+                self.choices.append(followed)
 
-    def _follow(self, tuner: int) -> None:
+    def _follow(self, tuner: int) -> str:
+        """Run a tuner and its successors; return the choice."""
         url = f"sqlite:///{self._folder / 'studies.db'}"
         for life in itertools.count():
             is_last = self.kills >= self._wanted
@@ -70,13 +69,13 @@ class Fleet:
             note = self._folder / f"said-{tuner}-{life}"
             lines = killed(tune_and_choose, self._folder, note, lives_s, url, tuner, over=CHOSE)
             self.said.update(line for line in lines if not line.startswith(CHOSE))
-            choices = [line for line in lines if line.startswith(CHOSE)]
-            self.choices += choices
-            if choices:
-                return
+            for line in lines:
+                if line.startswith(CHOSE):
+                    return line
             if is_last:
-                raise SystemExit(f"A tuner chose nothing in {LAST_TUNER_S:.0f} s.")
+                break
             self.kills += 1
+        raise SystemExit(f"A tuner chose nothing in {LAST_TUNER_S:.0f} s.")
 
 
 def kills_of_a_fleet(kills: int, folder: Path) -> Claim:

@@ -48,6 +48,8 @@ RENAMED = {
 }
 # Commands whose process runs a script of the user, which may have a handler of its own.
 KEEP_SIGTERM = ("run",)
+# Of torch's error, which has no type of its own.
+OUT_OF_MEMORY = "can't allocate memory"
 
 USAGE = "usage: scanlab COMMAND [OPTIONS]; `scanlab COMMAND --help` has an example"
 
@@ -66,6 +68,11 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(error, BrokenPipeError):  # a reader such as `head` has seen enough
             sys.exit(0)
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(3)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and OUT_OF_MEMORY not in str(error):
+            raise
+        print("error: the memory does not suffice: make the problem, the size or the batch smaller.", file=sys.stderr)
         sys.exit(3)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -317,7 +317,11 @@ class VisionMamba(nn.Module):
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
+    if isinstance(size, int):
+        return size, size
+    if len(size) != 2:
+        raise ProblemError(f"{size}: must be one number or (height, width).")
+    return size
 
 
 def residual_scale(depth: int, initializer_cfg: Mapping[str, float] | None) -> float:

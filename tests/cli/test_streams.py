@@ -1,4 +1,4 @@
-"""Standard streams that are closed, full, without letters, or whose reader is gone."""
+"""Standard streams that are closed, full, without letters, or whose reader is gone; too little memory."""
 
 from __future__ import annotations
 
@@ -57,3 +57,14 @@ def test_no_file_takes_the_number_of_a_closed_stream(tmp_path) -> None:
     done = shell(f"cd {tmp_path}; {sys.executable} program.py <&- >&- 2>&-")
     assert done.returncode == 0
     assert int((tmp_path / "opened").read_text()) > 2
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 3 TB")])
+def test_memory_that_does_not_suffice_is_told_in_a_sentence(run, monkeypatch, error) -> None:
+    def fail(name):
+        raise error
+
+    monkeypatch.setattr("scanlab.cli.app.load_command", fail)
+    outcome = run("list")
+    assert outcome.code == 3
+    assert "the memory does not suffice: make the problem" in outcome.err

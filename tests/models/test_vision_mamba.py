@@ -154,6 +154,7 @@ def test_initialisation_options_are_heard():
         ({"if_rope": True, "use_double_cls_token": True}, "one class token or none"),
         ({"if_rope": True, "img_size": 24}, "the grid be even"),
         ({"img_size": "x"}, "img_size='x': must be a whole number of at least 1"),
+        ({"img_size": (16,)}, "must be one number or"),
         ({"patch_size": 0}, "patch_size=0: must be a whole number of at least 1"),
         ({"depth": -1}, "depth=-1: must be a whole number of at least 0"),
         ({"drop_rate": math.nan}, "drop_rate=nan: must be a probability"),

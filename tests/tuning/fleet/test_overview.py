@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import signal
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -159,6 +160,18 @@ def search_on(url, folder, delays_ms=(0.0, 1.0)):
     baseline = Candidate(registry.get("reference"), {"threads": 1})
     storage, _ = open_storage(url, folder)
     return Search(sleepy(delays_ms=delays_ms), context, baseline, [], storage, TrialStore(folder), carries=True)
+
+
+def test_a_clock_that_jumps_ends_nothing_early_and_keeps_no_lease(tmp_path, url, monkeypatch):
+    jumps, now = itertools.cycle((0.0, 4e8, -1.5e9, 3600.0, -61.0)), time.time
+    monkeypatch.setattr("time.time", lambda: now() + next(jumps))
+    delays = tuple(float(step) for step in range(6))
+    first = run(tmp_path / "one", url, [sleepy(delays_ms=delays)])
+    assert first.new == len(delays)
+    assert all(0 <= each.duration_s < 60 for each in first.trials)
+    assert run(tmp_path / "two", url, [sleepy(delays_ms=delays)]).new == 0
+    (summary,) = fleet_overview(open_storage(url, tmp_path)[0]).machines
+    assert (summary.num_working, summary.num_tried) == (0, len(delays))
 
 
 def test_a_silent_worker_on_another_host_loses_its_lease_and_its_late_record_still_counts(tmp_path, url, monkeypatch):
