@@ -19,6 +19,7 @@ DTYPES = {
     "float16": torch.float16,
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+MAX_SIZE = 2**63 - 1  # of a tensor of torch
 # State updates of a problem that a reference solves in milliseconds.
 MAX_SMALL_UPDATES = 2**18
 
@@ -118,11 +119,13 @@ class Problem:
 
 
 def expect_sizes(problem: Problem) -> None:
-    """Raise ProblemError unless every size of `problem` is a whole number of at least 1 and its dtype is known."""
+    """Raise ProblemError unless every size of `problem` is one of torch's, at least 1, and its dtype is known."""
     for name in problem.sizes:
         value = getattr(problem, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ProblemError(f"{name}={value!r}: must be a whole number of at least 1.")
+        if value > MAX_SIZE:
+            raise ProblemError(f"{name} is a number of {value.bit_length()} bits: must be at most {MAX_SIZE}.")
     expect_one_of("dtype", problem.dtype, tuple(DTYPES))
 
 

@@ -80,6 +80,7 @@ def test_sizes_of_the_work():
         ("batch=1,dim=4", "lacks length"),
         ("batch=1,dim=4,length=0", "length=0: must be a whole number of at least 1"),
         ("batch=1,dim=4,length=x", "length='x': must be a whole number"),
+        (f"batch=1,dim=4,length={10**400}", "length is a number of 1329 bits: must be at most 9223372036854775807"),
         ("batch=1,dim=4,length=3,colour=red", "'colour=red' in .*: must be name=value"),
         ("batch=1,dim=4,length=3,dtype=int8", "dtype='int8': must be one of float32"),
         ("batch=1,dim=4,length=3,has_z=maybe", "must be true or false"),
