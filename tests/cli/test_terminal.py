@@ -19,6 +19,7 @@ from helpers.simulated import tune_simulated
 from scanlab.cli.app import COMMANDS, load_command, overview
 from scanlab.cli.console import plain_table
 from scanlab.errors import did_you_mean
+from scanlab.export.bundle import Exported
 from scanlab.models.vision_mamba import RELEASED, VisionMamba
 
 SMALL = "batch=1,dim=6,length=20,state=4"
@@ -29,7 +30,6 @@ QUICK = {
     "verify": ["--problem", SMALL],
     "bench": ["--problem", SMALL, "--budget", "1s"],
     "tune": ["--trials", "2", "--backends", "two_phase"],
-    "export": ["--size", "32"],
 }
 
 
@@ -52,7 +52,9 @@ def test_the_help_of_a_command_fits_into_80_columns_and_its_example_into_a_line(
 
 @pytest.mark.slow
 def test_the_examples_work_when_pasted_one_after_the_other(run, monkeypatch):
-    # Times are made up, and what would take long is smaller.
+    # Times are made up, no graph is written, and what would take long is smaller.
+    written = Exported(checks=(), decided={})
+    monkeypatch.setattr("scanlab.cli.export.write_folder", lambda *arguments, **options: written)
     monkeypatch.setattr("scanlab.cli.tune.tune_problem", partial(tune_simulated, time_ms=lambda each: 1.0))
     monkeypatch.setattr("scanlab.cli.tune.MIN_SWEEP_S", 1e9)
     monkeypatch.setitem(RELEASED, "vim_tiny", partial(VisionMamba, depth=1, embed_dim=32))

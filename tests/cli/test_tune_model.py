@@ -77,6 +77,7 @@ def test_a_profile_that_cannot_be_read_takes_no_part_and_is_replaced(run, monkey
     path = tmp_path / "profile.json"
     monkeypatch.setenv("SCANLAB_PROFILE", str(path))
     path.write_text('{"schema_version": 1, "torn')
+    monkeypatch.setattr("scanlab.cli.tune_model.write_results", lambda record: [])
     outcome = run(*TUNE)
     assert outcome.code == 0, outcome.err
     assert "compared without the profile" in outcome.err
