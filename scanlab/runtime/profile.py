@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -241,7 +242,9 @@ def expect_profile(path: Path) -> None:
     """
     with path.open("rb") as file:
         head = b"".join(file.read(HEAD_BYTES).strip(b"\0").split())
-    if path != default_path() and not head.startswith(MARK) and not MARK.startswith(head):
+    # A link may lead to the default place, and that place may be a link itself.
+    is_default = os.path.realpath(path) == os.path.realpath(default_path())
+    if not is_default and not head.startswith(MARK) and not MARK.startswith(head):
         raise ProfileError(
             f"{path} is not a profile and was left as it is. Name another place in {settings.PROFILE.name}."
         )

@@ -13,8 +13,8 @@ from scanlab.contract import registry
 from scanlab.contract.base import Problem
 from scanlab.contract.problem import ScanProblem
 from scanlab.errors import ProfileError
-from scanlab.runtime.deployment import deploy, diff, remove, restore, update_profile
-from scanlab.runtime.profile import Profile, ProfileEntry
+from scanlab.runtime.deployment import deploy, diff, expect_deployable, remove, restore, update_profile
+from scanlab.runtime.profile import Profile, ProfileEntry, default_path
 
 PROBLEM = ScanProblem(batch=1, dim=384, length=197)
 PHASES = ("search", "comparison", "holdout")
@@ -203,6 +203,25 @@ def test_a_file_of_another_program_stays_as_it_is(path):
     with pytest.raises(ProfileError, match="not a regular file"):
         deploy([entry()], path)
     assert path.is_fifo()
+
+
+@pytest.mark.parametrize("linked", ["the file", "its folder"])
+def test_a_damaged_default_profile_behind_a_link_is_moved_aside(monkeypatch, tmp_path, linked):
+    monkeypatch.delenv("SCANLAB_PROFILE", raising=False)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    path, elsewhere = default_path(), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / path.name).write_text("no profile at all")
+    path.parent.parent.mkdir(parents=True)
+    if linked == "the file":
+        path.parent.mkdir()
+        path.symlink_to(elsewhere / path.name)
+    else:
+        path.parent.symlink_to(elsewhere)
+    expect_deployable()
+    (notice,) = deploy([entry()]).notices
+    assert "It was moved to" in notice
+    assert served(path) == served(elsewhere / path.name) == entry()
 
 
 def test_what_raises_while_it_changes_a_profile_leaves_it_as_it_is(path):
