@@ -32,6 +32,7 @@ from scanlab.contract.base import Problem
 from scanlab.contract.op import Inputs
 from scanlab.errors import RejectedError
 from scanlab.tuning.build_times import NO_BUILD_TIMES, BuildTimes
+from scanlab.tuning.defaults import BuiltDefaults, DefaultsBuilder
 from scanlab.tuning.fleet.overview import publish
 from scanlab.tuning.fleet.storage import open_storage
 from scanlab.tuning.fleet.study_summary import summarize_studies
@@ -48,8 +49,6 @@ from scanlab.tuning.warm_start import (
 # The reference is timed beside the baseline for at most this share of the budget.
 REFERENCE_SHARE = 0.06
 REFERENCE_S = 5.0
-# Verifying the defaults takes at most this share of the budget; what it takes beyond is left out, like compiling.
-VERIFYING_SHARE = 0.4
 # Waiting for a busy machine takes at most this share of the budget, and so long for a budget of trials.
 MAX_WAIT_SHARE = 0.3
 MAX_WAIT_S = 60.0
@@ -162,7 +161,6 @@ class _Tuning:
         notices: list[str],
         build_times: BuildTimes,
     ) -> None:
-        self.able: list[Backend] = []
         self.baseline: Baseline | None = None
         self.searches: list[Search] = []
         self.comparison: Comparison | None = None
@@ -179,7 +177,7 @@ class _Tuning:
         self._budget = budget
         self._build_times = build_times
         self._tied: set[str] = set()
-        self._defaults: dict[Candidate, Evaluation] = {}
+        self._built = BuiltDefaults()
         self._kept: set[Candidate] = set()
         self._untuned: Candidate | None = None
         self._deployed: Candidate | None = None
@@ -197,58 +195,31 @@ class _Tuning:
         recorded: Sequence[Trial],
     ) -> None:
         """Build and verify the defaults of every backend, choose the baseline, and time the reference beside it."""
-        defaults = {}
-        needed = {each.backend.name for each in (untuned, deployed) if each is not None}
-        others = [each for each in backends if each.name not in needed]
-        slow = self._build_times.too_slow(others, self._budget.seconds)
-        for backend in sorted(backends, key=lambda each: each.rank):
-            candidate = Candidate(backend, backend.space.defaults)
-            refusal = backend.unavailable() or backend.rejects(self._context.problem) or slow.get(backend.name)
-            if refusal is not None:
-                self._fail(candidate, Evaluation("rejected", refusal), recorded)
-                continue
-            evaluation = self._build(candidate)
-            if evaluation.state == "ok":
-                defaults[candidate] = evaluation
-                self.able.append(backend)
-            else:
-                self._fail(candidate, evaluation, recorded)
-        self._defaults = dict(defaults)
-        for known in (untuned, deployed):
-            if known is not None and known not in self._defaults:
-                evaluation = self._build(known)
-                if evaluation.state == "ok":
-                    self._defaults[known] = evaluation
-        if self._budget.seconds is not None:
-            self._clock.leave_out(max(0.0, self._clock.now() - VERIFYING_SHARE * self._budget.seconds))
-        if not defaults:
+        known = [each for each in (untuned, deployed) if each is not None]
+        seconds = self._budget.seconds
+        builder = DefaultsBuilder(self._worker, self._clock, self._build_times, seconds, self._on_build)
+        self._built = built = builder.build(self._context.problem, backends, known)
+        for candidate, evaluation in built.failed.items():
+            self._fail(candidate, evaluation, recorded)
+        if not built.able:
             return
-        fastest = min(defaults, key=lambda candidate: defaults[candidate].call_ms)
-        baseline = recorded_baseline(self._context, defaults, recorded) or fastest
-        self._untuned = untuned if untuned in self._defaults else baseline
-        self._deployed = deployed if deployed in self._defaults else None
-        self._emit("building", f"timing {reference_candidate(self._context.problem).label}")
+        fastest = min(built.defaults, key=lambda candidate: built.evaluations[candidate].call_ms)
+        baseline = recorded_baseline(self._context, built.defaults, recorded) or fastest
+        self._untuned = untuned if untuned in built.evaluations else baseline
+        self._deployed = deployed if deployed in built.evaluations else None
+        self._on_build(f"timing {reference_candidate(self._context.problem).label}")
         deadline = self._clock.now() + min(REFERENCE_S, self._scheduler.at(REFERENCE_SHARE))
+        calls = built.evaluations[baseline].calls
         self.baseline, missing = time_reference(
-            self._context.problem, self._worker, baseline, defaults[baseline].calls, self._clock, deadline, self._wait
+            self._context.problem, self._worker, baseline, calls, self._clock, deadline, self._wait
         )
         if missing is not None:
             self.notices.append(f"speed-ups refer to {baseline.label}: {missing}")
 
-    def _build(self, candidate: Candidate) -> Evaluation:
-        backend = candidate.backend
-        estimate_s = self._build_times.estimate_s(backend)
-        about = "" if estimate_s is None or estimate_s < 1 else f" (about {estimate_s:.0f} s)"
-        self._emit("building", f"building {backend.name if candidate.is_default else candidate.label}{about}")
-        begun = self._clock.elapsed_s()
-        evaluation = self._worker.prepare(candidate)
-        if evaluation.state != "ok":
-            self._clock.leave_out(self._clock.elapsed_s() - begun)
-            return evaluation
-        build_s = (evaluation.build_ms + evaluation.first_call_ms) / 1e3
-        self._clock.leave_out(build_s)
-        self._build_times.add(backend, build_s)
-        return evaluation
+    @property
+    def able(self) -> tuple[Backend, ...]:
+        """Backends whose defaults passed."""
+        return self._built.able
 
     def _fail(self, candidate: Candidate, evaluation: Evaluation, recorded: Sequence[Trial]) -> None:
         """Record why a backend takes no part, unless that is recorded."""
@@ -328,7 +299,8 @@ class _Tuning:
         }
         built = self._kept | {candidate}
         self._kept = built & best
-        self._worker.release(built - best - self._defaults.keys() - {reference_candidate(self._context.problem)})
+        needed = {*self._built.evaluations, reference_candidate(self._context.problem)}
+        self._worker.release(built - best - needed)
 
     def _wait_for_others(self, search: Search) -> None:
         """Let other searches go first, or a moment pass, while others try the last configurations of this one."""
@@ -414,6 +386,9 @@ class _Tuning:
     def _skip(self, backend: str, message: str) -> None:
         self.notices.append(message)
         self._emit("skipped", backend, message=message)
+
+    def _on_build(self, line: str) -> None:
+        self._emit("building", line)
 
     def _on_wait(self, reason: str) -> None:
         self._disturbance = reason
