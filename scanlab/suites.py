@@ -13,6 +13,7 @@ import torch
 
 from scanlab.contract import registry
 from scanlab.contract.base import Problem
+from scanlab.contract.cpu import torch_threads
 from scanlab.contract.machine import this_machine
 from scanlab.contract.op import Inputs
 from scanlab.contract.problem import ScanProblem
@@ -149,10 +150,12 @@ def _capture(name: str, suite: Mapping[str, Any], image: Path | None) -> Case:
             f" {MAX_IMAGE_SIZE} pixels."
         )
     photograph = images.sample_photograph() if image is None else images.open_image(image)
-    model = capture.trained_like_(build(img_size=size, scan="reference")).eval()
-    pixels = images.prepare(photograph, size)[None]
+    model = build(img_size=size, scan="chunked")
     layer = len(model.layers) // 2
-    with in_torch():
+    del model.layers[layer + 1 :]  # they do not run
+    capture.trained_like_(model).eval()
+    pixels = images.prepare(photograph, size)[None]
+    with in_torch(), torch_threads(1):  # layers this small gain nothing from more, and wait for them beside others
         problem, inputs = capture.capture_scan_inputs(model, pixels, layer)
     where = "scikit-learn's china.jpg" if image is None else str(image.name)
     return Case(

@@ -1,4 +1,7 @@
-"""Compilation of Python functions by torch into C++, with a cache that other users cannot write to."""
+"""Compilation of Python functions by torch into C++, with a cache that other users cannot write to.
+
+torch's compiler is imported where it is called: that takes seconds, in every process that looks the backends up.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._inductor.runtime.cache_dir_utils import default_cache_dir
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from scanlab.contract.compiler import CURE, find_compiler
 from scanlab.contract.cpu import FOLLOW_TORCH, torch_threads
@@ -42,6 +43,8 @@ def private_cache() -> Iterator[None]:
 
     Its own default is a folder below the one for temporary files, which others may have made before.
     """
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
     with _cache_lock:
         before = os.environ.get(TORCH_CACHE)
         # torch writes its own default there at the first use of its compiler.
@@ -61,6 +64,8 @@ def compile_function(
     function: Callable[..., tuple[Tensor, ...]], examples: tuple[Tensor, ...], threads: int
 ) -> Compiled:
     """Return `function` compiled by torch into C++ for tensors like `examples`; `threads` 0 follows torch."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
     compiler = find_compiler()
     # Without a number the code asks OpenMP for its threads at each call, as torch's own ops do.
     follows = threads == FOLLOW_TORCH
@@ -80,7 +85,9 @@ def compile_function(
 
 
 def _compiled(graph: torch.fx.GraphModule, examples: tuple[Tensor, ...], options: dict[str, Any]) -> Compiled:
-    kernel: Compiled = torch._inductor.compile(graph, list(examples), options=options)
+    from torch._inductor import compile as compile_graph
+
+    kernel: Compiled = compile_graph(graph, list(examples), options=options)
     kernel(*examples)  # the first call finishes the build
     return kernel
 

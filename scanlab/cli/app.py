@@ -8,6 +8,7 @@ import io
 import os
 import signal
 import sys
+import time
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from scanlab import __version__
@@ -154,8 +155,9 @@ def _run(name: str, words: list[str]) -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     # Its public subclass names the error of an option or argument, which typer keeps to itself.
     usage_error = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
+    begun = time.monotonic()  # importing the command is part of its budget
     try:
-        sys.exit(load_command(name)(words, prog_name=f"scanlab {name}", standalone_mode=False))
+        sys.exit(load_command(name)(words, prog_name=f"scanlab {name}", standalone_mode=False, obj=begun))
     except usage_error as error:
         said = error.format_message().replace("Value error, ", "").rstrip(".")
         notes.print(f"[bold red]error:[/] {escape(said)}. `scanlab {name} --help` has the options and an example.")

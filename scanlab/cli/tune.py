@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -59,6 +60,8 @@ DEFAULT_BUDGET = "4m"
 # Share of the budget for the time against the length, where that is long enough to start with.
 LENGTHS_SHARE = 0.15
 MIN_SWEEP_S = 4.0
+# Starting the command is part of the budget, as long as this share is left for the tuning.
+MIN_SHARE = 0.5
 # The time against the length, after a search that was given a number of trials and no time.
 SWEEP_S = 30.0
 # A captured script prints to standard error, as notices do: standard output is for results.
@@ -66,6 +69,7 @@ STDERR = 2
 
 
 def tune(
+    context: typer.Context,
     script_arguments: Annotated[
         list[str] | None, typer.Argument(metavar="[-- ARGUMENTS]...", help="Of the script that --capture names.")
     ] = None,
@@ -78,7 +82,7 @@ def tune(
     ] = None,
     backends: Annotated[str | None, typer.Option(help="Separated by spaces; all by default.")] = None,
     budget: Annotated[
-        str | None, typer.Option(help=f"Time beyond building, such as 90s or 3m; {DEFAULT_BUDGET} by default.")
+        str | None, typer.Option(help=f"Time beyond builds and report, such as 90s or 3m; {DEFAULT_BUDGET} by default.")
     ] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Search this many configurations, however long.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Largest number of threads.")] = None,
@@ -178,10 +182,11 @@ def tune(
     cases = () if capture is not None else cases_of(problem, suite, image, asked)
     record = TrialStore(results)
     record.prepare()
+    spent_s = time.monotonic() - context.obj
     if capture is not None:
         cases = _captured(capture, script_arguments or [], results)
     tuned = []
-    share_s = None if budget_s is None else budget_s / len(cases)
+    share_s = None if budget_s is None else max(budget_s - spent_s, MIN_SHARE * budget_s) / len(cases)
     sweep_s = SWEEP_S if share_s is None else LENGTHS_SHARE * share_s
     for case in cases:
         if not as_json:
