@@ -39,11 +39,22 @@ MIN_TIMEOUT_S = 30.0
 TIMEOUT_FACTOR = 20.0
 
 
-def open_worker(context: BenchmarkContext, backends: Iterable[Backend]) -> tuple[Worker, tuple[str, ...]]:
-    """Return a worker for `backends`, and a notice where it is not a process of its own."""
+def open_worker(
+    context: BenchmarkContext, backends: Iterable[Backend], started: ProcessWorker | None = None
+) -> tuple[Worker, tuple[str, ...]]:
+    """Return a worker for `backends`, and a notice where it is not a process of its own.
+
+    Args:
+        context: Problem and inputs.
+        backends: Backends that the worker has to find.
+        started: Worker without a context, which takes this one, in place of a new worker.
+    """
     not_installed = sorted({each.name for each in backends if not Candidate(each, each.space.defaults).is_installed})
     if not not_installed:
-        return ProcessWorker(context), ()
+        if started is None:
+            return ProcessWorker(context), ()
+        started.load(context)
+        return started, ()
     names = ", ".join(not_installed)
     return LocalWorker(context), (
         f"everything ran in this process, because another one does not find {names} by name: a candidate that crashes"
@@ -55,12 +66,14 @@ class ProcessWorker:
     """Worker in a process of its own, started on demand and started again after it died.
 
     Args:
+        context: Problem and inputs; without them the process starts at once, so that it imports torch while the caller
+            makes them for `load`.
         timeout_s: Limit of building, verifying and calibrating one candidate.
     """
 
     isolated = True
 
-    def __init__(self, context: BenchmarkContext, timeout_s: float = BUILD_TIMEOUT_S) -> None:
+    def __init__(self, context: BenchmarkContext | None = None, timeout_s: float = BUILD_TIMEOUT_S) -> None:
         self._timeout_s = timeout_s
         self._folder = tempfile.TemporaryDirectory(prefix="scanlab-worker-")
         self._process: subprocess.Popen[bytes] | None = None
@@ -69,7 +82,11 @@ class ProcessWorker:
         self._evaluations: dict[Candidate, Evaluation] = {}
         self._in_process: set[Candidate] = set()
         self._timed_out = False
-        self._hand_over(context)
+        self._is_ready = False
+        if context is None:
+            self._process = self._start()
+        else:
+            self._hand_over(context)
 
     def verify(self, candidate: Candidate) -> Evaluation:
         return self._evaluated("verify", candidate)
@@ -126,7 +143,7 @@ class ProcessWorker:
         self._hand_over(context)
         self._evaluations.clear()
         self._in_process.clear()
-        if self._process is not None:
+        if self._is_ready:  # a process that is not loads it when it becomes so
             try:
                 self._ask("load", timeout_s=self._timeout_s)
             except _WorkerDiedError as death:
@@ -170,15 +187,17 @@ class ProcessWorker:
                 start_new_session=True,
             )
         self._started += 1
+        self._started_at = time.monotonic()
         return process
 
     def _ask(self, method: str, *arguments: object, timeout_s: float) -> object:
         """Return the reply to a request, of a new process where none runs; raises the errors of `_exchange`."""
         if self._process is None:
-            begun = time.monotonic()
             self._process = self._start()
+        if not self._is_ready:
             self._exchange(self._process, "ready", (), self._timeout_s)
-            self.start_s = time.monotonic() - begun
+            self.start_s = time.monotonic() - self._started_at
+            self._is_ready = True
         return self._exchange(self._process, method, arguments, timeout_s)
 
     def _exchange(
@@ -228,6 +247,7 @@ class ProcessWorker:
 
     def _end(self) -> None:
         process, self._process = self._process, None
+        self._is_ready = False
         self._in_process.clear()
         if process is not None:
             _kill(process)
@@ -289,9 +309,10 @@ def _main(folder: Path, process: int) -> None:
         context: BenchmarkContext = torch.load(folder / "context", weights_only=False)
         return context
 
+    requests.get()  # "ready": the context is there
     worker = LocalWorker(load(), process, running)
+    _send(replies, None)
     methods: dict[str, Callable[..., object]] = {
-        "ready": lambda: None,
         "load": lambda: worker.load(load()),
         "verify": worker.verify,
         "prepare": worker.prepare,

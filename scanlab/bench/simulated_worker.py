@@ -38,7 +38,8 @@ class SimulatedWorker:
         sample_ns: Draws one sample of a candidate, in nanoseconds.
         disturbance: Returns the disturbance at a simulated second, or None.
         failure: Returns why a candidate crashes when it is prepared, or None.
-        build_s: Time of preparing a candidate.
+        build_s: Time of building a candidate.
+        verify_s: Time of verifying one.
     """
 
     isolated = True
@@ -53,12 +54,14 @@ class SimulatedWorker:
         disturbance: Callable[[float], str | None] = lambda second: None,
         failure: Callable[[Candidate], str | None] = lambda candidate: None,
         build_s: Callable[[Candidate], float] = lambda candidate: 0.01,
+        verify_s: float = 0.0,
     ) -> None:
         self._time = time
         self._sample_ns = sample_ns
         self._disturbance = disturbance
         self._failure = failure
         self._build_s = build_s
+        self._verify_s = verify_s
         self._rng = random.Random(seed)
         self._process = 0
         self._prepared: dict[Candidate, Evaluation] = {}
@@ -73,7 +76,7 @@ class SimulatedWorker:
     def prepare(self, candidate: Candidate) -> Evaluation:
         if candidate in self._prepared:
             return self._prepared[candidate]
-        self._time.seconds += self._build_s(candidate)
+        self._time.seconds += self._build_s(candidate) + self._verify_s
         reason = self._failure(candidate)
         if reason is not None:
             return Evaluation("crashed", reason)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import inspect
 import io
@@ -155,6 +157,7 @@ def _run(name: str, words: list[str]) -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     # Its public subclass names the error of an option or argument, which typer keeps to itself.
     usage_error = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
+    atexit.register(gc.freeze)  # a process that ends need not look for garbage in torch's modules, which takes a second
     begun = time.monotonic()  # importing the command is part of its budget
     try:
         sys.exit(load_command(name)(words, prog_name=f"scanlab {name}", standalone_mode=False, obj=begun))

@@ -6,6 +6,8 @@ import math
 import subprocess
 import sys
 import time
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +17,7 @@ from rich.markup import escape
 from scanlab.bench.clock import MeasuringClock
 from scanlab.bench.compare import sweep_lengths
 from scanlab.bench.context import Candidate
+from scanlab.bench.process_worker import ProcessWorker, open_worker
 from scanlab.bench.store import TrialStore
 from scanlab.cli.console import (
     AsJson,
@@ -179,43 +182,45 @@ def tune(
         raise InputError("--capture has problems of its own: leave --problem, --suite and --image out.")
     if capture is not None and not capture.is_file():
         raise InputError(f"--capture {capture}: there is no such script.")
-    cases = () if capture is not None else cases_of(problem, suite, image, asked)
     record = TrialStore(results)
     record.prepare()
-    spent_s = time.monotonic() - context.obj
-    if capture is not None:
-        cases = _captured(capture, script_arguments or [], results)
-    tuned = []
-    share_s = None if budget_s is None else max(budget_s - spent_s, MIN_SHARE * budget_s) / len(cases)
-    sweep_s = SWEEP_S if share_s is None else LENGTHS_SHARE * share_s
-    for case in cases:
-        if not as_json:
-            out.print(f"[bold]{case.problem.key}[/]  ({case.label})")
-        seconds = None if share_s is None else share_s - (sweep_s if sweep_s >= MIN_SWEEP_S else 0.0)
-        with progress(as_json) as on_event:
-            found = tune_problem(
-                case.problem,
-                case.inputs,
-                chosen,
-                Budget(seconds, trials),
-                record,
-                inputs_label=case.label,
-                storage=storage,
-                untuned=untuned_candidate(case.problem),
-                deployed=deployed_candidate(case.problem),
-                max_error=max_error,
-                objective=objective,
-                seed=seed,
-                on_event=on_event,
-                build_times=BuildTimes(cache_folder()),
-            )
-        tuned.append(found)
-        if not as_json:
-            show(found)
-        if found.interrupted:
-            break
-        if sweep_s >= MIN_SWEEP_S:
-            _sweep(found, chosen, record, sweep_s, seed)
+    with closing(ProcessWorker()) as worker:  # its process starts while the problems are made
+        cases = () if capture is not None else cases_of(problem, suite, image, asked)
+        spent_s = time.monotonic() - context.obj
+        if capture is not None:
+            cases = _captured(capture, script_arguments or [], results)
+        tuned: list[TuningResult] = []
+        share_s = None if budget_s is None else max(budget_s - spent_s, MIN_SHARE * budget_s) / len(cases)
+        sweep_s = SWEEP_S if share_s is None else LENGTHS_SHARE * share_s
+        for case in cases:
+            if not as_json:
+                out.print(f"[bold]{case.problem.key}[/]  ({case.label})")
+            seconds = None if share_s is None else share_s - (sweep_s if sweep_s >= MIN_SWEEP_S else 0.0)
+            with progress(as_json) as on_event:
+                found = tune_problem(
+                    case.problem,
+                    case.inputs,
+                    chosen,
+                    Budget(seconds, trials),
+                    record,
+                    inputs_label=case.label,
+                    storage=storage,
+                    untuned=untuned_candidate(case.problem),
+                    deployed=deployed_candidate(case.problem),
+                    max_error=max_error,
+                    objective=objective,
+                    seed=seed,
+                    on_event=on_event,
+                    build_times=BuildTimes(cache_folder()),
+                    open_worker=open_worker if tuned else partial(open_worker, started=worker),
+                )
+            tuned.append(found)
+            if not as_json:
+                show(found)
+            if found.interrupted:
+                break
+            if sweep_s >= MIN_SWEEP_S:
+                _sweep(found, chosen, record, sweep_s, seed)
     spent = f"{trials} configurations" if budget_s is None else spell_duration(budget_s)
     deployment = deploy_winners([found.entry for found in tuned if found.entry is not None]) if deploys else None
     labels = [case.label for case in cases]

@@ -56,9 +56,10 @@ class DefaultsBuilder:
     on_build: Callable[[str], None]
 
     def build(self, problem: Problem, backends: Sequence[Backend], known: Sequence[Candidate]) -> BuiltDefaults:
-        """Build and verify the defaults of `backends` and the candidates of `known`, those first.
+        """Build and verify the candidates of `known`, and the defaults of `backends`.
 
-        The share of the budget that verifying may take leaves out backends, the simplest first, but never all.
+        Long builds come last, and simple backends among the others. The share of the budget that verifying may take
+        leaves out the last of them, but never all.
         """
         evaluations = {each: self._built(each) for each in known}
         failed: dict[Candidate, Evaluation] = {}
@@ -66,7 +67,7 @@ class DefaultsBuilder:
         slow = self.build_times.too_slow([each for each in backends if each.name not in needed], self.budget_s)
         until_s = math.inf
         able: list[Backend] = []
-        for backend in sorted(backends, key=lambda each: (each.name in needed, each.rank), reverse=True):
+        for backend in sorted(backends, key=lambda each: (each.name not in needed, self._build_s(each), -each.rank)):
             candidate = Candidate(backend, backend.space.defaults)
             refusal = backend.unavailable() or backend.rejects(problem) or slow.get(backend.name)
             if refusal is None and able and self.clock.now() > until_s:
@@ -88,10 +89,14 @@ class DefaultsBuilder:
         passed = {candidate: each for candidate, each in evaluations.items() if each.state == "ok"}
         return BuiltDefaults(tuple(sorted(able, key=lambda each: each.rank)), passed, failed)
 
+    def _build_s(self, backend: Backend) -> int:
+        """Return the estimate of a build in whole seconds; 0 where nothing is known."""
+        return round(self.build_times.estimate_s(backend) or 0.0)
+
     def _built(self, candidate: Candidate) -> Evaluation:
         backend = candidate.backend
-        estimate_s = self.build_times.estimate_s(backend)
-        about = "" if estimate_s is None or estimate_s < 1 else f" (about {estimate_s:.0f} s)"
+        estimate_s = self._build_s(backend)
+        about = f" (about {estimate_s} s)" if estimate_s else ""
         self.on_build(f"building {backend.name if candidate.is_default else candidate.label}{about}")
         begun = self.clock.elapsed_s()
         evaluation = self.worker.prepare(candidate)

@@ -51,4 +51,4 @@ def tune_simulated(*arguments, time_ms: Callable[[Candidate], float] = delays, n
     """`tune` on a simulated worker; `worker` holds the options of that."""
     time = SimulatedTime()
     worker = SimulatedWorker(time, noisy(time_ms, noise), **options.pop("worker", {}))
-    return tune(*arguments, open_worker=worker.open, clock=MeasuringClock(time), **options)
+    return tune(*arguments, **(options | {"open_worker": worker.open, "clock": MeasuringClock(time)}))

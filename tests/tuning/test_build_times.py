@@ -95,6 +95,12 @@ def test_a_short_budget_holds_beside_a_neighbour_and_the_builds_are_beyond_it(tm
     assert found.elapsed_s - found.measuring_s - found.waited_s == pytest.approx(2 * 40.0, rel=0.1)
 
 
+def test_what_verifying_within_its_share_leaves_is_the_longest_build_and_a_row_with_its_reason(tmp_path):
+    found = tuned(tmp_path, 30.0, slow=("one",), names=("one", "two", "three", "four"), verify_s=9.0)
+    (row,) = (each for each in found.failed if "verifying" in each.reason and each.backend == "one")
+    assert "verifying the others took 40% of the budget of 30 s; give it a larger budget" in row.reason
+
+
 def test_a_backend_that_was_built_and_not_measured_is_a_row_with_its_reason(tmp_path):
     found = tuned(tmp_path, 2.0, slow=(), build_s=lambda each: 0.01 if each.backend.name == "fast" else 5.0)
     rows = {trial.backend: trial.reason for trial in found.failed}
