@@ -182,10 +182,10 @@ def tune(
         raise InputError("--capture has problems of its own: leave --problem, --suite and --image out.")
     if capture is not None and not capture.is_file():
         raise InputError(f"--capture {capture}: there is no such script.")
-    record = TrialStore(results)
-    record.prepare()
     with closing(ProcessWorker()) as worker:  # its process starts while the problems are made
         cases = () if capture is not None else cases_of(problem, suite, image, asked)
+        record = TrialStore(results)
+        record.prepare()
         spent_s = time.monotonic() - context.obj
         if capture is not None:
             cases = _captured(capture, script_arguments or [], results)

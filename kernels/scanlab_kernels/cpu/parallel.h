@@ -31,13 +31,16 @@ inline int torch_threads() {
 
 namespace mixer {
 
-// How tasks are shared out: none of torch's threads gets less than about 20 us of work.
+// How tasks are shared out: each of torch's threads gets at least as many elements as in torch's own loops, whose grain
+// (at::internal::GRAIN_SIZE) this is. It is no choice made on one machine: these ops stand in for torch's, and take
+// threads where those would. Callers weigh `elements` by the loops of torch that an element stands for. The selective
+// scan, which replaces no single loop, measures its work and its hand-over instead.
 struct Shares {
     int64_t tasks, threads, share;
 
     Shares(int64_t tasks, int64_t elements) : tasks(tasks) {
-        constexpr int64_t worth_a_thread = 32768;
-        const int64_t grain = std::max<int64_t>(1, tasks * worth_a_thread / std::max<int64_t>(1, elements));
+        constexpr int64_t grain_of_torch = 32768;
+        const int64_t grain = std::max<int64_t>(1, tasks * grain_of_torch / std::max<int64_t>(1, elements));
         threads = std::min<int64_t>(torch_threads(), (tasks + grain - 1) / grain);
         share = threads > 0 ? (tasks + threads - 1) / threads : 0;
     }
