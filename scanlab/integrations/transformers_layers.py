@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from scanlab.models.mamba_weights import rates
 from scanlab.models.plain_layers import is_plain_layer
 from scanlab.runtime.ops import PrepackedWeight, WeightCache, linear
+from scanlab.runtime.step import StepProjections
 from scanlab.runtime.traced import is_traced
 
 # Values that inference computes from the weights of each mixer; beside the mixer, which stays as it was.
@@ -19,7 +20,10 @@ _derived: WeakKeyDictionary[nn.Module, defaultdict[str, WeightCache[Any]]] = Wea
 
 
 def _kept(mixer: nn.Module, name: str) -> WeightCache[Any]:
-    return _derived.setdefault(mixer, defaultdict(WeightCache[Any]))[name]
+    kept = _derived.get(mixer)
+    if kept is None:
+        kept = _derived.setdefault(mixer, defaultdict(WeightCache[Any]))
+    return kept[name]
 
 
 def decay_rates(mixer: Any, dtype: torch.dtype) -> Tensor:
@@ -35,6 +39,15 @@ def prepacked(mixer: nn.Module, name: str, weight: Tensor) -> PrepackedWeight:
     if is_traced():
         return PrepackedWeight(weight)
     made: PrepackedWeight = _kept(mixer, name)(lambda: PrepackedWeight(weight), weight)
+    return made
+
+
+def step_projections(mixer: Any) -> StepProjections:
+    """Return the projections of `mixer` as its steps multiply with them."""
+    into, out = mixer.in_proj.weight, mixer.out_proj.weight
+    made: StepProjections = _kept(mixer, "step")(
+        lambda: StepProjections(PrepackedWeight(into), PrepackedWeight(out)), into, out
+    )
     return made
 
 

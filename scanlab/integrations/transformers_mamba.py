@@ -19,11 +19,18 @@ from torch import Tensor
 
 from scanlab.contract.problem import ScanInputs
 from scanlab.integrations.transformers_cache import Memory
-from scanlab.integrations.transformers_layers import decay_rates, masked, prepacked, product, records_gradients
+from scanlab.integrations.transformers_layers import (
+    decay_rates,
+    masked,
+    prepacked,
+    product,
+    records_gradients,
+    step_projections,
+)
 from scanlab.models.mamba_weights import as_scanned
 from scanlab.models.plain_layers import is_plain_layer
 from scanlab.runtime.dispatch import scan
-from scanlab.runtime.ops import causal_conv1d, causal_conv1d_update, linear, mixer_step, selective_state_update
+from scanlab.runtime.ops import causal_conv1d, causal_conv1d_update, linear, selective_state_update
 from scanlab.runtime.promotion import promoted_scan
 
 
@@ -48,20 +55,10 @@ def mix(mixer: Any, hidden: Tensor, memory: Memory, mask: Tensor | None, masks_h
     taps, bias = mixer.conv1d.weight[:, 0], mixer.conv1d.bias
     recording = records_gradients(mixer, hidden)  # the ops of a single step record none
     if past is not None and memory.conv is not None and mask is None and not recording and _steps_fused(mixer):
-        dt = mixer.dt_proj
-        y = mixer_step(
-            product(mixer, "in_proj", hidden)[:, 0],
-            memory.conv,
-            past,
-            taps,
-            bias,
-            mixer.x_proj.weight,
-            dt.weight,
-            dt.bias,
-            mixer.A_log,
-            mixer.D,
-        )
-        return product(mixer, "out_proj", y[:, None])
+        into, x, dt, out = mixer.in_proj, mixer.x_proj, mixer.dt_proj, mixer.out_proj
+        weights = (taps, bias, x.weight, dt.weight, dt.bias, mixer.A_log, mixer.D)
+        stepped = step_projections(mixer).step(hidden[:, 0], into.bias, out.bias, memory.conv, past, *weights)
+        return stepped[:, None]
     x, z = _halves(mixer, hidden)
     if not masks_hidden:
         x = masked(x, mask)

@@ -31,6 +31,7 @@ from scanlab.runtime.ops import (
     plan_linear,
 )
 from scanlab.runtime.products import Rows
+from scanlab.runtime.step import StepProjections
 from scanlab_kernels.linear.prepacked import Linear
 from scanlab_kernels.mamba_front.weights import Front
 
@@ -74,6 +75,7 @@ class Weights(NamedTuple):
     front          weights of the front of every direction; `forward_front` is of the forward one alone
     scan_forward   weights of the scan of each direction
     out            the output projection; `out_halved` is half of it
+    steps          both projections as single tokens take them
     """
 
     front: FrontWeights
@@ -84,6 +86,7 @@ class Weights(NamedTuple):
     out_halved: PrepackedWeight
     out_bias: Tensor | None
     gamma: Tensor | None
+    steps: StepProjections
     plans: dict[object, Plan]
 
     def front_of(self, bidirectional: bool) -> FrontWeights:
@@ -197,15 +200,17 @@ class Mixing(nn.Module):
             front, scan_reverse = FrontWeights(into, forward, self._direction("_b")), self._scan_weights("_b")
         elif self.bimamba_type == "v1":
             scan_reverse = self._scan_weights("", "A_b_log")
+        out = PrepackedWeight(self.out_proj.weight)
         return Weights(
             front=front,
             forward_front=forward_front,
             scan_forward=self._scan_weights(""),
             scan_reverse=scan_reverse,
-            out=PrepackedWeight(self.out_proj.weight),
+            out=out,
             out_halved=PrepackedWeight(0.5 * self.out_proj.weight),
             out_bias=self.out_proj.bias,
             gamma=self.gamma,
+            steps=StepProjections(into.weight, out),
             plans={},
         )
 

@@ -234,20 +234,10 @@ class Mamba(CachedStates, Mixing):
 
     def _fused_step(self, hidden: Tensor, conv_state: Tensor, ssm_state: Tensor) -> Tensor:
         """Return the output (batch, d_model) for hidden (batch, d_model) by the op that fuses a step."""
-        weights = self.weights()
-        into, out = weights.forward_front.into.weight, weights.out
-        y = mixer.mixer_step(
-            mixer.linear(hidden, into, self.in_proj.bias),
-            conv_state,
-            ssm_state,
-            *taps(self.conv1d),
-            self.x_proj.weight,
-            self.dt_proj.weight,
-            self.dt_proj.bias,
-            self.A_log,
-            self.D,
+        weights = (self.x_proj.weight, self.dt_proj.weight, self.dt_proj.bias, self.A_log, self.D)
+        return self.weights().steps.step(
+            hidden, self.in_proj.bias, self.out_proj.bias, conv_state, ssm_state, *taps(self.conv1d), *weights
         )
-        return mixer.linear(y, out, self.out_proj.bias)
 
     def _composed_step(self, hidden: Tensor, conv_state: Tensor, ssm_state: Tensor) -> Tensor:
         """Return the same from one call of each layer, in the dtypes that the layers and autocast choose."""
