@@ -46,7 +46,7 @@ def test_a_refused_token_leaves_the_states() -> None:
     conv_state, state = states(1, torch.float32)
     with torch.no_grad():
         for _ in range(2):  # the second time with a plan
-            with pytest.raises(ValueError):
+            with pytest.raises(ValueError, match="must be"):
                 projections.step(torch.randn(1, MODEL), None, None, conv_state, state[..., :-1], *rest)
             assert not conv_state.any()
             projections.step(torch.randn(1, MODEL), None, None, *states(1, torch.float32), *rest)
