@@ -16,6 +16,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"channels": 8, "features": 12, "size": 3, "stride": 2, "padding": 1},
     {"channels": 8, "features": 8, "size": 3, "padding": 1, "groups": 8, "bias": False},
     {"channels": 3, "features": 8, "size": 4, "stride": 4},
+    {"channels": 4, "features": 768, "size": 3, "stride": 2, "padding": 1},  # few positions beside the features
 ]
 
 
@@ -37,9 +38,10 @@ def test_results_are_those_of_torch_for_maps_of_every_size(options):
         layer.float()
 
 
+@pytest.mark.parametrize("options", [OPTIONS[0], OPTIONS[-1]])
 @torch.no_grad()
-def test_a_weight_that_changes_is_read_anew():
-    layer, x = Convolution(**OPTIONS[0]), maps(8)
+def test_a_weight_that_changes_is_read_anew(options):
+    layer, x = Convolution(**options), maps(options["channels"])
     layer(x)
     layer.weight.mul_(2.0)
     torch.testing.assert_close(layer(x), of_torch(layer, x))
