@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from scanlab import __version__
@@ -66,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         _main(sys.argv[1:] if arguments is None else arguments)
     except OSError as error:  # a full disk, or an output that nobody takes
-        if sys.stdout is not None:
+        with suppress(AttributeError, OSError):  # it may be closed, or no file
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be written
         if isinstance(error, BrokenPipeError):  # a reader such as `head` has seen enough
             sys.exit(0)
