@@ -152,5 +152,7 @@ def parse_selection(text: str) -> tuple[Backend, dict[str, Value]]:
         spelled = {str(legal).lower(): legal for legal in choices[tunable].legal}
         if value.lower() not in spelled:
             raise ConfigError(f"{tunable}={value} in {text!r}: must be one of {', '.join(spelled)}; {see}.")
+        if tunable in config:
+            raise ConfigError(f"{text!r} names {tunable} twice: name it once; {see}.")
         config[tunable] = spelled[value.lower()]
     return backend, config

@@ -342,7 +342,7 @@ def resolve_scan(scan: Scan | str | None) -> Scan:
         return scan
     from scanlab.runtime import dispatch
 
-    return dispatch.scan if scan is None else dispatch.dispatcher(scan)
+    return dispatch.scan if scan is None else dispatch.scan_dispatcher(scan)
 
 
 class ReleasedOptions(TypedDict, total=False):

@@ -18,6 +18,7 @@ from scanlab.contract.base import Problem
 from scanlab.contract.freed_memory import keep_freed_memory
 from scanlab.contract.problem import Direction, ScanInputs, ScanOutput
 from scanlab.contract.space import config_key
+from scanlab.errors import ConfigError
 from scanlab.runtime import implementations, traced, usage
 from scanlab.runtime.decisions import Decision
 from scanlab.runtime.dispatcher import ON_META
@@ -50,6 +51,20 @@ def dispatcher(named: str | Policy | None = None) -> Dispatcher:
             keep_freed_memory()
             _dispatchers[named] = _dispatcher_of(named) if isinstance(named, Policy) else _dispatcher_named(named)
         return _dispatchers[named]
+
+
+def scan_dispatcher(named: str) -> Dispatcher:
+    """Return the process's dispatcher for the backend of scans called `named`.
+
+    Raises:
+        ConfigError: The backend implements another op.
+    """
+    backend, _ = registry.parse_selection(named)
+    if backend.op != registry.DEFAULT_OP:
+        raise ConfigError(
+            f"backend {named!r} implements {backend.op}, not {registry.DEFAULT_OP}: `scanlab list` shows those that do."
+        )
+    return dispatcher(named)
 
 
 def _dispatcher_named(named: str | None) -> Dispatcher:
@@ -185,7 +200,7 @@ def selective_scan_fn(
 
     Raises:
         ProblemError: The tensors do not fit together.
-        ConfigError: The configuration in `backend` is not legal.
+        ConfigError: The configuration in `backend` is not legal, or it implements another op.
         UnknownBackendError: There is no such backend.
         UnavailableError: The backend cannot run here.
         RejectedError: The backend does not solve this problem.
@@ -197,7 +212,7 @@ def selective_scan_fn(
     if traced.is_traced():
         out, last_state = traced.scan((inputs,), delta_softplus, "forward", True, backend)
     else:
-        serve = serving_now() if backend is None else _dispatchers.get(backend) or dispatcher(backend)
+        serve = serving_now() if backend is None else _dispatchers.get(backend) or scan_dispatcher(backend)
         out, last_state = serve(inputs, delta_softplus=delta_softplus, promote=True)
     if out.dtype != u.dtype:
         out = out.to(u.dtype)

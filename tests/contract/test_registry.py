@@ -74,7 +74,10 @@ def test_a_selection_names_a_backend_and_part_of_its_configuration():
     assert registry.parse_selection("reference")[1] == {}
 
 
-@pytest.mark.parametrize("text", ["reference:speed=11", "reference:threads", "reference:threads=9999"])
+REFUSED = ("reference:speed=11", "reference:threads", "reference:threads=9999", "reference:threads=1,threads=2")
+
+
+@pytest.mark.parametrize("text", REFUSED)
 def test_a_selection_that_is_not_in_the_space_is_refused(text):
     with pytest.raises(ConfigError, match="see `scanlab list reference`"):
         registry.parse_selection(text)

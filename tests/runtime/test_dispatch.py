@@ -118,6 +118,8 @@ def test_the_environment_and_the_argument_name_a_backend(monkeypatch):
     assert dispatch.dispatcher("reference").decided[PROBLEM].backend == "reference"
     with pytest.raises(UnknownBackendError, match="no backend is called 'nativ'"):
         selective_scan_fn(*inputs[:-1], backend="nativ")
+    with pytest.raises(ConfigError, match="implements linear, not selective_scan"):
+        selective_scan_fn(*inputs[:-1], backend="linear_torch")
     with pytest.raises(ConfigError, match="threads=999"):
         selective_scan_fn(*inputs[:-1], backend="reference:threads=999")
 
