@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from checkouts import Built, from_file, image, package, stand_in
-from images import mair, mamba_ad, mamba_mil, mobile_mamba, pan_mamba, sigma, simba, ultralight
+from images import mair, mamba_ad, mamba_mil, pan_mamba, sigma, simba, ultralight
 from sequences import caduceus, dis, hydra, mamba3d, mamba4rec, s_mamba, se_mamba, time_machine
 from torch import Tensor, nn
 
@@ -304,7 +304,6 @@ CLIENTS = (
     Client("alexhe101/Pan-Mamba", "mixer of Pan-Mamba, 256 tokens", pan_mamba),
     Client("isyangshu/MambaMIL", "MambaMIL (SRMamba), 300 patches", partial(mamba_mil, "SRMamba")),
     Client("isyangshu/MambaMIL", "MambaMIL (BiMamba), 300 patches", partial(mamba_mil, "BiMamba")),
-    Client("lewandofskee/MobileMamba", "mixer of MobileMamba, 14 by 14", mobile_mamba),
     Client("lewandofskee/MambaAD", "mixer of MambaAD, 16 by 16", mamba_ad),
     Client("zifuwan/Sigma", "fusion of Sigma, 16 by 16", sigma),
     Client("badripatro/simba", "SiMBA, one block a level, 64 px", simba, ("classification",)),

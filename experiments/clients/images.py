@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from checkouts import Built, from_file, image, package, stand_in
+from checkouts import Built, from_file, image, stand_in
 from torch import nn
 
 
@@ -19,14 +19,6 @@ def mamba_mil(kind: str) -> Built:
     model = MambaMIL(in_dim=1024, n_classes=2, dropout=False, act="relu", type=kind)
     model.register_forward_hook(lambda module, inputs, out: out[0])  # the logits
     return model, (image(1, 300, 1024),)
-
-
-def mobile_mamba() -> Built:
-    """Return the mixer of MobileMamba, which is VMamba's with its own orders of scanning."""
-    package("model", "model")
-    from model.lib_mamba.vmambanew import SS2D
-
-    return SS2D(d_model=64, d_state=1, ssm_ratio=2, forward_type="v052d"), (image(1, 64, 14, 14),)
 
 
 def sigma() -> Built:
