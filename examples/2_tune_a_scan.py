@@ -26,7 +26,7 @@ environment = os.environ | {"SCANLAB_PROFILE": str(asked.out / "profile.json")}
 command = [sys.executable, "-m", "scanlab", "tune", "--problem", problem, "--budget", asked.budget, "--json"]
 command += ["--backends", "reference chunked native"]
 done = subprocess.run([*command, "--out", str(asked.out)], env=environment, stdout=subprocess.PIPE, check=False)
-if done.returncode not in (0, 3):
+if not done.stdout or done.returncode not in (0, 3):  # the command has said why
     sys.exit(done.returncode)
 
 (found,) = json.loads(done.stdout)  # the code 3 is explained there: too little could be measured

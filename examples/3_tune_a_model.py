@@ -26,7 +26,7 @@ asked = parser.parse_args()
 os.environ["XDG_DATA_HOME"] = str(asked.out.resolve())
 command = [sys.executable, "-m", "scanlab", "tune", "--model", asked.model, "--budget", asked.budget, "--json"]
 done = subprocess.run([*command, "--out", str(asked.out)], stdout=subprocess.PIPE, check=False)
-if done.returncode not in (0, 3):
+if not done.stdout or done.returncode not in (0, 3):  # the command has said why
     sys.exit(done.returncode)
 
 found = json.loads(done.stdout)  # the code 3 is explained there: too little could be measured

@@ -3,8 +3,8 @@
     python examples/5_train_digits.py           # 2 epochs, some ten seconds on two cores
     python examples/5_train_digits.py --epochs 20
 
-Ends with the share of held-out digits that are read rightly (over 85 % after 2 epochs, 99 % after 20) and a picture
-of the training, digits-training.png.
+Needs the extra `lab`. Ends with the share of held-out digits that are read rightly (over 85 % after 2 epochs, 99 %
+after 20) and a picture of the training, digits-training.png.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python examples/6_export.py
 
-Needs the extra `onnx`. Ends with the largest difference between the logits of the graph, in a process of its own, and
-those of the model (rounding, below 1e-4).
+Needs the extras `lab` and `onnx`. Ends with the largest difference between the logits of the graph, in a process of its
+own, and those of the model (rounding, below 1e-4).
 """
 
 from __future__ import annotations

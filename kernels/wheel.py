@@ -3,9 +3,9 @@
     python kernels/wheel.py                       # for this machine
     python kernels/wheel.py --machine aarch64     # for Arm, by the cross compiler aarch64-linux-gnu-g++
 
-One wheel serves every Python from 3.11 and every torch from 2.9 on, on every Linux with glibc 2.28, and holds the
-kernels of all instruction sets of its machine. For this machine its libraries are those that the source tree compiles
-for itself, so that the tests of the tree are tests of the wheel.
+One wheel serves every Python from 3.11 and every torch from 2.9 on, on every Linux with glibc 2.28 (Arm's needs 2.34),
+and holds the kernels of all instruction sets of its machine. For this machine its libraries are those that the source
+tree compiles for itself, so that the tests of the tree are tests of the wheel.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def report(
 
     Example:
         scanlab report runs                         # after a tuning
-        scanlab report --compare runs-before runs
+        scanlab report --compare runs-before runs   # after two tunings
     """
     if compare is None:
         written = write(read(results), folder or results / REPORT, results)
