@@ -72,8 +72,11 @@ def show(found: TuningResult) -> None:
     """Print the comparison of a tuning, the failures and the notices."""
     if found.comparison is not None:
         show_comparison(found.comparison)
+    alike: dict[tuple[str, str | None], list[Trial]] = {}
     for trial in found.failed:
-        out.print(failure_line(trial, trial.backend))
+        alike.setdefault((trial.state, trial.reason), []).append(trial)
+    for trials in alike.values():
+        out.print(failure_line(trials[0], ", ".join(dict.fromkeys(trial.backend for trial in trials))))
     states = ("ok", "pruned", "disturbed", "wrong", "crashed")
     counts = {state: sum(trial.state == state for trial in found.trials) for state in states}
     tried = ", ".join(f"{count} {state}" for state, count in counts.items() if count)

@@ -263,7 +263,10 @@ def _length_sections(trials: Sequence[Trial], caption: str) -> list[Section]:
         text = (
             f"{contest.spelled_for_all_lengths}; inputs {contest.inputs_label}; lengths {lengths[0]} to {lengths[-1]}."
         )
-        alt = f"Time of one call at lengths from {lengths[0]} to {lengths[-1]}, a line for each backend."
+        alt = (
+            f"Time of one call at lengths from {lengths[0]} to {lengths[-1]}, a line for each backend that was measured"
+            " there; slow ones end earlier."
+        )
         picture = Picture(f"lengths-{number}", figures.length_lines(members, caption), alt)
         shown = {"Time of one call by length": tables.length_table(members), FAILURES: tables.failure_table(members)}
         shown = {caption: frame for caption, frame in shown.items() if len(frame)}
@@ -313,11 +316,14 @@ def _decision_facts(decision: TuningDecision) -> list[Fact]:
 
 
 def _reasons(missing: Sequence[Placing]) -> str:
-    """Return why backends have no numbers; other processes that disturbed them are one reason."""
+    """Return why backends have no numbers, each reason once; other processes that disturbed them are one reason."""
     disturbed = [placing.backend for placing in missing if placing.trial.state == "disturbed"]
     said = [f"disturbed by other processes: {', '.join(disturbed)}"] if disturbed else []
-    others = [placing for placing in missing if placing.backend not in disturbed]
-    return "; ".join([*said, *(f"{each.backend}: {each.trial.state}, {each.trial.reason}" for each in others)])
+    others: dict[str, list[str]] = {}
+    for placing in missing:
+        if placing.backend not in disturbed:
+            others.setdefault(f"{placing.trial.state}, {placing.trial.reason}", []).append(placing.backend)
+    return "; ".join([*said, *(f"{', '.join(names)}: {reason}" for reason, names in others.items())])
 
 
 def _ranking_rows(ranked: Sequence[Placing]) -> list[RankingRow]:

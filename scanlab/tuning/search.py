@@ -98,6 +98,7 @@ class Search:
 
     Attributes:
         waiting: Whether all that is left to try was in the hands of others when this search was last asked.
+        was_timed: Whether there were trials of it at its start, be they only such as are tried again.
     """
 
     def __init__(
@@ -124,6 +125,7 @@ class Search:
         self._leased: frozenset[str] = frozenset()
         self._known: set[str] = set()
         self._durations_s = [trial.duration_s for trial in recorded if self._is_ours(trial)]
+        self.was_timed = bool(self._durations_s)
         legal = list(itertools.islice(backend.space.configs(self.problem), EXHAUSTIVE_SIZE + 1))
         self._legal = {config_key(each): each for each in legal} if len(legal) <= EXHAUSTIVE_SIZE else None
         self._first = [backend.space.defaults, *filter(self._is_legal, first)]

@@ -252,8 +252,14 @@ class _Tuning:
 
     def note_unmeasured(self, recorded: Sequence[Trial]) -> None:
         """Record that no configuration of a backend was tried, where that is so."""
+        unrepeated = [search.backend.name for search in self.searches if not search.trials and search.was_timed]
+        if unrepeated:
+            self.notices.append(
+                f"{', '.join(unrepeated)}: the earlier trials were disturbed or count only for less exact winners, and"
+                " there was no time left to repeat them; give it a larger budget"
+            )
         for search in self.searches:
-            if not search.trials:
+            if not search.trials and not search.was_timed:
                 reason = "it was built and verified, and there was no time left to measure it; give it a larger budget"
                 defaults = search.candidate(search.backend.space.defaults)
                 self._fail(defaults, Evaluation("rejected", reason), recorded)

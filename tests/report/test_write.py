@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -159,6 +160,13 @@ def test_the_report_does_not_load_optuna_or_pyplot():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_reason_that_backends_share_is_said_once(tmp_path):
+    rejected = [replace(TRIALS[4], backend=name, reason="no time left") for name in ("chunked", "native")]
+    write_report(rejected, this_machine(), tmp_path)
+    (line,) = (line for line in (tmp_path / "report.md").read_text().splitlines() if "Not measured" in line)
+    assert "chunked, native: rejected, no time left" in line.replace("\\", "")
 
 
 def test_what_other_processes_disturbed_is_one_reason_for_all(tmp_path):

@@ -109,6 +109,15 @@ def test_a_backend_that_was_built_and_not_measured_is_a_row_with_its_reason(tmp_
     assert all("no time left to measure it" in reason for reason in rows.values())
 
 
+def test_a_backend_that_an_earlier_tuning_timed_is_no_row_but_a_notice(tmp_path):
+    tuned(tmp_path, 10.0, slow=(), disturbance=lambda second: "other processes used 9 ms")
+    found = tuned(tmp_path, 0.05, slow=())
+    timed = {each.backend for each in TrialStore(tmp_path).load().trials if each.state == "disturbed"}
+    assert timed
+    assert not timed & {each.backend for each in found.failed}
+    assert any("no time left to repeat them" in each for each in found.notices)
+
+
 def test_a_backend_without_time_is_measured_by_the_next_tuning(tmp_path):
     starved = tuned(tmp_path, 0.05, slow=())
     assert {trial.backend for trial in starved.failed} == {"fast", "slow"}
