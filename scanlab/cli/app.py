@@ -8,6 +8,7 @@ import importlib
 import inspect
 import io
 import os
+import re
 import signal
 import sys
 import time
@@ -128,6 +129,12 @@ def unknown(name: str) -> str:
     return f"there is no command {name!r}: `scanlab --help` lists them.{did_you_mean(name, COMMANDS)}"
 
 
+def nearest_choice(said: str) -> str:
+    """Return which legal value was meant, where `said` is typer's sentence on a value that is none, or nothing."""
+    found = re.search(r"'([^']*)' is not one of ('.*')", said)
+    return did_you_mean(found[1], re.findall("'([^']*)'", found[2])) if found else ""
+
+
 def load_command(name: str) -> Typer:
     """Return the command of this name, imported with all that it needs."""
     import typer  # not part of the core
@@ -164,7 +171,8 @@ def _run(name: str, words: list[str]) -> None:
         sys.exit(load_command(name)(words, prog_name=f"scanlab {name}", standalone_mode=False, obj=begun))
     except usage_error as error:
         said = error.format_message().replace("Value error, ", "").rstrip(".")
-        notes.print(f"[bold red]error:[/] {escape(said)}. `scanlab {name} --help` has the options and an example.")
+        said += f".{nearest_choice(said)}"
+        notes.print(f"[bold red]error:[/] {escape(said)} `scanlab {name} --help` has the options and an example.")
         sys.exit(Exit.BAD_INPUT)
     except ScanlabError as error:
         notes.print(f"[bold red]error:[/] {escape(str(error))}")

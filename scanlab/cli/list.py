@@ -13,6 +13,7 @@ from rich.markup import escape
 from scanlab.cli.console import AsJson, out, plain_table, print_json
 from scanlab.contract import registry
 from scanlab.contract.backend import Backend
+from scanlab.errors import UnknownBackendError, did_you_mean
 
 
 def list_backends(
@@ -27,6 +28,8 @@ def list_backends(
         scanlab list chunked
     """
     if name is not None and name not in registry.ops():
+        if name not in registry.names() and (near := did_you_mean(name, (*registry.names(), *registry.ops()))):
+            raise UnknownBackendError(f"no backend or op is called {name!r}.{near}")
         chosen = registry.get(name)
         print_json(_facts(chosen)) if as_json else _show_one(chosen)
         return

@@ -23,7 +23,7 @@ from scanlab.cli.tuning_output import (
     write_results,
 )
 from scanlab.contract.machine import this_machine
-from scanlab.errors import InputError
+from scanlab.errors import InputError, did_you_mean
 from scanlab.models.model_op import DTYPES, ModelProblem
 from scanlab.models.tune_model import ModelTuning, op_times_ms, tune_model
 from scanlab.models.workloads import default_sizes
@@ -52,7 +52,9 @@ def run_tune_model(
     """Tune a model; the arguments are the options of `scanlab tune`, its model, batch and size together."""
     model, batch, size = workload
     if dtype not in (AUTO, *DTYPES):
-        raise InputError(f"--dtype {dtype}: must be {AUTO} or one of {', '.join(DTYPES)}.")
+        raise InputError(
+            f"--dtype {dtype}: must be {AUTO} or one of {', '.join(DTYPES)}.{did_you_mean(dtype, (AUTO, *DTYPES))}"
+        )
     dtypes = DTYPES if dtype == AUTO else (dtype,)
     exact = dtypes == ("float32",)
     default_batch, default_size = default_sizes(model)

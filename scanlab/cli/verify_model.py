@@ -52,7 +52,8 @@ def verify_model(
     chosen = dtypes.split() if dtypes else list(TASK_BUDGETS)
     for dtype in chosen:
         if dtype not in TASK_BUDGETS:
-            raise InputError(f"--dtypes {dtype}: must be of {', '.join(TASK_BUDGETS)}.")
+            near = did_you_mean(dtype, TASK_BUDGETS)
+            raise InputError(f"--dtypes {dtype}: must be of {', '.join(TASK_BUDGETS)}.{near}")
     photograph = None
     if name != DIGITS:
         photograph = sample_photograph() if image is None else open_image(image)

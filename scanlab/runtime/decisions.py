@@ -17,7 +17,7 @@ from scanlab import settings
 from scanlab.contract import registry
 from scanlab.contract.base import Problem
 from scanlab.contract.space import Config, config_key
-from scanlab.errors import ConfigError, UnavailableError, UnknownBackendError
+from scanlab.errors import ConfigError, UnavailableError, UnknownBackendError, did_you_mean
 from scanlab.runtime.defaults import most_similar
 from scanlab.runtime.implementations import implementation
 from scanlab.runtime.profile import Profile, ProfileEntry
@@ -78,8 +78,9 @@ def _named(problem: Problem) -> tuple[Decision | None, list[str]]:
     elif problem.op == "linear" and settings.LINEAR.get():
         name, why = f"linear_{settings.LINEAR.get()}", f"{settings.LINEAR.name}={settings.LINEAR.get()}"
         if name not in registry.names():
-            legal = ", ".join(each.removeprefix("linear_") for each in registry.names() if each.startswith("linear_"))
-            raise ConfigError(f"{why}: must be one of {legal}; unset it to choose.")
+            legal = [each.removeprefix("linear_") for each in registry.names() if each.startswith("linear_")]
+            near = did_you_mean(str(settings.LINEAR.get()), legal)
+            raise ConfigError(f"{why}: must be one of {', '.join(legal)}; unset it to choose.{near}")
     elif problem.op in IMPLEMENTED and settings.MIXER.get():
         name = f"{problem.op}_{implementation(problem.device, problem.dtype == 'float64')}"
         why = f"{settings.MIXER.name}={settings.MIXER.get()}"

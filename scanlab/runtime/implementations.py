@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from scanlab import settings
-from scanlab.errors import ConfigError, UnavailableError
+from scanlab.errors import ConfigError, UnavailableError, did_you_mean
 from scanlab.runtime import verification
 from scanlab.runtime.traced import exports_to_onnx
 from scanlab_kernels.implementations import BY_NAME
@@ -73,6 +73,7 @@ def _decide(device: str, double: bool) -> OpDecision:
     if asked not in (None, "torch", *LOADERS):
         raise ConfigError(
             f"{settings.MIXER.name}={asked!r}: must be 'native', 'triton' or 'torch'; unset it to let scanlab choose."
+            f"{did_you_mean(str(asked), ('torch', *LOADERS))}"
         )
     noun = f"the mixer's ops on {device}" + (" in float64" if double else "")
     own: Literal["native", "triton"] | None = None

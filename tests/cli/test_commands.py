@@ -201,7 +201,8 @@ def test_bench_times_what_was_named_and_records_it(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["list", "nativ"], "no backend is called 'nativ'"),
+        (["list", "nativ"], "no backend or op is called 'nativ'. Did you mean 'native'?"),
+        (["list", "selectiv_scan"], "no backend or op is called 'selectiv_scan'. Did you mean 'selective_scan'?"),
         (["best", "--problem", "batch=1"], "lacks dim, length"),
         (["best", "--suite", "vim-giant"], "no suite is called 'vim-giant': there are vim-tiny"),
         (["best", "--suite", "missing.toml:mine"], "cannot read the suites in missing.toml"),

@@ -95,6 +95,7 @@ def test_tune_refuses_what_it_cannot_do(run):
         (("--backends", "chunked,chunked"), "'chunked' is given 2 times: name it once"),
         (("--problem", TUNE[2]), "is given 2 times: name it once"),
         (("--objective", "mean"), "'mean' is not one of"),
+        (("--objective", "p59"), "'p59' is not one of 'median', 'p95'. Did you mean 'p95'?"),
         (("--budget", "999999999999999h"), "duration '999999999999999h': must be at most 720h"),
     ],
 )
