@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -48,7 +49,8 @@ def open_journal(path: Path, is_ours: bool) -> tuple[JournalStorage, tuple[str, 
 
     Args:
         path: The file.
-        is_ours: Whether it lies in a results folder under scanlab's own name. Any other file must begin as a journal.
+        is_ours: Whether it lies in a results folder under scanlab's own name, where one line of a journal is enough to
+            repair it. Any other file must begin as a journal.
 
     Returns:
         The storage, and a notice for every repair.
@@ -57,30 +59,39 @@ def open_journal(path: Path, is_ours: bool) -> tuple[JournalStorage, tuple[str, 
         InputError: If the file belongs to another program; it stays untouched.
         OSError: If it cannot be read or written.
     """
-    if not is_ours:
-        refuse_foreign_file(path)
+    refuse_foreign_file(path, is_ours)
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = JournalFileOpenLock(str(path)) if fcntl is None else KernelLock(path.with_name(path.name + ".flock"))
     notices: list[str] = []
     with _holding(lock):
-        aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
-        cut = _cut_unfinished_line(path)
+        aside = _unused_name(path)
+        cut = _cut_unfinished_line(path, aside)
         if cut:
-            aside.write_bytes(cut)
             notices.append(f"{path}: {len(cut)} bytes of an unfinished last line moved to {aside.name}")
         try:
             for line in path.read_bytes().splitlines()[-1:] if path.exists() else ():
                 json.loads(line)  # optuna takes a damaged last line for one that is still being written
             return JournalStorage(JournalFile(path, lock)), tuple(notices)
         except DAMAGE:
+            aside = _unused_name(path)
             path.replace(aside)
             notices.append(f"{path}: damaged, moved to {aside.name}; the studies are rebuilt from the records")
             return JournalStorage(JournalFile(path, lock)), tuple(notices)
 
 
-def refuse_foreign_file(path: Path) -> None:
-    """Raise InputError if `path` exists and is not a journal, by its first line; an empty file may become one."""
+def refuse_foreign_file(path: Path, is_ours: bool = False) -> None:
+    """Raise InputError if `path` exists and is not a journal, by its first line; an empty file may become one.
+
+    A file of ours may be a journal whose first line is damaged, or was cut while it was written.
+    """
     if not path.exists():
+        return
+    if is_ours and path.is_file():
+        if not _was_a_journal(path):
+            raise InputError(
+                f"{path}: this file is not a journal of studies and was left as it is. Move it away, or name another"
+                " file by --storage."
+            )
         return
     if not path.is_file():
         what = "a folder" if path.is_dir() else "not a regular file"
@@ -94,6 +105,18 @@ def refuse_foreign_file(path: Path) -> None:
             f"--storage {path}: this file is not a journal of studies and was left as it is. Name a new file, or the"
             " URL of a database: sqlite:///FILE or postgresql://USER@HOST/NAME."
         )
+
+
+def _was_a_journal(path: Path) -> bool:
+    """Return whether a line of the file begins as those of a journal do, or it is empty or the rest of one."""
+    with path.open("rb") as file:
+        head = file.read(HEAD_BYTES)
+        file.seek(0)
+        if any(MARK.match(line) for line in file):
+            return True
+    # A power loss may leave zeros where a line was being written.
+    rest = head.rstrip(b"\0")
+    return any((b'{"op_code":%d,"worker_id":"' % code).startswith(rest) for code in range(100))
 
 
 class JournalFile(JournalFileBackend):
@@ -149,8 +172,15 @@ def _holding(lock: BaseJournalFileLock) -> Iterator[None]:
         lock.release()
 
 
-def _cut_unfinished_line(path: Path) -> bytes:
-    """Cut off and return the text after the last line end of the file."""
+def _unused_name(path: Path) -> Path:
+    """Return the name of a file beside `path` that does not exist, for what is moved out of it."""
+    stem = f"{path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    names = (path.with_name(f"{stem}-{number}" if number else stem) for number in itertools.count())
+    return next(name for name in names if not os.path.lexists(name))
+
+
+def _cut_unfinished_line(path: Path, aside: Path | None = None) -> bytes:
+    """Cut off and return the text after the last line end of the file, once it is kept in `aside`."""
     if not path.exists():
         return b""
     with path.open("rb+") as file:
@@ -163,5 +193,7 @@ def _cut_unfinished_line(path: Path) -> bytes:
             end = start
         unfinished = tail[tail.rfind(b"\n") + 1 :]
         if unfinished:
+            if aside is not None:
+                aside.write_bytes(unfinished)
             file.truncate(size - len(unfinished))
         return unfinished

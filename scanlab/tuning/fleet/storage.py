@@ -164,9 +164,11 @@ def _database(name: StorageName) -> BaseStorage:
     options: dict[str, Any] = {"pool_pre_ping": True}
     if scheme.startswith("sqlite"):
         options["connect_args"] = {"timeout": TIMEOUT_S}
+    # optuna takes the URL for a template of str.format.
+    url = f"{DRIVERS.get(scheme, scheme)}://{rest}".replace("{", "{{").replace("}", "}}")
     for opening in range(MAX_OPENINGS):
         try:
-            return optuna.storages.get_storage(RDBStorage(f"{DRIVERS.get(scheme, scheme)}://{rest}", options))
+            return optuna.storages.get_storage(RDBStorage(url, options))
         except (DBAPIError, optuna.exceptions.StorageInternalError):
             if opening == MAX_OPENINGS - 1:
                 raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,9 +18,14 @@ PROXY = "grpc"
 OPTION = "--storage"
 
 HIDDEN = "***"
-SCHEME = re.compile(r"\s*[\w+.-]*:/+")
+# A known scheme whose :// is mistyped, as in `mysql:joe` or `postgresql//joe`.
+MISTYPED = re.compile(rf"\s*(?:{'|'.join((*DATABASES, PROXY))})(?:\+\w*)?(?::|//)/*", re.IGNORECASE)
+SCHEME = re.compile(rf"\s*[\w+.-]*:/+|{MISTYPED.pattern}", re.IGNORECASE)
+# What no file's name has by chance: an @ written for a URL, and the password of a list of settings.
+PASSWORD = r"(?:password|passwd|pwd)\s*="
+SETTING = re.compile(rf"%40|{PASSWORD}", re.IGNORECASE)
 COLON = re.compile(":|%3A", re.IGNORECASE)
-QUERY = re.compile("[?#;]")
+QUERY = re.compile(rf"[?#;]|{PASSWORD}", re.IGNORECASE)
 # Colons that do not begin a password: those of ports, and within IPv6 addresses.
 PORT = re.compile(r":\d{1,5}(?=[,/]|$)")
 ADDRESS = re.compile(r"\[[0-9A-Fa-f:.]*\]")
@@ -48,18 +54,20 @@ class StorageName:
         """
         scheme, separator, _ = text.partition("://")
         if not separator:
-            if is_explicit_path(text) or not ("@" in text or ":/" in text):
+            if is_explicit_path(text) or not _may_be_a_database(text):
                 if not text.strip() or "\0" in text:
                     raise InputError(f"--storage {text!r}: name a file, or a URL such as sqlite:///studies.db.")
                 return cls(text, "journal")
             raise InputError(
                 f"--storage {mask(text)}: this is neither a file nor a URL that is known. A database is named as"
-                " postgresql://USER:PASSWORD@HOST/NAME; a file whose name has these characters as ./NAME."
+                " sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME, a proxy as grpc://HOST:PORT; a file whose"
+                " name has these characters as ./NAME."
             )
         database = scheme.partition("+")[0]
         if database not in (*DATABASES, PROXY):
             known = ", ".join(f"{each}://" for each in (*DATABASES, PROXY))
-            raise InputError(f"--storage {mask(text)}: {mask(scheme)}:// is not known; must be one of {known}.")
+            given = f"{scheme}://" if re.fullmatch(r"[\w+.-]+", scheme) else "what precedes ://"
+            raise InputError(f"--storage {mask(text)}: {given} is not known; must be one of {known}.")
         try:
             url = urlsplit(text)
             port = url.port
@@ -85,16 +93,43 @@ class StorageName:
 
     @property
     def file(self) -> Path | None:
-        """The file of a journal or an SQLite database; None if there is none."""
+        """The file of a journal, or the one that SQLAlchemy opens for an SQLite database; None if there is none.
+
+        Raises:
+            InputError: If an SQLite database is named by a URI of SQLite's own, or its name cannot be read.
+        """
         if self.url is None:
             return Path(self.text)
-        is_file = self.url.scheme.startswith("sqlite") and self.url.path[1:] not in ("", ":memory:")
-        return Path(self.url.path[1:]) if is_file else None
+        if not self.url.scheme.startswith("sqlite"):
+            return None
+        # Here and not above: most studies live in a journal.
+        from sqlalchemy.engine import make_url
+        from sqlalchemy.exc import ArgumentError
+
+        try:
+            url = make_url(self.text)
+        except (ArgumentError, ValueError):
+            raise InputError(
+                f"--storage {self.masked}: this cannot be read; an SQLite database is named as sqlite:///FILE."
+            ) from None
+        database = url.database or ""
+        if database.startswith("file:") or "uri" in url.query:
+            raise InputError(
+                f"--storage {self.masked}: a URI of SQLite (file:..., uri=true) is not taken, because it hides which"
+                " file is written; name the file itself, as sqlite:///FILE."
+            )
+        # SQLAlchemy removes .. from the path before it follows symbolic links.
+        return None if database in ("", ":memory:") else Path(os.path.normpath(database))
 
 
 def is_explicit_path(text: str) -> bool:
-    """Return whether `text` can only be meant as a path: absolute, or relative with its dots."""
-    return text.startswith(("./", "../")) or (Path(text).is_absolute() and not text.startswith("//"))
+    """Return whether `text` can only be meant as a path: absolute, or relative with its dots, or of a home folder."""
+    return text.startswith(("./", "../", "~/")) or (Path(text).is_absolute() and not text.startswith("//"))
+
+
+def _may_be_a_database(text: str) -> bool:
+    """Return whether `text`, which has no ://, may be a mistyped URL or the settings of a connection."""
+    return "@" in text or ":/" in text or MISTYPED.match(text) is not None or SETTING.search(text) is not None
 
 
 def mask(text: str) -> str:
@@ -102,7 +137,7 @@ def mask(text: str) -> str:
 
     A password may hold any character, so that it reaches up to the last @, or to the end where a query may have begun.
     """
-    if is_explicit_path(text):
+    if is_explicit_path(text) and "://" not in text:
         return text
     scheme, rest = _split(text)
     user, at, place = rest.rpartition("@")
@@ -115,7 +150,8 @@ def mask(text: str) -> str:
     if query is not None:
         shown = f"{place[: query.start()]}{query.group()}{HIDDEN}"
     if not at:
-        return scheme + (_mask_host(shown) if scheme and not scheme.startswith("sqlite") else shown)
+        has_host = not scheme.startswith("sqlite") if scheme else "://" in shown or "%40" in shown
+        return scheme + (_mask_host(shown) if has_host else shown)
     name, *secret = COLON.split(user, maxsplit=1)
     name = HIDDEN if "/" in name else name
     return f"{scheme}{name}{f':{HIDDEN}' if secret else ''}@{_mask_host(shown)}"

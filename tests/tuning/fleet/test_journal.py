@@ -70,6 +70,31 @@ def test_a_journal_that_is_damaged_further_up_is_moved_aside_whole(path):
     assert aside.read_bytes() == damaged
 
 
+def test_an_unfinished_line_of_a_damaged_journal_is_kept_beside_it(path):
+    fill(path, "one", "two")
+    damaged = path.read_bytes().replace(b'"two"', b'"tw\xff')
+    for times in (1, 2):
+        path.write_bytes(damaged + b'{"op_code":0,"wor')
+        _, notices = open_journal(path, is_ours=False)
+        kept = [each.read_bytes() for each in path.parent.glob("*.damaged-*")]
+        assert len(notices) == 2
+        assert sorted(kept) == sorted([damaged, b'{"op_code":0,"wor'] * times)
+
+
+def test_a_journal_whose_last_line_cannot_be_kept_is_not_cut(path, monkeypatch):
+    fill(path, "one")
+    torn = path.read_bytes() + b'{"op_code":0,"wor'
+    path.write_bytes(torn)
+
+    def full(self, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        open_journal(path, is_ours=False)
+    assert path.read_bytes() == torn
+
+
 def test_a_journal_with_any_changed_byte_opens(path):
     fill(path, "one", "two")
     whole = path.read_bytes()
@@ -114,6 +139,21 @@ def test_a_file_of_another_program_is_refused_and_stays_as_it_is(path, content):
     with pytest.raises(InputError, match=r"is not a journal of studies and was left as it is.*sqlite:///FILE"):
         open_journal(path, is_ours=False)
     assert contents(path.parent) == before, "no lock, no copy"
+
+
+@pytest.mark.parametrize("content", [b"name,value\nimportant,1\nlast", b"\n", b'{"op":1}\n', b"SQLite format 3\0..."])
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_file_of_another_program_under_our_name_stays_as_it_is(tmp_path, path, content, linked):
+    if linked:
+        (tmp_path / "notes.csv").write_bytes(content)
+        path.symlink_to("notes.csv")
+    else:
+        path.write_bytes(content)
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match="is not a journal of studies and was left as it is. Move it away"):
+        open_journal(path, is_ours=True)
+    assert contents(tmp_path) == before
+    assert path.is_symlink() == linked
 
 
 def test_a_database_is_refused_with_the_url_that_was_probably_meant(path):

@@ -65,6 +65,33 @@ def test_a_database_of_another_program_is_refused_and_stays_as_it_is(tmp_path):
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("my#data.db", "sqlite:///my#data.db"),
+        ("a b.db", "sqlite:///a%20b.db"),
+        ("a{b.db", "sqlite:///a{b.db"),
+        ("other.db", "sqlite:///missing/../other.db"),
+        ("other.db", "sqlite:///file:other.db?mode=rwc&uri=true"),
+    ],
+)
+def test_a_database_of_another_program_is_refused_by_every_name(tmp_path, monkeypatch, file, text):
+    monkeypatch.chdir(tmp_path)
+    with closing(sqlite3.connect(file)) as database:
+        database.execute("CREATE TABLE songs (x)")
+    before = (tmp_path / file).read_bytes()
+    with pytest.raises(InputError, match="a database of another program|name the file itself"):
+        open_storage(text, tmp_path)
+    assert [each.name for each in tmp_path.iterdir()] == [file]
+    assert (tmp_path / file).read_bytes() == before
+
+
+@pytest.mark.parametrize("file", ["my#data.db", "{a}b{{c.db"])
+def test_a_database_is_created_in_the_file_that_was_named(tmp_path, file):
+    open_storage(f"sqlite:///{tmp_path / file}", tmp_path)
+    assert [each.name for each in tmp_path.iterdir()] == [file]
+
+
 def test_a_results_folder_may_have_any_name(tmp_path):
     folder = tmp_path / "joe:x@host"
     open_storage(None, folder)

@@ -16,6 +16,10 @@ from scanlab.tuning.fleet.storage_name import StorageName, hide_secrets, mask, m
         ("my.journal", "journal", "my.journal"),
         ("/home/joe@corp/my.journal", "journal", "/home/joe@corp/my.journal"),
         ("./joe@host", "journal", "joe@host"),
+        ("./postgresql:studies", "journal", "postgresql:studies"),
+        ("/tmp/a%40b.journal", "journal", "/tmp/a%40b.journal"),
+        ("~/joe@host", "journal", "~/joe@host"),
+        ("grpc.journal", "journal", "grpc.journal"),
         ("sqlite:///studies.db", "database", "studies.db"),
         ("sqlite:////tmp/studies.db", "database", "/tmp/studies.db"),
         ("sqlite://", "database", None),
@@ -28,6 +32,60 @@ def test_a_storage_is_of_one_kind_and_some_have_a_file(text, kind, file):
     name = StorageName.parse(text)
     assert (name.kind, name.file) == (kind, None if file is None else Path(file))
     assert name.masked == text, "there is nothing to hide"
+
+
+@pytest.mark.parametrize(
+    ("text", "file"),
+    [
+        ("sqlite:///my#data.db", "my#data.db"),
+        ("sqlite:///a;b.db?timeout=3", "a;b.db"),
+        ("sqlite:///a%20b.db", "a b.db"),
+        ("sqlite:///link/../a.db", "a.db"),
+        ("sqlite:///?timeout=3", None),
+    ],
+)
+def test_the_file_of_a_database_is_the_one_that_sqlalchemy_opens(text, file):
+    assert StorageName.parse(text).file == (None if file is None else Path(file))
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("sqlite:///file:a.db?mode=rwc&uri=true", "name the file itself, as sqlite:///FILE"),
+        ("sqlite:///%66ile:a.db", "name the file itself"),
+        ("sqlite:///a.db?uri=true&mode=rwc", "name the file itself"),
+    ],
+)
+def test_a_database_whose_file_is_not_plain_is_refused(text, complaint):
+    with pytest.raises(InputError, match=complaint):
+        _ = StorageName.parse(text).file
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "postgresql:host/db?user=joe&password=secret",
+        "postgresql+psycopg:joe:secret",
+        "mysql:joe:secret",
+        "MySQL:joe:secret",
+        "grpc:h:13000",
+        "sqlite:studies.db",
+        "host=h password=secret",
+        "host=h password = secret url=x://y",
+        "joe:secret%40h/db",
+        "postgresql//joe:secret.h/db",
+        "/tmp/postgresql://joe:secret@h/db",
+        "/tmp/postgresql://joe:secret%40h/db",
+        "/tmp/postgresql://joe:secret.h/db",
+        "/tmp/joe:secret@h/x://y",
+    ],
+)
+def test_a_mistyped_url_is_refused_with_the_cure_and_without_its_secrets(text):
+    with pytest.raises(
+        InputError, match=r"(sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME|must be one of)"
+    ) as refused:
+        StorageName.parse(text)
+    assert "secret" not in str(refused.value) + mask(text)
 
 
 @pytest.mark.parametrize(
@@ -80,6 +138,12 @@ def test_what_is_neither_a_file_nor_a_known_url_is_refused_without_its_secrets(t
         ("joe:secret@host/db", "joe:***@host/db"),
         ("postgresql:/joe:secret@h/db", "postgresql:/joe:***@h/db"),
         ("postgresql://joe@host:5432/db", "postgresql://joe@host:5432/db"),
+        ("/tmp/postgresql://joe:secret@h/db", "***:***@h/db"),
+        ("postgresql//joe:secret@h/db", "postgresql//joe:***@h/db"),
+        ("mysql:joe:secret", "mysql:joe***"),
+        ("joe:secret%40h/db", "joe***"),
+        ("host=h password=secret", "host=h password=***"),
+        ("sqlite:studies.db", "sqlite:studies.db"),
         ("sqlite:///C:/studies.db", "sqlite:///C:/studies.db"),
         ("runs/a:b.journal", "runs/a:b.journal"),
     ],
