@@ -34,7 +34,14 @@ from scanlab.contract.cpu import usable_threads
 from scanlab.contract.files import own_folder, sync
 from scanlab.errors import UnavailableError
 from scanlab_kernels import shipped
-from scanlab_kernels.integrity import digest, digest_file, forbid_others_to_write, is_intact, make_private
+from scanlab_kernels.integrity import (
+    digest,
+    digest_file,
+    discard_unless_private,
+    forbid_others_to_write,
+    is_intact,
+    make_private,
+)
 
 PACKAGE = Path(__file__).parent
 TORCH = Path(torch.__file__).parent
@@ -251,6 +258,7 @@ class Extension:
         )
         self._sweep(library)
         folder = library.with_suffix(".build")
+        discard_unless_private(folder)  # its objects are linked, and run as this user
         folder.mkdir(mode=0o700, exist_ok=True)
         kept = list(folder.glob("*.o"))
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -53,6 +54,16 @@ def is_open_to_all(folder: Path) -> bool:
 def forbid_others_to_write(path: Path) -> None:
     """Take from everyone but its owner the right to write to a file, which a wide umask gives."""
     path.chmod(stat.S_IMODE(path.stat().st_mode) & ~(stat.S_IWGRP | stat.S_IWOTH))
+
+
+def discard_unless_private(folder: Path) -> None:
+    """Delete a folder that is a link, or that other users than this one and root made, filled or can write to."""
+    if folder.is_symlink():
+        folder.unlink()
+    elif folder.exists() and not all(
+        is_private(path) and not path.is_symlink() for path in (folder, *folder.iterdir())
+    ):
+        shutil.rmtree(folder)
 
 
 def make_private(folder: Path) -> None:

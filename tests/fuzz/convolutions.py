@@ -149,10 +149,15 @@ def bidirectional_convolution(draw: Draw, *, edge: bool) -> Case:
     )
 
 
-def final_states(x: Tensor, width: int, initial_states: Tensor | None) -> Tensor:
-    """Return the last width - 1 inputs, those before the first among them."""
+def final_states(x: Tensor, width: int, initial_states: Tensor | None, seq_idx: Tensor | None) -> Tensor:
+    """Return the last width - 1 inputs of the last sequence, those before the first among them."""
     before = x.new_zeros(*x.shape[:2], width - 1) if initial_states is None else initial_states
     whole = torch.cat((before, x), -1)
+    if seq_idx is not None and x.shape[-1]:
+        for item, indices in enumerate(seq_idx.tolist()):
+            for step, index in enumerate([indices[0]] * (width - 1) + indices):
+                if index != indices[-1] or index < 0 or (step < width - 1 and len(set(indices)) > 1):
+                    whole[item, :, step] = 0
     return whole[..., whole.shape[-1] - (width - 1) :]
 
 
@@ -162,7 +167,7 @@ def function(draw: Draw, *, edge: bool) -> Case:
     arguments: Arguments = {"x": x, **weights(draw, x.shape[1], x.dtype)}
     width = arguments["weight"].shape[1]
     finals = draw.chance(0.5)
-    if not finals and draw.chance(0.4):
+    if draw.chance(0.4):
         arguments["seq_idx"] = sequences(draw, x.shape[0], x.shape[2])
     elif draw.chance(0.5):
         arguments["initial_states"] = draw.lay(draw.normal(*x.shape[:2], width - 1, dtype=x.dtype))
@@ -178,7 +183,9 @@ def function(draw: Draw, *, edge: bool) -> Case:
             return {"out": out}
         return {
             "out": out,
-            "final_states": final_states(given["x"], given["weight"].shape[1], given.get("initial_states")),
+            "final_states": final_states(
+                given["x"], given["weight"].shape[1], given.get("initial_states"), given.get("seq_idx")
+            ),
         }
 
     def dtypes(given: Arguments) -> dict[str, torch.dtype]:

@@ -171,6 +171,26 @@ def test_objects_that_were_damaged_are_compiled_again(extension: Extension) -> N
     assert b"factor" in extension.build().read_bytes()
 
 
+@pytest.mark.parametrize("how", ["folder", "object", "link"])
+def test_objects_that_others_could_have_planted_are_not_linked(
+    extension: Extension, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    library = extension.build()
+    library.unlink()
+    folder = library.with_suffix(".build")
+    planted = tmp_path / "planted"
+    (planted if how == "link" else folder).mkdir()
+    if how == "link":
+        folder.symlink_to(planted)
+    (folder / "0.o").write_bytes(b"planted")
+    (folder / "0.o").chmod(0o666 if how == "object" else 0o644)
+    folder.chmod(0o777 if how == "folder" else 0o700)
+    extension.build()
+    assert library.is_file()
+    assert not folder.exists()
+    assert (planted / "0.o").exists() == (how == "link"), "what a link names is left alone"
+
+
 def test_a_library_that_was_cut_off_is_built_again(extension: Extension) -> None:
     library = extension.build()
     whole = library.read_bytes()

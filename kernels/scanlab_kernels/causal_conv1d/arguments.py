@@ -104,14 +104,21 @@ def check_update(
             expect_int32(name, indices, (batch,), x)
 
 
-def final_states(x: Tensor, width: int, initial_states: Tensor | None) -> Tensor:
+def final_states(x: Tensor, width: int, initial_states: Tensor | None, seq_idx: Tensor | None = None) -> Tensor:
     """Return the initial_states of a convolution that continues after x: the last width - 1 inputs.
 
-    Differentiable.
+    Of several sequences in x it is the last that continues: steps of others count as zero, and so do the initial
+    states unless all of x is one sequence. Differentiable.
 
     Shape:
-        x (batch, dim, length) and initial_states as in `causal_conv1d` -> (batch, dim, width - 1), dtype of x.
+        x (batch, dim, length), initial_states and seq_idx as in `causal_conv1d` -> (batch, dim, width - 1), dtype of x.
     """
+    if seq_idx is not None and x.shape[-1]:
+        last = seq_idx[:, -1:]
+        others = (seq_idx != last) | (last < 0)
+        x = x.masked_fill(others[:, None], 0)
+        if initial_states is not None:
+            initial_states = initial_states.masked_fill(others.any(1)[:, None, None], 0)
     return padded(x, width, initial_states, reverse=False)[..., x.shape[-1] :]
 
 

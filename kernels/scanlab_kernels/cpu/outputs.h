@@ -127,11 +127,21 @@ inline Tensor large_output(size_t bytes, Shape sizes, Shape strides, Dtype dtype
 }
 #endif
 
+// The bytes of an output; raises where they are too many to count.
+inline int64_t output_bytes(Shape sizes, Dtype dtype) {
+    int64_t bytes = item_bytes(dtype), all = 1;
+    for (const int64_t size : sizes) all = all && size;
+    for (const int64_t size : sizes)
+        require(!all || !__builtin_mul_overflow(bytes, size, &bytes), "an output of sizes ", sizes, " is too large.");
+    return all ? bytes : 0;
+}
+
 // An output on the CPU, its memory not yet written.
 inline Tensor empty_output(Shape sizes, Shape strides, Dtype dtype) {
+    [[maybe_unused]] const size_t bytes = output_bytes(sizes, dtype);
 #if defined(__linux__)
     constexpr size_t large_bytes = 512 << 10;
-    if (const size_t bytes = numel(sizes) * item_bytes(dtype); bytes >= large_bytes)
+    if (bytes >= large_bytes)
         if (Tensor large = large_output(bytes, sizes, strides, dtype)) return large;
 #endif
     AtenTensorHandle tensor;
@@ -148,7 +158,10 @@ inline std::vector<int64_t> contiguous_strides(Shape sizes) {
     for (size_t axis = sizes.size(); axis-- > 0; reach *= std::max<int64_t>(1, sizes[axis])) strides[axis] = reach;
     return strides;
 }
-inline Tensor empty_output(Shape sizes, Dtype dtype) { return empty_output(sizes, contiguous_strides(sizes), dtype); }
+inline Tensor empty_output(Shape sizes, Dtype dtype) {
+    output_bytes(sizes, dtype);  // before their product is a stride
+    return empty_output(sizes, contiguous_strides(sizes), dtype);
+}
 
 // The strides of torch.empty_like: dense, the axes in the order in which those of `tensor` lie.
 inline std::vector<int64_t> dense_strides(Shape sizes, Shape strides) {

@@ -46,7 +46,7 @@ def causal_conv1d_fn(
     )
     if not return_final_states:
         return out
-    final = mixer.final_states(x, weight.shape[1], initial_states)
+    final = mixer.final_states(x, weight.shape[1], initial_states, seq_idx)
     return out, final if final_states_out is None else final_states_out.copy_(final)
 
 

@@ -111,7 +111,7 @@ def causal_conv1d_fwd(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any
         x, weight, bias, seq_idx=seq_idx, initial_states=initial_states, activation=_activation(silu)
     )
     if final_states_out is not None:
-        final_states_out.copy_(mixer.final_states(x, weight.shape[1], initial_states))
+        final_states_out.copy_(mixer.final_states(x, weight.shape[1], initial_states, seq_idx))
     if out is None:
         return y
     out.copy_(y)
@@ -171,7 +171,7 @@ def conv_gradients(
         ]
         upstream = [dout]
         if dfinal_states is not None:
-            outputs.append(mixer.final_states(x_, weight.shape[1], initial_))
+            outputs.append(mixer.final_states(x_, weight.shape[1], initial_, seq_idx))
             upstream.append(dfinal_states)
     grad_x, grad_weight, grad_bias, grad_initial = _gradients(outputs, (x_, weight_, bias_, initial_), upstream)
     grad_x = grad_x if dx is None else dx.copy_(grad_x)

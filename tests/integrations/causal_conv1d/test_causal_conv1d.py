@@ -37,6 +37,22 @@ def test_the_convolution_is_the_official_one_by_every_name(case):
     assert torch.equal(cpp_functions.causal_conv1d_fwd_function(x, weight, bias, None, initial, None, silu), out)
 
 
+@pytest.mark.parametrize("first", [1, 8, 9, 10])  # steps of the first of two sequences
+def test_final_states_continue_the_last_sequence(first):
+    draw = torch.Generator().manual_seed(0)
+    x, more = torch.randn(2, 5, 10, generator=draw), torch.randn(2, 5, 6, generator=draw)
+    weight = torch.randn(5, 4, generator=draw)
+    seq_idx = (torch.arange(16)[None] >= first).int().expand(2, 16).contiguous()
+    last_only = seq_idx.clone()
+    last_only[:, 10:] = seq_idx[:, 9:10]  # what follows belongs to the last sequence of x
+    want = conv.causal_conv1d_fn(torch.cat((x, more), -1), weight, seq_idx=last_only)[..., 10:]
+    _, final = conv.causal_conv1d_fn(x, weight, seq_idx=seq_idx[:, :10].contiguous(), return_final_states=True)
+    torch.testing.assert_close(conv.causal_conv1d_fn(more, weight, initial_states=final), want)
+    place = torch.empty(2, 5, 3)
+    extensions.causal_conv1d_fwd(x, weight, None, seq_idx[:, :10].contiguous(), None, torch.empty_like(x), place, False)
+    assert torch.equal(place, final)
+
+
 def test_gradients_of_the_convolution_by_every_signature():
     draw = torch.Generator().manual_seed(0)
     x, dout = (torch.randn(2, 5, 9, generator=draw) for _ in range(2))

@@ -181,3 +181,13 @@ def test_derivatives_by_transforms(rows: int) -> None:
     torch.testing.assert_close(moved, F.linear(x, tangent))
     gradient = torch.func.grad(lambda weight: linear(x, PrepackedWeight(weight)).square().sum())(weight)
     torch.testing.assert_close(gradient, 2 * F.linear(x, weight).T @ x)
+
+
+@pytest.mark.parametrize("features", [2**63 - 1, 2**61, 2**40])
+def test_a_product_too_large_for_memory_is_refused(features: int) -> None:
+    x = torch.zeros(4, 8, 1, 16, dtype=torch.uint8)
+    with pytest.raises((ValueError, RuntimeError)):
+        torch.ops.scanlab_mixer.packed_linear(x, x.clone(), None, features)
+    wide = torch.zeros(4, 16)
+    with pytest.raises((ValueError, RuntimeError)):
+        torch.ops.scanlab_mixer.packed_linear(wide, torch.zeros(16 * 16), None, features)
