@@ -190,6 +190,7 @@ def replacements(on_cpu: Callable[[Any], Any]) -> Iterator[tuple[Any, dict[str, 
     yield torch.cuda.nvtx, {"range": nvtx_range, **{n: _returning(None) for n in ("range_push", "range_pop", "mark")}}
     yield torch.Tensor, {"record_stream": _returning(None)}
     yield torch, {"Generator": _generator_on_cpu(torch.Generator, on_cpu)}
+    yield torch, {"get_device_module": _device_module}
     yield torch.random, {"fork_rng": _forked_on_cpu(torch.random.fork_rng)}
     yield torch, {"set_default_tensor_type": _default_type_on_cpu(torch.set_default_tensor_type)}
     yield nn.SyncBatchNorm, {"convert_sync_batchnorm": staticmethod(_unsynchronized)}
@@ -238,6 +239,15 @@ def _generator_on_cpu(generator: type[torch.Generator], on_cpu: Callable[[Any], 
             return generator(on_cpu(device))
 
     return Generator
+
+
+def _device_module(device: torch.device | str | None = None) -> Any:
+    """Return the module of a device, `torch.cuda` for "cuda"; torch's own function would keep the answer for ever."""
+    name = "cpu" if device is None else str(device).partition(":")[0]
+    found = getattr(torch, name, None)
+    if found is None:
+        raise RuntimeError(f"torch has no module for {device}: must be a device such as 'cpu' or 'cuda'.")
+    return found
 
 
 def _forked_on_cpu(fork_rng: Callable[..., Any]) -> Callable[..., Any]:

@@ -120,6 +120,7 @@ def test_what_is_known_is_on_the_page_and_a_claim_that_fails_ends_with_code_1(sc
     rows = [{"kind": "beside a neighbour", "seed": 0, "backend": "a", "over_defaults": 0.9}]
     for name in ("kills_of_a_writer", "comparisons_run", "comparisons_drawn", "artefacts", "cut_short"):
         monkeypatch.setattr(trust, name, lambda *given, name=name: held._replace(claim=name))
+    monkeypatch.setattr(trust, "kills_of_a_fleet", lambda *given: held._replace(claim="fleet"))
     monkeypatch.setattr(trust, "kills_of_a_tuner", lambda *given: held._replace(claim="tuner", wrong=1))
     monkeypatch.setattr(trust, "tunings_held", lambda *given: iter([(held._replace(claim="tunings"), rows)]))
     caught = [{"fault": "wrong at odd lengths", "claims": "", "verify": "p", "contract test": "p"}]
@@ -128,7 +129,7 @@ def test_what_is_known_is_on_the_page_and_a_claim_that_fails_ends_with_code_1(sc
     with pytest.raises(SystemExit, match="the claim does not hold: tuner"):
         trust.main(out=out, kills=2, drawn=2, real=2, simulations=1, tunings=1, budget="1s")
     frame = pd.read_csv(out / "trust.csv")
-    assert list(frame.holds) == [True, False, True, True, True, True, True, True]
+    assert list(frame.holds) == [True, False, True, True, True, True, True, True, True]
     page = (out / "trust.md").read_text()
     assert "| a " in page
     with pytest.raises(SystemExit, match="the claim does not hold: tuner"):  # what was not asked for stays
@@ -136,6 +137,6 @@ def test_what_is_known_is_on_the_page_and_a_claim_that_fails_ends_with_code_1(sc
     assert pd.read_csv(out / "trust.csv").claim.tolist() == frame.claim.tolist()
     assert "wrong at odd lengths" in (out / "trust.md").read_text()
     with pytest.raises(
-        SystemExit, match="--parts race: must be some of kills, comparisons, simulated, faults, tunings"
+        SystemExit, match="--parts race: must be some of kills, fleet, comparisons, simulated, faults, tunings"
     ):
         trust.main(parts="race", out=out)

@@ -121,7 +121,7 @@ def conv_extension(draw: Draw, *, edge: bool) -> Case:
             inputs = {name: value for name, value in (given | leaves).items() if name != "silu_activation"}
             outs, upstream = [conv_loop(**inputs, activation=activation)], [dout]
             if dfinals is not None:
-                outs.append(final_states(inputs["x"], width, inputs["initial_states"]))
+                outs.append(final_states(inputs["x"], width, inputs["initial_states"], inputs["seq_idx"]))
                 upstream.append(dfinals)
         if any(each.shape != out.shape for each, out in zip(upstream, outs, strict=True)):
             raise UnfitError("x is not of the shape of its gradient")

@@ -198,6 +198,10 @@ def test_generators_are_those_of_the_cpu():
         with torch.random.fork_rng(devices=[0]):
             torch.manual_seed(3)
             assert torch.equal(torch.randn(4), drawn)
+        assert torch.get_device_module("cuda:0") is torch.cuda
+    assert torch.get_device_module("cuda") is torch.cuda
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
 
 
 @pytest.mark.filterwarnings("ignore:torch.set_default_tensor_type")

@@ -45,9 +45,10 @@ def test_final_states_continue_the_last_sequence(first):
     seq_idx = (torch.arange(16)[None] >= first).int().expand(2, 16).contiguous()
     last_only = seq_idx.clone()
     last_only[:, 10:] = seq_idx[:, 9:10]  # what follows belongs to the last sequence of x
-    want = conv.causal_conv1d_fn(torch.cat((x, more), -1), weight, seq_idx=last_only)[..., 10:]
-    _, final = conv.causal_conv1d_fn(x, weight, seq_idx=seq_idx[:, :10].contiguous(), return_final_states=True)
-    torch.testing.assert_close(conv.causal_conv1d_fn(more, weight, initial_states=final), want)
+    whole: Any = conv.causal_conv1d_fn(torch.cat((x, more), -1), weight, seq_idx=last_only)
+    found: Any = conv.causal_conv1d_fn(x, weight, seq_idx=seq_idx[:, :10].contiguous(), return_final_states=True)
+    final = found[1]
+    torch.testing.assert_close(conv.causal_conv1d_fn(more, weight, initial_states=final), whole[..., 10:])
     place = torch.empty(2, 5, 3)
     extensions.causal_conv1d_fwd(x, weight, None, seq_idx[:, :10].contiguous(), None, torch.empty_like(x), place, False)
     assert torch.equal(place, final)
