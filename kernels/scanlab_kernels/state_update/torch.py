@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scanlab_kernels.causal_conv1d.torch import causal_conv1d_update
+from scanlab_kernels.checks import expect_states
 from scanlab_kernels.implementations import TORCH
 from scanlab_kernels.state_update.op import call
 
@@ -65,7 +66,10 @@ def selective_state_update(
 
 @torch.no_grad()
 def mixer_step(*arguments: Any) -> Tensor:
-    """Return one token after the convolution and the scan of a mixer; update both states."""
+    """Return one token after the convolution and the scan of a mixer; update both states, or neither and raise."""
+    projected, conv_state, state, conv_weight, *_, A_log, _ = arguments
+    batch = len(projected)
+    expect_states(conv_state, state, (batch, len(conv_weight)), (batch, *A_log.shape), projected)
     return compose_step(causal_conv1d_update, selective_state_update, *arguments)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from scanlab.runtime import ops as mixer
 from scanlab_kernels.causal_conv1d.arguments import Activation
+from scanlab_kernels.checks import expect_place
 
 
 def activation_of(name: str | None) -> Activation:
@@ -47,7 +48,10 @@ def causal_conv1d_fn(
     if not return_final_states:
         return out
     final = mixer.final_states(x, weight.shape[1], initial_states, seq_idx)
-    return out, final if final_states_out is None else final_states_out.copy_(final)
+    if final_states_out is None:
+        return out, final
+    expect_place("final_states_out", final_states_out, tuple(final.shape), final.dtype, final.device)
+    return out, final_states_out.copy_(final)
 
 
 def causal_conv1d_update(

@@ -20,6 +20,7 @@ from scanlab.errors import ProblemError
 from scanlab.runtime import ops as mixer
 from scanlab.runtime.dispatch import selective_scan_fn
 from scanlab_kernels.causal_conv1d.arguments import Activation
+from scanlab_kernels.checks import expect_apart, expect_no_overlap, expect_place
 
 
 def fwd(
@@ -76,6 +77,8 @@ def bwd(
     *gradients, grad_z = _gradients([out_z], (u_, delta_, A_, B_, C_, D_, delta_bias_, z_), [dout])
     if z is None:
         return gradients
+    if dz is not None:
+        expect_place("dz", dz, tuple(z.shape), (z.dtype, u.dtype), z.device)
     gradients.append(grad_z if dz is None else dz.copy_(grad_z))
     return [*gradients, out_z.detach()] if recompute_out_z else gradients
 
@@ -110,8 +113,13 @@ def causal_conv1d_fwd(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any
     y = mixer.causal_conv1d(
         x, weight, bias, seq_idx=seq_idx, initial_states=initial_states, activation=_activation(silu)
     )
+    if out is not None:
+        expect_place("out", out, tuple(x.shape), x.dtype, x.device)
     if final_states_out is not None:
-        final_states_out.copy_(mixer.final_states(x, weight.shape[1], initial_states, seq_idx))
+        final = mixer.final_states(x, weight.shape[1], initial_states, seq_idx)
+        expect_place("final_states_out", final_states_out, tuple(final.shape), final.dtype, final.device)
+        expect_apart(out=out, final_states_out=final_states_out)
+        final_states_out.copy_(final)
     if out is None:
         return y
     out.copy_(y)
@@ -141,11 +149,25 @@ def causal_conv1d_bwd(
             found = conv_gradients(
                 x, weight, bias, dout, seq_idx, initial_states, dfinal_states, None, wants_initial, silu
             )
-            for place, gradient in zip(places, found, strict=True):
-                if place is not None and gradient is not None:
-                    place.copy_(gradient)
+            _write_gradients(places, found, x.dtype)
             return None
     raise _no_such_call("causal_conv1d_bwd", 4 + len(rest), "6, 7, 10 or 12")
+
+
+def _write_gradients(places: Sequence[Tensor | None], gradients: Sequence[Tensor | None], dtype: torch.dtype) -> None:
+    """Write dx, dweight, dbias and dinitial_states into the places that are there, all of them or none.
+
+    Upstream has those of the weights in float32 and the others in the dtype of x; that of the gradient is as good.
+    """
+    names, wide = ("dx", "dweight", "dbias", "dinitial_states"), (dtype, torch.float32, torch.float32, dtype)
+    written: dict[str, tuple[Tensor, Tensor]] = {}
+    for name, place, gradient, other in zip(names, places, gradients, wide, strict=True):
+        if place is not None and gradient is not None:
+            expect_place(name, place, tuple(gradient.shape), (gradient.dtype, other), gradient.device)
+            written[name] = place, gradient
+    expect_apart(**{name: place for name, (place, _) in written.items()})
+    for place, gradient in written.values():
+        place.copy_(gradient)
 
 
 def conv_gradients(
@@ -174,6 +196,8 @@ def conv_gradients(
             outputs.append(mixer.final_states(x_, weight.shape[1], initial_, seq_idx))
             upstream.append(dfinal_states)
     grad_x, grad_weight, grad_bias, grad_initial = _gradients(outputs, (x_, weight_, bias_, initial_), upstream)
+    if dx is not None:
+        expect_place("dx", dx, tuple(x.shape), x.dtype, x.device)
     grad_x = grad_x if dx is None else dx.copy_(grad_x)
     return grad_x, grad_weight, grad_bias, grad_initial if return_dinitial_states else None
 
@@ -198,6 +222,10 @@ def causal_conv1d_update(
             pass
         case _:
             raise _no_such_call("causal_conv1d_update", 4 + len(rest), "5, 6, 7 or 8")
+    if out is not None:
+        expect_place("out", out, tuple(x.shape), x.dtype, x.device)
+        expect_no_overlap("conv_state", conv_state)
+        expect_apart(out=out, conv_state=conv_state)
     y = mixer.causal_conv1d_update(
         x,
         conv_state,

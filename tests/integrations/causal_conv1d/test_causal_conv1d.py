@@ -139,3 +139,68 @@ def test_last_inputs_of_packed_sequences():
 def test_bounds_of_no_sequences_are_refused(bounds):
     with pytest.raises(ProblemError, match="cu_seqlens"):
         causal_conv1d_varlen.causal_conv1d_varlen_states(torch.randn(8, 4), torch.tensor(bounds), 3)
+
+
+UNFIT = [
+    (lambda fit: torch.zeros(3, 9), "must be float32"),
+    (lambda fit: torch.zeros(5, *fit.shape), "must be float32"),
+    (lambda fit: torch.zeros_like(fit, dtype=torch.int32), "is int32"),
+    (lambda fit: torch.zeros_like(fit, device="meta"), "on meta"),
+    (lambda fit: torch.zeros(1).expand(fit.shape), "elements of it overlap"),
+    (lambda fit: torch.zeros_like(fit, requires_grad=True), "requires gradients"),
+    (lambda fit: in_inference_mode(fit.shape), "was made in inference mode"),
+]
+
+
+def in_inference_mode(shape: torch.Size) -> Tensor:
+    with torch.inference_mode():
+        return torch.zeros(shape)
+
+
+@pytest.mark.parametrize(("unfit", "message"), UNFIT)
+def test_a_place_that_does_not_fit_is_refused_before_anything_is_written(unfit, message):
+    x, weight, bias = torch.randn(2, 8, 9), torch.randn(8, 4), torch.randn(8)
+    state, token = torch.zeros(2, 8, 4), torch.randn(2, 8)
+    with pytest.raises(ProblemError, match=f"out .*{message}"):
+        extensions.causal_conv1d_update(token, state, weight, bias, unfit(token), True, None, None)
+    final = torch.zeros(2, 8, 3)
+    with pytest.raises(ProblemError, match=f"out .*{message}"):
+        extensions.causal_conv1d_fwd(x, weight, bias, None, None, unfit(x), final, True)
+    out = torch.zeros_like(x)
+    with pytest.raises(ProblemError, match=f"final_states_out .*{message}"):
+        extensions.causal_conv1d_fwd(x, weight, bias, None, None, out, unfit(final), True)
+    with pytest.raises(ProblemError, match=f"final_states_out .*{message}"):
+        conv.causal_conv1d_fn(x, weight, bias, return_final_states=True, final_states_out=unfit(final))
+    with pytest.raises(ProblemError, match=f"dx .*{message}"):
+        extensions.causal_conv1d_bwd(x, weight, bias, x, unfit(x), True)
+    names = ("dx", "dweight", "dbias", "dinitial_states")
+    leaves = (x, weight, bias, final)
+    for bad, name in enumerate(names):
+        places = [unfit(each) if at == bad else torch.zeros_like(each) for at, each in enumerate(leaves)]
+        with pytest.raises(ProblemError, match=f"{name} .*{message}"):
+            extensions.causal_conv1d_bwd(x, weight, bias, x, None, final, None, *places, True)
+        assert not any(place.any() for at, place in enumerate(places) if at != bad)
+    assert not any(place.any() for place in (state, final, out))
+
+
+def test_places_that_overlap_are_refused():
+    x, weight = torch.randn(2, 8, 9), torch.randn(8, 4)
+    memory = torch.zeros(2, 8, 12)
+    with pytest.raises(ProblemError, match="out and final_states_out overlap"):
+        extensions.causal_conv1d_fwd(x, weight, None, None, None, memory[..., :9], memory[..., 8:11], True)
+    with pytest.raises(ProblemError, match="out and conv_state overlap"):
+        extensions.causal_conv1d_update(x, memory, weight, None, memory[..., :9], True, None, None)
+    assert not memory.any()
+    out, final = memory.split([9, 3], dim=-1)
+    extensions.causal_conv1d_fwd(x, weight, None, None, None, out, final, True)
+    assert torch.equal(out, extensions.causal_conv1d_fwd(x, weight, None, True))
+    assert torch.equal(final, x[..., -3:])
+
+
+def test_gradients_of_weights_in_half_precision_are_written_in_float32_as_upstream_has_them():
+    x, weight, bias = (torch.randn(shape, dtype=torch.bfloat16) for shape in ((2, 8, 9), (8, 4), (8,)))
+    expected: Any = extensions.causal_conv1d_bwd(x, weight, bias, x, None, True)
+    places = [torch.empty_like(x), *(torch.zeros_like(each, dtype=torch.float32) for each in (weight, bias))]
+    extensions.causal_conv1d_bwd(x, weight, bias, x, None, None, None, *places, None, True)
+    for place, gradient in zip(places, expected, strict=True):
+        assert torch.equal(place, gradient.to(place.dtype))

@@ -22,6 +22,7 @@ from scanlab.integrations.mamba_ssm.ops.triton.layernorm_gated import RMSNorm as
 from scanlab.models.plain_layers import is_plain_layer
 from scanlab.runtime import ops as mixer
 from scanlab.runtime.ssd import ssd, ssd_update
+from scanlab_kernels.checks import expect_states
 from scanlab_kernels.ssd.problem import NO_LIMIT, Limits, SsdInputs
 
 
@@ -158,6 +159,7 @@ class Mamba2(CachedStates, nn.Module):
             conv_state, ssm_state = self._get_states_from_cache(inference_params, batch)
             if inference_params.seqlen_offset > 0:
                 return self.step(u, conv_state, ssm_state)[0]
+            self._expect_states(conv_state, ssm_state, batch, u)
         zxbcdt = self.in_proj(u)
         if seqlen is not None:
             zxbcdt = zxbcdt.unflatten(0, (-1, seqlen))
@@ -234,6 +236,11 @@ class Mamba2(CachedStates, nn.Module):
         projected: Tensor = self.out_proj(y)
         return projected
 
+    def _expect_states(self, conv_state: Tensor, ssm_state: Tensor, batch: int, like: Tensor) -> None:
+        """Raise ProblemError unless both states are those of a batch of this size, and can be updated."""
+        conv_shape = (batch, self.d_ssm + 2 * self.ngroups * self.d_state)
+        expect_states(conv_state, ssm_state, conv_shape, (batch, self.nheads, self.headdim, self.d_state), like)
+
     def _keep(self, zxbcdt: Tensor, states: Tensor, conv_state: Tensor, ssm_state: Tensor) -> None:
         """Keep the states after the last step: the last inputs of the convolution, and the state of the scan."""
         xBC = self._split(zxbcdt)[3][:, -self.d_conv :].mT
@@ -255,10 +262,11 @@ class Mamba2(CachedStates, nn.Module):
             ssm_state: (batch, heads, headdim, d_state).
 
         Raises:
-            ProblemError: There is another number of tokens than one.
+            ProblemError: There is another number of tokens than one, or a state cannot be updated; neither was touched.
         """
         if hidden_states.shape[1] != 1:
             raise ProblemError(f"hidden_states has {hidden_states.shape[1]} tokens: a step takes one; step in a loop.")
+        self._expect_states(conv_state, ssm_state, len(hidden_states), hidden_states)
         mlp_gate, mlp_input, z, xBC, dt = self._split(self.in_proj(hidden_states[:, 0]))
         if is_plain_layer(self.conv1d):
             weight, bias = self.conv1d.weight[:, 0], self.conv1d.bias

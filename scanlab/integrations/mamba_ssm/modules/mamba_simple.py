@@ -28,6 +28,7 @@ from scanlab.models.plain_layers import is_plain_layer
 from scanlab.runtime import dispatch
 from scanlab.runtime import ops as mixer
 from scanlab.runtime.ops import WeightCache
+from scanlab_kernels.checks import expect_states
 
 KINDS = (*BIMAMBA_TYPES, "v3")
 
@@ -175,6 +176,7 @@ class Mamba(CachedStates, Mixing):
             states = self._get_states_from_cache(inference_params, hidden_states.shape[0])
             if inference_params.seqlen_offset > 0:
                 return self.step(hidden_states, *states)[0]
+            self._expect_states(*states, hidden_states)
         bidirectional = self.bimamba_type != "none"
         if bidirectional and (states is not None or not self.use_fast_path):
             warn_once(FORWARD_ONLY)
@@ -200,6 +202,11 @@ class Mamba(CachedStates, Mixing):
         say_who_serves()
         return out
 
+    def _expect_states(self, conv_state: Tensor, ssm_state: Tensor, like: Tensor) -> None:
+        """Raise ProblemError unless both states are those of a batch as that of `like`, and can be updated."""
+        channels = (len(like), self.d_inner)
+        expect_states(conv_state, ssm_state, channels, (*channels, self.d_state), like)
+
     def _keep_states(self, states: State, x: Tensor, last_state: Tensor) -> None:
         """Store the last inputs of the convolution, from x (batch, steps, d_inner), and the last state of the scan."""
         conv_state, ssm_state = states
@@ -215,7 +222,7 @@ class Mamba(CachedStates, Mixing):
             ssm_state: (batch, d_inner, d_state).
 
         Raises:
-            ProblemError: hidden_states has more than one token.
+            ProblemError: hidden_states has more than one token, or a state cannot be updated; neither was touched.
         """
         if hidden_states.shape[1] != 1:
             raise ProblemError(f"hidden_states has {hidden_states.shape[1]} tokens: a step takes one; step in a loop.")
@@ -241,6 +248,7 @@ class Mamba(CachedStates, Mixing):
 
     def _composed_step(self, hidden: Tensor, conv_state: Tensor, ssm_state: Tensor) -> Tensor:
         """Return the same from one call of each layer, in the dtypes that the layers and autocast choose."""
+        self._expect_states(conv_state, ssm_state, hidden)
         x, z = self.in_proj(hidden).chunk(2, dim=-1)
         x = x.to(conv_state.dtype)
         if is_plain_layer(self.conv1d):

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn.utils import prune
 
 from scanlab.errors import ProblemError, UnavailableError
@@ -13,7 +14,9 @@ from scanlab.integrations.mamba_ssm.models.config_mamba import MambaConfig
 from scanlab.integrations.mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
 from scanlab.integrations.mamba_ssm.modules.mamba2 import Mamba2
 from scanlab.integrations.mamba_ssm.modules.mamba2_simple import Mamba2Simple
+from scanlab.integrations.mamba_ssm.modules.mamba_simple import Mamba
 from scanlab.integrations.mamba_ssm.utils.generation import InferenceParams
+from scanlab.runtime import ops as mixer_ops
 
 SIZES = {"d_model": 16, "d_state": 8, "headdim": 4, "ngroups": 2}
 VARIANTS = (
@@ -192,3 +195,67 @@ def test_a_convolution_with_hooks_keeps_no_sequences_apart():
     layer.conv1d.register_forward_hook(lambda *_: None)
     with pytest.raises(ProblemError, match="seq_idx is given, and conv1d has hooks"):
         layer(torch.randn(1, 9, 16), seq_idx=torch.zeros(1, 9, dtype=torch.int32))
+
+
+def in_one_memory(conv_state: Tensor, ssm_state: Tensor) -> tuple[Tensor, Tensor]:
+    memory = torch.zeros(ssm_state.numel() + 1)
+    return memory[: conv_state.numel()].view(conv_state.shape), memory[1:].view(ssm_state.shape)
+
+
+def in_rows_of_one_memory(conv_state: Tensor, ssm_state: Tensor) -> tuple[Tensor, Tensor]:
+    rows = torch.zeros(len(conv_state), conv_state[0].numel() + ssm_state[0].numel())
+    first, second = rows.split([conv_state[0].numel(), ssm_state[0].numel()], dim=1)
+    return first.unflatten(1, conv_state.shape[1:]), second.unflatten(1, ssm_state.shape[1:])
+
+
+def in_turns(conv_state: Tensor, ssm_state: Tensor) -> tuple[Tensor, Tensor]:
+    memory = torch.zeros(2 * ssm_state.numel())
+    return memory[: 2 * conv_state.numel() : 2].view(conv_state.shape), memory[1::2].view(ssm_state.shape)
+
+
+@pytest.mark.parametrize(
+    "layer", [made, lambda: Mamba(16, d_state=8, use_fast_path=False), lambda: Mamba(16, d_state=8)]
+)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda conv, ssm: (conv, ssm[..., :-1]), "state is"),
+        (lambda conv, ssm: (conv, ssm.long()), "state is torch.int64"),
+        (lambda conv, ssm: (conv, ssm[:1]), "state is"),
+        (lambda conv, ssm: (conv, ssm[:1].expand(ssm.shape)), "state has sizes .* overlap"),
+        (lambda conv, ssm: (conv, ssm.to("meta")), "state is on meta"),
+        (lambda conv, ssm: (conv[:1].expand(conv.shape), ssm), "conv_state has sizes .* overlap"),
+        (in_one_memory, "conv_state and (ssm_)?state overlap"),
+    ],
+)
+def test_a_call_that_is_refused_changes_no_state(layer, change, message):
+    mixer = layer()
+    states = change(*mixer.allocate_inference_cache(2, 8))
+    cache: Any = InferenceParams(8, 2, key_value_memory_dict={0: states})
+    mixer.layer_idx = 0
+    with torch.no_grad(), pytest.raises(ValueError, match=message):
+        mixer.step(torch.randn(2, 1, 16), *states)
+    with torch.no_grad(), pytest.raises(ValueError, match=message):
+        mixer(torch.randn(2, 3, 16), inference_params=cache)
+    assert not any(state.any() for state in states if not state.is_meta)
+
+
+@pytest.mark.parametrize("placed", [in_rows_of_one_memory, in_turns])
+def test_states_may_alternate_in_one_memory(placed):
+    layer, token = made(), torch.randn(2, 1, 16)
+    apart = layer.allocate_inference_cache(2, 8)
+    states = placed(*apart)
+    with torch.no_grad():
+        assert torch.equal(layer.step(token, *states)[0], layer.step(token, *apart)[0])
+    for state, expected in zip(states, apart, strict=True):
+        assert torch.equal(state, expected)
+
+
+def test_a_fused_step_in_plain_pytorch_that_is_refused_changes_no_state():
+    layer, token = Mamba(16, d_state=8), torch.randn(2, 1, 16)
+    conv_state, ssm_state = layer.allocate_inference_cache(2, 8)
+    with torch.no_grad(), mixer_ops.in_torch():
+        for unfit in (ssm_state[:1].expand(ssm_state.shape), ssm_state[..., :-1], ssm_state.long()):
+            with pytest.raises(ProblemError, match="state"):
+                layer.step(token, conv_state, unfit)
+    assert not conv_state.any()
