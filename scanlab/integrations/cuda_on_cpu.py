@@ -31,9 +31,9 @@ def on_cpu(*, announce: bool = True) -> Iterator[None]:
     Tensors, modules and factory functions take "cuda", "cuda:1", `torch.device("cuda")` and, as a device, an index.
     `torch.load` loads to the CPU. Calls of `torch.cuda` that only steer the device do nothing; events measure time, and
     streams, generators and properties of a device are the CPU's; graphs are refused. Process groups of nccl are made
-    with gloo, DistributedDataParallel takes no devices, and in one process
-    BatchNorm stands for SyncBatchNorm. PyTorch itself turns
-    autocast and GradScaler for cuda off without CUDA, with a warning: the block runs in the dtypes of its tensors.
+    with gloo, DistributedDataParallel takes no devices, and in one process BatchNorm stands for SyncBatchNorm. PyTorch
+    itself turns autocast and GradScaler for cuda off without CUDA, with a warning: the block runs in the dtypes of its
+    tensors.
     `torch.cuda.is_available()` stays False, so that code with a path for the CPU takes it; `device_count()` is 1.
 
     The mapping holds in the thread that enters the block and in every `threading.Thread` started within it, those of

@@ -9,6 +9,7 @@ Source: hustvl/Vim@dd0358a, mamba-1p1p1/mamba_ssm/modules/mamba_simple.py, Mamba
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Self
 
@@ -20,6 +21,7 @@ from scanlab.contract.backend import ScanFn
 from scanlab.contract.problem import Direction, ScanInputs
 from scanlab.errors import ProblemError
 from scanlab.runtime.dispatch import Scan, input_kind, serving
+from scanlab.runtime.dispatcher import keep
 from scanlab.runtime.front import mamba_front, plan_front
 from scanlab.runtime.ops import (
     DirectionWeights,
@@ -87,7 +89,7 @@ class Weights(NamedTuple):
     out_bias: Tensor | None
     gamma: Tensor | None
     steps: StepProjections
-    plans: dict[object, Plan]
+    plans: OrderedDict[object, Plan]
 
     def front_of(self, bidirectional: bool) -> FrontWeights:
         """Return the weights of the front of the directions that are scanned."""
@@ -187,7 +189,7 @@ class Mixing(nn.Module):
                 plan = Plan(
                     plan_front(hidden, weights.front_of(bidirectional)), bound.function, plan_linear(rows, weights.out)
                 )
-                keep_plan(weights.plans, kind, plan)
+                keep(weights.plans, kind, plan, settings.MAX_KEPT_PLANS)
             return weights.mixed(y, halves=halves)
         y = plan.scan(*weights.from_front(plan.front(hidden), bidirectional)).out
         return weights.project(plan.linear, y, halves)
@@ -211,7 +213,7 @@ class Mixing(nn.Module):
             out_bias=self.out_proj.bias,
             gamma=self.gamma,
             steps=StepProjections(into.weight, out),
-            plans={},
+            plans=OrderedDict(),
         )
 
     def _direction(self, suffix: Literal["", "_b"]) -> DirectionWeights:
@@ -229,13 +231,6 @@ class Mixing(nn.Module):
             # the bias goes into the scan, before the softplus
             delta_bias=as_scanned(getattr(self, f"dt_proj{suffix}").bias, dtype),
         )
-
-
-def keep_plan(plans: dict[object, Plan], kind: object, plan: Plan) -> None:
-    """Keep a plan, and drop the oldest beyond settings.MAX_KEPT_PLANS."""
-    plans[kind] = plan
-    while len(plans) > settings.MAX_KEPT_PLANS:
-        plans.pop(next(iter(plans)), None)
 
 
 def get_parameter(module: nn.Module, name: str) -> Tensor | None:
