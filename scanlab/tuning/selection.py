@@ -7,6 +7,7 @@ fresh inputs in fresh processes, is free of that bias: its numbers are those tha
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,6 +17,7 @@ from scanlab.bench.objective import Objective, level
 from scanlab.bench.ranking import WORTH_FOR_SIMPLICITY, Comparison, choose
 from scanlab.bench.records import Trial, error_of
 from scanlab.bench.samples import Measurement
+from scanlab.bench.timing import block_s
 from scanlab.contract import registry
 from scanlab.contract.base import Problem
 from scanlab.errors import ProfileError, UnavailableError
@@ -27,6 +29,8 @@ from scanlab.tuning.search import MIN_BLOCKS, Search, upper_end
 # are compared too, up to so many candidates.
 NEAR = math.log(1.15)
 MAX_CANDIDATES = 12
+# Rounds that show a small difference: no more candidates are compared than fit into the time so often.
+WANTED_ROUNDS = 12
 # Of the leader's backend, and of every other one within reach.
 MIN_OF_LEADER = 3
 MIN_OF_OTHERS = 2
@@ -77,9 +81,10 @@ def finalists(
     """Return the candidates of the comparison after the search.
 
     Those of `kept` always are: the untuned and the deployed choice. So are the best three of the fastest backend
-    and its defaults, the best two of every other one within reach, those that may be as fast as the fastest,
-    and the best of each backend that is far behind, where it is cheap. Candidates are ordered by the pessimistic end of
-    their intervals. A search goes by the median: for another objective, the best three by that one are compared too.
+    and its defaults, and the best two of every other one within reach. As many as the time allows are added of those
+    that may be as fast as the fastest, and the best of each backend that is far behind. Candidates are ordered by the
+    pessimistic end of their intervals. A search goes by the median: for another objective, the best three by that one
+    are compared too.
     """
     found = [search for search in searches if search.eligible]
     if not found:
@@ -87,29 +92,37 @@ def finalists(
     leader = min(found, key=lambda search: search.best_upper_end)
     limit = leader.best_upper_end + NEAR
     chosen: dict[Candidate, float] = dict.fromkeys(kept, 0.0)
-    near: list[tuple[float, Candidate, float]] = []
-    slow: list[str] = []
+    near: list[tuple[Search, Trial]] = []
+    far: list[tuple[Search, Trial]] = []
     for search in found:
-        # (trial, candidate, time of preparing it again), the fastest first
-        own = [(trial, search.candidate(trial.config), _prepare_s(search, trial)) for trial in search.eligible]
-        within = [each for each in own if _lower_end(each[0]) <= limit]
-        few = own[:MIN_OF_LEADER] if search is leader else within[:MIN_OF_OTHERS] or own[:1]
+        own = search.eligible
+        within = [trial for trial in own if _lower_end(trial) <= limit]
+        few = own[:MIN_OF_LEADER] if search is leader else within[:MIN_OF_OTHERS]
         if search is leader:
-            few += [each for each in own if each[1].is_default]
-        elif not within and COMPARISON_CALLS * _call_s(own[0][0]) > available_s / len(found):
-            slow.append(search.backend.name)
-            continue
-        chosen |= {candidate: prepare_s for _, candidate, prepare_s in few}
-        near += [(upper_end(trial), candidate, prepare_s) for trial, candidate, prepare_s in within]
+            few += [trial for trial in own if search.candidate(trial.config).is_default]
+        chosen |= {search.candidate(trial.config): _prepare_s(search, trial) for trial in few}
+        near += [(search, trial) for trial in within]
+        far += [(search, own[0])] if not within else []
     if objective != "median":
         every = [(search, trial) for search in found for trial in search.eligible]
         every.sort(key=lambda each: level(_measurement(each[1]).blocks, objective).value)
         chosen |= {search.candidate(trial.config): _prepare_s(search, trial) for search, trial in every[:MIN_OF_LEADER]}
-    for _, candidate, prepare_s in sorted(near, key=lambda each: each[0]):
-        if len(chosen) < MAX_CANDIDATES:
-            chosen.setdefault(candidate, prepare_s)
-    notice = f"{', '.join(slow)}: too slow to compare in the time; the numbers are those of the search"
-    return Finalists(chosen, (notice,) if slow else ())
+    near = [each for each in near if each[0].candidate(each[1].config) not in chosen]
+    near = sorted(near, key=_upper_end)[: max(0, MAX_CANDIDATES - len(chosen) - len(far))]
+    usual_s = _block_s(leader.eligible[0])
+    # Beside the candidates a round has the baseline, the reference and one candidate for a second time.
+    left_s = available_s / WANTED_ROUNDS - (len(chosen) + 3) * usual_s
+    skipped: list[str] = []
+    for search, trial in (*near, *sorted(far, key=_upper_end)):
+        own_s = min(_block_s(trial), 4 * usual_s)  # those that take longer take part in fewer rounds
+        if own_s > left_s or COMPARISON_CALLS * _call_s(trial) > available_s / len(found):
+            skipped.append(search.backend.name)
+            continue
+        left_s -= own_s
+        chosen[search.candidate(trial.config)] = _prepare_s(search, trial)
+    names = ", ".join(f"{count} of {name}" for name, count in Counter(skipped).items())
+    notice = f"no time to compare {names}: their numbers are those of the search; give it a larger budget"
+    return Finalists(chosen, (notice,) if skipped else ())
 
 
 def best_of_search(searches: Sequence[Search], untuned: Trial | None) -> Trial | None:
@@ -214,6 +227,16 @@ def _lower_end(trial: Trial) -> float:
 
 def _call_s(trial: Trial) -> float:
     return _measurement(trial).median_ms / 1e3
+
+
+def _upper_end(found: tuple[Search, Trial]) -> float:
+    return upper_end(found[1])
+
+
+def _block_s(trial: Trial) -> float:
+    """Return the time that the samples of one block take."""
+    measurement = _measurement(trial)
+    return block_s(measurement.calls, len(measurement.blocks[0].candidate_ns), _call_s(trial))
 
 
 def _prepare_s(search: Search, trial: Trial) -> float:

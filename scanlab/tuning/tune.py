@@ -323,7 +323,9 @@ class _Tuning:
         """Compare the best of the search, and measure the winner again on fresh inputs."""
         assert self.baseline is not None
         assert self._untuned is not None
-        until = self._scheduler.comparison_ends(1 - HOLDOUT_SHARE)
+        until, end = self._scheduler.comparison_ends(1 - HOLDOUT_SHARE), self._scheduler.comparison_ends(1.0)
+        if not fresh_processes(self._worker.start_s, (), end - until):
+            until = end  # there will be no hold-out
         kept = [each for each in (self._untuned, self._deployed) if each is not None]
         selected = finalists(self.searches, kept, until - self._clock.now(), self._objective)
         self.notices += selected.notices

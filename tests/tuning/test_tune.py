@@ -15,6 +15,7 @@ from helpers.fakes import TINY, crashing, fake, sleepy, wrong
 from helpers.simulated import delays, tune_simulated
 from helpers.workers import DELAYS_MS, said, start
 from scanlab.bench.clock import MeasuringClock
+from scanlab.bench.compare import MIN_ROUNDS
 from scanlab.bench.context import Candidate
 from scanlab.bench.store import TrialStore
 from scanlab.contract.backend import Capabilities
@@ -182,6 +183,14 @@ def test_a_budget_of_time_is_kept_and_what_did_not_fit_is_said(tmp_path):
     assert 0 < found.new < 200
     assert found.elapsed_s < 12.0
     assert found.winner is not None
+
+
+def test_a_short_budget_compares_few_in_rounds_enough_to_decide(tmp_path):
+    many = sleepy(delays_ms=tuple(1.0 + 0.001 * step for step in range(200)))
+    found = run([many], tmp_path, Budget(seconds=3.0))
+    assert found.winner is not None
+    assert found.comparison.clean_rounds >= MIN_ROUNDS
+    assert any("no time to compare" in notice for notice in found.notices)
 
 
 def test_illegal_combinations_are_never_tried(tmp_path):
