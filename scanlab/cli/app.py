@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import difflib
 import gc
 import importlib
 import inspect
@@ -20,7 +21,7 @@ from scanlab.errors import ScanlabError, UnavailableError, did_you_mean
 from scanlab.extras import MissingExtraError, require
 
 if TYPE_CHECKING:
-    from typer import Typer
+    from typer import BadParameter, Typer
 
 
 class Command(NamedTuple):
@@ -135,6 +136,16 @@ def nearest_choice(said: str) -> str:
     return did_you_mean(found[1], re.findall("'([^']*)'", found[2])) if found else ""
 
 
+def nearest_option(error: BadParameter) -> str:
+    """Return which option was meant, where `error` is about one that does not exist, or nothing."""
+    option = getattr(error, "option_name", None)
+    if option is None or error.ctx is None or not error.message.startswith("No such option"):
+        return ""
+    known = {each.lstrip("-"): each for option in error.ctx.command.params for each in option.opts}
+    near = difflib.get_close_matches(option.lstrip("-"), known, n=1, cutoff=0.7)
+    return f" Did you mean {known[near[0]]}?" if near else ""
+
+
 def load_command(name: str) -> Typer:
     """Return the command of this name, imported with all that it needs."""
     import typer  # not part of the core
@@ -170,8 +181,11 @@ def _run(name: str, words: list[str]) -> None:
     try:
         sys.exit(load_command(name)(words, prog_name=f"scanlab {name}", standalone_mode=False, obj=begun))
     except usage_error as error:
-        said = error.format_message().replace("Value error, ", "").rstrip(".")
-        said += f".{nearest_choice(said)}"
+        said = error.format_message().replace("Value error, ", "")
+        said = said.partition(" (Possible options")[0].rstrip(".")  # they are far-fetched at times
+        said += f".{nearest_choice(said)}{nearest_option(error)}"
+        if name == "tune" and "--capture" in words and "--" not in words:
+            said += " Arguments of the script come after --, as in --capture train.py -- --epochs 1."
         notes.print(f"[bold red]error:[/] {escape(said)} `scanlab {name} --help` has the options and an example.")
         sys.exit(Exit.BAD_INPUT)
     except ScanlabError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from scanlab import settings
 from scanlab.bench.clock import MeasuringClock
 from scanlab.bench.compare import sweep_lengths
 from scanlab.bench.context import Candidate
@@ -51,6 +53,7 @@ from scanlab.contract import registry
 from scanlab.contract.backend import Backend, at_most
 from scanlab.errors import InputError
 from scanlab.runtime.deployment import expect_deployable
+from scanlab.runtime.profile import profile_path
 from scanlab.suites import CAPTURED, Case, load_suite
 from scanlab.tuning.build_times import BuildTimes
 from scanlab.tuning.result import TuningResult
@@ -231,6 +234,8 @@ def tune(
     else:
         say_where(written, deployment)
         for found in tuned:
+            if len(tuned) > 1:
+                out.print(f"[bold]{found.problem.key}[/]")
             say_why(found.why, found.winner is not None)
     if any(found.interrupted for found in tuned):
         notes.print("interrupted: everything measured is kept; run the same command again to go on.")
@@ -244,7 +249,10 @@ def _captured(script: Path, arguments: list[str], folder: Path) -> tuple[Case, .
     file = folder / f"{CAPTURED}-{script.stem}.toml"
     file.unlink(missing_ok=True)
     command = (sys.executable, "-m", "scanlab", "run", "--record", str(file), str(script), *arguments)
-    ended = subprocess.run(command, check=False, stdout=STDERR).returncode
+    environment = dict(os.environ)
+    if not profile_path().exists():  # a profile that this tuning has yet to write cannot serve the script
+        environment.pop(settings.PROFILE.name, None)
+    ended = subprocess.run(command, check=False, stdout=STDERR, env=environment).returncode
     if ended != 0:
         raise InputError(f"{script} ended with exit code {ended}: nothing was tuned. Repair it, or its arguments.")
     if not file.exists():

@@ -120,8 +120,8 @@ def finalists(
             continue
         left_s -= own_s
         chosen[search.candidate(trial.config)] = _prepare_s(search, trial)
-    names = ", ".join(f"{count} of {name}" for name, count in Counter(skipped).items())
-    notice = f"no time to compare {names}: their numbers are those of the search; give it a larger budget"
+    names = ", ".join(name if count == 1 else f"{name} ({count})" for name, count in Counter(skipped).items())
+    notice = f"{names}: no time to compare these too; the numbers are those of the search"
     return Finalists(chosen, (notice,) if skipped else ())
 
 

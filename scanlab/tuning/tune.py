@@ -214,7 +214,7 @@ class _Tuning:
             self._context.problem, self._worker, baseline, calls, self._clock, deadline, self._wait
         )
         if missing is not None:
-            self.notices.append(f"speed-ups refer to {baseline.label}: {missing}")
+            self.notices.append(f"speed-ups in the search refer to {baseline.label}: {missing}")
 
     @property
     def able(self) -> tuple[Backend, ...]:

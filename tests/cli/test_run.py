@@ -211,7 +211,8 @@ def test_a_script_that_calls_no_scan_leaves_no_file_and_says_so(run, script, tmp
     assert not (tmp_path / "seen.toml").exists()
 
 
-def test_tune_captures_a_script_and_tunes_for_its_problems(run, script):
+def test_tune_captures_a_script_and_tunes_for_its_problems(run, script, monkeypatch):
+    monkeypatch.setenv("SCANLAB_PROFILE", "not-yet-written.json")
     options = ("--backends", "reference two_phase", "--budget", "6s", "--out", "here")
     found = run("tune", "--capture", script(SCANS), *options, "--json", "--", "7")
     expected = ScanProblem(batch=1, dim=6, length=7, state=4, has_D=False, has_z=False, has_delta_bias=False)

@@ -190,7 +190,7 @@ def test_a_short_budget_compares_few_in_rounds_enough_to_decide(tmp_path):
     found = run([many], tmp_path, Budget(seconds=3.0))
     assert found.winner is not None
     assert found.comparison.clean_rounds >= MIN_ROUNDS
-    assert any("no time to compare" in notice for notice in found.notices)
+    assert any("no time to compare these too" in notice for notice in found.notices)
 
 
 def test_illegal_combinations_are_never_tried(tmp_path):
