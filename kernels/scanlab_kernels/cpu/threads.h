@@ -11,6 +11,10 @@
 #include <thread>
 #include <vector>
 
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
 #include "cpu/denormals.h"
 
 namespace scanlab {
@@ -89,6 +93,18 @@ inline int64_t handover_ns() {
     return least;
 }
 
+// Waits until `arrived` is `others`, for a while. A thread that was woken may wait for the CPU of the caller, which
+// would keep it by waiting busily.
+inline void yield_to(const std::atomic<int>& arrived, int others) {
+    constexpr int64_t busily = 20'000, longest = 2'000'000;
+    const int64_t begun = Contention::now();
+    while (arrived.load(std::memory_order_relaxed) < others) {
+        const int64_t waited = Contention::now() - begun;
+        if (waited > longest) return;
+        if (waited > busily) std::this_thread::yield();
+    }
+}
+
 // Calls work(thread) once for each of `threads` threads with denormals flushed: on as many threads, the caller's among
 // them, or where they are held up on the caller's alone. No call may wait for another. Raises what the first of them
 // raised.
@@ -114,12 +130,24 @@ void on_threads(int threads, const Work& work) {
                 return;
             }
             int64_t total = 0, least = std::numeric_limits<int64_t>::max();
-#pragma omp parallel for num_threads(threads) schedule(static, 1) reduction(+ : total) reduction(min : least)
-            for (int thread = 0; thread < threads; thread++) {
-                const int64_t started = Contention::now();
-                guarded(thread);
-                const int64_t worked = Contention::now() - started;
-                total += worked, least = std::min(least, worked);
+            std::vector<std::atomic<bool>> taken(threads);
+            std::atomic<int> arrived{0};
+#pragma omp parallel num_threads(threads) reduction(+ : total) reduction(min : least)
+            {
+                const int own = omp_get_thread_num(), others = omp_get_num_threads() - 1;
+                for (int step = 0; step < threads; step++) {
+                    const int thread = (own + step) % threads;
+                    if (taken[thread].exchange(true, std::memory_order_relaxed)) continue;
+                    const int64_t started = Contention::now();
+                    guarded(thread);
+                    const int64_t worked = Contention::now() - started;
+                    total += worked, least = std::min(least, worked);
+                }
+                if (own != 0) {
+                    arrived.fetch_add(1, std::memory_order_relaxed);
+                } else {
+                    yield_to(arrived, others);
+                }
             }
             const int64_t ended = Contention::now();
             contention.note(threads, ended - begun, total, least, ended);

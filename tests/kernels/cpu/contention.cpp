@@ -43,6 +43,15 @@ int main() {
     });
     expect(done == 2, "a caller that is done waits for a thread that is late");
 
+    for (int levels : {1, 0}) {  // with level 0 OpenMP gives no second thread
+        omp_set_max_active_levels(levels);
+        for (int repeat = 0; repeat < 100; repeat++) {
+            std::atomic<int> of_thread[5] = {};
+            scanlab::on_threads(5, [&](int thread) { of_thread[thread]++; });
+            for (const auto& each : of_thread) expect(each == 1, "every call is made once, whoever makes it");
+        }
+    }
+
     int calls = 0;  // of both threads, whoever makes them
     scanlab::contention.note(2, 9 * ms, 9 * ms + 100 * us, 100 * us, Contention::now());
     scanlab::on_threads(2, [&](int) { calls++; });
