@@ -17,6 +17,7 @@ from scanlab.bench.context import BenchmarkContext, Candidate
 from scanlab.bench.objective import Objective
 from scanlab.bench.process_worker import open_worker
 from scanlab.bench.ranking import (
+    MIN_PROCESSES,
     Comparison,
     Place,
     RankedCandidate,
@@ -35,8 +36,6 @@ from scanlab.contract.base import Problem
 
 MIN_ROUNDS = 8
 MAX_ROUNDS = 60
-# One process cannot show that processes differ.
-MIN_PROCESSES = 2
 # The reference takes at most this share of the time, but is timed once at least.
 REFERENCE_SHARE = 0.3
 # Each is a comparison of its own on drawn inputs, because no model produces every length.
@@ -143,7 +142,7 @@ class Comparer:
             processes=processes,
             notices=run.notices,
             objective=self.objective,
-        ).led_by(choose(ranked, floor))
+        ).led_by(choose(ranked, floor, processes, self.objective))
 
     def _trial(self, run: _Run, series: _Series, phase: Phase) -> Trial:
         evaluation, measurement = series.evaluation, None

@@ -26,6 +26,9 @@ WORTH_FOR_SIMPLICITY = math.log(1.05)
 # So many times slower in each of a few rounds is slower, though these are too few for an interval.
 LARGE_DIFFERENCE = math.log(2.0)
 MIN_ROUNDS_OF_LARGE = 3
+# One process cannot show that processes differ, as memory and code lie elsewhere in each: by less than this, about.
+MIN_PROCESSES = 2
+NOISE_OF_PROCESSES = math.log(1.05)
 # The ranking is computed after every round, and each time may show a difference that is none. Looks at growing data
 # agree with each other, so that many of them count for a few.
 LOOKS = 5
@@ -146,7 +149,7 @@ class Comparison:
         if self.gain is not None:
             parts.append(f"gain over the untuned choice ({self.gain.over}): {self.gain.text}")
         elif self.winner.is_untuned:
-            parts.append("it is the untuned choice, and nothing is shown to be faster")
+            parts.append(f"it is the untuned choice, and {self._rivals_of_untuned(self.winner)}")
         if self.winner.attainable_share is not None:
             parts.append(f"{self.winner.attainable_share:.0%} of the limit of arithmetic and memory traffic here")
         near = [each for each in self.ties if each.place.behind <= margin(self.noise_floor)]
@@ -163,6 +166,16 @@ class Comparison:
         if len(self.ranking) == 1:
             parts.append("nothing else ran")
         return "; ".join(parts) + "."
+
+    def _rivals_of_untuned(self, untuned: RankedCandidate) -> str:
+        """Return why none of the others replaces the untuned choice."""
+        if not untuned.place.distinguishable:
+            return "nothing is shown to be faster"
+        fastest = min((each for each in self.ranking if each.place.tied), key=lambda each: each.place.behind)
+        ahead = f"{fastest.trial.label} was {math.expm1(untuned.place.behind):.0%} faster".replace("%", " %")
+        if self.processes < MIN_PROCESSES:
+            return f"{ahead} in this one process, which may be chance: give it a larger budget"
+        return f"{ahead}, which may be chance"
 
     def _advantage(self, near: Sequence[RankedCandidate]) -> str:
         """Return the advantage of the winner over those that are about as fast."""
@@ -207,9 +220,7 @@ def places(blocks: Sequence[Sequence[Block]], floor: float, objective: Objective
             continue
         behind, interval = difference(own, blocks[leader], objective, confidence)
         shown = interval.known and interval.low > 0 and behind > floor
-        num_rounds = sum(map(len, pairs_of(own, blocks[leader])))
-        large = num_rounds >= MIN_ROUNDS_OF_LARGE and smallest_ratio(own, blocks[leader], objective) > LARGE_DIFFERENCE
-        found.append(Place(behind, interval, distinguishable=shown or large))
+        found.append(Place(behind, interval, distinguishable=shown or is_far(own, blocks[leader], objective)))
     return found
 
 
@@ -224,18 +235,43 @@ def decided(blocks: Sequence[Sequence[Block]], floor: float, objective: Objectiv
     return all(place.distinguishable or place.interval.high <= close for place in places(blocks, floor, objective))
 
 
-def choose(candidates: Sequence[RankedCandidate], floor: float) -> RankedCandidate | None:
+def choose(
+    candidates: Sequence[RankedCandidate], floor: float, processes: int, objective: Objective = "median"
+) -> RankedCandidate | None:
     """Return the candidate to deploy, or None if the clean rounds name no leader.
 
-    The untuned choice is replaced only by one that is shown to be faster.
+    The untuned choice is replaced only by one that is shown to be faster, see `beats`.
     """
-    tied = [each for each in candidates if each.place.tied]
-    if not tied:
-        return None
-    for each in candidates:
-        if each.is_untuned and not each.place.distinguishable:
-            return each
-    return min((each for each in tied if each.place.behind <= margin(floor)), key=_preference)
+    able = [each for each in candidates if each.place.tied]
+    untuned = next((each for each in candidates if each.is_untuned), None)
+    if able and untuned is not None:
+        if not untuned.place.distinguishable:
+            return untuned
+        able = [each for each in able if beats(each, untuned, floor, processes, objective)]
+        if not able:
+            return untuned
+    return min((each for each in able if each.place.behind <= margin(floor)), key=_preference, default=None)
+
+
+def beats(
+    one: RankedCandidate, untuned: RankedCandidate, floor: float, processes: int, objective: Objective = "median"
+) -> bool:
+    """Return whether `one` is shown to be faster than the untuned choice: by more than the noise.
+
+    One process cannot show how much processes differ, so that a difference within it has to be large.
+    """
+    assert one.trial.measurement is not None
+    assert untuned.trial.measurement is not None
+    blocks = untuned.trial.measurement.blocks, one.trial.measurement.blocks
+    gain, interval = difference(*blocks, objective)
+    noise = floor if processes >= MIN_PROCESSES else max(floor, NOISE_OF_PROCESSES)
+    return (interval.known and interval.low > 0 and gain > noise) or is_far(*blocks, objective)
+
+
+def is_far(slow: Sequence[Block], fast: Sequence[Block], objective: Objective) -> bool:
+    """Return whether one takes much longer than another in each of a few rounds at least."""
+    num_rounds = sum(map(len, pairs_of(slow, fast)))
+    return num_rounds >= MIN_ROUNDS_OF_LARGE and smallest_ratio(slow, fast, objective) > LARGE_DIFFERENCE
 
 
 def gain_over_untuned(

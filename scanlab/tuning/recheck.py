@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from scanlab.bench.clock import MeasuringClock, QuietWait
-from scanlab.bench.compare import MIN_PROCESSES, Comparer
+from scanlab.bench.compare import Comparer
 from scanlab.bench.context import BenchmarkContext, Candidate
 from scanlab.bench.process_worker import open_worker
-from scanlab.bench.ranking import Comparison
+from scanlab.bench.ranking import MIN_PROCESSES, Comparison
 from scanlab.bench.records import Trial
 from scanlab.bench.store import TrialStore
 from scanlab.bench.worker import Worker

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from scanlab.bench.compare import MIN_ROUNDS, Comparer
 from scanlab.bench.context import Candidate
 from scanlab.bench.objective import Objective, level
-from scanlab.bench.ranking import WORTH_FOR_SIMPLICITY, Comparison, choose
+from scanlab.bench.ranking import WORTH_FOR_SIMPLICITY, Comparison, beats, choose, places
 from scanlab.bench.records import Trial, error_of
 from scanlab.bench.samples import Measurement
 from scanlab.bench.timing import block_s
@@ -192,7 +192,13 @@ def confirmed(held: Comparison, compared: Comparison) -> Comparison:
     own = next((each for each in held.ranking if each.trial.label == chosen.label), None)
     if own is held.winner:
         return held
-    if own is not None and own.place.tied and not held.winner.is_untuned:
+    untuned = next((each for each in held.ranking if each.is_untuned), None)
+    if (
+        own is not None
+        and own.place.tied
+        and not held.winner.is_untuned
+        and (untuned is None or beats(own, untuned, held.noise_floor, held.processes, held.objective))
+    ):
         return replace(held.led_by(own), confirms=True)
     reason = "failed there" if own is None else "is not shown to be faster there"
     notice = f"{chosen.label} won the comparison and {reason}: the hold-out names {held.winner.trial.label} instead"
@@ -204,7 +210,13 @@ def exact_enough(compared: Comparison, max_error: float) -> Comparison:
     if compared.winner is None or error_of(compared.winner.trial) <= max_error:
         return compared
     able = [each for each in compared.ranking if error_of(each.trial) <= max_error]
-    return compared.led_by(choose(able, compared.noise_floor))
+    # Places among themselves: the fastest of all may be one that is not exact enough.
+    found = places([_measurement(each.trial).blocks for each in able], compared.noise_floor, compared.objective)
+    able = [replace(each, place=place) for each, place in zip(able, found, strict=True)]
+    winner = choose(able, compared.noise_floor, compared.processes, compared.objective)
+    others = ", ".join(each.trial.label for each in compared.ranking if error_of(each.trial) > max_error)
+    notice = f"{others}: not exact enough for an error of {max_error:.2g}"
+    return replace(compared, ranking=tuple(able), notices=(*compared.notices, notice)).led_by(winner)
 
 
 def fresh_processes(start_s: float, prepare_s: Iterable[float], available_s: float) -> int:

@@ -116,7 +116,7 @@ def ranked(*named, floor=0.0, untuned=None):
 )
 def test_a_tie_goes_by_rank_then_defaults_then_error_then_memory(one, other):
     blocks = rounds_of(*[500] * 8)
-    assert choose(ranked(("one", blocks, *one), ("other", blocks, *other)), 0.0).trial.backend == "other"
+    assert choose(ranked(("one", blocks, *one), ("other", blocks, *other)), 0.0, 2).trial.backend == "other"
 
 
 @pytest.mark.parametrize(("behind", "wins"), [(1.01, True), (1.04, True), (1.2, False)])
@@ -124,24 +124,40 @@ def test_on_a_busy_host_a_simpler_one_wins_only_where_it_is_about_as_fast(behind
     simple = rounds_of(*[round(500 * behind)] * 12)
     found = ranked(("fast", rounds_of(*[500] * 12)), ("simple", simple, 1), floor=0.5)
     assert all(each.place.tied for each in found)
-    assert (choose(found, 0.5).trial.backend == "simple") == wins
+    assert (choose(found, 0.5, 2).trial.backend == "simple") == wins
 
 
 @pytest.mark.parametrize(("behind", "stays"), [(1.0, True), (1.2, False)])
 def test_what_serves_untuned_is_replaced_only_beyond_the_noise(behind, stays):
     untuned = ("untuned", rounds_of(*[round(1_000 * behind)] * 12), 9)
     found = ranked(("fast", rounds_of(*[1_000] * 12)), untuned, floor=0.05, untuned="untuned")
-    assert (choose(found, 0.05).trial.backend == "untuned") == stays
+    assert (choose(found, 0.05, 2).trial.backend == "untuned") == stays
+
+
+@pytest.mark.parametrize(("behind", "processes", "stays"), [(1.04, 1, True), (1.04, 2, False), (1.1, 1, False)])
+def test_one_process_replaces_what_serves_untuned_only_by_what_is_much_faster(behind, processes, stays):
+    untuned = ("untuned", rounds_of(*[round(1_000 * behind)] * 12))
+    found = ranked(("fast", rounds_of(*[1_000] * 12)), untuned, floor=0.01, untuned="untuned")
+    assert (choose(found, 0.01, processes).trial.backend == "untuned") == stays
+
+
+def test_a_simple_one_that_ties_with_the_fastest_wins_only_if_it_beats_what_serves_untuned():
+    """The simple one is not told from either, the fastest is."""
+    unsure = rounds_of(*[1_000, 1_120] * 6)
+    others = ("fast", rounds_of(*[1_000] * 12)), ("untuned", rounds_of(*[1_060] * 12), 9)
+    found = ranked(("simple", unsure, 1), *others, floor=0.02, untuned="untuned")
+    assert [each.place.tied for each in found] == [True, True, False]
+    assert choose(found, 0.02, 2).trial.backend == "fast"
 
 
 def test_what_serves_untuned_stays_where_it_cannot_be_told():
     found = ranked(("fast", rounds_of(*[1_000] * 12)), ("untuned", rounds_of(1_500, 1_500)), untuned="untuned")
-    assert choose(found, 0.0).trial.backend == "untuned"
+    assert choose(found, 0.0, 2).trial.backend == "untuned"
 
 
 def test_without_a_leader_nobody_is_chosen():
     found = ranked(("one", rounds_of(1_000, 1_000)), ("other", rounds_of(1_000)))
-    assert choose(found, 0.0) is None
+    assert choose(found, 0.0, 2) is None
     assert ordered(found, None) == tuple(found)
 
 

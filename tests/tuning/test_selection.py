@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from helpers.records import block, measurement, trial
 from scanlab.bench.ranking import Comparison, Place, RankedCandidate
 from scanlab.bench.stats import Interval
-from scanlab.tuning.selection import confirmed, fresh_processes
+from scanlab.contract.verify import Verdict
+from scanlab.tuning.selection import confirmed, exact_enough, fresh_processes
 
 MS = 1_000_000
 
@@ -73,6 +76,26 @@ def test_a_winner_that_fails_in_the_hold_out_is_demoted_aloud():
     found = confirmed(outcome(("other", 0.0, False), phase="holdout"), outcome(("chosen", 0.0, False)))
     assert names(found) == ["other"]
     assert "failed there" in found.notices[0]
+
+
+def test_of_those_that_are_exact_enough_the_fastest_wins_though_an_inexact_one_leads():
+    compared = outcome(("inexact", 0.0, False), ("exact", 0.5, True), ("slow", 1.0, True))
+    errors, times = (1e-3, 1e-7, 1e-7), (MS, 2 * MS, 3 * MS)
+    ranking = tuple(
+        replace(
+            each,
+            trial=replace(
+                each.trial,
+                verdict=Verdict(passed=True, errors={"out": error}, tolerances={"out": 1e-2}),
+                measurement=measurement(*[replace(block([time], [2 * MS]), round=number) for number in range(8)]),
+            ),
+        )
+        for each, error, time in zip(compared.ranking, errors, times, strict=True)
+    )
+    found = exact_enough(replace(compared, ranking=ranking, winner=ranking[0]), 1e-6)
+    assert names(found) == ["exact", "slow"]
+    assert found.winner is found.ranking[0]
+    assert "inexact chunk=32 threads=1: not exact enough" in found.notices[-1]
 
 
 @pytest.mark.parametrize(
