@@ -273,13 +273,17 @@ def keep(kept: OrderedDict[Key, Value], key: Key, value: Value, most: int) -> No
 describe = operator.attrgetter("shape", "dtype", "device", "requires_grad")
 # The same for tensors of which one is on the CPU and the others must be; a device is another object at each look.
 describe_on_cpu = operator.attrgetter("shape", "dtype", "is_cpu", "requires_grad")
+_describe_values_on_cpu = operator.attrgetter("shape", "dtype", "is_cpu")  # where no gradient is recorded
 
 
 def _signature(inputs: tuple[ScanInputs, ...]) -> list[object]:
     """Return all of the tensors that a problem is derived from, without building the problem."""
-    look = describe_on_cpu if inputs[0].u.is_cpu else describe
-    signature: list[object] = [torch.is_grad_enabled()]
+    wanted = torch.is_grad_enabled()
+    look: Callable[[torch.Tensor], object] = describe
+    if inputs[0].u.is_cpu:
+        look = describe_on_cpu if wanted else _describe_values_on_cpu
+    signature: list[object] = [wanted]
     for each in inputs:
-        signature.append(each.u.stride(1) == 1)
+        signature.append(each[0].stride(1) == 1)
         signature += [tensor if tensor is None else look(tensor) for tensor in each]
     return signature

@@ -76,8 +76,8 @@ void norm_forward(const Norm& norm, int64_t begin, int64_t end, void* workspace)
     T* const other = total + padded;
     T* const weight = other + padded;
     T* const bias = weight + padded;
-    read_run(weight, static_cast<const T*>(norm.weight), 1, dim);
-    if (norm.bias) read_run(bias, static_cast<const T*>(norm.bias), 1, dim);
+    read_row(weight, norm.weight, 0, dim);
+    if (norm.bias.data) read_row(bias, norm.bias, 0, dim);
     else clear(bias, padded);
     for (int64_t row = begin * norm_rows; row < smaller(end * norm_rows, norm.rows); row++) {
         read_row(total, norm.hidden, row, dim);
@@ -99,7 +99,7 @@ void norm_gradients(const Norm& norm, int64_t begin, int64_t end, void* workspac
     T* const grad_out = total + padded;
     T* const grad = grad_out + padded;
     T* const weight = grad + padded;
-    read_run(weight, static_cast<const T*>(norm.weight), 1, dim);
+    read_row(weight, norm.weight, 0, dim);
     for (int64_t task = begin; task < end; task++) {
         T* const grad_weight = static_cast<T*>(norm.partials) + task * 2 * dim;
         T* const grad_bias = grad_weight + dim;

@@ -11,8 +11,7 @@ struct Norm {
     bool wide = false, centred = false;  // centred: LayerNorm
     double eps = 0;
     Matrix hidden, residual, total, out;
-    const void* weight = nullptr;  // (dim,), dense, of the arithmetic type
-    const void* bias = nullptr;
+    Matrix weight, bias;  // one row
     Matrix grad_out, grad_total, grad;
     void* partials = nullptr;  // backward: (chunks of norm_rows rows, 2, dim)
 };

@@ -3,6 +3,8 @@
 
 #include <atomic>
 #include <cstring>
+#include <string>
+#include <utility>
 
 namespace scanlab::mixer {
 
@@ -82,13 +84,15 @@ private:
     }
     template <class Act>
     static void each_sample(const Tensor& weight, const Act& act) {
-        constexpr int sampled = 16;
+        constexpr int sampled = 6;
         constexpr double golden = 0.6180339887498949;
         const Shape sizes = weight.sizes(), strides = weight.strides();
         const int64_t count = weight.numel(), bytes = int64_t(weight.element_size());
         const char* const first = weight.data<char>();
         for (int sample = 1; sample <= sampled && count; sample++) {
-            int64_t index = int64_t((sample * golden - int(sample * golden)) * double(count)), offset = 0;
+            // Even and odd in turn, so that a change of every second column shows.
+            int64_t index = (int64_t((sample * golden - int(sample * golden)) * double(count)) + sample % 2) % count;
+            int64_t offset = 0;
             for (size_t axis = sizes.size(); axis-- > 0; index /= sizes[axis])
                 offset += index % sizes[axis] * strides[axis];
             act(first + offset * bytes);
@@ -96,12 +100,15 @@ private:
     }
 };
 
+constexpr size_t max_weights = 16;  // that `fingerprint` takes; MAX_TOGETHER in weight_cache.py
+template <size_t>
+using Weight = OptionalTensor;
+
 // A number that differs, except by a coincidence of 2^-64, where a weight was replaced, or was changed in place and
 // torch counted the change or a sample shows it. `seed` stands for the weights before these and for torch's counts.
-int64_t fingerprint(int64_t seed, const OptionalTensor& w0, const OptionalTensor& w1, const OptionalTensor& w2,
-                    const OptionalTensor& w3, const OptionalTensor& w4, const OptionalTensor& w5,
-                    const OptionalTensor& w6, const OptionalTensor& w7) {
-    const Tensor* const weights[] = {&w0, &w1, &w2, &w3, &w4, &w5, &w6, &w7};
+template <class... Weights>
+int64_t fingerprint(int64_t seed, const Weights&... given) {
+    const Tensor* const weights[] = {&given...};
     for (const Tensor* weight : weights)
         if (*weight) {
             expect_memory("a weight", *weight);
@@ -111,6 +118,10 @@ int64_t fingerprint(int64_t seed, const OptionalTensor& w0, const OptionalTensor
     for (const Tensor* weight : weights)
         if (*weight) hash.add(*weight);
     return hash.value();
+}
+template <size_t... weight>
+constexpr auto fingerprint_of(std::index_sequence<weight...>) {
+    return &fingerprint<Weight<weight>...>;
 }
 
 }  // namespace
@@ -134,9 +145,9 @@ SCANLAB_OPS(scanlab_mixer, library) {
     library.define("use_instruction_set(int isa, bool tiles) -> ()");
     library.define("has_tiles() -> bool");
     library.define("note_fork() -> ()");
-    library.define(
-        "fingerprint(int seed, Tensor? w0=None, Tensor? w1=None, Tensor? w2=None, Tensor? w3=None, Tensor? w4=None,"
-        " Tensor? w5=None, Tensor? w6=None, Tensor? w7=None) -> int");
+    std::string weights;
+    for (size_t weight = 0; weight < max_weights; weight++) weights += ", Tensor? w" + std::to_string(weight) + "=None";
+    library.define("fingerprint(int seed" + weights + ") -> int");
 }
 
 SCANLAB_KERNELS(scanlab_mixer, CompositeExplicitAutograd, library) {
@@ -144,7 +155,7 @@ SCANLAB_KERNELS(scanlab_mixer, CompositeExplicitAutograd, library) {
     library.implement("use_instruction_set", boxed<use_instruction_set>);
     library.implement("has_tiles", boxed<has_tiles>);
     library.implement("note_fork", boxed<note_fork>);
-    library.implement("fingerprint", boxed<fingerprint>);
+    library.implement("fingerprint", boxed<fingerprint_of(std::make_index_sequence<max_weights>())>);
 }
 
 }  // namespace scanlab::mixer
