@@ -26,6 +26,9 @@ class Plan(NamedTuple):
     out: Linear
 
 
+UNPLANNED = Plan(linear, mixer_step, linear)  # each looks at its input anew
+
+
 class StepProjections:
     """Weights of the projections of a mixer as its steps multiply with them, and the plans of these steps.
 
@@ -67,18 +70,26 @@ class StepProjections:
                 first call of a kind.
         """
         kind = input_kind(hidden, scan)
-        if kind is None:
-            projected = linear(hidden, self._into, into_bias)
-            return linear(mixer_step(projected, conv_state, state, *weights), self._out, out_bias)  # type: ignore[arg-type]
-        plan = self._plans.get(kind)
-        if plan is not None:
-            return plan.out(
-                plan.step(plan.into(hidden, self._into, into_bias), conv_state, state, *weights), self._out, out_bias
-            )
-        rows = Rows(hidden.shape[0], hidden.dtype)
-        into, out = plan_linear(rows, self._into), plan_linear(rows, self._out)
+        into, step, out = UNPLANNED if kind is None else self._plan(kind, hidden, into_bias, conv_state, state, weights)
         projected = into(hidden, self._into, into_bias)
-        step_op.check(projected, conv_state, state, *weights)  # type: ignore[arg-type]
-        plan = Plan(into, ops_for(projected, state).mixer_step, out)
-        keep(self._plans, kind, plan, settings.MAX_KEPT_PLANS)
-        return out(plan.step(projected, conv_state, state, *weights), self._out, out_bias)
+        return out(step(projected, conv_state, state, *weights), self._out, out_bias)
+
+    def _plan(
+        self,
+        kind: object,
+        hidden: Tensor,
+        into_bias: Tensor | None,
+        conv_state: Tensor,
+        state: Tensor,
+        weights: tuple[Tensor | None, ...],
+    ) -> Plan:
+        """Return the plan for this kind of input, made and its tensors checked where it is new."""
+        plan = self._plans.get(kind)
+        if plan is None:
+            rows = Rows(hidden.shape[0], hidden.dtype)
+            into, out = plan_linear(rows, self._into), plan_linear(rows, self._out)
+            projected = into(hidden, self._into, into_bias)
+            step_op.check(projected, conv_state, state, *weights)  # type: ignore[arg-type]
+            plan = Plan(into, ops_for(projected, state).mixer_step, out)
+            keep(self._plans, kind, plan, settings.MAX_KEPT_PLANS)
+        return plan
