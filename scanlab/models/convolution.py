@@ -1,4 +1,4 @@
-"""Convolution of channel-last feature maps that keeps its weight as oneDNN reads it."""
+"""Convolution that keeps its weight as oneDNN reads it, or multiplies patches with it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ class Convolution(nn.Conv2d):
     """A convolution that prepacks its weight in inference.
 
     torch's own lays out the weight anew at every call, which takes longer than the products where a map is small and
-    the weight large. Where the weight is large beside the map, the patches are multiplied with it instead: products are
-    several times as fast there as oneDNN's convolutions. The results are those of `nn.Conv2d`, to rounding.
+    the weight large. Where the weight is large beside the map, or patches do not overlap, the patches are multiplied
+    with it instead: products are up to several times as fast there as oneDNN's convolutions. The results are those of
+    `nn.Conv2d`, to rounding.
     """
 
     def __init__(
         self,
         channels: int,
         features: int,
-        size: int,
+        size: int | tuple[int, int],
         *,
         stride: int = 1,
         padding: int = 0,
@@ -35,42 +36,59 @@ class Convolution(nn.Conv2d):
     ) -> None:
         super().__init__(channels, features, size, stride=stride, padding=padding, groups=groups, bias=bias)
         self._prepacked = WeightCache[Tensor]()
-        self._of_patches = WeightCache[PrepackedWeight]()
+        self._of_patches = {channels_last: WeightCache[PrepackedWeight]() for channels_last in (False, True)}
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the map (batch, features, height, width) of x (batch, channels, height, width)."""
-        if not self._prepacks(x):
+        if not self._only_computes(x):
             return super().forward(x)
-        if self._has_few_positions(x):
+        if self._has_few_patches(x):
             return self._product(x)
+        return self._prepacked_convolution(x) if self._prepacks(x) else super().forward(x)
+
+    def _only_computes(self, x: Tensor) -> bool:
+        """Return whether torch would do nothing but compute with x and a weight that is held."""
+        return (
+            not (torch.is_grad_enabled() or is_traced())
+            and x.dtype == self.weight.dtype
+            and x.dim() == 4
+            and x.numel() > 0
+            and is_plain_layer(self, (Convolution,))
+            and is_plain(x, self.weight, self.bias)
+        )
+
+    def _has_few_patches(self, x: Tensor) -> bool:
+        """Return whether the patches take no more memory than x or PATCHES weights, which is not in groups."""
+        batch, _, height, width = x.shape
+        positions = batch * (height // self.stride[0]) * (width // self.stride[1])
+        patches = positions * self.weight[0].numel()
+        return self.groups == 1 and patches <= max(x.numel(), PATCHES * self.weight.numel())
+
+    def _product(self, x: Tensor) -> Tensor:
+        """Return the convolution as the product of the patches of x with the weight, in the order x lies in memory."""
+        (high, wide), (down, right) = self.kernel_size, self.stride
+        above, before = (int(each) for each in self.padding)
+        padded = F.pad(x, (before, before, above, above)) if above or before else x
+        windows = padded.unfold(2, high, down).unfold(3, wide, right)  # (batch, channels, rows, columns, high, wide)
+        channels_last = x.stride(1) == 1
+        patches = windows.permute(0, 2, 3, *((4, 5, 1) if channels_last else (1, 4, 5))).flatten(3)
+
+        def make() -> PrepackedWeight:
+            weight = self.weight.permute(0, 2, 3, 1) if channels_last else self.weight
+            return PrepackedWeight(weight.flatten(1))
+
+        return linear(patches, self._of_patches[channels_last](make, self.weight), self.bias).permute(0, 3, 1, 2)
+
+    def _prepacks(self, x: Tensor) -> bool:
+        return (
+            x.dtype == torch.float32
+            and torch.backends.mkldnn.is_available()
+            and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+        )
+
+    def _prepacked_convolution(self, x: Tensor) -> Tensor:
         layout = (self.padding, self.stride, self.dilation, self.groups)
         ops = torch.ops.mkldnn
         packed = self._prepacked(lambda: ops._reorder_convolution_weight(self.weight, *layout), self.weight)
         out: Tensor = ops._convolution_pointwise.default(x, packed, self.bias, *layout, "none", [], "")
         return out
-
-    def _has_few_positions(self, x: Tensor) -> bool:
-        """Return whether x has patches at most PATCHES times as large as a weight that is not in groups."""
-        batch, _, height, width = x.shape
-        positions = batch * (height // self.stride[0]) * (width // self.stride[1])
-        return self.groups == 1 and positions <= PATCHES * self.out_channels
-
-    def _product(self, x: Tensor) -> Tensor:
-        """Return the convolution as the product of the patches of x with the weight."""
-        (high, wide), (down, right) = self.kernel_size, self.stride
-        above, before = (int(each) for each in self.padding)
-        padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, before, before, above, above))
-        patches = padded.unfold(1, high, down).unfold(2, wide, right).permute(0, 1, 2, 4, 5, 3).flatten(3)
-        weight = self._of_patches(lambda: PrepackedWeight(self.weight.permute(0, 2, 3, 1).flatten(1)), self.weight)
-        return linear(patches, weight, self.bias).permute(0, 3, 1, 2)
-
-    def _prepacks(self, x: Tensor) -> bool:
-        return (
-            not (torch.is_grad_enabled() or is_traced())
-            and x.dtype == self.weight.dtype == torch.float32
-            and x.numel() > 0
-            and torch.backends.mkldnn.is_available()
-            and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
-            and is_plain_layer(self, (Convolution,))
-            and is_plain(x, self.weight, self.bias)
-        )

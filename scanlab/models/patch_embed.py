@@ -7,6 +7,7 @@ import math
 from torch import Tensor, nn
 
 from scanlab.errors import ProblemError
+from scanlab.models.convolution import Convolution
 
 LECUN_TRUNCATION = 0.87962566103423978  # the std of a unit normal cut at +-2, which the official code divides by
 
@@ -30,7 +31,7 @@ class PatchEmbed(nn.Module):
             )
         self.img_size = img_size
         self.grid_size = tuple((size - patch) // stride + 1 for size, patch in zip(img_size, patch_size, strict=True))
-        self.proj = nn.Conv2d(channels, embed_dim, patch_size, stride)
+        self.proj = Convolution(channels, embed_dim, patch_size, stride=stride)
         nn.init.trunc_normal_(self.proj.weight, std=(channels * math.prod(patch_size)) ** -0.5 / LECUN_TRUNCATION)
         if self.proj.bias is not None:
             nn.init.zeros_(self.proj.bias)
