@@ -5,11 +5,12 @@ none loses a record that was said to be on disk, and what was running is tried a
 once on one storage, or lead to a wrong choice. Of comparisons of one configuration with itself at most 5 % report a
 difference: some are run, and 200 are drawn from recorded noise of this machine. In 100 simulated tunings with injected
 artefacts (samples 5 to 20 times too fast or too slow, stretches that are disturbed) the true winner is chosen or
-declared a tie. Of simulated tunings that are interrupted, starved, kept busy or killed, 100 of each, none lowers the
-rank of the evidence that a deployed choice rests on. Backends with planted faults, of strides and of races too, are
-caught by `scanlab verify` and by the contract test. Of ten runs of `scanlab tune` beside a neighbour that hogs a CPU at
-random, and of ten with cold caches, none deploys what a quiet comparison shows to be slower than the defaults by more
-than the noise floor:
+declared a tie; in 200 on a machine that changes unseen (it heats up, has slow phases, pauses, or a neighbour in one
+phase alone) none chooses what is slower than the defaults. Of simulated tunings that are interrupted, starved, kept
+busy or killed, 100 of each, none lowers the rank of the evidence that a deployed choice rests on. Backends with planted
+faults, of strides and of races too, are caught by `scanlab verify` and by the contract test. Of ten runs of `scanlab
+tune` beside a neighbour that hogs a CPU at random, and of ten with cold caches, none deploys what a quiet comparison
+shows to be slower than the defaults by more than the noise floor:
 
     python experiments/trust.py
 """
@@ -23,6 +24,7 @@ import common
 import pandas as pd
 import trust_faults
 import typer
+from trust_changes import changing
 from trust_claim import Claim
 from trust_fleet import kills_of_a_fleet
 from trust_kills import kills_of_a_tuner, kills_of_a_writer
@@ -103,6 +105,7 @@ def main(
             keep(comparisons_drawn(drawn))
         if "simulated" in asked:
             keep(artefacts(simulations, place / "artefacts"))
+            keep(changing(2 * simulations, place / "changing"))
             keep(cut_short(simulations, place / "cut-short"))
         if "faults" in asked:
             claim, details["faults"] = trust_faults.planted()
