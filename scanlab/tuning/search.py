@@ -40,7 +40,8 @@ MAX_BLOCKS = 16
 CONFIRMED_BLOCKS = 6
 # Half the width of the interval of the log ratio at which more blocks would tell a search nothing.
 PRECISE_ENOUGH = 0.02
-# One clean block is enough to give up a configuration that takes this many times as long as the best of its backend.
+# One clean block is enough to give up a configuration that takes this many times as long as the best of its backend in
+# every sample.
 PRUNING_FACTOR = 2.0
 
 
@@ -71,11 +72,12 @@ def should_prune(measurement: Measurement, best: Measurement | None) -> str | No
     """
     if best is None or not measurement.clean:
         return None
-    gap = measurement.baseline_interval.low - best.baseline_interval.high
     behind = math.exp(measurement.baseline_log_ratio - best.baseline_log_ratio)
-    if gap > math.log(PRUNING_FACTOR):
+    least = min(math.log(min(each.candidate_ns) / max(each.baseline_ns)) for each in measurement.clean)
+    if least - best.baseline_interval.high > math.log(PRUNING_FACTOR):
         return f"takes {behind:.2g} times as long as the best of its backend, by the first clean blocks"
-    if gap > 0 and len(measurement.clean) >= MIN_BLOCKS:
+    is_apart = measurement.baseline_interval.low > best.baseline_interval.high
+    if is_apart and len(measurement.clean) >= MIN_BLOCKS:
         return f"takes {behind:.2f} times as long as the best of its backend, and their intervals are apart"
     return None
 

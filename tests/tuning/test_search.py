@@ -39,6 +39,12 @@ def test_one_clean_block_prunes_what_is_far_behind():
     assert should_prune(of([1.9]), BEST) is None
 
 
+def test_a_block_whose_median_is_an_artefact_prunes_nothing():
+    """The baseline's samples were too fast in most of it, or those of the candidate too slow."""
+    for samples in (((1000, 1010, 1020), (100, 110, 1000)), ((1000, 9000, 9100), (1000, 1010, 1020))):
+        assert should_prune(measurement(block(*samples)), BEST) is None
+
+
 def test_disturbed_blocks_prune_nothing_and_are_pruned_by_nothing():
     assert should_prune(of([9.0] * 5, disturbed="steal"), BEST) is None
     assert should_prune(of([9.0] * 5), None) is None
