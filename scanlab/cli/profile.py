@@ -129,8 +129,9 @@ def _diff(target: str | None, as_json: bool) -> None:
     else:
         for each in changes:
             out.print(f"[bold]{each.problem.key}[/]  ({each.problem.op})")
-            out.print(f"  - {escape(_label(each.before))}")
-            out.print(f"  + {escape(_label(each.after))}")
+            for sign, entry in (("-", each.before), ("+", each.after)):
+                evidence = "" if entry is None else f"  ({entry.rank.label})"
+                out.print(f"  {sign} {escape(_label(entry))}{evidence}")
         if not changes:
             out.print("no difference")
     if changes:

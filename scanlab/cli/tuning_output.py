@@ -12,13 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import typer
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
 from scanlab.bench.records import Trial
 from scanlab.bench.store import TrialStore
 from scanlab.cli.bench import failure_line, show_comparison, trial_json
-from scanlab.cli.console import notes, out
+from scanlab.cli.console import Exit, notes, out
 from scanlab.cli.duration import spell_duration
 from scanlab.cli.report import REPORT, write
 from scanlab.contract.machine import this_machine
@@ -104,7 +105,14 @@ def say_why(why: str, is_choice: bool) -> None:
 def write_results(record: TrialStore) -> list[Path]:
     """Write the report of the records; nothing where this machine has no trials yet, as after an early Ctrl-C."""
     trials = record.load().trials
-    return write(trials, record.folder / REPORT, record.folder) if select(trials, this_machine()).trials else []
+    if not select(trials, this_machine()).trials:
+        return []
+    try:
+        return write(trials, record.folder / REPORT, record.folder)
+    except KeyboardInterrupt:
+        cure = shlex.join(["scanlab", "report", str(record.folder)])
+        notes.print(f"interrupted while the report was written: everything else is done; `{escape(cure)}` writes it.")
+        raise typer.Exit(Exit.INTERRUPTED) from None
 
 
 def deploy_winners(entries: Sequence[ProfileEntry]) -> Deployment | None:

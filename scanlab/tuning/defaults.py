@@ -61,7 +61,7 @@ class DefaultsBuilder:
         Long builds come last, and simple backends among the others. The share of the budget that verifying may take
         leaves out the last of them, but never all.
         """
-        evaluations = {each: self._built(each) for each in known}
+        evaluations = {each: self._built(each) for each in dict.fromkeys(known)}
         failed: dict[Candidate, Evaluation] = {}
         needed = {each.backend.name for each in known}
         slow = self.build_times.too_slow([each for each in backends if each.name not in needed], self.budget_s)

@@ -102,5 +102,5 @@ class TuningResult:
         if self.too_busy is not None:
             return f"No winner: the machine was too busy to measure anything ({self.too_busy}). Try again later."
         if self.interrupted:
-            return "No winner: it was interrupted before enough was measured."
+            return "No winner: it was interrupted before anything was shown to be faster than the untuned choice."
         return "No winner: no configuration that may win could be timed."

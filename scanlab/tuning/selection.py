@@ -126,12 +126,16 @@ def finalists(
 
 
 def best_of_search(searches: Sequence[Search], untuned: Trial | None) -> Trial | None:
-    """Return the winner of the search alone: the untuned choice, or one that is clearly faster by clean blocks."""
+    """Return the winner of a search without a comparison: one that its clean blocks show to beat the untuned choice.
+
+    None where there is no such one, or where the untuned choice was not measured yet.
+    """
     able = [trial for search in searches for trial in search.eligible if _clean(trial) >= MIN_BLOCKS]
     best = min(able, key=upper_end, default=None)
-    if untuned is None or untuned.state != "ok" or best is None:
-        return best
-    return best if upper_end(best) + WORTH_FOR_SIMPLICITY < _lower_end(untuned) else untuned
+    if untuned is None or best is None or untuned.state in ("wrong", "crashed"):
+        return None if untuned is None else best
+    is_beaten = untuned.state in ("ok", "pruned") and upper_end(best) + WORTH_FOR_SIMPLICITY < _lower_end(untuned)
+    return best if is_beaten else None
 
 
 def hold_out(

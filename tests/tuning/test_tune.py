@@ -303,6 +303,18 @@ def test_an_interruption_keeps_what_was_measured_and_is_no_more_than_evidence_of
     assert run([sleepy()], tmp_path).new == 3 - found.new
 
 
+def test_an_interruption_chooses_nothing_that_is_not_shown_to_beat_the_untuned_choice(tmp_path):
+    started = itertools.count(1)
+
+    def stop(event):
+        if event.kind == "started" and next(started) == 2:
+            raise KeyboardInterrupt
+
+    found = run([sleepy()], tmp_path, on_event=stop)
+    assert (found.new, found.winner, found.entry) == (1, None, None)
+    assert "interrupted before anything was shown to be faster" in found.why
+
+
 def test_an_unwritable_folder_is_refused_before_anything_is_measured(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ResultsError, match="cannot write results"):
