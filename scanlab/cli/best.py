@@ -36,6 +36,7 @@ from scanlab.runtime.decisions import Decision, decisions, nothing_serves
 from scanlab.runtime.profile import Profile, ProfileEntry, load_profile
 from scanlab.tuning.recheck import CheckedChoice
 from scanlab.tuning.recheck import recheck as recheck_choice
+from scanlab.tuning.selection import untuned_candidate
 
 RECHECK_BUDGET, RECHECK_FOLDER = "30s", "runs/recheck"
 VERDICTS = {True: "[green]holds[/]", False: "[bold red]DEMOTED[/]", None: "[yellow]unknown[/]"}
@@ -162,4 +163,6 @@ def _check(entry: ProfileEntry, record: TrialStore, seconds: float) -> CheckedCh
     if (trial.problem, trial.backend, trial.config) != (entry.problem, entry.backend, entry.config):
         deployed = label_of(entry.backend, entry.config)
         return CheckedChoice(False, f"{deployed} is deployed on the evidence of {trial.label} for {trial.problem.key}")
-    return recheck_choice(trial, record, seconds)
+    untuned = untuned_candidate(entry.problem)
+    rivals = [] if untuned is None or untuned.label == trial.label else [untuned]
+    return recheck_choice(trial, record, seconds, rivals)

@@ -10,6 +10,7 @@ from helpers.records import trial
 from scanlab.cli import best as command
 from scanlab.contract import registry
 from scanlab.contract.problem import ScanProblem
+from scanlab.runtime.decisions import decide
 from scanlab.runtime.profile import Profile, ProfileEntry, profile_path
 from scanlab.tuning.recheck import CheckedChoice
 
@@ -33,8 +34,8 @@ def profile(run, tmp_path):
 def test_the_exit_code_says_whether_every_choice_holds(run, profile, monkeypatch, holds, code, word):
     seen = []
 
-    def check_trial(trial, record, seconds):
-        seen.append(trial.label)
+    def check_trial(trial, record, seconds, rivals):
+        seen.append((trial.label, [each.backend.name for each in rivals]))  # what serves untuned is the rival
         return CheckedChoice(holds, "because of [the] reason")
 
     monkeypatch.setattr(command, "recheck_choice", check_trial)
@@ -42,7 +43,7 @@ def test_the_exit_code_says_whether_every_choice_holds(run, profile, monkeypatch
     assert outcome.code == code
     assert word in outcome.out
     assert "because of [the] reason" in outcome.out
-    assert seen == ["two_phase threads=1"]
+    assert seen == [("two_phase threads=1", [decide(PROBLEM, None).backend])]
     assert run("best", "--recheck", "--json").json == [
         {"problem": PROBLEM.key, "backend": "two_phase", "holds": holds, "reason": "because of [the] reason"}
     ]
