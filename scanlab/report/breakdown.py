@@ -18,7 +18,7 @@ from scanlab.contract.files import write_atomically
 from scanlab.contract.machine import Machine
 from scanlab.errors import UNREADABLE, ResultsError
 from scanlab.report.formatting import milliseconds, percent, scientific
-from scanlab.report.style import FAINT, INK, SIDE_BY_SIDE, Look, applied, over, sheet
+from scanlab.report.style import FAINT, INK, SIDE_BY_SIDE, WIDTH_INCHES, Look, applied, over, sheet
 
 FOLDER = "models"
 PRODUCTS = "linear"
@@ -175,7 +175,7 @@ def breakdown_bars(breakdown: ModelBreakdown, caption: str) -> Figure:
     if breakdown.products_ms is not None:
         bars["products by torch"] = (None, {PRODUCTS: breakdown.products_ms})
     subtitle = f"{breakdown.problem}. One forward pass; attainable: the limit of arithmetic and memory."
-    made = sheet(7.6, 2.8, "Where the time goes", subtitle, caption)
+    made = sheet(WIDTH_INCHES, 2.8, "Where the time goes", subtitle, caption)
     (axes,) = made.axes
     longest = max(max(whole_ms or 0.0, sum(parts.values())) for whole_ms, parts in bars.values())
     for row, (whole_ms, parts) in enumerate(bars.values()):
@@ -196,7 +196,7 @@ def breakdown_bars(breakdown: ModelBreakdown, caption: str) -> Figure:
     axes.legend(
         handles,
         [*looks, "other"],
-        ncols=min(4, len(looks) + 1),
+        ncols=min(3, len(looks) + 1),
         frameon=False,
         labelcolor=INK,
         fontsize=8.0,

@@ -16,7 +16,20 @@ from scanlab.bench.records import Trial
 from scanlab.bench.samples import Measurement
 from scanlab.report.formatting import between, milliseconds, shortest, three_digits, times
 from scanlab.report.select import Contest, Placing, best, contest_of, is_known, speedup_interval
-from scanlab.report.style import FAINT, HALO, INK, RULE, Look, applied, framed_bar, label_ends, log_ticks, look, sheet
+from scanlab.report.style import (
+    FAINT,
+    HALO,
+    INK,
+    RULE,
+    WIDTH_INCHES,
+    Look,
+    applied,
+    framed_bar,
+    label_ends,
+    log_ticks,
+    look,
+    sheet,
+)
 
 # Share of the axes to the left of the base of the bars, up to which notes have room for long lines.
 NEAR_THE_EDGE = 0.2
@@ -115,10 +128,13 @@ def _draw_bar(axes: Axes, row: int, bar: Bar, base: float) -> None:
 
 
 @applied()
-def length_lines(trials: Sequence[Trial], caption: str) -> Figure:
+def length_lines(trials: Sequence[Trial], caption: str, unmeasured: str = "") -> Figure:
     """Draw the time of one call against the length of the sequence, the fastest configuration of each backend.
 
-    The trials are a family (see `families`): they differ in the length of their problem.
+    Args:
+        trials: A family (see `families`): they differ in the length of their problem.
+        caption: Where and when they were measured.
+        unmeasured: Backends without times, and at which lengths; see `unmeasured_lengths`.
     """
     problem = trials[0].problem
     lines = {backend: _fastest_by_length(trials, backend) for backend in dict.fromkeys(t.backend for t in trials)}
@@ -126,8 +142,9 @@ def length_lines(trials: Sequence[Trial], caption: str) -> Figure:
     subtitle = (
         f"{contest_of(trials[0]).spelled_for_all_lengths};"
         " fastest configuration of each backend at each length; bars from the first to the third quartile."
+        + (f" Not measured: {unmeasured}." if unmeasured else "")
     )
-    made = sheet(7.6, 4.6, f"Time against {problem.swept}", subtitle, caption)
+    made = sheet(WIDTH_INCHES, 4.2, f"Time against {problem.swept}", subtitle, caption)
     (axes,) = made.axes
     axes.set(xscale="log", yscale="log", xlabel=problem.swept, ylabel="time of one call")
     lengths = sorted({length for line in lines.values() for length in line})
@@ -202,7 +219,7 @@ def change_dots(
     if not reached:
         return None
     subtitle = f"{contest.title}. Hollow: {names[0]}; filled: {names[1]}."
-    made = sheet(7.6, 0.7 + 0.4 * len(times_ms), "Time of one call, before and after", subtitle, caption)
+    made = sheet(WIDTH_INCHES, 0.7 + 0.4 * len(times_ms), "Time of one call, before and after", subtitle, caption)
     (axes,) = made.axes
     axes.set(xscale="log", xlabel="time of one call, best configuration of each backend")
     axes.set_xlim(min(reached) / 1.3, max(reached) * (max(reached) / min(reached)) ** 0.25 * 1.3)
@@ -246,7 +263,7 @@ def accuracy(contest: Contest, trials: Sequence[Trial], caption: str) -> Figure 
     if not shown:
         return None
     title, subtitle = "Speed against error", f"{contest.title}. Filled: the best configuration of each backend."
-    made = sheet(7.6, 4.2, title, subtitle, caption)
+    made = sheet(WIDTH_INCHES, 3.8, title, subtitle, caption)
     (axes,) = made.axes
     axes.set(xscale="log", yscale="log", ylabel="time of one call")
     axes.set_xlabel("largest error against float64 (share of the tensor's largest value)")

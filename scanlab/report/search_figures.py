@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -16,7 +17,10 @@ from scanlab.bench.records import Trial
 from scanlab.contract.space import Value
 from scanlab.report.formatting import TO, three_digits, times
 from scanlab.report.select import Contest, best, is_known, reference_of
-from scanlab.report.style import FAINT, INK, applied, framed_bar, label_ends, log_ticks, look, over, sheet
+from scanlab.report.style import FAINT, INK, WIDTH_INCHES, applied, framed_bar, label_ends, log_ticks, look, over, sheet
+
+# Letters in a line above one of two panels.
+PANEL_LETTERS = 26
 
 
 @applied()
@@ -47,7 +51,7 @@ def landscapes(
         f" of, by the strongest evidence; ?: disturbed; {TO}: not tried."
     )
     title = "Landscape of the tunables"
-    made = sheet(3.8 * max(columns, 2), rows * (0.95 + 0.34 * tallest), title, subtitle, caption, columns, rows)
+    made = sheet(WIDTH_INCHES, rows * (0.95 + 0.34 * tallest), title, subtitle, caption, columns, rows)
     for axes, (backend, (across, down)) in zip(made.axes, panels.items(), strict=False):
         own = [trial for trial in trials if trial.backend == backend]
         _draw_landscape(axes, backend, own, across, down, (shown or {}).get(backend, best(own)))
@@ -114,7 +118,8 @@ def _draw_landscape(
         )
     others = sorted({name for trial in trials for name in trial.config} - {across[0], down[0]})
     rest = f", best over {', '.join(others)}" if others else ""
-    axes.set_title(f"{backend}{rest}", loc="left", size=9.0, weight="bold")
+    title = "\n".join(textwrap.wrap(f"{backend}{rest}", PANEL_LETTERS))
+    axes.set_title(title, loc="left", size=9.0, weight="bold")
     axes.set_xticks(range(len(across[1])), [str(value) for value in across[1]])
     axes.set_yticks(range(len(down[1])), [str(value) for value in down[1]])
     axes.set(xlabel=across[0], ylabel=down[0])
@@ -138,7 +143,7 @@ def history(contest: Contest, trials: Sequence[Trial], caption: str) -> Figure |
     if not found:
         return None
     subtitle = f"{contest.title}. Marks: trials, hollow where disturbed; steps: the best so far."
-    made = sheet(7.6, 4.2, "How the search went", subtitle, caption)
+    made = sheet(WIDTH_INCHES, 3.8, "How the search went", subtitle, caption)
     (axes,) = made.axes
     axes.set(yscale="log", xlabel="time spent on trials (s)", ylabel=f"speed-up over {reference_of(trials)} (times)")
     ends = {}
@@ -179,7 +184,7 @@ def importance_bars(importances: Mapping[str, Mapping[str, float]], caption: str
     if not rows:
         return None
     subtitle = "Share of the variation between a backend's trials that each of its tunables explains."
-    made = sheet(7.6, 0.5 + 0.27 * len(rows) + 0.12 * len(importances), "Importance", subtitle, caption)
+    made = sheet(WIDTH_INCHES, 0.5 + 0.27 * len(rows) + 0.12 * len(importances), "Importance", subtitle, caption)
     (axes,) = made.axes
     places, place, previous = [], 0.0, rows[0][0]
     for backend, _, share in rows:

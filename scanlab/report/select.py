@@ -179,6 +179,34 @@ def families(trials: Iterable[Trial]) -> list[tuple[Trial, ...]]:
     ]
 
 
+def unmeasured_lengths(family: Sequence[Trial], trials: Iterable[Trial]) -> str:
+    """Return the backends without times at some lengths, and which, such as "triton; chunked above 512".
+
+    Args:
+        family: Trials of time against length, as `families` returns them.
+        trials: All trials that count; those of other problems are left out.
+    """
+    first = family[0].problem
+    wanted = first.replace(**{first.swept: 1})
+    alike = [each for each in trials if each.problem.op == wanted.op]
+    backends = dict.fromkeys(each.backend for each in alike if each.problem.replace(**{wanted.swept: 1}) == wanted)
+    known = {
+        backend: {each.problem.swept_size for each in family if each.backend == backend and is_known(each)}
+        for backend in backends
+    }
+    lengths = sorted(set().union(*known.values()))
+    said = []
+    for backend, own in known.items():
+        missing = [length for length in lengths if length not in own]
+        if not own:
+            said.append(backend)
+        elif missing and missing[0] > max(own):
+            said.append(f"{backend} above {max(own)}")
+        elif missing:
+            said.append(f"{backend} at {', '.join(map(str, missing))}")
+    return "; ".join(said)
+
+
 def placings(trials: Sequence[Trial], deployed: str | None = None) -> list[Placing]:
     """Return every backend among the trials of one contest: the fastest first, then those without numbers by name.
 

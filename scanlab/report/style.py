@@ -27,6 +27,8 @@ from scanlab.report.formatting import shortest
 INK = "#1F2328"
 FAINT = "#6A737D"
 RULE = "#D0D7DE"
+# Width of a figure whose text can still be read where a phone shows all of it.
+WIDTH_INCHES = 5.2
 LABEL_INCHES = 0.17
 MAX_TICKS = 8
 # Text on the colour of a bar or a cell; unlike INK and white, the same in the dark scheme of a page.

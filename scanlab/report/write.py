@@ -34,6 +34,7 @@ from scanlab.report.select import (
     select,
     slugs,
     speedup_interval,
+    unmeasured_lengths,
 )
 from scanlab.report.style import FAINT, INK, LOOKS, RULE, look
 
@@ -263,11 +264,13 @@ def _length_sections(trials: Sequence[Trial], caption: str) -> list[Section]:
         text = (
             f"{contest.spelled_for_all_lengths}; inputs {contest.inputs_label}; lengths {lengths[0]} to {lengths[-1]}."
         )
+        unmeasured = unmeasured_lengths(members, trials)
+        text += f" Not measured: {unmeasured}." if unmeasured else ""
         alt = (
             f"Time of one call at lengths from {lengths[0]} to {lengths[-1]}, a line for each backend that was measured"
             " there; slow ones end earlier."
         )
-        picture = Picture(f"lengths-{number}", figures.length_lines(members, caption), alt)
+        picture = Picture(f"lengths-{number}", figures.length_lines(members, caption, unmeasured), alt)
         shown = {"Time of one call by length": tables.length_table(members), FAILURES: tables.failure_table(members)}
         shown = {caption: frame for caption, frame in shown.items() if len(frame)}
         sections.append(Section("Time against sequence length", text, shown, [picture]))

@@ -62,7 +62,7 @@ def test_every_figure_becomes_a_png_and_an_svg_that_name_the_machine(name, tmp_p
     png, svg = figures.save(figure, tmp_path, name)
     with Image.open(png) as image:
         image.verify()
-        assert image.size[0] > 1000
+        assert image.size[0] > 700
     assert ElementTree.parse(svg).getroot().tag == "{http://www.w3.org/2000/svg}svg"
 
 

@@ -7,7 +7,7 @@ import dataclasses
 from helpers.records import block, measurement, trial
 from scanlab.contract.machine import this_machine
 from scanlab.contract.problem import ScanProblem
-from scanlab.report.select import Contest, contests, families, placings, select, slugs
+from scanlab.report.select import Contest, contests, families, placings, select, slugs, unmeasured_lengths
 
 
 def timed(speedup: float, **changes):
@@ -113,3 +113,16 @@ def test_a_disturbed_trial_never_stands_before_a_clean_one():
     alone = timed(330.0, state="disturbed", reason="8 of 9 blocks", backend="native")
     clean = timed(63.5)
     assert [each.trial for each in placings([lucky, alone, clean])] == [clean, alone]
+
+
+def test_a_backend_is_unmeasured_everywhere_beyond_a_length_or_at_some():
+    problem = ScanProblem(batch=1, dim=4, length=8, state=2)
+    lengths = {"native": (8, 16, 32), "chunked": (8, 16), "compiled": (8, 32), "triton": ()}
+    family = [
+        timed(2.0, phase="lengths", backend=backend, problem=problem.replace(length=length))
+        for backend, measured in lengths.items()
+        for length in measured
+    ]
+    searched = [timed(2.0, backend=backend, problem=problem) for backend in lengths]
+    elsewhere = timed(2.0, backend="two_phase", problem=problem.replace(dim=8))
+    assert unmeasured_lengths(family, [*family, *searched, elsewhere]) == "chunked above 16; compiled at 16; triton"
