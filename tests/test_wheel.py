@@ -6,13 +6,16 @@ compiler or fcntl, takes away what it is needed for and nothing else.
 
 from __future__ import annotations
 
+import email
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -140,6 +143,19 @@ def test_the_wheel_holds_nothing_else(wheel):
         assert ".dist-info/" in name or (
             name.startswith(("scanlab/", "scanlab_kernels/")) and (name.endswith(SHIPPED) or "/templates/" in name)
         ), name
+
+
+def test_links_of_the_description_lead_to_the_repository(wheel):
+    with zipfile.ZipFile(wheel) as packed:
+        (name,) = (name for name in packed.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = email.message_from_bytes(packed.read(name))
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    repository = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+    links = re.findall(r"(!?)\[[^\[\]]*\]\(([^()\s]+)\)", str(metadata.get_payload()))
+    written = re.findall(r"\]\(([^()\s]+)\)", (ROOT / "README.md").read_text())
+    assert len(links) == len(written) > 20
+    for (picture, link), target in zip(links, written, strict=True):
+        assert link == f"{repository}/{'raw' if picture else 'blob'}/main/{target}"
 
 
 def test_the_installed_wheel_lists_its_backends(python, tmp_path):
