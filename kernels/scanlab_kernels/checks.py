@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from scanlab.contract.base import expect_strided
 from scanlab.errors import ProblemError
+
+OptionalTensor = TypeVar("OptionalTensor", Tensor, Tensor | None)
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -109,6 +111,26 @@ def expect_apart(**tensors: Tensor | None) -> None:
     for (name, tensor), (other_name, other) in itertools.combinations(present, 2):
         if tensor.device == other.device and not tensor.is_meta and _share_memory(tensor, other):
             raise ProblemError(f"{name} and {other_name} overlap: give each memory of its own.")
+
+
+def expect_distinct(name: str, rows: Tensor) -> None:
+    """Raise ProblemError where two sequences have the same row of a state, unless a GPU would have to be waited for."""
+    if rows.is_cpu and not _has_no_memory() and type(rows) is Tensor and len(rows.unique()) < len(rows):
+        raise ProblemError(f"{name} names a row of the state twice: give each sequence its own row, and -1 to padding.")
+
+
+def apart_from(state: Tensor, tensor: OptionalTensor) -> OptionalTensor:
+    """Return a tensor that is read while `state` is written: a copy of it where their memory may overlap.
+
+    Tensors of different storages are taken to be apart, which is quick to see.
+    """
+    if tensor is None or _has_no_memory() or any(type(each) not in (Tensor, nn.Parameter) for each in (state, tensor)):
+        return tensor
+    if tensor.untyped_storage().data_ptr() != state.untyped_storage().data_ptr() or not state.numel():
+        return tensor
+    start, other_start = state.data_ptr(), tensor.data_ptr()
+    is_apart = not tensor.numel() or other_start >= start + _reach(state) or start >= other_start + _reach(tensor)
+    return tensor if is_apart else tensor.clone()
 
 
 def expect_states(

@@ -17,8 +17,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import IO
@@ -30,7 +30,7 @@ from scanlab.bench.context import BenchmarkContext, Candidate
 from scanlab.bench.samples import Block
 from scanlab.bench.worker import CandidateFailedError, Evaluation, LocalWorker, Worker
 from scanlab.contract.backend import Backend
-from scanlab.errors import ScanlabError
+from scanlab.errors import ScanlabError, UnavailableError
 
 # A build may compile for minutes on a slow machine; one that takes longer than this is stuck.
 BUILD_TIMEOUT_S = 900.0
@@ -75,7 +75,8 @@ class ProcessWorker:
 
     def __init__(self, context: BenchmarkContext | None = None, timeout_s: float = BUILD_TIMEOUT_S) -> None:
         self._timeout_s = timeout_s
-        self._folder = tempfile.TemporaryDirectory(prefix="scanlab-worker-")
+        with _writing_temporary_files():
+            self._folder = tempfile.TemporaryDirectory(prefix="scanlab-worker-")
         self._process: subprocess.Popen[bytes] | None = None
         self._started = 0
         self.start_s = 0.0
@@ -170,13 +171,15 @@ class ProcessWorker:
                 raise CandidateFailedError(candidate, evaluation.reason or evaluation.state)
 
     def _hand_over(self, context: BenchmarkContext) -> None:
-        torch.save(context, Path(self._folder.name) / "context")
+        with _writing_temporary_files():
+            torch.save(context, Path(self._folder.name) / "context")
 
     def _start(self) -> subprocess.Popen[bytes]:
         folder = Path(self._folder.name)
-        (folder / "running").write_bytes(b"\0")
-        with (folder / "running").open("r+b") as file:
-            self._running = mmap.mmap(file.fileno(), 1)
+        with _writing_temporary_files():
+            (folder / "running").write_bytes(b"\0")
+            with (folder / "running").open("r+b") as file:
+                self._running = mmap.mmap(file.fileno(), 1)
         with (folder / "stderr").open("wb") as errors:
             # A session of its own: Ctrl-C reaches this process alone, which ends the worker and its compilers.
             process = subprocess.Popen(
@@ -256,6 +259,18 @@ class ProcessWorker:
                 if pipe is not None:
                     with suppress(OSError):
                         pipe.close()
+
+
+@contextmanager
+def _writing_temporary_files() -> Iterator[None]:
+    """Raise UnavailableError where a temporary file cannot be written; torch raises RuntimeError on a full disk."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UnavailableError(
+            f"temporary files cannot be written ({reason}): free space, or set TMPDIR to a folder of yours with some."
+        ) from error
 
 
 class _WorkerDiedError(Exception):

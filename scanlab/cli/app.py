@@ -54,8 +54,8 @@ RENAMED = {
 }
 # Commands whose process runs a script of the user, which may have a handler of its own.
 KEEP_SIGTERM = ("run",)
-# Of torch's error, which has no type of its own.
-OUT_OF_MEMORY = "can't allocate memory"
+# Of errors that have no type of their own: of torch, of threads, of C++, of the loader and of the system.
+OUT_OF_MEMORY = re.compile(r"can't (allocate|start new thread)|cannot allocate|bad_alloc|failed to map", re.IGNORECASE)
 
 USAGE = "usage: scanlab COMMAND [OPTIONS]; `scanlab COMMAND --help` has an example"
 
@@ -75,10 +75,14 @@ def main(arguments: list[str] | None = None) -> None:
             sys.exit(0)
         print(f"error: {error}", file=sys.stderr)
         sys.exit(3)
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and OUT_OF_MEMORY not in str(error):
+    except (ImportError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and OUT_OF_MEMORY.search(str(error)) is None:
             raise
-        print("error: the memory does not suffice: make the problem, the size or the batch smaller.", file=sys.stderr)
+        print(
+            "error: the memory does not suffice: make the problem, the size or the batch smaller, or raise the limits"
+            " (ulimit -v, ulimit -u).",
+            file=sys.stderr,
+        )
         sys.exit(3)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -24,6 +24,7 @@ from scanlab.runtime.decisions import Decision
 from scanlab.runtime.dispatcher import ON_META
 from scanlab.runtime.dispatcher import Dispatcher as Dispatcher
 from scanlab.runtime.policy import Policy, current
+from scanlab.runtime.posed import expect_posed
 from scanlab.runtime.profile import Profile, load_profile
 
 
@@ -93,8 +94,10 @@ def serve(problem: Problem, *inputs: Any) -> Any:
         inputs: Inputs as the op's backends take them.
 
     Raises:
+        ProblemError: The inputs pose another problem.
         UnavailableError: No backend serves the problem.
     """
+    expect_posed(problem, inputs)
     return serving_now().run(problem, *inputs)
 
 

@@ -233,8 +233,9 @@ def causal_conv1d_update(
         activation: As in `causal_conv1d`.
         cache_seqlens: (batch,) int32. conv_state is a circular buffer instead, and x is written from this slot
             (modulo slots) on, after the width - 1 slots before it were read.
-        conv_state_indices: (batch,) int32, the row of a larger conv_state, each at most once; a negative index is
-            padding: its output is zero and no state is touched.
+        conv_state_indices: (batch,) int32, the row of a larger conv_state; a negative index is padding: its output
+            is zero and no state is touched. Two sequences of one row are refused (on a GPU, which is not waited for,
+            they leave either state in it).
 
     Returns:
         The shape and dtype of x.
@@ -277,8 +278,9 @@ def selective_state_update(
         B, C: (batch, state), or with heads (batch, groups, state).
         D, dt_bias: (dim,) or (heads, dim).
         dt_softplus: Apply softplus to dt + dt_bias.
-        state_batch_indices: (batch,) int32, the row of a larger state, each at most once; a negative index is
-            padding: its output is zero and no state is touched.
+        state_batch_indices: (batch,) int32, the row of a larger state; a negative index is padding: its output
+            is zero and no state is touched. Two sequences of one row are refused (on a GPU, which is not waited for,
+            they leave either state in it).
         log_A: A holds log(-A), as Mamba's parameter A_log does.
 
     Returns:

@@ -6,11 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from helpers.fakes import TINY, crashing, fake, sleepy, wrong
 from scanlab.bench.context import BenchmarkContext, Candidate
@@ -19,6 +21,7 @@ from scanlab.bench.worker import CandidateFailedError, LocalWorker
 from scanlab.contract import registry
 from scanlab.contract.backend import Capabilities, at_most
 from scanlab.contract.problem import ScanOutput, make_inputs
+from scanlab.errors import UnavailableError
 
 REFERENCE = Candidate(registry.get("reference"), {"threads": 1})
 TWO_PHASE = Candidate(registry.get("two_phase"), {"threads": 1})
@@ -266,3 +269,19 @@ def test_a_narrowed_backend_is_still_the_installed_one():
     assert Candidate(at_most(registry.get("two_phase"), 1), {}).is_installed
     assert not Candidate(sleepy(), {}).is_installed
     assert not Candidate(sleepy("two_phase"), {}).is_installed
+
+
+def test_a_folder_for_temporary_files_that_is_none_is_said_with_the_cure(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(UnavailableError, match=r"temporary files cannot be written \(.*none.*set TMPDIR"):
+        ProcessWorker()
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("failed writing file\nframe")])
+def test_inputs_that_cannot_be_handed_over_are_said_with_the_cure(context, monkeypatch, error):
+    def save(*_):
+        raise error
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(UnavailableError, match=r"temporary files cannot be written \(.*\): free space"):
+        ProcessWorker(context)

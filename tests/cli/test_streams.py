@@ -59,7 +59,16 @@ def test_no_file_takes_the_number_of_a_closed_stream(tmp_path) -> None:
     assert int((tmp_path / "opened").read_text()) > 2
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 3 TB")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: 3 TB"),
+        RuntimeError("can't start new thread"),
+        RuntimeError("std::bad_alloc"),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+    ],
+)
 def test_memory_that_does_not_suffice_is_told_in_a_sentence(run, monkeypatch, error) -> None:
     def fail(name):
         raise error

@@ -231,8 +231,7 @@ def update_loop(
         first = fit("cache_seqlens", cache_seqlens, (batch,), integers=True).tolist()
     if not 1 <= width <= 16 or activation not in ACTIVATIONS or slots < max(width - 1, cache_seqlens is not None):
         raise UnfitError("width, activation or slots")
-    if any(row >= len(state) for row in rows):
-        raise UnfitError("a row beyond the state")
+    expect_rows(rows, len(state))
     offset = torch.zeros(dim, dtype=x.dtype) if bias is None else fit("bias", bias, (dim,))
     out = torch.zeros_like(steps)
     for entry, row in enumerate(rows):
@@ -270,6 +269,8 @@ def update(draw: Draw, *, edge: bool) -> Case:
     if draw.chance(0.4):
         rows = batch + draw.randint(0, 3)
         picked = torch.randperm(rows, generator=draw.generator)[:batch].int()
+        if edge and draw.chance(0.1):
+            picked[:1] = picked[-1:]  # two sequences of one row
         padding = draw.uniform(0, 1, batch) < 0.2
         arguments["conv_state_indices"] = draw.lay_state(torch.where(padding, -1, picked).int())
     if draw.chance(0.4):
@@ -288,6 +289,13 @@ def update(draw: Draw, *, edge: bool) -> Case:
     if edge:
         odd_state(draw, case, "conv_state", ("x", "weight", "bias"))
     return case
+
+
+def expect_rows(rows: list[int], count: int) -> None:
+    """Raise UnfitError where a row is beyond a state of `count` rows, or two sequences have the same."""
+    present = [row for row in rows if row >= 0]
+    if any(row >= count for row in present) or len(set(present)) < len(present):
+        raise UnfitError("a row beyond the state, or twice")
 
 
 def odd_state(draw: Draw, case: Case, name: str, readers: tuple[str, ...]) -> None:

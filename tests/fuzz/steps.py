@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fuzz.case import Arguments, Case, Results, UnfitError, fit
-from fuzz.convolutions import odd_state, update_loop
+from fuzz.convolutions import expect_rows, odd_state, update_loop
 from fuzz.draws import Draw
 from scanlab.runtime import ops
 
@@ -45,8 +45,7 @@ def state_loop(
     if state_batch_indices is not None:
         rows = fit("state_batch_indices", state_batch_indices, (batch,), integers=True).tolist()
     new = fit("state", state, (batch if state_batch_indices is None else -1, *own, states)).clone()
-    if any(row >= len(new) for row in rows):
-        raise UnfitError("a row beyond the state")
+    expect_rows(rows, len(new))
     if dt_bias is not None:
         dt = dt + fit("dt_bias", dt_bias, own)
     if dt_softplus:
@@ -108,6 +107,8 @@ def state_update(draw: Draw, *, edge: bool) -> Case:
     if draw.chance(0.4):
         rows = batch + draw.randint(0, 3)
         picked = torch.randperm(rows, generator=draw.generator)[:batch].int()
+        if edge and draw.chance(0.1):
+            picked[:1] = picked[-1:]  # two sequences of one row
         arguments["state_batch_indices"] = draw.lay_state(
             torch.where(draw.uniform(0, 1, batch) < 0.2, -1, picked).int()
         )

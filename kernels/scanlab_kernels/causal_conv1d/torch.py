@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scanlab_kernels.causal_conv1d.arguments import padded
 from scanlab_kernels.causal_conv1d.op import call
-from scanlab_kernels.checks import wide
+from scanlab_kernels.checks import expect_distinct, expect_no_overlap, wide
 from scanlab_kernels.implementations import TORCH
 
 
@@ -98,6 +98,8 @@ def causal_conv1d_update(
     if conv_state_indices is not None:
         live = conv_state_indices >= 0
         rows = conv_state_indices[live].long()
+        expect_no_overlap("conv_state", conv_state)
+        expect_distinct("conv_state_indices", rows)
         state = conv_state[rows]
         out = torch.zeros_like(x)
         positions = None if cache_seqlens is None else cache_seqlens[live]

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <numeric>
+#include <vector>
 
 #include "cpu/outputs.h"
 #include "cpu/tensor.h"
@@ -65,9 +66,17 @@ inline const int32_t* indices(const char* name, const Tensor& tensor, int64_t co
     kept = dense(tensor, Dtype::int32);
     return kept.data<int32_t>();
 }
+// Two sequences of one row would be written at the same moment; a negative row is padding.
 inline void expect_rows(const char* name, const int32_t* rows, int64_t count, int64_t limit) {
-    for (int64_t i = 0; rows && i < count; i++)
+    if (!rows) return;
+    std::vector<bool> taken(size_t(limit), false);
+    for (int64_t i = 0; i < count; i++) {
         require<std::out_of_range>(rows[i] < limit, name, "[", i, "]=", rows[i], ": the state has ", limit, " rows");
+        if (rows[i] < 0) continue;
+        require(!taken[size_t(rows[i])], name, "[", i, "]=", rows[i],
+                ": another sequence has this row; give each its own, and -1 to padding");
+        taken[size_t(rows[i])] = true;
+    }
 }
 
 // The addresses between which a tensor lies.

@@ -154,9 +154,15 @@ class SsdProblem(Problem):
 
     @classmethod
     def of(
-        cls, inputs: SsdInputs, *, dt_softplus: bool, dt_limit: Limits = NO_LIMIT, gradients: bool = False
+        cls, inputs: SsdInputs, *, dt_softplus: bool, dt_limit: Limits | str = NO_LIMIT, gradients: bool = False
     ) -> SsdProblem:
         """Return the problem that the tensors of `inputs` pose.
+
+        Args:
+            inputs: Tensors of one call.
+            dt_softplus: Apply softplus to dt + dt_bias.
+            dt_limit: The lowest and the highest step size, or the field of a problem.
+            gradients: Whether outputs are differentiated too.
 
         Raises:
             ProblemError: The tensors do not fit together, or there is nothing to scan.
@@ -167,6 +173,8 @@ class SsdProblem(Problem):
             raise ProblemError(f"x is {spell(x)}: every size must be at least 1.")
         batch, length, heads, head_dim = x.shape
         groups, state = inputs.B.shape[-2:]
+        if not isinstance(dt_limit, str):
+            dt_limit = "" if tuple(dt_limit) == NO_LIMIT else f"{dt_limit[0]!r}:{dt_limit[1]!r}"
         return cls(
             batch=batch,
             length=length,
@@ -181,7 +189,7 @@ class SsdProblem(Problem):
             has_z=inputs.z is not None,
             has_dt_bias=inputs.dt_bias is not None,
             dt_softplus=dt_softplus,
-            dt_limit="" if tuple(dt_limit) == NO_LIMIT else f"{dt_limit[0]!r}:{dt_limit[1]!r}",
+            dt_limit=dt_limit,
             has_initial_state=inputs.initial_state is not None,
             has_seq_idx=inputs.seq_idx is not None,
         )

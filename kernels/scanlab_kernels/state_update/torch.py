@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scanlab_kernels.causal_conv1d.torch import causal_conv1d_update
-from scanlab_kernels.checks import expect_states
+from scanlab_kernels.checks import apart_from, expect_distinct, expect_no_overlap, expect_states
 from scanlab_kernels.implementations import TORCH
 from scanlab_kernels.state_update.op import call
 
@@ -35,6 +35,8 @@ def selective_state_update(
     if state_batch_indices is not None:
         live = state_batch_indices >= 0
         rows = state_batch_indices[live].long()
+        expect_no_overlap("state", state)
+        expect_distinct("state_batch_indices", rows)
         picked = state[rows]
         out = torch.zeros_like(x)
         gate = None if z is None else z[live]
@@ -88,6 +90,11 @@ def compose_step(
     D: Tensor,
 ) -> Tensor:
     """Return `mixer_step` by an implementation of `causal_conv1d_update` and one of `selective_state_update`."""
+    # The convolution writes its state before the rest is read.
+    projected, x_weight, dt_weight, A_log, D = (
+        apart_from(conv_state, each) for each in (projected, x_weight, dt_weight, A_log, D)
+    )
+    dt_bias = apart_from(conv_state, dt_bias)
     x, z = projected.chunk(2, dim=1)
     u = conv_update(x, conv_state, conv_weight, conv_bias, None, None, True)
     rank, states = dt_weight.shape[1], A_log.shape[1]

@@ -129,7 +129,18 @@ def is_explicit_path(text: str) -> bool:
 
 def _may_be_a_database(text: str) -> bool:
     """Return whether `text`, which has no ://, may be a mistyped URL or the settings of a connection."""
-    return "@" in text or ":/" in text or MISTYPED.match(text) is not None or SETTING.search(text) is not None
+    return (
+        "@" in text
+        or ":/" in text
+        or _early_colon(text) is not None
+        or MISTYPED.match(text) is not None
+        or SETTING.search(text) is not None
+    )
+
+
+def _early_colon(text: str) -> re.Match[str] | None:
+    """Return the first colon before the first folder, as between a user and a password; a folder may hold others."""
+    return re.match(r"(?P<user>/*[^/]*?)(?::|%3A)", text, re.IGNORECASE)
 
 
 def mask(text: str) -> str:
@@ -149,6 +160,9 @@ def mask(text: str) -> str:
     shown, query = place, QUERY.search(place)
     if query is not None:
         shown = f"{place[: query.start()]}{query.group()}{HIDDEN}"
+    early = _early_colon(shown)
+    if not at and not scheme and early is not None:
+        return f"{early['user']}{HIDDEN}"
     if not at:
         has_host = not scheme.startswith("sqlite") if scheme else "://" in shown or "%40" in shown
         return scheme + (_mask_host(shown) if has_host else shown)

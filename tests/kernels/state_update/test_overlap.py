@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 import torch
@@ -118,3 +119,25 @@ def test_one_memory_for_both_states_of_a_mixer_is_refused() -> None:
             torch.randn(dim, 2), None, torch.randn(dim, states), torch.randn(dim),
         )  # fmt: skip
     assert torch.equal(memory, before)
+
+
+@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize("serving", [nullcontext, mixer.in_torch])
+@pytest.mark.parametrize("op", ["convolution", "scan"])
+def test_two_sequences_of_one_row_are_refused(op: str, serving: Callable[[], AbstractContextManager[object]]) -> None:
+    state, x = torch.randn(4, DIM, WIDTH), torch.randn(3, DIM)
+    before = state.clone()
+
+    def step(*rows: int) -> Tensor:
+        indices = torch.tensor(rows, dtype=torch.int32)
+        if op == "convolution":
+            return mixer.causal_conv1d_update(x, state, torch.ones(DIM, WIDTH), conv_state_indices=indices)
+        B = C = torch.ones(3, WIDTH)
+        A = -torch.ones(DIM, WIDTH)
+        return mixer.selective_state_update(state, x, torch.ones_like(x), A, B, C, state_batch_indices=indices)
+
+    with serving(), pytest.raises(ValueError, match="-1 to padding"):
+        step(2, 0, 2)
+    assert torch.equal(state, before)
+    with serving():
+        assert step(-1, 0, -1)[0].eq(0).all(), "padding may come as often as it likes"

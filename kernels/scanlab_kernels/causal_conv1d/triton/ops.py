@@ -14,6 +14,7 @@ from scanlab_kernels.causal_conv1d.registration import (
 )
 from scanlab_kernels.causal_conv1d.triton import backward, forward, update
 from scanlab_kernels.causal_conv1d.triton.tile import direction_of, sequence_of
+from scanlab_kernels.checks import apart_from, expect_no_overlap
 from scanlab_kernels.gpu.registration import NO_SECOND_DERIVATIVES, changed, define
 
 
@@ -83,6 +84,8 @@ def causal_conv1d_update(
     silu: bool,
 ) -> Tensor:
     """Return the next steps of a convolution, and update its state in place."""
+    expect_no_overlap("conv_state", conv_state)
+    x, weight, bias = apart_from(conv_state, x), apart_from(conv_state, weight), apart_from(conv_state, bias)
     out = torch.empty_like(x)
     update.run(x, conv_state, weight, bias, cache_seqlens, conv_state_indices, silu, out)
     changed(conv_state)

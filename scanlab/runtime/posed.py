@@ -1,0 +1,93 @@
+"""Check that inputs pose the problem that is named beside them: a backend could read beyond smaller tensors."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+
+import torch
+
+from scanlab import settings
+from scanlab.contract import registry
+from scanlab.contract.base import Problem
+from scanlab.contract.op import Inputs, tensors_of
+from scanlab.errors import ProblemError
+
+# Of each NamedTuple of inputs its type, and shape, dtype and kind of device of each tensor.
+Description = tuple[tuple[type, dict[str, tuple[torch.Size, torch.dtype, str]]], ...]
+
+
+def expect_posed(problem: Problem, inputs: Inputs) -> None:
+    """Raise ProblemError unless `inputs` pose `problem`.
+
+    A type of problems with a class method `of(*inputs, **options)` reads the problem from the tensors; for others they
+    must be shaped as those that the op draws.
+
+    Raises:
+        ProblemError: They are of other types, or pose another problem or none.
+    """
+    expected = _drawn(problem)
+    wanted, given = [kind.__name__ for kind, _ in expected], [type(each).__name__ for each in inputs]
+    if wanted != given:
+        raise ProblemError(f"{problem.op} was given {_join(given)}: it takes {_join(wanted)}.")
+    if _options(type(problem)) is None:
+        _expect_alike(problem, expected, _describe(inputs))
+        return
+    posed = _posed(problem, inputs)
+    if posed != problem:
+        raise ProblemError(f"the inputs pose {posed.key}, not {problem.key}: name the problem that they pose.")
+
+
+def _posed(problem: Problem, inputs: Inputs) -> Problem:
+    """Return the problem that `inputs` pose with the options of `problem`."""
+    kind: Any = type(problem)
+    options = {name: getattr(problem, name) for name in _options(kind) or ()}
+    posed: Problem = kind.of(*inputs, **options)
+    return posed
+
+
+@functools.cache
+def _options(kind: type[Problem]) -> tuple[str, ...] | None:
+    """Return the options of a problem that its method `of` takes beside the inputs; None without such a method."""
+    of = getattr(kind, "of", None)
+    if of is None:
+        return None
+    parameters = inspect.signature(of).parameters.values()
+    return tuple(each.name for each in parameters if each.kind is each.KEYWORD_ONLY)
+
+
+@functools.lru_cache(settings.MAX_KEPT_SCANS)
+def _drawn(problem: Problem) -> Description:
+    """Return a description of the inputs that the op draws for `problem`, which are made once."""
+    return _describe(registry.op(problem.op).make_inputs(problem, 0))
+
+
+def _describe(inputs: Inputs) -> Description:
+    return tuple(
+        (
+            type(each),
+            {name: (tensor.shape, tensor.dtype, tensor.device.type) for name, tensor in tensors_of(each).items()},
+        )
+        for each in inputs
+    )
+
+
+def _expect_alike(problem: Problem, expected: Description, given: Description) -> None:
+    for (_, wanted), (_, found) in zip(expected, given, strict=True):
+        for name in {**wanted, **found}:
+            if wanted.get(name) != found.get(name):
+                raise ProblemError(
+                    f"{name} is {_spell(found.get(name))}: {problem.key} takes {_spell(wanted.get(name))}."
+                )
+
+
+def _spell(tensor: tuple[torch.Size, torch.dtype, str] | None) -> str:
+    if tensor is None:
+        return "none"
+    shape, dtype, device = tensor
+    return f"{str(dtype).removeprefix('torch.')} {tuple(shape)} on {device}"
+
+
+def _join(names: list[str]) -> str:
+    return ", ".join(names) or "nothing"
