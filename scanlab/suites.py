@@ -14,6 +14,7 @@ import torch
 from scanlab.contract import registry
 from scanlab.contract.base import Problem
 from scanlab.contract.cpu import torch_threads
+from scanlab.contract.files import read_text
 from scanlab.contract.machine import this_machine
 from scanlab.contract.op import Inputs
 from scanlab.contract.problem import ScanProblem
@@ -44,7 +45,7 @@ def read_suites(path: Path = SHIPPED) -> dict[str, dict[str, Any]]:
         InputError: The file cannot be read, is not TOML, or holds something else than suites.
     """
     try:
-        suites = tomllib.loads(path.read_text("utf-8-sig"))  # as some editors write it
+        suites = tomllib.loads(read_text(path, "utf-8-sig"))  # as some editors write it
     except OSError as error:
         raise InputError(f"cannot read the suites in {path}: {error}.") from error
     except ValueError as error:  # beside faults of syntax: bytes that are not text, and numbers of too many digits

@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -75,7 +76,7 @@ def cache_folder() -> Path:
     Symbolic links are resolved.
     """
     chosen = settings.CACHE.get()
-    return (Path(chosen) if chosen else own_folder("cache")).resolve()
+    return Path(os.path.realpath(chosen or own_folder("cache")))
 
 
 def headers(folder: Path) -> tuple[Path, ...]:
@@ -289,6 +290,15 @@ def _hash(*texts: str) -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
 
 
+def _cure(errors: str) -> str:
+    """Return the cure for a compiler that failed with these words."""
+    if re.search("no space left|disk quota|file too large", errors, re.IGNORECASE):
+        return "Free space there, or set TMPDIR (for temporary files) or SCANLAB_CACHE to a folder that has some."
+    if re.search("cannot allocate|memory exhausted|out of memory|killed", errors, re.IGNORECASE):
+        return "Free memory, or raise the limit on it (ulimit -v)."
+    return f"The compiler may be too old: {CURE}."
+
+
 def _run_all(name: str, commands: dict[Path, tuple[str, ...]]) -> None:
     """Run the commands side by side, each of which writes one file; a file appears when it is complete.
 
@@ -314,7 +324,7 @@ def _run_all(name: str, commands: dict[Path, tuple[str, ...]]) -> None:
         if process.wait():
             raise UnavailableError(
                 f"{name} does not compile here; {shlex.join(words)} ended with status {process.returncode}:\n"
-                f"{errors[-4000:].strip()}\nThe compiler may be too old: {CURE}."
+                f"{errors[-4000:].strip()}\n{_cure(errors)}"
             )
         sync(partial)
         os.replace(partial, target)

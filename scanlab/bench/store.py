@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scanlab.bench.records import NewerSchemaError, RecordError, Trial, decode, encode
-from scanlab.contract.files import sync
+from scanlab.contract.files import expect_regular, sync
 from scanlab.errors import ResultsError
 
 
@@ -76,6 +76,7 @@ class TrialStore:
         notices: list[str] = []
         for path in sorted(self._records.glob("*.jsonl")):
             try:
+                expect_regular(path)
                 lines = path.read_bytes().split(b"\n")
             except OSError as error:
                 raise ResultsError(f"{path}: {error.strerror}. Make it readable, or name another folder.") from error

@@ -11,6 +11,8 @@ from typing import Literal
 
 import platformdirs
 
+MAX_TEXT_BYTES = 2**28  # of a profile, a suite or a report's data; records may be larger
+
 
 def own_folder(kind: Literal["cache", "data"]) -> Path:
     """Return this user's folder for caches or data of scanlab, which need not exist.
@@ -32,6 +34,20 @@ def expect_regular(path: Path) -> None:
     if path.exists() and not path.is_file():
         kind = errno.EISDIR if path.is_dir() else errno.EINVAL
         raise OSError(kind, "it is a folder" if path.is_dir() else "it is not a regular file", str(path))
+
+
+def read_text(path: Path, encoding: str = "utf-8") -> str:
+    """Return the text of a regular file: a pipe would be waited for, and a device may never end.
+
+    Raises:
+        OSError: It cannot be read, or is larger than what scanlab writes and people do.
+        UnicodeDecodeError: It has another encoding.
+    """
+    expect_regular(path)
+    size = path.stat().st_size
+    if size > MAX_TEXT_BYTES:
+        raise OSError(errno.EFBIG, f"it has {size} bytes, and at most {MAX_TEXT_BYTES} are read", str(path))
+    return path.read_text(encoding)
 
 
 def write_atomically(path: Path, text: str) -> None:

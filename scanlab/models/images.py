@@ -17,6 +17,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from scanlab.contract.files import expect_regular
 from scanlab.errors import InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -42,6 +43,7 @@ def open_image(path: Path) -> Image.Image:
         InputError: The file does not hold a picture that can be read; the error names the file.
     """
     try:
+        expect_regular(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # complaints about metadata of pictures that can be read
             warnings.simplefilter("error", Image.DecompressionBombWarning)

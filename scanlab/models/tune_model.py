@@ -321,7 +321,7 @@ def staging_profile(found: Sequence[TuningResult]) -> tuple[Profile, list[str]]:
 def _profile_at(path: Path) -> Iterator[None]:
     """Let worker processes that start inside this block read their profile at `path`."""
     before = os.environ.get(settings.PROFILE.name)
-    os.environ[settings.PROFILE.name] = str(path.resolve())
+    os.environ[settings.PROFILE.name] = os.path.realpath(path)
     try:
         yield
     finally:

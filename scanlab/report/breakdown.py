@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from scanlab.bench.records import check_field_types
-from scanlab.contract.files import write_atomically
+from scanlab.contract.files import read_text, write_atomically
 from scanlab.contract.machine import Machine
 from scanlab.errors import UNREADABLE, ResultsError
 from scanlab.report.formatting import milliseconds, percent, scientific
@@ -115,7 +115,7 @@ def load_breakdowns(results: Path, machine: Machine) -> tuple[list[ModelBreakdow
     found, notices = [], []
     for path in sorted((results / FOLDER).glob("*.json")):
         try:
-            each = ModelBreakdown.from_json(json.loads(path.read_text(encoding="utf-8")))
+            each = ModelBreakdown.from_json(json.loads(read_text(path)))
         except (OSError, *UNREADABLE) as error:
             notices.append(f"{path}: skipped, because it is not a breakdown: {type(error).__name__}: {error}")
             continue

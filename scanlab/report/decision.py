@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from scanlab.bench.records import check_field_types, label_of
 from scanlab.contract import registry
 from scanlab.contract.base import Problem
-from scanlab.contract.files import write_atomically
+from scanlab.contract.files import read_text, write_atomically
 from scanlab.contract.machine import Machine
 from scanlab.contract.space import Value
 from scanlab.errors import UNREADABLE, ResultsError
@@ -188,7 +188,7 @@ def load_decisions(results: Path) -> LoadedDecisions:
     decisions, notices = [], []
     for path in sorted((results / DECISIONS).glob("*.json")):
         try:
-            decisions.append(TuningDecision.from_json(json.loads(path.read_text(encoding="utf-8"))))
+            decisions.append(TuningDecision.from_json(json.loads(read_text(path))))
         except (OSError, *UNREADABLE) as error:
             notices.append(f"{path}: skipped, because it cannot be read as a decision: {type(error).__name__}: {error}")
     return LoadedDecisions(tuple(decisions), tuple(notices))

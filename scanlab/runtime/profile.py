@@ -14,7 +14,7 @@ from scanlab import settings
 from scanlab.contract import registry
 from scanlab.contract.base import Problem
 from scanlab.contract.evidence import EvidenceRank, rank_of
-from scanlab.contract.files import own_folder, write_atomically
+from scanlab.contract.files import own_folder, read_text, write_atomically
 from scanlab.contract.machine import this_machine
 from scanlab.contract.space import Config
 from scanlab.errors import UNREADABLE, ProfileError
@@ -179,7 +179,7 @@ class Profile:
         """
         cure = "Run `scanlab tune` to write a new one, or remove the file."
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(read_text(path))
         except OSError as error:
             raise ProfileError(
                 f"cannot read the profile {path}: {error.strerror}."

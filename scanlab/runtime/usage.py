@@ -87,7 +87,7 @@ class UsageFile:
             part = self.path.with_name(f"{self.path.name}.{self._owner}.part")
             part.touch()
             part.unlink()
-        except (OSError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: links in a circle
             reason = getattr(error, "strerror", None) or error
             raise InputError(f"{path}: cannot be written: {reason}. Name a file in a folder that can.") from error
 

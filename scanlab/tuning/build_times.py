@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scanlab.contract.backend import Backend
-from scanlab.contract.files import write_atomically
+from scanlab.contract.files import read_text, write_atomically
 
 NAME = "build_times.json"
 # A build that is known to take more than this share of a short budget, in each process, is too slow for it.
@@ -77,7 +77,7 @@ class BuildTimes:
         if self._path is None:
             return {}
         try:
-            found = json.loads(self._path.read_text())
+            found = json.loads(read_text(self._path))
         except (OSError, RecursionError, ValueError):
             return {}
         entries = found.items() if isinstance(found, Mapping) else ()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scanlab.contract.files import own_folder, write_atomically
+from scanlab.contract.files import own_folder, read_text, write_atomically
 
 
 def without_home(*names: str, **options: object) -> Path:
@@ -57,3 +57,21 @@ def test_the_file_behind_a_link_is_written_and_the_link_stays(tmp_path: Path) ->
     write_atomically(link, "new")
     assert link.is_symlink()
     assert (tmp_path / "kept" / "real.json").read_text() == "new"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "circle", "larger"])
+def test_what_is_no_file_or_has_no_end_is_refused_and_not_waited_for(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "profile.json"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "circle":
+        path.symlink_to(path.name)
+    else:
+        with path.open("wb") as file:
+            file.truncate(2**40)
+    with pytest.raises(OSError, match="profile.json"):
+        read_text(path)

@@ -86,6 +86,26 @@ def test_a_source_that_does_not_compile_shows_the_compilers_words(extension: Ext
     assert list((extension.units[0].source.parent / "cache" / "extensions").glob("*.so")) == []
 
 
+@pytest.mark.parametrize(
+    ("words", "cure"),
+    [
+        ("Cannot create temporary file in /tmp/: No space left on device", "Free space there, or set TMPDIR"),
+        ("cc1plus: out of memory allocating 65536 bytes", "Free memory"),
+        ("g++: fatal error: Killed signal terminated program cc1plus", "Free memory"),
+        ("unrecognized command-line option -std=c++20", "may be too old"),
+    ],
+)
+def test_a_compiler_that_fails_is_told_with_the_cure(
+    extension: Extension, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, cure: str
+) -> None:
+    compiler = tmp_path / "c++"
+    compiler.write_text(f'#!/bin/sh\ncase "$*" in *" -c "*) echo "{words}" >&2; exit 134;; esac\nexec c++ "$@"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    with pytest.raises(UnavailableError, match=cure):
+        extension.load()
+
+
 def test_two_processes_at_once_compile_once(extension: Extension, tmp_path: Path) -> None:
     program = (
         "from pathlib import Path; from scanlab_kernels.build import Extension, Unit;"

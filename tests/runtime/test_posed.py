@@ -32,10 +32,10 @@ def test_what_an_op_draws_poses_its_problem(name):
 def test_inputs_of_another_problem_are_refused(name):
     op = registry.op(name)
     problem = op.probes[0]
-    for size in problem.sizes[:2]:
-        other = problem.replace(**{size: 2 * getattr(problem, size)})
-        with pytest.raises(ProblemError):
-            expect_posed(problem, op.make_inputs(other, 0))
+    size = problem.sizes[0]
+    other = problem.replace(**{size: 2 * getattr(problem, size)})
+    with pytest.raises(ProblemError):
+        expect_posed(problem, op.make_inputs(other, 0))
 
 
 @pytest.mark.parametrize(
