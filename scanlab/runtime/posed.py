@@ -31,30 +31,24 @@ def expect_posed(problem: Problem, inputs: Inputs) -> None:
     wanted, given = [kind.__name__ for kind, _ in expected], [type(each).__name__ for each in inputs]
     if wanted != given:
         raise ProblemError(f"{problem.op} was given {_join(given)}: it takes {_join(wanted)}.")
-    if _options(type(problem)) is None:
+    options = _options(problem)
+    if options is None:
         _expect_alike(problem, expected, _describe(inputs))
         return
-    posed = _posed(problem, inputs)
+    kind: Any = type(problem)
+    posed = kind.of(*inputs, **options)
     if posed != problem:
         raise ProblemError(f"the inputs pose {posed.key}, not {problem.key}: name the problem that they pose.")
 
 
-def _posed(problem: Problem, inputs: Inputs) -> Problem:
-    """Return the problem that `inputs` pose with the options of `problem`."""
-    kind: Any = type(problem)
-    options = {name: getattr(problem, name) for name in _options(kind) or ()}
-    posed: Problem = kind.of(*inputs, **options)
-    return posed
-
-
-@functools.cache
-def _options(kind: type[Problem]) -> tuple[str, ...] | None:
-    """Return the options of a problem that its method `of` takes beside the inputs; None without such a method."""
-    of = getattr(kind, "of", None)
+@functools.lru_cache(settings.MAX_KEPT_SCANS)
+def _options(problem: Problem) -> dict[str, Any] | None:
+    """Return the options that the method `of` of a problem takes beside the inputs; None without such a method."""
+    of = getattr(type(problem), "of", None)
     if of is None:
         return None
     parameters = inspect.signature(of).parameters.values()
-    return tuple(each.name for each in parameters if each.kind is each.KEYWORD_ONLY)
+    return {each.name: getattr(problem, each.name) for each in parameters if each.kind is each.KEYWORD_ONLY}
 
 
 @functools.lru_cache(settings.MAX_KEPT_SCANS)

@@ -140,6 +140,9 @@ def _refuse_foreign_database(name: StorageName, path: Path) -> None:
     """Raise InputError if an SQLite file holds tables and none of optuna's; it stays untouched."""
     if not path.exists():
         return
+    if not path.is_file():  # SQLite would wait for the other end of a pipe
+        what = "a folder" if path.is_dir() else "not a regular file"
+        raise InputError(f"--storage {name.masked}: {path} is {what}; name a file, as sqlite:///studies.db.")
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=TIMEOUT_S)) as database:
             tables = {row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}

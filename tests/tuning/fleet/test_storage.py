@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import sys
 from contextlib import closing
@@ -38,6 +39,14 @@ def test_a_missing_driver_is_named_with_what_installs_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(UnavailableError, match=r"pip install 'scanlab\[fleet\]'"):
         open_storage("postgresql://someone@localhost/name", tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{}/studies", "sqlite:///{}/studies"])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_pipe_or_a_folder_is_refused_and_not_waited_for(tmp_path, text, make):
+    make(tmp_path / "studies")
+    with pytest.raises(InputError, match="this is|studies is"):
+        open_storage(text.format(tmp_path), tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{}/my.journal", "sqlite:///{}/studies.db"])
