@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.cuda.graphs
+import torch.cuda.nccl
 import torch.cuda.profiler
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -32,7 +33,7 @@ STEERING = (
 
 
 class Event:
-    """Event of torch.cuda: a point in time."""
+    """Event of torch or torch.cuda: a point in time."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.time_s: float | None = None
@@ -63,7 +64,7 @@ class Event:
 
 
 class Stream:
-    """Stream of torch.cuda: a queue that is always empty."""
+    """Stream of torch or torch.cuda: a queue that is always empty."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.device = torch.device("cpu")
@@ -189,6 +190,10 @@ def replacements(on_cpu: Callable[[Any], Any]) -> Iterator[tuple[Any, dict[str, 
     yield torch.autograd.profiler, {"emit_nvtx": nvtx_range}
     yield torch.cuda.nvtx, {"range": nvtx_range, **{n: _returning(None) for n in ("range_push", "range_pop", "mark")}}
     yield torch.Tensor, {"record_stream": _returning(None)}
+    yield torch, {"Event": Event, "Stream": Stream}
+    anywhere = {**dict.fromkeys(("synchronize", "set_device_index", "empty_cache")), "current_device_index": 0}
+    yield torch.accelerator, {n: _returning(value) for n, value in anywhere.items() if hasattr(torch.accelerator, n)}
+    yield torch.cuda.nccl, {"version": _returning((0, 0, 0)), "is_available": _returning(False)}
     yield torch, {"Generator": _generator_on_cpu(torch.Generator, on_cpu)}
     yield torch, {"get_device_module": _device_module}
     yield torch.random, {"fork_rng": _forked_on_cpu(torch.random.fork_rng)}

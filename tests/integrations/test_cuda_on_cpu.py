@@ -131,10 +131,12 @@ def test_nothing_is_touched_where_there_is_cuda(monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_events_measure_time_and_streams_order_nothing():
+@pytest.mark.parametrize("module", [torch.cuda, torch])
+def test_events_measure_time_and_streams_order_nothing(module):
+    place = () if module is torch.cuda else ("cuda",)
     with on_cpu():
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        stream = torch.cuda.Stream()
+        begin, end = (module.Event(*place, enable_timing=True) for _ in range(2))
+        stream = module.Stream(*place)
         with pytest.raises(RuntimeError, match="was not recorded"):
             begin.elapsed_time(end)
         begin.record()
@@ -225,3 +227,10 @@ def test_a_process_group_of_one_trains_in_parallel(tmp_path):
         finally:
             torch.distributed.destroy_process_group()
     assert all(each.grad is not None for each in model.parameters())
+
+
+def test_versions_and_the_accelerator_are_answered():
+    with on_cpu():
+        torch.accelerator.synchronize()
+        assert torch.accelerator.current_device_index() == 0
+        assert torch.cuda.nccl.version() == (0, 0, 0)
