@@ -245,9 +245,11 @@ def choose(
     able = [each for each in candidates if each.place.tied]
     untuned = next((each for each in candidates if each.is_untuned), None)
     if able and untuned is not None:
-        if not untuned.place.distinguishable:
+        is_known = untuned.place.interval.known
+        if is_known and not untuned.place.distinguishable:
             return untuned
-        able = [each for each in able if beats(each, untuned, floor, processes, objective)]
+        # Rounds too few for the corrected interval of its place can only show a large difference.
+        able = [each for each in able if beats(each, untuned, floor, processes if is_known else 1, objective)]
         if not able:
             return untuned
     return min((each for each in able if each.place.behind <= margin(floor)), key=_preference, default=None)

@@ -179,14 +179,17 @@ def tune_model(
     if not dtypes or not set(dtypes) <= set(DTYPES):
         raise InputError(f"dtypes {', '.join(dtypes)}: must be of {', '.join(DTYPES)}.")
     result = ModelTuning(problem)
+    staged = store.folder / "model-profile.json"
     on_step("running the model")
-    result.shares = op_shares(problem, dtypes)
+    with _served_without_profile(staged):
+        result.shares = op_shares(problem, dtypes)
     if not result.shares:
         raise InputError(f"{problem.model} calls no op of scanlab: let it import mamba_ssm or scanlab, or patch() it.")
     on_step("comparing dtypes with float64")
     # The share of the same first classes needs several inputs; where none is asked for, one input has the error.
     seeds = AGREEMENT_SEEDS if len(dtypes) > 1 or min_agreement > 0 else AGREEMENT_SEEDS[:1]
-    result.costs = dtype_costs(problem, dtypes, seeds)
+    with _served_without_profile(staged):
+        result.costs = dtype_costs(problem, dtypes, seeds)
     refusals = {cost.dtype: cost.refusal(problem.max_logit_error, min_agreement) for cost in result.costs}
     result.refused = {dtype: reason for dtype, reason in refusals.items() if reason is not None}
     result.notices += result.refused.values()
@@ -215,7 +218,6 @@ def tune_model(
         if found.interrupted:
             return result
     on_step(f"whole models of {problem.key}")
-    staged = store.folder / "model-profile.json"
     profile, refused_profile = staging_profile(result.ops)
     profile.save(staged)
     result.notices += refused_profile
@@ -236,7 +238,7 @@ def tune_model(
             seed=seed,
             on_event=on_event,
         )
-    result.products_s = products_s(problem, result.dtypes[1])
+        result.products_s = products_s(problem, result.dtypes[1])
     return result
 
 
@@ -318,8 +320,19 @@ def staging_profile(found: Sequence[TuningResult]) -> tuple[Profile, list[str]]:
 
 
 @contextmanager
+def _served_without_profile(staged: Path) -> Iterator[None]:
+    """Let an empty profile at `staged` serve inside this block where the one that is named is yet to be written."""
+    if settings.PROFILE.get() is None or profile_path().exists():
+        yield
+        return
+    Profile.empty().save(staged)
+    with _profile_at(staged):
+        yield
+
+
+@contextmanager
 def _profile_at(path: Path) -> Iterator[None]:
-    """Let worker processes that start inside this block read their profile at `path`."""
+    """Let everything that reads its profile inside this block, worker processes too, read the one at `path`."""
     before = os.environ.get(settings.PROFILE.name)
     os.environ[settings.PROFILE.name] = os.path.realpath(path)
     try:

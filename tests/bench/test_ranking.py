@@ -150,6 +150,14 @@ def test_a_simple_one_that_ties_with_the_fastest_wins_only_if_it_beats_what_serv
     assert choose(found, 0.02, 2).trial.backend == "fast"
 
 
+@pytest.mark.parametrize(("behind", "stays"), [(1.04, True), (1.9, False)])
+def test_a_few_rounds_replace_what_serves_untuned_only_by_what_is_much_faster(behind, stays):
+    untuned = ("untuned", rounds_of(*[round(1_000 * behind)] * 7))
+    found = ranked(("fast", rounds_of(*[1_000] * 7)), untuned, ("slow", rounds_of(*[9_000] * 7)), untuned="untuned")
+    assert not found[1].place.interval.known
+    assert (choose(found, 0.01, 2).trial.backend == "untuned") == stays
+
+
 def test_what_serves_untuned_stays_where_it_cannot_be_told():
     found = ranked(("fast", rounds_of(*[1_000] * 12)), ("untuned", rounds_of(1_500, 1_500)), untuned="untuned")
     assert choose(found, 0.0, 2).trial.backend == "untuned"

@@ -36,7 +36,8 @@ def simulated(monkeypatch):
     monkeypatch.setattr("scanlab.cli.tune_model.tune_model", quick)
 
 
-def test_the_model_and_its_ops_are_tuned_reported_and_deployed(run, tmp_path):
+def test_the_model_and_its_ops_are_tuned_reported_and_deployed(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("SCANLAB_PROFILE", str(tmp_path / "not-yet-written.json"))
     found = run(*TUNE, "--dtype", "auto", "--json")
     assert found.code == 0, found.err
     assert "compared without the profile" not in found.err  # there is none yet
