@@ -64,6 +64,11 @@ def test_a_comparison_drawn_from_noise_is_one_of_equals_unless_one_is_slower(scr
     assert any(differs(noise(0.3), random.Random(seed)) for seed in range(20))
 
 
+def test_a_machine_that_changes_unseen_leads_to_no_choice_slower_than_the_defaults(script, tmp_path):
+    claim = script("trust_changes").changing(8, tmp_path)
+    assert (claim.tried, claim.holds) == (8, True)
+
+
 def test_artefacts_choose_nothing_and_cut_short_tunings_lower_no_rank(script, tmp_path):
     experiment = script("trust_simulated")
     assert experiment.artefacts(3, tmp_path / "artefacts").holds
@@ -118,7 +123,7 @@ def test_what_is_known_is_on_the_page_and_a_claim_that_fails_ends_with_code_1(sc
     trust = script("trust")
     held = trust.Claim("held", 3, 0, 0, 1.0, "well")
     rows = [{"kind": "beside a neighbour", "seed": 0, "backend": "a", "over_defaults": 0.9}]
-    for name in ("kills_of_a_writer", "comparisons_run", "comparisons_drawn", "artefacts", "cut_short"):
+    for name in ("kills_of_a_writer", "comparisons_run", "comparisons_drawn", "artefacts", "changing", "cut_short"):
         monkeypatch.setattr(trust, name, lambda *given, name=name: held._replace(claim=name))
     monkeypatch.setattr(trust, "kills_of_a_fleet", lambda *given: held._replace(claim="fleet"))
     monkeypatch.setattr(trust, "kills_of_a_tuner", lambda *given: held._replace(claim="tuner", wrong=1))
@@ -129,7 +134,7 @@ def test_what_is_known_is_on_the_page_and_a_claim_that_fails_ends_with_code_1(sc
     with pytest.raises(SystemExit, match="the claim does not hold: tuner"):
         trust.main(out=out, kills=2, drawn=2, real=2, simulations=1, tunings=1, budget="1s")
     frame = pd.read_csv(out / "trust.csv")
-    assert list(frame.holds) == [True, False, True, True, True, True, True, True, True]
+    assert list(frame.holds) == [True, False] + [True] * 8
     page = (out / "trust.md").read_text()
     assert "| a " in page
     with pytest.raises(SystemExit, match="the claim does not hold: tuner"):  # what was not asked for stays
