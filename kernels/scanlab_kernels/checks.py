@@ -47,11 +47,13 @@ def expect_one_device(**tensors: Tensor | None) -> None:
             raise ProblemError(f"{name} is on {device}, {first} on {where}: move them to one device.")
 
 
-def expect_real(**tensors: Tensor | None) -> None:
-    """Raise ProblemError for a complex tensor, which a cast would cut to its real part."""
+def expect_dense_real(**tensors: Tensor | None) -> None:
+    """Raise ProblemError for tensors that are complex, which a cast would cut, or sparse, which torch broadcasts."""
     for name, tensor in tensors.items():
         if tensor is not None and tensor.is_complex():
             raise ProblemError(f"{name} is {tensor.dtype}: must be real numbers.")
+        if tensor is not None and tensor.layout != torch.strided:
+            raise ProblemError(f"{name} has the layout {tensor.layout}: must be dense, such as {name}.to_dense().")
 
 
 def expect_place(

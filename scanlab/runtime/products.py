@@ -68,8 +68,14 @@ def plan_linear(rows: Rows, weight: PrepackedWeight) -> Linear:
 
 
 def _bound(rows: Rows, weight: Tensor) -> Bound | None:
-    """Return the chosen product, or None if torch multiplies in any case."""
-    if is_in_torch() or weight.dtype != rows.dtype or not weight.numel() or not rows.number:
+    """Return the chosen product, or None if torch multiplies in any case, or refuses to."""
+    if (
+        is_in_torch()
+        or weight.dtype != rows.dtype
+        or rows.dtype not in DTYPE_NAMES
+        or not weight.numel()
+        or not rows.number
+    ):
         return None
     shape = weight.shape
 

@@ -122,6 +122,8 @@ def layer(draw: Draw, *, edge: bool) -> Case:
 
     # The norm of one number hardly depends on it: its gradient is what is left of terms that cancel.
     is_conditioned = dtype.itemsize > 2 and dim > groups
+    # Nor does the norm of one head depend on its D, where the state adds little.
+    names = [n for n in floating(arguments) if n != "D" or arguments["rmsnorm_weight"] is None or heads > groups]
     return Case(
         "mamba_split_conv1d_scan_combined",
         arguments,
@@ -129,7 +131,7 @@ def layer(draw: Draw, *, edge: bool) -> Case:
         lambda given: layer_loop(**given),
         lambda given: {"out": given["zxbcdt"].dtype, "final_state": weight_dtype(given["zxbcdt"].dtype)},
         arithmetic=dtype,
-        differentiated=floating(arguments) if is_conditioned and draw.chance(0.4) else (),
+        differentiated=tuple(names) if is_conditioned and draw.chance(0.4) else (),
         exact_infinities=False,
     )
 
@@ -347,11 +349,16 @@ def chunk_steps(draw: Draw, *, edge: bool) -> Case:
         states = states_after_each(scanned, given["cu_seqlens"])
         return found | {"varlen_states": states}
 
+    def dtypes(given: Arguments) -> dict[str, torch.dtype]:
+        is_wide = any(given[name].dtype == torch.float64 for name in ("x", "dt", "A"))
+        states = torch.float64 if is_wide else torch.float32
+        return {"out": given["x"].dtype, "final_state": states, "varlen_states": states}
+
     return Case(
         "chunk steps",
         arguments,
         call,
         reference,
-        lambda given: {"out": given["x"].dtype, "final_state": torch.float32, "varlen_states": torch.float32},
+        dtypes,
         exact_infinities=False,
     )

@@ -98,7 +98,7 @@ def layer_norm(draw: Draw, *, edge: bool) -> Case:
     shape, dtype = shape_of(draw, edge=edge), draw.dtype()
     dim = shape[-1]
     second = draw.chance(0.3)
-    x1 = draw.maybe(rows_of(draw, shape, dtype, edge=edge), 0.3)
+    x1 = draw.maybe(rows_of(draw, shape, draw.pick((dtype, dtype, draw.dtype())), edge=edge), 0.3)
     arguments: Arguments = {
         "x": rows_of(draw, shape, dtype, edge=edge),
         "weight": draw.lay(draw.normal(dim)),
@@ -145,8 +145,10 @@ def layer_norm(draw: Draw, *, edge: bool) -> Case:
 
     half = dtype in (torch.bfloat16, torch.float16)
     rounds = half and (arguments["x1"] is not None or arguments["rowscale"] is not None)  # the branch, in x's dtype
-    # The norm hardly depends on the scale of a row: its gradient is what is left of terms that cancel.
-    names = tuple(n for n, v in arguments.items() if isinstance(v, Tensor) and n != "rowscale")
+    # The norm hardly depends on the scale of a row, nor that of two numbers on these, which it makes 1 and -1: the
+    # gradients are what is left of terms that cancel.
+    cancelling = {"rowscale"} | ({"x", "residual", "x1"} if dim == 2 and not arguments["is_rms_norm"] else set())
+    names = tuple(n for n, v in arguments.items() if isinstance(v, Tensor) and n not in cancelling)
     return Case(
         "layer_norm_fn",
         arguments,

@@ -137,3 +137,11 @@ def test_a_quantized_bias_is_refused() -> None:
     bias = torch.quantize_per_tensor(torch.randn(16), 0.1, 0, torch.qint8)
     with pytest.raises(ProblemError, match="bias is torch.qint8: must be floating"):
         linear(torch.randn(40, 24), PrepackedWeight(torch.randn(16, 24)), bias)
+
+
+def test_numbers_that_no_backend_multiplies_are_left_to_torch() -> None:
+    x, weight = torch.arange(6).reshape(2, 3), torch.arange(12).reshape(4, 3)
+    assert torch.equal(linear(x, PrepackedWeight(weight)), x @ weight.T)
+    both = [torch.quantize_per_tensor(each.float(), 0.1, 0, torch.qint8) for each in (x, weight)]
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        linear(both[0], PrepackedWeight(both[1]))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from scanlab.errors import ProblemError
 from scanlab.runtime.ops import add_norm
-from scanlab_kernels.checks import expect_one_device, expect_real
+from scanlab_kernels.checks import expect_dense_real, expect_one_device
 
 
 def layer_norm_fn(
@@ -62,7 +62,9 @@ def layer_norm_fn(
         raise ProblemError("x1 and rowscale are given: rows are scaled only where there is no x1; leave one out.")
     if x1 is not None and x1.shape != x.shape:
         raise ProblemError(f"x1 is {tuple(x1.shape)}: must be {tuple(x.shape)}, as x.")
-    expect_real(residual=residual, x1=x1, rowscale=rowscale)
+    if not x.is_floating_point():
+        raise ProblemError(f"x is {x.dtype}: must be floating, because the result has its dtype.")
+    expect_dense_real(residual=residual, x1=x1, rowscale=rowscale)
     branch = x if rowscale is None else x * rowscale.reshape(x.shape[:-1])[..., None].to(x.dtype)
     branch, mask = _dropped(branch, dropout_p)
     mask1 = None
@@ -76,14 +78,14 @@ def layer_norm_fn(
         add_norm, eps=eps, kind="rms" if is_rms_norm else "layer", residual_in_fp32=total_dtype != x.dtype
     )
     out, total = norm(branch, residual, weight, bias)
-    outs: list[Tensor | None] = [out]
+    outs: list[Tensor | None] = [out.to(x.dtype)]  # the sum is wider where x1 is
     if weight1 is not None:
-        outs.append(norm(branch, residual, weight1, bias1)[0])
+        outs.append(norm(branch, residual, weight1, bias1)[0].to(x.dtype))
     if prenorm:
         outs.append(total.to(total_dtype))
     if return_dropout_mask:
         outs += [mask, mask1]
-    return out if len(outs) == 1 else tuple(outs)
+    return outs[0] if len(outs) == 1 else tuple(outs)
 
 
 def _dropped(x: Tensor, probability: float) -> tuple[Tensor, Tensor | None]:
@@ -139,7 +141,7 @@ def layer_norm_linear_fn(
         is_rms_norm=is_rms_norm,
     )
     y, total = normed
-    expect_real(linear_weight=linear_weight, linear_bias=linear_bias)
+    expect_dense_real(linear_weight=linear_weight, linear_bias=linear_bias)
     # As upstream, the weights follow the activations, which autocast may have made narrower.
     out = F.linear(y, linear_weight.to(y.dtype), None if linear_bias is None else linear_bias.to(y.dtype))
     return (out, total) if prenorm else out

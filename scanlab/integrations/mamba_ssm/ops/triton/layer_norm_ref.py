@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scanlab.errors import ProblemError
-from scanlab_kernels.checks import expect_real
+from scanlab_kernels.checks import expect_dense_real
 
 Norm = Callable[[Tensor, Tensor, Tensor | None, float], Tensor]
 
@@ -69,8 +69,8 @@ def layer_norm_ref(
     """
     if x1 is not None and rowscale is not None:
         raise ProblemError("x1 and rowscale are given: rows are scaled only where there is no x1; leave one out.")
-    expect_real(x=x, weight=weight, bias=bias, residual=residual, x1=x1, weight1=weight1, bias1=bias1)
-    expect_real(rowscale=rowscale)
+    expect_dense_real(x=x, weight=weight, bias=bias, residual=residual, x1=x1, weight1=weight1, bias1=bias1)
+    expect_dense_real(rowscale=rowscale)
 
     def wide(tensor: Tensor) -> Tensor:
         return tensor.float() if upcast else tensor

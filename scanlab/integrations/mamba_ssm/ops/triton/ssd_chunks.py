@@ -16,7 +16,7 @@ from torch import Tensor
 
 from scanlab.errors import ProblemError
 from scanlab.integrations.causal_conv1d.causal_conv1d_varlen import sequence_bounds
-from scanlab_kernels.checks import expect_one_device, expect_real
+from scanlab_kernels.checks import expect_dense_real, expect_one_device
 
 
 def chunk_state(B: Tensor, x: Tensor, dt: Tensor, dA_cumsum: Tensor, states_in_fp32: bool = True) -> Tensor:
@@ -27,9 +27,9 @@ def chunk_state(B: Tensor, x: Tensor, dt: Tensor, dA_cumsum: Tensor, states_in_f
         x: (batch, length, heads, head_dim).
         dt: (batch, heads, chunks, chunk_size).
         dA_cumsum: The same shape.
-        states_in_fp32: Return float32 and not the dtype of B.
+        states_in_fp32: Return float32, or float64 where x, dt or dA_cumsum is, and not the dtype of B.
     """
-    expect_real(B=B, x=x, dt=dt, dA_cumsum=dA_cumsum)
+    expect_dense_real(B=B, x=x, dt=dt, dA_cumsum=dA_cumsum)
     drive = _chunks(x, dt) * (dt * (dA_cumsum[..., -1:] - dA_cumsum).exp()).movedim(1, -1)[..., None]
     states = torch.einsum("bclhp,bclhn->bchpn", drive, _chunks(_by_head(B, x), dt).to(drive.dtype))
     return states if states_in_fp32 else states.to(B.dtype)
@@ -56,7 +56,7 @@ def chunk_state_varlen(
     Raises:
         ProblemError: cu_seqlens does not bound sequences of x.
     """
-    expect_real(B=B, x=x, dt=dt, dA_cumsum=dA_cumsum, chunk_states=chunk_states)
+    expect_dense_real(B=B, x=x, dt=dt, dA_cumsum=dA_cumsum, chunk_states=chunk_states)
     size = dt.shape[-1]
     B = _by_head(B[None], x[None])[0]
     states = []
@@ -85,7 +85,7 @@ def state_passing(
     Returns:
         (batch, chunks, heads, dim) and (batch, heads, dim).
     """
-    expect_real(states=states, dA_chunk_cumsum=dA_chunk_cumsum, initial_states=initial_states)
+    expect_dense_real(states=states, dA_chunk_cumsum=dA_chunk_cumsum, initial_states=initial_states)
     h = torch.zeros_like(states[:, 0]) if initial_states is None else initial_states.to(states.dtype)
     before = []
     for added, decay in zip(states.unbind(1), dA_chunk_cumsum.exp()[..., None].unbind(2), strict=True):
@@ -116,7 +116,7 @@ def chunk_scan(
         D: (heads,) or (heads, head_dim).
         z: The shape of x; no gate where None.
     """
-    expect_real(B=B, C=C, x=x, dt=dt, dA_cumsum=dA_cumsum, prev_states=prev_states, D=D, z=z)
+    expect_dense_real(B=B, C=C, x=x, dt=dt, dA_cumsum=dA_cumsum, prev_states=prev_states, D=D, z=z)
     B, C, chunked = (_chunks(each, dt).to(dt.dtype) for each in (_by_head(B, x), _by_head(C, x), x))
     sums = dA_cumsum.movedim(1, 2)  # (batch, chunks, heads, chunk_size)
     after = torch.ones(dt.shape[-1], dt.shape[-1], dtype=torch.bool, device=x.device).triu(1)

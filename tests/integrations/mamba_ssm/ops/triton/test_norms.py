@@ -116,3 +116,12 @@ def test_gated_norms(module, group, before):
     close(norm(x, z), expected * F.silu(z) if before else expected)
     with pytest.raises(ProblemError, match="z is torch.complex128"):
         norm(x, z.to(torch.complex128))
+
+
+def test_the_result_has_the_dtype_of_x_whatever_is_added() -> None:
+    x, wide = torch.randn(2, 8, dtype=torch.float16), torch.randn(2, 8)
+    weight = torch.ones(8)
+    outs = norms.layer_norm_fn(x, weight, None, x1=wide, weight1=weight, prenorm=True)
+    assert [each.dtype for each in outs] == [torch.float16] * 3
+    with pytest.raises(ProblemError, match="x is torch.int32: must be floating"):
+        norms.layer_norm_fn(x.int(), weight, None, x1=x)

@@ -81,7 +81,7 @@ def test_what_does_not_fit_is_said() -> None:
     assert steps.chunk_state_varlen(B[0, :8, :2], x[0, :8], dt[0], dt[0], torch.tensor([0]), states).shape[0] == 0
 
 
-def test_complex_tensors_are_refused_and_not_cut_to_their_real_parts() -> None:
+def test_complex_and_sparse_tensors_are_refused_and_not_cut_or_broadcast() -> None:
     x, B = torch.randn(1, 4, HEADS, HEAD_DIM), torch.randn(1, 4, GROUPS, STATE)
     dt = torch.rand(1, HEADS, 1, 4)
     states = torch.randn(1, 1, HEADS, HEAD_DIM, STATE)
@@ -93,3 +93,5 @@ def test_complex_tensors_are_refused_and_not_cut_to_their_real_parts() -> None:
         steps.state_passing(states.flatten(-2), -dt[..., 0], states[:, 0].flatten(-2).to(torch.complex64))
     with pytest.raises(ProblemError, match="z is torch.complex64: must be real"):
         steps.chunk_scan(B, B, x, dt, -dt, states, None, x.to(torch.complex64))
+    with pytest.raises(ProblemError, match="D has the layout torch.sparse_coo: must be dense"):
+        steps.chunk_scan(B, B, x, dt, -dt, states, torch.ones(HEADS).to_sparse())
