@@ -305,7 +305,7 @@ def narrow_rounding(case: Case) -> float:
     """Return an error by the rounding of values of 16 bits on the way."""
     dtypes = [each.dtype for each in case.arguments.values() if isinstance(each, Tensor)]
     return max(
-        (4 * torch.finfo(each).eps for each in dtypes if each.is_floating_point and each.itemsize == 2), default=0.0
+        (8 * torch.finfo(each).eps for each in dtypes if each.is_floating_point and each.itemsize == 2), default=0.0
     )
 
 
