@@ -78,14 +78,15 @@ def layer_norm_fn(
         add_norm, eps=eps, kind="rms" if is_rms_norm else "layer", residual_in_fp32=total_dtype != x.dtype
     )
     out, total = norm(branch, residual, weight, bias)
-    outs: list[Tensor | None] = [out.to(x.dtype)]  # the sum is wider where x1 is
+    out = out.to(x.dtype)  # the sum is wider where x1 is
+    outs: list[Tensor | None] = [out]
     if weight1 is not None:
         outs.append(norm(branch, residual, weight1, bias1)[0].to(x.dtype))
     if prenorm:
         outs.append(total.to(total_dtype))
     if return_dropout_mask:
         outs += [mask, mask1]
-    return outs[0] if len(outs) == 1 else tuple(outs)
+    return out if len(outs) == 1 else tuple(outs)
 
 
 def _dropped(x: Tensor, probability: float) -> tuple[Tensor, Tensor | None]:
