@@ -20,7 +20,8 @@ OPTION = "--storage"
 HIDDEN = "***"
 # A known scheme whose :// is mistyped, as in `mysql:joe` or `postgresql//joe`.
 MISTYPED = re.compile(rf"\s*(?:{'|'.join((*DATABASES, PROXY))})(?:\+\w*)?(?::|//)/*", re.IGNORECASE)
-SCHEME = re.compile(rf"\s*[\w+.-]*:/+|{MISTYPED.pattern}", re.IGNORECASE)
+# With one slash only where it is known: `joe:/x` may be a user and a password.
+SCHEME = re.compile(rf"\s*[\w+.-]*://+|{MISTYPED.pattern}", re.IGNORECASE)
 # What no file's name has by chance: an @ written for a URL, and the password of a list of settings.
 PASSWORD = r"(?:password|passwd|pwd)\s*="
 SETTING = re.compile(rf"%40|{PASSWORD}", re.IGNORECASE)
