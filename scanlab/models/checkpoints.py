@@ -176,7 +176,8 @@ def _read_pickled(path: Path) -> object:
     except pickle.UnpicklingError as error:
         named = re.findall(r"GLOBAL ([\w.]+)", str(error))
         if not named:
-            raise InputError(f"{path} cannot be read as a file of torch.save: {str(error).splitlines()[0]}") from error
+            # torch's message proposes weights_only=False, which runs the code in a file.
+            raise InputError(f"{path} is not a file of torch.save, or is damaged or cut off.") from error
         raise InputError(
             f"{path} holds a {named[0]}, and reading it could run code: weights, plain values and"
             " argparse.Namespace are read. If you trust the file, load it yourself and save its weights alone."
