@@ -72,10 +72,10 @@ def layer_norm_fn(
         other, mask1 = _dropped(x1, dropout_p)
         branch = branch + other
     total_dtype = residual.dtype if residual is not None else torch.float32 if residual_in_fp32 else x.dtype
-    if residual is not None and residual.dtype != x.dtype:
-        residual = residual.to(torch.promote_types(x.dtype, torch.float32))
+    if residual is not None and residual.dtype != branch.dtype:
+        residual = residual.to(torch.promote_types(branch.dtype, torch.float32))
     norm = functools.partial(
-        add_norm, eps=eps, kind="rms" if is_rms_norm else "layer", residual_in_fp32=total_dtype != x.dtype
+        add_norm, eps=eps, kind="rms" if is_rms_norm else "layer", residual_in_fp32=total_dtype != branch.dtype
     )
     out, total = norm(branch, residual, weight, bias)
     out = out.to(x.dtype)  # the sum is wider where x1 is
