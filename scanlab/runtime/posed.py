@@ -27,6 +27,8 @@ def expect_posed(problem: Problem, inputs: Inputs) -> None:
     Raises:
         ProblemError: They are of other types, or pose another problem or none.
     """
+    if not isinstance(problem, Problem):
+        raise ProblemError(f"{problem!r} is no problem: give one, such as ScanProblem(batch=1, dim=384, length=197).")
     expected = _drawn(problem)
     wanted, given = [kind.__name__ for kind, _ in expected], [type(each).__name__ for each in inputs]
     if wanted != given:

@@ -54,6 +54,12 @@ def test_a_scan_of_other_inputs_is_refused(change, complaint):
         scanlab.serve(SCAN, change(inputs))
 
 
+@pytest.mark.parametrize("problem", [None, "batch=2,dim=6,length=20", ScanProblem])
+def test_what_is_no_problem_is_refused(problem):
+    with pytest.raises(ProblemError, match="is no problem"):
+        scanlab.serve(problem, *make_inputs(SCAN))
+
+
 def test_a_set_of_inputs_too_many_is_refused():
     with pytest.raises(ProblemError, match="was given ScanInputs, ScanInputs: it takes ScanInputs"):
         scanlab.serve(SCAN, *make_inputs(SCAN), *make_inputs(SCAN))

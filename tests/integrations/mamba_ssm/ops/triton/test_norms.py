@@ -124,6 +124,7 @@ def test_the_result_has_the_dtype_of_x_whatever_is_added() -> None:
     outs = norms.layer_norm_fn(x, weight, None, x1=wide, weight1=weight, prenorm=True)
     assert [each.dtype for each in outs] == [torch.float16] * 3
     out = norms.layer_norm_fn(wide, weight, None, residual=wide, x1=wide.double())
+    assert isinstance(out, Tensor)
     close(out, F.layer_norm(3 * wide, (8,), weight))
     with pytest.raises(ProblemError, match="x is torch.int32: must be floating"):
         norms.layer_norm_fn(x.int(), weight, None, x1=x)
