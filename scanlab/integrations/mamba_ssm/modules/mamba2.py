@@ -22,7 +22,6 @@ from scanlab.integrations.mamba_ssm.ops.triton.layernorm_gated import RMSNorm as
 from scanlab.models.plain_layers import is_plain_layer
 from scanlab.runtime import ops as mixer
 from scanlab.runtime.ssd import ssd, ssd_update
-from scanlab_kernels.checks import expect_states
 from scanlab_kernels.ssd.problem import NO_LIMIT, Limits, SsdInputs
 
 
@@ -236,11 +235,6 @@ class Mamba2(CachedStates, nn.Module):
         projected: Tensor = self.out_proj(y)
         return projected
 
-    def _expect_states(self, conv_state: Tensor, ssm_state: Tensor, batch: int, like: Tensor) -> None:
-        """Raise ProblemError unless both states are those of a batch of this size, and can be updated."""
-        conv_shape = (batch, self.d_ssm + 2 * self.ngroups * self.d_state)
-        expect_states(conv_state, ssm_state, conv_shape, (batch, self.nheads, self.headdim, self.d_state), like)
-
     def _keep(self, zxbcdt: Tensor, states: Tensor, conv_state: Tensor, ssm_state: Tensor) -> None:
         """Keep the states after the last step: the last inputs of the convolution, and the state of the scan."""
         xBC = self._split(zxbcdt)[3][:, -self.d_conv :].mT
@@ -250,8 +244,7 @@ class Mamba2(CachedStates, nn.Module):
     def _split(self, zxbcdt: Tensor) -> tuple[Tensor, ...]:
         """Return the gate and the input of the MLP, the gate of the scan, the input of the convolution, and dt."""
         mlp = self.d_inner - self.d_ssm
-        convolved = self.d_ssm + 2 * self.ngroups * self.d_state
-        return torch.split(zxbcdt, [mlp, mlp, self.d_ssm, convolved, self.nheads], dim=-1)
+        return torch.split(zxbcdt, [mlp, mlp, self.d_ssm, self._conv_channels(), self.nheads], dim=-1)
 
     def step(self, hidden_states: Tensor, conv_state: Tensor, ssm_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the output (batch, 1, d_model) of one token, and both states, which are updated in place.
@@ -293,10 +286,17 @@ class Mamba2(CachedStates, nn.Module):
     ) -> State:
         """Return zero states for a batch; shapes as in `step`."""
         conv, projection = self.conv1d.weight, self.in_proj.weight
-        channels_last = conv.new_zeros(batch_size, self.d_conv, conv.shape[0], dtype=dtype or conv.dtype)
-        return channels_last.mT, projection.new_zeros(
-            batch_size, self.nheads, self.headdim, self.d_state, dtype=dtype or projection.dtype
-        )
+        (batch_size, channels), ssm_shape = self._state_shapes(batch_size)
+        channels_last = conv.new_zeros(batch_size, self.d_conv, channels, dtype=dtype or conv.dtype)
+        return channels_last.mT, projection.new_zeros(ssm_shape, dtype=dtype or projection.dtype)
+
+    def _state_shapes(self, batch_size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the shape of conv_state but for its last axis, the kept inputs, and that of ssm_state."""
+        return (batch_size, self._conv_channels()), (batch_size, self.nheads, self.headdim, self.d_state)
+
+    def _conv_channels(self) -> int:
+        """Return how many channels the convolution has: those of x, B and C."""
+        return self.d_ssm + 2 * self.ngroups * self.d_state
 
 
 def without_decay(values: Tensor) -> nn.Parameter:

@@ -28,7 +28,6 @@ from scanlab.models.plain_layers import is_plain_layer
 from scanlab.runtime import dispatch
 from scanlab.runtime import ops as mixer
 from scanlab.runtime.ops import WeightCache
-from scanlab_kernels.checks import expect_states
 
 KINDS = (*BIMAMBA_TYPES, "v3")
 
@@ -176,7 +175,7 @@ class Mamba(CachedStates, Mixing):
             states = self._get_states_from_cache(inference_params, hidden_states.shape[0])
             if inference_params.seqlen_offset > 0:
                 return self.step(hidden_states, *states)[0]
-            self._expect_states(*states, hidden_states)
+            self._expect_states(*states, len(hidden_states), hidden_states)
         bidirectional = self.bimamba_type != "none"
         if bidirectional and (states is not None or not self.use_fast_path):
             warn_once(FORWARD_ONLY)
@@ -201,11 +200,6 @@ class Mamba(CachedStates, Mixing):
             out = weights.mixed(y, halves=False)
         say_who_serves()
         return out
-
-    def _expect_states(self, conv_state: Tensor, ssm_state: Tensor, like: Tensor) -> None:
-        """Raise ProblemError unless both states are those of a batch as that of `like`, and can be updated."""
-        channels = (len(like), self.d_inner)
-        expect_states(conv_state, ssm_state, channels, (*channels, self.d_state), like)
 
     def _keep_states(self, states: State, x: Tensor, last_state: Tensor) -> None:
         """Store the last inputs of the convolution, from x (batch, steps, d_inner), and the last state of the scan."""
@@ -248,7 +242,7 @@ class Mamba(CachedStates, Mixing):
 
     def _composed_step(self, hidden: Tensor, conv_state: Tensor, ssm_state: Tensor) -> Tensor:
         """Return the same from one call of each layer, in the dtypes that the layers and autocast choose."""
-        self._expect_states(conv_state, ssm_state, hidden)
+        self._expect_states(conv_state, ssm_state, len(hidden), hidden)
         x, z = self.in_proj(hidden).chunk(2, dim=-1)
         x = x.to(conv_state.dtype)
         if is_plain_layer(self.conv1d):
@@ -272,10 +266,16 @@ class Mamba(CachedStates, Mixing):
     ) -> State:
         """Return zero states: conv_state (batch, d_inner, d_conv) and ssm_state (batch, d_inner, d_state)."""
         conv, dt = (next(layer.parameters()) for layer in (self.conv1d, self.dt_proj))
+        conv_shape, ssm_shape = self._state_shapes(batch_size)
         return (
-            conv.new_zeros(batch_size, self.d_inner, self.d_conv, dtype=dtype or conv.dtype),
-            dt.new_zeros(batch_size, self.d_inner, self.d_state, dtype=dtype or dt.dtype),
+            conv.new_zeros(*conv_shape, self.d_conv, dtype=dtype or conv.dtype),
+            dt.new_zeros(ssm_shape, dtype=dtype or dt.dtype),
         )
+
+    def _state_shapes(self, batch_size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the shape of conv_state but for its last axis, the kept inputs, and that of ssm_state."""
+        channels = (batch_size, self.d_inner)
+        return channels, (*channels, self.d_state)
 
 
 class Block(block.Block):
