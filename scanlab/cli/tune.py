@@ -1,4 +1,4 @@
-"""`scanlab tune`: search, verify, time, report, choose."""
+"""`scanlab tune`: the options, and the problems that they name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -16,14 +15,10 @@ import typer
 from rich.markup import escape
 
 from scanlab import settings
-from scanlab.bench.clock import MeasuringClock
-from scanlab.bench.compare import sweep_lengths
-from scanlab.bench.context import Candidate
-from scanlab.bench.process_worker import ProcessWorker, open_worker
+from scanlab.bench.process_worker import ProcessWorker
 from scanlab.bench.store import TrialStore
 from scanlab.cli.console import (
     AsJson,
-    Exit,
     ImagePath,
     ObjectiveName,
     OpName,
@@ -34,42 +29,19 @@ from scanlab.cli.console import (
     cases_of,
     notes,
     op_of,
-    out,
-    print_json,
     refuse_repeated,
 )
-from scanlab.cli.duration import parse_duration, spell_duration
-from scanlab.cli.tuning_output import as_json as tuning_as_json
-from scanlab.cli.tuning_output import (
-    deploy_winners,
-    progress,
-    record_decisions,
-    say_where,
-    say_why,
-    show,
-    write_results,
-)
+from scanlab.cli.duration import parse_duration
+from scanlab.cli.tune_options import SearchOptions, TuneOptions
+from scanlab.cli.tune_problems import report_tunings, tune_cases
 from scanlab.contract import registry
 from scanlab.contract.backend import Backend, at_most
 from scanlab.errors import InputError
 from scanlab.runtime.deployment import expect_deployable
 from scanlab.runtime.profile import profile_path
 from scanlab.suites import CAPTURED, Case, load_suite
-from scanlab.tuning.build_times import BuildTimes
-from scanlab.tuning.result import TuningResult
-from scanlab.tuning.scheduler import Budget
-from scanlab.tuning.selection import deployed_candidate, untuned_candidate
-from scanlab.tuning.tune import tune as tune_problem
-from scanlab_kernels.build import cache_folder
 
 DEFAULT_BUDGET = "4m"
-# Share of the budget for the time against the length, where that is long enough to start with.
-LENGTHS_SHARE = 0.15
-MIN_SWEEP_S = 4.0
-# Starting the command is part of the budget, as long as this share is left for the tuning.
-MIN_SHARE = 0.5
-# The time against the length, after a search that was given a number of trials and no time.
-SWEEP_S = 30.0
 # A captured script prints to standard error, as notices do: standard output is for results.
 STDERR = 2
 
@@ -146,6 +118,7 @@ def tune(
     """
     if deploys:
         expect_deployable()
+    options = TuneOptions(objective, results, seed, deploys, as_json, raw)
     if model is not None:
         others = (op, problem, suite, image, capture, script_arguments, backends, trials, threads, storage)
         if any(each is not None and each != [] for each in others) or max_error < math.inf:
@@ -154,20 +127,9 @@ def tune(
             )
         from scanlab.cli.tune_model import run_tune_model
 
-        model_s = parse_duration(DEFAULT_BUDGET if budget is None else budget)
-        run_tune_model(
-            workload=(model, batch, size),
-            dtype="float32" if dtype is None else dtype,
-            objective=objective,
-            max_logit_error=max_logit_error,
-            min_agreement=min_agreement,
-            budget_s=model_s,
-            results=results,
-            seed=seed,
-            deploys=deploys,
-            as_json=as_json,
-            raw=raw,
-        )
+        budget_s = parse_duration(DEFAULT_BUDGET if budget is None else budget)
+        allowed = (max_logit_error, min_agreement)
+        run_tune_model((model, batch, size), "float32" if dtype is None else dtype, allowed, budget_s, options)
         return
     if any(each is not None for each in (batch, size, dtype, max_logit_error, min_agreement)):
         raise InputError(
@@ -175,10 +137,10 @@ def tune(
             " sizes: --problem batch=1,dim=384,length=197."
         )
     asked_s = DEFAULT_BUDGET if budget is None and trials is None else budget
-    budget_s = None if asked_s is None else parse_duration(asked_s)
     named = None if backends is None else _named(backends)
     asked = op_of(op, named or ())
     chosen = _limited(_installed(asked) if named is None else named, threads)
+    search = SearchOptions(chosen, None if asked_s is None else parse_duration(asked_s), trials, storage, max_error)
     if capture is None and script_arguments:
         raise InputError(f"{' '.join(script_arguments)}: arguments are those of a script; name it with --capture.")
     if capture is not None and (problem or suite or image):
@@ -187,61 +149,13 @@ def tune(
         raise InputError(f"--capture {capture}: there is no such script.")
     with closing(ProcessWorker()) as worker:  # its process starts while the problems are made
         cases = () if capture is not None else cases_of(problem, suite, image, asked)
-        record = TrialStore(results)
-        record.prepare()
+        store = TrialStore(results)
+        store.prepare()
         spent_s = time.monotonic() - context.obj
         if capture is not None:
             cases = _captured(capture, script_arguments or [], results)
-        tuned: list[TuningResult] = []
-        share_s = None if budget_s is None else max(budget_s - spent_s, MIN_SHARE * budget_s) / len(cases)
-        sweep_s = SWEEP_S if share_s is None else LENGTHS_SHARE * share_s
-        for case in cases:
-            if not as_json:
-                out.print(f"[bold]{case.problem.key}[/]  ({case.label})")
-            seconds = None if share_s is None else share_s - (sweep_s if sweep_s >= MIN_SWEEP_S else 0.0)
-            with progress(as_json) as on_event:
-                found = tune_problem(
-                    case.problem,
-                    case.inputs,
-                    chosen,
-                    Budget(seconds, trials),
-                    record,
-                    inputs_label=case.label,
-                    storage=storage,
-                    untuned=untuned_candidate(case.problem),
-                    deployed=deployed_candidate(case.problem),
-                    max_error=max_error,
-                    objective=objective,
-                    seed=seed,
-                    on_event=on_event,
-                    build_times=BuildTimes(cache_folder()),
-                    open_worker=open_worker if tuned else partial(open_worker, started=worker),
-                )
-            tuned.append(found)
-            if not as_json:
-                show(found)
-            if found.interrupted:
-                break
-            if sweep_s >= MIN_SWEEP_S:
-                _sweep(found, chosen, record, sweep_s, seed)
-    spent = f"{trials} configurations" if budget_s is None else spell_duration(budget_s)
-    deployment = deploy_winners([found.entry for found in tuned if found.entry is not None]) if deploys else None
-    labels = [case.label for case in cases]
-    record_decisions(zip(labels, tuned, strict=False), deployment, spent, record.folder)
-    written = write_results(record)
-    if as_json:
-        print_json([tuning_as_json(found, raw) for found in tuned])
-    else:
-        say_where(written, deployment)
-        for found in tuned:
-            if len(tuned) > 1:
-                out.print(f"[bold]{found.problem.key}[/]")
-            say_why(found.why, found.winner is not None)
-    if any(found.interrupted for found in tuned):
-        notes.print("interrupted: everything measured is kept; run the same command again to go on.")
-        raise typer.Exit(Exit.INTERRUPTED)
-    if not any(found.winner for found in tuned):
-        raise typer.Exit(Exit.CANNOT_RUN)
+        tuned = tune_cases(cases, store, worker, search, options, spent_s)
+    report_tunings(cases, tuned, store, search, options)
 
 
 def _captured(script: Path, arguments: list[str], folder: Path) -> tuple[Case, ...]:
@@ -258,25 +172,6 @@ def _captured(script: Path, arguments: list[str], folder: Path) -> tuple[Case, .
     if not file.exists():
         raise InputError(f"{script} asked for no scan: let it import mamba_ssm or scanlab and run a model.")
     return load_suite(f"{file}:{CAPTURED}")
-
-
-def _sweep(found: TuningResult, backends: list[Backend], record: TrialStore, seconds: float, seed: int) -> None:
-    """Time the best configuration of every backend over the size that the op sweeps, for the plot."""
-    if found.comparison is None or found.winner is None or not found.problem.swept:
-        return
-    by_name = {backend.name: backend for backend in backends}
-    best = {each.trial.backend: each.trial for each in reversed(found.comparison.ranking)}
-    candidates = [Candidate(by_name[name], dict(trial.config)) for name, trial in best.items() if name in by_name]
-    with notes.status(f"time against {found.problem.swept}") as status:
-        sweep_lengths(
-            found.problem,
-            candidates,
-            record,
-            MeasuringClock(),
-            seconds,
-            seed,
-            on_length=lambda length: status.update(f"time against {found.problem.swept}: {length}"),
-        )
 
 
 def _named(names: str) -> list[Backend]:

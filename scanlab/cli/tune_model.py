@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import typer
 from rich.markup import escape
 
-from scanlab.bench.objective import Objective
 from scanlab.bench.store import TrialStore
 from scanlab.cli.console import Exit, notes, out, plain_table, print_json
 from scanlab.cli.duration import spell_duration
+from scanlab.cli.tune_options import TuneOptions
 from scanlab.cli.tuning_output import as_json as tuning_as_json
 from scanlab.cli.tuning_output import (
     deploy_winners,
@@ -36,20 +35,24 @@ FLOAT32_LOGIT_ERROR = 1e-4
 
 
 def run_tune_model(
-    *,
     workload: tuple[str, int | None, int | None],
     dtype: str,
-    objective: Objective,
-    max_logit_error: float | None,
-    min_agreement: float | None,
+    allowed: tuple[float | None, float | None],
     budget_s: float,
-    results: Path,
-    seed: int,
-    deploys: bool,
-    as_json: bool,
-    raw: bool,
+    options: TuneOptions,
 ) -> None:
-    """Tune a model; the arguments are the options of `scanlab tune`, its model, batch and size together."""
+    """Tune a model, report it, and deploy the winners.
+
+    Args:
+        workload: The model, and its batch and size; those by default where None.
+        dtype: A dtype of the model, or "auto" to choose among all.
+        allowed: Largest error of a logit and smallest agreement of the first classes; those of the dtype where None.
+        budget_s: Time of the whole, without builds and report.
+        options: Options of the command.
+
+    Raises:
+        typer.Exit: The tuning was interrupted, or the model has no winner.
+    """
     model, batch, size = workload
     if dtype not in (AUTO, *DTYPES):
         raise InputError(
@@ -58,38 +61,41 @@ def run_tune_model(
     dtypes = DTYPES if dtype == AUTO else (dtype,)
     exact = dtypes == ("float32",)
     default_batch, default_size = default_sizes(model)
-    allowed = FLOAT32_LOGIT_ERROR if exact else FREE_LOGIT_ERROR
+    max_logit_error, min_agreement = allowed
+    if max_logit_error is None:
+        max_logit_error = FLOAT32_LOGIT_ERROR if exact else FREE_LOGIT_ERROR
+    if min_agreement is None:
+        min_agreement = 0.0 if exact else FREE_AGREEMENT
     problem = ModelProblem(
         model=model,
         batch=batch or default_batch,
         size=size or default_size,
-        max_logit_error=allowed if max_logit_error is None else max_logit_error,
+        max_logit_error=max_logit_error,
     )
-    agreement = (0.0 if exact else FREE_AGREEMENT) if min_agreement is None else min_agreement
-    store = TrialStore(results)
+    store = TrialStore(options.results)
     store.prepare()
-    with progress(as_json) as on_event:
+    with progress(options.as_json) as on_event:
         tuning = tune_model(
             problem,
             budget_s,
             store,
             dtypes=dtypes,
-            min_agreement=agreement,
-            objective=objective,
-            seed=seed,
+            min_agreement=min_agreement,
+            objective=options.objective,
+            seed=options.seed,
             on_event=on_event,
             on_step=lambda text: notes.print(f"[dim]{escape(text)}[/]"),
         )
-    deployment = deploy_winners(tuning.entries) if deploys else None
+    deployment = deploy_winners(tuning.entries) if options.deploys else None
     found = [*tuning.ops, *([tuning.whole] if tuning.whole is not None else [])]
     labels = [each.trials[0].inputs_label if each.trials else model for each in found]
-    record_decisions(zip(labels, found, strict=True), deployment, spell_duration(budget_s), results)
+    record_decisions(zip(labels, found, strict=True), deployment, spell_duration(budget_s), options.results)
     breakdown = breakdown_of(tuning)
     if breakdown is not None:
-        save_breakdown(breakdown, results)
+        save_breakdown(breakdown, options.results)
     written = write_results(store)
-    if as_json:
-        print_json(_as_json(tuning, breakdown, raw))
+    if options.as_json:
+        print_json(_as_json(tuning, breakdown, options.raw))
     else:
         _print(tuning, breakdown)
         say_where(written, deployment)

@@ -55,8 +55,8 @@ def test_the_examples_work_when_pasted_one_after_the_other(run, monkeypatch):
     # Times are made up, no graph is written, and what would take long is smaller.
     written = Exported(checks=(), decided={})
     monkeypatch.setattr("scanlab.cli.export.write_folder", lambda *arguments, **options: written)
-    monkeypatch.setattr("scanlab.cli.tune.tune_problem", partial(tune_simulated, time_ms=lambda each: 1.0))
-    monkeypatch.setattr("scanlab.cli.tune.MIN_SWEEP_S", 1e9)
+    monkeypatch.setattr("scanlab.cli.tune_problems.tune_problem", partial(tune_simulated, time_ms=lambda each: 1.0))
+    monkeypatch.setattr("scanlab.cli.tune_problems.MIN_SWEEP_S", 1e9)
     monkeypatch.setitem(RELEASED, "vim_tiny", partial(VisionMamba, depth=1, embed_dim=32))
     for name in COMMANDS:
         outcome = run(*example_of(name), *QUICK.get(name, []))

@@ -38,8 +38,8 @@ def test_it_is_listed_verified_and_compared(run_with_op):
 
 def test_it_is_tuned_deployed_and_reported(run_with_op, tmp_path, monkeypatch):
     quick = partial(tune_simulated, time_ms=lambda each: 1.0 if each.config.get("rows") == 64 else 5.0)
-    monkeypatch.setattr("scanlab.cli.tune.tune_problem", quick)
-    monkeypatch.setattr("scanlab.cli.tune.MIN_SWEEP_S", 1e9)
+    monkeypatch.setattr("scanlab.cli.tune_problems.tune_problem", quick)
+    monkeypatch.setattr("scanlab.cli.tune_problems.MIN_SWEEP_S", 1e9)
     (found,) = run_with_op("tune", *PROBLEM, "--budget", "30s", "--json").json
     assert found["new"] == found["tried"] == 4
     assert (found["winner"]["op"], found["winner"]["config"]) == ("moving_average", {"rows": 64})

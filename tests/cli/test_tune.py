@@ -15,8 +15,8 @@ TUNE = ("tune", "--problem", "batch=1,dim=6,length=20,state=4", "--backends", "r
 
 def test_tune_chooses_reports_and_deploys_and_a_second_run_measures_nothing_again(run, tmp_path, monkeypatch):
     quick = partial(tune_simulated, time_ms=lambda each: 1.0 if each.backend.name == "two_phase" else 5.0)
-    monkeypatch.setattr("scanlab.cli.tune.tune_problem", quick)
-    monkeypatch.setattr("scanlab.cli.tune.MIN_SWEEP_S", 1e9)
+    monkeypatch.setattr("scanlab.cli.tune_problems.tune_problem", quick)
+    monkeypatch.setattr("scanlab.cli.tune_problems.MIN_SWEEP_S", 1e9)
     first = run(*TUNE, "--budget", "18s", "--json")
     assert first.code == 0
     (found,) = first.json
@@ -48,8 +48,8 @@ def test_tune_takes_several_problems_ranks_by_the_tail_and_leaves_the_profile_al
         asked.append(options["objective"])
         return tune_simulated(*given, time_ms=lambda each: 1.0 if each.backend.name == "two_phase" else 5.0, **options)
 
-    monkeypatch.setattr("scanlab.cli.tune.tune_problem", quick)
-    monkeypatch.setattr("scanlab.cli.tune.MIN_SWEEP_S", 1e9)
+    monkeypatch.setattr("scanlab.cli.tune_problems.tune_problem", quick)
+    monkeypatch.setattr("scanlab.cli.tune_problems.MIN_SWEEP_S", 1e9)
     more = ("--problem", "batch=1,dim=6,length=30,state=4", "--objective", "p95", "--no-deploy", "--budget", "80s")
     outcome = run(*TUNE, *more, "--json")
     assert [found["winner"]["problem"] for found in outcome.json] == [TUNE[2], more[1]]
@@ -64,7 +64,7 @@ def test_tune_takes_several_problems_ranks_by_the_tail_and_leaves_the_profile_al
 
 def test_tune_on_a_busy_machine_chooses_nothing_and_says_so(run, tmp_path, monkeypatch):
     busy = {"disturbance": lambda second: "other processes used 900 ms of CPU"}
-    monkeypatch.setattr("scanlab.cli.tune.tune_problem", partial(tune_simulated, worker=busy))
+    monkeypatch.setattr("scanlab.cli.tune_problems.tune_problem", partial(tune_simulated, worker=busy))
     outcome = run(*TUNE, "--trials", "1")
     assert outcome.code == 3
     assert outcome.out.splitlines()[-1].startswith("No winner: the machine was too busy")
