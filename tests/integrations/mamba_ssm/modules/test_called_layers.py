@@ -105,7 +105,7 @@ def pruned(layer: nn.Module) -> None:
     ids=["prune", "weight_norm", "spectral_norm", "parametrized weight_norm", "parametrized spectral_norm"],
 )
 def test_a_weight_that_is_computed_is_trained(change, name):
-    torch.manual_seed(1)  # a spectral norm changes between calls, which may raise the loss by more than a step lowers it
+    torch.manual_seed(1)  # a spectral norm changes with each call, and may raise the loss more than a step lowers it
     mamba = Mamba(16)
     change(getattr(mamba, name))
     merged = Mamba(16)
