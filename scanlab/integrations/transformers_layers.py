@@ -16,13 +16,13 @@ from scanlab.runtime.step import StepProjections
 from scanlab.runtime.traced import is_traced
 
 # Values that inference computes from the weights of each mixer; beside the mixer, which stays as it was.
-_derived: WeakKeyDictionary[nn.Module, defaultdict[str, WeightCache[Any]]] = WeakKeyDictionary()
+_caches: WeakKeyDictionary[nn.Module, defaultdict[str, WeightCache[Any]]] = WeakKeyDictionary()
 
 
 def _kept(mixer: nn.Module, name: str) -> WeightCache[Any]:
-    kept = _derived.get(mixer)
+    kept = _caches.get(mixer)
     if kept is None:
-        kept = _derived.setdefault(mixer, defaultdict(WeightCache[Any]))
+        kept = _caches.setdefault(mixer, defaultdict(WeightCache[Any]))
     return kept[name]
 
 

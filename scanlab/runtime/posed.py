@@ -14,18 +14,18 @@ from scanlab.contract.base import Problem
 from scanlab.contract.op import Inputs, tensors_of
 from scanlab.errors import ProblemError
 
-# Of each NamedTuple of inputs its type, and shape, dtype and kind of device of each tensor.
+# The type of each NamedTuple of inputs, and the shape, dtype and kind of device of each of its tensors.
 Description = tuple[tuple[type, dict[str, tuple[torch.Size, torch.dtype, str]]], ...]
 
 
 def expect_posed(problem: Problem, inputs: Inputs) -> None:
     """Raise ProblemError unless `inputs` pose `problem`.
 
-    A type of problems with a class method `of(*inputs, **options)` reads the problem from the tensors; for others they
-    must be shaped as those that the op draws.
+    Where the type of the problem has a class method `of(*inputs, **options)`, that reads the problem from the tensors.
+    Otherwise the tensors must have the shapes, dtypes and devices of those that the op draws.
 
     Raises:
-        ProblemError: They are of other types, or pose another problem or none.
+        ProblemError: The inputs have other types, or pose another problem or none.
     """
     if not isinstance(problem, Problem):
         raise ProblemError(f"{problem!r} is no problem: give one, such as ScanProblem(batch=1, dim=384, length=197).")

@@ -2,9 +2,9 @@
 # ruff: noqa: RUF005  (Triton has no starred tuples)
 """Backward kernel of the short convolution.
 
-A program walks through a span of time in turns of a few steps, whose rows it holds in registers, so that few partial
-sums of the weights' gradients are written; torch adds these, always in the same order. The input of SiLU is computed
-again for all steps that the inputs of a turn take part in.
+A program walks through a span of time a few steps at once, whose rows it holds in registers, so that few partial sums
+of the weights' gradients are written; torch adds these, always in the same order. The input of SiLU is computed again
+for all steps that these inputs take part in.
 """
 
 from __future__ import annotations

@@ -101,17 +101,17 @@ def scan_tile(
     C = inputs.C + (entry * groups + group) * length * tile.row + index
     start = segment * steps
     stop = tl.minimum(start + steps, length)
-    turns = (stop - start) // tile.unroll
+    unrolled = (stop - start) // tile.unroll
     adjoint = tl.zeros(rates.shape, tl.float32)
     total = tl.zeros(channel.shape, tl.float32)
-    for over in tl.range(0, stop - start - turns * tile.unroll):
+    for over in tl.range(0, stop - start - unrolled * tile.unroll):
         adjoint, total = adjoint_steps(
             adjoint, total, stop - 1 - over, delta, z, g, C, bias, rates, channel_mask, state_mask, channel, strides,
             length, tile, 1, REVERSE,
         )  # fmt: skip
-    for over in tl.range(0, turns, num_stages=tile.stages):
+    for over in tl.range(0, unrolled, num_stages=tile.stages):
         adjoint, total = adjoint_steps(
-            adjoint, total, start + (turns - 1 - over) * tile.unroll, delta, z, g, C, bias, rates, channel_mask,
+            adjoint, total, start + (unrolled - 1 - over) * tile.unroll, delta, z, g, C, bias, rates, channel_mask,
             state_mask, channel, strides, length, tile, tile.unroll, REVERSE,
         )  # fmt: skip
     store_segment_map(
