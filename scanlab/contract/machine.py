@@ -104,7 +104,7 @@ class Machine:
     silicon: Silicon
     software: Software
 
-    @property
+    @functools.cached_property
     def silicon_id(self) -> str:
         """SHA-256 (first 12 hex digits) over the silicon facts: results with another id are from another machine.
 
