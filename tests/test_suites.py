@@ -57,8 +57,8 @@ def test_the_label_of_a_captured_problem_says_that_the_weights_are_synthetic(tmp
     assert "synthetic weights" in case.label
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the GPU that must be missing")
-def test_a_gpu_that_is_not_there_is_refused():
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UnavailableError, match="device=cuda.*device=cpu"):
         drawn_case(ScanProblem(batch=1, dim=4, length=8, device="cuda"))
 
