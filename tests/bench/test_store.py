@@ -200,3 +200,13 @@ def test_an_odd_record_costs_only_itself(tmp_path):
     (notice,) = loaded.notices
     assert "x.jsonl: line 1" in notice
     assert "note" in notice
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to(path.name)])
+def test_what_is_no_file_among_the_records_is_skipped_with_a_notice(tmp_path, make):
+    store = TrialStore(tmp_path)
+    store.append(trial())
+    make(tmp_path / "trials" / "odd.jsonl")
+    found = store.load()
+    assert len(found.trials) == 1
+    assert "odd.jsonl: skipped, because it is not a regular file" in found.notices[0]
