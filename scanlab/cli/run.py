@@ -25,6 +25,7 @@ from scanlab.suites import CAPTURED, recorded_suite
 
 # Options after the script are the script's.
 CONTEXT_SETTINGS = {"allow_interspersed_args": False, "ignore_unknown_options": True}
+OPTIONS = ("-m", "--record", "--cpu", "--help")
 
 
 def run(
@@ -49,8 +50,9 @@ def run(
     """
     if not module and not Path(target).exists():
         if target.startswith("-"):
+            near = did_you_mean(target, OPTIONS)
             raise InputError(
-                f"there is no option {target}: `scanlab run --help` has them; those of a script come after it."
+                f"there is no option {target}: `scanlab run --help` has them; those of a script come after it.{near}"
             )
         nearest = did_you_mean(target, map(str, Path(target).parent.glob("*.py")))
         raise InputError(f"there is no script {target}.{nearest or f' For a module: scanlab run -m {target}.'}")

@@ -151,7 +151,8 @@ def parse_selection(text: str) -> tuple[Backend, dict[str, Value]]:
             raise ConfigError(f"{part!r} in {text!r}: must be tunable=value with a tunable of {takes}; {see}.{near}")
         spelled = {str(legal).lower(): legal for legal in choices[tunable].legal}
         if value.lower() not in spelled:
-            raise ConfigError(f"{tunable}={value} in {text!r}: must be one of {', '.join(spelled)}; {see}.")
+            near = did_you_mean(value.lower(), spelled)
+            raise ConfigError(f"{tunable}={value} in {text!r}: must be one of {', '.join(spelled)}; {see}.{near}")
         if tunable in config:
             raise ConfigError(f"{text!r} names {tunable} twice: name it once; {see}.")
         config[tunable] = spelled[value.lower()]

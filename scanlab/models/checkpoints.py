@@ -105,7 +105,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         InputError: The file cannot be read, or does not hold weights.
     """
     if not path.is_file():
-        raise InputError(f"{path}: no such file; published names are {', '.join(PUBLISHED)}.")
+        names = [*PUBLISHED, *(Path(each.file).stem for each in PUBLISHED.values())]
+        raise InputError(
+            f"{path}: no such file; published names are {', '.join(names)}.{did_you_mean(str(path), names)}"
+        )
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickled(path)
     weights = content.get("model", content) if isinstance(content, Mapping) else content
     if (

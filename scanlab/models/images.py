@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from scanlab.contract.files import expect_regular
-from scanlab.errors import InputError
+from scanlab.errors import InputError, did_you_mean
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -101,7 +101,9 @@ def prepare(image: Image.Image, size: int = 224) -> Tensor:
 def sample_photograph(name: str = "china.jpg") -> Image.Image:
     """Return a photograph that ships with scikit-learn, china.jpg (a temple) or flower.jpg: 640 x 427, RGB."""
     if name not in SAMPLES:
-        raise InputError(f"sample photograph {name!r}: must be one of {', '.join(SAMPLES)}.")
+        raise InputError(
+            f"sample photograph {name!r}: must be one of {', '.join(SAMPLES)}.{did_you_mean(name, SAMPLES)}"
+        )
     spec = importlib.util.find_spec("sklearn")  # finds the package without importing it, which takes a second
     if spec is None or spec.origin is None:
         raise InputError(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from scanlab.errors import InputError
+from scanlab.errors import InputError, did_you_mean
 
 DATABASES = ("sqlite", "postgresql", "postgres", "mysql", "mariadb", "oracle", "mssql")
 PROXY = "grpc"
@@ -68,7 +68,8 @@ class StorageName:
         if database not in (*DATABASES, PROXY):
             known = ", ".join(f"{each}://" for each in (*DATABASES, PROXY))
             given = f"{scheme}://" if re.fullmatch(r"[\w+.-]+", scheme) else "what precedes ://"
-            raise InputError(f"--storage {mask(text)}: {given} is not known; must be one of {known}.")
+            near = did_you_mean(scheme, (*DATABASES, PROXY))
+            raise InputError(f"--storage {mask(text)}: {given} is not known; must be one of {known}.{near}")
         try:
             url = urlsplit(text)
             port = url.port
