@@ -138,6 +138,8 @@ def load_all(op: str | None = None) -> tuple[tuple[Backend, ...], dict[str, str]
 
 def parse_selection(text: str) -> tuple[Backend, dict[str, Value]]:
     """Return the backend and the (partial) configuration that `text` names, such as "chunked:chunk=32,threads=1"."""
+    if not isinstance(text, str):
+        raise ConfigError(f"{text!r}: must name a backend, such as 'native' or 'chunked:chunk=32'.")
     name, _, settings = text.partition(":")
     backend = get(name.strip())
     choices = {choice.name: choice for choice in backend.space.tunables}

@@ -74,6 +74,8 @@ def patch(model: nn.Module | None = None) -> ExitStack:
         UnavailableError: transformers is missing or of another version.
         ProblemError: `model` has no such mixer, or something else has replaced the forward of one.
     """
+    if model is not None and not isinstance(model, nn.Module):
+        raise ProblemError(f"patch got {model!r:.40}: must be a module of torch, or None for every model.")
     if model is None:
         undo = ExitStack()
         for mixer_class in mixer_classes():

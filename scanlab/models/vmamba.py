@@ -128,6 +128,8 @@ class VMamba(nn.Module):
             {"num_classes": num_classes},
             {"drop_path_rate": drop_path_rate},
         )
+        if not isinstance(family, Family):
+            raise ProblemError(f"family={family!r}: must be one of FAMILIES, such as FAMILIES['s1'].")
         widths = [dim * 2**stage for stage in range(len(depths))]
         last = max(1, sum(depths) - 1)
         drops = iter(drop_path_rate * index / last for index in range(sum(depths)))

@@ -77,6 +77,11 @@ def test_a_selection_names_a_backend_and_part_of_its_configuration():
 REFUSED = ("reference:speed=11", "reference:threads", "reference:threads=9999", "reference:threads=1,threads=2")
 
 
+def test_what_is_no_name_is_refused():
+    with pytest.raises(ConfigError, match="5: must name a backend, such as 'native'"):
+        registry.parse_selection(5)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("text", REFUSED)
 def test_a_selection_that_is_not_in_the_space_is_refused(text):
     with pytest.raises(ConfigError, match="see `scanlab list reference`"):

@@ -260,6 +260,11 @@ def test_what_served_is_explained() -> None:
     assert "dim=64,length=37,state=8" in scanlab.explain()
 
 
+def test_what_is_no_module_is_refused() -> None:
+    with pytest.raises(ProblemError, match="patch got 5: must be a module"):
+        patch(5)  # type: ignore[arg-type]
+
+
 def test_a_model_without_such_layers_is_refused() -> None:
     for action in (patch, unpatch):
         with pytest.raises(ProblemError, match="Linear has no mixer that this patch serves: .* MambaMixer,"):

@@ -171,7 +171,9 @@ def test_what_a_hook_is_shown_stays_as_it_was():
     assert all(torch.equal(kept, then) for kept, then in shown.values())
 
 
-@pytest.mark.parametrize("options", [{"depths": ()}, {"depths": (0,)}, {"dim": 0}, {"drop_path_rate": 2.0}])
+@pytest.mark.parametrize(
+    "options", [{"depths": ()}, {"depths": (0,)}, {"dim": 0}, {"drop_path_rate": 2.0}, {"family": "s1"}]
+)
 def test_options_that_make_no_model_are_refused(options):
     with pytest.raises(ProblemError, match=next(iter(options))):
         VMamba(**{"depths": (1,), "dim": 16, **options})
