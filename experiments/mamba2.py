@@ -204,7 +204,10 @@ def training_calls(name: str, dtype: str) -> dict[str, common.Call]:
 
 @torch.inference_mode()
 def token_calls(name: str, dtype: str) -> dict[str, common.Call]:
-    """Return a token after a prompt, by the implementations that have a cache."""
+    """Return a token after a prompt, by the implementations that have a cache.
+
+    All read the same memory: a copy of the weights that is used less often than another would leave the caches.
+    """
     from transformers import DynamicCache
 
     prompt, token = tokens(name, dtype, 64), tokens(name, dtype, 1)
@@ -214,8 +217,9 @@ def token_calls(name: str, dtype: str) -> dict[str, common.Call]:
         layer(prompt, cache_params=past)
         return torch.inference_mode()(lambda: layer(token, cache_params=past))
 
-    theirs, config = transformers_layer(name, dtype)
-    calls = {"scanlab": call(*patched_layer(name, dtype)), "transformers": call(theirs, config)}
+    (theirs, config), (ours, _) = transformers_layer(name, dtype), patched_layer(name, dtype)
+    ours.load_state_dict(theirs.state_dict(), assign=True)
+    calls = {"scanlab": call(ours, config), "transformers": call(theirs, config)}
     check({which: each() for which, each in calls.items()}, dtype)
     return calls | {PROJECTIONS: torch.inference_mode()(lambda: projected(theirs, token))}
 
