@@ -5,11 +5,13 @@ One layer of a published model with random weights, the same in every implementa
 - `scanlab` is the layer of transformers, patched;
 - `transformers` is the same layer on the PyTorch path that it takes on a CPU;
 - `mamba_ssm` is the layer on the chunked PyTorch references that its tests compare with, restated here;
-- `projections` are the two products with the layer's weights, which are torch's in every implementation: "their share"
-  is theirs of scanlab's time, and "at most" is the ratio that a layer would reach in which nothing else took time.
+- `projections` are the two products with the layer's weights as torch computes them: "their share" is theirs of
+  scanlab's time, and "at most" is the ratio that a layer would reach in which nothing else took time. scanlab's own
+  products may take a little less than torch's, so that a share can pass 100 %.
 
-All are timed in the same rounds, and times are medians. The peak of memory is that of one call in a fresh process,
-beyond what was in use before it.
+All are timed in the same rounds, and times are medians. A token reads the same weights in memory whoever computes it,
+as in a model that is patched or not. The peak of memory is that of one call in a fresh process, beyond what was in use
+before it.
 
     python experiments/mamba2.py                                # all parts, in less than eight minutes
     python experiments/mamba2.py --layer nemotron-h-8b --dtype bfloat16 --part prompt

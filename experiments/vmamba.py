@@ -4,9 +4,10 @@ VMamba tiny at 224 x 224, batch 1, float32, in its three official designs. Compa
 `cross_scan_2d`; the same model with the map laid out as four sequences, which one grouped selective scan takes, as the
 official code does; and the same with the recurrence step by step in PyTorch, which is what the official code falls back
 to. All have the same weights, and the same logits before anything is timed. The mixers of a fourth model pass the map
-on and scan nothing: the time of its products, convolutions and norms, which are torch's in all four, bounds what any
-scan can gain. Ratios are paired in interleaved rounds. The first release has 16 states and twice the width in its
-mixers, where the recurrence is most of the fallback; the later designs have one state. Takes two to three minutes:
+on and scan nothing: the time of its products, convolutions and norms, which are the same in all four, bounds what any
+scan can gain. The bound of a ratio is its number divided by that of "none". Ratios are paired in interleaved rounds.
+The first release has 16 states and twice the width in its mixers, where the recurrence is most of the fallback; the
+later designs have one state. Takes two to three minutes:
 
     python experiments/vmamba.py
 """
