@@ -191,8 +191,10 @@ def replacements(on_cpu: Callable[[Any], Any]) -> Iterator[tuple[Any, dict[str, 
     yield torch.cuda.nvtx, {"range": nvtx_range, **{n: _returning(None) for n in ("range_push", "range_pop", "mark")}}
     yield torch.Tensor, {"record_stream": _returning(None)}
     yield torch, {"Event": Event, "Stream": Stream}
-    anywhere = {**dict.fromkeys(("synchronize", "set_device_index", "empty_cache")), "current_device_index": 0}
-    yield torch.accelerator, {n: _returning(value) for n, value in anywhere.items() if hasattr(torch.accelerator, n)}
+    steering = ("synchronize", "set_device_index", "set_stream", "empty_cache")
+    anywhere = {name: _returning(None) for name in steering if hasattr(torch.accelerator, name)}
+    anywhere |= {"current_device_index": _returning(0), "current_stream": lambda device=None: Stream()}
+    yield torch.accelerator, anywhere
     yield torch.cuda.nccl, {"version": _returning((0, 0, 0)), "is_available": _returning(False)}
     yield torch, {"Generator": _generator_on_cpu(torch.Generator, on_cpu)}
     yield torch, {"get_device_module": _device_module}

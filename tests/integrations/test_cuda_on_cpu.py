@@ -232,5 +232,6 @@ def test_a_process_group_of_one_trains_in_parallel(tmp_path):
 def test_versions_and_the_accelerator_are_answered():
     with on_cpu():
         torch.accelerator.synchronize()
+        torch.accelerator.current_stream().synchronize()
         assert torch.accelerator.current_device_index() == 0
         assert torch.cuda.nccl.version() == (0, 0, 0)
