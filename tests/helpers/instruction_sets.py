@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from scanlab_kernels.cpu.extension import load, use_isa
-from scanlab_kernels.cpu.isa import AMX, supported_isas
+from scanlab_kernels.cpu.isa import AMX, multiplies_bfloat16, supported_isas
 
 INSTRUCTION_SETS = supported_isas()
 # those that products differ on
 PRODUCT_SETS = (*INSTRUCTION_SETS, *[AMX.name] * AMX.is_supported())
+BFLOAT16_SETS = tuple(filter(multiplies_bfloat16, PRODUCT_SETS))
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # largest error as a share of the largest value: a few roundings of the arithmetic, one of the storage
 TOLERANCES = {torch.float32: 1e-6, torch.float64: 1e-13, torch.bfloat16: 6e-3, torch.float16: 1e-3}

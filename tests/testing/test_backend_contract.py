@@ -236,11 +236,14 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("differentiable", [False, True])
+@pytest.mark.parametrize(
+    ("fault", "differentiable"),
+    [
+        *((fault, True) for fault in FAULTS),
+        *((fault, False) for fault in FAULTS if fault != "gradient of D"),  # there is none to be wrong
+    ],
+)
 def test_planted_faults_are_caught_by_some_corner(fault, differentiable):
-    if fault == "gradient of D" and not differentiable:
-        pytest.skip("a backend without gradients cannot have a wrong one")
     dtypes = ("float32", "bfloat16")
     broken = contract(scan_with(FAULTS[fault]), capabilities=Capabilities(dtypes=dtypes, gradients=differentiable))
     caught = []

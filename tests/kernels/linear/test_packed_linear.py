@@ -4,12 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from helpers.instruction_sets import PRODUCT_SETS, instruction_set
+from helpers.instruction_sets import BFLOAT16_SETS, PRODUCT_SETS, instruction_set
 from scanlab.contract import registry
 from scanlab.contract.cpu import torch_threads
 from scanlab.runtime import dispatch
 from scanlab.runtime.ops import PrepackedWeight, in_torch, linear
-from scanlab_kernels.cpu.isa import multiplies_bfloat16
 from scanlab_kernels.linear import native as native_products
 from scanlab_kernels.linear.native import packed as packed_form
 from scanlab_kernels.linear.op import LinearInputs, LinearProblem
@@ -43,15 +42,18 @@ def test_it_is_the_product(dtype, bound, with_bias):
     assert (out.double() - right).abs().max() <= bound * right.abs().max()
 
 
-@pytest.mark.parametrize("isa", PRODUCT_SETS)
+@pytest.mark.parametrize(
+    ("dtype", "isa"),
+    [
+        *((torch.float32, isa) for isa in PRODUCT_SETS),
+        *((torch.bfloat16, isa) for isa in BFLOAT16_SETS),
+    ],
+)
 @pytest.mark.parametrize("features", [1, 16, 17, 48, 49, 81, 100])
 @pytest.mark.parametrize(("rows", "depth"), [(32, 1), (33, 24), (45, 300), (137, 7)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_every_shape_on_every_instruction_set(isa, dtype, features, rows, depth):
+def test_every_shape_on_every_instruction_set(dtype, isa, features, rows, depth):
     x, weight, bias = (torch.randn(shape).to(dtype) for shape in ((rows, depth), (features, depth), (features,)))
     with instruction_set(isa):
-        if dtype == torch.bfloat16 and not multiplies_bfloat16(isa):
-            pytest.skip(f"the instruction set {isa} has no products of {dtype}")
         out = native_products.linear(x, PrepackedWeight(weight), bias)
     right = F.linear(x.double(), weight.double(), bias.double())
     assert (out - right).abs().max() <= (3e-6 if dtype == torch.float32 else 4e-3) * right.abs().max()
