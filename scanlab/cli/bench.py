@@ -135,7 +135,7 @@ def show_comparison(compared: Comparison) -> None:
         out.print(table)
     disturbed = [trial for trial in compared.dropped if trial.state == "disturbed"]
     if disturbed:
-        out.print(f"{len(disturbed)} of the candidates have no time: {escape(str(disturbed[0].reason))}")
+        out.print(f"Candidates without a time: {len(disturbed)}, for example: {escape(str(disturbed[0].reason))}")
     for trial in compared.dropped:
         if trial not in disturbed:
             out.print(failure_line(trial))
