@@ -156,6 +156,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _refuse_compressed(path: Path) -> None:
     """Raise InputError for an archive that unpacks to more than the file holds: torch.save compresses nothing."""
+    if not zipfile.is_zipfile(path):  # a comment can hide its end from Python, and not from torch
+        raise InputError(f"{path} is no whole archive: it is damaged, cut off, or was not written by torch.save.")
     with zipfile.ZipFile(path) as archive:
         unpacked_bytes = sum(entry.file_size for entry in archive.infolist())
         stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
@@ -169,7 +171,8 @@ def _refuse_compressed(path: Path) -> None:
 
 def _read_pickled(path: Path) -> object:
     try:
-        zipped = zipfile.is_zipfile(path)
+        with path.open("rb") as file:
+            zipped = file.read(4) == b"PK\x03\x04"  # all that torch looks at
         if zipped:
             _refuse_compressed(path)
         # the arguments of an official training: all that its state holds besides tensors and plain values

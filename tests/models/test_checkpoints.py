@@ -277,3 +277,15 @@ def test_a_head_without_rows_is_refused(tmp_path):
     torch.save({"pos_embed": torch.zeros(1, 197, 192), "head.weight": torch.zeros(())}, tmp_path / "odd.pth")
     with pytest.raises(InputError, match=r"head\.weight"):
         checkpoints.open_model(tmp_path / "odd.pth")
+
+
+def test_a_comment_hides_no_compressed_archive(tmp_path):
+    plain, packed = tmp_path / "plain.pth", tmp_path / "packed.pth"
+    torch.save({"weight": torch.zeros(1 << 18)}, plain)
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+        target.comment = b"PK\x05\x06xx"
+    assert not zipfile.is_zipfile(packed)
+    with pytest.raises(InputError, match="is no whole archive"):
+        checkpoints.read_weights(packed)
