@@ -5,6 +5,8 @@ On a CPU calls are done when they return: a stream orders nothing, and an event 
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -248,6 +250,7 @@ def _generator_on_cpu(generator: type[torch.Generator], on_cpu: Callable[[Any], 
     return Generator
 
 
+@functools.wraps(inspect.unwrap(torch.get_device_module))  # TorchDynamo looks torch's own up by __wrapped__
 def _device_module(device: torch.device | str | None = None) -> Any:
     """Return the module of a device, `torch.cuda` for "cuda"; torch's own function would keep the answer for ever."""
     name = "cpu" if device is None else str(device).partition(":")[0]

@@ -235,3 +235,9 @@ def test_versions_and_the_accelerator_are_answered():
         torch.accelerator.current_stream().synchronize()
         assert torch.accelerator.current_device_index() == 0
         assert torch.cuda.nccl.version() == (0, 0, 0)
+
+
+def test_a_compiled_function_may_name_cuda():
+    with on_cpu():
+        compiled = torch.compile(lambda x: x.cuda() + torch.ones(2, device="cuda"), backend="eager")
+        assert compiled(torch.ones(2)).tolist() == [2, 2]
