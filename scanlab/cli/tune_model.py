@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import typer
 from rich.markup import escape
 
 from scanlab.bench.store import TrialStore
-from scanlab.cli.console import Exit, notes, out, plain_table, print_json
+from scanlab.cli.console import notes, out, plain_table, print_json
 from scanlab.cli.duration import spell_duration
 from scanlab.cli.tune_options import TuneOptions
 from scanlab.cli.tuning_output import as_json as tuning_as_json
 from scanlab.cli.tuning_output import (
     deploy_winners,
+    end_command,
     progress,
     record_decisions,
     say_where,
@@ -100,11 +100,7 @@ def run_tune_model(
         _print(tuning, breakdown)
         say_where(written, deployment)
         say_why(_why(tuning), tuning.whole is not None and tuning.whole.winner is not None)
-    if tuning.interrupted:
-        notes.print("interrupted: everything measured is kept; run the same command again to go on.")
-        raise typer.Exit(Exit.INTERRUPTED)
-    if tuning.whole is None or tuning.whole.winner is None:
-        raise typer.Exit(Exit.CANNOT_RUN)
+    end_command(tuning.interrupted, tuning.whole is not None and tuning.whole.winner is not None)
 
 
 def breakdown_of(tuning: ModelTuning) -> ModelBreakdown | None:

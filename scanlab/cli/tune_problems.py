@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-import typer
-
 from scanlab.bench.clock import MeasuringClock
 from scanlab.bench.compare import sweep_lengths
 from scanlab.bench.context import Candidate
 from scanlab.bench.process_worker import ProcessWorker, open_worker
 from scanlab.bench.store import TrialStore
-from scanlab.cli.console import Exit, notes, out, print_json
+from scanlab.cli.console import notes, out, print_json
 from scanlab.cli.duration import spell_duration
 from scanlab.cli.tune_options import SearchOptions, TuneOptions
 from scanlab.cli.tuning_output import as_json as tuning_as_json
 from scanlab.cli.tuning_output import (
     deploy_winners,
+    end_command,
     progress,
     record_decisions,
     say_where,
@@ -124,11 +123,7 @@ def report_tunings(
             if len(tuned) > 1:
                 out.print(f"[bold]{found.problem.key}[/]")
             say_why(found.why, found.winner is not None)
-    if any(found.interrupted for found in tuned):
-        notes.print("interrupted: everything measured is kept; run the same command again to go on.")
-        raise typer.Exit(Exit.INTERRUPTED)
-    if not any(found.winner for found in tuned):
-        raise typer.Exit(Exit.CANNOT_RUN)
+    end_command(any(found.interrupted for found in tuned), any(found.winner for found in tuned))
 
 
 def _sweep(found: TuningResult, backends: list[Backend], store: TrialStore, seconds: float, seed: int) -> None:

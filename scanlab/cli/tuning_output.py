@@ -115,6 +115,19 @@ def write_results(record: TrialStore) -> list[Path]:
         raise typer.Exit(Exit.INTERRUPTED) from None
 
 
+def end_command(interrupted: bool, has_winner: bool) -> None:
+    """End the command with its exit code where a tuning was interrupted or has no winner; else do nothing.
+
+    Raises:
+        typer.Exit: It was interrupted, or has no winner.
+    """
+    if interrupted:
+        notes.print("interrupted: everything measured is kept; run the same command again to go on.")
+        raise typer.Exit(Exit.INTERRUPTED)
+    if not has_winner:
+        raise typer.Exit(Exit.CANNOT_RUN)
+
+
 def deploy_winners(entries: Sequence[ProfileEntry]) -> Deployment | None:
     """Put entries into this machine's profile and print refusals; None where there are no entries."""
     if not entries:
