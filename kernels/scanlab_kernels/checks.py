@@ -128,11 +128,8 @@ def apart_from(state: Tensor, tensor: OptionalTensor) -> OptionalTensor:
     """
     if tensor is None or _has_no_memory() or any(type(each) not in (Tensor, nn.Parameter) for each in (state, tensor)):
         return tensor
-    if tensor.untyped_storage().data_ptr() != state.untyped_storage().data_ptr() or not state.numel():
-        return tensor
-    start, other_start = state.data_ptr(), tensor.data_ptr()
-    is_apart = not tensor.numel() or other_start >= start + _reach(state) or start >= other_start + _reach(tensor)
-    return tensor if is_apart else tensor.clone()
+    same = tensor.untyped_storage().data_ptr() == state.untyped_storage().data_ptr()
+    return tensor.clone() if same and _spans_meet(state, tensor) else tensor
 
 
 def expect_states(
@@ -161,22 +158,27 @@ def _has_no_memory() -> bool:
 
 def _share_memory(a: Tensor, b: Tensor) -> bool:
     """Return whether an element of one tensor lies in one of the other, neither of which overlaps itself."""
-    if not (a.numel() and b.numel()):
+    if not _spans_meet(a, b):
         return False
-    (start, end), (other_start, other_end) = ((each.data_ptr(), each.data_ptr() + _reach(each)) for each in (a, b))
-    if end <= other_start or other_end <= start:
-        return False
+    start, other_start = a.data_ptr(), b.data_ptr()
     step, other_step = (each.stride(0) * each.itemsize if each.dim() else 0 for each in (a, b))
     if step == other_step > 0:  # rows that alternate, as in a buffer with a row for each sequence
         offset = (other_start - start) % step
         if _reach(a[0]) <= offset <= step - _reach(b[0]):
             return False
     first = min(start, other_start)
-    touched = torch.zeros(max(end, other_end) - first, dtype=torch.bool)
+    touched = torch.zeros(max(start + _reach(a), other_start + _reach(b)) - first, dtype=torch.bool)
     for each in (a, b):
         shape, strides = (*each.shape, each.itemsize), (*[each.itemsize * by for by in each.stride()], 1)
         touched.as_strided(shape, strides, each.data_ptr() - first).fill_(True)
     return int(touched.sum()) < a.nbytes + b.nbytes
+
+
+def _spans_meet(a: Tensor, b: Tensor) -> bool:
+    """Return whether the memory from the first to the last element of one tensor meets that of the other."""
+    if not (a.numel() and b.numel()):
+        return False
+    return a.data_ptr() < b.data_ptr() + _reach(b) and b.data_ptr() < a.data_ptr() + _reach(a)
 
 
 def _reach(tensor: Tensor) -> int:
