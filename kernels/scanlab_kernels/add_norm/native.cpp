@@ -16,11 +16,6 @@ Matrix described(const Tensor& rows) {
     if (!rows) return {};
     return {rows.data(), type_of(rows), 0, rows.stride(0), rows.stride(1)};
 }
-// A dense vector as a matrix of one row.
-Matrix row(const Tensor& numbers) {
-    if (!numbers) return {};
-    return {numbers.data(), type_of(numbers), 0, 0, 1};
-}
 
 Norm norm_call(const Tensor& like, const Tensor& weight, double eps, bool centred) {
     Norm norm;
@@ -38,12 +33,12 @@ NormOutputs add_norm(const Tensor& hidden, const OptionalTensor& residual, const
     Norm norm = norm_call(hidden, weight, eps, centred);
     if (residual) expect("residual", residual, hidden.sizes());
     if (bias) expect("bias", bias, {norm.dim});
-    const Tensor weights = dense(weight, weight.dtype()), biases = bias ? dense(bias, bias.dtype()) : Tensor();
     const NormOutputs outputs = {empty_output(hidden.sizes(), hidden.dtype()),
                                  empty_output(hidden.sizes(), wide_total ? arithmetic(norm.wide) : hidden.dtype())};
     if (norm.rows == 0) return outputs;
     const Tensor rows = rows_of(hidden), other = residual ? rows_of(residual) : Tensor();
-    norm.weight = row(weights), norm.bias = row(biases);
+    const Tensor weights = rows_of(weight), biases = bias ? rows_of(bias) : Tensor();
+    norm.weight = described(weights), norm.bias = described(biases);
     norm.hidden = described(rows), norm.residual = described(other);
     norm.out = described(rows_of(std::get<0>(outputs))), norm.total = described(rows_of(std::get<1>(outputs)));
     const Kernels& kernels = kernels_in_use();
@@ -67,11 +62,11 @@ NormGradients add_norm_backward(const Tensor& grad_out, const OptionalTensor& gr
         grad_weight.zero(), grad_bias.zero();
         return gradients;
     }
-    const Tensor weights = dense(weight, weight.dtype()), outer = rows_of(grad_out), sums = rows_of(total),
+    const Tensor weights = rows_of(weight), outer = rows_of(grad_out), sums = rows_of(total),
                  direct = grad_total ? rows_of(grad_total) : Tensor();
     const int64_t tasks = (norm.rows + norm_rows - 1) / norm_rows;
     const Tensor partials = empty_output({tasks, 2, norm.dim}, arithmetic(norm.wide));
-    norm.weight = row(weights), norm.partials = partials.data();
+    norm.weight = described(weights), norm.partials = partials.data();
     norm.total = described(sums), norm.grad_out = described(outer), norm.grad_total = described(direct),
     norm.grad = described(rows_of(grad));
     const Kernels& kernels = kernels_in_use();
