@@ -58,7 +58,7 @@ class Convolution(nn.Conv2d):
         )
 
     def _has_few_patches(self, x: Tensor) -> bool:
-        """Return whether the patches take no more memory than x or PATCHES weights, which is not in groups."""
+        """Return whether one product can do it: no groups, and patches no larger than x or PATCHES weights."""
         batch, _, height, width = x.shape
         positions = batch * (height // self.stride[0]) * (width // self.stride[1])
         patches = positions * self.weight[0].numel()

@@ -270,18 +270,23 @@ def keep(kept: OrderedDict[Key, Value], key: Key, value: Value, most: int) -> No
         kept.popitem(last=False)
 
 
-describe = operator.attrgetter("shape", "dtype", "device", "requires_grad")
-# The same for tensors of which one is on the CPU and the others must be; a device is another object at each look.
-describe_on_cpu = operator.attrgetter("shape", "dtype", "is_cpu", "requires_grad")
+_describe = operator.attrgetter("shape", "dtype", "device", "requires_grad")
+# Where one tensor is on the CPU and the others must be: a device is another object at each look.
+_describe_on_cpu = operator.attrgetter("shape", "dtype", "is_cpu", "requires_grad")
 _describe_values_on_cpu = operator.attrgetter("shape", "dtype", "is_cpu")  # where no gradient is recorded
+
+
+def describer(first: torch.Tensor, wanted: bool) -> Callable[[torch.Tensor], object]:
+    """Return the function that describes the tensors of one call for a key; `wanted`: gradients are recorded."""
+    if not first.is_cpu:
+        return _describe
+    return _describe_on_cpu if wanted else _describe_values_on_cpu
 
 
 def _signature(inputs: tuple[ScanInputs, ...]) -> list[object]:
     """Return all of the tensors that a problem is derived from, without building the problem."""
     wanted = torch.is_grad_enabled()
-    look: Callable[[torch.Tensor], object] = describe
-    if inputs[0].u.is_cpu:
-        look = describe_on_cpu if wanted else _describe_values_on_cpu
+    look = describer(inputs[0].u, wanted)
     signature: list[object] = [wanted]
     for each in inputs:
         signature.append(each[0].stride(1) == 1)

@@ -16,7 +16,7 @@ from scanlab.contract.backend import OpFn
 from scanlab.contract.base import Problem
 from scanlab.runtime import usage
 from scanlab.runtime.dispatch import serving_now
-from scanlab.runtime.dispatcher import call_logged, describe, describe_on_cpu
+from scanlab.runtime.dispatcher import call_logged, describer
 from scanlab.runtime.implementations import implementation, in_torch, is_in_torch, ops_for
 from scanlab.runtime.products import linear, plan_linear
 from scanlab.runtime.traced import is_traced
@@ -72,7 +72,7 @@ def _serve(kind: tuple[object, ...], inputs: Any, tensors: tuple[Any, ...], pose
     Args:
         kind: Type of the problem, and all it is derived from beside the tensors.
         inputs: Inputs of the op.
-        tensors: Tensors among the inputs, None if absent; never the first.
+        tensors: Tensors among the inputs, None if absent; the first is there.
         pose: (whether a gradient is wanted) -> the problem.
     """
     wanted = torch.is_grad_enabled()
@@ -80,7 +80,7 @@ def _serve(kind: tuple[object, ...], inputs: Any, tensors: tuple[Any, ...], pose
     def problem() -> Problem:
         return pose(wanted and any(each is not None and each.requires_grad for each in tensors))
 
-    look = describe_on_cpu if tensors[0].is_cpu else describe
+    look = describer(tensors[0], wanted)
     key = (*kind, wanted, *[each if each is None else look(each) for each in tensors])
     bound = serving_now().bound_to(key, problem)
     return bound.function(inputs) if not usage.active() else call_logged(bound, inputs)
