@@ -22,6 +22,9 @@ from scanlab.contract.cpu import FOLLOW_TORCH, torch_threads
 from scanlab_kernels.build import as_program, private_folder
 
 TORCH_CACHE = "TORCHINDUCTOR_CACHE_DIR"
+# torch keeps these below the folder for temporary files, whatever its cache is, where other users could plant them.
+PRECOMPILED_HEADERS = "cpp_cache_precompile_headers"
+PRECOMPILED_HEADERS_OF_PACKAGES = "aot_inductor.precompile_headers"
 _cache_lock = threading.RLock()  # the environment is one for all threads
 
 Compiled = Callable[..., Sequence[Tensor]]
@@ -69,7 +72,7 @@ def compile_function(
     compiler = find_compiler()
     # Without a number the code asks OpenMP for its threads at each call, as torch's own ops do.
     follows = threads == FOLLOW_TORCH
-    options: dict[str, Any] = {"cpp.dynamic_threads": follows, "compile_threads": 1}
+    options: dict[str, Any] = {"cpp.dynamic_threads": follows, "compile_threads": 1, PRECOMPILED_HEADERS: False}
     if not follows:
         options["cpp.threads"] = threads
     if compiler is not None:

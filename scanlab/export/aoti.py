@@ -18,7 +18,7 @@ from scanlab.errors import UnavailableError
 from scanlab.models.vision_mamba import VisionMamba
 from scanlab.runtime.decisions import Decision, decisions, refuses
 from scanlab.runtime.profile import Profile
-from scanlab_kernels.torch_compiler import private_cache
+from scanlab_kernels.torch_compiler import PRECOMPILED_HEADERS_OF_PACKAGES, private_cache
 
 BACKEND = "native"  # whose scan is a torch op that a library registers without Python
 LIBRARIES: Mapping[str, str] = {"scanlab": "native", "scanlab_mixer": "mixer"}  # the library of each namespace of ops
@@ -75,7 +75,8 @@ def write_package(model: VisionMamba, images: Tensor, scan: FrozenScan, path: Pa
     program = torch.export.export(traced, (images,), strict=False)
     try:
         with private_cache():
-            aoti_compile_and_package(program, package_path=str(path))
+            options = {PRECOMPILED_HEADERS_OF_PACKAGES: False}
+            aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
     except (InvalidCxxCompiler, CppCompileError, InductorError) as error:
         cause = error.inner_exception if isinstance(error, InductorError) else error
         if not isinstance(cause, (InvalidCxxCompiler, CppCompileError)):

@@ -248,6 +248,37 @@ def test_a_cache_that_others_can_replace_is_refused(extension: Extension, tmp_pa
         extension.build()
 
 
+@pytest.mark.skipif(sys.platform == "win32" or os.getuid() != 0, reason="only root gives files to another user")
+@pytest.mark.parametrize("folder", ["cache", "."])
+def test_a_cache_in_a_folder_of_another_user_is_refused(extension: Extension, tmp_path: Path, folder: str) -> None:
+    extension.build()
+    os.chown(tmp_path / folder, 1, 1)
+    with pytest.raises(UnavailableError, match=r"its owner \(uid 1\).*SCANLAB_CACHE"):
+        extension.build()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such rights")
+@pytest.mark.parametrize("how", ["open to all", "of another user"])
+def test_what_others_put_into_the_cache_before_it_was_closed_is_deleted(
+    extension: Extension, tmp_path: Path, how: str
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    library = extension.build()
+    library.unlink()
+    library.with_suffix(".lock").unlink(missing_ok=True)
+    library.with_suffix(".lock").symlink_to(victim)  # a lock empties what it opens
+    if how == "open to all":
+        library.parent.chmod(0o777)
+    elif os.getuid() != 0:
+        pytest.skip("only root gives files to another user")
+    else:
+        os.chown(library.with_suffix(".lock"), 1, 1, follow_symlinks=False)
+    extension.build()
+    assert victim.read_text() == "mine"
+    assert not library.with_suffix(".lock").is_symlink()
+
+
 @pytest.mark.parametrize("umask", [0o000, 0o002, 0o077])
 def test_a_library_is_built_once_whatever_the_umask(extension: Extension, umask: int) -> None:
     before = os.umask(umask)

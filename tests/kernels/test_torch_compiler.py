@@ -1,6 +1,8 @@
 """Compilation by torch: a missing compiler or header is named, and the cache is closed to other users."""
 
 import os
+import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -42,6 +44,19 @@ def test_keeps_torchs_code_where_no_other_user_writes(monkeypatch, tmp_path):
     monkeypatch.setenv(torch_compiler.TORCH_CACHE, str(tmp_path))
     with torch_compiler.private_cache():
         assert os.environ[torch_compiler.TORCH_CACHE] == str(tmp_path)
+
+
+def test_takes_nothing_from_torchs_folder_for_all_users(tmp_path):
+    """In a process of its own: torch fixes the place of that folder when its compiler is imported."""
+    if torch_compiler.unavailable() is not None:
+        pytest.skip("nothing can be compiled here")
+    program = (
+        "import torch; from scanlab_kernels.torch_compiler import compile_function;"
+        "compile_function(lambda x: (x + 1,), (torch.ones(3),), 1)"
+    )
+    variables = {name: value for name, value in os.environ.items() if name != torch_compiler.TORCH_CACHE}
+    subprocess.run([sys.executable, "-c", program], env=variables | {"TMPDIR": str(tmp_path)}, check=True)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_the_default_that_torch_writes_into_the_environment_is_no_choice_of_the_user(monkeypatch, tmp_path):
