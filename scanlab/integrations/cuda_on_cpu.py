@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from scanlab.integrations import cuda_stand_ins
+from scanlab.integrations import cuda_parallel, cuda_stand_ins
 
 NOTICE = "scanlab: this machine has no CUDA; code for a cuda device runs on the CPU."
 
@@ -108,11 +108,12 @@ def _replacements() -> Iterator[tuple[Any, dict[str, Any]]]:
     yield threading.Thread, {"start": _start_on_cpu(threading.Thread.start)}
     yield torch.Tensor, {"cuda": _itself, "pin_memory": _itself}
     yield torch.nn.Module, {"cuda": _itself, "to": to_on_cpu}
-    yield torch.UntypedStorage, {"cuda": _itself}
+    yield torch.UntypedStorage, {"cuda": _itself, "__new__": _storage_on_cpu(torch.UntypedStorage.__new__)}
     yield torch.TypedStorage, {"cuda": _itself}
     yield torch, {"load": load_on_cpu, "set_default_device": set_default_device_on_cpu}
     yield torch.cuda, {name: getattr(torch, name) for name in TENSOR_TYPES}
     yield from cuda_stand_ins.replacements(_on_cpu)
+    yield from cuda_parallel.replacements()
 
 
 def _start_on_cpu(start: Callable[[threading.Thread], None]) -> Callable[[threading.Thread], None]:
@@ -129,6 +130,16 @@ def _start_on_cpu(start: Callable[[threading.Thread], None]) -> Callable[[thread
         start(thread)
 
     return start_on_cpu
+
+
+def _storage_on_cpu(new: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the constructor of untyped storages, which modes do not see, with the CPU for a cuda device."""
+
+    def new_on_cpu(cls: type, *args: Any, device: Any = None, **kwargs: Any) -> Any:
+        place = {} if device is None else {"device": "cpu" if _is_index(device) else _on_cpu(device)}
+        return new(cls, *args, **place, **kwargs)
+
+    return new_on_cpu
 
 
 def _itself(self: Any, *args: Any, **kwargs: Any) -> Any:

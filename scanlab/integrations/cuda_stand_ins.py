@@ -1,4 +1,4 @@
-"""Stand in for torch.cuda, torch.Generator and torch.distributed while cuda devices are mapped to the CPU.
+"""Stand in for torch.cuda, torch.accelerator and torch.Generator while cuda devices are mapped to the CPU.
 
 On a CPU calls are done when they return: a stream orders nothing, and an event is a time.
 """
@@ -18,8 +18,6 @@ import torch
 import torch.cuda.graphs
 import torch.cuda.nccl
 import torch.cuda.profiler
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from scanlab.errors import UnavailableError
 
@@ -193,47 +191,31 @@ def replacements(on_cpu: Callable[[Any], Any]) -> Iterator[tuple[Any, dict[str, 
     yield torch.cuda.nvtx, {"range": nvtx_range, **{n: _returning(None) for n in ("range_push", "range_pop", "mark")}}
     yield torch.Tensor, {"record_stream": _returning(None)}
     yield torch, {"Event": Event, "Stream": Stream}
-    steering = ("synchronize", "set_device_index", "set_stream", "empty_cache")
-    anywhere = {name: _returning(None) for name in steering if hasattr(torch.accelerator, name)}
-    anywhere |= {"current_device_index": _returning(0), "current_stream": lambda device=None: Stream()}
-    yield torch.accelerator, anywhere
+    yield torch.accelerator, {n: each for n, each in _accelerator().items() if hasattr(torch.accelerator, n)}
     yield torch.cuda.nccl, {"version": _returning((0, 0, 0)), "is_available": _returning(False)}
     yield torch, {"Generator": _generator_on_cpu(torch.Generator, on_cpu)}
     yield torch, {"get_device_module": _device_module}
     yield torch.random, {"fork_rng": _forked_on_cpu(torch.random.fork_rng)}
     yield torch, {"set_default_tensor_type": _default_type_on_cpu(torch.set_default_tensor_type)}
-    yield nn.SyncBatchNorm, {"convert_sync_batchnorm": staticmethod(_unsynchronized)}
-    yield nn.parallel, {"data_parallel": _undivided}
-    if torch.distributed.is_available():
-        yield torch.distributed, {"init_process_group": _group_on_cpu(torch.distributed.init_process_group)}
-        yield DistributedDataParallel, {"__init__": _parallel_on_cpu(DistributedDataParallel.__init__)}
+
+
+def _accelerator() -> dict[str, Any]:
+    """Return what stands in torch.accelerator, of which each release of torch has a part."""
+    steering = ("synchronize", "set_device_index", "set_device_idx", "set_stream", "empty_cache", "empty_host_cache")
+    resets = ("reset_peak_memory_stats", "reset_accumulated_memory_stats")
+    sizes = ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved")
+    return {
+        **{name: _returning(None) for name in (*steering, *resets)},
+        **{name: _returning(0) for name in ("current_device_index", "current_device_idx", *sizes)},
+        "current_stream": lambda device=None: Stream(),
+        "memory_stats": lambda device=None: {},
+        "get_memory_info": memory_info,
+    }
 
 
 def _returning(value: Any) -> Callable[..., Any]:
     """Return a new function for each name: TorchDynamo refuses to find one object under two names."""
     return lambda *args, **kwargs: value
-
-
-def _undivided(module: nn.Module, inputs: Any, *args: Any, module_kwargs: Any = None, **kwargs: Any) -> Any:
-    """Return the output of `torch.nn.parallel.data_parallel` for all inputs at once."""
-    inputs = inputs if isinstance(inputs, tuple) else (inputs,)
-    return module(*inputs, **(module_kwargs or {}))
-
-
-def _unsynchronized(module: nn.Module, process_group: Any = None) -> nn.Module:
-    """Return a module as it is instead of with SyncBatchNorm, which needs GPUs; in one process both are the same.
-
-    Raises:
-        UnavailableError: The process group has several processes.
-    """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        processes = torch.distributed.get_world_size(process_group)
-        if processes > 1:
-            raise UnavailableError(
-                f"SyncBatchNorm needs GPUs, and {processes} processes train here: run one, or leave out"
-                " convert_sync_batchnorm; each process then normalises by its own batches."
-            )
-    return module
 
 
 def _generator_on_cpu(generator: type[torch.Generator], on_cpu: Callable[[Any], Any]) -> type[torch.Generator]:
@@ -274,23 +256,3 @@ def _default_type_on_cpu(set_default_tensor_type: Callable[[Any], None]) -> Call
         set_default_tensor_type(t.replace("torch.cuda.", "torch.") if isinstance(t, str) else t)
 
     return set_on_cpu
-
-
-def _group_on_cpu(init_process_group: Callable[..., None]) -> Callable[..., None]:
-    """Return `init_process_group` with gloo for nccl, and without a device."""
-
-    def init_on_cpu(backend: str | None = None, *args: Any, device_id: Any = None, **kwargs: Any) -> None:
-        init_process_group("gloo" if backend is not None and "nccl" in backend else backend, *args, **kwargs)
-
-    return init_on_cpu
-
-
-def _parallel_on_cpu(init: Callable[..., None]) -> Callable[..., None]:
-    """Return the constructor of DistributedDataParallel without devices, as modules of the CPU need it."""
-
-    def init_on_cpu(
-        self: Any, module: Any, device_ids: Any = None, output_device: Any = None, *args: Any, **kwargs: Any
-    ) -> None:
-        init(self, module, None, None, *args, **kwargs)
-
-    return init_on_cpu

@@ -52,6 +52,7 @@ def without_cuda():
         lambda: torch.nn.Linear(2, 2).to(0).weight,
         lambda: torch.ones(2, device=torch.device(0)),
         lambda: torch.ones(2, pin_memory=True),
+        lambda: torch.UntypedStorage(3, device="cuda"),
         lambda: torch.nn.parallel.data_parallel(torch.nn.Linear(2, 2).cuda(), torch.ones(1, 2).cuda(), device_ids=[0]),
         lambda: torch.nn.DataParallel(torch.nn.Linear(2, 2), device_ids=[0, 1]).cuda().module.weight,
     ],
@@ -234,7 +235,22 @@ def test_versions_and_the_accelerator_are_answered():
         torch.accelerator.synchronize()
         torch.accelerator.current_stream().synchronize()
         assert torch.accelerator.current_device_index() == 0
+        torch.accelerator.current_stream().wait_stream(torch.accelerator.current_stream())
         assert torch.cuda.nccl.version() == (0, 0, 0)
+
+
+def test_copies_for_several_devices_are_made_on_the_cpu():
+    x = torch.arange(6.0).view(3, 2).requires_grad_()
+    with on_cpu():
+        parts = torch.nn.parallel.scatter(x, [0, 1])
+        assert [len(each) for each in parts] == [2, 1]
+        assert torch.equal(torch.nn.parallel.gather(parts, 0), x)
+        first, second = torch.nn.parallel.replicate(torch.nn.Linear(2, 2).cuda(), [0, 1])
+        assert torch.equal(first(x), second(x))
+        (grad,) = torch.autograd.grad(torch.nn.parallel.gather(parts, 0).square().sum(), x)
+        assert torch.equal(grad, 2 * x)
+        copies = torch.cuda.comm.broadcast(x, devices=[0, 1])
+        assert torch.equal(torch.cuda.comm.reduce_add(copies), 2 * x)
 
 
 def test_a_compiled_function_may_name_cuda():
