@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import atexit
-import difflib
+import functools
 import gc
 import importlib
 import inspect
@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from scanlab import __version__
 from scanlab.errors import ScanlabError, UnavailableError, did_you_mean
@@ -145,9 +145,8 @@ def nearest_option(error: BadParameter) -> str:
     option = getattr(error, "option_name", None)
     if option is None or error.ctx is None or not error.message.startswith("No such option"):
         return ""
-    known = {each.lstrip("-"): each for option in error.ctx.command.params for each in option.opts}
-    near = difflib.get_close_matches(option.lstrip("-"), known, n=1, cutoff=0.7)
-    return f" Did you mean {known[near[0]]}?" if near else ""
+    # Without their dashes, which all options share.
+    return did_you_mean(option.lstrip("-"), (each.lstrip("-") for one in error.ctx.command.params for each in one.opts))
 
 
 def load_command(name: str) -> Typer:
@@ -165,7 +164,16 @@ def load_command(name: str) -> Typer:
     function = getattr(module, command.function)
     # Without the mark, lines of an example would be joined and broken anew, and could not be pasted.
     text = inspect.cleandoc(function.__doc__).replace("\n\nExample:\n", "\n\n\b\nExample:\n")
-    app.command(name, help=text, context_settings=getattr(module, "CONTEXT_SETTINGS", None))(function)
+
+    @functools.wraps(function)
+    def spoken(*arguments: Any, **options: Any) -> None:
+        try:
+            function(*arguments, **options)
+        except KeyboardInterrupt:  # which typer would end in silence
+            print("interrupted", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+    app.command(name, help=text, context_settings=getattr(module, "CONTEXT_SETTINGS", None))(spoken)
     return app
 
 

@@ -15,6 +15,7 @@ from scanlab.bench.context import BenchmarkContext, Candidate
 from scanlab.bench.process_worker import open_worker
 from scanlab.bench.ranking import Comparison
 from scanlab.bench.records import Trial
+from scanlab.bench.samples import Measurement
 from scanlab.bench.store import TrialStore
 from scanlab.cli.console import (
     AsJson,
@@ -102,6 +103,7 @@ def bench(
         if not as_json:
             out.print(f"[bold]{case.problem.key}[/]  ({case.label})")
             show_comparison(compared)
+            out.print(f"{escape(compared.why)} {noise_line(compared)}")
     if as_json:
         print_json([{"why": each.why, "trials": [trial_json(trial, raw) for trial in each.trials]} for each in found])
     if any(trial.state in ("wrong", "crashed") for each in found for trial in each.dropped):
@@ -111,7 +113,7 @@ def bench(
 
 
 def show_comparison(compared: Comparison) -> None:
-    """Print the ranking as a table, its notices, and the sentence that names the winner."""
+    """Print the ranking as a table, the candidates without a time, and the notices."""
     table = plain_table("", "backend and configuration", "time", "speed-up", "95 %", "behind", "error", "memory")
     for each in compared.ranking:
         measurement, verdict = each.trial.measurement, each.trial.verdict
@@ -141,35 +143,39 @@ def show_comparison(compared: Comparison) -> None:
             out.print(failure_line(trial))
     for notice in compared.notices:
         notes.print(f"[yellow]note:[/] {escape(notice)}")
+
+
+def noise_line(compared: Comparison) -> str:
+    """Return the sentence on the noise of a comparison."""
     floor = f"{math.expm1(compared.noise_floor):.1%}" if math.isfinite(compared.noise_floor) else "unknown"
-    out.print(
-        f"{escape(compared.why)} Noise floor {floor}; clean rounds: {compared.clean_rounds} of {compared.rounds}."
-    )
+    return f"Noise floor {floor}; clean rounds: {compared.clean_rounds} of {compared.rounds}."
 
 
 def trial_json(trial: Trial, raw: bool) -> dict[str, Any]:
     """Return a trial as JSON values: its numbers instead of its samples, or with them where `raw`."""
     values, measured = trial.to_json(), trial.measurement
     if measured is not None:
-        first, median, third = measured.quartiles_ms
-        numbers = {
-            "median_ms": median,
-            "quartile1_ms": first,
-            "quartile3_ms": third,
-            "p95_ms": measured.p95_ms,
-            "speedup": measured.speedup,
-            "speedup_low": measured.speedup_interval.low,
-            "speedup_high": measured.speedup_interval.high,
-        }
         samples = {} if raw else {"blocks": len(measured.blocks), "reference_blocks": len(measured.reference_blocks)}
-        values["measurement"] |= {
-            **{name: number if math.isfinite(number) else None for name, number in numbers.items()},
-            "clean_blocks": len(measured.clean),
-            **samples,
-        }
+        values["measurement"] |= {**numbers_json(measured), "clean_blocks": len(measured.clean), **samples}
     return values
+
+
+def numbers_json(measured: Measurement) -> dict[str, float | None]:
+    """Return the numbers of a measurement by their names; None where one is unknown."""
+    first, median, third = measured.quartiles_ms
+    numbers = {
+        "median_ms": median,
+        "quartile1_ms": first,
+        "quartile3_ms": third,
+        "p95_ms": measured.p95_ms,
+        "speedup": measured.speedup,
+        "speedup_low": measured.speedup_interval.low,
+        "speedup_high": measured.speedup_interval.high,
+    }
+    return {name: number if math.isfinite(number) else None for name, number in numbers.items()}
 
 
 def failure_line(trial: Trial, name: str | None = None) -> str:
     """Return the line of a trial that has no numbers: its `name`, or else its label, its state and the reason."""
-    return f"[red]{name or trial.label} {trial.state}:[/] {escape(trial.reason or '')}"
+    state = "takes no part" if trial.state == "rejected" else trial.state
+    return f"[red]{name or trial.label} {state}:[/] {escape(trial.reason or '')}"

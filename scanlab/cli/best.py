@@ -132,12 +132,16 @@ def _recheck(seconds: float, results: Path, as_json: bool) -> None:
     record = TrialStore(results)
     record.prepare()
     checked: list[tuple[ProfileEntry, CheckedChoice]] = []
-    for entry in profile.entries:
-        with notes.status(f"recheck: {entry.backend} on {entry.problem.key}"):
-            checked.append((entry, _check(entry, record, seconds)))
-        if not as_json:
-            entry, outcome = checked[-1]
-            out.print(f"{VERDICTS[outcome.holds]}  {entry.problem.key}\n  {escape(outcome.reason)}")
+    try:
+        for entry in profile.entries:
+            with notes.status(f"recheck: {entry.backend} on {entry.problem.key}"):
+                checked.append((entry, _check(entry, record, seconds)))
+            if not as_json:
+                entry, outcome = checked[-1]
+                out.print(f"{VERDICTS[outcome.holds]}  {entry.problem.key}\n  {escape(outcome.reason)}")
+    except KeyboardInterrupt:
+        notes.print("interrupted: a recheck changes nothing, and every choice serves as before.")
+        raise typer.Exit(Exit.INTERRUPTED) from None
     if as_json:
         print_json(
             [

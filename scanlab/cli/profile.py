@@ -78,7 +78,7 @@ def _list(target: str | None, as_json: bool) -> None:
     if not found.entries and not found.replaced:
         out.print("nothing was chosen on this machine yet. Run `scanlab tune`.")
         return
-    table = plain_table("op", "problem", "serves", "evidence", "replaced")
+    table = plain_table("op", "problem", "choice", "evidence", "replaced")
     for entry in found.entries:
         problem, replaced = entry.problem, str(len(found.history(entry.problem)))
         table.add_row(problem.op, problem.key, escape(_label(entry)), entry.rank.label, replaced)

@@ -32,6 +32,7 @@ from scanlab.cli.console import (
     refuse_repeated,
 )
 from scanlab.cli.duration import parse_duration
+from scanlab.cli.finished import FinishedTunings
 from scanlab.cli.tune_options import SearchOptions, TuneOptions
 from scanlab.cli.tune_problems import report_tunings, tune_cases
 from scanlab.contract import registry
@@ -40,6 +41,7 @@ from scanlab.errors import InputError
 from scanlab.runtime.deployment import expect_deployable
 from scanlab.runtime.profile import profile_path
 from scanlab.suites import CAPTURED, Case, load_suite
+from scanlab.tuning.fleet.storage import open_storage
 
 DEFAULT_BUDGET = "4m"
 # A captured script prints to standard error, as notices do: standard output is for results.
@@ -147,15 +149,28 @@ def tune(
         raise InputError("--capture has problems of its own: leave --problem, --suite and --image out.")
     if capture is not None and not capture.is_file():
         raise InputError(f"--capture {capture}: there is no such script.")
-    with closing(ProcessWorker()) as worker:  # its process starts while the problems are made
-        cases = () if capture is not None else cases_of(problem, suite, image, asked)
-        store = TrialStore(results)
-        store.prepare()
-        spent_s = time.monotonic() - context.obj
-        if capture is not None:
-            cases = _captured(capture, script_arguments or [], results)
-        tuned = tune_cases(cases, store, worker, search, options, spent_s)
-    report_tunings(cases, tuned, store, search, options)
+    store, interrupted = TrialStore(results), False
+    finished = FinishedTunings(store, deploys, search.budget)
+    try:
+        with closing(ProcessWorker()) as worker:  # its process starts while the problems are made
+            cases = () if capture is not None else cases_of(problem, suite, image, asked)
+            store.prepare()
+            _expect_storage(storage, results)
+            spent_s = time.monotonic() - context.obj
+            if capture is not None:
+                cases = _captured(capture, script_arguments or [], results)
+            tune_cases(cases, store, worker, search, options, spent_s, finished)
+    except KeyboardInterrupt:
+        interrupted = True
+    report_tunings(finished, options, interrupted)
+
+
+def _expect_storage(storage: str | None, results: Path) -> None:
+    """Open the storage that is named, before anything is tuned, and print its repairs."""
+    if storage is not None:
+        _, notices = open_storage(storage, results)
+        for notice in notices:
+            notes.print(f"[yellow]note:[/] {escape(notice)}")
 
 
 def _captured(script: Path, arguments: list[str], folder: Path) -> tuple[Case, ...]:

@@ -9,18 +9,10 @@ from rich.markup import escape
 from scanlab.bench.store import TrialStore
 from scanlab.cli.console import notes, out, plain_table, print_json
 from scanlab.cli.duration import spell_duration
+from scanlab.cli.finished import FinishedTunings
 from scanlab.cli.tune_options import TuneOptions
 from scanlab.cli.tuning_output import as_json as tuning_as_json
-from scanlab.cli.tuning_output import (
-    deploy_winners,
-    end_command,
-    progress,
-    record_decisions,
-    say_where,
-    say_why,
-    show,
-    write_results,
-)
+from scanlab.cli.tuning_output import progress, say_why, show
 from scanlab.contract.machine import this_machine
 from scanlab.errors import InputError, did_you_mean
 from scanlab.models.model_op import DTYPES, ModelProblem
@@ -74,6 +66,7 @@ def run_tune_model(
     )
     store = TrialStore(options.results)
     store.prepare()
+    finished = FinishedTunings(store, options.deploys, spell_duration(budget_s))
     with progress(options.as_json) as on_event:
         tuning = tune_model(
             problem,
@@ -86,21 +79,21 @@ def run_tune_model(
             on_event=on_event,
             on_step=lambda text: notes.print(f"[dim]{escape(text)}[/]"),
         )
-    deployment = deploy_winners(tuning.entries) if options.deploys else None
-    found = [*tuning.ops, *([tuning.whole] if tuning.whole is not None else [])]
-    labels = [each.trials[0].inputs_label if each.trials else model for each in found]
-    record_decisions(zip(labels, found, strict=True), deployment, spell_duration(budget_s), options.results)
+        finished.add([*tuning.ops, *([] if tuning.whole is None else [tuning.whole])], tuning.entries)
     breakdown = breakdown_of(tuning)
     if breakdown is not None:
         save_breakdown(breakdown, options.results)
-    written = write_results(store)
+    written = finished.write_report()
+    winner = None if tuning.whole is None else tuning.whole.winner
     if options.as_json:
-        print_json(_as_json(tuning, breakdown, options.raw))
+        print_json(_as_json(tuning, finished, breakdown, options.raw))
     else:
         _print(tuning, breakdown)
-        say_where(written, deployment)
-        say_why(_why(tuning), tuning.whole is not None and tuning.whole.winner is not None)
-    end_command(tuning.interrupted, tuning.whole is not None and tuning.whole.winner is not None)
+        finished.say_where(written, "whose choices for its ops serve from now on")
+        say_why(
+            "No choice: whole models were not compared." if tuning.whole is None else tuning.whole.why, bool(winner)
+        )
+    finished.end(tuning.interrupted, winner is not None)
 
 
 def breakdown_of(tuning: ModelTuning) -> ModelBreakdown | None:
@@ -144,10 +137,6 @@ def breakdown_of(tuning: ModelTuning) -> ModelBreakdown | None:
     )
 
 
-def _why(tuning: ModelTuning) -> str:
-    return "No choice: whole models were not compared." if tuning.whole is None else tuning.whole.why
-
-
 def _print(tuning: ModelTuning, breakdown: ModelBreakdown | None) -> None:
     for found in (*tuning.ops, *([tuning.whole] if tuning.whole is not None else [])):
         out.print(f"[bold]{escape(found.problem.op)}[/]  {escape(found.problem.key)}")
@@ -162,12 +151,14 @@ def _print(tuning: ModelTuning, breakdown: ModelBreakdown | None) -> None:
             out.print(table)
 
 
-def _as_json(tuning: ModelTuning, breakdown: ModelBreakdown | None, raw: bool) -> dict[str, Any]:
+def _as_json(
+    tuning: ModelTuning, finished: FinishedTunings, breakdown: ModelBreakdown | None, raw: bool
+) -> dict[str, Any]:
+    shown = [tuning_as_json(*each, raw) for each in finished.tunings]
+    whole = None if tuning.whole is None else shown.pop()
     return {
-        "model": None if tuning.whole is None else tuning_as_json(tuning.whole, raw),
-        "ops": [
-            {"op": each.problem.op, "problem": each.problem.key} | tuning_as_json(each, raw) for each in tuning.ops
-        ],
+        "model": whole,
+        "ops": shown,
         "breakdown": None if breakdown is None else breakdown.to_json(),
         "notices": tuning.notices,
     }

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scanlab.bench.objective import Objective
+from scanlab.cli.duration import spell_duration
 from scanlab.contract.backend import Backend
 
 
@@ -47,3 +48,8 @@ class SearchOptions:
     trials: int | None
     storage: str | None
     max_error: float
+
+    @property
+    def budget(self) -> str:
+        """Budget in words."""
+        return f"{self.trials} configurations" if self.budget_s is None else spell_duration(self.budget_s)

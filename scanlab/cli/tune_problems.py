@@ -1,9 +1,12 @@
-"""`scanlab tune` of problems: search each, time its best over the length, report, and deploy."""
+"""`scanlab tune` of problems: search each, deploy its winner, and time its best over the length."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from functools import partial
+
+from rich.markup import escape
 
 from scanlab.bench.clock import MeasuringClock
 from scanlab.bench.compare import sweep_lengths
@@ -11,19 +14,10 @@ from scanlab.bench.context import Candidate
 from scanlab.bench.process_worker import ProcessWorker, open_worker
 from scanlab.bench.store import TrialStore
 from scanlab.cli.console import notes, out, print_json
-from scanlab.cli.duration import spell_duration
+from scanlab.cli.finished import FinishedTunings
 from scanlab.cli.tune_options import SearchOptions, TuneOptions
 from scanlab.cli.tuning_output import as_json as tuning_as_json
-from scanlab.cli.tuning_output import (
-    deploy_winners,
-    end_command,
-    progress,
-    record_decisions,
-    say_where,
-    say_why,
-    show,
-    write_results,
-)
+from scanlab.cli.tuning_output import progress, say_why, show
 from scanlab.contract.backend import Backend
 from scanlab.suites import Case
 from scanlab.tuning.build_times import BuildTimes
@@ -49,8 +43,9 @@ def tune_cases(
     search: SearchOptions,
     options: TuneOptions,
     spent_s: float,
-) -> list[TuningResult]:
-    """Tune the problems one after the other, and return the results of those before an interruption, and its own.
+    finished: FinishedTunings,
+) -> None:
+    """Tune the problems one after the other, until a person interrupts.
 
     Args:
         cases: Problems with their inputs.
@@ -59,14 +54,17 @@ def tune_cases(
         search: Options of the search; the problems share the budget equally.
         options: Options of the command.
         spent_s: Time since the command was started, which is part of the budget.
+        finished: Takes the result of each problem as soon as it is there.
+
+    Raises:
+        KeyboardInterrupt: It was interrupted between two tunings, or after one.
     """
     budget_s = search.budget_s
     share_s = None if budget_s is None else max(budget_s - spent_s, MIN_SHARE * budget_s) / len(cases)
     sweep_s = SWEEP_S if share_s is None else LENGTHS_SHARE * share_s
     sweeps = sweep_s >= MIN_SWEEP_S
     search_s = None if share_s is None else share_s - (sweep_s if sweeps else 0.0)
-    tuned: list[TuningResult] = []
-    for case in cases:
+    for number, case in enumerate(cases):
         if not options.as_json:
             out.print(f"[bold]{case.problem.key}[/]  ({case.label})")
         with progress(options.as_json) as on_event:
@@ -85,51 +83,42 @@ def tune_cases(
                 seed=options.seed,
                 on_event=on_event,
                 build_times=BuildTimes(cache_folder()),
-                open_worker=open_worker if tuned else partial(open_worker, started=worker),
+                open_worker=open_worker if number else partial(open_worker, started=worker),
             )
-        tuned.append(found)
+            finished.add([found], [] if found.entry is None else [found.entry])
         if not options.as_json:
             show(found)
         if found.interrupted:
-            break
+            raise KeyboardInterrupt
         if sweeps:
-            _sweep(found, search.backends, store, sweep_s, options.seed)
-    return tuned
+            begun = time.monotonic()
+            is_swept = _sweep(found, search.backends, store, sweep_s, options.seed)
+            if is_swept and not options.as_json:
+                out.print(f"Took {time.monotonic() - begun:.0f} s more for the time against {case.problem.swept}.")
 
 
-def report_tunings(
-    cases: Sequence[Case],
-    tuned: Sequence[TuningResult],
-    store: TrialStore,
-    search: SearchOptions,
-    options: TuneOptions,
-) -> None:
-    """Deploy the winners, write the report, and print the choices.
+def report_tunings(finished: FinishedTunings, options: TuneOptions, interrupted: bool) -> None:
+    """Write the report, print the choices, and end the command.
 
     Raises:
-        typer.Exit: The tuning was interrupted, or no problem has a winner.
+        typer.Exit: The command was interrupted, or no problem has a winner.
     """
-    spent = f"{search.trials} configurations" if search.budget_s is None else spell_duration(search.budget_s)
-    winners = [found.entry for found in tuned if found.entry is not None]
-    deployment = deploy_winners(winners) if options.deploys else None
-    labels = [case.label for case in cases]
-    record_decisions(zip(labels, tuned, strict=False), deployment, spent, store.folder)
-    written = write_results(store)
+    written = finished.write_report()
     if options.as_json:
-        print_json([tuning_as_json(found, options.raw) for found in tuned])
+        print_json([tuning_as_json(*each, options.raw) for each in finished.tunings])
     else:
-        say_where(written, deployment)
-        for found in tuned:
-            if len(tuned) > 1:
-                out.print(f"[bold]{found.problem.key}[/]")
+        finished.say_where(written)
+        for found, _ in finished.tunings:
+            if len(finished.tunings) > 1:
+                out.print(f"[bold]{escape(found.problem.key)}[/]")
             say_why(found.why, found.winner is not None)
-    end_command(any(found.interrupted for found in tuned), any(found.winner for found in tuned))
+    finished.end(interrupted, any(found.winner for found, _ in finished.tunings))
 
 
-def _sweep(found: TuningResult, backends: list[Backend], store: TrialStore, seconds: float, seed: int) -> None:
-    """Time the best configuration of every backend over the size that the op sweeps, for the plot."""
+def _sweep(found: TuningResult, backends: list[Backend], store: TrialStore, seconds: float, seed: int) -> bool:
+    """Time the best configuration of every backend over the size that the op sweeps; return whether it was done."""
     if found.comparison is None or found.winner is None or not found.problem.swept:
-        return
+        return False
     by_name = {backend.name: backend for backend in backends}
     best = {each.trial.backend: each.trial for each in reversed(found.comparison.ranking)}
     candidates = [Candidate(by_name[name], dict(trial.config)) for name, trial in best.items() if name in by_name]
@@ -143,3 +132,4 @@ def _sweep(found: TuningResult, backends: list[Backend], store: TrialStore, seco
             seed,
             on_length=lambda length: status.update(f"time against {found.problem.swept}: {length}"),
         )
+    return True

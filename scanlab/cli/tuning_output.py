@@ -1,33 +1,23 @@
-"""Output of `scanlab tune`: progress, tables, report, and deployment of the winners."""
+"""Output of `scanlab tune`: progress, tables and JSON."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import shlex
-import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import typer
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
+from scanlab.bench.ranking import Comparison, RankedCandidate
 from scanlab.bench.records import Trial
-from scanlab.bench.store import TrialStore
-from scanlab.cli.bench import failure_line, show_comparison, trial_json
-from scanlab.cli.console import Exit, notes, out
+from scanlab.cli.bench import failure_line, noise_line, numbers_json, show_comparison, trial_json
+from scanlab.cli.console import notes, out
 from scanlab.cli.duration import spell_duration
-from scanlab.cli.report import REPORT, write
-from scanlab.contract.machine import this_machine
-from scanlab.report.decision import TuningDecision, save_decisions
-from scanlab.report.select import select
-from scanlab.runtime.deployment import Deployment, deploy
-from scanlab.runtime.profile import ProfileEntry
-from scanlab.tuning.fleet.storage_name import mask_words
+from scanlab.report.decision import TuningDecision
 from scanlab.tuning.result import Event, TuningResult
 
 # A log file gets a line for each build, and otherwise one per this many seconds.
@@ -73,6 +63,7 @@ def show(found: TuningResult) -> None:
     """Print the comparison of a tuning, the failures and the notices."""
     if found.comparison is not None:
         show_comparison(found.comparison)
+        out.print(noise_line(found.comparison))
     alike: dict[tuple[str, str | None], list[Trial]] = {}
     for trial in found.failed:
         alike.setdefault((trial.state, trial.reason), []).append(trial)
@@ -102,87 +93,15 @@ def say_why(why: str, is_choice: bool) -> None:
     out.print(f"[bold {'green' if is_choice else 'yellow'}]{escape(why)}[/]")
 
 
-def write_results(record: TrialStore) -> list[Path]:
-    """Write the report of the records; nothing where this machine has no trials yet, as after an early Ctrl-C."""
-    trials = record.load().trials
-    if not select(trials, this_machine()).trials:
-        return []
-    try:
-        return write(trials, record.folder / REPORT, record.folder)
-    except KeyboardInterrupt:
-        cure = shlex.join(["scanlab", "report", str(record.folder)])
-        notes.print(f"interrupted while the report was written: everything else is done; `{escape(cure)}` writes it.")
-        raise typer.Exit(Exit.INTERRUPTED) from None
-
-
-def end_command(interrupted: bool, has_winner: bool) -> None:
-    """End the command with its exit code where a tuning was interrupted or has no winner; else do nothing.
-
-    Raises:
-        typer.Exit: It was interrupted, or has no winner.
-    """
-    if interrupted:
-        notes.print("interrupted: everything measured is kept; run the same command again to go on.")
-        raise typer.Exit(Exit.INTERRUPTED)
-    if not has_winner:
-        raise typer.Exit(Exit.CANNOT_RUN)
-
-
-def deploy_winners(entries: Sequence[ProfileEntry]) -> Deployment | None:
-    """Put entries into this machine's profile and print refusals; None where there are no entries."""
-    if not entries:
-        return None
-    deployment = deploy(entries)
-    for notice in deployment.notices:
-        notes.print(f"[yellow]note:[/] {escape(notice)}")
-    return deployment
-
-
-def record_decisions(
-    labelled: Iterable[tuple[str, TuningResult]], deployment: Deployment | None, budget: str, folder: Path
-) -> None:
-    """Save the decision of each tuning beside its records.
-
-    Args:
-        labelled: Origin of the inputs and result of each tuning.
-        deployment: The deployment of the winners, or None.
-        budget: Budget of all tunings, as text.
-        folder: Folder of the records.
-    """
-    served = {each.problem for each in deployment.deployed} if deployment is not None else set()
-    command = shlex.join(["scanlab", *mask_words(sys.argv[1:])])
-    decisions = [
-        TuningDecision.of(
-            found,
-            label,
-            this_machine(),
-            deployed=found.winner is not None and found.problem in served,
-            command=command,
-            budget=budget,
-        )
-        for label, found in labelled
-    ]
-    save_decisions(decisions, folder)
-
-
-def say_where(written: Sequence[Path], deployment: Deployment | None) -> None:
-    """Print the files that were written, and the profile where it changed."""
-    for path in written:
-        if path.suffix in (".md", ".html", ".png"):
-            out.print(f"wrote {path}")
-    if deployment is not None and deployment.deployed:
-        out.print(f"wrote {deployment.path}, which serves from now on")
-
-
-def as_json(found: TuningResult, raw: bool) -> dict[str, Any]:
-    """Return a tuning as JSON values, with its samples where `raw`."""
-    winner = found.winner
+def as_json(found: TuningResult, decision: TuningDecision, raw: bool) -> dict[str, Any]:
+    """Return a tuning and its decision as JSON values, with its samples where `raw`."""
+    winner, comparison = found.winner, found.comparison
     return {
+        **decision.to_json(),
+        "machine": decision.machine.describe(),
+        "ranking": [] if comparison is None else [_ranked_json(each, comparison) for each in comparison.ranking],
         "winner": None if winner is None else trial_json(winner, raw),
-        "why": found.why,
-        "evidence": found.evidence.label,
         "gain_over_defaults": None if found.gain is None else dataclasses.asdict(found.gain),
-        "ties": sorted(found.tied),
         "failed": [{"backend": each.backend, "state": each.state, "reason": each.reason} for each in found.failed],
         "tried": len(found.trials),
         "new": found.new,
@@ -190,5 +109,22 @@ def as_json(found: TuningResult, raw: bool) -> dict[str, Any]:
         "elapsed_s": found.elapsed_s,
         "measuring_s": found.measuring_s,
         "waited_s": found.waited_s,
-        "notices": list(found.notices),
+    }
+
+
+def _ranked_json(ranked: RankedCandidate, comparison: Comparison) -> dict[str, Any]:
+    """Return the place of a candidate and its numbers as JSON values; None where a number is unknown."""
+    measured, place = ranked.trial.measurement, ranked.place
+    assert measured is not None
+    behind = {"behind": place.behind, "behind_low": place.interval.low, "behind_high": place.interval.high}
+    return {
+        "backend": ranked.trial.backend,
+        "config": dict(ranked.trial.config),
+        "is_winner": ranked is comparison.winner,
+        "is_untuned": ranked.is_untuned,
+        "tied": place.tied,
+        "slower": place.distinguishable,
+        **{name: math.exp(value) if math.isfinite(value) else None for name, value in behind.items()},
+        "attainable_share": ranked.attainable_share,
+        **numbers_json(measured),
     }

@@ -46,6 +46,11 @@ PASSES = 5
 # Inputs on which the classes of a dtype are compared with those of float64.
 AGREEMENT_SEEDS = range(8)
 PRODUCTS_BY_TORCH = {"mamba_front": "mamba_front_composed", "linear": "linear_torch"}
+# Lines of a program by which its model runs as one of DTYPES that is not its own.
+APPLIED_BY = {
+    "bfloat16": "from scanlab.models.model_op import cast; cast(model, torch.bfloat16)",
+    "bfloat16_products": 'torch.backends.mkldnn.matmul.fp32_precision = "bf16"',
+}
 # Digits of the trained model that every Vision Mamba is judged by too; its classes are those of real training.
 DIGITS = ModelProblem(model="digits", batch=360, size=8)
 
@@ -113,6 +118,7 @@ class ModelTuning:
         whole: Result for the model as one op; None where it was not reached.
         products_s: Time of the matrix products of one forward pass in the chosen dtype, as torch computes them.
         notices: Skipped problems, with reasons.
+        interrupted: Whether a person stopped it.
     """
 
     problem: ModelProblem
@@ -123,11 +129,7 @@ class ModelTuning:
     whole: TuningResult | None = None
     products_s: float | None = None
     notices: list[str] = field(default_factory=list)
-
-    @property
-    def interrupted(self) -> bool:
-        """True where a person interrupted the tuning."""
-        return any(found.interrupted for found in (*self.ops, *([self.whole] if self.whole else [])))
+    interrupted: bool = False
 
     @property
     def dtypes(self) -> tuple[str, str]:
@@ -159,7 +161,7 @@ def tune_model(
     on_step: Callable[[str], None] = lambda text: None,
     tune: Callable[..., TuningResult] = tune,
 ) -> ModelTuning:
-    """Tune the ops of a model and the model itself.
+    """Tune the ops of a model and the model itself; an interruption returns what was finished by then.
 
     Args:
         problem: The model and its input.
@@ -180,66 +182,85 @@ def tune_model(
         raise InputError(f"dtypes {', '.join(dtypes)}: must be of {', '.join(DTYPES)}.")
     result = ModelTuning(problem)
     staged = store.folder / "model-profile.json"
-    on_step("running the model")
-    with _served_without_profile(staged):
-        result.shares = op_shares(problem, dtypes)
-    if not result.shares:
-        raise InputError(f"{problem.model} calls no op of scanlab: let it import mamba_ssm or scanlab, or patch() it.")
-    on_step("comparing dtypes with float64")
-    # The share of the same first classes needs several inputs; where none is asked for, one input has the error.
-    seeds = AGREEMENT_SEEDS if len(dtypes) > 1 or min_agreement > 0 else AGREEMENT_SEEDS[:1]
-    with _served_without_profile(staged):
-        result.costs = dtype_costs(problem, dtypes, seeds)
-    refusals = {cost.dtype: cost.refusal(problem.max_logit_error, min_agreement) for cost in result.costs}
-    result.refused = {dtype: reason for dtype, reason in refusals.items() if reason is not None}
-    result.notices += result.refused.values()
-    exact = [dtype for dtype in dtypes if dtype not in result.refused]
-    if not exact:
-        raise InputError(f"{'; '.join(result.notices)}. Allow more with --max-logit-error or --min-agreement.")
-    possible = [share for share in result.shares if set(share.dtypes) & set(exact)]
-    for share, seconds in budgets(possible, OPS_SHARE * budget_s).items():
-        on_step(f"{share.problem.op} {share.problem.key}: {share.calls} calls of {1e6 * share.call_s:.0f} us")
-        made = registry.op(share.problem.op).make_inputs(share.problem, seed)
-        backends, _ = registry.load_all(share.problem.op)
-        found = tune(
-            share.problem,
-            made,
-            backends,
-            Budget(seconds),
-            store,
-            inputs_label=f"drawn, seed {seed}",
-            untuned=untuned_candidate(share.problem),
-            deployed=deployed_candidate(share.problem),
-            objective=objective,
-            seed=seed,
-            on_event=on_event,
-        )
-        result.ops.append(found)
-        if found.interrupted:
-            return result
-    on_step(f"whole models of {problem.key}")
-    profile, refused_profile = staging_profile(result.ops)
-    profile.save(staged)
-    result.notices += refused_profile
-    changed = {found.problem.op for found in result.ops if found.winner is not None and found.gain is not None}
-    assembly = restricted(registry.get("assembly"), "dtype", exact, exact[0])
-    assembly = restricted(assembly, "tuned", subsets(sorted(changed)), NONE)
-    in_torch = restricted(registry.get("model_in_torch"), "dtype", exact, exact[0])
-    with _profile_at(staged):
-        result.whole = tune(
-            problem,
-            make_inputs(problem, 0),
-            (restricted(in_torch, "scan", ("chunked",), "chunked"), assembly),
-            Budget((1 - OPS_SHARE) * budget_s),
-            store,
-            inputs_label=f"the input of {problem.model}",
-            untuned=Candidate(assembly, assembly.space.defaults),
-            objective=objective,
-            seed=seed,
-            on_event=on_event,
-        )
-        result.products_s = products_s(problem, result.dtypes[1])
+    try:
+        on_step("running the model")
+        with _served_without_profile(staged):
+            result.shares = op_shares(problem, dtypes)
+        if not result.shares:
+            raise InputError(
+                f"{problem.model} calls no op of scanlab: let it import mamba_ssm or scanlab, or patch() it."
+            )
+        on_step("comparing dtypes with float64")
+        # The share of the same first classes needs several inputs; where none is asked for, one input has the error.
+        seeds = AGREEMENT_SEEDS if len(dtypes) > 1 or min_agreement > 0 else AGREEMENT_SEEDS[:1]
+        with _served_without_profile(staged):
+            result.costs = dtype_costs(problem, dtypes, seeds)
+        refusals = {cost.dtype: cost.refusal(problem.max_logit_error, min_agreement) for cost in result.costs}
+        result.refused = {dtype: reason for dtype, reason in refusals.items() if reason is not None}
+        result.notices += result.refused.values()
+        exact = [dtype for dtype in dtypes if dtype not in result.refused]
+        if not exact:
+            raise InputError(f"{'; '.join(result.notices)}. Allow more with --max-logit-error or --min-agreement.")
+        possible = [share for share in result.shares if set(share.dtypes) & set(exact)]
+        for share, seconds in budgets(possible, OPS_SHARE * budget_s).items():
+            on_step(f"{share.problem.op} {share.problem.key}: {share.calls} calls of {1e6 * share.call_s:.0f} us")
+            made = registry.op(share.problem.op).make_inputs(share.problem, seed)
+            backends, _ = registry.load_all(share.problem.op)
+            found = tune(
+                share.problem,
+                made,
+                backends,
+                Budget(seconds),
+                store,
+                inputs_label=f"drawn, seed {seed}",
+                untuned=untuned_candidate(share.problem),
+                deployed=deployed_candidate(share.problem),
+                objective=objective,
+                seed=seed,
+                on_event=on_event,
+            )
+            result.ops.append(found)
+            if found.interrupted:
+                raise KeyboardInterrupt
+        on_step(f"whole models of {problem.key}")
+        profile, refused_profile = staging_profile(result.ops)
+        profile.save(staged)
+        result.notices += refused_profile
+        changed = {found.problem.op for found in result.ops if found.winner is not None and found.gain is not None}
+        assembly = restricted(registry.get("assembly"), "dtype", exact, exact[0])
+        assembly = restricted(assembly, "tuned", subsets(sorted(changed)), NONE)
+        in_torch = restricted(registry.get("model_in_torch"), "dtype", exact, exact[0])
+        with _profile_at(staged):
+            result.whole = tune(
+                problem,
+                make_inputs(problem, 0),
+                (restricted(in_torch, "scan", ("chunked",), "chunked"), assembly),
+                Budget((1 - OPS_SHARE) * budget_s),
+                store,
+                inputs_label=f"the input of {problem.model}",
+                untuned=Candidate(assembly, assembly.space.defaults),
+                objective=objective,
+                seed=seed,
+                on_event=on_event,
+            )
+            result.interrupted = result.whole.interrupted
+            if result.whole.winner is not None:
+                notices = (*result.whole.notices, _applied_by(result.whole.winner))
+                result.whole = replace(result.whole, notices=notices)
+            result.products_s = products_s(problem, result.dtypes[1])
+    except KeyboardInterrupt:
+        result.interrupted = True
     return result
+
+
+def _applied_by(winner: Trial) -> str:
+    """Return in a sentence how a program runs its model as `winner` did."""
+    if winner.backend != "assembly":
+        return f"to run it as {winner.label}, leave the model in PyTorch: no choice of scanlab is faster here"
+    ops = "the profile serves its ops"
+    dtype = str(winner.config["dtype"])
+    line = APPLIED_BY.get(dtype)
+    return ops if line is None else f"{ops}, and the program has to choose {dtype}: {line}"
 
 
 def products_s(problem: ModelProblem, dtype: str) -> float | None:

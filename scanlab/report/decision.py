@@ -44,6 +44,7 @@ class TuningDecision:
         command: The command line, without the path of the program and without secrets.
         version: Version of scanlab.
         budget: Budget, in words.
+        objective: The time that candidates were ranked by.
         notes: What was skipped, left out or repaired, and why.
     """
 
@@ -63,6 +64,7 @@ class TuningDecision:
     command: str
     version: str
     budget: str
+    objective: str = "median"
     attainable_share: float | None = None
     notes: tuple[str, ...] = ()
 
@@ -70,7 +72,6 @@ class TuningDecision:
     def of(
         cls,
         found: TuningResult,
-        inputs_label: str,
         machine: Machine,
         *,
         deployed: bool,
@@ -82,7 +83,7 @@ class TuningDecision:
         floor = math.inf if comparison is None else comparison.noise_floor
         return cls(
             problem=found.problem,
-            inputs_label=inputs_label,
+            inputs_label=found.inputs_label,
             machine=machine,
             why=found.why,
             evidence=found.evidence.label,
@@ -97,6 +98,7 @@ class TuningDecision:
             command=command,
             version=machine.software.scanlab,
             budget=budget,
+            objective=found.objective,
             attainable_share=comparison.winner.attainable_share if comparison and comparison.winner else None,
             notes=found.notices,
         )
@@ -129,6 +131,7 @@ class TuningDecision:
             "chosen": self.label or "nothing",
             "deployed": "yes" if self.deployed else "no",
             "evidence": self.evidence,
+            "objective": self.objective,
             "gain over the untuned choice": self.gain or "none shown",
             "tied with": ", ".join(self.ties) or "nothing",
             "share of the roofline": "?" if self.attainable_share is None else percent(self.attainable_share),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from scanlab.bench.objective import Objective
 from scanlab.bench.ranking import Comparison, Gain
 from scanlab.bench.records import Trial
 from scanlab.contract.base import Problem
@@ -43,6 +44,8 @@ class TuningResult:
     """Outcome of a tuning.
 
     Attributes:
+        inputs_label: Origin of the inputs.
+        objective: The time that the winner was chosen by.
         trials: Every trial of this problem on this machine that the search rests on, older ones too.
         failed: Trials of the backends that take no part, with their reasons.
         new: Number of trials that this run made.
@@ -59,6 +62,8 @@ class TuningResult:
     """
 
     problem: Problem
+    inputs_label: str
+    objective: Objective
     trials: tuple[Trial, ...]
     failed: tuple[Trial, ...]
     new: int
@@ -97,10 +102,8 @@ class TuningResult:
         """Sentence that names the winner and says why."""
         if self.comparison is not None:
             return self.comparison.why
-        if self.winner is not None:
-            return f"{self.winner.label}: the fastest of the search; it was not compared, so that luck may have part."
         if self.too_busy is not None:
             return f"No winner: the machine was too busy to measure anything ({self.too_busy}). Try again later."
         if self.interrupted:
-            return "No winner: it was interrupted before anything was shown to be faster than the untuned choice."
+            return "No winner: it was interrupted before the choice was finished, and what served before serves on."
         return "No winner: no configuration that may win could be timed."

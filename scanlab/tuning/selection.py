@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from scanlab.bench.compare import MIN_ROUNDS, Comparer
 from scanlab.bench.context import Candidate
 from scanlab.bench.objective import Objective, level
-from scanlab.bench.ranking import WORTH_FOR_SIMPLICITY, Comparison, beats, choose, places
+from scanlab.bench.ranking import Comparison, beats, choose, places
 from scanlab.bench.records import Trial, error_of
 from scanlab.bench.samples import Measurement
 from scanlab.bench.timing import block_s
@@ -23,7 +23,7 @@ from scanlab.contract.base import Problem
 from scanlab.errors import ProfileError, UnavailableError
 from scanlab.runtime.decisions import decide, refuses
 from scanlab.runtime.profile import Profile, profile_path
-from scanlab.tuning.search import MIN_BLOCKS, Search, upper_end
+from scanlab.tuning.search import Search, upper_end
 
 # A search takes few blocks, so that its leader may have been lucky: candidates that may lie within this of the leader
 # are compared too, up to so many candidates.
@@ -125,19 +125,6 @@ def finalists(
     return Finalists(chosen, (notice,) if skipped else ())
 
 
-def best_of_search(searches: Sequence[Search], untuned: Trial | None) -> Trial | None:
-    """Return the winner of a search without a comparison: one that its clean blocks show to beat the untuned choice.
-
-    None where there is no such one, or where the untuned choice was not measured yet.
-    """
-    able = [trial for search in searches for trial in search.eligible if _clean(trial) >= MIN_BLOCKS]
-    best = min(able, key=upper_end, default=None)
-    if untuned is None or best is None or untuned.state in ("wrong", "crashed"):
-        return None if untuned is None else best
-    is_beaten = untuned.state in ("ok", "pruned") and upper_end(best) + WORTH_FOR_SIMPLICITY < _lower_end(untuned)
-    return best if is_beaten else None
-
-
 def hold_out(
     compared: Comparison,
     comparer: Comparer,
@@ -231,10 +218,6 @@ def fresh_processes(start_s: float, prepare_s: Iterable[float], available_s: flo
 def _measurement(trial: Trial) -> Measurement:
     assert trial.measurement is not None
     return trial.measurement
-
-
-def _clean(trial: Trial) -> int:
-    return len(_measurement(trial).clean)
 
 
 def _lower_end(trial: Trial) -> float:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 
 from scanlab.bench.clock import MeasuringClock, QuietWait
@@ -39,7 +40,7 @@ from scanlab.tuning.fleet.study_summary import summarize_studies
 from scanlab.tuning.result import Event, EventKind, TuningResult
 from scanlab.tuning.scheduler import HOLDOUT_SHARE, MIN_TRIALS, Budget, Scheduler
 from scanlab.tuning.search import Search, has_converged, should_prune, upper_end
-from scanlab.tuning.selection import best_of_search, exact_enough, finalists, fresh_processes, hold_out
+from scanlab.tuning.selection import exact_enough, finalists, fresh_processes, hold_out
 from scanlab.tuning.warm_start import (
     recorded_baseline,
     winners_on_nearest_machines,
@@ -81,7 +82,8 @@ def tune(
 
     First the defaults of every backend are built and verified. Building is beyond the budget; verifying, and waiting
     for a busy machine, are part of it, up to a share each. The fastest default becomes the baseline of every timing. An
-    interruption returns the results so far. Running it again continues from the records.
+    interruption returns the trials so far, and names a winner only if the choice was finished by then. Running it again
+    continues from the records.
 
     Args:
         problem: Problem of any op.
@@ -116,32 +118,29 @@ def tune(
     notices = [*loaded.notices, *repaired, *worker_notices]
     run = _Tuning(context, worker, store, budget, clock, on_event, max_error, objective, notices, build_times)
     try:
-        run.build_defaults(backends, untuned, deployed, loaded.trials)
-        if run.baseline is not None:
-            summaries = summarize_studies(opened, problem)
-            run.notices += summaries.notices
-            for backend in run.able:
-                recorded = [trial for trial in loaded.trials if trial.backend == backend.name]
-                first = [
-                    *(each.config for each in known if each.backend.name == backend.name),
-                    *winners_on_nearest_machines(summaries.studies, backend.name, context.machine),
-                    *winners_on_similar_problems(loaded.trials, backend, problem, context.machine),
-                ]
-                shared = storage is not None
-                run.searches.append(
-                    Search(backend, context, run.baseline.candidate, recorded, opened, store, max_error, shared, first)
-                )
-            run.search()
-            run.note_unmeasured(loaded.trials)
-            run.compare()
-            if run.comparison is not None and storage is not None:
-                publish(run.comparison, context, opened)
-    except KeyboardInterrupt:
+        with closing(worker), ExitStack() as leases:
+            run.build_defaults(backends, untuned, deployed, loaded.trials)
+            if run.baseline is not None:
+                summaries = summarize_studies(opened, problem)
+                run.notices += summaries.notices
+                for backend in run.able:
+                    recorded = [trial for trial in loaded.trials if trial.backend == backend.name]
+                    first = [
+                        *(each.config for each in known if each.backend.name == backend.name),
+                        *winners_on_nearest_machines(summaries.studies, backend.name, context.machine),
+                        *winners_on_similar_problems(loaded.trials, backend, problem, context.machine),
+                    ]
+                    beside, shared = run.baseline.candidate, storage is not None
+                    search = Search(backend, context, beside, recorded, opened, store, max_error, shared, first)
+                    leases.callback(search.close)
+                    run.searches.append(search)
+                run.search()
+                run.note_unmeasured(loaded.trials)
+                run.compare()
+                if run.comparison is not None and storage is not None:
+                    publish(run.comparison, context, opened)
+    except KeyboardInterrupt:  # while the worker is closed, too
         run.interrupted = True
-    finally:
-        for search in run.searches:
-            search.close()
-        worker.close()
     return run.result()
 
 
@@ -181,7 +180,6 @@ class _Tuning:
         self._kept: set[Candidate] = set()
         self._untuned: Candidate | None = None
         self._deployed: Candidate | None = None
-        self._untuned_trial: Trial | None = None
         self._disturbance: str | None = None
         self._scheduler = Scheduler(self.searches, budget, clock, self._skip)
         limit_s = MAX_WAIT_S if budget.seconds is None else MAX_WAIT_SHARE * budget.seconds
@@ -233,8 +231,7 @@ class _Tuning:
         assert self._untuned is not None
         by_name = {search.backend.name: search for search in self.searches}
         if self._untuned.backend.name not in by_name:
-            self._untuned_trial = self._evaluate(self._untuned, None, math.inf)
-            self._store.append(self._untuned_trial)
+            self._store.append(self._evaluate(self._untuned, None, math.inf))
         while (search := self._scheduler.next_search()) is not None:
             candidate = search.ask(self._scheduler.time_for(search))
             if candidate is None:
@@ -342,9 +339,10 @@ class _Tuning:
             # A single fresh process would only repeat the builds.
             processes=processes if processes > 1 else 0,
         )
-        compared = self.comparison = exact_enough(compared, self._max_error)
+        compared = exact_enough(compared, self._max_error)
         self._tied |= {each.trial.label for each in compared.ties}
         if compared.winner is None:
+            self.comparison = compared
             self.notices += compared.notices
             return
         held = hold_out(
@@ -359,6 +357,7 @@ class _Tuning:
         if isinstance(held, str) or held.winner is None:
             reason = held if isinstance(held, str) else "; ".join(held.notices)
             self.notices.append(f"no hold-out comparison: the numbers are those of the one that chose: {reason}")
+            self.comparison = compared
             return
         self.comparison = exact_enough(held, self._max_error)
         self.notices += held.notices
@@ -367,19 +366,16 @@ class _Tuning:
     def result(self) -> TuningResult:
         """Return the result."""
         trials = [trial for search in self.searches for trial in search.trials]
-        winner = None
-        if self.comparison is not None:
-            winner = None if self.comparison.winner is None else self.comparison.winner.trial
-        elif self._untuned is not None and self._objective == "median":  # a search knows too little of a tail
-            own = [trial for trial in trials if trial.label == self._untuned.label]
-            winner = best_of_search(self.searches, next(iter(own), self._untuned_trial))
+        chosen = None if self.comparison is None else self.comparison.winner
         cleanly = any(trial.state in ("ok", "pruned") for trial in trials)
         return TuningResult(
             problem=self._context.problem,
+            inputs_label=self._context.inputs_label,
+            objective=self._objective,
             trials=tuple(trials),
             failed=tuple(self._failed),
             new=self._scheduler.new_trials,
-            winner=winner,
+            winner=None if chosen is None else chosen.trial,
             comparison=self.comparison,
             tied=frozenset(self._tied),
             exhausted=tuple(search.backend.name for search in self.searches if search.left == 0),

@@ -49,6 +49,16 @@ def test_the_exit_code_says_whether_every_choice_holds(run, profile, monkeypatch
     ]
 
 
+def test_an_interrupted_recheck_says_that_nothing_was_changed(run, profile, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "recheck_choice", interrupt)
+    outcome = run("best", "--recheck")
+    assert (outcome.code, outcome.out) == (130, "")
+    assert "interrupted: a recheck changes nothing" in outcome.err
+
+
 def test_a_choice_without_evidence_does_not_hold(run):
     Profile.empty().with_entry(ProfileEntry(PROBLEM, "two_phase", "0" * 16, {"threads": 1})).save(profile_path())
     outcome = run("best", "--recheck")

@@ -230,7 +230,7 @@ def test_bench_times_what_was_named_and_records_it(run, tmp_path):
         (["fleet", "--storage", "nowhere/studies.journal"], "there is no such file; name the one"),
         (["fleet", "--storage", "grpc://nowhere"], "error: --storage grpc://nowhere: a proxy is named as"),
         (["tune", "--problem", SMALL, "--max-error", "-1"], "'--max-error'"),
-        (["tune", "--budgte", "10s"], "No such option: --budgte. Did you mean --budget?"),
+        (["tune", "--budgte", "10s"], "No such option: --budgte. Did you mean 'budget'?"),
         (["tune", "--nosuch"], "No such option: --nosuch. `scanlab tune --help`"),
         (
             ["tune", "--capture", "mine.py", "--nosuch"],

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
+import signal
 from functools import partial
 
 import pytest
 
 from helpers.simulated import tune_simulated
+from scanlab.report.decision import load_decisions, save_decisions
 from scanlab.runtime.profile import Profile, profile_path
 
 TUNE = ("tune", "--problem", "batch=1,dim=6,length=20,state=4", "--backends", "reference two_phase", "--out", "here")
@@ -69,11 +73,61 @@ def test_tune_on_a_busy_machine_chooses_nothing_and_says_so(run, tmp_path, monke
     assert outcome.code == 3
     assert outcome.out.splitlines()[-1].startswith("No winner: the machine was too busy")
     assert outcome.err.count("rounds were disturbed") == 1
-    assert outcome.out.count("blocks were disturbed") == 3  # once for all candidates, and in two sentences
+    assert outcome.out.count("blocks were disturbed") == 2  # once for all candidates, and in the sentence
     assert "give it more time" not in outcome.out + outcome.err
     assert "speed-up" not in outcome.out  # no table without rows
     assert re.search(r"Took \d+ s: \d+ s of verifying and measuring.* s of waiting for a quiet machine", outcome.out)
     assert "building two_phase" in outcome.err  # a log file shows what goes on
+    assert not profile_path().exists()
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+def terminate_then(function):
+    def terminated(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        function(*arguments)
+
+    return terminated
+
+
+@pytest.mark.parametrize("moment", ["time against length", "the next problem", "deployment", "the report"])
+def test_a_choice_that_is_finished_is_deployed_and_reported_whenever_a_person_interrupts(
+    run, tmp_path, monkeypatch, moment
+):
+    tuned = itertools.count()
+
+    def quick(*given, **options):
+        if moment == "the next problem" and next(tuned):
+            raise KeyboardInterrupt
+        return tune_simulated(*given, time_ms=lambda each: 1.0 if each.backend.name == "two_phase" else 5.0, **options)
+
+    monkeypatch.setattr("scanlab.cli.tune_problems.tune_problem", quick)
+    monkeypatch.setattr("scanlab.cli.tune_problems.sweep_lengths", interrupt)
+    if moment == "deployment":
+        monkeypatch.setattr("scanlab.cli.finished.save_decisions", terminate_then(save_decisions))
+    if moment == "the report":
+        monkeypatch.setattr("scanlab.cli.finished.write", interrupt)
+    outcome = run(*TUNE, "--problem", "batch=1,dim=6,length=30,state=4", "--budget", "60s", "--json")
+    assert outcome.code == 130
+    assert "interrupted" in outcome.err
+    (entry,) = Profile.load(profile_path()).entries
+    assert entry.backend == "two_phase"
+    (decision,) = load_decisions(tmp_path / "here").decisions
+    assert decision.deployed
+    if moment == "the report":
+        assert "`scanlab report here` writes it" in outcome.err
+    else:
+        assert [found["deployed"] for found in outcome.json] == [True]
+        assert decision.why in (tmp_path / "here" / "report" / "report.md").read_text()
+
+
+def test_an_interruption_before_the_first_choice_changes_nothing(run, monkeypatch):
+    monkeypatch.setattr("scanlab.cli.tune.cases_of", interrupt)
+    outcome = run(*TUNE, "--json")
+    assert (outcome.code, outcome.json) == (130, [])
     assert not profile_path().exists()
 
 

@@ -47,11 +47,25 @@ def test_the_model_and_its_ops_are_tuned_reported_and_deployed(run, tmp_path, mo
     breakdown = found.json["breakdown"]
     assert breakdown["before_ms"] > breakdown["after_ms"]
     assert {each["dtype"] for each in breakdown["dtypes"]} == {"float32", "bfloat16_products", "bfloat16"}
+    assert "scanlab.models.model_op import cast; cast(model, torch.bfloat16)" in found.json["model"]["notes"][-1]
     deployed = Profile.load(profile_path()).entries
     assert {"model", *winner["config"]["tuned"].split("+")} <= {entry.problem.op for entry in deployed}
     report = (tmp_path / "here" / "report" / "report.md").read_text()
     assert "Model digits, batch 2, size 8" in report
     assert (tmp_path / "here" / "report" / "figures" / "breakdown-0.png").exists()
+
+
+@pytest.mark.parametrize("moment", ["op_shares", "staging_profile", "products_s"])
+def test_an_interruption_keeps_what_is_finished_and_deploys_a_choice_among_whole_models_alone(run, monkeypatch, moment):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"scanlab.models.tune_model.{moment}", interrupt)
+    monkeypatch.setattr("scanlab.cli.finished.write", lambda *_: [])
+    found = run(*TUNE, "--json")
+    assert found.code == 130
+    assert (len(found.json["ops"]) > 0) == (moment != "op_shares")
+    assert profile_path().exists() == (moment == "products_s")
 
 
 def test_float32_alone_and_the_sizes_of_the_workload_are_the_default(run, monkeypatch):
@@ -86,7 +100,7 @@ def test_a_profile_that_cannot_be_read_takes_no_part_and_is_replaced(run, monkey
     path = tmp_path / "profile.json"
     monkeypatch.setenv("SCANLAB_PROFILE", str(path))
     path.write_text('{"schema_version": 1, "torn')
-    monkeypatch.setattr("scanlab.cli.tune_model.write_results", lambda record: [])
+    monkeypatch.setattr("scanlab.cli.finished.write", lambda *_: [])
     outcome = run(*TUNE)
     assert outcome.code == 0, outcome.err
     assert "compared without the profile" in outcome.err

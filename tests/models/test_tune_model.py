@@ -31,7 +31,9 @@ class RecordedTune:
 
     def __call__(self, problem, inputs, backends, budget, store, **options):
         self.asked.append((problem, budget.seconds, tuple(backends), settings.PROFILE.get()))
-        return TuningResult(problem, (), (), 0, None, None, frozenset(), (), (), self._interrupts, 0.0)
+        return TuningResult(
+            problem, "drawn", "median", (), (), 0, None, None, frozenset(), (), (), self._interrupts, 0.0
+        )
 
 
 def test_time_goes_where_most_can_be_saved():

@@ -17,6 +17,7 @@ from helpers.workers import DELAYS_MS, said, start
 from scanlab.bench.clock import MeasuringClock
 from scanlab.bench.compare import MIN_ROUNDS
 from scanlab.bench.context import Candidate
+from scanlab.bench.simulated_worker import SimulatedWorker
 from scanlab.bench.store import TrialStore
 from scanlab.contract.backend import Capabilities
 from scanlab.contract.evidence import EvidenceRank
@@ -290,29 +291,25 @@ def test_a_budget_without_a_bound_is_refused():
         Budget(seconds=0)
 
 
-def test_an_interruption_keeps_what_was_measured_and_is_no_more_than_evidence_of_the_search(tmp_path):
+@pytest.mark.parametrize("label", ["sleepy delay_ms=0.0", "comparison, round 1", "hold-out, round 1"])
+def test_an_interruption_keeps_what_was_measured_and_chooses_nothing(tmp_path, label):
     def stop(event):
-        if event.kind == "started" and event.label == "sleepy delay_ms=0.0":
+        if event.kind in ("started", "round") and event.label == label:
             raise KeyboardInterrupt
 
     found = run([sleepy()], tmp_path, on_event=stop)
-    assert found.interrupted
-    assert found.comparison is None
-    assert found.evidence <= EvidenceRank.SEARCH
-    assert not found.evidence.may_replace(EvidenceRank.COMPARISON)
+    assert (found.interrupted, found.winner, found.entry, found.evidence) == (True, None, None, EvidenceRank.NONE)
+    assert "interrupted before the choice was finished" in found.why
     assert run([sleepy()], tmp_path).new == 3 - found.new
 
 
-def test_an_interruption_chooses_nothing_that_is_not_shown_to_beat_the_untuned_choice(tmp_path):
-    started = itertools.count(1)
+def test_an_interruption_while_the_worker_is_closed_leaves_the_choice_that_is_finished(tmp_path, monkeypatch):
+    def interrupt(worker):
+        raise KeyboardInterrupt
 
-    def stop(event):
-        if event.kind == "started" and next(started) == 2:
-            raise KeyboardInterrupt
-
-    found = run([sleepy()], tmp_path, on_event=stop)
-    assert (found.new, found.winner, found.entry) == (1, None, None)
-    assert "interrupted before anything was shown to be faster" in found.why
+    monkeypatch.setattr(SimulatedWorker, "close", interrupt)
+    found = run([sleepy()], tmp_path)
+    assert (found.interrupted, found.evidence) == (True, EvidenceRank.HOLDOUT)
 
 
 def test_an_unwritable_folder_is_refused_before_anything_is_measured(tmp_path):
