@@ -282,7 +282,7 @@ class Extension:
         """Delete the leftovers of interrupted builds of this extension, except those of `library`."""
         for folder in library.parent.glob(f"{self.name}-*/"):
             is_own = folder == library.with_suffix(".build")
-            if not is_own and time.time() - folder.stat().st_mtime > STALE_S:
+            if not is_own and time.time() - folder.stat().st_mtime > STALE_S and not _is_held(folder):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -371,6 +371,17 @@ def as_program(compiler: Compiler) -> str:
     partial.chmod(0o700)
     os.replace(partial, folder / name)
     return str(folder / name)
+
+
+def _is_held(folder: Path) -> bool:
+    """Return whether a process builds in a folder, however old the folder seems since the clock was set."""
+    path = folder.with_suffix(".lock")
+    try:
+        if path.exists():
+            FileLock(path).acquire(blocking=False).lock.release()
+    except Timeout:
+        return True
+    return False
 
 
 @contextlib.contextmanager

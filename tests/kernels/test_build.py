@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from scanlab.contract.compiler import find_compiler
 from scanlab.errors import UnavailableError
@@ -230,6 +231,15 @@ def test_what_old_builds_left_behind_is_swept(extension: Extension, tmp_path: Pa
     (folder / "tiny-of-today").mkdir()
     extension.build()
     assert {path.name for path in folder.iterdir() if path.is_dir()} == {"other-abc", "tiny-of-today"}
+
+
+def test_a_build_that_goes_on_is_not_swept_after_the_clock_was_set(extension: Extension, tmp_path: Path) -> None:
+    folder = tmp_path / "cache" / "extensions" / "tiny-abc.build"
+    folder.mkdir(parents=True)
+    os.utime(folder, (0, 0))
+    with FileLock(folder.with_suffix(".lock")):
+        extension.build()
+    assert folder.exists()
 
 
 def test_the_cache_is_closed_to_others(extension: Extension) -> None:

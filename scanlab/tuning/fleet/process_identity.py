@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# A process of another host cannot be looked up: it counts as alive for this long after its last heartbeat. The clocks
-# of hosts that share a storage must agree better than this.
+# A process of another host cannot be looked up: it counts as alive for this long after its last heartbeat.
 LEASE_S = 120.0
 # Beyond every process; what others wrote may hold any number.
 MAX_PID = 1 << 31
@@ -25,11 +24,10 @@ def is_alive(identity: Mapping[str, Any], silent_s: float) -> bool:
 
     Args:
         identity: Result of `this_process` there.
-        silent_s: Seconds since its last heartbeat by the clocks of both hosts. A heartbeat far in the future comes
-            from a clock that was turned back, and counts as silence too.
+        silent_s: Seconds since its last heartbeat.
     """
     if identity.get("host") != host():
-        return abs(silent_s) < LEASE_S
+        return silent_s < LEASE_S
     pid = identity.get("pid")
     return isinstance(pid, int) and 0 < pid < MAX_PID and process_start(pid) == identity.get("started") != ""
 

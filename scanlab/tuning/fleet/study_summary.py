@@ -6,6 +6,7 @@ Entries of another version or another program are skipped with a notice.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -124,10 +125,15 @@ def _summary(facts: StudyFacts, entries: Sequence[FrozenTrial]) -> StudySummary:
         best=timed[min(timed)].params if timed else None,
         num_tried=len({config_key(entry.params) for entry in recorded}),
         workers=frozenset(_owner(entry) for entry in owned),
-        working=frozenset(_owner(entry) for entry in owned if is_leased(entry)),
+        working=frozenset(_owner(entry) for entry in owned if is_leased(entry, _silent_s(entry))),
         heard_at=max((beat for beat in beats if beat is not None), default=None),
         lines=tuple((line, why if isinstance(why, str) else None) for line, why in lines if isinstance(line, str)),
     )
+
+
+def _silent_s(entry: FrozenTrial) -> float:
+    """Return the seconds since a heartbeat by the clocks of both hosts; what looks once knows no better."""
+    return abs(time.time() - (heartbeat_of(entry) or 0.0))
 
 
 def _owner(entry: FrozenTrial) -> str:

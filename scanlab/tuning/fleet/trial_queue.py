@@ -3,10 +3,14 @@
 A lease is first written whole, with its configuration and its owner, and then looked up: two processes that lease the
 same configuration at the same moment both see both leases, and the earlier one is valid. No storage is locked while a
 process chooses or measures. The lease of a process that died is found by its owner and ended.
+
+A process of another host died where its heartbeat no longer changes, by the monotonic clock of whoever looks: the clocks
+of hosts may differ, and may be set while they work. Only a heartbeat that is days away counts as silence at once.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -24,6 +28,10 @@ from scanlab.contract.space import Config, Tunable, config_key
 from scanlab.tuning.fleet import attributes, process_identity
 from scanlab.tuning.fleet.heartbeat import Heartbeat
 from scanlab.tuning.fleet.storage import quiet_optuna, storage_errors, trials_of
+
+
+# By more than this the clocks of two hosts do not differ, nor is one of them set while it works.
+MAX_CLOCK_ERROR_S = 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,7 @@ class TrialQueue:
         self._storage = storage
         self._carries_records = carries_records
         self._recorded: frozenset[str] = frozenset()
+        self._beats: dict[int, tuple[float, float]] = {}  # by trial: the heartbeat, and when this process saw it first
         self.distributions: dict[str, BaseDistribution] = {
             tunable.name: CategoricalDistribution(tunable.values) for tunable in tunables
         }
@@ -74,7 +83,7 @@ class TrialQueue:
         with storage_errors():
             for entry in self._entries():
                 attrs = entry.user_attrs
-                if is_leased(entry):
+                if self._is_leased(entry):
                     leased.add(config_key(entry.params))
                 elif attributes.RECORD in attrs and entry.state.is_finished():
                     line = attrs.get(attributes.LINE)
@@ -94,7 +103,7 @@ class TrialQueue:
             own = self._storage.create_new_trial(self._study, entry)
             number = self._storage.get_trial(own).number
             for entry in self._entries():
-                earlier = entry.number < number and is_leased(entry)
+                earlier = entry.number < number and self._is_leased(entry)
                 record = entry.user_attrs.get(attributes.RECORD)
                 recorded = entry.state.is_finished() and record is not None and str(record) not in self._recorded
                 if (earlier or recorded) and entry.params == config:
@@ -150,6 +159,18 @@ class TrialQueue:
         with storage_errors():
             self._storage.set_trial_user_attr(own, attributes.BEAT, time.time())
 
+    def _is_leased(self, entry: FrozenTrial) -> bool:
+        """Return whether a living process evaluates a trial, by how long its heartbeat has not changed here."""
+        beat = heartbeat_of(entry)
+        if beat is None or abs(time.time() - beat) > MAX_CLOCK_ERROR_S:
+            return is_leased(entry, math.inf)
+        now = time.monotonic()
+        known, since = self._beats.get(entry._trial_id, (None, now))
+        if known != beat:
+            since = now
+            self._beats[entry._trial_id] = beat, since
+        return is_leased(entry, now - since)
+
     def _entries(self) -> list[FrozenTrial]:
         return trials_of(self._storage, self._study)
 
@@ -187,14 +208,14 @@ class Lease:
         self._queue._release(self._own)
 
 
-def is_leased(entry: FrozenTrial) -> bool:
-    """Return whether a living process evaluates a trial."""
-    owner, beat = entry.user_attrs.get(attributes.OWNER), heartbeat_of(entry)
+def is_leased(entry: FrozenTrial, silent_s: float) -> bool:
+    """Return whether a living process evaluates a trial, whose last heartbeat was `silent_s` ago."""
+    owner = entry.user_attrs.get(attributes.OWNER)
     return (
         entry.state == TrialState.RUNNING
         and isinstance(owner, Mapping)
-        and beat is not None
-        and process_identity.is_alive(owner, time.time() - beat)
+        and heartbeat_of(entry) is not None
+        and process_identity.is_alive(owner, silent_s)
     )
 
 

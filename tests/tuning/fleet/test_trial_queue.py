@@ -191,6 +191,46 @@ def test_a_heartbeat_from_the_future_keeps_no_lease(place, tmp_path, monkeypatch
     assert other.lease(CONFIGS[0]) is not None
 
 
+class Clocks:
+    """The clocks of this process, set by hand."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.wall_s, self.monotonic_s = 1.7e9, 100.0
+        monkeypatch.setattr(time, "time", lambda: self.wall_s)
+        monkeypatch.setattr(time, "monotonic", lambda: self.monotonic_s)
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass."""
+        self.wall_s += seconds
+        self.monotonic_s += seconds
+
+
+@pytest.mark.parametrize("step_s", [-3600.0, 3600.0])
+def test_a_clock_that_is_set_takes_no_lease_from_a_living_process_and_keeps_none_of_a_dead_one(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step_s: float
+) -> None:
+    one, other = queue(place, tmp_path), queue(place, tmp_path)
+    clocks = Clocks(monkeypatch)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(process_identity, "host", lambda: "elsewhere")
+        one.lease(CONFIGS[0])
+    leased = {'{"a":0,"b":"x"}'}
+    assert other.snapshot().leased == leased
+    clocks.wall_s += step_s
+    assert other.snapshot().leased == leased
+    for _ in range(3):  # it lives, by a clock that was not set
+        clocks.wait(100.0)
+        storage, _ = open_storage(place, tmp_path)
+        running = storage.get_all_trials(storage.get_study_id_from_name("s"))
+        trial_id = running[0]._trial_id
+        storage.set_trial_user_attr(trial_id, "beat", clocks.wall_s - step_s)
+        assert other.snapshot().leased == leased
+    clocks.wait(process_identity.LEASE_S - 1.0)
+    assert other.snapshot().leased == leased
+    clocks.wait(2.0)
+    assert other.snapshot().leased == frozenset()
+
+
 def test_the_dashboard_of_optuna_shows_the_study(place, tmp_path):
     dashboard = pytest.importorskip("optuna_dashboard")
     own = queue(place, tmp_path)
