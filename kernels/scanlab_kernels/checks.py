@@ -56,6 +56,12 @@ def expect_dense_real(**tensors: Tensor | None) -> None:
             raise ProblemError(f"{name} has the layout {tensor.layout}: must be dense, such as {name}.to_dense().")
 
 
+def expect_projection(name: str, weight: Tensor) -> None:
+    """Raise ProblemError unless the weight of a linear layer has two axes: torch projects by a vector, too."""
+    if weight.dim() != 2:
+        raise ProblemError(f"{name} is {tuple(weight.shape)}: must be (features, dim).")
+
+
 def expect_place(
     name: str,
     tensor: Tensor,

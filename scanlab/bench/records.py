@@ -240,6 +240,9 @@ def read_trial(values: Mapping[str, Any]) -> Trial:
         raise ValueError(f"started_at={trial.started_at} and duration_s={trial.duration_s} are not times")
     if trial.machine.silicon.usable_cpus < 1:
         raise ValueError(f"usable_cpus={trial.machine.silicon.usable_cpus}: must be positive")
+    verdict = trial.verdict
+    if verdict is not None and not verdict.errors.keys() <= verdict.tolerances.keys():
+        raise ValueError("an error of the verdict has no tolerance")
     measured = trial.measurement
     blocks = () if measured is None else (*measured.blocks, *measured.reference_blocks)
     # Of every block: where all were disturbed, the measurement as a whole has no ratio, and is a record all the same.

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from scanlab import __version__
 from scanlab.errors import ScanlabError, UnavailableError, did_you_mean
 from scanlab.extras import MissingExtraError, require
+from scanlab.tuning.fleet.storage_name import misplaced
 
 if TYPE_CHECKING:
     from typer import BadParameter, Typer
@@ -52,8 +53,8 @@ RENAMED = {
     "classify": "the program examples/classify_an_image.py",
     "replay": "the program experiments/replay.py",
 }
-# Commands whose process runs a script of the user, which may have a handler of its own.
-KEEP_SIGTERM = ("run",)
+# Commands whose process runs a script of the user, which may have arguments and signal handlers of its own.
+RUNS_SCRIPTS = ("run",)
 # Of errors that have no type of their own: of torch, of threads, of C++, of the loader and of the system.
 OUT_OF_MEMORY = re.compile(r"can't (allocate|start new thread)|cannot allocate|bad_alloc|failed to map", re.IGNORECASE)
 
@@ -109,6 +110,11 @@ def _main(words: list[str]) -> None:
     if name in ("-V", "--version"):
         print(f"scanlab {__version__}", flush=True)
         sys.exit(0)
+    own = words[: words.index("--")] if "--" in words else words  # what follows belongs to a script
+    url = None if name in RUNS_SCRIPTS else misplaced(own)
+    if url is not None:
+        print(f"error: {url}: a storage of studies is named by --storage alone.", file=sys.stderr)
+        sys.exit(2)
     if name not in COMMANDS:
         print(f"error: {unknown(name)}", file=sys.stderr)
         sys.exit(2)
@@ -182,8 +188,7 @@ def _run(name: str, words: list[str]) -> None:
     from rich.markup import escape
 
     from scanlab.cli.console import Exit, notes
-
-    if name not in KEEP_SIGTERM:
+    if name not in RUNS_SCRIPTS:
         # `timeout`, `docker stop` and Slurm end a process like this: its workers and results matter as much.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     # Its public subclass names the error of an option or argument, which typer keeps to itself.

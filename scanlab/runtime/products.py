@@ -44,8 +44,9 @@ def linear(x: Tensor, weight: PrepackedWeight, bias: Tensor | None = None) -> Te
     if is_traced() or not x.numel() or not is_plain(x, plain, bias):
         expect_one_device(x=x, weight=plain, bias=bias)
         return by_torch.linear(x, weight, bias)
-    is_vector = bias is None or bias.shape == plain.shape[:1]  # others are broadcast by torch, or refused
-    bound = _bound(Rows(x.numel() // x.shape[-1], x.dtype), plain) if is_vector else None
+    # Other shapes torch broadcasts or refuses; a packed weight may be padded to the features of x.
+    fits = plain.dim() == 2 and x.shape[-1:] == plain.shape[1:] and (bias is None or bias.shape == plain.shape[:1])
+    bound = _bound(Rows(x.numel() // x.shape[-1], x.dtype), plain) if fits else None
     if bound is None:
         return by_torch.linear(x, weight, bias)
     inputs = LinearInputs(x, plain, bias, weight)

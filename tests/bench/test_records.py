@@ -144,6 +144,7 @@ ODD = [
     ("trial.verdict", {"passed": True}),
     ("trial.verdict", {"passed": True, "errors": {"out": "small"}, "tolerances": {"out": 1.0}, "reason": None}),
     ("trial.verdict.passed", "yes"),
+    ("trial.verdict.tolerances", {}),
     ("trial.machine", {}),
     ("trial.machine.silicon.usable_cpus", 0),
     ("trial.machine.silicon.usable_cpus", "2"),

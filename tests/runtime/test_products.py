@@ -133,6 +133,21 @@ def test_a_tensor_without_data_among_others_is_refused(missing: str) -> None:
         linear(torch.randn(40, 24), PrepackedWeight(tensors["weight"]), tensors["bias"])
 
 
+@pytest.mark.parametrize("features", [25, 26])
+@pytest.mark.parametrize("backend", ["native", "onednn", "torch"])
+def test_rows_of_other_features_than_the_weight_has_are_refused(
+    monkeypatch: pytest.MonkeyPatch, backend: str, features: int
+) -> None:
+    """bfloat16 weights are packed in pairs: one of 25 features as one of 26 whose last is zero."""
+    monkeypatch.setenv("SCANLAB_LINEAR", backend)
+    weight = PrepackedWeight(torch.randn(16, features).bfloat16())
+    for other in (features - 1, features + 1):
+        with pytest.raises(RuntimeError):
+            linear(torch.randn(40, other).bfloat16(), weight)
+    with pytest.raises(RuntimeError):
+        linear(torch.randn(40, features).bfloat16(), PrepackedWeight(weight.weight[:, 1:]))
+
+
 def test_a_quantized_bias_is_refused() -> None:
     bias = torch.quantize_per_tensor(torch.randn(16), 0.1, 0, torch.qint8)
     with pytest.raises(ProblemError, match="bias is torch.qint8: must be floating"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,6 +22,7 @@ HIDDEN = "***"
 MISTYPED = re.compile(rf"\s*(?:{'|'.join((*DATABASES, PROXY))})(?:\+\w*)?(?::|//)/*", re.IGNORECASE)
 # With one slash only where it is known: `joe:/x` may be a user and a password.
 SCHEME = re.compile(rf"\s*[\w+.-]*://+|{MISTYPED.pattern}", re.IGNORECASE)
+URL = re.compile(rf"\s*(?:{'|'.join((*DATABASES, PROXY))})(?:\+\w*)?://", re.IGNORECASE)
 # What no file's name has by chance: an @ written for a URL, and the password of a list of settings.
 PASSWORD = r"(?:password|passwd|pwd)\s*="
 SETTING = re.compile(rf"%40|{PASSWORD}", re.IGNORECASE)
@@ -170,7 +171,14 @@ def mask(text: str) -> str:
         return scheme + (_mask_host(shown) if has_host else shown)
     name, *secret = COLON.split(user, maxsplit=1)
     name = HIDDEN if "/" in name else name
+    if secret and not _is_host(place):
+        return f"{scheme}{name}:{HIDDEN}"
     return f"{scheme}{name}{f':{HIDDEN}' if secret else ''}@{_mask_host(shown)}"
+
+
+def _is_host(place: str) -> bool:
+    """Return whether what follows the last @ is a host with a port or a database, rather than the end of a password."""
+    return "/" in place or PORT.search(place) is not None
 
 
 def _split(text: str) -> tuple[str, str]:
@@ -199,11 +207,21 @@ def mask_words(words: Iterable[str]) -> list[str]:
     return masked
 
 
+def misplaced(words: Sequence[str]) -> str | None:
+    """Return the first URL of a storage, masked, that stands elsewhere in a command line than behind --storage."""
+    for before, word in zip(("", *words), words, strict=False):
+        option, _, value = word.partition("=") if word.startswith("-") else ("", "", word)
+        if OPTION not in (before, option) and URL.match(value):
+            return mask(value)
+    return None
+
+
 def hide_secrets(message: str, text: str) -> str:
     """Return `message` with the secrets of the storage called `text` replaced, as a driver may repeat them."""
     _, rest = _split(text)
     user, _, place = rest.rpartition("@")
-    secrets = [text, rest, *COLON.split(user, maxsplit=1)[1:], *re.split("[?#;&]", rest)[1:]]
+    passwords = COLON.split(user, maxsplit=1)[1:]
+    secrets = [text, rest, *passwords, *([place] if passwords and not _is_host(place) else ()), *re.split("[?#;&]", rest)[1:]]
     secrets += [value for _, value in parse_qsl(QUERY.split(rest, maxsplit=1)[-1] if QUERY.search(rest) else "")]
     secrets += [value for _, value in parse_qsl(QUERY.split(place, maxsplit=1)[-1] if QUERY.search(place) else "")]
     for secret in sorted({*secrets, *map(unquote, secrets)} - {""}, key=len, reverse=True):

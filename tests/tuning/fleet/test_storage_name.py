@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scanlab.errors import InputError
-from scanlab.tuning.fleet.storage_name import StorageName, hide_secrets, mask, mask_words
+from scanlab.tuning.fleet.storage_name import StorageName, hide_secrets, mask, mask_words, misplaced
 
 
 @pytest.mark.parametrize(
@@ -157,6 +157,10 @@ def test_what_is_neither_a_file_nor_a_known_url_is_refused_without_its_secrets(t
         ("joe:secret?sslmode=off", "joe***"),
         ("joe:/secret", "joe***"),
         ("joe:/secret@host/db", "joe:***@host/db"),
+        ("joe:pa@secret", "joe:***"),
+        ("postgresql://joe:pa@secret", "postgresql://joe:***"),
+        ("postgresql://joe:secret@host:5432", "postgresql://joe:***@host:5432"),
+        ("postgresql://joe@host", "postgresql://joe@host"),
         ("host=h password=secret", "host=h password=***"),
         ("sqlite:studies.db", "sqlite:studies.db"),
         ("sqlite:///C:/studies.db", "sqlite:///C:/studies.db"),
@@ -173,7 +177,24 @@ def test_a_command_line_keeps_all_but_the_secrets_of_a_storage():
     assert mask_words(words) == ["tune", "--storage", shown, "--budget=3m", f"--storage={shown}", url]
 
 
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["fleet", "postgresql://joe:secret@h/db"], "postgresql://joe:***@h/db"),
+        (["tune", "--out", "mysql+pymysql://joe:secret@h/db"], "mysql+pymysql://joe:***@h/db"),
+        (["tune", "--out=grpc://joe:secret@h:1"], "grpc://joe:***@h:1"),
+        (["tune", "--stroage", "sqlite:///a.db"], "sqlite:///a.db"),
+        (["tune", "--storage", "postgresql://joe:secret@h/db"], None),
+        (["tune", "--storage=postgresql://joe:secret@h/db", "--out", "runs/postgresql"], None),
+        (["bench", "--problem", "batch=1,dim=4"], None),
+    ],
+)
+def test_a_url_elsewhere_than_behind_its_option_is_found(words: list[str], shown: str | None) -> None:
+    assert misplaced(words) == shown
+
+
 def test_a_driver_s_message_is_cleared_of_the_secrets_it_repeats():
     text = "postgresql://joe:p%40ss@host/db?sslpassword=hush&user=joe"
     assert hide_secrets("no jim with p@ss, p%40ss or hush", text) == "no jim with ***, *** or ***"
     assert hide_secrets(f"cannot parse {text}", text) == "cannot parse ***"
+    assert hide_secrets("no host 'ss'", "postgresql://joe:pa@ss") == "no host '***'"

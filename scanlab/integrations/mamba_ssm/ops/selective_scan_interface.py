@@ -23,7 +23,7 @@ from scanlab.runtime import dispatch
 from scanlab.runtime import ops as mixer
 from scanlab.runtime.promotion import promoted_scan
 from scanlab.runtime.traced import is_traced
-from scanlab_kernels.checks import expect_one_device
+from scanlab_kernels.checks import expect_one_device, expect_projection
 
 log = logging.getLogger("scanlab")
 
@@ -210,8 +210,7 @@ def bimamba_inner_fn(
 
 def _expect_projection(xz: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     expect_one_device(xz=xz, out_proj_weight=weight, out_proj_bias=bias)
-    if weight.dim() != 2:  # torch's product takes a vector too
-        raise ProblemError(f"out_proj_weight is {tuple(weight.shape)}: must be (features, dim).")
+    expect_projection("out_proj_weight", weight)
 
 
 def mamba_inner_ref(

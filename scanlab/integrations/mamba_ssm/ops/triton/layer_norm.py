@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from scanlab.errors import ProblemError
 from scanlab.runtime.ops import add_norm
-from scanlab_kernels.checks import expect_dense_real, expect_one_device
+from scanlab_kernels.checks import expect_dense_real, expect_one_device, expect_projection
 
 
 def layer_norm_fn(
@@ -131,6 +131,7 @@ def layer_norm_linear_fn(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Return a linear layer of the norm of x + residual, (..., features); where prenorm, the sum too."""
     expect_one_device(x=x, linear_weight=linear_weight, linear_bias=linear_bias)
+    expect_projection("linear_weight", linear_weight)
     normed: Any = layer_norm_fn(
         x,
         norm_weight,

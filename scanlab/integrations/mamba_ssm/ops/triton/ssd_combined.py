@@ -19,7 +19,7 @@ from scanlab.integrations.causal_conv1d.causal_conv1d_varlen import sequence_bou
 from scanlab.integrations.mamba_ssm.ops.triton.layernorm_gated import rmsnorm_fn
 from scanlab.runtime import ops as mixer
 from scanlab.runtime.ssd import ssd
-from scanlab_kernels.checks import expect_one_device
+from scanlab_kernels.checks import expect_one_device, expect_projection
 from scanlab_kernels.ssd.problem import NO_LIMIT, Limits, SsdInputs
 
 
@@ -173,6 +173,8 @@ def mamba_split_conv1d_scan_combined(
         ProblemError: The tensors do not fit together.
     """
     expect_one_device(zxbcdt=zxbcdt, outproj_weight=outproj_weight, outproj_bias=outproj_bias)
+    if outproj_weight is not None:
+        expect_projection("outproj_weight", outproj_weight)
     heads = D.shape[0]
     head_dim = D.shape[1] if D.dim() == 2 else headdim
     if head_dim is None:

@@ -102,6 +102,11 @@ def test_norm_and_linear_layer():
         norms.layer_norm_fn(x, torch.ones(8), None, residual.to(torch.complex128))
 
 
+def test_a_linear_layer_of_a_vector_is_refused() -> None:
+    with pytest.raises(ProblemError, match="linear_weight"):
+        norms.layer_norm_linear_fn(torch.randn(5, 8), torch.ones(8), None, torch.randn(8), None)
+
+
 @pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize("group", [None, 4])
 @pytest.mark.parametrize("module", [gated_norms.RMSNorm, gated_norms.LayerNorm])

@@ -197,3 +197,8 @@ def test_the_minimal_function_is_the_scan_of_discretised_inputs():
     assert torch.equal(last_state, h)
     with pytest.raises(ProblemError, match="must have one dtype"):
         ssd_minimal_discrete(X.float(), A, inputs.B, inputs.C, 8)
+
+
+def test_a_projection_to_a_vector_is_refused() -> None:
+    with pytest.raises(ProblemError, match="outproj_weight"):
+        ssd_combined.mamba_split_conv1d_scan_combined(**layer(outproj_weight=torch.ones(HEADS)), chunk_size=8)
