@@ -188,6 +188,7 @@ def _run(name: str, words: list[str]) -> None:
     from rich.markup import escape
 
     from scanlab.cli.console import Exit, notes
+
     if name not in RUNS_SCRIPTS:
         # `timeout`, `docker stop` and Slurm end a process like this: its workers and results matter as much.
         signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -221,7 +221,13 @@ def hide_secrets(message: str, text: str) -> str:
     _, rest = _split(text)
     user, _, place = rest.rpartition("@")
     passwords = COLON.split(user, maxsplit=1)[1:]
-    secrets = [text, rest, *passwords, *([place] if passwords and not _is_host(place) else ()), *re.split("[?#;&]", rest)[1:]]
+    secrets = [
+        text,
+        rest,
+        *passwords,
+        *([place] if passwords and not _is_host(place) else ()),
+        *re.split("[?#;&]", rest)[1:],
+    ]
     secrets += [value for _, value in parse_qsl(QUERY.split(rest, maxsplit=1)[-1] if QUERY.search(rest) else "")]
     secrets += [value for _, value in parse_qsl(QUERY.split(place, maxsplit=1)[-1] if QUERY.search(place) else "")]
     for secret in sorted({*secrets, *map(unquote, secrets)} - {""}, key=len, reverse=True):

@@ -29,7 +29,6 @@ from scanlab.tuning.fleet import attributes, process_identity
 from scanlab.tuning.fleet.heartbeat import Heartbeat
 from scanlab.tuning.fleet.storage import quiet_optuna, storage_errors, trials_of
 
-
 # By more than this the clocks of two hosts do not differ, nor is one of them set while it works.
 MAX_CLOCK_ERROR_S = 24 * 3600.0
 
