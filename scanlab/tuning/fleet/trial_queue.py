@@ -4,8 +4,8 @@ A lease is first written whole, with its configuration and its owner, and then l
 same configuration at the same moment both see both leases, and the earlier one is valid. No storage is locked while a
 process chooses or measures. The lease of a process that died is found by its owner and ended.
 
-A process of another host died where its heartbeat no longer changes, by the monotonic clock of whoever looks: the clocks
-of hosts may differ, and may be set while they work. Only a heartbeat that is days away counts as silence at once.
+A process of another host died where its heartbeat no longer changes, by the monotonic clock of whoever looks: the
+clocks of hosts may differ, and may be set while they work. A heartbeat that is days away counts as silence at once.
 """
 
 from __future__ import annotations
