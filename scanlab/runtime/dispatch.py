@@ -216,7 +216,7 @@ def selective_scan_fn(
         out, last_state = traced.scan((inputs,), delta_softplus, "forward", True, backend)
     else:
         serve = serving_now() if backend is None else _dispatchers.get(backend) or scan_dispatcher(backend)
-        out, last_state = serve(inputs, delta_softplus=delta_softplus, promote=True)
+        out, last_state = serve.scan((inputs,), delta_softplus, "forward", True)
     if out.dtype != u.dtype:
         out = out.to(u.dtype)
     return (out, last_state) if return_last_state else out

@@ -6,6 +6,7 @@ SCANLAB_STRICT=1 it is an error; the parts of a block are logged as information 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import operator
 import threading
@@ -95,6 +96,12 @@ class Dispatcher:
         Raises:
             ProblemError: The tensors do not fit together.
         """
+        return self.scan(inputs, delta_softplus, direction, promote)
+
+    def scan(
+        self, inputs: tuple[ScanInputs, ...], delta_softplus: bool, direction: Direction, promote: bool
+    ) -> ScanOutput:
+        """Return the scan of these tensors; arguments and errors are those of a call."""
         bound = self.bind(inputs, delta_softplus, direction, promote)
         if bound.promotes:
             inputs = tuple(map(promoted_scan, inputs))
@@ -118,7 +125,12 @@ class Dispatcher:
         self, inputs: tuple[ScanInputs, ...], delta_softplus: bool, direction: Direction, promote: bool = False
     ) -> Bound:
         """Return the scan that serves such tensors; arguments and errors are those of a call."""
-        key = (delta_softplus, direction, promote, *_signature(inputs))
+        u, wanted = inputs[0].u, torch.is_grad_enabled()
+        look = describer(u, wanted)
+        tensors = inputs[0] if len(inputs) == 1 else itertools.chain(*inputs)
+        described = [tensor if tensor is None else look(tensor) for tensor in tensors]
+        is_dim_last = u.stride()[1:2] == (1,)  # a slice, for u may have too few axes
+        key = (delta_softplus, direction, promote, wanted, is_dim_last, *described)
         bound = self._bound.get(key)
         return self._bind_scan(key, inputs, delta_softplus, direction, promote) if bound is None else bound
 
@@ -281,14 +293,3 @@ def describer(first: torch.Tensor, wanted: bool) -> Callable[[torch.Tensor], obj
     if not first.is_cpu:
         return _describe
     return _describe_on_cpu if wanted else _describe_values_on_cpu
-
-
-def _signature(inputs: tuple[ScanInputs, ...]) -> list[object]:
-    """Return all of the tensors that a problem is derived from, without building the problem."""
-    wanted = torch.is_grad_enabled()
-    look = describer(inputs[0].u, wanted)
-    signature: list[object] = [wanted]
-    for each in inputs:
-        signature.append(each[0].stride(1) == 1)
-        signature += [tensor if tensor is None else look(tensor) for tensor in each]
-    return signature

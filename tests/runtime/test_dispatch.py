@@ -170,6 +170,8 @@ def test_tensors_that_do_not_fit_raise_before_anything_is_built():
     arguments = upstream_arguments(PROBLEM)
     with pytest.raises(ProblemError, match=r"delta is float32 \(2, 6, 19\)"):
         selective_scan_fn(**arguments | {"delta": arguments["delta"][..., 1:]}, delta_softplus=True)
+    with pytest.raises(ProblemError, match=r"u is float32 \(6,\): must be \(batch, dim, length\)"):
+        selective_scan_fn(**arguments | {"u": arguments["u"][0, :, 0]}, delta_softplus=True)
 
 
 @pytest.mark.parametrize("backend", ["two_phase", "chunked", "native"])

@@ -32,13 +32,14 @@ _nodes: dict[OpOverload, Node | None] = {}
 def direct(op: OpOverload) -> Callable[..., Any]:
     """Return a function equal to `op`, which was registered here, that enters the dispatcher only once."""
     node, run = _nodes[op], op._op
+    end = 1 + max(at for at, each in enumerate(op._schema.arguments) if "Tensor" in str(each.type))
 
     def call(*arguments: Any) -> Any:
         if torch.compiler.is_compiling() or forward_ad._current_level >= 0 or _C._are_functorch_transforms_active():
             return op(*arguments)
         if _C._is_tracing():  # the graph shall hold the op, not its node in autograd
             return op(*arguments)
-        if node is not None and torch.is_grad_enabled() and _C._any_requires_grad(*arguments):
+        if node is not None and torch.is_grad_enabled() and _C._any_requires_grad(*arguments[:end]):
             return node.apply(None, *arguments)
         if torch.is_inference_mode_enabled():  # which keeps autograd out by itself
             return run(*arguments)

@@ -80,8 +80,7 @@ def make(problem: ScanProblem, config: Config) -> ScanFn:
     op = direct(ops.scan_with_checkpoints.default if problem.gradients else ops.scan.default)
 
     def scan(first: ScanInputs, second: ScanInputs | tuple[None, ...] = absent) -> ScanOutput:
-        results = op(*(first + second + settings))
-        return ScanOutput(results[0], results[1])
+        return ScanOutput._make(op(*(first + second + settings))[:2])
 
     return scan
 
