@@ -33,7 +33,7 @@ def on_cpu(*, announce: bool = True) -> Iterator[None]:
     streams, generators and properties of a device are the CPU's; graphs are refused. Process groups of nccl are made
     with gloo, DistributedDataParallel takes no devices, and in one process BatchNorm stands for SyncBatchNorm. PyTorch
     itself turns autocast and GradScaler for cuda off without CUDA, with a warning: the block runs in the dtypes of its
-    tensors.
+    tensors. The constructor of the class, `torch.Tensor(3, device="cuda")`, raises: write `torch.empty`.
     `torch.cuda.is_available()` stays False, so that code with a path for the CPU takes it; `device_count()` is 1.
 
     The mapping holds in the thread that enters the block and in every `threading.Thread` started within it, those of

@@ -15,13 +15,14 @@ from importlib.metadata import Distribution, DistributionFinder, MetadataPathFin
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
-from scanlab.integrations import transformers_hook
+from scanlab.integrations import csm_triton_hook, transformers_hook
 from scanlab.integrations.mamba_ssm import manifest
 from scanlab.integrations.mamba_ssm.fallback import imports_name, imports_without_fallback
 
 log = logging.getLogger("scanlab")
 
 FUNCTIONS = (FunctionType, BuiltinFunctionType)
+OTHER_FINDERS = (transformers_hook.finder, csm_triton_hook.finder)
 
 
 def install() -> None:
@@ -33,7 +34,7 @@ def install() -> None:
     if _finder() is not None:
         return
     finder = Finder()
-    sys.meta_path[:0] = [finder, transformers_hook.finder]
+    sys.meta_path[:0] = [finder, *OTHER_FINDERS]
     for name in sorted(sys.modules):
         if manifest.official_name(name) in manifest.MODULES - manifest.UNWRAPPED:
             finder.wrap(sys.modules[name])
@@ -45,8 +46,8 @@ def uninstall() -> None:
     finder = _finder()
     if finder is None:
         return
-    sys.meta_path.remove(finder)
-    sys.meta_path.remove(transformers_hook.finder)
+    for each in (finder, *OTHER_FINDERS):
+        sys.meta_path.remove(each)
     _rebind({id(wrapper): wrapper.__wrapped__ for wrapper in finder.wrappers.values()})
     for module, name in finder.added:
         delattr(module, name)
@@ -135,9 +136,8 @@ class Finder(MetaPathFinder):
                 self.added.append((module, name))
             elif isinstance(theirs, FUNCTIONS) and not _is_wrapper(theirs) and not name.endswith("_ref"):
                 wrapper = by_device(theirs, ours)
-                if wrapper is not None:
-                    self.wrappers[id(theirs)] = wrapper
-                    setattr(module, name, wrapper)
+                self.wrappers[id(theirs)] = wrapper
+                setattr(module, name, wrapper)
 
 
 class StandIn(Distribution):
@@ -226,29 +226,41 @@ def _missing(module: str, official: str, name: str) -> object:
     raise AttributeError(f"module {module!r} has no attribute {name!r}: {lacking}.")
 
 
-def by_device(theirs: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any] | None:
+def by_device(theirs: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function that calls `ours` where its first tensor is on the CPU, and `theirs` for all others.
 
-    Releases differ in the order of parameters, so `ours` is called by their names. A fork may have more: where `ours`
-    lacks one of them, the result is None.
+    Releases differ in the order of parameters, so `ours` is called by their names. A fork may have more: `theirs` is
+    called where one that `ours` lacks is not at its default, and where the first call finds that both disagree.
     """
-    from torch import Tensor  # installing takes no seconds: processes that never need torch install this too
+    import torch  # installing takes no seconds: processes that never need torch install this too
+    from torch import Tensor
+
+    from scanlab.integrations.mamba_ssm.verification import agrees
+    from scanlab.runtime.traced import is_traced
 
     try:
         signature = inspect.signature(theirs)
     except ValueError:  # a compiled function without one: called by position, as its callers do
         signature = None
-    if signature is not None and not signature.parameters.keys() <= inspect.signature(ours).parameters.keys():
-        return None
+    names = inspect.signature(ours).parameters.keys()
+    extra = {} if signature is None else {n: each.default for n, each in signature.parameters.items() if n not in names}
+    plain = Tensor, torch.nn.Parameter
+    agree: bool | None = None  # not known yet
 
     @functools.wraps(theirs)
     def chosen(*args: Any, **kwargs: Any) -> Any:
+        nonlocal agree
         first = next((each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)), None)
         if first is None or not first.is_cpu:
             return theirs(*args, **kwargs)
         if signature is None:
             return ours(*args, **kwargs)
-        return ours(**signature.bind(*args, **kwargs).arguments)
+        given = signature.bind(*args, **kwargs).arguments
+        if agree is None and type(first) in plain and not is_traced():
+            agree = agrees(theirs, ours)
+        if agree is False or any(isinstance(given[n], Tensor) or given[n] != extra[n] for n in extra if n in given):
+            return theirs(*args, **kwargs)
+        return ours(**{name: value for name, value in given.items() if name not in extra})
 
     chosen.__scanlab__ = ours  # type: ignore[attr-defined]
     return chosen

@@ -28,8 +28,9 @@ PACKAGES = (
     "causal_conv1d",
 )
 
-# Copies of mamba_ssm have it within another package or by a name that ends so: `fork.mamba_ssm`, `fork.bimamba_ssm`.
-COPY = re.compile(r"^(?!scanlab\.)(?:.*\.)?\w*mamba_ssm\.")
+# Copies of mamba_ssm have it within another package, by a name that ends so (`fork.mamba_ssm`, `fork.bimamba_ssm`), or
+# by another one, of which its ops alone are recognised (`fork.ops.triton.layer_norm`).
+COPY = re.compile(r"^(?!scanlab\.)(?:.*\.)?(?:\w*mamba_ssm\.|(?=ops\.(?:triton\.|selective_scan_interface$)))")
 # Of a copy (`fork.mamba_ssm.ops.triton.layernorm`), modules below these may be replaced.
 REPLACEABLE = ("mamba_ssm.ops.", "mamba_ssm.utils.")
 

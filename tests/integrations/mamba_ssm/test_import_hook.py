@@ -53,6 +53,8 @@ import selective_scan_cuda
 
 def selective_scan_fn(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False):
     "theirs"
+    if u.is_cpu:
+        raise RuntimeError("theirs on cpu")
     return "theirs on " + u.device.type
 
 def helper(*arguments):
@@ -233,14 +235,15 @@ def test_a_release_with_another_order_of_parameters_is_served_by_name(write):
     )
 
 
-def test_a_function_with_parameters_of_its_own_stays_as_it_is(write):
+def test_a_function_whose_own_parameters_are_used_stays_as_it_is(write):
     write({"mamba_ssm.ops.triton.layernorm": THEIR_NORM})
     drop_in.install()
     norm = importlib.import_module("mamba_ssm.ops.triton.layernorm")
-    assert norm.rms_norm_fn(torch.ones(2, 4), torch.ones(4), None) == "theirs, with a gain"
+    assert norm.rms_norm_fn(torch.ones(2, 4), torch.ones(4), None, 2.0) == "theirs, with a gain"
+    assert norm.rms_norm_fn(torch.ones(2, 4), torch.ones(4), None, gain_of_the_fork=1.0).shape == (2, 4)
 
 
-@pytest.mark.parametrize("root", ["copied.mamba_ssm", "copied.bimamba_ssm", "copied_mamba_ssm"])
+@pytest.mark.parametrize("root", ["copied.mamba_ssm", "copied.bimamba_ssm", "copied_mamba_ssm", "renamed.here"])
 def test_a_copy_within_another_package_or_by_another_name_is_wrapped(write, caplog, root):
     write(
         {
@@ -262,8 +265,44 @@ def test_a_copy_within_another_package_or_by_another_name_is_wrapped(write, capl
         with pytest.raises(ModuleNotFoundError):
             importlib.import_module(missing)
     drop_in.uninstall()
-    assert interface.selective_scan_fn(*INPUTS) == "theirs on cpu"
+    with pytest.raises(RuntimeError, match="theirs on cpu"):
+        interface.selective_scan_fn(*INPUTS)
     for name in [name for name in sys.modules if name.partition(".")[0] == root.partition(".")[0]]:
+        del sys.modules[name]
+
+
+ANOTHER_SCAN = """
+from mamba_ssm.ops.selective_scan_interface import SelectiveScanFn
+
+def selective_scan_fn(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False):
+    return {factor} * SelectiveScanFn.apply(u, delta, A, B, C, D, z, delta_bias, delta_softplus, False)
+"""
+
+
+@pytest.mark.parametrize("root", ["copied.mamba_ssm", "renamed"])
+def test_a_copy_that_computes_something_else_is_called_as_it_is(write, caplog, root):
+    """VideoMambaPro's copy starts from another state, by the same parameters."""
+    write({f"{root}.ops.selective_scan_interface": ANOTHER_SCAN.format(factor=2)})
+    drop_in.install()
+    interface = importlib.import_module(f"{root}.ops.selective_scan_interface")
+    expected = scan.selective_scan_fn(*INPUTS, delta_softplus=True)
+    for _ in range(2):
+        torch.testing.assert_close(interface.selective_scan_fn(*INPUTS, delta_softplus=True), 2 * expected)
+    (record,) = caplog.records
+    assert f"{root}.ops.selective_scan_interface.selective_scan_fn computes something else" in record.getMessage()
+    for name in [name for name in sys.modules if name.partition(".")[0] == root.partition(".")[0]]:
+        del sys.modules[name]
+
+
+def test_a_copy_that_computes_the_same_is_replaced(write, caplog):
+    write({"copied.mamba_ssm.ops.selective_scan_interface": ANOTHER_SCAN.format(factor=1)})
+    drop_in.install()
+    interface = importlib.import_module("copied.mamba_ssm.ops.selective_scan_interface")
+    torch.testing.assert_close(
+        interface.selective_scan_fn(*INPUTS, delta_softplus=True), scan.selective_scan_fn(*INPUTS, delta_softplus=True)
+    )
+    assert not caplog.records
+    for name in [name for name in sys.modules if name.startswith("copied")]:
         del sys.modules[name]
 
 

@@ -47,8 +47,8 @@ class Mamba(CachedStates, Mixing):
     Args:
         use_fast_path: False calls the layers one by one, in the forward direction only.
         layer_idx: Index of the layer, by which an inference cache keeps its states.
-        bimamba_type: "none" scans forward; "v1" in reverse too, by a second A; "v2" by weights of its own; "v3" adds a
-            third scan of the steps of `nslices` slices in turn (SegMamba).
+        bimamba_type: "none" (or None) scans forward; "v1" in reverse too, by a second A; "v2" by weights of its own;
+            "v3" adds a third scan of the steps of `nslices` slices in turn (SegMamba).
         if_divide_out: Halve the sum of the directions of v2; `if_devide_out` is its older spelling.
         init_layer_scale: Initial factor of every output channel, none where None.
         bimamba: VideoMamba's name of bimamba_type "v2".
@@ -76,7 +76,7 @@ class Mamba(CachedStates, Mixing):
         layer_idx: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        bimamba_type: str = "none",
+        bimamba_type: str | None = "none",
         if_divide_out: bool = False,
         init_layer_scale: float | None = None,
         if_devide_out: bool = False,
@@ -84,6 +84,7 @@ class Mamba(CachedStates, Mixing):
         nslices: int = 5,
     ) -> None:
         super().__init__()
+        bimamba_type = bimamba_type or "none"
         bimamba_type = "v2" if bimamba and bimamba_type == "none" else bimamba_type
         if bimamba_type not in KINDS:
             raise ProblemError(f"bimamba_type={bimamba_type!r}: must be one of {', '.join(KINDS)}.")
