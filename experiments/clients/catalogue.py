@@ -15,8 +15,23 @@ from typing import Any
 import torch
 from checkouts import Built, from_file, image, package, stand_in
 from images import mair, mamba_ad, mamba_mil, pan_mamba, sigma, simba, ultralight
+from mixers import aim, black_mamba, coupled_mamba, har_mamba, i2dtl, nakul, time_series_library, zamba2
 from sequences import caduceus, dis, hydra, mamba3d, mamba4rec, s_mamba, se_mamba, time_machine
 from torch import Tensor, nn
+from vision import (
+    arm,
+    em_net,
+    fusion_mamba,
+    light_m_unet,
+    mamba_dfuse,
+    mamba_fcs,
+    mamba_st,
+    mamba_unet,
+    nn_mamba,
+    pose_3dm,
+    video_mamba_pro,
+    vssd,
+)
 
 
 @dataclass(frozen=True)
@@ -316,5 +331,25 @@ CLIENTS = (
     Client("goombalab/hydra", "layer of Hydra (Mamba-2), 256 tokens", hydra),
     Client("chengkai-liu/Mamba4Rec", "Mamba4Rec, 200 items", mamba4rec),
     Client("xhanxu/Mamba3D", "encoder of Mamba3D, 128 groups", mamba3d, (".", "models/bimamba_ssm")),
+    Client("FilippoBotti/MambaST", "block of MambaST, 16 by 16", mamba_st),
+    Client("Lizhe1228/MambaDFuse", "MambaDFuse, one block a stage, 32 px", mamba_dfuse),
+    Client("millieXie/FusionMamba", "FusionMamba, one block a level, 64 px", fusion_mamba, (".",)),
+    Client("ziyangwang007/Mamba-UNet", "Mamba-UNet, small, 64 px", mamba_unet, ("code",), ("mamba",)),
+    Client("OliverRensu/ARM", "ARM-base, 4 blocks, 64 px", arm, ("Finetuning",)),
+    Client("hotfinda/VideoMambaPro", "VideoMambaPro-tiny, 4 blocks, 4 frames, 64 px", video_mamba_pro),
+    Client("zang0902/EM-Net", "EM-Net, one block a level, 64 voxels a side", em_net, (".",), ("mamba",)),
+    Client("Felixqaq/nnMamba", "nnMamba, 32 voxels a side", nn_mamba),
+    Client("MrBlankness/LightM-UNet", "LightM-UNet, 64 px", light_m_unet),
+    Client("YuHengsss/VSSD", "VSSD (Mamba-2), one block a level, 64 px", vssd, ("classification",)),
+    Client("mathismagron/MambaFCS", "backbone of MambaFCS, 64 px", mamba_fcs, ("classification",)),
+    Client("Reus3237/Pose3DM", "block of Pose3DM, 27 frames", pose_3dm),
+    Client("Zyphra/BlackMamba", "BlackMamba, 4 layers, 128 tokens", black_mamba),
+    Client("Zyphra/Zamba2", "mixer of Zamba2 (Mamba-2), 128 tokens", zamba2),
+    Client("hustcselwb/coupled-mamba", "mixer of Coupled Mamba, 64 steps", coupled_mamba),
+    Client("dianoDouble/HARMamba", "HARMamba, 4 blocks, 9 sensors", har_mamba, (".",), ("mamba",)),
+    Client("thuml/Time-Series-Library", "forecaster called Mamba, 7 series", time_series_library),
+    Client("hp-l33/AiM", "Mamba-2 of AiM, 4 layers, 128 tokens", aim),
+    Client("badripatro/nakul", "MambaEEGNet, 22 channels", nakul),
+    Client("papercode-2025/I2DTL", "mixer of I2DTL, 64 tokens", i2dtl),
     Client("yuweihao/MambaOut", "MambaOut-femto (no scan), 224 px", mamba_out, (".",)),
 )

@@ -2,7 +2,7 @@
 
 `selective_scan_ref` and `mamba_inner_ref` of the mamba_ssm that is imported stand for its CUDA functions, the reference
 norms for its Triton ones, and torch's convolution for causal_conv1d. The extension modules of VMamba compute with
-`selective_scan_ref` of state-spaces/mamba.
+`selective_scan_ref` of state-spaces/mamba, and its Triton kernels, which only reorder, are scanlab's here too.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from scanlab.integrations import csm_triton_hook
 from scanlab_kernels.after_import import AfterImport
 
 OLDER_NAMES = ("GreedySearchDecoderOnlyOutput", "SampleDecoderOnlyOutput")
@@ -44,12 +45,13 @@ def install(official: Path) -> None:
         if not hasattr(generation, name):
             setattr(generation, name, generation.GenerateDecoderOnlyOutput)
     for pattern, adapt in (
-        (r"(.*\.)?mamba_ssm\.ops\.selective_scan_interface", _refer_scans),
-        (r"(.*\.)?mamba_ssm\.ops\.triton\.layer_?norm", _refer_norms),
-        (r"(.*\.)?mamba_ssm\.ops\.triton\.ssd_combined", _refer_ssd),
+        (r"(.*\.)?ops\.selective_scan_interface", _refer_scans),
+        (r"(.*\.)?ops\.triton\.layer_?norm", _refer_norms),
+        (r"(.*\.)?ops\.triton\.ssd_combined", _refer_ssd),
     ):
         finder: importlib.abc.MetaPathFinder = AfterImport(pattern, adapt)
         sys.meta_path.insert(0, finder)
+    sys.meta_path.insert(0, csm_triton_hook.finder)
     sys.meta_path.append(OlderNorms())  # where nobody has them
 
 
