@@ -68,6 +68,8 @@ exit $status
 
 _loaded: set[Extension] = set()
 _loading = threading.RLock()
+if hasattr(os, "register_at_fork"):  # a fork waits until no thread is loading, which its child could not finish
+    os.register_at_fork(before=_loading.acquire, after_in_parent=_loading.release, after_in_child=_loading.release)
 
 
 def cache_folder() -> Path:

@@ -6,6 +6,7 @@ backend built, and the op.
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Any, Protocol
 
@@ -39,6 +40,18 @@ class Scan(Protocol):
 _dispatchers: dict[str | Policy | None, Dispatcher] = {}
 _dispatchers_lock = threading.Lock()
 _generation = 0  # how often everything was cleared
+
+
+def _renew_locks() -> None:
+    """Replace the locks in the child of a fork, where the threads that held them do not exist."""
+    global _dispatchers_lock
+    _dispatchers_lock = threading.Lock()
+    for each in _dispatchers.values():
+        each.renew_lock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no forks
+    os.register_at_fork(after_in_child=_renew_locks)
 
 
 def dispatcher(named: str | Policy | None = None) -> Dispatcher:

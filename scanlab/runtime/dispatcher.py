@@ -76,6 +76,10 @@ class Dispatcher:
         self._bound: OrderedDict[object, Bound] = OrderedDict()
         self._built: OrderedDict[Problem, tuple[OpFn, Decision]] = OrderedDict()
         self._warned: OrderedDict[str, None] = OrderedDict()
+        self.renew_lock()
+
+    def renew_lock(self) -> None:
+        """Forget who holds the lock: a thread that the child of a fork does not have."""
         self._lock = threading.RLock()
 
     def __call__(

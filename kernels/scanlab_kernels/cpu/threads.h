@@ -73,24 +73,26 @@ private:
 inline Contention contention;
 
 // Nanoseconds of handing nothing to a second thread that is awake, and of waiting for its end: the least of a few
-// tries.
+// tries. Threads that ask at the same moment measure at once: of one that others wait for a fork has no copy.
 inline int64_t handover_ns() {
-    static const int64_t least = [] {
-        int64_t shortest = std::numeric_limits<int64_t>::max();
-        for (int attempt = 0; attempt < 64; attempt++) {
-            const int64_t begun = Contention::now();
+    static std::atomic<int64_t> known{0};
+    int64_t shortest = known.load(std::memory_order_relaxed);
+    if (shortest != 0) return shortest;
+    shortest = std::numeric_limits<int64_t>::max();
+    for (int attempt = 0; attempt < 64; attempt++) {
+        const int64_t begun = Contention::now();
 #if defined(_OPENMP)
-            if (!forked) {
+        if (!forked) {
 #pragma omp parallel num_threads(2)
-                std::atomic_signal_fence(std::memory_order_seq_cst);
-            } else
+            std::atomic_signal_fence(std::memory_order_seq_cst);
+        } else
 #endif
-                std::thread([] {}).join();
-            shortest = std::min(shortest, Contention::now() - begun);
-        }
-        return shortest;
-    }();
-    return least;
+            std::thread([] {}).join();
+        shortest = std::min(shortest, Contention::now() - begun);
+    }
+    shortest = std::max<int64_t>(shortest, 1);
+    known.store(shortest, std::memory_order_relaxed);
+    return shortest;
 }
 
 // Waits until `arrived` is `others`, for a while. A thread that was woken may wait for the CPU of the caller, which
