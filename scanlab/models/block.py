@@ -97,6 +97,11 @@ class Block(nn.Module):
         self.fused = fused
         self.residual_in_fp32 = residual_in_fp32
 
+    @property
+    def is_fused(self) -> bool:
+        """True where the block is the fused norm and the mixer alone: no path is dropped."""
+        return self.fused and not (self.training and self.drop_path.rate)
+
     def forward(self, hidden: Tensor, residual: Tensor | None, scan: Scan) -> tuple[Tensor, Tensor]:
         """Return the next hidden and residual (batch, length, dim); the residual is None in the first block."""
         if residual is not None:

@@ -19,6 +19,7 @@ from scanlab.contract.base import inverse_softplus
 from scanlab.errors import ProblemError
 from scanlab.models import composed_mixer
 from scanlab.models.mamba_weights import Mixing
+from scanlab_kernels.mamba_blocks.native import BoundBlock, NormParts
 
 if TYPE_CHECKING:
     from scanlab.runtime.dispatch import Scan
@@ -144,3 +145,13 @@ class Mixer(Mixing):
         """Return the mixed tokens of hidden (batch, length, dim), the same shape, with the recurrence by `scan`."""
         mix = self.mix if composed_mixer.has_plain_layers(self) else functools.partial(composed_mixer.mix, self)
         return mix(hidden, scan, bidirectional=self.bimamba_type != "none", halves=self.halves)
+
+    def bound(self, hidden: Tensor, kind: object, norm: NormParts) -> BoundBlock | None:
+        """Return the mixer after a norm as the native op of whole blocks runs them; None where they must be called.
+
+        Args:
+            hidden: Input of the norm, (batch, length, dim).
+            kind: Kind of that input, see `input_kind`.
+            norm: The norm.
+        """
+        return self.weights().bind(kind, norm, hidden, bidirectional=self.bimamba_type != "none", halves=self.halves)

@@ -20,8 +20,9 @@ from scanlab import settings
 from scanlab.contract.backend import ScanFn
 from scanlab.contract.problem import Direction, ScanInputs
 from scanlab.errors import ProblemError
+from scanlab.runtime.blocks import NativeOps, is_norm_native, native_ops
 from scanlab.runtime.dispatch import Scan, input_kind, serving
-from scanlab.runtime.dispatcher import keep
+from scanlab.runtime.dispatcher import Bound, keep
 from scanlab.runtime.front import mamba_front, plan_front
 from scanlab.runtime.ops import (
     DirectionWeights,
@@ -35,6 +36,7 @@ from scanlab.runtime.ops import (
 from scanlab.runtime.products import Rows
 from scanlab.runtime.step import StepProjections
 from scanlab_kernels.linear.prepacked import Linear
+from scanlab_kernels.mamba_blocks.native import BoundBlock, NormParts, OutParts
 from scanlab_kernels.mamba_front.weights import Front
 
 # How layers compute whose weights are read here; a parametrized layer is one of them.
@@ -64,11 +66,15 @@ class ScanWeights(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Ops of a block, resolved for one kind of input: fused front, scan, and output projection."""
+    """Ops of a block, resolved for one kind of input: fused front, scan, and output projection.
+
+    `native` holds the choices for them if one native op can run the whole block.
+    """
 
     front: Front
     scan: ScanFn
     linear: Linear
+    native: NativeOps | None
 
 
 class Weights(NamedTuple):
@@ -78,6 +84,7 @@ class Weights(NamedTuple):
     scan_forward   weights of the scan of each direction
     out            the output projection; `out_halved` is half of it
     steps          both projections as single tokens take them
+    plans, bound   ops of the block, and the whole block as one native op runs it, by kind of input
     """
 
     front: FrontWeights
@@ -90,6 +97,7 @@ class Weights(NamedTuple):
     gamma: Tensor | None
     steps: StepProjections
     plans: OrderedDict[object, Plan]
+    bound: OrderedDict[object, BoundBlock]
 
     def front_of(self, bidirectional: bool) -> FrontWeights:
         """Return the weights of the front of the directions that are scanned."""
@@ -102,11 +110,46 @@ class Weights(NamedTuple):
     def from_front(self, outputs: tuple[Tensor, ...], bidirectional: bool) -> tuple[ScanInputs, ...]:
         """Return the inputs of the scan from the outputs of the front."""
         gate = outputs[0].mT
-        forward = self.scan_forward.inputs(gate, *outputs[1:5])
+        given = outputs[1:5], outputs[-4:]
+        return tuple(scan.inputs(gate, *each) for scan, each in zip(self.scans_of(bidirectional), given, strict=False))
+
+    def scans_of(self, bidirectional: bool) -> tuple[ScanWeights, ...]:
+        """Return the weights of the scan of the directions that are scanned."""
         if not bidirectional:
-            return (forward,)
+            return (self.scan_forward,)
         assert self.scan_reverse is not None
-        return forward, self.scan_reverse.inputs(gate, *outputs[-4:])
+        return self.scan_forward, self.scan_reverse
+
+    def native_ops(self, hidden: Tensor, scan: Bound, bidirectional: bool) -> NativeOps | None:
+        """Return the choices for the mixer; None unless one native op can run it for inputs like hidden."""
+        front = self.front_of(bidirectional)
+        if self.gamma is not None or len(front.directions) != len(self.scans_of(bidirectional)):
+            return None
+        return native_ops(hidden, front, scan, self.out)
+
+    def bind(
+        self, kind: object, norm: NormParts, hidden: Tensor, *, bidirectional: bool, halves: bool
+    ) -> BoundBlock | None:
+        """Return the block with this norm before the mixer as one native op runs it, or None.
+
+        Args:
+            kind: Kind of input, for which the mixer was called before.
+            norm: The norm.
+            hidden: Such an input of the norm.
+            bidirectional, halves: As in `Mixing.mix`.
+        """
+        plan, bound = self.plans.get(kind), self.bound.get(kind)
+        if bound is not None and bound.has_norm(norm):
+            return bound
+        if plan is None or plan.native is None or not is_norm_native(hidden, norm):
+            return None
+        rows = hidden.numel() // hidden.shape[-1]
+        out = OutParts(self.out_halved if halves else self.out, self.out_bias, rows, plan.native.product)
+        bound = BoundBlock(
+            norm, self.front_of(bidirectional), self.scans_of(bidirectional), plan.native.scan_config, out
+        )
+        keep(self.bound, kind, bound, settings.MAX_KEPT_PLANS)
+        return bound
 
     def project(self, product: Linear, y: Tensor, halves: bool) -> Tensor:
         """Return the output (batch, length, dim) of a scan's (batch, inner, length), or of half of it."""
@@ -187,7 +230,10 @@ class Mixing(nn.Module):
                 bound = serve.bind(inputs, True, direction)
                 rows = Rows(y.numel() // y.shape[1], y.dtype)
                 plan = Plan(
-                    plan_front(hidden, weights.front_of(bidirectional)), bound.function, plan_linear(rows, weights.out)
+                    plan_front(hidden, weights.front_of(bidirectional)),
+                    bound.function,
+                    plan_linear(rows, weights.out),
+                    weights.native_ops(hidden, bound, bidirectional),
                 )
                 keep(weights.plans, kind, plan, settings.MAX_KEPT_PLANS)
             return weights.mixed(y, halves=halves)
@@ -214,6 +260,7 @@ class Mixing(nn.Module):
             gamma=self.gamma,
             steps=StepProjections(into.weight, out),
             plans=OrderedDict(),
+            bound=OrderedDict(),
         )
 
     def _direction(self, suffix: Literal["", "_b"]) -> DirectionWeights:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from scanlab.errors import ProblemError
+from scanlab.models import block_stack
 from scanlab.models.block import Block, DropPath, LayerNorm, RMSNorm, add_norm
 from scanlab.models.mamba_block import BIMAMBA_TYPES, RECURRENCE, Mixer, MixerOptions
 from scanlab.models.options import check_options
@@ -295,6 +296,8 @@ class VisionMamba(nn.Module):
                 hidden_forward, residual_forward = forward(hidden, residual, scan)
                 hidden_reverse, residual_reverse = reverse(hidden.flip(1), reversed_residual, scan)
                 hidden, residual = hidden_forward + hidden_reverse.flip(1), residual_forward + residual_reverse.flip(1)
+        elif self.rope is None and (stacked := block_stack.run(self.layers, hidden, scan)) is not None:
+            hidden, residual = stacked
         else:
             for layer in self.layers:
                 hidden, residual = self._rotate(hidden, residual, flipped)

@@ -34,7 +34,7 @@ def mamba_front(hidden: Tensor, weights: FrontWeights) -> tuple[Tensor, ...]:
     Raises:
         ProblemError: Shapes, dtypes or devices do not fit; nothing was computed.
     """
-    bound = _bound(hidden, weights)
+    bound = bound_front(hidden, weights)
     if bound is None:
         return compose(_live_parts(), weights)(hidden)
     if not usage.active():
@@ -54,11 +54,11 @@ def plan_front(hidden: Tensor, weights: FrontWeights) -> Front:
     Raises:
         ProblemError: Shapes, dtypes or devices do not fit.
     """
-    bound = _bound(hidden, weights)
+    bound = bound_front(hidden, weights)
     return compose(_live_parts(), weights) if bound is None else _front_of(bound, hidden, weights)
 
 
-def _bound(hidden: Tensor, weights: FrontWeights) -> Bound | None:
+def bound_front(hidden: Tensor, weights: FrontWeights) -> Bound | None:
     """Return the front that was decided for; None if it is composed of parts that look at each input anew."""
     check(hidden, weights)
     into, directions = weights.into, weights.directions

@@ -46,7 +46,7 @@ def linear(x: Tensor, weight: PrepackedWeight, bias: Tensor | None = None) -> Te
         return by_torch.linear(x, weight, bias)
     # Other shapes torch broadcasts or refuses; a packed weight may be padded to the features of x.
     fits = plain.dim() == 2 and x.shape[-1:] == plain.shape[1:] and (bias is None or bias.shape == plain.shape[:1])
-    bound = _bound(Rows(x.numel() // x.shape[-1], x.dtype), plain) if fits else None
+    bound = bound_linear(Rows(x.numel() // x.shape[-1], x.dtype), plain) if fits else None
     if bound is None:
         return by_torch.linear(x, weight, bias)
     inputs = LinearInputs(x, plain, bias, weight)
@@ -56,7 +56,7 @@ def linear(x: Tensor, weight: PrepackedWeight, bias: Tensor | None = None) -> Te
 
 def plan_linear(rows: Rows, weight: PrepackedWeight) -> Linear:
     """Return the product of such rows with a weight, for callers whose tensors stay plain, see `is_plain`."""
-    bound = _bound(rows, weight.weight)
+    bound = bound_linear(rows, weight.weight)
     if bound is None:
         return by_torch.linear
     function = bound.function
@@ -68,7 +68,7 @@ def plan_linear(rows: Rows, weight: PrepackedWeight) -> Linear:
     return product
 
 
-def _bound(rows: Rows, weight: Tensor) -> Bound | None:
+def bound_linear(rows: Rows, weight: Tensor) -> Bound | None:
     """Return the chosen product, or None if torch multiplies in any case, or refuses to."""
     if (
         is_in_torch()

@@ -1,14 +1,13 @@
 // Residual add and norm as a torch op on CPU tensors.
 #include "add_norm/native.h"
 
+#include "add_norm/call.h"
 #include "cpu/library.h"
 
 namespace scanlab::mixer {
 
 namespace {
 
-// The normalised sum, and the sum.
-using NormOutputs = std::tuple<Tensor, Tensor>;
 // Of the sum, and, in the dtype of the arithmetic, of weight and bias.
 using NormGradients = std::tuple<Tensor, Tensor, Tensor>;
 
@@ -25,6 +24,8 @@ Norm norm_call(const Tensor& like, const Tensor& weight, double eps, bool centre
     expect("weight", weight, {norm.dim});
     return norm;
 }
+
+}  // namespace
 
 NormOutputs add_norm(const Tensor& hidden, const OptionalTensor& residual, const Tensor& weight,
                      const OptionalTensor& bias, double eps, bool centred, bool wide_total) {
@@ -46,6 +47,8 @@ NormOutputs add_norm(const Tensor& hidden, const OptionalTensor& residual, const
            [&](int64_t begin, int64_t end, void* workspace) { kernels.norm(norm, begin, end, workspace); });
     return outputs;
 }
+
+namespace {
 
 NormGradients add_norm_backward(const Tensor& grad_out, const OptionalTensor& grad_total, const Tensor& total,
                                 const Tensor& weight, double eps, bool centred) {

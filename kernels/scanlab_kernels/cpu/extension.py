@@ -20,6 +20,7 @@ from scanlab_kernels.causal_conv1d import registration as causal_conv1d
 from scanlab_kernels.cpu.isa import AMX, BFLOAT16, FAMILY, INSTRUCTION_SETS, chosen_isa, isa_index, may_take_tiles
 from scanlab_kernels.cpu.registration import direct_ops
 from scanlab_kernels.linear import registration as linear
+from scanlab_kernels.mamba_blocks import registration as mamba_blocks
 from scanlab_kernels.mamba_front import registration as mamba_front
 from scanlab_kernels.state_update import registration as state_update
 
@@ -30,6 +31,7 @@ FOLDER = Path(__file__).parent
 OPS = (
     PACKAGE / "linear" / "native.cpp",
     PACKAGE / "mamba_front" / "native.cpp",
+    PACKAGE / "mamba_blocks" / "native.cpp",
     PACKAGE / "causal_conv1d" / "native.cpp",
     PACKAGE / "add_norm" / "native.cpp",
     PACKAGE / "state_update" / "native.cpp",
@@ -99,7 +101,7 @@ def _loaded_on() -> str:
 def _register() -> None:
     if has_forked():
         torch.ops.scanlab_mixer.note_fork()
-    for each in (add_norm, causal_conv1d, linear, mamba_front, state_update):
+    for each in (add_norm, causal_conv1d, linear, mamba_blocks, mamba_front, state_update):
         each.register()
     flop_formulas.count("scanlab_mixer")
     vars(ops).update(direct_ops("scanlab_mixer"))

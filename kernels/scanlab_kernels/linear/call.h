@@ -18,6 +18,9 @@ inline int64_t panels(int64_t features) { return (features + panel_features - 1)
 // The product of rows x with a packed weight; `bias` is dense float32.
 PackedLinear product(const Tensor& x, const Tensor& packed, const Tensor& bias, int64_t features, const Tensor& out);
 
+// x (..., in) times a packed weight of `features` rows, plus bias.
+Tensor packed_linear(const Tensor& x, const Tensor& packed, const OptionalTensor& bias, int64_t features);
+
 // The products of the storage type of x; raises where this machine has none.
 const Products& products_of(const Tensor& x);
 

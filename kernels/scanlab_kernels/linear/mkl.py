@@ -26,13 +26,18 @@ def unavailable() -> str | None:
     return None
 
 
+def packed(weight: PrepackedWeight, rows: int) -> Tensor | None:
+    """Return the form of the weight for so many rows; None where another one is kept."""
+    return weight.latest_form(rows, lambda plain: torch.ops.mkl._mkl_reorder_linear_weight(plain.contiguous(), rows))
+
+
 def linear(x: Tensor, weight: PrepackedWeight, bias: Tensor | None) -> Tensor:
     """Return x weight^T + bias."""
     rows = x.numel() // x.shape[-1]
-    packed = weight.latest_form(rows, lambda plain: torch.ops.mkl._mkl_reorder_linear_weight(plain.contiguous(), rows))
-    if packed is None:
+    form = packed(weight, rows)
+    if form is None:
         return by_torch.linear(x, weight, bias)
-    out: Tensor = torch.ops.mkl._mkl_linear.default(x, packed, weight.weight, dense_bias(bias, weight.weight), rows)
+    out: Tensor = torch.ops.mkl._mkl_linear.default(x, form, weight.weight, dense_bias(bias, weight.weight), rows)
     return out
 
 

@@ -87,6 +87,8 @@ Tensor pack_linear(const Tensor& weight) {
     return packed;
 }
 
+}  // namespace
+
 Tensor packed_linear(const Tensor& x, const Tensor& packed, const OptionalTensor& bias, int64_t features) {
     require(x.dim() >= 1 && features >= 0, "x is ", x.sizes(), " and features ", features,
             ": must be (..., in) and at least 0");
@@ -109,8 +111,6 @@ Tensor packed_linear(const Tensor& x, const Tensor& packed, const OptionalTensor
                [&](int64_t begin, int64_t end) { products.packed_linear(linear, 0, count, begin, end); });
     return out;
 }
-
-}  // namespace
 
 SCANLAB_OPS(scanlab_mixer, library) {
     library.define("gemv(Tensor x, Tensor weight, Tensor? bias) -> Tensor");

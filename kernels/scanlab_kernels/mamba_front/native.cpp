@@ -3,13 +3,11 @@
 
 #include "causal_conv1d/call.h"
 #include "linear/call.h"
+#include "mamba_front/call.h"
 
 namespace scanlab::mixer {
 
 namespace {
-
-// z, then u, what is selected and delta of the forward direction, then of the reverse one; empty where there is none.
-using FrontOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // Every sequence in pieces of `steps`.
 struct Pieces {
@@ -34,6 +32,8 @@ Pieces cut(MambaFront& front, int64_t max_groups, int64_t threads) {
     if (tasks % threads == 0 || tasks >= 4 * threads) return pieces;
     return {front.conv.batch, front.conv.length, max_steps / 4};
 }
+
+}  // namespace
 
 FrontOutputs mamba_front(const Tensor& hidden, const Tensor& into, const OptionalTensor& into_bias, const Tensor& gate,
                          const OptionalTensor& gate_bias, const Tensor& weight, const OptionalTensor& bias,
@@ -104,8 +104,6 @@ FrontOutputs mamba_front(const Tensor& hidden, const Tensor& into, const Optiona
     }
     return outputs;
 }
-
-}  // namespace
 
 SCANLAB_OPS(scanlab_mixer, library) {
     library.define(

@@ -18,18 +18,25 @@ from scanlab_kernels.mamba_front.weights import Front, FrontWeights
 FOLDER = Path(__file__).parent
 
 
-def bind(weights: FrontWeights) -> Front:
-    """Return the front with these weights, as one op of hidden."""
-    op = extension.ops.mamba_front
+def op_arguments(weights: FrontWeights) -> tuple[Tensor | int | None, ...]:
+    """Return the arguments of the op after hidden."""
     into, directions = weights.into, weights.directions
-    rank, state, _ = sizes = directions[0].sizes
-    given = [packed(into.x), into.x_bias, packed(into.z), into.z_bias]
+    rank, state, _ = directions[0].sizes
+    given: list[Tensor | int | None] = [packed(into.x), into.x_bias, packed(into.z), into.z_bias]
     for each in directions:
         given += each.conv_weight, each.conv_bias, packed(each.x), packed(each.dt)
     given += [None] * (12 - len(given))
+    return (*given, rank, rank + 2 * state)
+
+
+def bind(weights: FrontWeights) -> Front:
+    """Return the front with these weights, as one op of hidden."""
+    op = extension.ops.mamba_front
+    directions = weights.directions
+    sizes, given = directions[0].sizes, op_arguments(weights)
 
     def front(hidden: Tensor) -> tuple[Tensor, ...]:
-        z, u, selected, delta, u_reverse, selected_reverse, delta_reverse = op(hidden, *given, rank, rank + 2 * state)
+        z, u, selected, delta, u_reverse, selected_reverse, delta_reverse = op(hidden, *given)
         _, B, C = selected.split_with_sizes(sizes, 2)
         if len(directions) == 1:
             return z, u, delta, B, C

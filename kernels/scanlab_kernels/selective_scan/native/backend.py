@@ -62,19 +62,16 @@ def forbids(config: Config, problem: ScanProblem) -> str | None:
     return None
 
 
+def op_settings(config: Config) -> tuple[int, ...]:
+    """Return the last arguments of the op, which name the configuration and the instruction set."""
+    names = ("threads", "time_block", "channel_tile", "time_chunks")
+    return (*(int(config[name]) for name in names), EXP_VARIANTS.index(str(config["exp"])), isa_index(chosen_isa()))
+
+
 def make(problem: ScanProblem, config: Config) -> ScanFn:
     """Return the compiled scan; compile it on the first use on a machine."""
     extension.load()
-    settings = (
-        problem.delta_softplus,
-        problem.direction == "reverse",
-        config["threads"],
-        config["time_block"],
-        config["channel_tile"],
-        config["time_chunks"],
-        EXP_VARIANTS.index(str(config["exp"])),
-        isa_index(chosen_isa()),
-    )
+    settings = (problem.delta_softplus, problem.direction == "reverse", *op_settings(config))
     absent = (None,) * len(ScanInputs._fields)
     ops = torch.ops.scanlab
     op = direct(ops.scan_with_checkpoints.default if problem.gradients else ops.scan.default)

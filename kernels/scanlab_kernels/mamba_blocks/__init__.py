@@ -1,0 +1,1 @@
+"""Blocks of a model, one after another, as one op."""
