@@ -34,7 +34,8 @@ def run(blocks: Iterable[nn.Module], hidden: Tensor, scan: Scan) -> tuple[Tensor
 
 
 def _is_watched() -> bool:
-    return torch._C._len_torch_dispatch_stack() > 0 or torch.autograd._profiler_enabled()
+    """Return whether a mode or a profiler of torch looks at the ops that run."""
+    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._autograd._profiler_enabled()
 
 
 def _bound(block: nn.Module, hidden: Tensor, kind: object) -> BoundBlock | None:

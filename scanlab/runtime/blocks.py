@@ -35,13 +35,10 @@ def native_ops(hidden: Tensor, front: FrontWeights, scan: Bound, out: PrepackedW
     Those on threads of their own are not: the op of whole blocks runs every part on torch's.
     """
     rows = Rows(hidden.numel() // hidden.shape[-1], hidden.dtype)
-    fused, product = bound_front(hidden, front), bound_linear(rows, out.weight)
-    if (
-        not (_is_native(fused, "mamba_front_native") and _is_native(product, *PRODUCTS))
-        or scan.decision.backend != "native"
-    ):
+    product = bound_linear(rows, out.weight)
+    if product is None or scan.problem is None or scan.promotes or scan.decision.backend != "native":
         return None
-    if scan.problem is None or scan.promotes or product is None:
+    if not _is_native(bound_front(hidden, front), "mamba_front_native") or not _is_native(product, *PRODUCTS):
         return None
     config = registry.get("native").space.complete(scan.decision.config, scan.problem, "native")
     return NativeOps(config, PRODUCTS[product.decision.backend])
@@ -50,12 +47,13 @@ def native_ops(hidden: Tensor, front: FrontWeights, scan: Bound, out: PrepackedW
 def is_norm_native(hidden: Tensor, norm: NormParts) -> bool:
     """Return whether the native op was decided for this norm of hidden, and of its sum with a residual."""
     wide = torch.promote_types(hidden.dtype, torch.float32) if norm.residual_in_fp32 else hidden.dtype
-    for residual in (None, hidden.to(wide)):
-        inputs = AddNormInputs(hidden, residual, norm.weight, norm.bias, norm.eps)
-        problem = AddNormProblem.of(inputs, kind=norm.kind, residual_in_fp32=norm.residual_in_fp32)
-        if not _is_native(serving_now().bound_to(problem, lambda problem=problem: problem), "add_norm_native"):
-            return False
-    return True
+    return all(_is_native(_bound_norm(hidden, total, norm), "add_norm_native") for total in (None, hidden.to(wide)))
+
+
+def _bound_norm(hidden: Tensor, residual: Tensor | None, norm: NormParts) -> Bound:
+    inputs = AddNormInputs(hidden, residual, norm.weight, norm.bias, norm.eps)
+    problem = AddNormProblem.of(inputs, kind=norm.kind, residual_in_fp32=norm.residual_in_fp32)
+    return serving_now().bound_to(problem, lambda: problem)
 
 
 def _is_native(bound: Bound | None, *backends: str) -> bool:

@@ -130,8 +130,8 @@ private:
         const auto& [z, u, all, delta, u_reverse, all_reverse, delta_reverse] = outputs;
         const int64_t state = (selected - rank) / 2;
         StableIValue stack[32], *next = stack;
-        const auto direction = [&](const Tensor& u, const Tensor& delta, const Tensor& all, const ScanDirection& weights,
-                                   const auto& put) {
+        const auto direction = [&](const Tensor& u, const Tensor& delta, const Tensor& all,
+                                   const ScanDirection& weights, const auto& put) {
             const Tensor B = all.narrow(2, rank, state), C = all.narrow(2, rank + state, state);
             *next++ = put(u.transposed()), *next++ = put(delta.transposed()), *next++ = put(weights.A);
             *next++ = put(B.transposed()), *next++ = put(C.transposed());
@@ -220,7 +220,8 @@ NormOutputs run_blocks(const Tensor& numbers, const Tensor& hidden, const Option
 SCANLAB_OPS(scanlab_mixer, library) {
     library.define(
         "bind_block(Tensor norm_weight, Tensor? norm_bias, float eps, bool centred, bool wide_total, Tensor into,"
-        " Tensor? into_bias, Tensor gate, Tensor? gate_bias, Tensor? weight, Tensor? bias, Tensor? select, Tensor? step,"
+        " Tensor? into_bias, Tensor gate, Tensor? gate_bias, Tensor? weight, Tensor? bias, Tensor? select, Tensor? "
+        "step,"
         " Tensor? weight_reverse, Tensor? bias_reverse, Tensor? select_reverse, Tensor? step_reverse, int rank,"
         " int selected, Tensor? A, Tensor? D, Tensor? delta_bias, Tensor? A_reverse, Tensor? D_reverse,"
         " Tensor? delta_bias_reverse, Tensor out_packed, Tensor? out_weight, Tensor? out_bias, int features,"
