@@ -140,18 +140,6 @@ def swin_umamba() -> Built:
     return network.SwinUMamba(in_chans=1, out_chans=2), (image(1, 1, 64, 64),)
 
 
-def h_vmunet() -> Built:
-    """Return H-vmunet before its last sigmoid, which random weights saturate."""
-    from models.H_vmunet import H_vmunet
-
-    model = H_vmunet(num_classes=1, c_list=[8, 16, 32, 64, 128, 256])
-    model.register_forward_hook(lambda module, inputs, out: torch.logit(out))
-    for name, weight in model.named_parameters():
-        if "gamma" in name:  # the scale of a branch, at first so small that errors would not show
-            nn.init.ones_(weight)
-    return model, (image(1, 3, 64, 64),)
-
-
 def point_mamba() -> Built:
     """Return the mixer of PointMamba, on the tokens of two serializations of 64 groups of points."""
     stand_in("utils.misc")
@@ -301,7 +289,6 @@ CLIENTS = (
     Client("ge-xing/SegMamba", "SegMamba, one block a level, 32 voxels a side", seg_mamba, (".",), ("mamba",)),
     Client("bowang-lab/U-Mamba", "U-Mamba (bottleneck), 160 px", u_mamba, ("umamba",)),
     Client("JiarunLiu/Swin-UMamba", "Swin-UMamba, 64 px", swin_umamba, ("swin_umamba",)),
-    Client("wurenkai/H-vmunet", "H-vmunet, 64 px", h_vmunet),
     Client("LMD0311/PointMamba", "mixer of PointMamba, 128 tokens", point_mamba, (".",), ("mamba",)),
     Client("HZAI-ZJNU/Mamba-YOLO", "stem and blocks of Mamba-YOLO, 64 px", mamba_yolo),
     Client("hunto/LocalMamba", "LocalVim-tiny, 224 px", local_vim, ("classification",), ("mamba-1p1p1",)),
