@@ -51,14 +51,17 @@ def step_projections(mixer: Any) -> StepProjections:
     return made
 
 
-def product(mixer: Any, name: str, x: Tensor, half: slice = slice(None)) -> Tensor:
+def product(mixer: Any, name: str, x: Tensor, half: slice | None = None) -> Tensor:
     """Return the output of the projection called `name`, or half of it; prepack its weight where that is possible."""
     projection = getattr(mixer, name)
     if not is_plain_layer(projection):
         whole: Tensor = projection(x)
-        return whole[..., half]
-    bias = None if projection.bias is None else projection.bias[half]
-    return linear(x, prepacked(mixer, f"{name} {half.start} {half.stop}", projection.weight[half]), bias)
+        return whole if half is None else whole[..., half]
+    weight, bias = projection.weight, projection.bias
+    if half is None:  # no slice, whose gradient would be a copy as large as the weight
+        return linear(x, prepacked(mixer, name, weight), bias)
+    part = prepacked(mixer, f"{name} {half.start} {half.stop}", weight[half])
+    return linear(x, part, None if bias is None else bias[half])
 
 
 def masked(values: Tensor, mask: Tensor | None) -> Tensor:

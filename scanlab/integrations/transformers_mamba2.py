@@ -60,8 +60,9 @@ def _scanned(
         xBC = causal_conv1d_update(xBC.mT.to(memory.conv.dtype), memory.conv, taps, bias, activation="silu").mT
     else:
         inputs = memory.extend(xBC.mT)
-        starts = seq_idx if inputs.shape[-1] == length else None
-        xBC = causal_conv1d(inputs, taps, bias, seq_idx=starts, activation="silu")[..., -length:].mT
+        is_first = inputs.shape[-1] == length
+        xBC = causal_conv1d(inputs, taps, bias, seq_idx=seq_idx if is_first else None, activation="silu").mT
+        xBC = xBC if is_first else xBC[:, -length:]
     projections = mixer.n_groups * mixer.ssm_state_size
     x, B, C = masked(xBC, mask).split([mixer.intermediate_size, projections, projections], dim=-1)
 
