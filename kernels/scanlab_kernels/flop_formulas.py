@@ -99,7 +99,9 @@ def ssd(x: Shape, dt: Shape, A: Shape, B: Shape, *rest: Any, **named: Any) -> in
     return int(2 * 2 * math.prod(x) * B[-1])
 
 
-def ssd_backward(grad_out: Shape, grad_final: Shape | None, chunk_states: Shape, *arguments: Any, **named: Any) -> int:
+def ssd_backward(
+    grad_out: Shape, grad_final: Shape | None, chunk_states: Shape, ungated: Shape, *arguments: Any, **named: Any
+) -> int:
     """Return the operations of the gradients of Mamba-2's scan."""
     return PASSES_OF_BACKWARD * ssd(*arguments)
 

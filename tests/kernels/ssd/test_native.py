@@ -65,18 +65,16 @@ def test_threads_change_no_bit() -> None:
         assert all(map(torch.equal, found, results[0]))
 
 
+@pytest.mark.parametrize("has_z", [False, True])
 @pytest.mark.parametrize("keeps_states", [False, True])
-def test_traces_with_the_shapes_that_it_returns(keeps_states: bool) -> None:
+def test_traces_with_the_shapes_that_it_returns(keeps_states: bool, has_z: bool) -> None:
     extension.load()
-    (inputs,) = make_inputs(PLAIN.replace(has_initial_state=True))
+    (inputs,) = make_inputs(PLAIN.replace(has_initial_state=True, has_z=has_z))
     ops, settings = torch.ops.scanlab_ssd, (True, 0.0, 1.0, 32, 2, 0)
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(ops.forward.default, (*inputs, *settings, keeps_states), test_utils=checks)
     if keeps_states:
-        out, final_state, kept = ops.forward(*inputs, *settings, True)
-        given = inputs._asdict()
-        del given["z"]
-        arguments = (out, final_state, kept, *given.values(), *settings)
+        arguments = (*ops.forward(*inputs, *settings, True), *inputs, *settings)
         torch.library.opcheck(ops.backward.default, arguments, test_utils=checks)
 
 

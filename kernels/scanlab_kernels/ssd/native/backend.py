@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 from scanlab.contract.backend import Backend, OpCapabilities
 from scanlab.contract.cpu import pinned, threads_tunable
@@ -48,16 +47,9 @@ def make(problem: SsdProblem, config: Config) -> SsdFn:
     )
 
     def ssd(inputs: SsdInputs) -> SsdOutput:
-        if not (torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in inputs)):
-            out, final_state, _ = forward(*inputs, *settings, False)
-            return SsdOutput(out, final_state)
-        if inputs.z is None:
-            out, final_state, _ = forward(*inputs, *settings, True)
-            return SsdOutput(out, final_state)
-        # The op has no gradient of the gate, and nothing may be rounded before it.
-        x, B, C, gate = inputs.x.float(), inputs.B.float(), inputs.C.float(), F.silu(inputs.z.float())
-        y, final_state, _ = forward(*inputs._replace(x=x, B=B, C=C, z=None), *settings, True)
-        return SsdOutput((y * gate).to(inputs.x.dtype), final_state)
+        records = torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in inputs)
+        out, final_state, *_ = forward(*inputs, *settings, records)
+        return SsdOutput(out, final_state)
 
     return pinned(ssd, int(config["threads"]))
 

@@ -32,11 +32,12 @@ struct Backward : Chunk {
     // the sum of gM W and its transpose; gh.
     float *B_rows, *Bt_rows, *Ct_rows, *scores, *gBt, *gCt, *gscores, *gscores_by_t, *gstates;
     Rows<float> B, Bt, Ct;
-    // Of one head: x and gy as (time, channel) and as (channel, time); M = (C[t] . B[s]) W[t, s]; gM, which becomes K.
+    // Of one head: x and gy, the gradient before the gate, as (time, channel) and as (channel, time); M = (C[t] . B[s])
+    // W[t, s]; gM, which becomes K.
     float *x_rows, *gy_rows, *xt_rows, *gyt_rows, *M, *K, *gx;
     Rows<float> x, gy, xt, gyt;
     // Numbers of each step, and of each channel.
-    float *V, *before_softplus, *to_end, *weights, *gf, *gweights, *gdt, *left, *D;
+    float *V, *before_softplus, *to_end, *weights, *gf, *gweights, *gdt, *left, *D, *gate, *y;
 
     Backward(const Call& call, const Gradient& gradient, const Task& task, Arena& arena)
         : Chunk(call, task, arena), gradient(gradient) {
@@ -49,7 +50,7 @@ struct Backward : Chunk {
         for (float** rows : {&xt_rows, &gyt_rows}) *rows = arena.take_rows(call.head_dim, call.chunk);
         for (float** numbers : {&V, &before_softplus, &to_end, &weights, &gf, &gweights, &gdt, &left})
             *numbers = arena.take(call.chunk);
-        D = arena.take(call.head_dim);
+        for (float** numbers : {&D, &gate, &y}) *numbers = arena.take(call.head_dim);
     }
 
     float* gstate_of(int64_t head) const { return gstates + (head - task.head) * call.state * channel_row; }
@@ -63,9 +64,9 @@ struct Backward : Chunk {
             for (int64_t head = task.head; head < task.head + task.heads; head++) {
                 float* const gh = gstate_of(head);
                 x = by_time(call.x, head, call.head_dim, true, x_rows);
-                gy = by_time(gradient.out, head, call.head_dim, true, gy_rows);
-                xt = by_channel(call.x, head, call.head_dim, xt_rows);
-                gyt = by_channel(gradient.out, head, call.head_dim, gyt_rows);
+                gy = call.z.data ? through_gate(head) : by_time(gradient.out, head, call.head_dim, true, gy_rows);
+                xt = turned(x, call.head_dim, xt_rows);
+                gyt = turned(gy, call.head_dim, gyt_rows);
                 discretize(head, before_softplus);
                 through_states(kept_state(head), gh);
                 through_scores();
@@ -87,6 +88,23 @@ struct Backward : Chunk {
                       [&](int64_t s, int64_t t, Vec<float> value) { store<float>(scores + s * step_row + t, value); });
         for (float* sums : {gBt, gCt}) clear(sums, call.state * step_row);
         clear(gscores, call.chunk * step_row);
+    }
+
+    // gy = gout silu(z), and the gradient of z.
+    Rows<float> through_gate(int64_t head) {
+        for (int t = 0; t < steps; t++) {
+            float* const row = gy_rows + t * channel_row;
+            read_step(gradient.out, head, t, row);
+            read_step(call.z, head, t, gate);
+            read_step(call.ungated, head, t, y);
+            for (int64_t p = 0; p < call.head_dim; p += lanes<float>) {
+                const Vec<float> own = load<float>(gate + p), s = sigmoid<float>(own), gout = load<float>(row + p);
+                store<float>(row + p, gout * own * s);
+                store<float>(gate + p, gout * load<float>(y + p) * s * (1.f + own * (1.f - s)));
+            }
+            write_step(gradient.z, head, t, gate);
+        }
+        return {gy_rows, channel_row};
     }
 
     // The products with h and gh': their shares of gB and gC, gf, and the gradient of W[last, s] (`gweights`).
@@ -188,11 +206,7 @@ struct Backward : Chunk {
                 });
             });
         }
-        const Strided to = block(gradient.x, head);
-        for (int s = 0; s < steps; s++)
-            typed<float>(to, [&](auto* first) {
-                write_run(first + s * to.time, gx + s * channel_row, to.column, call.head_dim);
-            });
+        for (int s = 0; s < steps; s++) write_step(gradient.x, head, s, gx + s * channel_row);
         if (!call.D.data) return;
         float* const gD = gradient.D + (task.batch * call.heads + head) * call.head_dim;
         for (int64_t p = 0; p < call.head_dim; p += lanes<float>) {

@@ -61,6 +61,22 @@ struct Chunk {
         return {buffer, step_row};
     }
 
+    // (channel, time) of rows (time, channel), with zeros after the last step.
+    Rows<float> turned(Rows<float> from, int64_t columns, float* buffer) const {
+        read_rows<float>(from.first, 1, from.step, int(columns), steps, buffer, step_row);
+        return {buffer, step_row};
+    }
+    // The channels of one step, with zeros to the end of the vector.
+    void read_step(const Steps& tensor, int64_t head, int step, float* to) const {
+        const Strided from = block(tensor, head);
+        typed<float>(from,
+                     [&](const auto* first) { read_run(to, first + step * from.time, from.column, call.head_dim); });
+    }
+    void write_step(const Steps& tensor, int64_t head, int step, const float* from) const {
+        const Strided to = block(tensor, head);
+        typed<float>(to, [&](auto* first) { write_run(first + step * to.time, from, to.column, call.head_dim); });
+    }
+
     // The step sizes and decays of a head; `before_softplus` keeps dt + dt_bias where it is wanted.
     void discretize(int64_t head, float* before_softplus = nullptr) {
         const PerHead& from = call.dt;

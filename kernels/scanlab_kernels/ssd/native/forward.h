@@ -114,20 +114,21 @@ struct Forward : Chunk {
     void epilogue(int64_t head) {
         clear(D, channel_row);
         if (call.D.data) read_run(D, call.D.data + head * call.D.head, call.D.channel, call.head_dim);
-        const Strided gates = block(call.z, head), out = block(call.out, head);
         for (int t = 0; t < steps; t++) {
             float* const row = y + t * channel_row;
-            if (call.z.data)
-                typed<float>(gates, [&](const auto* from) {
-                    read_run(gate, from + t * gates.time, gates.column, call.head_dim);
-                });
-            for (int64_t p = 0; p < call.head_dim; p += lanes<float>) {
-                Vec<float> value = load<float>(row + p);
-                if (call.D.data) value = multiply_add(load<float>(D + p), load<float>(x[t] + p), value);
-                if (call.z.data) value *= load<float>(gate + p) * sigmoid<float>(load<float>(gate + p));
-                store<float>(row + p, value);
+            if (call.D.data)
+                for (int64_t p = 0; p < call.head_dim; p += lanes<float>)
+                    store<float>(row + p,
+                                 multiply_add(load<float>(D + p), load<float>(x[t] + p), load<float>(row + p)));
+            if (call.ungated.data) write_step(call.ungated, head, t, row);
+            if (call.z.data) {
+                read_step(call.z, head, t, gate);
+                for (int64_t p = 0; p < call.head_dim; p += lanes<float>) {
+                    const Vec<float> own = load<float>(gate + p);
+                    store<float>(row + p, load<float>(row + p) * own * sigmoid<float>(own));
+                }
             }
-            typed<float>(out, [&](auto* to) { write_run(to + t * out.time, row, out.column, call.head_dim); });
+            write_step(call.out, head, t, row);
         }
     }
 };

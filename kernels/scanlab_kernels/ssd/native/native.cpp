@@ -87,13 +87,13 @@ struct Request {
     }
 };
 
-// The output, the last state, and the states before each chunk where they are kept.
-std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B,
-                                           const Tensor& C, const OptionalTensor& D, const OptionalTensor& z,
-                                           const OptionalTensor& dt_bias, const OptionalTensor& initial_state,
-                                           const OptionalTensor& seq_idx, bool softplus, double lowest_dt,
-                                           double highest_dt, int64_t chunk, int64_t task_heads, int64_t isa,
-                                           bool keeps_states) {
+// The output and the last state, and where they are kept the states before each chunk and the output before the gate.
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B,
+                                                   const Tensor& C, const OptionalTensor& D, const OptionalTensor& z,
+                                                   const OptionalTensor& dt_bias, const OptionalTensor& initial_state,
+                                                   const OptionalTensor& seq_idx, bool softplus, double lowest_dt,
+                                                   double highest_dt, int64_t chunk, int64_t task_heads, int64_t isa,
+                                                   bool keeps_states) {
     Request request(x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx, softplus, lowest_dt, highest_dt, chunk,
                     task_heads, isa);
     Call& call = request.call;
@@ -101,12 +101,15 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& dt, co
     const Tensor last = empty_output(request.state_shape(), Dtype::float32);
     const Tensor kept =
         empty_output(keeps_states ? request.chunk_state_shape() : std::vector<int64_t>{0}, Dtype::float32);
+    const bool keeps_ungated = keeps_states && z;
+    const Tensor ungated = empty_output(keeps_ungated ? x.sizes() : Shape{0}, request.dtype);
     call.out = steps_of("out", out, x.sizes(), request.dtype);
+    if (keeps_ungated) call.ungated = steps_of("ungated", ungated, x.sizes(), request.dtype);
     call.final = states_of("final_state", last, request.state_shape());
     if (keeps_states) call.chunk_states = kept.data<float>();
     request.for_tasks(request.kernels->forward_bytes(call),
                       [&](const Task& task, void* workspace) { request.kernels->forward(call, task, workspace); });
-    return {out, last, kept};
+    return {out, last, kept, ungated};
 }
 
 Tensor zeros(Shape shape) {
@@ -115,28 +118,33 @@ Tensor zeros(Shape shape) {
     return made;
 }
 
-// The gradients of x, dt, A, B, C, D, dt_bias and the initial state. Sums over batch or over tasks have an
-// axis for it in front; all but that of x are float32.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
-    const Tensor& grad_out, const OptionalTensor& grad_final, const Tensor& chunk_states, const Tensor& x,
-    const Tensor& dt, const Tensor& A, const Tensor& B, const Tensor& C, const OptionalTensor& D,
-    const OptionalTensor& dt_bias, const OptionalTensor& initial_state, const OptionalTensor& seq_idx, bool softplus,
-    double lowest_dt, double highest_dt, int64_t chunk, int64_t task_heads, int64_t isa) {
-    Request request(x, dt, A, B, C, D, {}, dt_bias, initial_state, seq_idx, softplus, lowest_dt, highest_dt, chunk,
+// The gradients of x, dt, A, B, C, D, z, dt_bias and the initial state. Sums over batch or over tasks have an
+// axis for it in front; all but those of x and z are float32.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
+    const Tensor& grad_out, const OptionalTensor& grad_final, const Tensor& chunk_states, const Tensor& ungated,
+    const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B, const Tensor& C, const OptionalTensor& D,
+    const OptionalTensor& z, const OptionalTensor& dt_bias, const OptionalTensor& initial_state,
+    const OptionalTensor& seq_idx, bool softplus, double lowest_dt, double highest_dt, int64_t chunk,
+    int64_t task_heads, int64_t isa) {
+    Request request(x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx, softplus, lowest_dt, highest_dt, chunk,
                     task_heads, isa);
     Call& call = request.call;
     call.chunk_states = floats("chunk_states", chunk_states, request.chunk_state_shape());
     require(chunk_states.is_contiguous(), "chunk_states must be as the forward pass left them");
     const std::vector<int64_t> parts = {tasks_of_group(call), call.batch, call.length, call.groups, call.state};
-    const Tensor grad_x = empty_output(x.sizes(), request.dtype), grad_dt = empty_output(dt.sizes(), Dtype::float32),
-                 grad_A = zeros({call.batch, call.heads}), grad_B = empty_output(parts, Dtype::float32),
-                 grad_C = empty_output(parts, Dtype::float32), grad_D = zeros({call.batch, call.heads, call.head_dim}),
+    if (z) call.ungated = steps_of("ungated", ungated, x.sizes(), request.dtype);
+    const Tensor grad_x = empty_output(x.sizes(), request.dtype),
+                 grad_z = empty_output(z ? x.sizes() : Shape{0}, request.dtype),
+                 grad_dt = empty_output(dt.sizes(), Dtype::float32), grad_A = zeros({call.batch, call.heads}),
+                 grad_B = empty_output(parts, Dtype::float32), grad_C = empty_output(parts, Dtype::float32),
+                 grad_D = zeros({call.batch, call.heads, call.head_dim}),
                  grad_dt_bias = zeros({call.batch, call.heads}),
                  grad_initial = empty_output(request.state_shape(), Dtype::float32);
     Gradient gradient;
     gradient.out = steps_of("grad_out", grad_out, x.sizes(), request.dtype);
     gradient.final = states_of("grad_final", grad_final, request.state_shape());
     gradient.x = steps_of("grad_x", grad_x, x.sizes(), request.dtype);
+    if (z) gradient.z = steps_of("grad_z", grad_z, x.sizes(), request.dtype);
     gradient.initial = states_of("grad_initial", grad_initial, request.state_shape());
     gradient.dt = grad_dt.data<float>(), gradient.A = grad_A.data<float>(), gradient.B = grad_B.data<float>();
     gradient.C = grad_C.data<float>(), gradient.D = grad_D.data<float>();
@@ -144,7 +152,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backw
     request.for_tasks(request.kernels->backward_bytes(call), [&](const Task& task, void* workspace) {
         request.kernels->backward(call, gradient, task, workspace);
     });
-    return {grad_x, grad_dt, grad_A, grad_B, grad_C, grad_D, grad_dt_bias, grad_initial};
+    return {grad_x, grad_dt, grad_A, grad_B, grad_C, grad_D, grad_z, grad_dt_bias, grad_initial};
 }
 
 }  // namespace
@@ -154,12 +162,13 @@ SCANLAB_OPS(scanlab_ssd, library) {
     library.define(
         "forward(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? dt_bias,"
         " Tensor? initial_state, Tensor? seq_idx, bool softplus, float lowest_dt, float highest_dt, int chunk,"
-        " int task_heads, int isa, bool keeps_states) -> (Tensor out, Tensor final_state, Tensor chunk_states)");
+        " int task_heads, int isa, bool keeps_states)"
+        " -> (Tensor out, Tensor final_state, Tensor chunk_states, Tensor ungated)");
     library.define(
-        "backward(Tensor grad_out, Tensor? grad_final, Tensor chunk_states, Tensor x, Tensor dt, Tensor A, Tensor B,"
-        " Tensor C, Tensor? D, Tensor? dt_bias, Tensor? initial_state, Tensor? seq_idx, bool softplus,"
-        " float lowest_dt, float highest_dt, int chunk, int task_heads, int isa) -> (Tensor,"
-        " Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+        "backward(Tensor grad_out, Tensor? grad_final, Tensor chunk_states, Tensor ungated, Tensor x, Tensor dt,"
+        " Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? dt_bias, Tensor? initial_state, Tensor? seq_idx,"
+        " bool softplus, float lowest_dt, float highest_dt, int chunk, int task_heads, int isa) -> (Tensor,"
+        " Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
     library.define("note_fork() -> ()");
 }
 

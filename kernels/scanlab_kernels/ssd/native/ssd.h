@@ -34,6 +34,7 @@ struct States {  // (batch, heads, head_dim, state)
 struct Call {
     int64_t batch = 0, length = 0, heads = 0, head_dim = 0, state = 0, groups = 1;
     Steps x, B, C, z, out;
+    Steps ungated;  // like out, before the gate; kept for gradients
     PerHead dt, A, D, dt_bias;
     Sequences seq_idx;
     States initial, final;
@@ -61,16 +62,16 @@ inline Task task_at(const Call& call, int64_t index) {
     return {index / per_group / call.groups, group, group * own + first, heads};
 }
 
-// Gradients. Those of x are stored as x is; sums over batch or over tasks have a part for each.
+// Gradients. Those of x and z are stored as x is; sums over batch or over tasks have a part for each.
 struct Gradient {
-    Steps out, x;                                          // `out` comes in
+    Steps out, x, z;                                       // `out` comes in
     States initial, final;                                 // `final` comes in
     float* dt = nullptr;                                   // (batch, length, heads)
     float *A = nullptr, *dt_bias = nullptr, *D = nullptr;  // (batch, heads), the same, (batch, heads, head_dim)
     float *B = nullptr, *C = nullptr;                      // (tasks of a group, batch, length, groups, state)
 };
 
-// The kernels of one instruction set. The backward pass wants `chunk_states`, and gates nothing: it takes no z.
+// The kernels of one instruction set. The backward pass wants `chunk_states`, and with z `ungated`.
 struct Kernels {
     bool (*is_supported)();
     size_t (*forward_bytes)(const Call&);
