@@ -8,6 +8,7 @@ Source: state-spaces/mamba@e9594ce, mamba_ssm/ops/triton/ssd_combined.py.
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +17,11 @@ from torch import Tensor
 from scanlab.errors import ProblemError
 from scanlab.integrations.causal_conv1d.causal_conv1d_interface import activation_of
 from scanlab.integrations.causal_conv1d.causal_conv1d_varlen import sequence_bounds
+from scanlab.integrations.mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 from scanlab.integrations.mamba_ssm.ops.triton.layernorm_gated import rmsnorm_fn
 from scanlab.runtime import ops as mixer
 from scanlab.runtime.ssd import ssd
-from scanlab_kernels.checks import expect_one_device, expect_projection
+from scanlab_kernels.checks import expect, expect_one_device, expect_projection
 from scanlab_kernels.ssd.problem import NO_LIMIT, Limits, SsdInputs
 
 
@@ -116,8 +118,69 @@ def ssd_selective_scan(
     dt_softplus: bool = False,
     dt_limit: Limits = NO_LIMIT,
 ) -> Tensor:
-    """Return the scan of Mamba-2; shapes as in `mamba_chunk_scan_combined`."""
-    return ssd(SsdInputs(x, dt, A, B, C, D, z, dt_bias), dt_softplus=dt_softplus, dt_limit=dt_limit).out
+    """Return the scan of Mamba-2, whose step sizes, rates and biases may differ within a head.
+
+    Args:
+        x: (batch, length, heads, head_dim).
+        dt: (batch, length, heads) or (batch, length, heads, head_dim).
+        A: (heads,) or (heads head_dim, state).
+        B: (batch, length, groups, state).
+        C: (batch, length, groups, state).
+        D: (heads,) or (heads, head_dim).
+        z: (batch, length, heads, head_dim).
+        dt_bias: (heads,) or (heads, head_dim).
+        dt_softplus: Apply softplus to dt + dt_bias.
+        dt_limit: The lowest and the highest step size.
+
+    Returns:
+        The shape and dtype of x.
+
+    Raises:
+        ProblemError: The tensors do not fit together.
+    """
+    inputs = SsdInputs(x, dt, A, B, C, D, z, dt_bias)
+    if dt.dim() == 4 or A.dim() == 2 or (dt_bias is not None and dt_bias.dim() == 2):
+        return _scan_of_channels(inputs, dt_softplus, dt_limit)
+    return ssd(inputs, dt_softplus=dt_softplus, dt_limit=dt_limit).out
+
+
+def _scan_of_channels(inputs: SsdInputs, dt_softplus: bool, dt_limit: Limits) -> Tensor:
+    """Return `ssd_selective_scan` as the selective scan of the channels of all heads."""
+    x, dt, A, B, C, D, z, dt_bias, *_ = inputs
+    if x.dim() != 4 or B.dim() != 4:
+        raise ProblemError(f"x is {tuple(x.shape)}, B is {tuple(B.shape)}: must have four axes.")
+    batch, length, *heads = x.shape
+
+    def channels(name: str, values: Tensor, *before: int) -> Tensor:
+        """Return values (*before, heads[, head_dim]) as (*before, dim)."""
+        has_own = values.dim() > len(before) + 1
+        expect(name, values, (*before, *(heads if has_own else heads[:1])), x)
+        return (values if has_own else values[..., None]).expand(*before, *heads).flatten(-2)
+
+    delta, bias = channels("dt", dt, batch, length), None if dt_bias is None else channels("dt_bias", dt_bias)
+    groups, state = B.shape[2:]
+    for name, each in (("B", B), ("C", C)):
+        expect(name, each, (batch, length, groups, state), x)
+    if A.dim() == 1:
+        A = channels("A", A)[:, None].expand(-1, state)
+    expect("A", A, (math.prod(heads), state), x)
+    if tuple(dt_limit) != NO_LIMIT:
+        delta = delta.to(torch.promote_types(delta.dtype, torch.float32))
+        delta = delta if bias is None else delta + bias
+        delta, bias, dt_softplus = (F.softplus(delta) if dt_softplus else delta).clamp(*dt_limit), None, False
+    out = selective_scan_fn(
+        x.flatten(2).mT,
+        delta.mT,
+        A,
+        B.movedim(1, -1),
+        C.movedim(1, -1),
+        None if D is None else channels("D", D),
+        None if z is None else z.flatten(2).mT,
+        bias,
+        dt_softplus,
+    )
+    assert isinstance(out, Tensor)
+    return out.mT.reshape(x.shape)
 
 
 def mamba_split_conv1d_scan_combined(

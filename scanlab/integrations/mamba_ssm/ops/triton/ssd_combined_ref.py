@@ -57,12 +57,12 @@ def mamba_conv1d_scan_ref(
         xBC: (batch, length, dim + 2 groups state); dim is heads x head_dim.
         conv1d_weight: (dim + 2 groups state, width).
         conv1d_bias: (dim + 2 groups state,).
-        dt: (batch, length, heads).
-        A: (heads,).
+        dt: (batch, length, heads) or (batch, length, heads, head_dim).
+        A: (heads,) or (dim, state).
         chunk_size: Not used.
         D: (heads,) or (heads, head_dim).
         z: (batch, length, dim).
-        dt_bias: (heads,).
+        dt_bias: (heads,) or (heads, head_dim).
         dt_softplus: Apply softplus to dt + dt_bias.
         dt_limit: The lowest and the highest step size.
         activation: Activation of the convolution, "silu" or None.

@@ -84,6 +84,56 @@ def test_the_states_after_each_of_several_sequences_are_those_of_each_alone():
         ssd_combined.mamba_chunk_scan_combined(*inputs[:5], 8, cu_seqlens=ends + 1, return_varlen_states=True)
 
 
+def loop_over_channels(inputs: SsdInputs, dt_softplus: bool, dt_limit: tuple[float, float]) -> Tensor:
+    """The scan whose dt (batch, length, heads, head_dim) and A (heads, head_dim, state) differ within a head."""
+    x, dt, A, B, C, D, z, dt_bias, *_ = inputs
+    step = dt + dt_bias
+    step = (F.softplus(step) if dt_softplus else step).clamp(*dt_limit)[..., None]
+    B, C = (each.repeat_interleave(HEADS // GROUPS, dim=2)[:, :, :, None] for each in (B, C))
+    h, ys = torch.zeros_like(A), []
+    for t in range(x.shape[1]):
+        h = torch.exp(step[:, t] * A) * h + step[:, t] * x[:, t, ..., None] * B[:, t]
+        ys.append((h * C[:, t]).sum(-1))
+    return (torch.stack(ys, 1) + D * x) * F.silu(z)
+
+
+@pytest.mark.parametrize("dt_limit", [(0.0, float("inf")), (0.4, 0.9)])
+@pytest.mark.parametrize("own", ["dt", "A", "D", "dt_bias", "all"])
+def test_a_selective_scan_has_step_sizes_rates_and_biases_of_channels(own, dt_limit):
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    def of_heads(name: str, *before: int) -> Tensor:
+        return normal(*before, HEADS, HEAD_DIM if own in (name, "all") else 1)
+
+    x, z = normal(2, 2, 9, HEADS, HEAD_DIM)
+    B, C = normal(2, 2, 9, GROUPS, STATE)
+    dt, D, dt_bias = of_heads("dt", 2, 9), of_heads("D"), of_heads("dt_bias")
+    A = -normal(HEADS, HEAD_DIM, STATE).exp() if own in ("A", "all") else -normal(HEADS, 1, 1).exp()
+    tensors = [each.requires_grad_() for each in (x, dt, A, B, C, D, z, dt_bias)]
+    whole_A = A.expand(HEADS, HEAD_DIM, STATE)
+    expected = loop_over_channels(SsdInputs(x, dt, whole_A, B, C, D, z, dt_bias), True, dt_limit)
+    given_A = A.flatten(0, 1) if own in ("A", "all") else A.flatten()
+    given_dt, given_D, given_bias = (each.squeeze(-1) for each in (dt, D, dt_bias))
+    out = ssd_combined.ssd_selective_scan(x, given_dt, given_A, B, C, given_D, z, given_bias, True, dt_limit)
+    torch.testing.assert_close(out, expected)
+    truths = torch.autograd.grad(expected.square().sum(), tensors)
+    for found, truth in zip(torch.autograd.grad(out.square().sum(), tensors), truths, strict=True):
+        assert relative_error(found, truth) < 1e-12
+
+
+def test_a_selective_scan_refuses_what_does_not_fit():
+    (inputs,) = make_inputs(PROBLEM)
+    dt = inputs.dt[..., None].expand(inputs.x.shape)
+    assert ssd_combined.ssd_selective_scan(inputs.x.bfloat16(), dt, *inputs[2:5]).dtype == torch.bfloat16
+    with pytest.raises(ProblemError, match="dt is"):
+        ssd_combined.ssd_selective_scan(inputs.x, dt[..., :-1], *inputs[2:5])
+    with pytest.raises(ProblemError, match="A is"):
+        ssd_combined.ssd_selective_scan(inputs.x, dt, torch.ones(DIM, STATE + 1), *inputs[3:5])
+
+
 def layer(**changes: Tensor | None) -> dict[str, Any]:
     """The tensors of a Mamba-2 layer."""
     generator = torch.Generator().manual_seed(0)
