@@ -259,8 +259,8 @@ def step(draw: Draw, *, edge: bool) -> Case:
 
 def minimal(draw: Draw, *, edge: bool) -> Case:
     """Draw a call of `ssd_minimal_discrete`."""
-    batch, heads, head_dim = draw.randint(0 if edge else 1, 2), draw.randint(1, 3), draw.size(8)
-    groups, states, block_len = draw.randint(1, 2), draw.size(8), draw.randint(1, 9)
+    batch, groups, head_dim = draw.randint(0 if edge else 1, 2), draw.randint(1, 2), draw.size(8)
+    heads, states, block_len = groups * draw.randint(1, 2), draw.size(8), draw.randint(1, 9)
     length = block_len * draw.randint(0 if edge else 1, 4)
     dtype = draw.pick((torch.float32, torch.float64))
     arguments: Arguments = {
@@ -269,7 +269,7 @@ def minimal(draw: Draw, *, edge: bool) -> Case:
         "B": draw.lay(draw.normal(batch, length, groups, states, dtype=dtype)),
         "C": draw.lay(draw.normal(batch, length, groups, states, dtype=dtype)),
         "block_len": block_len,
-        "initial_states": draw.maybe(draw.lay(draw.normal(batch, 1, groups, heads, head_dim, states, dtype=dtype))),
+        "initial_states": draw.maybe(draw.lay(draw.normal(batch, 1, heads, head_dim, states, dtype=dtype))),
     }
 
     def call(given: Arguments) -> Results:
@@ -284,14 +284,16 @@ def minimal(draw: Draw, *, edge: bool) -> Case:
         C, block_len = fit("C", given["C"], B.shape), given["block_len"]
         if type(block_len) is not int or block_len < 1 or length % block_len:
             raise UnfitError("block_len")
-        h = X.new_zeros(batch, groups, heads, head_dim, states)
+        if groups < 1 or heads % groups:
+            raise UnfitError("groups")
+        B, C = (each.repeat_interleave(heads // groups, 2) for each in (B, C))
+        h = X.new_zeros(batch, heads, head_dim, states)
         if given["initial_states"] is not None:
             h = fit("initial_states", given["initial_states"], (batch, 1, *h.shape[1:]))[:, 0]
         ys = []
         for t in range(length):
-            drive = X[:, t, None, :, :, None] * B[:, t, :, None, None, :]
-            h = torch.exp(A[:, t, None, :, None, None]) * h + drive
-            ys.append((h * C[:, t, :, None, None, :]).sum(-1).sum(1))
+            h = torch.exp(A[:, t, :, None, None]) * h + X[:, t, ..., None] * B[:, t, :, None]
+            ys.append((h * C[:, t, :, None]).sum(-1))
         return {"out": torch.stack(ys, 1) if ys else X, "final_state": h}
 
     return Case(

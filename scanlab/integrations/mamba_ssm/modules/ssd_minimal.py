@@ -36,18 +36,17 @@ def ssd_minimal_discrete(
 ) -> tuple[Tensor, Tensor]:
     """Return the outputs and the last state of a discretised Mamba-2, differentiably.
 
-    As upstream, every head sees every group of B and C, and its output is the sum over the groups.
-
     Args:
         X: (batch, length, heads, head_dim), dt x.
         A: (batch, length, heads), dt A: logarithms of the decays.
-        B: (batch, length, groups, state).
+        B: (batch, length, groups, state), for heads/groups adjacent heads each; upstream takes one group, or one for
+            each head.
         C: (batch, length, groups, state).
         block_len: Steps of a chunk; divides the length.
-        initial_states: (batch, 1, groups, heads, head_dim, state).
+        initial_states: (batch, 1, heads, head_dim, state).
 
     Returns:
-        (batch, length, heads, head_dim) and (batch, groups, heads, head_dim, state).
+        (batch, length, heads, head_dim) and (batch, heads, head_dim, state).
 
     Raises:
         ProblemError: The dtypes or devices differ, the shapes do not fit, or block_len does not divide the length.
@@ -60,20 +59,22 @@ def ssd_minimal_discrete(
     if block_len < 1 or length % block_len:
         raise ProblemError(f"block_len={block_len} does not divide the length {length}; pad X with zeros.")
     groups, state = B.shape[2:]
+    if groups < 1 or heads % groups:
+        raise ProblemError(f"B has {groups} groups, which do not divide the {heads} heads of X.")
     expect("A", A, (batch, length, heads), X)
     for name, each in (("B", B), ("C", C)):
         expect(name, each, (batch, length, groups, state), X)
     if initial_states is not None:
-        expect("initial_states", initial_states, (batch, 1, groups, heads, head_dim, state), X)
-    drive = X[:, :, None].expand(-1, -1, groups, -1, -1)
-    log_decay = A[:, :, None].expand(-1, -1, groups, -1)
+        expect("initial_states", initial_states, (batch, 1, heads, head_dim, state), X)
+    by_group = (groups, heads // groups)
+    drive, log_decay = X.unflatten(2, by_group), A.unflatten(2, by_group)
     if initial_states is None:
-        h = X.new_zeros(batch, groups, state, heads, head_dim)
+        h = X.new_zeros(batch, groups, state, heads // groups, head_dim)
     else:
-        h = initial_states[:, 0].movedim(-1, 2)
+        h = initial_states[:, 0].unflatten(1, by_group).movedim(-1, 2)
     outs = [X[:, :0]]
     for start in range(0, length, block_len):
         now = slice(start, start + block_len)
         y, h = chunked.solve(Operands(drive[:, now], log_decay[:, now], B[:, now], C[:, now], h))
-        outs.append(y.sum(2))
-    return torch.cat(outs, dim=1), h.movedim(2, -1)
+        outs.append(y.flatten(2, 3))
+    return torch.cat(outs, dim=1), h.movedim(2, -1).flatten(1, 2)

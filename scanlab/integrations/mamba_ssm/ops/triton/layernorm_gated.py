@@ -120,6 +120,10 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(hidden_size, device=device, dtype=dtype))
         self.register_parameter("bias", None)
 
+    def reset_parameters(self) -> None:
+        """Set the weight to one."""
+        nn.init.ones_(self.weight)
+
     def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor:
         """Return x (..., dim) normalised and gated by z, in the shape and dtype of x."""
         return rmsnorm_fn(x, self.weight, None, z, self.eps, self.group_size, self.norm_before_gate)
@@ -139,6 +143,11 @@ class LayerNorm(RMSNorm):
     ) -> None:
         super().__init__(hidden_size, eps, group_size, norm_before_gate, device, dtype)
         self.bias = nn.Parameter(torch.zeros(hidden_size, device=device, dtype=dtype))
+
+    def reset_parameters(self) -> None:
+        """Set the weight to one, and the bias to zero."""
+        super().reset_parameters()
+        nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor:
         """Return x (..., dim) normalised and gated by z, in the shape and dtype of x."""

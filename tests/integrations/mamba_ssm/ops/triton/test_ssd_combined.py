@@ -223,17 +223,27 @@ def test_sums_of_segments():
     torch.testing.assert_close(sums, segsum_unstable(x))
 
 
-def test_the_minimal_function_is_the_scan_of_discretised_inputs():
-    (inputs,) = make_inputs(PROBLEM.replace(length=24, groups=1, skip="none", dtype="float64"))
+@pytest.mark.parametrize("groups", [1, 2, HEADS])
+def test_the_minimal_function_is_the_scan_of_discretised_inputs(groups):
+    problem = PROBLEM.replace(length=24, groups=groups, skip="none", dtype="float64")
+    (inputs,) = make_inputs(problem)
     dt = F.softplus(inputs.dt + inputs.dt_bias)
     X, A = inputs.x * dt[..., None], inputs.A * dt
     out, last_state = ssd_minimal_discrete(X, A, inputs.B, inputs.C, 8)
-    expected = reference.backend.build(PROBLEM.replace(length=24, groups=1, skip="none", dtype="float64"))(inputs)
+    expected = reference.backend.build(problem)(inputs)
     torch.testing.assert_close(out, expected.out)
-    torch.testing.assert_close(last_state[:, 0], expected.final_state)
-    half, h = ssd_minimal_discrete(X[:, :16], A[:, :16], inputs.B[:, :16], inputs.C[:, :16], 8)
+    torch.testing.assert_close(last_state, expected.final_state)
+    _, h = ssd_minimal_discrete(X[:, :16], A[:, :16], inputs.B[:, :16], inputs.C[:, :16], 8)
     rest, _ = ssd_minimal_discrete(X[:, 16:], A[:, 16:], inputs.B[:, 16:], inputs.C[:, 16:], 8, h[:, None])
-    torch.testing.assert_close(torch.cat((half, rest), 1), expected.out)
+    torch.testing.assert_close(rest, expected.out[:, 16:])
+    nothing, same = ssd_minimal_discrete(X[:, :0], A[:, :0], inputs.B[:, :0], inputs.C[:, :0], 8, h[:, None])
+    assert nothing.shape == (2, 0, HEADS, HEAD_DIM)
+    assert torch.equal(same, h)
+
+
+def test_the_minimal_function_refuses_what_does_not_fit():
+    (inputs,) = make_inputs(PROBLEM.replace(length=24, groups=1, dtype="float64"))
+    X, A = inputs.x, inputs.dt
     with pytest.raises(ProblemError, match="block_len=7 does not divide"):
         ssd_minimal_discrete(X, A, inputs.B, inputs.C, 7)
     with pytest.raises(ProblemError, match="A is \\(1, 24, 4\\): must be \\(2, 24, 4\\)"):
@@ -242,9 +252,8 @@ def test_the_minimal_function_is_the_scan_of_discretised_inputs():
         ssd_minimal_discrete(X, A, inputs.B, inputs.C.to("meta"), 8)
     with pytest.raises(ProblemError, match="block_len=0 does not divide"):
         ssd_minimal_discrete(X, A, inputs.B, inputs.C, 0)
-    out, last_state = ssd_minimal_discrete(X[:, :0], A[:, :0], inputs.B[:, :0], inputs.C[:, :0], 8, h[:, None])
-    assert out.shape == (2, 0, HEADS, HEAD_DIM)
-    assert torch.equal(last_state, h)
+    with pytest.raises(ProblemError, match="3 groups, which do not divide the 4 heads"):
+        ssd_minimal_discrete(X, A, inputs.B.expand(-1, -1, 3, -1), inputs.C.expand(-1, -1, 3, -1), 8)
     with pytest.raises(ProblemError, match="must have one dtype"):
         ssd_minimal_discrete(X.float(), A, inputs.B, inputs.C, 8)
 
