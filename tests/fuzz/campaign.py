@@ -144,8 +144,8 @@ def main() -> int:
     for name, count in sorted(counts.items()):
         print(f"{count:8} {name}")
     if asked.page is not None:
-        options = f"--seed {first} --page {asked.page}"
-        command = f"make fuzz {'SANITIZE=1 ' if asked.sanitize else ''}MINUTES={asked.minutes:g} ARGS='{options}'"
+        sanitizing = "SANITIZE=1 " if asked.sanitize else ""
+        command = f"make fuzz {sanitizing}MINUTES={asked.minutes:g} ARGS='--seed {first}'"
         write_page(asked.page, counts, faults, command, is_sanitized=asked.sanitize)
     print(f"{counts.total():8} calls, {len(faults)} faults")
     return 1 if faults else 0
