@@ -1,4 +1,4 @@
-"""What `scanlab tune` has finished: deployed and recorded at once, so that no later interruption loses it."""
+"""Finished tunings of `scanlab tune`: deployed and recorded at once, so that no later interruption loses it."""
 
 from __future__ import annotations
 

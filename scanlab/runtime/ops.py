@@ -229,7 +229,8 @@ def causal_conv1d_update(
         x: (batch, dim) or (batch, dim, steps).
         conv_state: (batch, dim, slots), dtype of x, slots >= width - 1. It shifts: afterwards it holds the last
             `slots` inputs, newest last.
-        weight, bias: As in `causal_conv1d`.
+        weight: As in `causal_conv1d`.
+        bias: As in `causal_conv1d`.
         activation: As in `causal_conv1d`.
         cache_seqlens: (batch,) int32. conv_state is a circular buffer instead, and x is written from this slot
             (modulo slots) on, after the width - 1 slots before it were read.
@@ -273,10 +274,14 @@ def selective_state_update(
 
     Args:
         state: (batch, dim, state) or (batch, heads, dim, state), updated in place.
-        x, dt, z: (batch, dim) or (batch, heads, dim).
+        x: (batch, dim) or (batch, heads, dim).
+        dt: Like x.
         A: (dim, state) or (heads, dim, state).
-        B, C: (batch, state), or with heads (batch, groups, state).
-        D, dt_bias: (dim,) or (heads, dim).
+        B: (batch, state), or with heads (batch, groups, state).
+        C: Like B.
+        D: (dim,) or (heads, dim).
+        z: Like x.
+        dt_bias: Like D.
         dt_softplus: Apply softplus to dt + dt_bias.
         state_batch_indices: (batch,) int32, the row of a larger state; a negative index is padding: its output
             is zero and no state is touched. Two sequences of one row are refused (on a GPU, which is not waited for,
@@ -327,9 +332,11 @@ def mixer_step(
         projected: (batch, 2 dim), x and then z.
         conv_state: (batch, dim, slots), dtype of projected, slots >= width - 1; newest last.
         state: (batch, dim, state).
-        conv_weight, conv_bias: (dim, width) and (dim,).
+        conv_weight: (dim, width).
+        conv_bias: (dim,), or None.
         x_weight: (rank + 2 state, dim), dtype of projected.
-        dt_weight, dt_bias: (dim, rank), dtype of projected, and (dim,).
+        dt_weight: (dim, rank), dtype of projected.
+        dt_bias: (dim,), or None.
         A_log: (dim, state), log(-A).
         D: (dim,).
 

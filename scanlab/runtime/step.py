@@ -58,8 +58,10 @@ class StepProjections:
 
         Args:
             hidden: (batch, model).
-            into_bias, out_bias: (2 dim,) and (model,), or None.
-            conv_state, state: As in `mixer_step`.
+            into_bias: (2 dim,), or None.
+            out_bias: (model,), or None.
+            conv_state: As in `mixer_step`.
+            state: As in `mixer_step`.
             weights: conv_weight to D, as in `mixer_step`.
 
         Returns:

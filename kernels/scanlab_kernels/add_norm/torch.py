@@ -24,6 +24,11 @@ def add_norm(
     """Return the normalised sum of hidden and residual, and the sum.
 
     Args:
+        hidden: (..., dim).
+        residual: The shape of hidden, or None.
+        weight: (dim,).
+        bias: (dim,), or None.
+        eps: Added to the mean square.
         centred: LayerNorm instead of RMSNorm.
         wide_total: Return the sum in at least float32 instead of the dtype of hidden.
     """

@@ -75,7 +75,8 @@ def solved(decay: Tensor, drive: Tensor, h: Tensor, solve: Solver) -> Tensor:
     """Return all states of the recurrence, differentiably; they overwrite `drive`.
 
     Args:
-        decay, drive: (length, ...), of one dtype, for example (32, 64, 1, 16, 384).
+        decay: (length, ...), for example (32, 64, 1, 16, 384).
+        drive: Like decay.
         h: (...), the state before the first step.
         solve: Solves the recurrence.
     """

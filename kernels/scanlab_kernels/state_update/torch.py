@@ -69,9 +69,6 @@ def selective_state_update(
 @torch.no_grad()
 def mixer_step(*arguments: Any) -> Tensor:
     """Return one token after the convolution and the scan of a mixer; update both states, or neither and raise."""
-    projected, conv_state, state, conv_weight, *_, A_log, _ = arguments
-    batch = len(projected)
-    expect_states(conv_state, state, (batch, len(conv_weight)), (batch, *A_log.shape), projected)
     return compose_step(causal_conv1d_update, selective_state_update, *arguments)
 
 
@@ -90,6 +87,8 @@ def compose_step(
     D: Tensor,
 ) -> Tensor:
     """Return `mixer_step` by an implementation of `causal_conv1d_update` and one of `selective_state_update`."""
+    batch = len(projected)
+    expect_states(conv_state, state, (batch, len(conv_weight)), (batch, *A_log.shape), projected)
     # The convolution writes its state before the rest is read.
     projected, x_weight, dt_weight, A_log, D = (
         apart_from(conv_state, each) for each in (projected, x_weight, dt_weight, A_log, D)

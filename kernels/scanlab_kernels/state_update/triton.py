@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from scanlab_kernels.causal_conv1d.triton.ops import causal_conv1d_update
-from scanlab_kernels.checks import apart_from, expect_no_overlap, expect_states
+from scanlab_kernels.checks import apart_from, expect_no_overlap
 from scanlab_kernels.gpu.launch_cache import Launch, launch
 from scanlab_kernels.gpu.math import LOG2_E, load, shrink, sigmoid, softplus
 from scanlab_kernels.gpu.registration import changed, define
@@ -181,9 +181,6 @@ def selective_state_update(
 
 def mixer_step(*arguments: Any) -> Tensor:
     """Return one token through a whole mixer, and update both of its states in place, or neither and raise."""
-    projected, conv_state, state, conv_weight, *_, A_log, _ = arguments
-    batch = len(projected)
-    expect_states(conv_state, state, (batch, len(conv_weight)), (batch, *A_log.shape), projected)
     return compose_step(causal_conv1d_update, selective_state_update, *arguments)
 
 
