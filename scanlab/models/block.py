@@ -104,7 +104,7 @@ class Block(nn.Module):
 
     def forward(self, hidden: Tensor, residual: Tensor | None, scan: Scan) -> tuple[Tensor, Tensor]:
         """Return the next hidden and residual (batch, length, dim); the residual is None in the first block."""
-        if residual is not None:
+        if residual is not None and self.training:
             hidden = self.drop_path(hidden)
         normed, residual = add_norm(
             hidden, residual, self.norm, fused=self.fused, residual_in_fp32=self.residual_in_fp32
