@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
-import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 from scanlab.bench.records import NewerSchemaError, RecordError, Trial, decode, encode
-from scanlab.contract.files import sync
+from scanlab.contract.files import expect_writable, sync
 from scanlab.errors import ResultsError
 
 
@@ -40,9 +39,7 @@ class TrialStore:
             ResultsError: If nothing can be written to it.
         """
         try:
-            self._records.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self._records):
-                pass
+            expect_writable(self._records)
         except OSError as error:
             raise self._unwritable(error) from error
 

@@ -33,6 +33,7 @@ from scanlab.contract.evidence import EvidenceRank
 from scanlab.contract.space import config_key
 from scanlab.errors import UNREADABLE, InputError
 from scanlab.runtime.decisions import Decision, decisions, nothing_serves
+from scanlab.runtime.deployment import evidence_doubt, standing_rank
 from scanlab.runtime.profile import Profile, ProfileEntry, load_profile
 from scanlab.tuning.recheck import CheckedChoice
 from scanlab.tuning.recheck import recheck as recheck_choice
@@ -85,7 +86,8 @@ def best(
         out.print(f"  {answer['backend']} {config_key(answer['config'])}")
         out.print(f"  {answer['basis']}: {escape(answer['reason'])}")
         if answer["evidence"].get("why"):
-            out.print(f"  evidence ({answer['rank']}): {escape(str(answer['evidence']['why']))}")
+            standing = ": ".join(filter(None, (answer["rank"], answer["doubt"])))
+            out.print(f"  evidence ({escape(standing)}): {escape(str(answer['evidence']['why']))}")
         second = answer["second"]
         if second is not None:
             out.print(f"  in its place: {second['backend']} {config_key(second['config'])} ({second['basis']})")
@@ -108,7 +110,8 @@ def _answer(problem: Problem, profile: Profile | None) -> dict[str, Any]:
         "op": problem.op,
         "problem": problem.key,
         **asdict(first),
-        "rank": EvidenceRank.NONE.label if entry is None else entry.rank.label,
+        "rank": EvidenceRank.NONE.label if entry is None else standing_rank(entry).label,
+        "doubt": None if entry is None else evidence_doubt(entry),
         "evidence": {} if entry is None else dict(entry.evidence),
         "second": None if second is None else asdict(second),
         "tune": None if first.basis in ("named", "exact") else f"scanlab tune {op}--problem {problem.key}",

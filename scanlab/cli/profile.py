@@ -14,7 +14,7 @@ from scanlab.contract import registry
 from scanlab.contract.base import Problem
 from scanlab.contract.space import config_key
 from scanlab.errors import InputError
-from scanlab.runtime.deployment import ProfileChange, diff, remove, restore
+from scanlab.runtime.deployment import ProfileChange, diff, evidence_doubt, remove, restore, standing_rank
 from scanlab.runtime.profile import Profile, ProfileEntry, load_profile, profile_path
 
 
@@ -81,7 +81,7 @@ def _list(target: str | None, as_json: bool) -> None:
     table = plain_table("op", "problem", "choice", "evidence", "replaced")
     for entry in found.entries:
         problem, replaced = entry.problem, str(len(found.history(entry.problem)))
-        table.add_row(problem.op, problem.key, escape(_label(entry)), entry.rank.label, replaced)
+        table.add_row(problem.op, problem.key, escape(_label(entry)), escape(_standing(entry)), replaced)
     for problem in dict.fromkeys(each.problem for each in found.replaced):
         if found.exact(problem) is None:
             table.add_row(problem.op, problem.key, "nothing: removed", "", str(len(found.history(problem))))
@@ -109,7 +109,7 @@ def _show(problem: Problem, as_json: bool) -> None:
         for line in _evidence_lines(entry):
             out.print(f"  {escape(line)}")
     for each in reversed(history):
-        out.print(f"  replaced: {escape(_label(each))} ({each.rank.label})")
+        out.print(f"  replaced: {escape(_label(each))} ({escape(_standing(each))})")
 
 
 def _diff(target: str | None, as_json: bool) -> None:
@@ -130,7 +130,7 @@ def _diff(target: str | None, as_json: bool) -> None:
         for each in changes:
             out.print(f"[bold]{each.problem.key}[/]  ({each.problem.op})")
             for sign, entry in (("-", each.before), ("+", each.after)):
-                evidence = "" if entry is None else f"  ({entry.rank.label})"
+                evidence = "" if entry is None else f"  ({escape(_standing(entry))})"
                 out.print(f"  {sign} {escape(_label(entry))}{evidence}")
         if not changes:
             out.print("no difference")
@@ -145,7 +145,9 @@ def _confirm(action: Action, entry: ProfileEntry, as_json: bool) -> None:
     if action is Action.REMOVE:
         out.print(f"removed {escape(_label(entry))} for {entry.problem.key}; `scanlab profile restore` puts it back.")
     else:
-        out.print(f"{escape(_label(entry))} serves {entry.problem.key} again, on its evidence ({entry.rank.label}).")
+        out.print(
+            f"{escape(_label(entry))} serves {entry.problem.key} again, on its evidence ({escape(_standing(entry))})."
+        )
 
 
 def _loaded() -> Profile:
@@ -156,10 +158,13 @@ def _label(entry: ProfileEntry | None) -> str:
     return "nothing" if entry is None else f"{entry.backend} {config_key(entry.config)}"
 
 
+def _standing(entry: ProfileEntry) -> str:
+    """Return the rank of an entry's evidence here, and the reason where it counts for nothing."""
+    return ": ".join(filter(None, (standing_rank(entry).label, evidence_doubt(entry))))
+
+
 def _evidence_lines(entry: ProfileEntry) -> list[str]:
-    lines = [f"evidence: {entry.rank.label}"]
-    if entry.adopted_from is not None:
-        lines.append(f"adopted from {entry.adopted_from}")
+    lines = [f"evidence: {_standing(entry)}"]
     if entry.evidence.get("why"):
         lines.append(str(entry.evidence["why"]))
     return lines
@@ -172,7 +177,8 @@ def _summary(entry: ProfileEntry) -> dict[str, Any]:
         "backend": entry.backend,
         "source_hash": entry.source_hash,
         "config": dict(entry.config),
-        "rank": entry.rank.label,
+        "rank": standing_rank(entry).label,
+        "doubt": evidence_doubt(entry),
         "adopted_from": entry.adopted_from,
         "why": entry.evidence.get("why"),
     }

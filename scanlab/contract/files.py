@@ -36,6 +36,13 @@ def expect_regular(path: Path) -> None:
         raise OSError(kind, "it is a folder" if path.is_dir() else "it is not a regular file", str(path))
 
 
+def expect_writable(folder: Path) -> None:
+    """Make `folder` where it is missing; raise OSError if no file can be created in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
 def read_text(path: Path, encoding: str = "utf-8") -> str:
     """Return the text of a regular file: a pipe would be waited for, and a device may never end.
 

@@ -147,6 +147,16 @@ def this_machine() -> Machine:
     return Machine(_silicon(), _software())
 
 
+def elsewhere(machine: Machine) -> str | None:
+    """Return in what `machine` differs from this one, so that what was measured on it says nothing here, or None."""
+    here = this_machine()
+    if machine.silicon_id != here.silicon_id:
+        return f"was measured on another machine: {machine.describe()}"
+    if machine.software_id != here.software_id:
+        return f"was measured with other software: {machine.describe()}"
+    return None
+
+
 def _digest(facts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import filelock
 
+from scanlab import settings
 from scanlab.contract import registry
 from scanlab.contract.base import Problem
 from scanlab.contract.evidence import EvidenceRank
-from scanlab.contract.files import expect_regular
-from scanlab.errors import ProfileError, UnknownBackendError
+from scanlab.contract.files import expect_regular, expect_writable
+from scanlab.contract.machine import Machine, elsewhere
+from scanlab.errors import UNREADABLE, ProfileError
+from scanlab.runtime.decisions import refuses
 from scanlab.runtime.profile import Profile, ProfileEntry, expect_profile, profile_path, unwritable
+
+# A change takes some milliseconds: who holds the lock for longer hangs.
+LOCK_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,29 @@ class ProfileChange:
     after: ProfileEntry | None
 
 
+def evidence_doubt(entry: ProfileEntry) -> str | None:
+    """Return why the evidence of an entry counts for nothing here, or None where it has the rank of its trial."""
+    if entry.adopted_from is not None:
+        return f"adopted from {entry.adopted_from}"
+    refusal = refuses(entry.backend, entry.config, entry.problem)
+    if refusal is not None:
+        return f"it cannot serve: {refusal}"
+    if entry.source_hash != registry.get(entry.backend).source_hash:
+        return f"the source of {entry.backend} has changed since it was measured"
+    if "trial" not in entry.evidence:
+        return "it carries no measurement"
+    try:
+        difference = elsewhere(Machine.from_json(entry.evidence["trial"]["machine"]))
+    except UNREADABLE as error:
+        return f"the evidence is damaged: {type(error).__name__}: {error}"
+    return None if difference is None else f"it {difference}"
+
+
+def standing_rank(entry: ProfileEntry) -> EvidenceRank:
+    """Return the rank of an entry's evidence on this machine, which has to be reached to replace it."""
+    return entry.rank if evidence_doubt(entry) is None else EvidenceRank.NONE
+
+
 def deploy(entries: Iterable[ProfileEntry], path: Path | None = None) -> Deployment:
     """Put entries into this machine's profile, each unless it would replace stronger evidence by weaker.
 
@@ -60,10 +90,12 @@ def deploy(entries: Iterable[ProfileEntry], path: Path | None = None) -> Deploym
     def change(profile: Profile) -> Profile:
         for entry in entries:
             existing = profile.exact(entry.problem)
-            if existing is not None and not _may_replace(entry, existing):
+            standing = EvidenceRank.NONE if existing is None else standing_rank(existing)
+            # Among choices without evidence from this machine, as those adopted from others, the newer one is taken.
+            if existing is not None and standing > EvidenceRank.NONE and not entry.rank.may_replace(standing):
                 notices.append(
                     f"{entry.problem.key}: {entry.backend} was not deployed, because its evidence ({entry.rank.label})"
-                    f" is weaker than that of {existing.backend} ({existing.rank.label}), which goes on serving. Tune"
+                    f" is weaker than that of {existing.backend} ({standing.label}), which goes on serving. Tune"
                     " longer, on an idle machine, or remove that choice with `scanlab profile remove`."
                 )
                 continue
@@ -141,51 +173,56 @@ def update_profile(
         ProfileError: If the profile cannot be read or written, or is a file of another program, which stays.
     """
     path = Path(os.path.realpath(path))  # the same lock for all names of a file
-    try:
-        expect_regular(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(path.with_name(path.name + ".lock")):
-            notices: tuple[str, ...] = ()
-            try:
-                profile = Profile.load(path) if path.exists() else Profile.empty()
-            except ProfileError as error:
-                if not moves_damaged_aside:
-                    raise
-                expect_profile(path)
-                aside = path.with_name(f"{path.name}.refused-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
-                path.rename(aside)
-                notices = (f"{error} It was moved to {aside}.",)
-                profile = Profile.empty()
-            change(profile).save(path)
-            return notices
-    except OSError as error:
-        raise unwritable(path, error) from error
+    with _locked(path):
+        notices: tuple[str, ...] = ()
+        try:
+            profile = Profile.load(path) if path.exists() else Profile.empty()
+        except ProfileError as error:
+            if not moves_damaged_aside:
+                raise
+            expect_profile(path)
+            aside = path.with_name(f"{path.name}.refused-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
+            path.rename(aside)
+            notices = (f"{error} It was moved to {aside}.",)
+            profile = Profile.empty()
+        change(profile).save(path)
+        return notices
 
 
 def expect_deployable() -> None:
-    """Raise ProfileError if this machine's profile could not be written: its place holds something else.
+    """Raise ProfileError if this machine's profile could not be written, or its place holds something else.
 
     Called before a tuning, so that the winners have a place to go.
     """
-    path = profile_path()
+    path = Path(os.path.realpath(profile_path()))
+    with _locked(path):
+        try:
+            if path.exists():
+                Profile.load(path)
+        except ProfileError:
+            expect_profile(path)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Keep other processes from changing the profile at `path` inside this block.
+
+    Raises:
+        ProfileError: It cannot be written, or another process holds it.
+    """
+    lock = path.with_name(path.name + ".lock")
     try:
         expect_regular(path)
-        if path.exists():
-            Profile.load(path)
+        expect_writable(path.parent)
+        with filelock.FileLock(lock, timeout=LOCK_TIMEOUT_S):
+            yield
+    except filelock.Timeout as error:
+        raise ProfileError(
+            f"cannot write the profile {path}: another process has held {lock} for {LOCK_TIMEOUT_S:.0f} s. End it, or"
+            f" name another place in {settings.PROFILE.name}."
+        ) from error
     except OSError as error:
         raise unwritable(path, error) from error
-    except ProfileError:
-        expect_profile(path)
-
-
-def _may_replace(entry: ProfileEntry, existing: ProfileEntry) -> bool:
-    try:
-        is_stale = existing.source_hash != registry.get(existing.backend).source_hash
-    except UnknownBackendError:
-        is_stale = True
-    rank = EvidenceRank.NONE if is_stale else existing.rank
-    # Among choices without evidence from this machine, as those adopted from others, the newer one is taken.
-    return rank == EvidenceRank.NONE or entry.rank.may_replace(rank)
 
 
 def _served(entry: ProfileEntry | None) -> object:

@@ -16,9 +16,13 @@ from scanlab.bench.store import TrialStore
 from scanlab.bench.worker import Worker
 from scanlab.contract import registry
 from scanlab.contract.backend import Backend
-from scanlab.contract.machine import this_machine
+from scanlab.contract.machine import elsewhere
 from scanlab.errors import UnknownBackendError
 
+# Beside a neighbour the clean rounds are not free of it either: with more disturbed rounds than this share, or with a
+# larger noise floor, no difference of speed demotes a choice.
+MAX_DISTURBED_SHARE = 0.1
+MAX_NOISE_FLOOR = math.log(1.05)
 # Machines have worse days: a choice is demoted for its speed only when it is certainly slower than this share
 # of the slowest that its evidence says.
 TOLERATED_SHARE = 0.9
@@ -85,14 +89,10 @@ def recheck(
 
 def _stale(chosen: Trial, source_hash: str) -> str | None:
     """Return why the evidence says nothing about this machine and this source, or None."""
-    here = this_machine()
-    if chosen.machine.silicon_id != here.silicon_id:
-        return f"{chosen.label} was measured on another machine: {chosen.machine.describe()}"
     if chosen.source_hash != source_hash:
         return f"the source of {chosen.backend} has changed since {chosen.label} was measured"
-    if chosen.machine.software_id != here.software_id:
-        return f"{chosen.label} was measured with other software: {chosen.machine.describe()}"
-    return None
+    difference = elsewhere(chosen.machine)
+    return None if difference is None else f"{chosen.label} {difference}"
 
 
 def _judged(chosen: Trial, compared: Comparison) -> CheckedChoice:
@@ -108,15 +108,31 @@ def _judged(chosen: Trial, compared: Comparison) -> CheckedChoice:
     now, then = own.trial.measurement.speedup_interval, chosen.measurement.speedup_interval
     evidence = f"its evidence says {chosen.measurement.speedup:.3g} ({then.spelled()})"
     spoken = f"{own.trial.speedup_text}, and {evidence}"
+    slower = None
     if own.place.distinguishable and compared.winner is not None:
         behind = math.exp(own.place.behind)
-        return CheckedChoice(
-            False, f"{chosen.label} takes {behind:.3g} times as long as {compared.winner.trial.label} now", compared
-        )
-    if not now.known or own.trial.reference_label != chosen.reference_label:
+        slower = f"{chosen.label} takes {behind:.3g} times as long as {compared.winner.trial.label} now"
+    elif not now.known or own.trial.reference_label != chosen.reference_label:
         return CheckedChoice(
             None, f"{chosen.label} was right, and too few clean rounds tell its speed: give it more time", compared
         )
-    if now.high < TOLERATED_SHARE * then.low:
-        return CheckedChoice(False, f"{chosen.label} is slower than its evidence: it is {spoken}", compared)
-    return CheckedChoice(True, f"{chosen.label} holds: it is {spoken}", compared)
+    elif now.high < TOLERATED_SHARE * then.low:
+        slower = f"{chosen.label} is slower than its evidence: it is {spoken}"
+    if slower is None:
+        return CheckedChoice(True, f"{chosen.label} holds: it is {spoken}", compared)
+    doubt = _doubt(compared)
+    if doubt is not None:
+        return CheckedChoice(None, f"cannot tell: {slower}, but {doubt}; try again when it is quiet", compared)
+    return CheckedChoice(False, slower, compared)
+
+
+def _doubt(compared: Comparison) -> str | None:
+    """Return why differences of speed in `compared` may be those of other work on this machine, or None."""
+    disturbed = compared.rounds - compared.clean_rounds
+    if disturbed > MAX_DISTURBED_SHARE * compared.rounds:
+        return f"other work disturbed {disturbed} of {compared.rounds} rounds"
+    if compared.noise_floor > MAX_NOISE_FLOOR:
+        if not math.isfinite(compared.noise_floor):
+            return "there were too few clean rounds to know the noise"
+        return f"two runs of one configuration differ by up to {math.expm1(compared.noise_floor):.0%}"
+    return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from scanlab.contract import registry
 from scanlab.contract.problem import ScanProblem
 from scanlab.runtime.deployment import deploy
 from scanlab.runtime.profile import Profile, ProfileEntry
@@ -44,6 +45,16 @@ def test_a_choice_is_shown_with_its_evidence_and_what_it_replaced(chosen):
     found = chosen("profile", "show", PROBLEM.key, "--json").json
     assert found["entry"]["evidence"] == {"why": "chunk 32 won"}
     assert [each["config"] for each in found["replaced"]] == [{"chunk": 16}]
+
+
+def test_evidence_that_counts_for_nothing_here_is_shown_with_the_reason(run):
+    backend = registry.get("chunked")
+    deploy([ProfileEntry(PROBLEM, "chunked", backend.source_hash, {"threads": 4096}, {"why": "it won"})])
+    doubt = "it cannot serve: chunked: threads=4096"
+    (listed,) = run("profile", "list", "--json").json["entries"]
+    assert (listed["rank"], doubt in listed["doubt"]) == ("none", True)
+    assert f"evidence: none: {doubt}" in run("profile", "show", PROBLEM.key).out
+    assert doubt in run("best", "--problem", PROBLEM.key).out
 
 
 def test_a_choice_is_removed_and_restored(chosen):

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from typing import Any
 
+import filelock
 import pytest
 
 from scanlab.contract import registry
 from scanlab.contract.base import Problem
+from scanlab.contract.evidence import EvidenceRank
+from scanlab.contract.machine import this_machine
 from scanlab.contract.problem import ScanProblem
 from scanlab.errors import ProfileError
-from scanlab.runtime.deployment import deploy, diff, expect_deployable, remove, restore, update_profile
+from scanlab.runtime.deployment import (
+    deploy,
+    diff,
+    evidence_doubt,
+    expect_deployable,
+    remove,
+    restore,
+    standing_rank,
+    update_profile,
+)
 from scanlab.runtime.profile import Profile, ProfileEntry, default_path
 
 PROBLEM = ScanProblem(batch=1, dim=384, length=197)
@@ -40,7 +53,8 @@ def path(tmp_path):
 
 def entry(phase="holdout", backend="reference", disturbed=(None,) * 6, threads=1, **changes):
     blocks = [{"disturbed": reason} for reason in disturbed]
-    evidence = {"why": "it won", "trial": {"phase": phase, "measurement": {"blocks": blocks}}}
+    machine = json.loads(json.dumps(this_machine().to_json()))
+    evidence = {"why": "it won", "trial": {"phase": phase, "machine": machine, "measurement": {"blocks": blocks}}}
     source_hash = registry.get(backend).source_hash
     return ProfileEntry(
         **{
@@ -129,8 +143,40 @@ def test_what_a_backend_that_is_gone_won_protects_nothing(path):
     assert deploy([entry("search")], path).deployed
 
 
+def on_other(part, **facts):
+    """The evidence of a hold-out on a machine of which some facts are others."""
+    machine = json.loads(json.dumps(this_machine().to_json()))
+    trial = entry().evidence["trial"] | {"machine": machine | {part: machine[part] | facts}}
+    return {"why": "it won", "trial": trial}
+
+
+@pytest.mark.parametrize(
+    ("changes", "doubt"),
+    [
+        ({"threads": 4096}, "it cannot serve: reference: threads=4096"),
+        ({"config": {"thread": 1}}, "it cannot serve: reference: no tunable 'thread'"),
+        ({"evidence": on_other("silicon", model_name="abacus")}, "it was measured on another machine: abacus"),
+        ({"evidence": on_other("software", torch="0.1")}, "it was measured with other software"),
+        ({"evidence": {"trial": {"machine": {"silicon": 3}}}}, "the evidence is damaged"),
+        ({"evidence": {"trial": 3}}, "the evidence is damaged"),
+        ({"evidence": {}}, "it carries no measurement"),
+        ({"source_hash": "of another source"}, "the source of reference has changed"),
+        ({"adopted_from": "an abacus"}, "adopted from an abacus"),
+    ],
+)
+def test_what_cannot_serve_or_was_measured_elsewhere_protects_nothing(path, changes, doubt):
+    before = entry(**changes)
+    assert doubt in evidence_doubt(before)
+    assert standing_rank(before) is EvidenceRank.NONE
+    Profile.empty().with_entry(before).save(path)
+    new = entry("search", problem=before.problem)
+    assert deploy([new], path).deployed == (new,)
+    assert Profile.load(path).replaced == (before,)
+    assert (evidence_doubt(new), standing_rank(new).label) == (None, "search")
+
+
 def test_an_adopted_choice_is_replaced_by_a_newer_one_and_by_what_is_measured_here(path):
-    for new in (entry(adopted_from="one"), entry(adopted_from="two", threads=2), entry("search", threads=3)):
+    for new in (entry(adopted_from="one"), entry(adopted_from="two", threads=2), entry("search")):
         assert deploy([new], path).deployed == (new,)
     assert deploy([entry(adopted_from="one")], path).deployed == ()
 
@@ -233,6 +279,25 @@ def test_what_raises_while_it_changes_a_profile_leaves_it_as_it_is(path):
     with pytest.raises(KeyError):
         update_profile(change, path)
     assert served(path) == entry()
+
+
+@pytest.mark.parametrize("place", ["/proc/profile.json", "file/profile.json"])
+def test_a_place_that_cannot_be_written_is_refused_before_a_tuning(monkeypatch, tmp_path, place):
+    (tmp_path / "file").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SCANLAB_PROFILE", place)
+    with pytest.raises(ProfileError, match=r"cannot write the profile .*Name another place in SCANLAB_PROFILE"):
+        expect_deployable()
+
+
+def test_a_lock_that_another_process_holds_is_not_waited_for_without_end(monkeypatch, path):
+    monkeypatch.setattr("scanlab.runtime.deployment.LOCK_TIMEOUT_S", 0.05)
+    monkeypatch.setenv("SCANLAB_PROFILE", str(path))
+    with filelock.FileLock(f"{path}.lock"):
+        for change in (expect_deployable, lambda: deploy([entry()])):
+            with pytest.raises(ProfileError, match=r"another process has held .*profile.json.lock"):
+                change()
+    assert deploy([entry()]).deployed
 
 
 def test_a_place_that_cannot_be_written_is_named_with_the_cure(tmp_path):

@@ -71,6 +71,21 @@ def test_a_choice_that_a_rival_beats_is_demoted(tmp_path):
     assert "times as long as chunked" in checked.reason
 
 
+@pytest.mark.parametrize("rival_ms", [0.3, 20.0], ids=["a faster rival", "slower than its evidence"])
+def test_beside_a_neighbour_no_difference_of_speed_demotes_a_choice(tmp_path, rival_ms):
+    rival = Candidate(registry.get("chunked"), registry.get("chunked").space.defaults)
+    checked = run(
+        evidence(speedup=1e6),
+        tmp_path,
+        rivals=[rival],
+        time_ms=lambda each: rival_ms if each == rival else 1.0,
+        disturbance=lambda second: "other processes used 90 ms of CPU" if second % 1.0 > 0.7 else None,
+    )
+    assert checked.holds is None
+    assert checked.reason.startswith("cannot tell: ")
+    assert "try again when it is quiet" in checked.reason
+
+
 def test_a_choice_that_cannot_be_timed_any_more_is_demoted(tmp_path):
     checked = run(evidence(), tmp_path, failure=lambda each: "boom" if each.backend.name == "two_phase" else None)
     assert checked.holds is False
