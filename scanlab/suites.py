@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,22 @@ def load_suite(name: str, image: Path | None = None) -> tuple[Case, ...]:
         name: A shipped suite, or "FILE.toml:NAME" for one in a file of yours.
         image: The photograph that a model's suite is captured on; the one that scikit-learn ships by default.
     """
+    own, suite = _suite(name)
+    if "model" in suite:
+        return (_capture(own, suite, image),)
+    return tuple(drawn_case(each) for each in _listed(own, suite, image))
+
+
+def suite_problems(name: str, image: Path | None = None) -> tuple[Problem, ...]:
+    """Return the problems of a suite, as `load_suite` takes it; only a model that has to run to tell makes inputs."""
+    own, suite = _suite(name)
+    if "model" in suite:
+        return (_capture(own, suite, image).problem,)
+    return _listed(own, suite, image)
+
+
+def _suite(name: str) -> tuple[str, dict[str, Any]]:
+    """Return the name of a suite in its file, and its content."""
     file, separator, own = name.rpartition(":")
     suites = read_suites(Path(file)) if separator else read_suites()
     if own not in suites:
@@ -89,13 +106,19 @@ def load_suite(name: str, image: Path | None = None) -> tuple[Case, ...]:
             f"no suite is called {own!r}: there are {known}; one in a file of yours is FILE.toml:NAME."
             f"{did_you_mean(own, suites)}"
         )
-    suite = suites[own]
-    if "model" in suite:
-        return (_capture(own, suite, image),)
+    return own, suites[own]
+
+
+def _listed(name: str, suite: Mapping[str, Any], image: Path | None) -> tuple[Problem, ...]:
+    """Return the problems that a suite lists."""
     if image is not None:
-        raise InputError(f"suite {own!r} draws its inputs and takes no image; leave the image out.")
+        raise InputError(f"suite {name!r} draws its inputs and takes no image; leave the image out.")
     op = suite.get("op", registry.DEFAULT_OP)
-    return tuple(drawn_case(registry.parse_problem(text, op)) for text in suite["problems"])
+    problems = tuple(registry.parse_problem(text, op) for text in suite["problems"])
+    for problem, count in Counter(problems).items():
+        if count > 1:
+            raise InputError(f"suite {name!r} names {problem.key} {count} times: name it once.")
+    return problems
 
 
 def drawn_case(problem: Problem, seed: int = 0) -> Case:

@@ -34,6 +34,13 @@ def test_an_odd_suite_is_refused(tmp_path, text, complaint):
         read_suites(file)
 
 
+def test_a_problem_that_is_named_twice_is_refused(tmp_path):
+    file = tmp_path / "suites.toml"
+    file.write_text("[mine]\nproblems = ['batch=1,dim=2,length=3', 'length=3,dim=2,batch=1']")
+    with pytest.raises(InputError, match="'mine' names batch=1,dim=2,length=3,state=16 2 times: name it once"):
+        load_suite(f"{file}:mine")
+
+
 @pytest.mark.parametrize(
     "suite",
     [

@@ -314,6 +314,12 @@ class _Run:
                 f"{self.rounds - self.clean_rounds} of {self.rounds} rounds were disturbed ({self._last_disturbance})"
                 " and do not count"
             )
+        roofline = self._comparer.context.roofline
+        if self.clean_rounds and roofline is not None and roofline.disturbed is not None:
+            notices.append(
+                "the limits of arithmetic and memory traffic were measured beside other work: the share of them that"
+                " is reached is unknown"
+            )
         if self.rounds and self.clean_rounds < MIN_ROUNDS:
             cure = "try again when it is quiet" if 2 * self.clean_rounds < self.rounds else "give it more time"
             notices.append(f"{self.clean_rounds} clean rounds, fewer than {MIN_ROUNDS}: {cure}")

@@ -87,7 +87,6 @@ class BenchmarkContext:
     Attributes:
         inputs_label: Where the inputs came from.
         references: Reference outputs for the inputs themselves, and for a draw of hard ones (seed + 1).
-        roofline: Limits of the CPU; None for a problem on another device.
     """
 
     problem: Problem
@@ -95,20 +94,23 @@ class BenchmarkContext:
     seed: int
     machine: Machine
     references: tuple[ReferenceOutputs, ...]
-    roofline: Roofline | None
 
     @classmethod
     def of(cls, problem: Problem, inputs: Inputs, inputs_label: str, seed: int) -> BenchmarkContext:
         """Return the context for `inputs`; computes the float64 reference, which may take long."""
         hard = registry.op(problem.op).make_inputs(problem, seed + 1)
         references = tuple(reference_outputs(problem, each) for each in (inputs, hard))
-        roofline = roofline_here() if problem.device == "cpu" else None
-        return cls(problem, inputs_label, seed, this_machine(), references, roofline)
+        return cls(problem, inputs_label, seed, this_machine(), references)
 
     @property
     def inputs(self) -> Inputs:
         """The inputs that candidates are timed on."""
         return self.references[0].inputs
+
+    @property
+    def roofline(self) -> Roofline | None:
+        """Limits of the CPU, as well as they are known by now; None for a problem on another device."""
+        return roofline_here() if self.problem.device == "cpu" else None
 
     def with_fresh_inputs(self) -> BenchmarkContext:
         """Return the context for inputs of the same kind that no trial of this one has seen; the hard ones stay."""
@@ -121,5 +123,10 @@ class BenchmarkContext:
         return replace(self, seed=seed, references=(reference_outputs(self.problem, fresh), *self.references[1:]))
 
     def attainable_ms(self, candidate: Candidate) -> float | None:
-        """Return the time of a kernel that wastes nothing on the candidate's threads; None without a roofline."""
-        return None if self.roofline is None else 1e3 * self.roofline.attainable_s(self.problem, candidate.threads)
+        """Return the time of a kernel that wastes nothing on the candidate's threads.
+
+        None without a roofline, and with one that other work disturbed: the time would be too long.
+        """
+        roofline = self.roofline
+        is_known = roofline is not None and roofline.disturbed is None
+        return 1e3 * roofline.attainable_s(self.problem, candidate.threads) if is_known and roofline else None

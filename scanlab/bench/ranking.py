@@ -29,6 +29,8 @@ MIN_ROUNDS_OF_LARGE = 3
 # One process cannot show that processes differ, as memory and code lie elsewhere in each: by less than this, about.
 MIN_PROCESSES = 2
 NOISE_OF_PROCESSES = math.log(1.05)
+# A sentence names no more candidates than this; the table has all.
+MAX_LABELS = 3
 # The ranking is computed after every round, and each time may show a difference that is none. Looks at growing data
 # agree with each other, so that many of them count for a few.
 LOOKS = 5
@@ -300,7 +302,10 @@ def ordered(candidates: Sequence[RankedCandidate], winner: RankedCandidate | Non
 
 
 def _labels(candidates: Sequence[RankedCandidate]) -> str:
-    return ", ".join(each.trial.label for each in candidates)
+    """Return the labels of the first few, and the number of the others."""
+    labels = [each.trial.label for each in candidates]
+    few, rest = labels[:MAX_LABELS], len(labels) - MAX_LABELS
+    return ", ".join(few) + (f" and {rest} other{'s' if rest > 1 else ''}" if rest > 0 else "")
 
 
 def _preference(ranked: RankedCandidate) -> tuple[float, ...]:

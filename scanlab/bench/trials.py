@@ -121,9 +121,10 @@ def trial_of(
     state, reason = evaluation.state, evaluation.reason
     if measurement is not None:
         state, reason = _state_of(measurement, pruned)
+        roofline = context.roofline
         refusal = (
-            context.roofline.refuses(context.problem, candidate.threads, measurement.median_ms / 1e3)
-            if context.roofline is not None and measurement.clean
+            roofline.refuses(context.problem, candidate.threads, measurement.median_ms / 1e3)
+            if roofline is not None and measurement.clean
             else None
         )
         if refusal is not None:

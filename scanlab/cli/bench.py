@@ -135,6 +135,9 @@ def show_comparison(compared: Comparison) -> None:
         )
     if compared.ranking:
         out.print(table)
+    if any(not (each.place.tied or each.place.distinguishable) for each in compared.ranking):
+        tail = ", of which a tail takes more than a median" if compared.objective != "median" else ""
+        out.print(f"?: too few clean rounds to know its place{tail}.")
     disturbed = [trial for trial in compared.dropped if trial.state == "disturbed"]
     if disturbed:
         out.print(f"Candidates without a time: {len(disturbed)}, for example: {escape(str(disturbed[0].reason))}")

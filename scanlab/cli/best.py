@@ -20,11 +20,11 @@ from scanlab.cli.console import (
     OpName,
     ProblemTexts,
     SuiteName,
-    cases_of,
     notes,
     op_of,
     out,
     print_json,
+    problems_of,
 )
 from scanlab.cli.duration import parse_duration
 from scanlab.contract import registry
@@ -77,7 +77,7 @@ def best(
     if budget is not None or results is not None:
         raise InputError("--budget and --out are of --recheck: without it nothing is measured.")
     profile = load_profile()
-    answers = [_answer(case.problem, profile) for case in cases_of(problem, suite, image, op_of(op))]
+    answers = [_answer(each, profile) for each in problems_of(problem, suite, image, op_of(op))]
     if as_json:
         print_json(answers)
         return

@@ -20,8 +20,9 @@ from rich.table import Table
 from scanlab.bench.objective import Objective
 from scanlab.contract import registry
 from scanlab.contract.backend import Backend
+from scanlab.contract.base import Problem
 from scanlab.errors import InputError
-from scanlab.suites import Case, drawn_case, load_suite
+from scanlab.suites import Case, drawn_case, load_suite, suite_problems
 
 # Results go to standard output, for people and for pipes; progress, notices and errors to standard error.
 # A pipe has no width, and standard output may be closed; wide enough for the tables.
@@ -131,7 +132,22 @@ def op_of(named: str | None, backends: Iterable[Backend] = ()) -> str:
 def cases_of(
     problems: Sequence[str] | None, suite: str | None, image: Path | None = None, op: str = registry.DEFAULT_OP
 ) -> tuple[Case, ...]:
-    """Return the cases that `--problem`s, `--suite` and `--image` name; by default those of the vim-tiny suite.
+    """Return the problems that `--problem`s, `--suite` and `--image` name, with inputs; by default those of vim-tiny.
+
+    Arguments and errors are those of `problems_of`; a problem that does not fit into memory is refused too.
+    """
+    if problems:
+        return tuple(map(drawn_case, _parsed(problems, suite, image, op)))
+    name = _suite_name(suite, op)
+    cases = load_suite(name, image)
+    _expect_op(name, (case.problem for case in cases), op)
+    return cases
+
+
+def problems_of(
+    problems: Sequence[str] | None, suite: str | None, image: Path | None = None, op: str = registry.DEFAULT_OP
+) -> tuple[Problem, ...]:
+    """Return the problems that `--problem`s, `--suite` and `--image` name; by default those of the vim-tiny suite.
 
     Args:
         problems: Texts of `--problem`.
@@ -143,15 +159,28 @@ def cases_of(
         InputError: A problem is given together with a suite or an image, or there is none of another op than the scan.
     """
     if problems:
-        if suite is not None or image is not None:
-            raise InputError("--problem draws its own inputs: leave --suite and --image out, or leave --problem out.")
-        asked = [registry.parse_problem(text, op) for text in problems]
-        refuse_repeated(each.key for each in asked)
-        return tuple(drawn_case(each) for each in asked)
+        return _parsed(problems, suite, image, op)
+    name = _suite_name(suite, op)
+    found = suite_problems(name, image)
+    _expect_op(name, found, op)
+    return found
+
+
+def _parsed(problems: Sequence[str], suite: str | None, image: Path | None, op: str) -> tuple[Problem, ...]:
+    if suite is not None or image is not None:
+        raise InputError("--problem draws its own inputs: leave --suite and --image out, or leave --problem out.")
+    asked = tuple(registry.parse_problem(text, op) for text in problems)
+    refuse_repeated(each.key for each in asked)
+    return asked
+
+
+def _suite_name(suite: str | None, op: str) -> str:
     if suite is None and op != registry.DEFAULT_OP:
         raise InputError(f"no problem of {op} is named: add one, such as --problem {registry.op(op).corners[0].key}.")
-    cases = load_suite(DEFAULT_SUITE if suite is None else suite, image)
-    others = {case.problem.op for case in cases} - {op}
+    return suite or DEFAULT_SUITE
+
+
+def _expect_op(suite: str, problems: Iterable[Problem], op: str) -> None:
+    others = {problem.op for problem in problems} - {op}
     if others:
         raise InputError(f"suite {suite!r} is about {', '.join(others)}: name backends of that op, or leave --op out.")
-    return cases

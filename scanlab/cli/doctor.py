@@ -175,7 +175,7 @@ def _profile() -> Finding:
         return Finding("profile", False, str(error))
     if profile is None:
         return Finding("profile", True, "nothing was tuned here yet", "run `scanlab tune`.")
-    return Finding("profile", True, f"{len(profile.entries)} tuned problems in {profile_path()}")
+    return Finding("profile", True, f"choices for problems: {len(profile.entries)}, in {profile_path()}")
 
 
 def _backends() -> list[Finding]:

@@ -85,7 +85,7 @@ def write(trials: Sequence[Trial], folder: Path, results: Path) -> list[Path]:
 
 def _write_comparison(before: Path, after: Path, folder: Path) -> list[Path]:
     """Write the comparison of two results folders, and print the changes."""
-    from scanlab.report.compare import Side, change_table, compare, named, summary, write_comparison
+    from scanlab.report.compare import LEGEND, Side, change_table, compare, named, summary, write_comparison
 
     here = this_machine()
     names = [path.name if before.name != after.name else str(path) for path in (before, after)]
@@ -102,6 +102,8 @@ def _write_comparison(before: Path, after: Path, folder: Path) -> list[Path]:
             table.add_row(*row)
         out.print(table)
         out.print(escape(summary(own, one, other)))
+    if any(each.by_speedup for each in changes):
+        out.print(LEGEND)
     return write_comparison(changes, one, other, folder)
 
 

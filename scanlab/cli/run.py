@@ -81,7 +81,7 @@ def run(
             if file is not None and file.is_ours:
                 file.write(recorded_suite(target, log.scans) if log.scans else "")
                 suite = f"{record}:{CAPTURED}"
-                said = f"wrote {record}: {len(log.scans)} problems, for scanlab tune --suite {suite}"
+                said = f"wrote {record}: {len(log.scans)} problem{'s' * (len(log.scans) != 1)}, for scanlab tune --suite {suite}"
                 notes.print(escape(said if log.scans else f"{target} called no scan: {record} was not written"))
 
 

@@ -130,11 +130,22 @@ def breakdown_of(tuning: ModelTuning) -> ModelBreakdown | None:
                 cost.agreement,
                 cost.digits_agreement,
                 times_ms.get(cost.dtype),
-                tuning.refused.get(cost.dtype),
+                tuning.refused.get(cost.dtype) or _why_uncompared(tuning, cost.dtype),
             )
             for cost in tuning.costs
         ),
     )
+
+
+def _why_uncompared(tuning: ModelTuning, dtype: str) -> str | None:
+    """Return why a dtype that is exact enough has no time, or None if it was compared."""
+    assert tuning.whole is not None
+    assert tuning.whole.comparison is not None
+    if any(each.trial.config["dtype"] == dtype for each in tuning.whole.comparison.ranking):
+        return None
+    own = [trial for trial in tuning.whole.trials if trial.config["dtype"] == dtype]
+    reasons = dict.fromkeys(trial.reason or "among the slower ones of the search" for trial in own)
+    return f"not compared: {'; '.join(reasons) or 'no time was left to try it'}"
 
 
 def _print(tuning: ModelTuning, breakdown: ModelBreakdown | None) -> None:

@@ -52,4 +52,4 @@ class SearchOptions:
     @property
     def budget(self) -> str:
         """Budget in words."""
-        return f"{self.trials} configurations" if self.budget_s is None else spell_duration(self.budget_s)
+        return f"configurations: {self.trials}" if self.budget_s is None else spell_duration(self.budget_s)

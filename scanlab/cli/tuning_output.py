@@ -72,7 +72,7 @@ def show(found: TuningResult) -> None:
     states = ("ok", "pruned", "disturbed", "wrong", "crashed")
     counts = {state: sum(trial.state == state for trial in found.trials) for state in states}
     tried = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-    out.print(f"{len(found.trials)} configurations ({tried or 'none'}), {found.new} of them tried now.")
+    out.print(f"Configurations: {len(found.trials)} ({tried or 'none'}), {found.new} of them tried now.")
     out.print(duration_line(found))
     said_above = () if found.comparison is None else found.comparison.notices
     for notice in [each for each in found.notices if each not in said_above]:

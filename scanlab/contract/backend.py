@@ -126,6 +126,8 @@ class Backend:
         make: (problem, complete legal config) -> OpFn; compiling and allocating belong here.
         unavailable: () -> why it cannot run on this machine, with the cure, or None.
         explicit_only: Whether it serves only callers that name it, because it exists only to be verified.
+        compiles_each: Whether each configuration compiles code of its own, so that the next build takes as long as the
+            first one, and not only what is compiled once for all.
         op: The name of the op that it implements.
         note: (problem, complete legal config) -> what `scanlab.explain` adds about a call on this machine, if anything.
     """
@@ -139,6 +141,7 @@ class Backend:
     make: Callable[[Any, Config], OpFn]
     unavailable: Callable[[], str | None] = always_available
     explicit_only: bool = False
+    compiles_each: bool = False
     op: str = "selective_scan"
     note: Callable[[Any, Config], str | None] = nothing_to_note
 

@@ -186,6 +186,10 @@ def tune_model(
         on_step("running the model")
         with _served_without_profile(staged):
             result.shares = op_shares(problem, dtypes)
+        if roofline_here().disturbed is not None:
+            result.notices.append(
+                "the attainable times are too long: other work ran while the limits of this machine were measured"
+            )
         if not result.shares:
             raise InputError(
                 f"{problem.model} calls no op of scanlab: let it import mamba_ssm or scanlab, or patch() it."

@@ -46,7 +46,7 @@ class OpTime:
 class DtypeAccuracy:
     """Accuracy of the model in a dtype, compared with float64, and its time where it was compared.
 
-    `refusal` says why it took no part in the choice; None if it did.
+    `refusal` says why it took no part in the comparison that chose; None if it did.
     """
 
     dtype: str
@@ -150,7 +150,7 @@ def dtype_table(breakdown: ModelBreakdown) -> pd.DataFrame:
             "largest error of a logit": scientific(each.logit_error),
             "same first class": percent(each.agreement),
             "same digit": "" if each.digits_agreement is None else percent(each.digits_agreement),
-            "refused": each.refusal or "",
+            "left out": each.refusal or "",
         }
         for each in breakdown.dtypes
     ]

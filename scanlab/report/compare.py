@@ -22,6 +22,10 @@ from scanlab.report.formatting import TO, milliseconds, percent, three_digits, t
 from scanlab.report.select import Contest, contest_of, contests, is_known, placings, select, slugs, subject
 from scanlab.report.write import Fact, Picture, Section, write_pages
 
+LEGEND = (
+    "In brackets: the speed-up over the reference of the same run. Where it stands, it is what is compared and not the"
+    " time, because what slows the whole machine slows the reference too."
+)
 # Smaller differences are not reported where the noise of neither side was measured.
 MIN_DIFFERENCE = math.log(1.02)
 
@@ -62,6 +66,11 @@ class Change:
     log_ratio: float
     interval: Interval
     noise: float
+
+    @property
+    def by_speedup(self) -> bool:
+        """True if speed-ups are compared, and not times."""
+        return self.before is not None and self.after is not None and _is_by_speedup(self.before, self.after)
 
     @property
     def is_control(self) -> bool:
@@ -185,8 +194,8 @@ def change_table(changes: Sequence[Change]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "backend": each.backend,
-            "before": _time(each.before),
-            "after": _time(each.after),
+            "before": _measured_text(each.before, each.by_speedup),
+            "after": _measured_text(each.after, each.by_speedup),
             "times as fast": each.ratio_text,
             "verdict": each.verdict,
             "configuration before": _config(each.before),
@@ -259,6 +268,7 @@ def write_comparison(changes: Sequence[Change], before: Side, after: Side, folde
     about = [
         f"Before: {before.name}, {before.machine.describe()}.",
         f"After: {after.name}, {after.machine.describe()}.",
+        *([LEGEND] if any(each.by_speedup for each in changes) else []),
     ]
     problems = pd.DataFrame(
         {"problem": each.contest.problem.key, "inputs": each.contest.inputs_label} for each in changes
@@ -273,13 +283,18 @@ def _measured(trials: Sequence[Trial], decision: TuningDecision | None) -> dict[
     return {each.backend: each.trial for each in placings(trials, deployed) if is_known(each.trial)}
 
 
-def _difference(before: Trial, after: Trial) -> tuple[float, Interval]:
+def _is_by_speedup(before: Trial, after: Trial) -> bool:
     same_silicon = before.machine.silicon_id == after.machine.silicon_id
+    return same_silicon and before.reference_label == after.reference_label
+
+
+def _difference(before: Trial, after: Trial) -> tuple[float, Interval]:
+    by_speedup = _is_by_speedup(before, after)
     sides = []
     for trial in (before, after):
         measured = trial.measurement
         assert measured is not None
-        if same_silicon and before.reference_label == after.reference_label:
+        if by_speedup:
             sides.append((measured.log_ratio, measured.log_ratio_interval))
         else:
             sides.append(_log_time(measured))
@@ -305,8 +320,12 @@ def _median(trial: Trial | None) -> float:
     return trial.measurement.median_ms if trial is not None and trial.measurement is not None else math.nan
 
 
-def _time(trial: Trial | None) -> str:
-    return milliseconds(_median(trial))
+def _measured_text(trial: Trial | None, by_speedup: bool) -> str:
+    """Return the time of a trial, and in brackets the speed-up where that is what is compared."""
+    if trial is None or trial.measurement is None:
+        return ""
+    speedup = f" ({times(trial.measurement.speedup)})" if by_speedup else ""
+    return milliseconds(_median(trial)) + speedup
 
 
 def _why_fast(trial: Trial | None, side: Side) -> str:

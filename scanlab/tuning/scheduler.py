@@ -107,10 +107,11 @@ class Scheduler:
                 self.finish(search)
             elif now + search.expected_s > until:
                 self.finish(search)
-                left = "other" if search.left is None else f"its other {search.left}"
+                left = {None: "other configurations", 1: "its last configuration"}
+                rest = left.get(search.left, f"its other {search.left} configurations")
                 self._on_skip(
                     search.backend.name,
-                    f"{search.backend.name}: there is no time left for {left} configurations"
+                    f"{search.backend.name}: there is no time left for {rest}"
                     + (f" (about {search.expected_s:.1f} s each)" if search.expected_s else ""),
                 )
         able = [each for each in self.running if each.backend.name not in self.waiting] or self.running

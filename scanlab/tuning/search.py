@@ -187,8 +187,11 @@ class Search:
     def rebuild_s(self) -> float:
         """Time to build a tried configuration again, in any process: the shortest of the builds so far.
 
-        The first one compiles; after that libraries and generated code lie on disk.
+        The first one compiles; after that libraries and generated code lie on disk. Where one configuration was built
+        of a backend that compiles once for all, the next is expected to take no time.
         """
+        if len(self._durations_s) < 2 and not self.backend.compiles_each:
+            return 0.0
         timed = [trial.measurement for trial in self.trials if trial.measurement is not None]
         return min(((each.build_ms + each.first_call_ms) / 1e3 for each in timed), default=0.0)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
 
 from helpers.fakes import fake
 from scanlab.bench.context import BenchmarkContext, Candidate
-from scanlab.bench.roofline import Roofline, roofline_here
+from scanlab.bench.roofline import Roofline, RooflineMeter, roofline_here
 from scanlab.bench.trials import Baseline, trial_of
 from scanlab.bench.worker import LocalWorker
 from scanlab.contract import registry
@@ -50,7 +51,26 @@ def test_the_roofline_of_this_machine_bound_what_torch_does():
     reference = Candidate(registry.get("reference"), {"threads": 1})
     evaluation = LocalWorker(context).prepare(reference)
     assert here.refuses(problem, 1, evaluation.call_ms / 1e3) is None
-    assert context.attainable_ms(reference) > 0
+    assert here.attainable_s(problem, 1) > 0
+
+
+def test_a_roofline_that_other_work_disturbed_is_measured_again_and_else_unknown():
+    passes = iter([replace(ROOFLINE, bytes_per_s=2e9, disturbed="others"), ROOFLINE, replace(ROOFLINE, exps_per_s=9e9)])
+    meter = RooflineMeter(lambda: next(passes))
+    assert meter().disturbed == "others"
+    assert meter() == meter() == replace(ROOFLINE, bytes_per_s=2e9)
+    count = itertools.count(1)
+    busy = RooflineMeter(lambda: replace(ROOFLINE, bytes_per_s=float(next(count)), disturbed="others"))
+    assert [busy().bytes_per_s for _ in range(6)] == [1.0, 2.0, 3.0, 4.0, 4.0, 4.0]
+
+
+def test_the_share_of_a_disturbed_roofline_is_unknown(monkeypatch):
+    context = BenchmarkContext.of(PROBLEM, make_inputs(PROBLEM), "made", seed=0)
+    candidate = Candidate(registry.get("reference"), {"threads": 1})
+    monkeypatch.setattr("scanlab.bench.context.roofline_here", lambda: ROOFLINE)
+    assert context.attainable_ms(candidate) == pytest.approx(0.3)
+    monkeypatch.setattr("scanlab.bench.context.roofline_here", lambda: replace(ROOFLINE, disturbed="others"))
+    assert context.attainable_ms(candidate) is None
 
 
 def test_a_scan_that_answers_from_memory_is_wrong_however_right_its_answers():

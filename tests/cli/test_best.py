@@ -49,6 +49,11 @@ def test_the_exit_code_says_whether_every_choice_holds(run, profile, monkeypatch
     ]
 
 
+def test_a_problem_of_any_size_is_looked_up(run):
+    (answer,) = run("best", "--problem", "batch=4096,dim=65536,length=65536", "--json").json
+    assert answer["backend"]
+
+
 def test_an_interrupted_recheck_says_that_nothing_was_changed(run, profile, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt

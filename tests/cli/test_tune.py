@@ -28,6 +28,14 @@ def test_tune_chooses_reports_and_deploys_and_a_second_run_measures_nothing_agai
     assert found["winner"]["verdict"]["passed"]
     assert found["winner"]["backend"] in found["why"]
     assert found["new"] == found["tried"] > 0
+    assert (found["op"], found["problem"], found["objective"]) == ("selective_scan", TUNE[2], "median")
+    assert (found["deployed"], found["evidence"]) == (True, "hold-out")
+    assert found["noise_floor"] > 0
+    assert found["rounds"] > found["disturbed_rounds"] == 0
+    assert "attainable_share" in found
+    leader, *_ = found["ranking"]
+    assert (leader["backend"], leader["is_winner"], leader["behind"]) == ("two_phase", True, 1.0)
+    assert leader["median_ms"] > 0
     report = tmp_path / "here" / "report"
     assert (report / "report.md").stat().st_size > 1000
     assert list((report / "figures").glob("speedup-*.png"))

@@ -48,6 +48,7 @@ def test_the_model_and_its_ops_are_tuned_reported_and_deployed(run, tmp_path, mo
     assert breakdown["before_ms"] > breakdown["after_ms"]
     assert {each["dtype"] for each in breakdown["dtypes"]} == {"float32", "bfloat16_products", "bfloat16"}
     assert "scanlab.models.model_op import cast; cast(model, torch.bfloat16)" in found.json["model"]["notes"][-1]
+    assert all(each["median_ms"] or each["refusal"] for each in breakdown["dtypes"])
     deployed = Profile.load(profile_path()).entries
     assert {"model", *winner["config"]["tuned"].split("+")} <= {entry.problem.op for entry in deployed}
     report = (tmp_path / "here" / "report" / "report.md").read_text()

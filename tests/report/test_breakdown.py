@@ -52,7 +52,7 @@ def test_tables_leave_out_what_a_dtype_does_not_pose(breakdown):
     assert list(ops["before"]) == ["12.0 ms", "", "9.00 ms"]
     assert list(ops["after"]) == ["", "3.00 ms", "8.00 ms"]
     assert list(dtype_table(breakdown)["time"]) == ["25.0 ms", "?"]
-    assert list(dtype_table(breakdown)["refused"]) == ["", "a logit is off"]
+    assert list(dtype_table(breakdown)["left out"]) == ["", "a logit is off"]
 
 
 def test_bars_add_up_to_the_whole_model(breakdown):

@@ -62,7 +62,12 @@ def test_only_what_exceeds_the_noise_is_a_change():
 
 
 def test_what_slows_the_whole_machine_is_no_change_of_a_backend():
-    assert verdicts([timed(100)], [timed(150, reference_us=1200.0)]) == {"chunked": "no difference shown"}
+    before, after = [timed(100)], [timed(150, reference_us=1200.0)]
+    assert verdicts(before, after) == {"chunked": "no difference shown"}
+    row = change_table(compare(*sides(before, after))).iloc[0]
+    assert (row["before"], row["after"]) == (f"100 µs (8.00{TIMES})", f"150 µs (8.00{TIMES})")
+    row = change_table(compare(*sides(before, [timed(150, machine=ELSEWHERE)]))).iloc[0]
+    assert (row["before"], row["after"]) == ("100 µs", "150 µs")
 
 
 def test_between_two_machines_times_are_compared():

@@ -7,6 +7,7 @@ import json
 import random
 import re
 import signal
+from dataclasses import replace
 
 import optuna
 import pytest
@@ -143,8 +144,6 @@ def test_lost_records_are_measured_again_whatever_the_study_says(tmp_path):
 
 
 def test_a_backend_that_takes_no_part_is_a_row_with_its_reason_and_recorded_once(tmp_path):
-    from dataclasses import replace
-
     narrow = replace(sleepy("narrow"), capabilities=Capabilities(dtypes=("float64",)))
     absent = replace(sleepy("absent"), unavailable=lambda: "no compiler; install one")
     failing = {"failure": lambda candidate: "SIGSEGV" if candidate.backend.name == "deadly" else None}
@@ -164,14 +163,14 @@ def test_a_slow_build_is_no_part_of_the_budget(tmp_path):
     slow = {"build_s": lambda each: 60.0 if each.backend.name == "compiled" and each.is_default else 0.01}
     seen = []
     found = run([sleepy("compiled"), sleepy()], tmp_path, Budget(seconds=10.0), worker=slow, on_event=seen.append)
-    assert any(trial.backend == "compiled" and trial.state == "ok" for trial in found.trials)
+    assert [trial.state for trial in found.trials if trial.backend == "compiled"] == ["ok"] * 3
     assert any(event.kind == "building" and "building compiled" in event.label for event in seen)
     assert found.elapsed_s - 60.0 < 12.0
 
 
 def test_a_backend_that_builds_longer_than_the_budget_is_timed_at_its_defaults_alone(tmp_path):
     slow = {"build_s": lambda each: 30.0 if each.backend.name == "compiled" else 0.01}
-    compiled = sleepy("compiled", delays_ms=(0.0, 1.0, 2.0))
+    compiled = replace(sleepy("compiled", delays_ms=(0.0, 1.0, 2.0)), compiles_each=True)
     found = run([compiled, sleepy()], tmp_path, Budget(seconds=10.0), worker=slow)
     assert [trial.config for trial in found.trials if trial.backend == "compiled"] == [compiled.space.defaults]
     assert any("compiled: there is no time left for its other 2" in notice for notice in found.notices)
@@ -289,6 +288,13 @@ def test_a_budget_without_a_bound_is_refused():
         Budget()
     with pytest.raises(ScanlabError, match="seconds=0: a budget must be more than 0"):
         Budget(seconds=0)
+
+
+def test_the_last_configuration_that_does_not_fit_is_one(tmp_path):
+    slow = {"build_s": lambda each: 30.0 if each.backend.name == "compiled" else 0.01}
+    compiled = replace(sleepy("compiled", delays_ms=(0.0, 1.0)), compiles_each=True)
+    found = run([compiled, sleepy()], tmp_path, Budget(seconds=10.0), worker=slow)
+    assert any("compiled: there is no time left for its last configuration (" in notice for notice in found.notices)
 
 
 @pytest.mark.parametrize("label", ["sleepy delay_ms=0.0", "comparison, round 1", "hold-out, round 1"])

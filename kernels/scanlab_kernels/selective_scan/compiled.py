@@ -126,4 +126,5 @@ backend = Backend(
     capabilities=replace(WHOLE_CONTRACT, complex_A=False),
     make=make,
     unavailable=unavailable,
+    compiles_each=True,
 )

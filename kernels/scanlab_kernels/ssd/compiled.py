@@ -98,4 +98,5 @@ backend = Backend(
     make=make,
     unavailable=unavailable,
     op="ssd",
+    compiles_each=True,
 )

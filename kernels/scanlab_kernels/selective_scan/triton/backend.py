@@ -189,4 +189,5 @@ backend = Backend(
     make=make,
     unavailable=unavailable,
     explicit_only=INTERPRETED,
+    compiles_each=True,
 )
