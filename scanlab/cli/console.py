@@ -177,7 +177,7 @@ def _parsed(problems: Sequence[str], suite: str | None, image: Path | None, op: 
 def _suite_name(suite: str | None, op: str) -> str:
     if suite is None and op != registry.DEFAULT_OP:
         raise InputError(f"no problem of {op} is named: add one, such as --problem {registry.op(op).corners[0].key}.")
-    return suite or DEFAULT_SUITE
+    return DEFAULT_SUITE if suite is None else suite
 
 
 def _expect_op(suite: str, problems: Iterable[Problem], op: str) -> None:

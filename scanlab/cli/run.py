@@ -81,7 +81,8 @@ def run(
             if file is not None and file.is_ours:
                 file.write(recorded_suite(target, log.scans) if log.scans else "")
                 suite = f"{record}:{CAPTURED}"
-                said = f"wrote {record}: {len(log.scans)} problem{'s' * (len(log.scans) != 1)}, for scanlab tune --suite {suite}"
+                found = "1 problem" if len(log.scans) == 1 else f"{len(log.scans)} problems"
+                said = f"wrote {record}: {found}, for scanlab tune --suite {suite}"
                 notes.print(escape(said if log.scans else f"{target} called no scan: {record} was not written"))
 
 

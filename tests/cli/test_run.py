@@ -172,7 +172,7 @@ def test_a_script_of_any_name_that_changes_its_folder_and_forks_is_recorded(tmp_
     environment = {**os.environ, "SCANLAB_BACKEND": "reference"}
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
     assert ended.returncode == 0, ended.stderr
-    assert ended.stderr.count(b"wrote seen.toml: 1 problems") == 1
+    assert ended.stderr.count(b"wrote seen.toml: 1 problem,") == 1
     problem: Any
     (problem,) = (case.problem for case in load_suite(f"{tmp_path}/seen.toml:captured"))
     assert problem.length == 9
