@@ -78,13 +78,14 @@ class Plan(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """The weights of a mixer as it computes with them.
+    """Weights of a mixer as it computes with them.
 
-    front          weights of the front of every direction; `forward_front` is of the forward one alone
-    scan_forward   weights of the scan of each direction
-    out            the output projection; `out_halved` is half of it
-    steps          both projections as single tokens take them
-    plans, bound   ops of the block, and the whole block as one native op runs it, by kind of input
+    Attributes:
+        front: Weights of the front of every direction; `forward_front` is of the forward one alone.
+        scan_forward: Weights of the scan in the order of time; `scan_reverse` against it.
+        out: Output projection; `out_halved` is half of it.
+        steps: Both projections as single tokens take them.
+        plans: Ops of the block by kind of input; `bound` is the whole block as one native op runs it.
     """
 
     front: FrontWeights

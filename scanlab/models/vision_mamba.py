@@ -31,22 +31,25 @@ POOL_TYPES = ("none", "mean", "max", "all")
 
 
 class VisionMamba(nn.Module):
-    """The model; the options have the official names, meanings and defaults.
-
-    img_size, patch_size  one number or (height, width) in pixels; stride does not follow patch_size
-    ssm_cfg               options of the mixer, see MixerOptions; initializer_cfg: rescale_prenorm_residual and
-                          n_residuals_per_layer, and initializer_range without any effect
-    fused_add_norm        the dtype rules of the official fused kernel, see `add_norm`; so residual_in_fp32
-    dtype                 of the weights, see `cast_`
-    ft_seq_len            has no effect, here as in the official code
-    if_bidirectional      layers in pairs, the second of which sees the sequence reversed; for the directions
-                          of a mixer see bimamba_type, which if_bimamba forces to v1
-    flip_img_sequences_ratio  how often the sequence is reversed, in evaluation too
-    scan                  how recurrences are computed: None is this machine's choice, a string names a backend
-                          ("native", "chunked:chunk=32"), a callable is used as it is
+    """The model; options not described here have the names, meanings and defaults of the official class.
 
     The official class takes and ignores any other keyword, misspelt ones included; this one raises TypeError.
-    Raises ProblemError for option values that make no model.
+
+    Args:
+        img_size: Pixels, one number or (height, width).
+        patch_size: Likewise; `stride` does not follow it.
+        ssm_cfg: Options of the mixer, see MixerOptions.
+        initializer_cfg: rescale_prenorm_residual and n_residuals_per_layer; initializer_range has no effect.
+        fused_add_norm: Round as the official fused kernel does, see `add_norm`; so residual_in_fp32.
+        dtype: Dtype of the weights, see `cast_`.
+        ft_seq_len: Without effect, here as in the official code.
+        if_bidirectional: Run layers in pairs, the second of which sees the sequence reversed; for the directions of a
+            mixer see bimamba_type, which if_bimamba forces to v1.
+        flip_img_sequences_ratio: Share of calls that reverse the sequence, in evaluation too.
+        scan: Backend of the scans ("native", "chunked:chunk=32"), or a callable; None is this machine's choice.
+
+    Raises:
+        ProblemError: Option values make no model.
     """
 
     def __init__(
