@@ -244,6 +244,8 @@ def read_trial(values: Mapping[str, Any]) -> Trial:
     if verdict is not None and not verdict.errors.keys() <= verdict.tolerances.keys():
         raise ValueError("an error of the verdict has no tolerance")
     measured = trial.measurement
+    if measured is not None and (measured.peak_bytes or 0) < 0:
+        raise ValueError(f"peak_bytes={measured.peak_bytes}: must not be negative")
     blocks = () if measured is None else (*measured.blocks, *measured.reference_blocks)
     # Of every block: where all were disturbed, the measurement as a whole has no ratio, and is a record all the same.
     if not all(math.isfinite(block.log_ratio) for block in blocks):

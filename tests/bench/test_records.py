@@ -157,6 +157,7 @@ ODD = [
     ("trial.measurement.blocks.0.candidate_ns", ["1"]),
     ("trial.measurement.blocks.0.candidate_ns", "12"),
     ("trial.measurement.calls", None),
+    ("trial.measurement.peak_bytes", -4096),
 ]
 
 
