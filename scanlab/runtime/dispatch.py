@@ -1,6 +1,6 @@
 """The dispatchers of a process, the scan of its models, and the drop-in `selective_scan_fn`.
 
-The route of a call that was seen before is `selective_scan_fn`, `Dispatcher.__call__` (one lookup), the scan that the
+The route of a call that was seen before is `selective_scan_fn`, `Dispatcher.scan` (one lookup), the scan that the
 backend built, and the op.
 """
 
