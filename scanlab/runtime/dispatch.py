@@ -221,6 +221,12 @@ def selective_scan_fn(
         UnavailableError: The backend cannot run here.
         RejectedError: The backend does not solve this problem.
 
+    Example:
+        >>> u, delta = torch.randn(2, 1, 8, 20)
+        >>> A, B, C = -torch.rand(8, 4), torch.randn(1, 4, 20), torch.randn(1, 4, 20)
+        >>> selective_scan_fn(u, delta, A, B, C, delta_softplus=True).shape
+        torch.Size([1, 8, 20])
+
     Source:
         state-spaces/mamba@e9594ce, selective_scan_interface.py, selective_scan_fn.
     """

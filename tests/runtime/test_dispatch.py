@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import logging
 import threading
 from dataclasses import replace
@@ -164,6 +165,11 @@ def test_mixed_dtypes_are_promoted_and_the_output_has_the_dtype_of_u():
     torch.testing.assert_close(out.double(), expected, rtol=2e-2, atol=2e-2)
     single_A = exact | {"A": exact["A"].float()}
     torch.testing.assert_close(selective_scan_fn(**single_A, delta_softplus=True), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_the_example_of_the_drop_in_runs():
+    (example,) = doctest.DocTestFinder().find(selective_scan_fn, globs=globals())
+    assert doctest.DocTestRunner().run(example) == (0, 3)
 
 
 def test_tensors_that_do_not_fit_raise_before_anything_is_built():
