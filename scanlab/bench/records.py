@@ -185,6 +185,11 @@ def label_of(backend: str, config: Mapping[str, Value]) -> str:
     return " ".join((backend, *(f"{name}={value}" for name, value in config.items())))
 
 
+def spelled_state(state: str) -> str:
+    """Return a state in words: a backend that is rejected may be right and fast, and only takes no part."""
+    return "takes no part" if state == "rejected" else state
+
+
 def log_ratio(trial: Trial) -> float:
     """Return log(time / time of the reference) of a trial that was measured."""
     assert trial.measurement is not None

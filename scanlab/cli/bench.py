@@ -14,7 +14,7 @@ from scanlab.bench.compare import Comparer
 from scanlab.bench.context import BenchmarkContext, Candidate
 from scanlab.bench.process_worker import open_worker
 from scanlab.bench.ranking import Comparison
-from scanlab.bench.records import Trial
+from scanlab.bench.records import Trial, spelled_state
 from scanlab.bench.samples import Measurement
 from scanlab.bench.store import TrialStore
 from scanlab.cli.console import (
@@ -180,5 +180,4 @@ def numbers_json(measured: Measurement) -> dict[str, float | None]:
 
 def failure_line(trial: Trial, name: str | None = None) -> str:
     """Return the line of a trial that has no numbers: its `name`, or else its label, its state and the reason."""
-    state = "takes no part" if trial.state == "rejected" else trial.state
-    return f"[red]{name or trial.label} {state}:[/] {escape(trial.reason or '')}"
+    return f"[red]{name or trial.label} {spelled_state(trial.state)}:[/] {escape(trial.reason or '')}"

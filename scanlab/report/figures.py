@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from scanlab.bench.records import Trial
+from scanlab.bench.records import Trial, spelled_state
 from scanlab.bench.samples import Measurement
 from scanlab.report.formatting import between, milliseconds, shortest, three_digits, times
 from scanlab.report.select import Contest, Placing, best, contest_of, is_known, speedup_interval
@@ -65,7 +65,7 @@ def bar(trial: Trial, deployed: bool = False) -> Bar:
             trial.backend,
             "",
             look(trial.backend),
-            note=f"{'? ' * (trial.measurement is not None)}{trial.state}: {trial.reason}",
+            note=f"{'? ' * (trial.measurement is not None)}{spelled_state(trial.state)}: {trial.reason}",
         )
     detail = " ".join(f"{name}={value}" for name, value in trial.config.items())
     note = ", ".join(filter(None, ("deployed" * deployed, "search only" * (trial.phase == "search"))))

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pandas as pd
 
-from scanlab.bench.records import MEASURED, Trial
+from scanlab.bench.records import MEASURED, Trial, spelled_state
 from scanlab.contract import registry
 from scanlab.contract.space import Config
 from scanlab.report.formatting import between, memory, milliseconds, per_second, scientific, three_digits, times
@@ -186,7 +186,7 @@ def _settled(config: str, state: str, reason: str) -> str:
     """Return the configuration, or the state of a trial that did not succeed; a rejection has no configuration."""
     if state == "ok":
         return config
-    return ", ".join(filter(None, ("" if state == "rejected" else config, f"{state}: {reason}")))
+    return ", ".join(filter(None, ("" if state == "rejected" else config, f"{spelled_state(state)}: {reason}")))
 
 
 def _subject(trial: Trial) -> dict[str, str]:

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
-from scanlab.bench.records import Trial
+from scanlab.bench.records import Trial, spelled_state
 from scanlab.contract.machine import Machine
 from scanlab.errors import ResultsError
 from scanlab.report import figures, search_figures, tables
@@ -325,7 +325,9 @@ def _reasons(missing: Sequence[Placing]) -> str:
     others: dict[str, list[str]] = {}
     for placing in missing:
         if placing.backend not in disturbed:
-            others.setdefault(f"{placing.trial.state}, {placing.trial.reason}", []).append(placing.backend)
+            others.setdefault(f"{spelled_state(placing.trial.state)}, {placing.trial.reason}", []).append(
+                placing.backend
+            )
     return "; ".join([*said, *(f"{', '.join(names)}: {reason}" for reason, names in others.items())])
 
 

@@ -161,4 +161,4 @@ def refuses(name: str, config: Config, problem: Problem, *, asked: bool = False)
     reason = backend.rejects(problem) or backend.unavailable()
     if backend.explicit_only and not asked:
         reason = reason or "here it serves only by name"
-    return None if reason is None else f"{name}: {reason}"
+    return None if reason is None else f"{name}: {reason.rstrip('.')}"

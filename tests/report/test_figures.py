@@ -78,7 +78,7 @@ def test_bars_show_values_and_reasons():
     shown = texts(DRAWN["speedup"]())
     assert f"40.0{TIMES}" in shown
     assert f"5.00{TIMES}" in shown
-    assert any("rejected: no GPU is visible" in text for text in shown)
+    assert any("takes no part: no GPU is visible" in text for text in shown)
     assert any("search only" in text for text in shown)
 
 

@@ -68,7 +68,7 @@ def test_the_readable_table_has_units_and_marks_numbers_of_a_search():
     settled = {backend: row["configuration, or why not"] for backend, row in readable.items()}
     assert settled["native"] == "threads=2"
     assert settled["associative"] == "chunk=8, wrong: it is off"
-    assert settled["triton"] == "rejected: no GPU is visible"
+    assert settled["triton"] == "takes no part: no GPU is visible"
     assert readable["triton"]["median"] == ""
 
 

@@ -113,7 +113,7 @@ def test_the_page_opens_with_the_winner_and_by_how_much(written):
     text = (folder / "index.html").read_text()
     assert text.index(f"native is 31.4{TIMES} as fast as the reference loop") < text.index("<svg")
     assert "1 of 3 backends" in text
-    assert "&lt;b&gt;: rejected, &lt;i&gt;no" in text
+    assert "&lt;b&gt;: takes no part, &lt;i&gt;no" in text
 
 
 def test_names_and_reasons_are_escaped_in_the_page(written):
@@ -150,7 +150,7 @@ def test_where_every_backend_failed_the_report_says_so(tmp_path):
     write_report([TRIALS[4]], this_machine(), tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "No backend has numbers" in text
-    assert "rejected: <i>no</i>" in text
+    assert "takes no part: <i>no</i>" in text
 
 
 def test_the_report_does_not_load_optuna_or_pyplot():
@@ -166,7 +166,7 @@ def test_a_reason_that_backends_share_is_said_once(tmp_path):
     rejected = [replace(TRIALS[4], backend=name, reason="no time left") for name in ("chunked", "native")]
     write_report(rejected, this_machine(), tmp_path)
     (line,) = (line for line in (tmp_path / "report.md").read_text().splitlines() if "Not measured" in line)
-    assert "chunked, native: rejected, no time left" in line.replace("\\", "")
+    assert "chunked, native: takes no part, no time left" in line.replace("\\", "")
 
 
 def test_what_other_processes_disturbed_is_one_reason_for_all(tmp_path):
@@ -175,4 +175,4 @@ def test_what_other_processes_disturbed_is_one_reason_for_all(tmp_path):
     write_report([*disturbed, TRIALS[4]], this_machine(), tmp_path)
     (line,) = (line for line in (tmp_path / "report.md").read_text().splitlines() if "Not measured" in line)
     assert "4 of 4 backends" in line
-    assert "disturbed by other processes: chunked, native, two_phase; <b>: rejected" in line.replace("\\", "")
+    assert "disturbed by other processes: chunked, native, two_phase; <b>: takes no part" in line.replace("\\", "")
