@@ -59,7 +59,7 @@ def mix(mixer: Any, hidden: Tensor, memory: Memory, mask: Tensor | None, masks_h
         weights = (taps, bias, x.weight, dt.weight, dt.bias, mixer.A_log, mixer.D)
         stepped = step_projections(mixer).step(hidden[:, 0], into.bias, out.bias, memory.conv, past, *weights)
         return stepped[:, None]
-    x, z = _halves(mixer, hidden)
+    x, z = _halves(mixer, hidden, recording)
     if not masks_hidden:
         x = masked(x, mask)
     if past is not None and memory.conv is not None and not recording:
@@ -101,12 +101,12 @@ def _steps_fused(mixer: Any) -> bool:
     return all(map(is_plain_layer, (mixer.in_proj, mixer.x_proj, mixer.dt_proj, mixer.out_proj)))
 
 
-def _halves(mixer: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
+def _halves(mixer: Any, hidden: Tensor, recording: bool) -> tuple[Tensor, Tensor]:
     """Return the input of the convolution and the gate, (batch, length, dim); Zamba interleaves their channels."""
     if hasattr(mixer, "n_mamba_heads"):
         x, z = mixer.in_proj(hidden).unflatten(-1, (-1, 2)).unbind(-1)
         return x.contiguous(), z.contiguous()
-    if not is_plain_layer(mixer.in_proj):
+    if recording or not is_plain_layer(mixer.in_proj):  # the gradient of half a weight is a copy of the whole
         x, z = mixer.in_proj(hidden).chunk(2, dim=-1)
         return x, z
     # two products instead of one that is split: both come out dense
