@@ -40,7 +40,7 @@ def two_phase_first(candidate):
 def brief(monkeypatch):
     monkeypatch.setattr("scanlab.cli.tune_problems.tune_problem", partial(tune_simulated, time_ms=two_phase_first))
     monkeypatch.setattr("scanlab.cli.tune_problems.SWEEP_S", 0.1)
-    monkeypatch.setattr("scanlab.cli.tune_problems.write_results", lambda record: [])
+    monkeypatch.setattr("scanlab.cli.finished.write", lambda *_: [])
 
 
 def test_a_machine_that_nobody_tuned_takes_over_the_choice_of_its_kin_which_is_marked(run, elsewhere):
