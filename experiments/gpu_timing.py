@@ -45,7 +45,7 @@ def copy_call() -> tuple[Call, int]:
 
 
 def times_s(calls: Sequence[Call], most: int = MAX_CALLS) -> Times:
-    """Time the calls in rotation, at most so often or until the limit of time; the first call of each warms up."""
+    """Time the calls by turns, at most so often or until the limit of time; the first call of each warms up."""
     copy, _ = copy_call()
     gpu_s, host_s = [], []
     start = time.perf_counter()

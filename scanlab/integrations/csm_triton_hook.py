@@ -1,4 +1,4 @@
-"""Import the Triton kernels of VMamba's kin, `csm_triton.py`, on machines without Triton, and do without them there."""
+"""Import the Triton kernels of VMamba's relatives, `csm_triton.py`, on machines without Triton, and do without them there."""
 
 from __future__ import annotations
 
