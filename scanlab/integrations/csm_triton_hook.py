@@ -1,4 +1,4 @@
-"""Import the Triton kernels of VMamba's relatives, `csm_triton.py`, on machines without Triton, and do without them there."""
+"""Import the Triton kernels of VMamba's relatives, `csm_triton.py`, where Triton is missing, and do without them."""
 
 from __future__ import annotations
 

@@ -137,7 +137,8 @@ class Weights(NamedTuple):
             kind: Kind of input, for which the mixer was called before.
             norm: The norm.
             hidden: Such an input of the norm.
-            bidirectional, halves: As in `Mixing.mix`.
+            bidirectional: As in `Mixing.mix`.
+            halves: As in `Mixing.mix`.
         """
         plan, bound = self.plans.get(kind), self.bound.get(kind)
         if bound is not None and bound.has_norm(norm):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 
 import pandas as pd
+from markupsafe import Markup, escape
 
 from scanlab.bench.records import MEASURED, Trial, spelled_state
 from scanlab.contract import registry
@@ -215,3 +216,13 @@ def _numbers(trial: Trial) -> dict[str, float | str]:
         middle, values = math.nan, (math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, error)
     numbers = dict(zip(NUMBERS, (middle, *values, peak, measured.build_ms, measured.first_call_ms), strict=True))
     return {"reference": trial.reference_label, **numbers}
+
+
+def numeric(frame: pd.DataFrame) -> list[bool]:
+    """Return for each column of text whether it holds numbers, and is set to the right."""
+    return [all(not cell or cell[0].isdigit() for cell in frame[name]) for name in frame.columns]
+
+
+def breakable(text: str) -> Markup:
+    """Return `text` for a narrow cell, where lines may end after a comma."""
+    return escape(text).replace(",", Markup(",<wbr>"))

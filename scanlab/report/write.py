@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from scanlab.bench.records import Trial, spelled_state
@@ -171,7 +171,7 @@ def write_pages(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pages.filters |= {"markdown": tables.markdown, "numeric": _numeric, "breakable": _breakable}
+    pages.filters |= {"markdown": tables.markdown, "numeric": tables.numeric, "breakable": tables.breakable}
     try:
         for name in ("tables", "figures"):
             (folder / name).mkdir(parents=True, exist_ok=True)
@@ -377,16 +377,6 @@ def _is_of(frame: pd.DataFrame, contest: Contest) -> Any:
     if not len(frame):
         return []
     return (frame["problem"] == contest.problem.key) & (frame["inputs"] == contest.inputs_label)
-
-
-def _numeric(frame: pd.DataFrame) -> list[bool]:
-    """Return for each column of text whether it holds numbers, and is set to the right."""
-    return [all(not cell or cell[0].isdigit() for cell in frame[name]) for name in frame.columns]
-
-
-def _breakable(text: str) -> Markup:
-    """Return `text` for a narrow cell, where lines may end after a comma."""
-    return escape(text).replace(",", Markup(",<wbr>"))
 
 
 def _page_colour(text: str) -> str:
