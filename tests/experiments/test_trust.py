@@ -81,6 +81,12 @@ def test_a_deployment_that_lowers_a_rank_is_a_broken_promise(script, tmp_path, m
     experiment = script("trust_simulated")
     monkeypatch.setattr(EvidenceRank, "may_replace", lambda self, other: True)
     monkeypatch.setattr(experiment, "deployed_after_kills", lambda *given: experiment.CutShort(0, 0, 0, 0))
+
+    def without_hold_out(seed):
+        monkeypatch.setattr("scanlab.bench.simulated_worker.SimulatedWorker.isolated", False)
+        return lambda event: None
+
+    monkeypatch.setattr(experiment, "interrupting", without_hold_out)
     assert not experiment.cut_short(3, tmp_path).holds
 
 
