@@ -1,5 +1,7 @@
 """All blocks of a model in one native op: its bits are those of the blocks called one by one."""
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -215,6 +217,66 @@ def test_threads_of_one_process_get_the_same_bits():
         thread.join()
     assert len(found) == 4
     assert all(torch.equal(logits, expected) for each in found.values() for logits in each)
+
+
+def test_the_default_device_is_not_used(stacked):
+    of = model()
+    expected = twice(of)
+    stacked.clear()
+    with torch.device("meta"):
+        assert torch.equal(twice(of), expected)
+    assert stacked
+
+
+# The bound blocks hold the last references to tensors that Python finalises, while the main thread forks.
+FORKS_DURING_RELEASES = """
+import os, threading, time
+import torch
+from scanlab_kernels.cpu import extension
+
+class Finalised(torch.Tensor):
+    def __del__(self):
+        time.sleep(0.0005)
+
+def bind():
+    norm = torch.zeros(4).as_subclass(Finalised)
+    other = torch.zeros(4)
+    front = [other, None, other] + [None] * 9 + [1, 3]
+    out = [other, None, None, 4, 0]
+    return torch.ops.scanlab_mixer.bind_block(
+        norm, None, 1e-5, False, True, *front, other, *[None] * 5, *out, -1, 1, 1, 1, 0, 0
+    )
+
+def bind_and_release():
+    while not over:
+        for number in [bind() for _ in range(20)]:
+            torch.ops.scanlab_mixer.release_block(number)
+
+extension.load()
+torch.set_num_threads(1)
+over = False
+threads = [threading.Thread(target=bind_and_release) for _ in range(3)]
+for thread in threads:
+    thread.start()
+ends = []
+for _ in range(50):
+    time.sleep(0.003)
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    ends.append(os.waitpid(child, 0)[1])
+over = True
+for thread in threads:
+    thread.join()
+print(ends)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no forks")
+def test_a_process_may_fork_while_blocks_are_released():
+    words = [sys.executable, "-W", "ignore", "-c", FORKS_DURING_RELEASES]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout == f"{[0] * 50}\n"
 
 
 def test_a_block_is_released_with_its_weights(stacked):

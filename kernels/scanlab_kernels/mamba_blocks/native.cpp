@@ -173,9 +173,12 @@ public:
         bound.emplace(++last, std::move(block));
         return last;
     }
+    // The block is destroyed without the mutex: freeing a tensor may wait for Python's lock, which a fork holds while
+    // it waits for the mutex.
     void remove(int64_t number) {
+        decltype(bound)::node_type removed;
         const std::lock_guard lock(mutex);
-        bound.erase(number);
+        removed = bound.extract(number);
     }
     std::vector<std::shared_ptr<const Block>> find(const int32_t* numbers, int64_t count) {
         std::vector<std::shared_ptr<const Block>> found;

@@ -100,6 +100,6 @@ def _product(out: OutParts) -> tuple[Tensor | int | None, ...]:
 
 def run_blocks(blocks: Sequence[BoundBlock], hidden: Tensor) -> tuple[Tensor, Tensor]:
     """Return hidden and residual (batch, length, model) after these blocks, the first of which has no residual."""
-    numbers = torch.tensor([block.number for block in blocks], dtype=torch.int32)
+    numbers = torch.tensor([block.number for block in blocks], dtype=torch.int32, device="cpu")
     found: tuple[Tensor, Tensor] = extension.ops.run_blocks(numbers, hidden, None)
     return found
