@@ -32,7 +32,7 @@ def test_without_a_choice_there_is_a_cure(run):
 
 def test_choices_are_listed_with_the_rank_of_their_evidence(chosen):
     shown = chosen("profile").out
-    for text in (PROBLEM.op, "batch=1,dim=6", 'chunked {"chunk":32}', "none"):  # a narrow table folds the rest
+    for text in (PROBLEM.op, "batch=1,dim=6", "chunked", "none"):  # a narrow table folds the rest
         assert text in shown
     (listed,) = chosen("profile", "list", "--json").json["entries"]
     assert (listed["problem"], listed["config"], listed["rank"]) == (PROBLEM.key, {"chunk": 32}, "none")
