@@ -4,9 +4,9 @@
 // A block is bound once: its weights, as its ops take them, and the settings of its scan. It is called by its number.
 #include <pthread.h>
 
-#include <memory>
+#include <atomic>
+#include <map>
 #include <mutex>
-#include <unordered_map>
 
 #include "add_norm/call.h"
 #include "cpu/library.h"
@@ -105,6 +105,12 @@ public:
         for (int64_t& setting : settings) setting = given.take<int64_t>();
     }
 
+    // A block lives for as long as it is held. std::shared_ptr would count with symbols that older systems lack.
+    void hold() const { holders.fetch_add(1, std::memory_order_relaxed); }
+    void release() const {
+        if (holders.fetch_sub(1, std::memory_order_acq_rel) == 1) delete this;
+    }
+
     // The next hidden and residual.
     NormOutputs run(const Tensor& hidden, const Tensor& residual) const {
         auto [normed, total] =
@@ -124,6 +130,7 @@ private:
     ScanDirection scan[2];
     OutProjection out;
     int64_t settings[scan_settings];
+    mutable std::atomic<int64_t> holders{1};
 
     // (batch, length, dim)
     Tensor scanned(const FrontOutputs& outputs) const {
@@ -168,33 +175,38 @@ public:
         return *blocks;
     }
 
-    int64_t add(std::shared_ptr<const Block> block) {
+    int64_t add(const Block* block) {
         const std::lock_guard lock(mutex);
-        bound.emplace(++last, std::move(block));
+        bound[++last] = block;
         return last;
     }
     // The block is destroyed without the mutex: freeing a tensor may wait for Python's lock, which a fork holds while
     // it waits for the mutex.
     void remove(int64_t number) {
-        decltype(bound)::node_type removed;
-        const std::lock_guard lock(mutex);
-        removed = bound.extract(number);
+        if (const Block* const removed = taken(number)) removed->release();
     }
-    std::vector<std::shared_ptr<const Block>> find(const int32_t* numbers, int64_t count) {
-        std::vector<std::shared_ptr<const Block>> found;
+    // The block of that number, held once more; none where there is none.
+    const Block* find(int64_t number) {
         const std::lock_guard lock(mutex);
-        for (int64_t i = 0; i < count; i++) {
-            const auto each = bound.find(numbers[i]);
-            require<std::out_of_range>(each != bound.end(), "block ", int64_t(numbers[i]), " is not bound");
-            found.push_back(each->second);
-        }
-        return found;
+        const auto found = bound.find(number);
+        if (found == bound.end()) return nullptr;
+        found->second->hold();
+        return found->second;
     }
 
 private:
     std::mutex mutex;
-    std::unordered_map<int64_t, std::shared_ptr<const Block>> bound;
+    std::map<int64_t, const Block*> bound;
     int64_t last = 0;
+
+    const Block* taken(int64_t number) {
+        const std::lock_guard lock(mutex);
+        const auto found = bound.find(number);
+        if (found == bound.end()) return nullptr;
+        const Block* const block = found->second;
+        bound.erase(found);
+        return block;
+    }
 
     // A fork waits for whoever holds the mutex, which no thread of the child would release.
     Blocks() {
@@ -203,8 +215,22 @@ private:
     }
 };
 
+// A block that cannot be destroyed for now.
+class Held {
+public:
+    explicit Held(int64_t number) : block(Blocks::instance().find(number)) {
+        require<std::out_of_range>(block, "block ", number, " is not bound");
+    }
+    Held(const Held&) = delete;
+    ~Held() { block->release(); }
+    const Block* operator->() const { return block; }
+
+private:
+    const Block* const block;
+};
+
 void bind_block(StableIValue* stack, uint64_t, uint64_t) {
-    *stack = given(Blocks::instance().add(std::make_shared<const Block>(Arguments(stack))));
+    *stack = given(Blocks::instance().add(new Block(Arguments(stack))));
 }
 
 void release_block(int64_t number) { Blocks::instance().remove(number); }
@@ -212,9 +238,12 @@ void release_block(int64_t number) { Blocks::instance().remove(number); }
 NormOutputs run_blocks(const Tensor& numbers, const Tensor& hidden, const OptionalTensor& residual) {
     require(numbers.dim() == 1 && numbers.dtype() == Dtype::int32 && numbers.is_contiguous(),
             "the numbers of the blocks must be int32, in one dense axis");
+    const int32_t* const all = numbers.data<int32_t>();
     NormOutputs now{hidden, residual};
-    for (const auto& block : Blocks::instance().find(numbers.data<int32_t>(), numbers.numel()))
+    for (int64_t i = 0; i < numbers.numel(); i++) {
+        const Held block(all[i]);
         now = block->run(std::get<0>(now), std::get<1>(now));
+    }
     return now;
 }
 
